@@ -1,0 +1,56 @@
+# What people and CI type. Every target sets up what it lacks; `make` alone lists them.
+
+PYTHON_BIN := .venv/bin/python
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# For every vLLM engine started from here: little memory, no telemetry, no hub. Set any to override.
+VLLM_CPU_KVCACHE_SPACE ?= 1
+VLLM_LOGGING_LEVEL ?= WARNING
+VLLM_NO_USAGE_STATS ?= 1
+DO_NOT_TRACK ?= 1
+HF_HUB_OFFLINE ?= 1
+TOKENIZERS_PARALLELISM ?= false
+export VLLM_CPU_KVCACHE_SPACE VLLM_LOGGING_LEVEL VLLM_NO_USAGE_STATS DO_NOT_TRACK HF_HUB_OFFLINE \
+	TOKENIZERS_PARALLELISM
+
+.PHONY: help setup models lint fast check engine test demo bench format
+
+help:  ## list the targets
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | \
+		while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+
+setup:  ## make .venv (PYTHON=... to choose the interpreter)
+	@scripts/setup.sh
+
+models: setup  ## fetch the two small real models, once
+	@$(PYTHON_BIN) -m pad_vllm models
+
+lint: setup  ## ruff and mypy
+	@$(PYTHON_BIN) -m ruff check --quiet .
+	@$(PYTHON_BIN) -m ruff format --check --quiet . || \
+		{ echo "ruff format would change the files above: run make format" >&2; exit 1; }
+	@$(PYTHON_BIN) -m mypy --no-error-summary
+
+fast: setup  ## the tests that start no engine
+	@$(PYTHON_BIN) -m pytest -m "not engine"
+
+check: lint fast  ## lint and fast tests: before every commit
+
+engine: setup models  ## the tests that start real vLLM engines
+	@$(PYTHON_BIN) -m pytest -m engine
+
+test: setup models  ## every test, in one run
+	@$(PYTHON_BIN) -m pytest
+
+demo: setup models  ## see the same prompt under different preferences
+	@$(PYTHON_BIN) examples/demo.py
+
+bench: setup models  ## time PAD against plain vLLM
+	@$(PYTHON_BIN) benchmarks/speed.py
+
+format: setup  ## let ruff put the code in order
+	@$(PYTHON_BIN) -m ruff check --quiet --fix .
+	@$(PYTHON_BIN) -m ruff format --quiet .

@@ -1,0 +1,31 @@
+"""Personalised alignment at decoding time (PAD, arXiv 2410.04070) for vLLM.
+
+Importing this package imports neither torch nor vLLM; the names below load on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pad_vllm.version import __version__
+
+if TYPE_CHECKING:
+    from pad_vllm.adapter import Adapter
+    from pad_vllm.persrm import PersRM
+    from pad_vllm.processor.logits_processor import PADLogitsProcessor
+
+__all__ = ["Adapter", "PADLogitsProcessor", "PersRM", "__version__"]
+
+_HOMES = {
+    "Adapter": "pad_vllm.adapter",
+    "PADLogitsProcessor": "pad_vllm.processor.logits_processor",
+    "PersRM": "pad_vllm.persrm",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

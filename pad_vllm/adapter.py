@@ -1,0 +1,274 @@
+"""The adapter on disk: a folder that PEFT opens as a LoRA, plus heads and pad_config.json.
+
+In: a folder, or tensors and their config. Out: an `Adapter`, float32 on the CPU, everything
+checked; or the folder, written whole or not at all. safetensors only, never pickle. It does not
+know how an adapter was trained or who serves it. `manifest.py` reads pad_config.json alone.
+"""
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pad_vllm import peft_lora
+from pad_vllm.manifest import (
+    CONFIG_FILE,
+    FORMAT_VERSION,
+    AdapterConfig,
+    AdapterError,
+    Backbone,
+    adapter_folder,
+    read_config,
+    require_backbone,
+)
+from pad_vllm.peft_lora import LORA_CONFIG_FILE, LORA_FILE, LoRA
+from pad_vllm.wording import listed
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Adapter",
+    "AdapterConfig",
+    "AdapterError",
+    "Backbone",
+    "LoRA",
+    "load",
+    "random_adapter",
+    "read_config",
+    "require_backbone",
+    "save",
+]
+
+HEADS_FILE = "preference_heads.safetensors"
+CARD_FILE = "README.md"
+FILES = (LORA_CONFIG_FILE, LORA_FILE, CONFIG_FILE, HEADS_FILE, CARD_FILE)
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """A personalised reward model, less its backbone. AdapterError where the parts do not fit."""
+
+    config: AdapterConfig
+    """What pad_config.json says."""
+
+    lora: LoRA
+    """The trunk's LoRA, on every layer from the fork up."""
+
+    head_A: Tensor  # noqa: N815, the formula's own letter
+    """[D, r, H], down-projections of the preference heads."""
+
+    head_B: Tensor  # noqa: N815, as above
+    """[D, H, r], up-projections."""
+
+    path: Path | None = field(default=None)
+    """The folder it was loaded from; None for one made in memory."""
+
+    def __post_init__(self) -> None:
+        D, r, H = (
+            len(self.config.dimensions),
+            self.config.head_rank,
+            self.config.backbone.hidden_size,
+        )
+        _require_tensor("preference head A", self.head_A, (D, r, H), "[D, r, H]")
+        _require_tensor("preference head B", self.head_B, (D, H, r), "[D, H, r]")
+        self.lora.require_layers(self.config.fork_layer, self.config.backbone.num_layers, H)
+        for (layer, module), pair in self.lora.weights.items():
+            for letter, tensor in zip("AB", pair, strict=True):
+                _require_finite(f"LoRA {letter} of layer {layer} {module}", tensor)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over config and tensors, as hex: goes into vLLM's compile cache key."""
+        digest = hashlib.sha256(self.config.to_json().encode())
+        digest.update(f"{self.lora.rank} {self.lora.scaling!r}\n".encode())
+        for name, tensor in self._tensors():
+            digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from (("head_A", self.head_A), ("head_B", self.head_B))
+        for (layer, module), (a, b) in sorted(self.lora.weights.items()):
+            yield from ((f"{layer}.{module}.A", a), (f"{layer}.{module}.B", b))
+
+
+def load(path: str | Path) -> Adapter:
+    """The adapter in folder `path`. Raises AdapterError: the path, what is wrong, the way out."""
+    folder = adapter_folder(path)
+    config = read_config(folder)
+    try:
+        settings, tensors = peft_lora.files(folder)
+        lora = peft_lora.unpack(
+            settings, _read(tensors), config.fork_layer, config.backbone.num_layers
+        )
+        head_A, head_B = _heads(folder / HEADS_FILE)
+        return Adapter(config, lora, head_A, head_B, folder)
+    except AdapterError as error:
+        raise AdapterError(f"adapter {folder}: {error}") from None
+
+
+def save(adapter: Adapter, path: str | Path, card: str) -> None:
+    """Writes the adapter's folder, with `card` as its README.md, in the tensors' own dtypes.
+
+    The files are written beside `path` and moved there together. An adapter that is already there
+    is replaced; a folder with anything else in it is refused.
+    """
+    target = Path(path).expanduser()
+    _require_replaceable(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+    fresh.mkdir()
+    try:
+        _write(adapter, fresh, card)
+        _move(fresh, target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def random_adapter(
+    backbone: Backbone,
+    fork_layer: int,
+    dimensions: tuple[str, ...],
+    rank: int,
+    head_rank: int,
+    *,
+    shapes: Mapping[str, tuple[int, int]],
+    std: float,
+    seed: int,
+) -> Adapter:
+    """An adapter of normally distributed weights, scaling 1, for tests and benchmarks.
+
+    std: of every tensor; 0 is the zero adapter.
+
+    shapes: module name -> (out, in) of its weight, the same in every layer.
+    """
+    source = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=source) * std
+
+    weights = {
+        (layer, module): (draw(rank, inside), draw(outside, rank))
+        for layer in range(fork_layer, backbone.num_layers)
+        for module, (outside, inside) in sorted(shapes.items())
+    }
+    count, hidden = len(dimensions), backbone.hidden_size
+    config = AdapterConfig(
+        format_version=FORMAT_VERSION,
+        backbone=backbone,
+        fork_layer=fork_layer,
+        dimensions=tuple(dimensions),
+        head_rank=head_rank,
+        beta=1.0,
+        top_k=min(10, backbone.vocab_size),
+        training={"method": "random", "std": std, "seed": seed},
+    )
+    lora = LoRA(rank=rank, alpha=float(rank), scaling=1.0, weights=weights)
+    head_A, head_B = draw(count, head_rank, hidden), draw(count, hidden, head_rank)
+    return Adapter(config, lora, head_A, head_B)
+
+
+def _heads(file: Path) -> tuple[Tensor, Tensor]:
+    heads = _read(file)
+    if set(heads) != {"A", "B"}:
+        raise AdapterError(
+            f"{file.name} holds the tensors {listed(sorted(heads))}; accepted: exactly A and B. "
+            "Save the adapter again."
+        )
+    return heads["A"], heads["B"]
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """Tensors of one file, as float32 copies: the file may be replaced while they live."""
+    if not file.is_file():
+        raise AdapterError(
+            f"{file.name} is missing. Copy the whole folder, or save the adapter again."
+        )
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise AdapterError(
+            f"{file.name} is cut short or no safetensors file ({error}). Copy it again."
+        ) from None
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise AdapterError(
+                f"{file.name}: tensor {name} is {tensor.dtype}; accepted: "
+                f"{listed(str(dtype) for dtype in _DTYPES)}. Convert it and save the adapter again."
+            )
+    return {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+
+
+def _require_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], letters: str) -> None:
+    if tuple(tensor.shape) != shape:
+        raise AdapterError(
+            f"{name} has shape {list(tensor.shape)}; accepted: {letters} = {list(shape)}, as "
+            f"{CONFIG_FILE} says. The files are not of one adapter: copy or save them together."
+        )
+    _require_finite(name, tensor)
+
+
+def _require_finite(name: str, tensor: Tensor) -> None:
+    if not torch.isfinite(tensor).all():
+        raise AdapterError(
+            f"{name} holds NaN or infinity; accepted: finite numbers. Training diverged: train it "
+            "again, with a lower learning rate."
+        )
+
+
+def _write(adapter: Adapter, folder: Path, card: str) -> None:
+    name = adapter.config.backbone.name
+    settings = peft_lora.settings(
+        adapter.lora, name, adapter.config.fork_layer, adapter.config.backbone.num_layers
+    )
+    (folder / LORA_CONFIG_FILE).write_text(
+        json.dumps(settings, sort_keys=True, indent=2) + "\n", "utf-8"
+    )
+    _save(peft_lora.pack(adapter.lora), folder / LORA_FILE)
+    _save({"A": adapter.head_A, "B": adapter.head_B}, folder / HEADS_FILE)
+    (folder / CONFIG_FILE).write_text(adapter.config.to_json(), "utf-8")
+    (folder / CARD_FILE).write_text(card, "utf-8")
+
+
+def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
+    # Clones: safetensors refuses tensors that share memory, as views and expanded ones do.
+    plain = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    save_file(plain, file, metadata={"format": "pt"})
+
+
+def _require_replaceable(target: Path) -> None:
+    if not target.exists():
+        return
+    found = sorted(p.name for p in target.iterdir()) if target.is_dir() else [target.name]
+    foreign = [name for name in found if name not in FILES]
+    if foreign or not target.is_dir():
+        raise AdapterError(
+            f"{target} holds files that are not an adapter's ({listed(foreign[:4])}), and saving "
+            "would replace the folder. Save into a new folder or an adapter's own."
+        )
+
+
+def _move(fresh: Path, target: Path) -> None:
+    """Puts `fresh` in the place of `target`; a failure leaves the old adapter where it was."""
+    if not target.exists():
+        fresh.replace(target)
+        return
+    old = fresh.with_name(fresh.name + ".old")
+    target.replace(old)
+    try:
+        fresh.replace(target)
+    except OSError:
+        old.replace(target)
+        raise
+    shutil.rmtree(old)

@@ -1,0 +1,176 @@
+"""The one file that knows vLLM's versions and internals. Everything vLLM-shaped is imported here.
+
+Official: model loaders, logits processors (V1 and, from 0.32, V2), Attention. Internal, probed at
+`register()`: how Attention objects are constructed, and the front end's per-request check.
+Out: names the rest of the package uses. It does not know what PAD does with them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import vllm
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.logger import init_logger
+from vllm.model_executor.model_loader import get_model_loader, register_model_loader
+from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+from vllm.sampling_params import SamplingParams
+from vllm.utils.torch_utils import set_default_torch_dtype
+from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.sample.logits_processor.interface import (
+    BatchUpdate,
+    MoveDirectionality,
+)
+from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor
+
+try:  # 0.32 and later; 0.25 keeps it elsewhere
+    from vllm.model_executor.layers.attention import Attention
+except ImportError:
+    from vllm.attention.layer import Attention  # type: ignore[no-redef]
+
+try:
+    from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
+except ImportError:  # before 0.32 custom processors ran on the V1 runner only
+
+    class V2LogitsProcessor:  # type: ignore[no-redef]
+        """Stands in where this vLLM has no V2 interface."""
+
+
+try:
+    from vllm.exceptions import VLLMValidationError
+except ImportError:
+    VLLMValidationError = ValueError  # type: ignore[assignment, misc]
+
+__all__ = [
+    "Attention",
+    "AttentionRecord",
+    "BaseModelLoader",
+    "BatchUpdate",
+    "MoveDirectionality",
+    "SamplingParams",
+    "V1LogitsProcessor",
+    "V2LogitsProcessor",
+    "VllmConfig",
+    "get_model_loader",
+    "init_logger",
+    "on_admission",
+    "probe",
+    "recorded_attention",
+    "register_model_loader",
+    "set_current_vllm_config",
+    "set_default_torch_dtype",
+]
+
+TESTED = "0.32 and 0.33 (0.25 on the V1 runner)"
+
+
+class IncompatibleVLLM(RuntimeError):
+    """This vLLM lacks something PAD leans on."""
+
+
+def probe() -> None:
+    """Check the internals PAD uses; raises IncompatibleVLLM with the versions."""
+    wanted = [
+        (Attention.__init__, "prefix"),
+        (BaseModelLoader.load_model, "vllm_config"),
+        (BaseModelLoader.load_model, "model_config"),
+        (InputProcessor.__init__, "vllm_config"),
+    ]
+    for function, parameter in wanted:
+        if parameter not in inspect.signature(function).parameters:
+            raise IncompatibleVLLM(
+                f"{function.__qualname__} of vLLM {vllm.__version__} has no parameter "
+                f"{parameter!r}; pad_vllm is tested with vLLM {TESTED}. Install one of these."
+            )
+    if _admission_hook() is None:
+        raise IncompatibleVLLM(
+            f"vLLM {vllm.__version__} checks request parameters in a way that pad_vllm does not "
+            f"know; it is tested with vLLM {TESTED}. Install one of these."
+        )
+
+
+class AttentionRecord:
+    """How each Attention of a model was made, so that another can be made just like it."""
+
+    def __init__(self) -> None:
+        self._calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def note(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep the arguments of one constructor call."""
+        signature = inspect.signature(Attention.__init__).bind(None, *args, **kwargs)
+        self._calls[signature.arguments.get("prefix", "")] = (args, kwargs)
+
+    def again(self, attention: Any, *, suffix: str) -> Any:
+        """A second Attention with the arguments of `attention`, its layer name plus `suffix`."""
+        args, kwargs = self._calls[attention.layer_name]
+        bound = inspect.signature(Attention.__init__).bind(None, *args, **kwargs)
+        bound.arguments["prefix"] = attention.layer_name + suffix
+        bound.arguments["attn_backend"] = attention.attn_backend
+        twin = Attention(*bound.args[1:], **bound.kwargs)
+        twin.process_weights_after_loading(attention.dtype)
+        return twin
+
+
+@contextmanager
+def recorded_attention() -> Iterator[AttentionRecord]:
+    """While open, notes how every Attention is constructed."""
+    record, original = AttentionRecord(), Attention.__init__
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        record.note(args, kwargs)
+        original(self, *args, **kwargs)
+
+    Attention.__init__ = __init__
+    try:
+        yield record
+    finally:
+        Attention.__init__ = original
+
+
+def _admission_hook() -> str | None:
+    """The InputProcessor attribute or method that checks a request's sampling parameters."""
+    if hasattr(InputProcessor, "_validate_params"):
+        return "_validate_params"
+    if hasattr(InputProcessor, "_validate_sampling_params"):
+        return "_validate_sampling_params"
+    return None
+
+
+def on_admission(check: Callable[[VllmConfig], Callable[[SamplingParams], None] | None]) -> None:
+    """Have `check` called with the config of every front end that is made in this process.
+
+    A ValueError it raises stops the start-up. What it returns is called with the parameters of
+    every request, where a ValueError is an HTTP 400. `LogitsProcessor.validate_params` cannot do
+    this: it is a class method without the config. Calling twice changes nothing.
+    """
+    original = InputProcessor.__init__
+    if getattr(original, "pad_hooked", False):
+        return
+
+    def __init__(self: Any, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        admit = check(vllm_config)
+        original(self, vllm_config, *args, **kwargs)
+        if admit is not None:
+            _attach(self, admit)
+
+    __init__.pad_hooked = True  # type: ignore[attr-defined]
+    InputProcessor.__init__ = __init__  # type: ignore[method-assign]
+
+
+def _attach(processor: Any, admit: Callable[[SamplingParams], None]) -> None:
+    name = _admission_hook()
+    assert name is not None, "probe() ran at register()"
+    original = getattr(processor, name)
+
+    def validate(params: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(params, SamplingParams):
+            try:
+                admit(params)
+            except ValueError as error:
+                raise VLLMValidationError(str(error)) from None
+        return original(params, *args, **kwargs)
+
+    setattr(processor, name, validate)

@@ -1,0 +1,136 @@
+"""Engine-wide settings: what `--additional-config '{"pad": {...}}'` may say.
+
+In: the mapping vLLM keeps as `additional_config`. Out: one frozen `PADConfig`, every field checked.
+It does not open the adapter, and imports neither torch nor vLLM: the front end reads it too.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from pad_vllm.wording import did_you_mean, listed, show
+
+KEY = "pad"
+ENGINES = ("shared",)
+PLANNED_ENGINES = ("resident", "ray")
+_EXAMPLE = """--additional-config '{"pad": {"adapter": "PATH"}}'"""
+
+
+@dataclasses.dataclass(frozen=True)
+class PADConfig:
+    """The settings of one engine. Raises ValueError: the value, what is accepted, the way out."""
+
+    adapter: str
+    """Folder of the adapter: pad_config.json, the PEFT LoRA and the preference heads."""
+
+    engine: str = "shared"
+    """Where the reward model runs; `shared` forks it inside the served model."""
+
+    load_format: str = "auto"
+    """How vLLM reads the backbone's weights: what `--load-format` would say without PAD."""
+
+    max_beta: float = 10.0
+    """Largest |pad_beta| a request may ask for."""
+
+    max_top_k: int = 100
+    """Largest pad_top_k a request may ask for."""
+
+    allow_backbone_mismatch: bool = False
+    """Serve a base with other weights than the adapter was trained on: a warning, no refusal."""
+
+    def __post_init__(self) -> None:
+        _check_text("adapter", self.adapter, "the path of an adapter folder")
+        _check_engine(self.engine)
+        _check_load_format(self.load_format)
+        _check_max_beta(self.max_beta)
+        _check_max_top_k(self.max_top_k)
+        if not isinstance(self.allow_backbone_mismatch, bool):
+            raise _wrong("allow_backbone_mismatch", self.allow_backbone_mismatch, "true or false")
+        object.__setattr__(self, "max_beta", float(self.max_beta))
+
+    @classmethod
+    def from_additional_config(cls, additional: Mapping[str, Any] | None) -> "PADConfig":
+        """Reads `additional["pad"]`. Keys that begin with `_` are the loader's own (its entry in
+        vLLM's compile cache key) and are passed over.
+        """
+        given = {name: value for name, value in _section(additional).items() if name[:1] != "_"}
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in given:
+            if name not in known:
+                hint = did_you_mean(name, known)
+                raise ValueError(
+                    f"additional_config['pad'] has an unknown key {show(name)}.{hint} "
+                    f"Accepted: {listed(known)}. Remove or rename it."
+                )
+        if "adapter" not in given:
+            raise ValueError(
+                f"additional_config['pad'] names no adapter (it has: {listed(given)}). "
+                f"Add the adapter's folder: {_EXAMPLE}."
+            )
+        return cls(**given)
+
+
+def _section(additional: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if additional is not None and not isinstance(additional, Mapping):
+        raise ValueError(
+            f"additional_config is {show(additional)}, and PAD reads its settings from a JSON "
+            f"object. Pass {_EXAMPLE}."
+        )
+    if not additional or KEY not in additional:
+        raise ValueError(
+            f"additional_config has no 'pad' entry (it has: {listed(map(str, additional or ()))}), "
+            f"so PAD does not know its adapter. Pass {_EXAMPLE}."
+        )
+    section = additional[KEY]
+    if not isinstance(section, Mapping) or not all(isinstance(name, str) for name in section):
+        raise ValueError(
+            f"additional_config['pad'] is {show(section)}, and a JSON object is accepted. Pass "
+            f"{_EXAMPLE}."
+        )
+    return section
+
+
+def _wrong(name: str, value: object, accepted: str) -> ValueError:
+    return ValueError(
+        f"additional_config['pad']['{name}'] is {show(value)}; accepted is {accepted}. "
+        "Correct it, or leave it out where it has a default."
+    )
+
+
+def _check_text(name: str, value: object, accepted: str) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise _wrong(name, value, f"{accepted}, as text")
+
+
+def _check_engine(value: object) -> None:
+    if value in ENGINES:
+        return
+    if value in PLANNED_ENGINES:
+        raise ValueError(
+            f"additional_config['pad']['engine'] is {value!r}, which is planned and not in this "
+            f"release. Accepted: {listed(ENGINES)}. Leave 'engine' out, and train the adapter on "
+            "the served base."
+        )
+    raise _wrong("engine", value, listed(ENGINES))
+
+
+def _check_load_format(value: object) -> None:
+    _check_text("load_format", value, "one of vLLM's load formats (auto, safetensors, dummy, ...)")
+    if str(value).strip().lower() == KEY:  # vLLM lowers load formats before it looks them up
+        raise ValueError(
+            f"additional_config['pad']['load_format'] is {value!r}, which would make PAD's loader "
+            "load through itself. This one is the format underneath: accepted is any other load "
+            "format of vLLM. Leave it out for 'auto'; '--load-format pad' stays on the command "
+            "line."
+        )
+
+
+def _check_max_beta(value: object) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value <= 1e6:  # type: ignore[operator]
+        raise _wrong("max_beta", value, "a number above 0 and at most 1e6")
+
+
+def _check_max_top_k(value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise _wrong("max_top_k", value, "an integer of at least 1")

@@ -1,0 +1,1 @@
+"""Reward engines, one file or folder each, behind the contract of base.py."""

@@ -1,0 +1,1 @@
+"""The `shared` engine: the PersRM forked inside the served model."""

@@ -1,0 +1,153 @@
+"""Forks a loaded vLLM model in place: two residual streams from the fork layer up, one set of weights.
+
+    rows [0, T)   the base, adapter off        rows [T, 2T)   the reward trunk, LoRA on
+
+The first forked layer doubles the rows; every forked layer doubles the positions; attention splits
+the halves and gives the second a KV cache of its own (the layer name plus a suffix, so vLLM allocates
+it in the same block table); linear layers add the LoRA to the second half. The model's forward then
+returns [T, 2H]. Modules keep objects, parameters and names: only their classes change.
+In: a model, an adapter, vLLM's record of how its attention layers were made. Knows no requests.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pad_vllm.adapter import Adapter
+from pad_vllm.compat import Attention, AttentionRecord
+from pad_vllm.engines.shared import lora
+from pad_vllm.engines.shared.reward import SharedRewards
+
+SUFFIX = ".pad_reward"
+
+ARCHITECTURES = (
+    "Gemma3ForCausalLM",
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+)
+"""Tested against the PyTorch twin; every other one is refused at start-up."""
+
+
+class ForkError(ValueError):
+    """The served model has a part that cannot be forked: which, and what can."""
+
+
+def fork_model(model: Any, adapter: Adapter, record: AttentionRecord) -> SharedRewards:
+    """Fork `model` at the adapter's layer and return the rewards that its steps will feed."""
+    embedding = _embedding(model, adapter)
+    layers = model.model.layers
+    fork = adapter.config.fork_layer
+    _require_boundary(layers, fork)
+    for index in range(fork, len(layers)):
+        _fork_layer(layers[index], index, adapter, record, first=index == fork)
+    rewards = SharedRewards(
+        adapter.head_A.to(embedding.device), adapter.head_B.to(embedding.device), embedding
+    )
+    model.pad_rewards = rewards
+    model.__class__ = _forked_model(type(model))
+    return rewards
+
+
+def _embedding(model: Any, adapter: Adapter) -> Tensor:
+    """e: the plain [V, H] matrix of lm_head, refused where it is packed, sharded or not there."""
+    weight = getattr(getattr(model, "lm_head", None), "weight", None)
+    config = adapter.config.backbone
+    if weight is None or not weight.is_floating_point() or weight.ndim != 2:
+        raise ForkError(
+            "the served model's lm_head is quantised or not a plain matrix, and rewards are read "
+            "from its rows; serve the model with an unquantised lm_head"
+        )
+    if weight.shape[0] < config.vocab_size or weight.shape[1] != config.hidden_size:
+        raise ForkError(
+            f"lm_head is {list(weight.shape)}; the adapter needs [{config.vocab_size}, "
+            f"{config.hidden_size}]; serve the adapter's own backbone without tensor parallelism"
+        )
+    return weight
+
+
+def _require_boundary(layers: Any, fork: int) -> None:
+    """Forked layers use each kind of attention in whole periods, or vLLM's KV groups would pad."""
+    kinds = [layer.self_attn.attn.sliding_window for layer in layers]
+    lower, upper = kinds[:fork], kinds[fork:]
+    if len(set(kinds)) > 1 and any(
+        lower.count(kind) * len(upper) != upper.count(kind) * len(lower) for kind in set(kinds)
+    ):
+        raise ForkError(
+            f"fork layer {fork} cuts the pattern of sliding-window and full attention; train the "
+            "adapter with a fork where both parts hold them in equal shares"
+        )
+
+
+def _fork_layer(
+    layer: Any, index: int, adapter: Adapter, record: AttentionRecord, *, first: bool
+) -> None:
+    attention = layer.self_attn.attn
+    if type(attention) is not Attention or attention.kv_sharing_target_layer_name is not None:
+        raise ForkError(
+            f"layer {index} has attention of type {type(attention).__name__} or shares its KV "
+            "cache; the shared engine forks plain vLLM Attention only"
+        )
+    attention.reward = record.again(attention, suffix=SUFFIX)
+    attention.__class__ = ForkedAttention
+    for parent in (layer.self_attn, layer.mlp):
+        for name, modules in lora.PACKED.items():
+            if hasattr(parent, name):
+                _add_lora(getattr(parent, name), [(index, module) for module in modules], adapter)
+    layer.__class__ = _forked_layer(type(layer), first)
+
+
+def _add_lora(linear: Any, keys: list[tuple[int, str]], adapter: Adapter) -> None:
+    pairs = [adapter.lora.weights.get(key) for key in keys]
+    if not any(pairs):
+        return
+    widths = list(getattr(linear, "output_partition_sizes", [linear.output_size]))
+    A, B = lora.pack(pairs, widths, adapter.lora.scaling)
+    dtype = linear.params_dtype
+    device = next(linear.parameters()).device
+    lora.add(linear, A, B, dtype, device)
+
+
+class ForkedAttention(Attention):  # type: ignore[misc, valid-type]
+    """Attention over two halves of the rows, each with its own KV cache."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        half = query.shape[0] // 2
+        base = super().forward(query[:half], key[:half], value[:half], *args, **kwargs)
+        reward = self.reward(query[half:], key[half:], value[half:], *args, **kwargs)
+        return torch.cat((base, reward))
+
+
+@cache
+def _forked_layer(cls: type, first: bool) -> type:
+    def forward(
+        self: Any, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **kwargs: Any
+    ) -> Any:
+        if first:
+            hidden_states = torch.cat((hidden_states, hidden_states))
+            residual = None if residual is None else torch.cat((residual, residual))
+        # The last dimension: M-RoPE positions are [3, T].
+        positions = torch.cat((positions, positions), dim=-1)
+        return cls.forward(self, positions, hidden_states, residual, **kwargs)
+
+    return type(f"Forked{cls.__name__}", (cls,), {"forward": forward, "__module__": __name__})
+
+
+@cache
+def _forked_model(cls: type) -> type:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        hidden = cls.forward(self, *args, **kwargs)
+        return torch.cat(hidden.chunk(2), dim=-1)
+
+    def compute_logits(self: Any, hidden_states: Tensor) -> Any:
+        h_B, h_T = hidden_states.chunk(2, dim=-1)
+        self.pad_rewards.keep(h_B, h_T)
+        return cls.compute_logits(self, h_B.contiguous())
+
+    members = {"forward": forward, "compute_logits": compute_logits, "__module__": __name__}
+    return type(f"Forked{cls.__name__}", (cls,), members)

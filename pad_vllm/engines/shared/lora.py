@@ -1,0 +1,64 @@
+"""Adds the reward stream's LoRA to vLLM's linear layers: delta on the second half of the rows.
+
+In: a vLLM linear layer and PEFT-style (A, B) of the modules it packs. The layer keeps its object,
+its parameters and their names; only its class changes to a subclass with another forward.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# What a vLLM layer packs, in the order of its output rows.
+PACKED = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "o_proj": ("o_proj",),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "down_proj": ("down_proj",),
+}
+
+Pair = tuple[Tensor, Tensor]
+
+
+def pack(pairs: list[Pair | None], widths: list[int], scaling: float) -> Pair:
+    """One (A, B) for a packed layer: A [n r, in] stacked, B [out, n r] block-diagonal, scaled.
+
+    pairs: (A [r, in], B [out_i, r]) a packed module, None where it has no LoRA; widths: out_i.
+    """
+    given = [pair for pair in pairs if pair is not None]
+    A = torch.cat([a for a, _ in given])
+    B = A.new_zeros(sum(widths), len(A))
+    row = column = 0
+    for pair, width in zip(pairs, widths, strict=True):
+        if pair is not None:
+            b = pair[1]
+            if b.shape[0] != width:
+                raise ValueError(f"LoRA B has {b.shape[0]} rows where the layer has {width}")
+            B[row : row + width, column : column + b.shape[1]] = b * scaling
+            column += b.shape[1]
+        row += width
+    return A, B
+
+
+def add(linear: Any, A: Tensor, B: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+    """From here on `linear` adds x A^T B^T to the second half of its rows."""
+    # Transposed once, so that a step multiplies without a copy; not persistent: no checkpoint
+    # format knows these names.
+    linear.register_buffer("pad_A_t", A.T.contiguous().to(device, dtype), persistent=False)
+    linear.register_buffer("pad_B_t", B.T.contiguous().to(device, dtype), persistent=False)
+    linear.__class__ = _with_lora(type(linear))
+
+
+@cache
+def _with_lora(cls: type) -> type:
+    def forward(self: Any, input_: Tensor) -> Any:
+        result = cls.forward(self, input_)
+        output = result[0] if isinstance(result, tuple) else result
+        half = input_.shape[0] // 2
+        output[half:] += (input_[half:] @ self.pad_A_t) @ self.pad_B_t
+        return result
+
+    return type(f"Reward{cls.__name__}", (cls,), {"forward": forward, "__module__": __name__})

@@ -1,0 +1,36 @@
+"""R_w from the hidden states that the forked model kept for this step.
+
+In: h_B and h_T of the step's logits rows. Out: rewards of candidates. Tensors only: it does not
+know how the model was forked, nor what a request is.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pad_vllm import guidance
+
+
+class SharedRewards:
+    """One a model. The hidden states are kept by reference and given up when used."""
+
+    def __init__(self, head_A: Tensor, head_B: Tensor, embedding: Tensor) -> None:
+        """head_A [D, r, H], head_B [D, H, r] float32; embedding: lm_head's weight [>= V, H]."""
+        self._heads = (head_A, head_B)
+        self._embedding = embedding
+        self._kept: tuple[Tensor, Tensor] | None = None
+
+    def keep(self, h_B: Tensor, h_T: Tensor) -> None:
+        """Hidden states [R, H] of the rows whose logits are computed now."""
+        self._kept = (h_B, h_T)
+
+    def rewards(self, total: int, rows: Tensor, ids: Tensor, w: Tensor) -> Tensor | None:
+        """See engines.base.RewardEngine."""
+        kept, self._kept = self._kept, None
+        if kept is None or len(kept[0]) != total:
+            return None
+        h_B, h_T = (hidden.index_select(0, rows).float() for hidden in kept)
+        d_w = guidance.direction(h_B, h_T, w, *self._heads)
+        e = torch.nn.functional.embedding(ids, self._embedding).float()
+        return guidance.rewards(d_w, e)

@@ -1,0 +1,90 @@
+"""THE RULE: reward and guided scores, tensors in, tensors out. Every engine and the training call this.
+
+    phi_i(a) = < e_a , (h_T - h_B) + B_i A_i h_T >      one feature a preference dimension
+    R_w(a)   = sum_i w_i phi_i(a) = < e_a , d_w >       w^T phi, PAD's decoupled reward (arXiv 2410.04070)
+    d_w      = (sum_i w_i) (h_T - h_B) + sum_i w_i B_i A_i h_T
+    score(a) = z_B(a) + beta * R_w(a)   for a in top-k of the base, -inf elsewhere
+
+Shapes: H hidden size, V vocabulary, D preference dimensions, r head rank, G guided rows, K candidates.
+Rewards are in logit units. Nothing here knows requests, models, engines or vLLM.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NEG_INF = float("-inf")
+
+
+def head_directions(h_T: Tensor, head_A: Tensor, head_B: Tensor) -> Tensor:
+    """`B_i A_i h_T` for every dimension: h_T [..., H], head_A [D, r, H], head_B [D, H, r] -> [..., D, H]."""
+    low = torch.einsum("drh,...h->...dr", head_A, h_T)
+    return torch.einsum("dhr,...dr->...dh", head_B, low)
+
+
+def features(h_B: Tensor, h_T: Tensor, e: Tensor, head_A: Tensor, head_B: Tensor) -> Tensor:
+    """phi: h_B, h_T [..., H] and candidate embeddings e [..., K, H] -> [..., K, D]."""
+    directions = (h_T - h_B).unsqueeze(-2) + head_directions(h_T, head_A, head_B)
+    return torch.einsum("...kh,...dh->...kd", e, directions)
+
+
+def direction(h_B: Tensor, h_T: Tensor, w: Tensor, head_A: Tensor, head_B: Tensor) -> Tensor:
+    """d_w, the one vector a row needs: h_B, h_T [..., H], weights w [..., D] -> [..., H]."""
+    low = torch.einsum("drh,...h->...dr", head_A, h_T) * w.unsqueeze(-1)
+    return w.sum(-1, keepdim=True) * (h_T - h_B) + torch.einsum("dhr,...dr->...h", head_B, low)
+
+
+def rewards(d_w: Tensor, e: Tensor) -> Tensor:
+    """R_w: d_w [..., H] and candidate embeddings e [..., K, H] -> [..., K]."""
+    return torch.einsum("...kh,...h->...k", e, d_w)
+
+
+def candidates(logits: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best tokens of the guided rows, best first.
+
+    logits [R, V], rows [G] row numbers, k at most V -> values z_B [G, k] and token ids [G, k].
+    A smaller k of one row is a prefix of its candidates, so mixed k need one call.
+    """
+    chosen = logits if len(rows) == len(logits) else logits.index_select(0, rows)
+    z, ids = chosen.topk(min(k, logits.shape[-1]), dim=-1)
+    return z, ids
+
+
+def guide(
+    logits: Tensor,
+    rows: Tensor,
+    z: Tensor,
+    ids: Tensor,
+    reward: Tensor,
+    beta: Tensor,
+    top_k: Tensor,
+) -> Tensor:
+    """Rewrite the guided rows of `logits` in place; other rows are not touched.
+
+    logits [R, V] float32; rows [G] int64, ascending and without doubles; z, ids from `candidates`;
+    reward [G, K]; beta [G]; top_k [G] integers.
+    A candidate that arrives as -inf (a grammar mask, banned words) stays -inf. A row with a NaN
+    or inf score among its legal candidates is left as it came.
+    Returns the number of rows left so, a 0-dim int64 tensor (no device synchronisation).
+    """
+    position = torch.arange(z.shape[-1], device=z.device)
+    legal = z.isfinite() & (position < top_k.unsqueeze(-1))
+    score = z + beta.unsqueeze(-1) * reward.to(z.dtype)
+    sound = (score.isfinite() | ~legal).all(-1)
+    guided = torch.full((len(rows), logits.shape[-1]), NEG_INF, dtype=z.dtype, device=z.device)
+    guided.scatter_(-1, ids, score.masked_fill(~legal, NEG_INF))
+    before = logits.index_select(0, rows)
+    logits.index_copy_(0, rows, torch.where(sound.unsqueeze(-1), guided, before))
+    return (~sound).sum()
+
+
+def guide_row(z_B: Tensor, reward: Tensor, beta: float, top_k: int) -> Tensor:
+    """The plain twin of `guide` for one row, to test against: z_B, reward [V] -> scores [V]."""
+    scores = torch.full_like(z_B, NEG_INF)
+    for token in z_B.topk(min(top_k, len(z_B))).indices.tolist():
+        if z_B[token].isfinite():
+            scores[token] = z_B[token] + beta * reward[token]
+            if not scores[token].isfinite():
+                return z_B.clone()
+    return scores

@@ -1,0 +1,256 @@
+"""Per-request arguments: `pad_weights`, `pad_beta`, `pad_top_k`, `pad_preference`.
+
+In: a request's `extra_args` (online: `vllm_xargs`) and the limits of this engine and adapter.
+Out: a `Guidance`, or None for a request that asked for nothing. Every refusal is a ValueError,
+which the front end turns into an HTTP 400 naming the value, what is accepted and the way out. It
+knows no model and no tensor, and imports neither torch nor vLLM.
+"""
+
+import contextlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from pad_vllm.wording import did_you_mean, listed, show
+
+WEIGHTS, BETA, TOP_K, PREFERENCE = "pad_weights", "pad_beta", "pad_top_k", "pad_preference"
+KEYS = (WEIGHTS, BETA, TOP_K, PREFERENCE)
+PREFIX = "pad_"
+MAX_WEIGHT = 1e4  # keeps w, the sum of w and the rewards made from them finite in float32
+_FORM = """'helpful=1,humor=0.5', '{"helpful": 1}' or ["helpful=1", "humor=0.5"]"""
+
+Pairs = list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """One request's guidance. All-zero weights are guidance too: they only cut to the top k."""
+
+    weights: tuple[float, ...]
+    """One per dimension, in the adapter's order; 0 for a dimension the request did not name."""
+
+    beta: float
+    """Strength of the reward; a negative one steers away."""
+
+    top_k: int
+    """How many of the base model's candidates stay in the race."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the served adapter and engine accept. Raises ValueError where the defaults break the
+    limits, so that an engine which would refuse its own defaults never starts.
+    """
+
+    dimensions: tuple[str, ...]
+    """Names of the preference dimensions, in the adapter's order."""
+
+    beta: float
+    """The adapter's default strength."""
+
+    top_k: int
+    """The adapter's default number of candidates."""
+
+    max_beta: float
+    """Largest |pad_beta|."""
+
+    max_top_k: int
+    """Largest pad_top_k."""
+
+    engine: str = "shared"
+    """The reward engine that serves."""
+
+    def __post_init__(self) -> None:
+        for name, default, limit in (
+            ("beta", abs(self.beta), self.max_beta),
+            ("top_k", self.top_k, self.max_top_k),
+        ):
+            if default > limit:
+                raise ValueError(
+                    f"the adapter's default {name} is {default:g}, and this engine accepts at "
+                    f"most {limit:g}. Raise max_{name} in additional_config['pad'], or lower "
+                    f"{name} in pad_config.json."
+                )
+
+
+def parse(extra_args: Mapping[str, object] | None, limits: Limits) -> Guidance | None:
+    """The guidance a request asks for, or None where it has none of the four arguments."""
+    given = _syntax(extra_args, limits.engine)
+    if given is None:
+        return None
+    beta = limits.beta if given.beta is None else given.beta
+    top_k = limits.top_k if given.top_k is None else given.top_k
+    if abs(beta) > limits.max_beta:
+        raise _refusal(
+            BETA,
+            beta,
+            f"-{limits.max_beta:g} to {limits.max_beta:g}",
+            "ask for less, or raise the server's max_beta",
+        )
+    if top_k > limits.max_top_k:
+        raise _refusal(
+            TOP_K,
+            top_k,
+            f"an integer from 1 to {limits.max_top_k}",
+            "ask for fewer, or raise the server's max_top_k",
+        )
+    return Guidance(_ordered(given.weights, limits.dimensions), beta, top_k)
+
+
+def check_syntax(extra_args: Mapping[str, object] | None, engine: str = "shared") -> None:
+    """Refuses whatever is wrong under every adapter and every limit; see `parse` for the rest."""
+    _syntax(extra_args, engine)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the request itself says, before the adapter's names, defaults and limits."""
+
+    weights: Pairs
+    beta: float | None
+    top_k: int | None
+
+
+def _syntax(extra_args: Mapping[str, object] | None, engine: str) -> _Given | None:
+    ours = {
+        name: value
+        for name, value in (extra_args or {}).items()
+        if isinstance(name, str) and name.startswith(PREFIX)
+    }
+    for name, value in ours.items():
+        _check_known(name)
+        if value is None:
+            raise _refusal(name, value, "a value", "leave the argument out for its default")
+    if PREFERENCE in ours:
+        raise _no_text(ours[PREFERENCE], engine)
+    if not ours:
+        return None
+    if WEIGHTS not in ours:
+        raise ValueError(
+            f"{listed(ours)} given without {WEIGHTS}, so there is nothing to guide towards. "
+            f"Add {WEIGHTS}, for example {_FORM}, or leave {listed(ours)} out."
+        )
+    beta = _number(BETA, ours[BETA]) if BETA in ours else None
+    top_k = _whole(ours[TOP_K]) if TOP_K in ours else None
+    return _Given(_weights(ours[WEIGHTS]), beta, top_k)
+
+
+def _check_known(name: str) -> None:
+    # A typo must not silently switch guidance off.
+    if name not in KEYS:
+        raise ValueError(
+            f"unknown request argument {show(name)}.{did_you_mean(name, KEYS)} Arguments that "
+            f"begin with '{PREFIX}' are PAD's; accepted: {listed(KEYS)}. Rename or remove it."
+        )
+
+
+def _no_text(value: object, engine: str) -> ValueError:
+    return _refusal(
+        PREFERENCE,
+        value,
+        f"no preference text on the {engine!r} engine, whose reward model reads the same tokens "
+        "as the base",
+        f"put the text into your own prompt, and weigh the adapter's dimensions with {WEIGHTS}",
+    )
+
+
+def _weights(value: object) -> Pairs:
+    """Weights by name in the order given: names stripped and unique, numbers within bounds."""
+    pairs = [(name.strip(), number) for name, number in _raw_pairs(value)]
+    if not pairs:
+        raise _refusal(
+            WEIGHTS, value, _FORM, f"name at least one dimension, or leave {WEIGHTS} out"
+        )
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if not name:
+            raise _refusal(WEIGHTS, value, _FORM, "put a dimension's name before every '='")
+        if name in seen:
+            raise _refusal(
+                WEIGHTS, value, "each dimension once", f"drop one of the two {show(name)}"
+            )
+        seen.add(name)
+    return [(name, _weight(name, number)) for name, number in pairs]
+
+
+def _raw_pairs(value: object) -> list[tuple[str, object]]:
+    if isinstance(value, str):
+        text = value.strip()
+        if text.startswith("{"):
+            return _json_pairs(text)
+        return _split(text.split(","), value) if text else []
+    if isinstance(value, list | tuple):
+        return _split(value, value)
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        return list(value.items())  # offline only: over HTTP vLLM lets no object through
+    raise _refusal(WEIGHTS, value, _FORM, "write the weights in one of these forms")
+
+
+def _split(items: Iterable[object], value: object) -> list[tuple[str, object]]:
+    pairs: list[tuple[str, object]] = []
+    for item in items:
+        if not isinstance(item, str) or "=" not in item:
+            raise _refusal(WEIGHTS, value, _FORM, f"write {show(item)} as name=number")
+        name, _, number = item.partition("=")
+        pairs.append((name, number))
+    return pairs
+
+
+def _json_pairs(text: str) -> list[tuple[str, object]]:
+    try:
+        # Pairs, not a dict: json would keep the last of two equal names and say nothing.
+        parsed = json.loads(text, object_pairs_hook=lambda pairs: pairs)
+    except (ValueError, RecursionError) as error:  # RecursionError: thousands of nested brackets
+        reason = str(error) if isinstance(error, json.JSONDecodeError) else type(error).__name__
+        raise _refusal(WEIGHTS, text, _FORM, f"correct the JSON ({reason})") from None
+    return list(parsed)
+
+
+def _weight(name: str, value: object) -> float:
+    number = _number(f"{WEIGHTS} for {show(name)}", value)
+    if abs(number) > MAX_WEIGHT:
+        raise _refusal(
+            f"{WEIGHTS} for {show(name)}",
+            value,
+            f"-{MAX_WEIGHT:g} to {MAX_WEIGHT:g}, which keeps rewards finite in float32",
+            "scale the weights down",
+        )
+    return number
+
+
+def _number(what: str, value: object) -> float:
+    """A finite number from an int, a float or text; a bool is neither."""
+    number = math.nan
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            number = float(value)
+    # 1_000 is Python's spelling, not a number a client would mean.
+    if not math.isfinite(number) or (isinstance(value, str) and "_" in value):
+        raise _refusal(what, value, "a finite number", "correct the number")
+    return number
+
+
+def _whole(value: object) -> int:
+    number = _number(TOP_K, value)
+    if not number.is_integer() or number < 1:
+        raise _refusal(
+            TOP_K, value, "an integer of at least 1", "ask for a whole number of candidates"
+        )
+    return int(number)
+
+
+def _ordered(pairs: Pairs, dimensions: tuple[str, ...]) -> tuple[float, ...]:
+    for name, _ in pairs:
+        if name not in dimensions:
+            raise ValueError(
+                f"{WEIGHTS} names {show(name)}, which this adapter does not have."
+                f"{did_you_mean(name, dimensions)} Accepted dimensions: {listed(dimensions)}. "
+                "Use these names (case matters), or serve an adapter trained on yours."
+            )
+    named = dict(pairs)
+    return tuple(named.get(name, 0.0) for name in dimensions)
+
+
+def _refusal(what: str, value: object, accepted: str, way_out: str) -> ValueError:
+    return ValueError(f"{what} is {show(value)}; accepted: {accepted}. Way out: {way_out}.")

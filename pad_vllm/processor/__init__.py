@@ -1,0 +1,1 @@
+"""The logits processor that vLLM runs, and its per-request state."""

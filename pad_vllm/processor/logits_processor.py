@@ -1,0 +1,115 @@
+"""PADLogitsProcessor: one class for vLLM's V1 and V2 model runners, a thin shell around the rule.
+
+In: logits and the batch layout from vLLM. Out: the guided rows rewritten. It does no maths of its
+own, and nothing in it raises during a step: what cannot be guided stays as the base had it and is
+counted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pad_vllm import guidance, startup
+from pad_vllm.compat import (
+    BatchUpdate,
+    MoveDirectionality,
+    SamplingParams,
+    V1LogitsProcessor,
+    V2LogitsProcessor,
+    VllmConfig,
+    init_logger,
+)
+from pad_vllm.engines import base
+from pad_vllm.params import Guidance, check_syntax, parse
+from pad_vllm.processor.slots import Selection, Slots
+
+logger = init_logger(__name__)
+
+_REPORT_EVERY = 1000  # steps between looks at the counter that lives on the device
+
+
+class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[misc]
+    """Adds each request's own reward to its top-k logits.
+
+    V1 (vllm/v1/sample/logits_processor) constructs it with (config, device, pin_memory) and tells
+    of the batch in update_state; V2 (vllm/v1/worker/gpu/sample/logits_processor) with
+    (config, request states), and tells in add_request and in apply's context.
+    """
+
+    def __init__(self, vllm_config: VllmConfig, second: Any, is_pin_memory: bool = False) -> None:
+        device = second if isinstance(second, torch.device) else second.device
+        pad, adapter = startup.settings(vllm_config)
+        self._limits = startup.limits(pad, adapter)
+        self._instance = vllm_config.instance_id
+        self._slots = Slots(device)
+        self._declined = torch.zeros((), dtype=torch.int64, device=device)
+        self._reported = 0
+        self._misaligned = 0
+        self._steps = 0
+
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        """What can be said without the adapter; `startup.front_end` checks the rest."""
+        check_syntax(sampling_params.extra_args)
+
+    def is_argmax_invariant(self) -> bool:
+        """V1: False, greedy requests need guidance too."""
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        """V1: requests removed, added, moved, in the order vLLM asks for."""
+        if batch_update is None:
+            return
+        for index in batch_update.removed:
+            self._slots.drop(index)
+        for index, params, _, _ in batch_update.added:
+            self._slots.put(index, self._guidance(params))
+        for source, target, how in batch_update.moved:
+            self._slots.move(source, target, swap=how == MoveDirectionality.SWAP)
+
+    def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
+        """V2: a request enters slot `req_idx`. Returns whether it is guided."""
+        found = self._guidance(sampling_params)
+        self._slots.put(req_idx, found)
+        return found is not None
+
+    def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
+        """Rewrite the guided rows of logits [rows, V] float32 in place; ctx is V2's batch layout."""
+        slots = np.arange(len(logits)) if ctx is None else ctx.idx_mapping_np
+        selection = self._slots.select(slots)
+        if selection is not None:
+            self._guide(logits, selection)
+        return logits
+
+    def _guide(self, logits: Tensor, selection: Selection) -> None:
+        z, ids = guidance.candidates(logits, selection.rows, selection.k_max)
+        engine = base.running(self._instance)
+        reward = engine and engine.rewards(len(logits), selection.rows, ids, selection.w)
+        if reward is None:
+            self._misaligned += 1
+            logger.warning_once(
+                "PAD: no hidden states for these logits rows; they stay unguided. Batches so far: %d",
+                self._misaligned,
+            )
+            return
+        self._declined += guidance.guide(
+            logits, selection.rows, z, ids, reward, selection.beta, selection.top_k
+        )
+        self._report()
+
+    def _report(self) -> None:
+        self._steps += 1
+        if self._steps % _REPORT_EVERY == 0 and (count := int(self._declined)) > self._reported:
+            self._reported = count
+            logger.warning("PAD: %d rows had a NaN or inf reward and stayed unguided", count)
+
+    def _guidance(self, params: SamplingParams) -> Guidance | None:
+        try:
+            return parse(params.extra_args, self._limits)
+        except ValueError as error:  # the front end refuses these; a step must not
+            logger.warning("PAD: a request stays unguided: %s", error)
+            return None

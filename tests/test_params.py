@@ -1,0 +1,257 @@
+"""Per-request arguments: every spelling that is accepted, every one that is a 400, and fuzz."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pad_vllm.params import MAX_WEIGHT, Guidance, Limits, check_syntax, parse
+
+DIMENSIONS = ("helpful", "harmless", "humor")
+LIMITS = Limits(dimensions=DIMENSIONS, beta=1.0, top_k=10, max_beta=5.0, max_top_k=50)
+
+
+def refusal(extra_args, *, syntax: bool) -> str:
+    """The refusal of `parse`; `syntax` says whether `check_syntax` has to say the same."""
+    with pytest.raises(ValueError) as caught:  # noqa: PT011, the message is what is asserted
+        parse(extra_args, LIMITS)
+    if syntax:
+        with pytest.raises(ValueError) as early:  # noqa: PT011, as above
+            check_syntax(extra_args)
+        assert str(early.value) == str(caught.value)
+    else:
+        check_syntax(extra_args)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "extra_args", [None, {}, {"kv_transfer_params": {}}, {"padding": 1, "PAD_x": 2, 3: 4}]
+)
+def test_a_request_without_pad_arguments_is_left_alone(extra_args):
+    check_syntax(extra_args)
+    assert parse(extra_args, LIMITS) is None
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        "humor=0.5,helpful=1",
+        " helpful = 1 , humor = 5e-1 ",
+        '{"helpful": 1, "humor": 0.5}',
+        ' {" helpful ": "1", "humor": 0.5} ',
+        ["helpful=1", "humor=.5"],
+        ("helpful=1.0", " humor =+0.5"),
+        {"helpful": 1, "humor": 0.5},
+    ],
+)
+def test_every_spelling_of_weights_means_the_same_in_the_adapters_order(weights):
+    check_syntax({"pad_weights": weights})
+    assert parse({"pad_weights": weights}, LIMITS) == Guidance((1.0, 0.0, 0.5), 1.0, 10)
+
+
+def test_all_zero_weights_are_guidance_that_only_truncates():
+    assert parse({"pad_weights": "humor=0"}, LIMITS) == Guidance((0.0, 0.0, 0.0), 1.0, 10)
+
+
+def test_weights_and_beta_may_be_negative():
+    guidance = parse({"pad_weights": "humor=-2", "pad_beta": -5}, LIMITS)
+    assert guidance == Guidance((0.0, 0.0, -2.0), -5.0, 10)
+
+
+@pytest.mark.parametrize("beta", [2, 2.0, "2", " 2.0 ", "2e0"])
+def test_beta_is_a_number_or_text_that_is_one(beta):
+    assert parse({"pad_weights": "humor=1", "pad_beta": beta}, LIMITS).beta == 2.0
+
+
+@pytest.mark.parametrize("top_k", [50, 50.0, "50", "50.0", "5e1"])
+def test_top_k_is_a_whole_number_however_it_is_written(top_k):
+    guidance = parse({"pad_weights": "humor=1", "pad_top_k": top_k}, LIMITS)
+    assert guidance.top_k == 50
+    assert type(guidance.top_k) is int
+
+
+def test_the_numbers_are_floats_whatever_the_json_held():
+    guidance = parse({"pad_weights": '{"humor": 1}', "pad_beta": 1}, LIMITS)
+    assert {type(number) for number in (*guidance.weights, guidance.beta)} == {float}
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("pad_weight", "pad_weights"),
+        ("pad_topk", "pad_top_k"),
+        ("pad_Beta", "pad_beta"),
+        ("pad_prefrence", "pad_preference"),
+    ],
+)
+def test_a_typo_is_refused_and_the_four_arguments_are_named(key, meant):
+    message = refusal({key: 1}, syntax=True)
+    assert f"'{key}'" in message
+    assert f"Did you mean '{meant}'?" in message
+    assert "pad_weights, pad_beta, pad_top_k, pad_preference" in message
+
+
+@pytest.mark.parametrize(
+    "extra", [{"pad_beta": 1}, {"pad_top_k": 5}, {"pad_beta": 1, "pad_top_k": 5}]
+)
+def test_strength_without_weights_is_refused_because_it_would_guide_nowhere(extra):
+    message = refusal(extra, syntax=True)
+    assert "without pad_weights" in message
+    assert all(name in message for name in extra)
+    assert "helpful=1" in message
+
+
+@pytest.mark.parametrize("name", ["pad_weights", "pad_beta", "pad_top_k", "pad_preference"])
+def test_null_is_refused_rather_than_taken_for_absent(name):
+    message = refusal({"pad_weights": "humor=1", name: None}, syntax=True)
+    assert f"{name} is None" in message
+    assert "leave the argument out" in message
+
+
+def test_preference_text_is_refused_with_what_to_do_instead():
+    message = refusal({"pad_preference": "formal but humorous"}, syntax=True)
+    assert "'formal but humorous'" in message
+    assert "'shared'" in message
+    assert "your own prompt" in message
+    assert "pad_weights" in message
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        "",
+        "  ",
+        "{}",
+        [],
+        {},
+        "helpful",
+        "helpful:1",
+        "helpful=1,",
+        ",helpful=1",
+        "helpful=1;humor=2",
+        "=1",
+        '{"": 1}',
+        "helpful=",
+        "helpful=one",
+        "helpful=1=2",
+        "helpful=1_0",
+        "helpful=nan",
+        "helpful=inf",
+        "helpful=-Infinity",
+        "helpful=1e999",
+        "helpful=1e5",
+        "helpful=-10001",
+        "helpful=1,helpful=2",
+        "helpful=1, helpful =2",
+        '{"helpful": 1, "helpful": 2}',
+        '{"helpful": true}',
+        '{"helpful": null}',
+        '{"helpful": NaN}',
+        '{"helpful": [1]}',
+        '{"helpful": {"a": 1}}',
+        '{"helpful": 1',
+        pytest.param('{"helpful": ' + "9" * 5000 + "}", id="5000 digits"),
+        pytest.param('{"a":' * 100_000, id="100000 brackets"),
+        '[["helpful", 1]]',
+        ["helpful"],
+        ["helpful=1,humor=1"],
+        [1.0],
+        [True],
+        1,
+        0.5,
+        True,
+        {"helpful": True},
+        {"helpful": 10**400},
+        {1: 2},
+    ],
+)
+def test_malformed_weights_are_refused_before_the_adapter_is_known(weights):
+    message = refusal({"pad_weights": weights}, syntax=True)
+    assert "pad_weights" in message
+    assert "accepted: " in message
+    assert "Way out: " in message
+    assert len(message) < 1_500
+
+
+def test_a_weight_beyond_float32s_comfort_says_why():
+    assert "finite in float32" in refusal({"pad_weights": f"humor={MAX_WEIGHT * 2}"}, syntax=True)
+    assert parse({"pad_weights": f"humor={MAX_WEIGHT}"}, LIMITS).weights[2] == MAX_WEIGHT
+
+
+@pytest.mark.parametrize("name", ["Helpful", "humour", "expert"])
+def test_an_unknown_dimension_is_refused_naming_those_the_adapter_has(name):
+    message = refusal({"pad_weights": f"helpful=1,{name}=1"}, syntax=False)
+    assert f"'{name}'" in message
+    assert "helpful, harmless, humor" in message
+
+
+def test_an_almost_right_dimension_gets_the_right_one():
+    assert "Did you mean 'humor'?" in refusal({"pad_weights": "humour=1"}, syntax=False)
+
+
+@pytest.mark.parametrize(
+    "beta", [True, "", "high", [1], {}, math.nan, math.inf, "nan", "1e999", 10**400, "1_0"]
+)
+def test_a_beta_that_is_no_finite_number_is_refused(beta):
+    message = refusal({"pad_weights": "humor=1", "pad_beta": beta}, syntax=True)
+    assert "pad_beta is " in message
+    assert "finite number" in message
+
+
+@pytest.mark.parametrize("beta", [5.1, -5.1, "1e4"])
+def test_a_beta_beyond_the_limit_is_refused_naming_the_limit(beta):
+    message = refusal({"pad_weights": "humor=1", "pad_beta": beta}, syntax=False)
+    assert "-5 to 5" in message
+    assert "max_beta" in message
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 10.5, "10.5", True, "many", [10], math.nan, math.inf])
+def test_a_top_k_that_is_no_count_is_refused(top_k):
+    assert "pad_top_k is " in refusal({"pad_weights": "humor=1", "pad_top_k": top_k}, syntax=True)
+
+
+@pytest.mark.parametrize("top_k", [51, "1e300"])
+def test_a_top_k_beyond_the_limit_is_refused_naming_the_limit(top_k):
+    message = refusal({"pad_weights": "humor=1", "pad_top_k": top_k}, syntax=False)
+    assert "1 to 50" in message
+    assert "max_top_k" in message
+
+
+@pytest.mark.parametrize(("beta", "top_k", "name"), [(-6.0, 10, "beta"), (1.0, 51, "top_k")])
+def test_an_adapter_whose_defaults_break_the_engines_limits_never_starts(beta, top_k, name):
+    with pytest.raises(ValueError, match=f"default {name}.*max_{name}"):
+        Limits(DIMENSIONS, beta, top_k, max_beta=5.0, max_top_k=50)
+
+
+numbers = st.floats(-MAX_WEIGHT, MAX_WEIGHT)
+weightings = st.dictionaries(st.sampled_from(DIMENSIONS), numbers, min_size=1)
+
+
+@given(weightings)
+def test_any_weighting_survives_every_spelling(named):
+    expected = tuple(named.get(name, 0.0) for name in DIMENSIONS)
+    pairs = [f"{name}={value!r}" for name, value in named.items()]
+    for spelled in (",".join(pairs), pairs, json.dumps(named)):
+        assert parse({"pad_weights": spelled}, LIMITS).weights == expected
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+keys = st.sampled_from(["pad_weights", "pad_beta", "pad_top_k", "pad_x"]) | st.text()
+
+
+@given(st.dictionaries(keys, scalars | st.lists(scalars)))
+def test_whatever_a_client_sends_is_guidance_within_limits_or_a_value_error(extra_args):
+    try:
+        guidance = parse(extra_args, LIMITS)
+    except ValueError:
+        return
+    check_syntax(extra_args)
+    if guidance is None:
+        assert not any(key.startswith("pad_") for key in extra_args)
+        return
+    assert len(guidance.weights) == len(DIMENSIONS)
+    assert all(abs(weight) <= MAX_WEIGHT for weight in guidance.weights)
+    assert abs(guidance.beta) <= LIMITS.max_beta
+    assert 1 <= guidance.top_k <= LIMITS.max_top_k
