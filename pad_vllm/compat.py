@@ -96,17 +96,17 @@ class AttentionRecord:
     """How each Attention of a model was made, so that another can be made just like it."""
 
     def __init__(self) -> None:
-        self._calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self._signature = inspect.signature(Attention.__init__)
+        self._calls: dict[str, inspect.BoundArguments] = {}
 
-    def note(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def note(self, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep the arguments of one constructor call."""
-        signature = inspect.signature(Attention.__init__).bind(None, *args, **kwargs)
-        self._calls[signature.arguments.get("prefix", "")] = (args, kwargs)
+        bound = self._signature.bind(attention, *args, **kwargs)
+        self._calls[bound.arguments.get("prefix", "")] = bound
 
     def again(self, attention: Any, *, suffix: str) -> Any:
         """A second Attention with the arguments of `attention`, its layer name plus `suffix`."""
-        args, kwargs = self._calls[attention.layer_name]
-        bound = inspect.signature(Attention.__init__).bind(None, *args, **kwargs)
+        bound = self._calls[attention.layer_name]
         bound.arguments["prefix"] = attention.layer_name + suffix
         bound.arguments["attn_backend"] = attention.attn_backend
         twin = Attention(*bound.args[1:], **bound.kwargs)
@@ -120,7 +120,7 @@ def recorded_attention() -> Iterator[AttentionRecord]:
     record, original = AttentionRecord(), Attention.__init__
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        record.note(args, kwargs)
+        record.note(self, args, kwargs)
         original(self, *args, **kwargs)
 
     Attention.__init__ = __init__
