@@ -62,10 +62,10 @@ class Adapter:
     lora: LoRA
     """The trunk's LoRA, on every layer from the fork up."""
 
-    head_A: Tensor  # noqa: N815, the formula's own letter
+    head_A: Tensor
     """[D, r, H], down-projections of the preference heads."""
 
-    head_B: Tensor  # noqa: N815, as above
+    head_B: Tensor
     """[D, H, r], up-projections."""
 
     path: Path | None = field(default=None)

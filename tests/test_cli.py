@@ -106,7 +106,7 @@ def test_serve_hands_every_unknown_flag_to_vllm(run, launched, adapter):
     assert result.exit_code == 0, result.output
     [(program, argv)] = launched
     assert program == sys.executable
-    assert argv[1:5] == ["-m", "vllm.entrypoints.cli.main", "serve", "org/base"]
+    assert argv[1:5] == ["-m", "pad_vllm.launch", "serve", "org/base"]
     assert argv[-7:] == [*extra, "--api-key=x"]
 
 

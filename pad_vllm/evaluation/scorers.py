@@ -50,6 +50,9 @@ def simple(text: str) -> float:
 
 SCORERS: dict[str, Scorer] = {"positive": positive, "brief": brief, "simple": simple}
 
+WHOLE = frozenset({"brief"})
+"""Scorers that say nothing of an unfinished answer."""
+
 
 def score(text: str, names: tuple[str, ...]) -> list[float]:
     """One number a name, in the order given; an unknown name is a ValueError naming the known ones."""

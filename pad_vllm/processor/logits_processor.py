@@ -40,7 +40,7 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[
     (config, request states), and tells in add_request and in apply's context.
     """
 
-    def __init__(self, vllm_config: VllmConfig, second: Any, is_pin_memory: bool = False) -> None:
+    def __init__(self, vllm_config: VllmConfig, second: Any, *_pin_memory: bool) -> None:
         device = second if isinstance(second, torch.device) else second.device
         pad, adapter = startup.settings(vllm_config)
         self._limits = startup.limits(pad, adapter)

@@ -51,8 +51,8 @@ class Slots:
     def move(self, source: int, target: int, *, swap: bool) -> None:
         """The request at `source` goes to `target`; with swap, that one's comes back."""
         moved, other = self._guided.get(source), self._guided.get(target)
-        self.put(target, moved)
         self.put(source, other if swap else None)
+        self.put(target, moved)
 
     def select(self, slots: np.ndarray) -> Selection | None:
         """The guided rows where row i is slot `slots[i]`, or None when there are none."""

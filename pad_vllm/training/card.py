@@ -17,17 +17,13 @@ def card(config: AdapterConfig, steering: dict[str, Any] | None) -> str:
     lines = [
         f"# PAD adapter for {config.backbone.name}",
         "",
-        f"Preference dimensions: {', '.join(config.dimensions)}. LoRA from layer {config.fork_layer} "
-        f"of {config.backbone.num_layers}; heads of rank {config.head_rank}; default beta "
-        f"{config.beta:g}, top_k {config.top_k}.",
+        _summary(config),
         "",
         "## Training",
         "",
         f"    {training['command']}",
         "",
-        f"Seed {training['recipe']['seed']}. Data: {training['data']['described']} "
-        f"{training['data']['responses']} responses; {training['data']['prompts']} prompts to train "
-        f"on, {training['data']['held_out_prompts']} held out.",
+        _data(training),
         "",
         "| held-out pairs | accuracy |",
         "| --- | --- |",
@@ -37,3 +33,19 @@ def card(config: AdapterConfig, steering: dict[str, Any] | None) -> str:
     if steering:
         lines += ["## Steering", "", f"    {steering['command']}", "", *steering["table"], ""]
     return "\n".join(lines)
+
+
+def _summary(config: AdapterConfig) -> str:
+    return (
+        f"Preference dimensions: {', '.join(config.dimensions)}. LoRA from layer "
+        f"{config.fork_layer} of {config.backbone.num_layers}; heads of rank {config.head_rank}; "
+        f"default beta {config.beta:g}, top_k {config.top_k}."
+    )
+
+
+def _data(training: dict[str, Any]) -> str:
+    data = training["data"]
+    return (
+        f"Seed {training['recipe']['seed']}. Data: {data['described']} {data['responses']} "
+        f"responses; {data['prompts']} prompts to train on, {data['held_out_prompts']} held out."
+    )

@@ -1,7 +1,9 @@
 """Scored samples as training groups: one prompt, several responses, one score a dimension for each.
 
 In: the JSONL of sample.py, a tokenizer, names of scorers. Out: groups of token ids and scores.
-A group is kept together so that one forward of a response serves every pair it is in.
+A group is kept together so that one forward of a response serves every pair it is in. Beginnings of
+responses are scored too (CUTS): the log-probability of a beginning is a partial sum of the whole's, so
+pairs of beginnings cost nothing and say where in the text a preference was met.
 Knows nothing of models or losses.
 """
 
@@ -15,13 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pad_vllm.evaluation.scorers import score
+from pad_vllm.evaluation.scorers import WHOLE, score
 from pad_vllm.training.sample import read_jsonl
+
+CUTS = (24, 48, 72, 96)
+"""Tokens after which a beginning is scored; the whole response comes last."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """prompt_ids and response_ids as token lists; scores [n, D] in the scorers' own units."""
+    """prompt_ids and response_ids as token lists; scores [n, C + 1, D] in the scorers' own units."""
 
     prompt: str
     prompt_ids: list[int]
@@ -42,15 +47,30 @@ def load_groups(
         longest = max(map(len, distinct), default=0)
         if len(distinct) < 2 or len(prompt_ids) + longest > max_tokens:
             continue
-        scores = torch.tensor([score(answer, dimensions) for answer in distinct.values()])
+        scores = torch.stack(
+            [_scores(list(ids), text, tokenizer, dimensions) for ids, text in distinct.items()]
+        )
         groups.append(Group(record["prompt"], prompt_ids, [list(ids) for ids in distinct], scores))
     return groups
+
+
+def _scores(ids: list[int], text: str, tokenizer: Any, dimensions: tuple[str, ...]) -> Tensor:
+    """Scores [C + 1, D] of a response's beginnings and of the whole."""
+    whole = torch.tensor(score(text, dimensions))
+    final = torch.tensor([name in WHOLE for name in dimensions])
+    rows = []
+    for cut in CUTS:
+        beginning = text
+        if cut < len(ids):
+            beginning = tokenizer.decode(ids[:cut], skip_special_tokens=True)
+        rows.append(torch.where(final, whole, torch.tensor(score(beginning, dimensions))))
+    return torch.stack([*rows, whole])
 
 
 def standardise(groups: list[Group]) -> list[Group]:
     """Scores divided by their usual spread within a prompt, so that one unit means as much everywhere."""
     centred = torch.cat([g.scores - g.scores.mean(0) for g in groups])
-    scale = centred.pow(2).mean(0).sqrt().clamp_min(1e-6)
+    scale = centred.pow(2).mean(0).sqrt().clamp_min(1e-6)  # [C + 1, D]: beginnings spread wider
     return [Group(g.prompt, g.prompt_ids, g.response_ids, g.scores / scale) for g in groups]
 
 

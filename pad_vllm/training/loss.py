@@ -33,14 +33,38 @@ def pair_margins(scores: Tensor, w: Tensor) -> Tensor:
     return value.T.unsqueeze(-1) - value.T.unsqueeze(-2)
 
 
-def pair_loss(ratios: Tensor, margins: Tensor, b: float, least: float) -> tuple[Tensor, Tensor]:
-    """DPO over all ordered pairs of one prompt whose margin is above `least`.
+def pair_loss(ratios: Tensor, margins: Tensor, b: float, sharpness: float) -> tuple[Tensor, Tensor]:
+    """DPO over all pairs of one prompt, each label as sure as its margin is wide.
 
-    ratios L_w [R, W], margins [W, R, R] -> (summed loss, number of pairs).
+    The probability that i is preferred to j is sigmoid(sharpness * margin): Bradley-Terry with the
+    scorers' own margins. A hard label makes a near tie as loud as a clear case, and a small data
+    set is then learned by heart. ratios L_w [R, W], margins [W, R, R] -> (summed loss, pairs).
     """
-    difference = ratios.T.unsqueeze(-1) - ratios.T.unsqueeze(-2)
-    pairs = margins > least
-    loss = torch.nn.functional.softplus(-b * difference)
+    difference = b * (ratios.T.unsqueeze(-1) - ratios.T.unsqueeze(-2))
+    preferred = (sharpness * margins).sigmoid()
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(
+        difference, preferred, reduction="none"
+    )
+    pairs = margins != 0
+    return (loss * pairs).sum(), pairs.sum()
+
+
+def branch_loss(
+    phi: Tensor, w: Tensor, scores: Tensor, b: float, sharpness: float
+) -> tuple[Tensor, Tensor]:
+    """The same loss for pairs that share all but their last token: L_w's difference is R_w's.
+
+    phi [m, K, D] of the candidates at m tokens, w [m, W, D], scores [m, K, D]
+    -> (summed loss, pairs).
+    """
+    reward = torch.einsum("mkd,mwd->mwk", phi, w)
+    value = torch.einsum("mkd,mwd->mwk", scores, w) / w.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    margins = value.unsqueeze(-1) - value.unsqueeze(-2)
+    difference = b * (reward.unsqueeze(-1) - reward.unsqueeze(-2))
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(
+        difference, (sharpness * margins).sigmoid(), reduction="none"
+    )
+    pairs = margins != 0
     return (loss * pairs).sum(), pairs.sum()
 
 

@@ -15,19 +15,23 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pad_vllm.adapter import Adapter, AdapterConfig, Backbone, LoRA, save
+from pad_vllm.evaluation.scorers import WHOLE, score
 from pad_vllm.manifest import FORMAT_VERSION
 from pad_vllm.persrm import PersRM
 from pad_vllm.training import cache, data, trainer
 from pad_vllm.training.card import card
 
 
-def to_adapter(model: PersRM, backbone: Backbone, training: dict[str, Any], **defaults: Any) -> Adapter:
+def to_adapter(
+    model: PersRM, backbone: Backbone, training: dict[str, Any], **defaults: Any
+) -> Adapter:
     """The trained tensors as an adapter, LoRA in float16: half the size, finer than bfloat16."""
     weights = {
         key: (a.detach().half().contiguous(), b.detach().half().contiguous())
@@ -48,17 +52,38 @@ def to_adapter(model: PersRM, backbone: Backbone, training: dict[str, Any], **de
     return Adapter(config, lora, model.head_A.detach().clone(), model.head_B.detach().clone())
 
 
-def examples(
-    model: PersRM, groups: list[data.Group], recipe: trainer.Recipe
-) -> list[trainer.Example]:
-    cached = cache.build(model, groups, recipe.candidates)
-    return [trainer.Example(r, g.scores) for r, g in zip(cached, groups, strict=True)]
+def text_scores(tokenizer: Any, dimensions: tuple[str, ...]) -> Callable[[list[int]], list[float]]:
+    """Scores of a few last tokens, 0 where a scorer says nothing of unfinished text."""
+
+    def scored(ids: list[int]) -> list[float]:
+        found = score(tokenizer.decode(ids, skip_special_tokens=True), dimensions)
+        return [
+            0.0 if name in WHOLE else value for name, value in zip(dimensions, found, strict=True)
+        ]
+
+    return scored
+
+
+def fit(
+    model: PersRM,
+    cached: list[list[cache.Response]],
+    groups: list[data.Group],
+    recipe: trainer.Recipe,
+    scored: Callable[[list[int]], list[float]],
+) -> trainer.Report:
+    """Score the branches and train."""
+    if recipe.branch_share > 0:
+        cache.add_branches(groups, cached, scored, share=recipe.branch_share, seed=recipe.seed)
+    examples = [trainer.Example(r, g.scores) for r, g in zip(cached, groups, strict=True)]
+    return trainer.train(model, examples, recipe)
 
 
 def run(args: argparse.Namespace) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    recipe = trainer.Recipe(**{f.name: getattr(args, f.name) for f in dataclasses.fields(trainer.Recipe)})
+    recipe = trainer.Recipe(
+        **{f.name: getattr(args, f.name) for f in dataclasses.fields(trainer.Recipe)}
+    )
     dimensions = tuple(args.dimensions.split(","))
     torch.manual_seed(recipe.seed)
     dtype = getattr(torch, args.dtype)
@@ -75,11 +100,15 @@ def run(args: argparse.Namespace) -> None:
         head_rank=args.head_rank,
     )
     start = time.monotonic()
-    fitted, held = examples(model, train, recipe), examples(model, test, recipe)
+    fitted, held = (cache.build(model, part, recipe.candidates) for part in (train, test))
     cached = time.monotonic() - start
-    print(f"{len(train)} prompts to train on, {len(test)} held out; cached in {cached:.0f} s", flush=True)
-    report = trainer.train(model, fitted, recipe)
-    accuracy = trainer.accuracy(model, held, recipe)
+    print(
+        f"{len(train)} prompts to train on, {len(test)} held out; cached in {cached:.0f} s",
+        flush=True,
+    )
+    report = fit(model, fitted, train, recipe, text_scores(tokenizer, dimensions))
+    unseen = [trainer.Example(r, g.scores) for r, g in zip(held, test, strict=True)]
+    accuracy = trainer.accuracy(model, unseen, recipe)
     print(json.dumps({"accuracy": accuracy, "seconds": round(report.seconds)}), flush=True)
     described = {
         "command": shlex.join(["python", "-m", "pad_vllm.training.train", *args.shown]),
@@ -95,13 +124,19 @@ def run(args: argparse.Namespace) -> None:
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
     adapter = to_adapter(
-        model, Backbone.from_checkpoint(Path(args.base), args.name), described, beta=args.beta, top_k=args.top_k
+        model,
+        Backbone.from_checkpoint(Path(args.base), args.name),
+        described,
+        beta=args.beta,
+        top_k=args.top_k,
     )
     save(adapter, args.out, card(adapter.config, None))
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("base", help="checkpoint folder of the backbone")
     parser.add_argument("--name", default=None, help="the backbone's name in the model card")
     parser.add_argument("--samples", type=Path, required=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 from pad_vllm.persrm import PersRM
 from pad_vllm.training import loss as objective
 from pad_vllm.training.cache import Response, trunk_hidden
+from pad_vllm.training.data import CUTS
 from pad_vllm.training.preferences import draw
 
 
@@ -25,14 +26,18 @@ class Recipe:
     """What a run is made of; every field goes into the model card."""
 
     b: float = 0.1  # DPO's inverse temperature
-    epochs: int = 2  # stage 1, trunk and heads
-    head_epochs: int = 3  # stage 2, heads alone
+    epochs: int = 1  # stage 1, trunk and heads
+    head_epochs: int = 1  # stage 2, heads alone
     groups: int = 4  # prompts a step
     preferences: int = 8  # w drawn for each prompt and step
-    lora_lr: float = 5e-4
-    head_lr: float = 2e-3
+    lora_lr: float = 2e-4
+    head_lr: float = 1e-3
     weight_decay: float = 0.0
-    least_margin: float = 0.3  # pairs closer than this are noise, in spreads of a score
+    sharpness: float = 1.0  # of the labels, per spread of a score
+    branch_b: float = 1.0  # b of pairs that differ in one token
+    branch_weight: float = 1.0  # of their loss
+    branch_share: float = 0.12  # of the tokens whose alternatives are scored
+    least_margin: float = 0.3  # pairs closer than this do not count as held-out pairs
     candidates: int = 20
     clip: float = 1.0
     seed: int = 0
@@ -40,7 +45,7 @@ class Recipe:
 
 @dataclass
 class Example:
-    """One prompt: its cached responses and their standardised scores [R, D]."""
+    """One prompt: its cached responses and their standardised scores [R, C + 1, D]."""
 
     responses: list[Response]
     scores: Tensor
@@ -55,12 +60,12 @@ class Report:
     seconds: float = 0.0
 
 
-def sequence_ratios(model: PersRM, responses: list[Response], h_T: list[Tensor], w: Tensor) -> Tensor:
-    """L_w of responses [R] under w [R, W, D] -> [R, W]."""
+def sequence_ratios(phi: Tensor, responses: list[Response], w: Tensor) -> Tensor:
+    """L_w of every beginning (data.CUTS) and the whole of responses [R].
+
+    phi [n, K, D] of all their tokens, w [R, W, D] -> [C + 1, R, W].
+    """
     lengths = torch.tensor([len(r.chosen) for r in responses])
-    phi = model.features(
-        torch.cat([r.h_B for r in responses]), torch.cat(h_T), torch.cat([r.ids for r in responses])
-    )
     tokens = objective.log_ratios(
         phi,
         torch.cat([r.z_B for r in responses]),
@@ -68,21 +73,55 @@ def sequence_ratios(model: PersRM, responses: list[Response], h_T: list[Tensor],
         torch.cat([r.chosen for r in responses]),
     )
     owner = torch.arange(len(responses)).repeat_interleave(lengths)
-    return torch.zeros(len(responses), w.shape[1]).index_add(0, owner, tokens)
+    place = torch.cat([torch.arange(int(n)) for n in lengths])
+    segment = torch.bucketize(place, torch.tensor(CUTS), right=True)
+    pieces = torch.zeros((len(CUTS) + 1) * len(responses), w.shape[1])
+    pieces = pieces.index_add(0, segment * len(responses) + owner, tokens)
+    return pieces.view(len(CUTS) + 1, len(responses), -1).cumsum(0)
+
+
+def all_features(model: PersRM, responses: list[Response]) -> Tensor:
+    """phi [n, K, D] of every token of the responses, one after the other."""
+    h_T = [r.h_T for r in responses if r.h_T is not None] or trunk_hidden(model, responses)
+    return model.features(
+        torch.cat([r.h_B for r in responses]), torch.cat(h_T), torch.cat([r.ids for r in responses])
+    )
 
 
 def step_loss(model: PersRM, batch: list[Example], w: Tensor, recipe: Recipe) -> Tensor:
-    """Mean DPO loss over the batch's pairs; w [groups, W, D]."""
+    """Mean DPO loss over the batch's pairs of responses, plus that over pairs of next tokens.
+
+    w [groups, W, D].
+    """
     responses = [r for example in batch for r in example.responses]
     sizes = [len(example.responses) for example in batch]
-    h_T = [r.h_T for r in responses if r.h_T is not None] or trunk_hidden(model, responses)
-    ratios = sequence_ratios(model, responses, h_T, w.repeat_interleave(torch.tensor(sizes), 0))
+    each_w = w.repeat_interleave(torch.tensor(sizes), 0)
+    phi = all_features(model, responses)
+    ratios = sequence_ratios(phi, responses, each_w)
     total, count = torch.zeros(()), torch.zeros(())
-    for row, (example, part) in enumerate(zip(batch, ratios.split(sizes), strict=True)):
-        margins = objective.pair_margins(example.scores, w[row])
-        loss, pairs = objective.pair_loss(part, margins, recipe.b, recipe.least_margin)
-        total, count = total + loss, count + pairs
-    return total / count.clamp_min(1)
+    for row, (example, part) in enumerate(zip(batch, ratios.split(sizes, 1), strict=True)):
+        for cut, beginning in enumerate(part):
+            margins = objective.pair_margins(example.scores[:, cut], w[row])
+            loss, pairs = objective.pair_loss(beginning, margins, recipe.b, recipe.sharpness)
+            total, count = total + loss, count + pairs
+    branches, pairs = branch_step(phi, responses, each_w, recipe)
+    return total / count.clamp_min(1) + recipe.branch_weight * branches / pairs.clamp_min(1)
+
+
+def branch_step(
+    phi: Tensor, responses: list[Response], w: Tensor, recipe: Recipe
+) -> tuple[Tensor, Tensor]:
+    """Summed branch loss and pairs of responses with scored branches; w [R, W, D]."""
+    starts = torch.tensor([0, *(len(r.chosen) for r in responses)]).cumsum(0)
+    scored = [
+        (start + r.branch_at, w[row].expand(len(r.branch_at), -1, -1), r.branch_scores)
+        for row, (start, r) in enumerate(zip(starts, responses, strict=False))
+        if r.branch_at is not None and r.branch_scores is not None
+    ]
+    if not scored:
+        return torch.zeros(()), torch.zeros(())
+    at, each_w, scores = (torch.cat(parts) for parts in zip(*scored, strict=True))
+    return objective.branch_loss(phi[at], each_w, scores, recipe.branch_b, recipe.sharpness)
 
 
 def batches(examples: list[Example], size: int, rng: random.Random) -> Iterator[list[Example]]:
@@ -99,7 +138,10 @@ def train(model: PersRM, examples: list[Example], recipe: Recipe) -> Report:
     lora = [p for n, p in model.lora.named_parameters() if p.requires_grad]
     heads = [model.head_A, model.head_B]
     stages = [
-        (recipe.epochs, [{"params": lora, "lr": recipe.lora_lr}, {"params": heads, "lr": recipe.head_lr}]),
+        (
+            recipe.epochs,
+            [{"params": lora, "lr": recipe.lora_lr}, {"params": heads, "lr": recipe.head_lr}],
+        ),
         (recipe.head_epochs, [{"params": heads, "lr": recipe.head_lr}]),
     ]
     for number, (epochs, parameters) in enumerate(stages):
@@ -145,7 +187,9 @@ def run_stage(
             report.losses.append(loss.item())
             if number % 20 == 0:
                 mean = sum(report.losses[-20:]) / len(report.losses[-20:])
-                print(f"stage {stage + 1} epoch {epoch + 1} step {number} loss {mean:.4f}", flush=True)
+                print(
+                    f"stage {stage + 1} epoch {epoch + 1} step {number} loss {mean:.4f}", flush=True
+                )
 
 
 @torch.no_grad()
@@ -168,9 +212,9 @@ def accuracy(model: PersRM, examples: list[Example], recipe: Recipe) -> dict[str
     hits, pairs = torch.zeros(len(w)), torch.zeros(len(w))
     for example in examples:
         responses = example.responses
-        h_T = [r.h_T for r in responses if r.h_T is not None] or trunk_hidden(model, responses)
-        ratios = sequence_ratios(model, responses, h_T, w.expand(len(responses), -1, -1))
-        margins = objective.pair_margins(example.scores, w)
+        phi = all_features(model, responses)
+        ratios = sequence_ratios(phi, responses, w.expand(len(responses), -1, -1))[-1]
+        margins = objective.pair_margins(example.scores[:, -1], w)
         hit, seen = objective.pair_hits(ratios, margins, recipe.least_margin)
         hits, pairs = hits + hit, pairs + seen
     rates = hits / pairs.clamp_min(1)

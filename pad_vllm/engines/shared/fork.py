@@ -21,6 +21,7 @@ from pad_vllm.adapter import Adapter
 from pad_vllm.compat import Attention, AttentionRecord
 from pad_vllm.engines.shared import lora
 from pad_vllm.engines.shared.reward import SharedRewards
+from pad_vllm.shapes import require_boundary
 
 SUFFIX = ".pad_reward"
 
@@ -43,7 +44,7 @@ def fork_model(model: Any, adapter: Adapter, record: AttentionRecord) -> SharedR
     embedding = _embedding(model, adapter)
     layers = model.model.layers
     fork = adapter.config.fork_layer
-    _require_boundary(layers, fork)
+    require_boundary([layer.self_attn.attn.sliding_window for layer in layers], fork)
     for index in range(fork, len(layers)):
         _fork_layer(layers[index], index, adapter, record, first=index == fork)
     rewards = SharedRewards(
@@ -69,19 +70,6 @@ def _embedding(model: Any, adapter: Adapter) -> Tensor:
             f"{config.hidden_size}]; serve the adapter's own backbone without tensor parallelism"
         )
     return weight
-
-
-def _require_boundary(layers: Any, fork: int) -> None:
-    """Forked layers use each kind of attention in whole periods, or vLLM's KV groups would pad."""
-    kinds = [layer.self_attn.attn.sliding_window for layer in layers]
-    lower, upper = kinds[:fork], kinds[fork:]
-    if len(set(kinds)) > 1 and any(
-        lower.count(kind) * len(upper) != upper.count(kind) * len(lower) for kind in set(kinds)
-    ):
-        raise ForkError(
-            f"fork layer {fork} cuts the pattern of sliding-window and full attention; train the "
-            "adapter with a fork where both parts hold them in equal shares"
-        )
 
 
 def _fork_layer(
@@ -116,7 +104,9 @@ def _add_lora(linear: Any, keys: list[tuple[int, str]], adapter: Adapter) -> Non
 class ForkedAttention(Attention):  # type: ignore[misc, valid-type]
     """Attention over two halves of the rows, each with its own KV cache."""
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
         half = query.shape[0] // 2
         base = super().forward(query[:half], key[:half], value[:half], *args, **kwargs)
         reward = self.reward(query[half:], key[half:], value[half:], *args, **kwargs)

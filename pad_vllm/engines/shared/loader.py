@@ -61,7 +61,11 @@ class PADModelLoader(BaseModelLoader):
         # After the weights: only then is a hub name sure to be on this machine.
         startup.check_backbone(vllm_config, pad, adapter.config)
         device = next(model.parameters()).device
-        with set_current_vllm_config(vllm_config), set_default_torch_dtype(model_config.dtype), device:
+        with (
+            set_current_vllm_config(vllm_config),
+            set_default_torch_dtype(model_config.dtype),
+            device,
+        ):
             rewards = fork_model(model, adapter, record)
         base.start(vllm_config.instance_id, rewards)
         logger.info(

@@ -1,0 +1,214 @@
+"""What does guidance cost? Plain vLLM against PAD, alternated in one process on one machine.
+
+    python benchmarks/speed.py --out results/speed.json        (`make bench`)
+
+Two compiled engines live side by side and take turns on the same batch, every row of PAD's guided.
+A step's time is (time for N + 1 tokens - time for 1 token) / N, so prefill drops out. Also measured:
+bytes of weights held by each engine, by distinct storage, so that a second copy would show. Prints
+a table, then one JSON line; --out writes the JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # no second process on the cores
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+from pad_vllm.adapter import Backbone, random_adapter, read_config, save
+from pad_vllm.serve import resolve_adapter, resolve_base
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of all parameters and buffers, each storage counted once."""
+    storages = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def start(base: str, args: argparse.Namespace, adapter: str | None) -> Any:
+    from vllm import LLM
+
+    pad: dict[str, Any] = {}
+    load_format = args.load_format
+    if adapter is not None:
+        settings = {"adapter": adapter, "load_format": args.load_format}
+        pad = {
+            "logits_processors": ["pad_vllm:PADLogitsProcessor"],
+            "additional_config": {"pad": settings},
+        }
+        load_format = "pad"
+    return LLM(
+        base,
+        load_format=load_format,
+        max_model_len=args.prompt + args.tokens + 8,
+        max_num_seqs=max(args.batches),
+        enable_prefix_caching=False,
+        dtype=args.dtype,
+        enforce_eager=args.eager,
+        gpu_memory_utilization=args.gpu_memory,
+        seed=0,
+        **pad,
+    )
+
+
+def seconds(llm: Any, batch: int, tokens: int, prompt: int, extra: dict[str, Any] | None) -> float:
+    """Time to generate `tokens` tokens for `batch` prompts of `prompt` tokens."""
+    from vllm import SamplingParams
+
+    prompts = [
+        {"prompt_token_ids": [(17 * row + 31 * i) % 1000 + 100 for i in range(prompt)]}
+        for row in range(batch)
+    ]
+    params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, extra_args=extra)
+    begin = time.perf_counter()
+    llm.generate(prompts, params, use_tqdm=False)
+    return time.perf_counter() - begin
+
+
+def step_time(
+    llm: Any, batch: int, args: argparse.Namespace, extra: dict[str, Any] | None
+) -> float:
+    one = seconds(llm, batch, 1, args.prompt, extra)
+    return (seconds(llm, batch, args.tokens + 1, args.prompt, extra) - one) / args.tokens
+
+
+def compare(
+    plain: Any, pad: Any, batch: int, args: argparse.Namespace, guidance: dict[str, Any]
+) -> dict[str, Any]:
+    """Alternated rounds of one batch size, after a warm-up: medians, and the median of the ratios."""
+    step_time(plain, batch, args, None), step_time(pad, batch, args, guidance)
+    plain_times, pad_times, idle_times = [], [], []
+    for _ in range(args.rounds):
+        plain_times.append(step_time(plain, batch, args, None))
+        pad_times.append(step_time(pad, batch, args, guidance))
+        idle_times.append(step_time(pad, batch, args, None))
+    ratios = [b / a for a, b in zip(plain_times, pad_times, strict=True)]
+    idle = [b / a for a, b in zip(plain_times, idle_times, strict=True)]
+    return {
+        "batch": batch,
+        "plain_ms": round(statistics.median(plain_times) * 1e3, 3),
+        "pad_ms": round(statistics.median(pad_times) * 1e3, 3),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_min": round(min(ratios), 3),
+        "ratio_max": round(max(ratios), 3),
+        "ratio_unguided_rows": round(statistics.median(idle), 3),
+    }
+
+
+def make_random(base: str, args: argparse.Namespace) -> str:
+    """A random adapter for a base that has none, forked at the top quarter."""
+    config = json.loads((Path(base) / "config.json").read_text())
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    head = config.get("head_dim") or hidden // config["num_attention_heads"]
+    queries, keys = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
+    shapes = {
+        "q_proj": (queries, hidden),
+        "k_proj": (keys, hidden),
+        "v_proj": (keys, hidden),
+        "o_proj": (hidden, queries),
+        "gate_proj": (inner, hidden),
+        "up_proj": (inner, hidden),
+        "down_proj": (hidden, inner),
+    }
+    fork = round(config["num_hidden_layers"] * 0.75)
+    adapter = random_adapter(
+        Backbone.from_config(Path(base)),
+        fork,
+        ("a", "b", "c"),
+        16,
+        16,
+        shapes=shapes,
+        std=0.01,
+        seed=0,
+    )
+    save(adapter, args.random_adapter, "A random adapter, for timing only.\n")
+    return str(args.random_adapter)
+
+
+def versions() -> dict[str, str]:
+    import torch
+    import vllm
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "vllm": vllm.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": device,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    lines = [
+        "| batch | plain ms/step | PAD ms/step | ratio | ratio, nothing guided |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {r['batch']} | {r['plain_ms']:.1f} | {r['pad_ms']:.1f} | {r['ratio']:.2f}x "
+        f"({r['ratio_min']:.2f} to {r['ratio_max']:.2f}) | {r['ratio_unguided_rows']:.2f}x |"
+        for r in records
+    ]
+    return "\n".join(lines)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--adapter", default="demo")
+    parser.add_argument("--random-adapter", type=Path, help="make a random one here and use it")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 32])
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--prompt", type=int, default=32, help="prompt tokens")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--load-format", default="auto", help="`dummy` times a bare config.json")
+    parser.add_argument("--gpu-memory", type=float, default=0.4, help="share for each engine")
+    parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("results/speed.json"))
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    base = resolve_base(args.base)
+    adapter = make_random(base, args) if args.random_adapter else resolve_adapter(args.adapter)
+    config = read_config(adapter)
+    plain, pad = start(base, args, None), start(base, args, adapter)
+    held = [llm.apply_model(weight_bytes)[0] for llm in (plain, pad)]
+    guidance = {"pad_weights": [f"{name}=1" for name in config.dimensions]}
+    records = [compare(plain, pad, batch, args, guidance) for batch in args.batches]
+    result = {
+        "command": shlex.join(["python", "benchmarks/speed.py", *sys.argv[1:]]),
+        "backbone": config.backbone.name,
+        "layers": config.backbone.num_layers,
+        "fork_layer": config.fork_layer,
+        "dtype": args.dtype,
+        "compiled": not args.eager,
+        "weights_mib": {"plain": round(held[0] / 2**20, 1), "pad": round(held[1] / 2**20, 1)},
+        "versions": versions(),
+        "records": records,
+    }
+    print(table(records))
+    print(f"weights held: plain {held[0] / 2**20:.1f} MiB, PAD {held[1] / 2**20:.1f} MiB")
+    print(json.dumps(result))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

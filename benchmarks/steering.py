@@ -1,0 +1,211 @@
+"""Does guidance steer, and is the text still text? Win rates over the unguided answers.
+
+    python benchmarks/steering.py --prompts PROMPTS.json --betas 0.5 1 1.5 --out results/steering.json
+
+PROMPTS.json is a list of {"prompt": text}: the paper's are the 50 Koala prompts of P-Soups. Greedy,
+100 tokens, one mixed batch through vLLM. Rows: each dimension alone and its opposite at each beta,
+mixes of two, and plain preference prompting. Prints a table, then writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pad_vllm.adapter import read_config
+from pad_vllm.evaluation.fluency import perplexity, repeated_ngrams, token_losses
+from pad_vllm.evaluation.scorers import score
+from pad_vllm.evaluation.winrate import win_rate
+from pad_vllm.serve import resolve_adapter, resolve_base
+
+PROMPTED = {
+    "positive": "Be positive, warm and encouraging.",
+    "brief": "Answer briefly.",
+    "simple": "Use short, simple words and short sentences.",
+}
+MOST_PERPLEXITY = 1.5  # times the unguided answers'
+MOST_REPETITION = 0.05  # above the unguided answers'
+
+
+@dataclass
+class Condition:
+    """One way to answer all prompts."""
+
+    name: str
+    weights: dict[str, float]
+    beta: float = 0.0
+    instruction: str = ""
+
+    def extra_args(self, top_k: int | None) -> dict[str, Any] | None:
+        if not self.weights:
+            return None
+        extra: dict[str, Any] = {
+            "pad_weights": [f"{name}={value}" for name, value in self.weights.items()],
+            "pad_beta": self.beta,
+        }
+        return extra if top_k is None else {**extra, "pad_top_k": top_k}
+
+
+def conditions(dimensions: tuple[str, ...], betas: list[float]) -> list[Condition]:
+    found = [Condition("unguided", {})]
+    for beta, name in itertools.product(betas, dimensions):
+        found.append(Condition(f"+{name}", {name: 1}, beta))
+        found.append(Condition(f"-{name}", {name: -1}, beta))
+    for beta, pair in itertools.product(betas, itertools.combinations(dimensions, 2)):
+        found.append(Condition("+" + "+".join(pair), dict.fromkeys(pair, 1.0), beta))
+    prompted = [name for name in dimensions if name in PROMPTED]
+    found += [Condition(f"prompt {name}", {}, instruction=PROMPTED[name]) for name in prompted]
+    return found
+
+
+def answer(
+    base: str, adapter: str, prompts: list[str], rows: list[Condition], args: argparse.Namespace
+) -> list[list[Any]]:
+    """vLLM's completions, [condition][prompt], all requests in one batch."""
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        base,
+        load_format="pad",
+        logits_processors=["pad_vllm:PADLogitsProcessor"],
+        additional_config={"pad": {"adapter": adapter}},
+        max_model_len=1024,
+        max_num_seqs=64,
+    )
+    chats, params = [], []
+    for row in rows:
+        for prompt in prompts:
+            text = f"{prompt}\n\n{row.instruction}" if row.instruction else prompt
+            chats.append([{"role": "user", "content": text}])
+            params.append(
+                SamplingParams(
+                    temperature=0, max_tokens=args.max_tokens, extra_args=row.extra_args(args.top_k)
+                )
+            )
+    outputs = [output.outputs[0] for output in llm.chat(chats, params)]
+    size = len(prompts)
+    return [outputs[start : start + size] for start in range(0, len(outputs), size)]
+
+
+def losses(base: str, prompts: list[str], answers: list[list[Any]]) -> list[float]:
+    """Perplexity of each condition's answers under the base, after the plain prompt."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    ids = []
+    for prompt in prompts:
+        chat = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        ids.append(tokenizer(text, add_special_tokens=False)["input_ids"])
+    pairs = [
+        (prompt, list(one.token_ids))
+        for row in answers
+        for prompt, one in zip(ids, row, strict=True)
+    ]
+    found = token_losses(model, pairs)
+    size = len(prompts)
+    return [perplexity(found[start : start + size]) for start in range(0, len(found), size)]
+
+
+def measure(
+    rows: list[Condition],
+    answers: list[list[Any]],
+    perplexities: list[float],
+    dimensions: tuple[str, ...],
+) -> list[dict[str, Any]]:
+    """One record a condition: win rate and mean score a dimension, perplexity ratio, repetition."""
+    texts = [[one.text for one in row] for row in answers]
+    scores = [[score(text, dimensions) for text in row] for row in texts]
+    repeated = [sum(map(repeated_ngrams, row)) / len(row) for row in texts]
+    records = []
+    for index, row in enumerate(rows):
+        records.append(
+            {
+                "name": row.name,
+                "weights": row.weights,
+                "beta": row.beta,
+                "win_rate": {
+                    name: round(
+                        win_rate([s[d] for s in scores[index]], [s[d] for s in scores[0]]), 4
+                    )
+                    for d, name in enumerate(dimensions)
+                },
+                "mean_score": {
+                    name: round(sum(s[d] for s in scores[index]) / len(scores[index]), 4)
+                    for d, name in enumerate(dimensions)
+                },
+                "perplexity": round(perplexities[index], 3),
+                "perplexity_ratio": round(perplexities[index] / perplexities[0], 3),
+                "repeated_4grams": round(repeated[index], 4),
+                "repetition_added": round(repeated[index] - repeated[0], 4),
+            }
+        )
+    return records
+
+
+def table(records: list[dict[str, Any]], dimensions: tuple[str, ...]) -> list[str]:
+    """Markdown; a condition that breaks a fluency limit is marked."""
+    lines = [
+        "| condition | beta | " + " | ".join(f"{d} wins" for d in dimensions) + " | perplexity | "
+        "repeated 4-grams | |",
+        "| --- | --- |" + " --- |" * (len(dimensions) + 3),
+    ]
+    for r in records:
+        fluent = (
+            r["perplexity_ratio"] <= MOST_PERPLEXITY and r["repetition_added"] <= MOST_REPETITION
+        )
+        wins = " | ".join(f"{r['win_rate'][d]:.0%}" for d in dimensions)
+        lines.append(
+            f"| {r['name']} | {r['beta']:g} | {wins} | {r['perplexity_ratio']:.2f}x | "
+            f"{r['repetition_added'] * 100:+.1f} points | {'' if fluent else 'not fluent'} |"
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--adapter", default="demo")
+    parser.add_argument("--prompts", type=Path, required=True)
+    parser.add_argument("--betas", type=float, nargs="+", default=[0.5, 1.0, 1.5])
+    parser.add_argument("--top-k", type=int, default=None, help="default: the adapter's")
+    parser.add_argument("--max-tokens", type=int, default=100)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--texts", type=Path, help="also write every answer here")
+    args = parser.parse_args()
+    base, adapter = str(resolve_base(args.base)), str(resolve_adapter(args.adapter))
+    dimensions = read_config(adapter).dimensions
+    prompts = [record["prompt"] for record in json.loads(args.prompts.read_text())]
+    rows = conditions(dimensions, args.betas)
+    answers = answer(base, adapter, prompts, rows, args)
+    records = measure(rows, answers, losses(base, prompts, answers), dimensions)
+    lines = table(records, dimensions)
+    print("\n".join(lines))
+    result = {
+        "command": shlex.join(["python", "benchmarks/steering.py", *sys.argv[1:]]),
+        "prompts": len(prompts),
+        "records": records,
+        "table": lines,
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    if args.texts:
+        texts = {
+            r.name + f"@{r.beta:g}": [one.text for one in a]
+            for r, a in zip(rows, answers, strict=True)
+        }
+        args.texts.write_text(json.dumps(texts, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""One prompt, six preferences, one batch: starts a real server with PAD and shows what comes back.
+
+    make demo        (or: python examples/demo.py [--prompt TEXT] [--beta B])
+
+Starts `pad-vllm serve` on a free port, sends the six requests together through the OpenAI client,
+streams one, times guided against unguided, asks for something wrong on purpose, stops the server.
+Exits 1 if any step failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from openai import AsyncOpenAI, BadRequestError
+from rich.console import Console
+from rich.table import Table
+
+from pad_vllm.adapter import read_config
+from pad_vllm.evaluation.scorers import score
+from pad_vllm.serve import resolve_adapter
+
+MODEL = "smollm2-135m"
+PROMPT = "What should I know before I get a dog?"
+console = Console(width=100)
+
+
+class DemoError(RuntimeError):
+    """A step of the demo that did not do what it says."""
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@contextlib.contextmanager
+def server(log: Path) -> Iterator[str]:
+    """A running server's base URL; its whole process group is stopped at the end."""
+    port = free_port()
+    command = [sys.executable, "-m", "pad_vllm", "serve", MODEL, "--adapter", "demo"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "1024"]
+    command += ["--max-num-seqs", "16"]
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ}
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+    try:
+        wait_until_ready(process, f"http://127.0.0.1:{port}/health", log)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        stop(process)
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    start = time.monotonic()
+    with console.status("starting the server (the first start compiles, about a minute) ..."):
+        while time.monotonic() - start < 240:
+            if process.poll() is not None:
+                break
+            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2):  # noqa: S310
+                console.print(f"server ready after {time.monotonic() - start:.0f} s")
+                return
+            time.sleep(1)
+    raise DemoError("the server did not start; its log ends:\n" + log.read_text()[-3000:])
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def preferences(dimensions: tuple[str, ...]) -> dict[str, str | None]:
+    """What each of the six users wants, as `pad_weights`."""
+    first, second, third = dimensions[:3]
+    return {
+        "unguided": None,
+        first: f"{first}=1",
+        second: f"{second}=1",
+        third: f"{third}=1",
+        f"{first} and {third}": f"{first}=1,{third}=1",
+        f"opposite of {first}": f"{first}=-1",
+    }
+
+
+def body(prompt: str, weights: str | None, beta: float, tokens: int = 100) -> dict[str, Any]:
+    request: dict[str, Any] = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": prompt}],
+        "temperature": 0,
+        "max_tokens": tokens,
+    }
+    if weights is not None:
+        request["extra_body"] = {"vllm_xargs": {"pad_weights": weights, "pad_beta": beta}}
+    return request
+
+
+async def ask_all(client: AsyncOpenAI, requests: list[dict[str, Any]]) -> tuple[list[Any], float]:
+    """All requests at once: the answers and the seconds they took."""
+    start = time.perf_counter()
+    answers = await asyncio.gather(*(client.chat.completions.create(**r) for r in requests))
+    return answers, time.perf_counter() - start
+
+
+async def stream(client: AsyncOpenAI, request: dict[str, Any]) -> str:
+    text = ""
+    async for chunk in await client.chat.completions.create(**request, stream=True):
+        piece = chunk.choices[0].delta.content or ""
+        text += piece
+        console.print(piece, end="", style="cyan", highlight=False)
+    console.print()
+    return text
+
+
+def show(answers: dict[str, str], dimensions: tuple[str, ...]) -> None:
+    table = Table(show_lines=True)
+    table.add_column("preference")
+    table.add_column("answer", ratio=1)
+    for name in dimensions:
+        table.add_column(name, justify="right")
+    for name, text in answers.items():
+        numbers = [f"{value:.2f}" for value in score(text, dimensions)]
+        table.add_row(name, text.strip(), *numbers)
+    console.print(table)
+
+
+async def throughput(client: AsyncOpenAI, wanted: list[str], beta: float) -> dict[str, float]:
+    """Tokens a second of the same batch size, unguided and guided, taking turns."""
+    best = {"unguided": 0.0, "guided": 0.0}
+    for turn in range(3):
+        for kind in ("unguided", "guided"):
+            given = [w if kind == "guided" else None for w in wanted]
+            # A prompt a turn, so that neither side finds the other's prefix in the cache.
+            requests = [
+                body(f"{turn} {kind} {i}: {PROMPT}", w, beta, 64) for i, w in enumerate(given)
+            ]
+            for request in requests:
+                request.setdefault("extra_body", {})["ignore_eos"] = True
+            answers, seconds = await ask_all(client, requests)
+            tokens = sum(answer.usage.completion_tokens for answer in answers)
+            best[kind] = max(best[kind], tokens / seconds)
+    return best
+
+
+async def talk(url: str, prompt: str, beta: float, dimensions: tuple[str, ...]) -> None:
+    client = AsyncOpenAI(base_url=url, api_key="none")
+    users = preferences(dimensions)
+    console.print(f"\n[bold]{prompt}[/bold]   six requests in one batch, beta {beta:g}")
+    found, _ = await ask_all(client, [body(prompt, w, beta) for w in users.values()])
+    answers = {name: one.choices[0].message.content for name, one in zip(users, found, strict=True)}
+    show(answers, dimensions)
+    same = [name for name in users if name != "unguided" and answers[name] == answers["unguided"]]
+    if same:
+        raise DemoError(f"these preferences changed nothing: {', '.join(same)}")
+
+    console.print(f"\nthe same for '{dimensions[0]}', streamed:")
+    if await stream(client, body(prompt, users[dimensions[0]], beta)) != answers[dimensions[0]]:
+        raise DemoError("the streamed answer is not the one of the batch")
+
+    wanted = [w for w in users.values() if w is not None]
+    speed = await throughput(client, wanted, beta)
+    console.print(
+        f"\n{len(wanted)} requests at once: unguided {speed['unguided']:.0f} tokens/s, guided "
+        f"{speed['guided']:.0f} tokens/s on the same server"
+    )
+
+    try:
+        await client.chat.completions.create(**body(prompt, "kindness=1", beta))
+    except BadRequestError as error:
+        console.print(f"\na preference this adapter does not have: HTTP 400\n  {error.message}")
+    else:
+        raise DemoError("an unknown preference was not refused")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompt", default=PROMPT)
+    parser.add_argument("--beta", type=float, help="strength; default: the adapter's own")
+    args = parser.parse_args()
+    config = read_config(resolve_adapter("demo"))
+    beta = config.beta if args.beta is None else args.beta
+    try:
+        with tempfile.TemporaryDirectory() as folder, server(Path(folder) / "server.log") as url:
+            asyncio.run(talk(url, args.prompt, beta, config.dimensions))
+    except DemoError as error:
+        console.print(f"[red]demo failed:[/red] {error}")
+        return 1
+    console.print("\ndemo finished, the server is stopped")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

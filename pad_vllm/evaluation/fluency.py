@@ -1,0 +1,47 @@
+"""Is the text still text? Repetition, and perplexity under the unguided base.
+
+In: texts, or token ids and a Transformers model. Out: plain numbers. Knows nothing of preferences.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+
+def repeated_ngrams(text: str, n: int = 4) -> float:
+    """Share of the text's word n-grams that stood in it before, 0 to 1; 0 where it has none."""
+    words = text.split()
+    grams = list(zip(*(words[start:] for start in range(n)), strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+@torch.no_grad()
+def token_losses(
+    model: Any, pairs: Sequence[tuple[list[int], list[int]]], batch: int = 16
+) -> list[tuple[float, int]]:
+    """(summed negative log-likelihood, tokens) of each answer after its prompt, both as token ids."""
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
+    found: dict[int, tuple[float, int]] = {}
+    for start in range(0, len(order), batch):
+        chunk = order[start : start + batch]
+        ids = [torch.tensor(pairs[i][0] + pairs[i][1]) for i in chunk]
+        hidden = model.model(input_ids=pad_sequence(ids, batch_first=True)).last_hidden_state
+        for row, i in enumerate(chunk):
+            prompt, answer = pairs[i]
+            first = len(prompt) - 1
+            logits = model.lm_head(hidden[row, first : first + len(answer)]).float()
+            target = torch.tensor(answer, dtype=torch.long)
+            loss = torch.nn.functional.cross_entropy(logits, target, reduction="sum")
+            found[i] = (loss.item(), len(answer))
+    return [found[i] for i in range(len(pairs))]
+
+
+def perplexity(losses: Sequence[tuple[float, int]]) -> float:
+    """exp of the mean loss a token over all answers."""
+    tokens = sum(count for _, count in losses)
+    return math.exp(sum(loss for loss, _ in losses) / max(tokens, 1))

@@ -1,0 +1,37 @@
+"""What tests share: the two real models, and an adapter that changes what SmolLM2 says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+
+SHIPPED = Path(__file__).parents[1] / "pad_vllm" / "adapters" / "smollm2-135m-demo"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct: Llama architecture, 30 layers."""
+    return _model("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """Gemma-3-270m: 18 layers, sliding-window and full attention."""
+    return _model("gemma3-270m")
+
+
+@pytest.fixture(scope="session")
+def adapter(smollm2, tmp_path_factory) -> Path:
+    """The shipped demo adapter, or a random one of three dimensions on the same backbone."""
+    if (SHIPPED / "pad_config.json").is_file():
+        return SHIPPED
+    folder = tmp_path_factory.mktemp("adapter") / "random"
+    return tiny.write_adapter(smollm2, folder, fork_layer=22, std=0.05)
+
+
+def _model(name: str) -> Path:
+    from pad_vllm.models import fetch
+
+    return fetch(name, quiet=True)

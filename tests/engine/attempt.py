@@ -1,0 +1,49 @@
+"""Tries to start vLLM engines, up to the engine itself: `attempt.py ATTEMPTS.json RESULTS.json`.
+
+In: a list of vllm.LLM's keyword arguments, each with "environment" to set beside them. Out: for
+each, the exception's class and text. Where everything before it passes, the engine is not started:
+"EngineReached" is what comes out. So a refusal seen here came before any process or weight.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+class EngineReached(Exception):
+    """Nothing refused these arguments."""
+
+
+def main(attempts: str, results: str) -> None:
+    from vllm.v1.engine.core_client import EngineCoreClient
+
+    EngineCoreClient.make_client = _reached
+    done = [_attempt(one) for one in json.loads(Path(attempts).read_text("utf-8"))]
+    Path(results).write_text(json.dumps(done), "utf-8")
+
+
+def _reached(*_args: Any, **_kwargs: Any) -> None:
+    raise EngineReached
+
+
+def _attempt(arguments: dict[str, Any]) -> dict[str, str]:
+    from vllm import LLM
+
+    environment = arguments.pop("environment", {})
+    os.environ.update(environment)
+    try:
+        LLM(**arguments)
+    except Exception as error:
+        return {"class": type(error).__name__, "text": str(error)}
+    finally:
+        for name in environment:
+            del os.environ[name]
+    raise AssertionError("an engine without its core")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,76 @@
+"""Every served family against its twin: small random models, and Gemma-3-270m itself."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+from cases import PROMPTS, mixed_batch, share_changed
+from harness import engines, pad
+from twin import Twin
+
+pytestmark = pytest.mark.engine
+
+TOKENS = 24
+FORKS = {  # gemma3 at its pattern's boundary; qwen3 below its first layer: everything twice
+    "llama": 2,
+    "mistral": 3,
+    "qwen2": 1,
+    "qwen3": 0,
+    "gemma3": 3,
+    "gemma3_sliding": 1,
+    "gemma3_full": 2,
+}
+# Longer and shorter than the window, neighbours of different length.
+LENGTHS = (3, 40, 17, 70)
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory):
+    """family -> (checkpoint, adapter, requests, result), all engines in one subprocess."""
+    root = tmp_path_factory.mktemp("families")
+    made = {}
+    for family, fork in FORKS.items():
+        base = tiny.checkpoint(family, root / family)
+        adapter = tiny.write_adapter(
+            base, root / f"{family}_adapter", fork_layer=fork, std=0.15, beta=1.0
+        )
+        prompts = [[3 + (7 * i + length) % 256 for i in range(length)] for length in LENGTHS]
+        made[family] = (base, adapter, mixed_batch(adapter, prompts, TOKENS))
+    jobs = [
+        {"llm": pad(base, adapter), "requests": requests, "record": True}
+        for base, adapter, requests in made.values()
+    ]
+    results = engines(jobs)
+    return {
+        family: (*one, result) for (family, one), result in zip(made.items(), results, strict=True)
+    }
+
+
+@pytest.mark.parametrize("family", FORKS)
+def test_a_small_model_of_each_family_says_what_its_twin_says(families, family):
+    base, adapter, requests, result = families[family]
+    found = Twin(base, adapter).compare(requests, result)
+    print(f"\n{family}: {found}")
+    assert found.differences == []
+    assert found.ties <= 1
+    assert found.reward_error < 1e-3
+    assert share_changed(result) > 0.5
+
+
+def test_gemma_3_270m_says_what_its_twin_says(gemma3, tmp_path):
+    adapter = tiny.write_adapter(gemma3, tmp_path / "adapter", fork_layer=12, std=0.02)
+    bos = 2  # its converted tokenizer adds none
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(gemma3)
+    prompts = [
+        [bos, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in PROMPTS[:4]
+    ]
+    requests = mixed_batch(adapter, prompts, 16)
+    (result,) = engines([{"llm": pad(gemma3, adapter), "requests": requests, "record": True}])
+    found = Twin(gemma3, adapter).compare(requests, result)
+    print(f"\ngemma-3-270m: start {result['start_s']:.1f} s, {result['run_s']:.1f} s: {found}")
+    assert found.differences == []
+    assert found.ties <= 1
+    assert found.reward_error < 1e-3
+    assert share_changed(result) > 0.5

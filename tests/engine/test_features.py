@@ -1,0 +1,330 @@
+"""vLLM's features around guidance: an answer is the one its request gets alone with a cold cache."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import jsonschema
+import pytest
+from harness import engines, pad, plain
+
+pytestmark = pytest.mark.engine
+
+LONG = (
+    "The old lighthouse keeper climbed the stairs every evening, counting them aloud, though he "
+    "had known their number for thirty years. From the gallery he saw the fishing boats come home "
+    "one after another, their lanterns swinging, and he wrote the name of each into a book that "
+    "nobody but he would ever read. In winter the storms kept the boats in the harbour for weeks, "
+    "and then the pages of the book stayed empty, and he wrote about the weather instead, or about "
+    "his sister, who had moved to the city and sent him a letter at the end of every month.{}"
+)
+ENDINGS = (" One day", " The next letter", " His sister said that", " What he liked best was")
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "mood": {"enum": ["happy", "sad", "calm"]},
+        "age": {"type": "integer", "minimum": 1, "maximum": 99},
+    },
+    "required": ["name", "mood", "age"],
+    "additionalProperties": False,
+}
+SMALL_BLOCKS = {"block_size": 32, "max_model_len": 256, "disable_log_stats": False}
+
+
+def ask(prompt, guidance=None, **sampling):
+    greedy = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
+    if guidance is not None:
+        sampling["extra_args"] = guidance
+    return {"prompt": prompt, "sampling": {**greedy, **sampling}}
+
+
+def mix(first, second, third):
+    """Greedy requests of over 100 tokens: several users, several strengths, and nobody's."""
+    a, b, c, d = (LONG.format(ending) for ending in ENDINGS)
+    one = {"pad_weights": f"{first}=1"}
+    return [
+        ask(a),
+        ask(a, one),
+        ask(a, {"pad_weights": f"{first}=-1", "pad_beta": 4}),
+        ask(b, {"pad_weights": [f"{second}=1", f"{third}=0.5"], "pad_top_k": 3}),
+        ask(c, {"pad_weights": json.dumps({third: 2}), "pad_beta": 3, "pad_top_k": 50}),
+        ask(d),
+    ]
+
+
+def sampled(guidance):
+    """n > 1 and seeds: twice the same, another seed, and the same heat without guidance."""
+    hot = {"n": 3, "temperature": 1.5, "logprobs": 3}
+    few = {**guidance, "pad_top_k": 3}
+    return [
+        ask(ENDINGS[0], few, seed=7, **hot),
+        ask(ENDINGS[0], few, seed=7, **hot),
+        ask(ENDINGS[0], few, seed=70, **hot),
+        ask(ENDINGS[0], seed=7, **hot),
+    ]
+
+
+def constrained(guidance):
+    """Whatever masks or moves logits before guidance or after it, under strong guidance."""
+    strong = {**guidance, "pad_beta": 10}
+    narrow = {**strong, "pad_top_k": 2}
+    schema = {"structured_outputs": {"json": SCHEMA}, "max_tokens": 120, "ignore_eos": False}
+    question = "Describe a person as JSON: "
+    return {
+        "schema": ask(question, strong, **schema),
+        "schema, two candidates": ask(question, narrow, **schema),
+        "schema, sampled": ask(question, strong, temperature=1.0, seed=3, **schema),
+        "schema, unguided": ask(question, **schema),
+        "choice": ask(question, strong, structured_outputs={"choice": ["yes", "no"]}),
+        "allowed tokens": ask(ENDINGS[0], strong, allowed_token_ids=[28, 30, 253]),
+        "one allowed token": ask(ENDINGS[0], strong, allowed_token_ids=[253]),
+        "biased up": ask(ENDINGS[0], guidance, logit_bias={"253": 100}),
+        "bad words": ask(ENDINGS[0], strong, bad_words=["the", ",", "and", "a", "to"]),
+        "at least 20 tokens": ask("Bye.", strong, min_tokens=20, ignore_eos=False),
+        "penalties": ask(ENDINGS[0], strong, repetition_penalty=1.5, frequency_penalty=1.0),
+        "cut": ask(ENDINGS[0], strong, temperature=1.0, seed=1, top_p=0.9, min_p=0.1, top_k=5),
+        "prompt scored": ask(LONG.format(ENDINGS[0]), guidance, prompt_logprobs=1),
+        "not scored": ask(LONG.format(ENDINGS[0]), guidance),
+    }
+
+
+class Runs:
+    """Rounds of one engine by name, as they were asked for and as they came out."""
+
+    def __init__(self, asked, result):
+        self.counters = result["counters"]
+        self._rounds = dict(zip(asked, result["rounds"], strict=True))
+
+    def __getitem__(self, name):
+        return self._rounds[name]
+
+    def texts(self, name):
+        return [output["text"] for output in self[name]]
+
+
+@pytest.fixture(scope="module")
+def dimensions(adapter):
+    return json.loads((adapter / "pad_config.json").read_text("utf-8"))["dimensions"][:3]
+
+
+@pytest.fixture(scope="module")
+def guidance(dimensions):
+    return {"pad_weights": f"{dimensions[0]}=1"}
+
+
+@pytest.fixture(scope="module")
+def runs(smollm2, adapter, dimensions, guidance):
+    """Every engine of this file, one after the other in one process: the imports cost the most."""
+    requests = mix(*dimensions)
+    alone = {f"alone {index}": [request] for index, request in enumerate(requests)}
+    unguided = [request for request in requests if "extra_args" not in request["sampling"]]
+    scored = {**requests[1], "sampling": {**requests[1]["sampling"], "logprobs": 5}}
+    bare = ask(requests[1]["prompt"], logprobs=5)
+    two = {"requests": requests, "again": requests}
+    asked = {
+        "reference": {
+            **alone,
+            "together": requests,
+            "sampled": sampled(guidance),
+            "sampled again": sampled(guidance)[:1],
+            "constrained": list(constrained(guidance).values()),
+            "scored": [scored],
+        },
+        "plain": {"unguided": unguided, "scored": [bare]},
+        "prefix cache": {"unguided first": [unguided[0]], **two},
+        "chunked prefill": two,
+        "preemption": two,
+        "processed": {"scored": [scored]},
+    }
+    llm = {
+        "reference": pad(smollm2, adapter, enable_prefix_caching=False),
+        "plain": plain(smollm2, enable_prefix_caching=False),
+        "prefix cache": pad(smollm2, adapter, enable_prefix_caching=True, **SMALL_BLOCKS),
+        "chunked prefill": pad(
+            smollm2,
+            adapter,
+            enable_prefix_caching=False,
+            max_num_batched_tokens=24,
+            max_num_seqs=8,
+            **SMALL_BLOCKS,
+        ),
+        "preemption": pad(
+            smollm2,
+            adapter,
+            enable_prefix_caching=False,
+            num_gpu_blocks_override=20,
+            **SMALL_BLOCKS,
+        ),
+        "processed": pad(smollm2, adapter, logprobs_mode="processed_logprobs"),
+    }
+    results = engines([{"llm": llm[name], "rounds": list(asked[name].values())} for name in asked])
+    return {name: Runs(asked[name], result) for name, result in zip(asked, results, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def reference(runs):
+    """What every request of `mix` answers alone, with a cold cache."""
+    return [
+        runs["reference"][f"alone {index}"][0]["text"]
+        for index in range(len(runs["reference"]["together"]))
+    ]
+
+
+@pytest.fixture(scope="module")
+def constraint(runs, guidance):
+    outputs = runs["reference"]["constrained"]
+    return dict(zip(constrained(guidance), outputs, strict=True))
+
+
+def test_the_requests_ask_for_different_answers(reference):
+    assert len(set(reference)) == len(reference)
+    assert all(reference)
+
+
+def test_a_mixed_batch_answers_as_each_request_alone(runs, reference):
+    assert runs["reference"].texts("together") == reference
+
+
+def test_unguided_requests_beside_guided_ones_answer_as_plain_vllm(runs, reference):
+    assert runs["plain"].texts("unguided") == [reference[0], reference[5]]
+
+
+@pytest.mark.parametrize("engine", ["prefix cache", "chunked prefill", "preemption"])
+@pytest.mark.parametrize("name", ["requests", "again"])
+def test_the_engine_gives_the_answers_of_the_cold_cache(runs, reference, engine, name):
+    assert runs[engine].texts(name) == reference
+
+
+def test_the_prefix_cache_is_hit_also_by_what_unguided_requests_left(runs):
+    prompts = [len(output["prompt_token_ids"]) for output in runs["prefix cache"]["again"]]
+
+    first_guided = runs["prefix cache"]["requests"][1]
+    again = [output["cached_tokens"] for output in runs["prefix cache"]["again"]]
+    assert first_guided["cached_tokens"] >= 96
+    assert again == [(length - 1) // 32 * 32 for length in prompts]
+
+
+def test_prompts_are_longer_than_a_chunk(runs):
+    lengths = [len(output["prompt_token_ids"]) for output in runs["chunked prefill"]["requests"]]
+
+    assert min(lengths) > 4 * 24
+
+
+def test_the_tiny_cache_preempts(runs):
+    assert runs["preemption"].counters["vllm:num_preemptions"] > 0
+    assert runs["prefix cache"].counters["vllm:num_preemptions"] == 0
+
+
+def test_a_seed_gives_the_same_answers_and_another_seed_others(runs):
+    first, same, other, _ = (
+        [choice["text"] for choice in output["choices"]] for output in runs["reference"]["sampled"]
+    )
+    (again,) = runs["reference"]["sampled again"]
+
+    assert len(set(first)) == 3
+    assert same == first
+    assert [choice["text"] for choice in again["choices"]] == first
+    assert not set(first) & set(other)
+
+
+def outside(output):
+    """Sampled tokens that were not among the base's best three: vLLM lists these in addition."""
+    steps = [step for choice in output["choices"] for step in choice["logprobs"]]
+    return sum(len(step) > 3 for step in steps)
+
+
+def test_sampled_tokens_are_among_the_bases_candidates(runs):
+    *guided, unguided = runs["reference"]["sampled"]
+
+    assert [outside(output) for output in guided] == [0, 0, 0]
+    assert outside(unguided) > 10
+
+
+def test_a_stop_string_ends_the_answer_where_it_would_have_come(runs, reference, smollm2, adapter):
+    words = reference[1].split()
+    stop = words[len(words) // 2]
+    guided = mix(*_dimensions(adapter))[1]
+    request = {**guided, "sampling": {**guided["sampling"], "stop": [stop]}}
+    kept = {**request, "sampling": {**request["sampling"], "include_stop_str_in_output": True}}
+    (result,) = engines([{"llm": pad(smollm2, adapter), "requests": [request, kept]}])
+
+    before = reference[1][: reference[1].index(stop)]
+    assert [output["text"] for output in result["outputs"]] == [before, before + stop]
+    assert [output["finish_reason"] for output in result["outputs"]] == ["stop", "stop"]
+
+
+def _dimensions(adapter):
+    return json.loads((adapter / "pad_config.json").read_text("utf-8"))["dimensions"][:3]
+
+
+def test_logprobs_are_the_base_models_by_default(runs):
+    guided, base = runs["reference"]["scored"][0], runs["plain"]["scored"][0]
+
+    ours, theirs = guided["logprobs"][0], base["logprobs"][0]
+    assert set(theirs) <= set(ours)  # and the token that was chosen, where it is not of the five
+    assert all(math.isclose(ours[token], theirs[token], abs_tol=1e-4) for token in theirs)
+
+
+def test_processed_logprobs_show_the_guided_distribution(runs, adapter):
+    top_k = json.loads((adapter / "pad_config.json").read_text("utf-8"))["top_k"]
+    (raw,), (guided,) = runs["reference"]["scored"], runs["processed"]["scored"]
+
+    assert guided["text"] == raw["text"]
+    for step, token in zip(guided["logprobs"], guided["token_ids"], strict=True):
+        assert max(step, key=step.get) == str(token)
+        assert sum(math.exp(one) for one in step.values()) <= 1 + 1e-4
+    assert top_k >= 5
+    assert guided["logprobs"][0] != raw["logprobs"][0]
+
+
+@pytest.mark.parametrize(
+    "name", ["schema", "schema, two candidates", "schema, sampled", "schema, unguided"]
+)
+def test_structured_output_stays_valid_under_strong_guidance(constraint, name):
+    output = constraint[name]
+
+    assert output["finish_reason"] == "stop"
+    jsonschema.validate(json.loads(output["text"]), SCHEMA)
+
+
+def test_guidance_chooses_within_the_schema(constraint):
+    assert constraint["schema"]["text"] != constraint["schema, unguided"]["text"]
+
+
+def test_a_choice_is_one_of_those_offered(constraint):
+    assert constraint["choice"]["text"] in {"yes", "no"}
+
+
+def test_allowed_tokens_bound_guidance_also_with_fewer_than_k(constraint):
+    assert set(constraint["allowed tokens"]["token_ids"]) <= {28, 30, 253}
+    assert set(constraint["one allowed token"]["token_ids"]) == {253}
+
+
+def test_a_logit_bias_counts_under_guidance(constraint):
+    assert set(constraint["biased up"]["token_ids"]) == {253}
+
+
+def test_bad_words_stay_away_under_guidance(constraint):
+    words = constraint["bad words"]["text"].split()
+
+    assert words
+    assert not {"the", "and", "a", "to"} & set(words)
+    assert "," not in constraint["bad words"]["text"]
+
+
+def test_an_answer_has_its_least_length_under_guidance(constraint):
+    assert len(constraint["at least 20 tokens"]["token_ids"]) >= 20
+
+
+@pytest.mark.parametrize("name", ["penalties", "cut"])
+def test_what_runs_after_guidance_finds_sound_logits(constraint, name):
+    tokens = constraint[name]["token_ids"]
+
+    assert len(tokens) == 24
+    assert len(set(tokens)) > 5  # NaN would give one token over and over
+
+
+def test_scoring_the_prompt_does_not_disturb_guidance(constraint):
+    assert constraint["prompt scored"]["text"] == constraint["not scored"]["text"]

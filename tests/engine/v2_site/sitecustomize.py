@@ -1,0 +1,38 @@
+"""Lets vLLM's V2 model runner start on a CPU: gives Triton a driver that says it is active.
+
+For TRITON_INTERPRET=1, under which kernels run as Python and no driver is ever asked to launch one.
+Python imports this by itself where the folder is on PYTHONPATH, in every process.
+"""
+
+import os
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from triton.backends import Backend, backends
+    from triton.backends.compiler import BaseBackend
+    from triton.backends.driver import DriverBase
+
+    class CPUDriver(DriverBase):
+        """Only there to be counted."""
+
+        @staticmethod
+        def is_active():
+            return True
+
+        def map_python_to_cpp_type(self, ty):
+            return ty
+
+        def get_current_target(self):
+            from triton.backends.compiler import GPUTarget
+
+            return GPUTarget("cpu", 0, 1)
+
+        def get_active_torch_device(self):
+            import torch
+
+            return torch.device("cpu")
+
+        def get_benchmarker(self):
+            raise NotImplementedError
+
+    if "cpu" not in backends:
+        backends["cpu"] = Backend(compiler=BaseBackend, driver=CPUDriver)

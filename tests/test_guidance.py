@@ -1,0 +1,147 @@
+"""The rule: the batched version is its plain twin row by row, and harms no row it should not."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from pad_vllm import guidance
+
+NEG_INF = float("-inf")
+
+
+@st.composite
+def batches(draw, *, broken=False):
+    """Logits, some masked, with rows to guide and everything they are guided by."""
+    R, V = draw(st.integers(1, 6)), draw(st.integers(1, 12))
+    source = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    logits = torch.randn(R, V, generator=source) * 5
+    # Two equal logits at the end of the top k: either may be the candidate.
+    assume(all(len(row.unique()) == V for row in logits))
+    reward = torch.randn(R, V, generator=source) * 3
+    logits[torch.rand(R, V, generator=source) < draw(st.sampled_from([0.0, 0.3, 0.9, 1.1]))] = (
+        NEG_INF
+    )
+    if broken:
+        values = torch.tensor([math.nan, math.inf, NEG_INF, 3e38])
+        where = torch.rand(R, V, generator=source) < 0.15
+        reward[where] = values[torch.randint(4, (int(where.sum()),), generator=source)]
+    rows = sorted(draw(st.sets(st.integers(0, R - 1), min_size=1)))
+    G = len(rows)
+    beta = torch.tensor(draw(st.lists(st.floats(-10, 10, width=32), min_size=G, max_size=G)))
+    top_k = torch.tensor(draw(st.lists(st.integers(1, V + 3), min_size=G, max_size=G)))
+    return logits, torch.tensor(rows), reward, beta, top_k
+
+
+def guide(logits, rows, reward, beta, top_k):
+    """What the processor does: candidates of the largest k, then one call for all rows."""
+    z, ids = guidance.candidates(logits, rows, int(top_k.max()))
+    return guidance.guide(logits, rows, z, ids, reward[rows].gather(-1, ids), beta, top_k)
+
+
+def by_hand(logits, rows, reward, beta, top_k):
+    expected = logits.clone()
+    for i, row in enumerate(rows.tolist()):
+        expected[row] = guidance.guide_row(logits[row], reward[row], float(beta[i]), int(top_k[i]))
+    return expected
+
+
+@settings(deadline=None, max_examples=300)
+@given(batches())
+def test_the_batch_gives_what_the_plain_twin_gives_row_by_row(batch):
+    logits, *rest = batch
+    expected = by_hand(logits, *rest)
+    assert guide(logits, *rest).item() == 0
+    torch.testing.assert_close(logits, expected, rtol=1e-6, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=300)
+@given(batches(broken=True))
+def test_broken_rewards_leave_their_row_as_it_came_and_are_counted(batch):
+    logits, rows, reward, beta, top_k = batch
+    before, expected = logits.clone(), by_hand(logits, rows, reward, beta, top_k)
+    count = guide(logits, rows, reward, beta, top_k).item()
+    torch.testing.assert_close(logits, expected, rtol=1e-6, atol=1e-6)
+    broken = [
+        row
+        for i, row in enumerate(rows.tolist())
+        if not _sound(before[row], reward[row], float(beta[i]), int(top_k[i]))
+    ]
+    assert count == len(broken)
+    assert torch.equal(logits[broken], before[broken])
+
+
+def _sound(z, reward, beta, top_k):
+    best = z.topk(min(top_k, len(z)))
+    legal = best.values.isfinite()
+    return bool((best.values + beta * reward[best.indices])[legal].isfinite().all())
+
+
+@settings(deadline=None, max_examples=200)
+@given(batches(broken=True))
+def test_masked_tokens_stay_masked_and_other_rows_keep_every_bit(batch):
+    logits, rows, *rest = batch
+    before = logits.clone()
+    guide(logits, rows, *rest)
+    assert (logits[before == NEG_INF] == NEG_INF).all()
+    others = [row for row in range(len(logits)) if row not in rows.tolist()]
+    assert torch.equal(logits[others], before[others])
+    assert not logits.isnan().any()
+
+
+def test_outside_the_top_k_nothing_is_left():
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
+    one = torch.ones(1)
+    guide(logits, torch.tensor([0]), torch.tensor([[0.0, 9.0, 99.0, 99.0]]), one, 2 * one)
+    assert logits.tolist() == [[3.0, 11.0, NEG_INF, NEG_INF]]
+
+
+def test_rows_of_different_k_share_one_call():
+    logits = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
+    rows, zero = torch.tensor([0, 1]), torch.zeros(2, 3)
+    guide(logits, rows, zero, torch.ones(2), torch.tensor([1, 3]))
+    assert logits.tolist() == [[3.0, NEG_INF, NEG_INF], [3.0, 2.0, 1.0]]
+
+
+def test_fewer_legal_tokens_than_k_make_no_nan():
+    logits = torch.tensor([[NEG_INF, 1.0, NEG_INF]])
+    one = torch.ones(1)
+    guide(logits, torch.tensor([0]), torch.tensor([[math.nan, 2.0, math.inf]]), one, 3 * one)
+    assert logits.tolist() == [[NEG_INF, 3.0, NEG_INF]]
+
+
+def test_zero_beta_only_cuts_to_the_top_k():
+    logits = torch.randn(1, 8)
+    before = logits.clone()
+    guide(logits, torch.tensor([0]), torch.randn(1, 8), torch.zeros(1), torch.tensor([8]))
+    assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_direction_a_row_gives_the_weighted_sum_of_the_features(seed):
+    torch.manual_seed(seed)
+    G, K, D, r, H = 3, 5, 4, 2, 16
+    h_B, h_T, w, e = torch.randn(G, H), torch.randn(G, H), torch.randn(G, D), torch.randn(G, K, H)
+    A, B = torch.randn(D, r, H), torch.randn(D, H, r)
+    phi = guidance.features(h_B, h_T, e, A, B)
+    fast = guidance.rewards(guidance.direction(h_B, h_T, w, A, B), e)
+    torch.testing.assert_close(torch.einsum("gkd,gd->gk", phi, w), fast, rtol=1e-4, atol=1e-3)
+
+
+def test_features_are_the_formula_written_out():
+    torch.manual_seed(0)
+    D, r, H = 3, 2, 8
+    h_B, h_T, e = torch.randn(H), torch.randn(H), torch.randn(1, H)
+    A, B = torch.randn(D, r, H), torch.randn(D, H, r)
+    expected = [float(e[0] @ ((h_T - h_B) + B[i] @ (A[i] @ h_T))) for i in range(D)]
+    assert guidance.features(h_B, h_T, e, A, B)[0].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_reward_trunk_like_the_base_and_empty_heads_give_no_reward():
+    h, w = torch.randn(2, 8), torch.randn(2, 3)
+    d_w = guidance.direction(h, h, w, torch.randn(3, 2, 8), torch.zeros(3, 8, 2))
+    assert torch.equal(d_w, torch.zeros(2, 8))

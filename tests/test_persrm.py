@@ -1,0 +1,143 @@
+"""The PersRM: the forked forward is its slow twin's, PEFT's own, and what comes back from disk."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from pad_vllm import adapter as adapters
+from pad_vllm.adapter import Backbone
+from pad_vllm.persrm import PersRM
+
+DIMENSIONS = ("helpful", "humor")
+IDS = torch.randint(3, 259, (2, 3 * tiny.WINDOW), generator=torch.Generator().manual_seed(3))
+EXACT = {"rtol": 1e-5, "atol": 2e-5}
+CASES = [
+    (family, fork)
+    for family in tiny.FAMILIES
+    for fork in ((0, 3, 5) if family == "gemma3" else (0, 2, 3))
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    # Threads cost such small models more than they give, many times over on a busy machine.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def persrm(family, fork, std=0.1):
+    made = PersRM(tiny.model(family), fork_layer=fork, dimensions=DIMENSIONS, lora_rank=4)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=std)
+    return made.eval()
+
+
+@pytest.mark.parametrize(("family", "fork"), CASES)
+def test_the_forked_forward_gives_what_two_whole_forwards_give(family, fork):
+    model = persrm(family, fork)
+    with torch.no_grad():
+        fast, slow = model.hidden(IDS), model.hidden_twice(IDS)
+    for ours, theirs in zip(fast, slow, strict=True):
+        torch.testing.assert_close(ours, theirs, **EXACT)
+    assert (slow[0] - slow[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_with_the_adapter_off_it_is_the_plain_backbone(family):
+    plain = tiny.model(family)
+    model = persrm(family, 2)
+    with torch.no_grad():
+        h_B, _ = model.hidden(IDS)
+        expected = plain(input_ids=IDS).logits
+    torch.testing.assert_close(model.base_logits(h_B), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_an_adapter_on_disk_comes_back_as_the_same_model_here_and_in_peft(family, tmp_path):
+    from peft import PeftModel
+
+    base = tiny.checkpoint(family, tmp_path / "base")
+    folder = tiny.write_adapter(base, tmp_path / "adapter", fork_layer=3, std=0.1)
+    loaded = adapters.load(folder)
+    assert loaded.config.backbone == Backbone.from_checkpoint(base)
+    model = PersRM.from_adapter(tiny.model(family), loaded)
+    peft = PeftModel.from_pretrained(tiny.model(family), folder).eval()
+    with torch.no_grad():
+        _, h_T = model.hidden(IDS)
+        theirs = peft.base_model.model.model(input_ids=IDS).last_hidden_state
+    torch.testing.assert_close(h_T, theirs, **EXACT)
+    assert torch.equal(model.head_A, loaded.head_A)
+    for key, pair in model.lora_weights().items():
+        assert all(map(torch.equal, pair, loaded.lora.weights[key]))
+
+
+def test_from_adapter_keeps_a_scaling_that_is_not_one(tmp_path):
+    first = persrm("llama", 2)  # alpha 32 over rank 4
+    lora = adapters.LoRA(4, 32.0, 8.0, {k: (a, b) for k, (a, b) in first.lora_weights().items()})
+    base = tiny.checkpoint("llama", tmp_path / "base")
+    config = adapters.AdapterConfig(
+        format_version=adapters.FORMAT_VERSION,
+        backbone=Backbone.from_checkpoint(base),
+        fork_layer=2,
+        dimensions=DIMENSIONS,
+        head_rank=16,
+        beta=1.0,
+        top_k=10,
+    )
+    kept = adapters.Adapter(config, lora, first.head_A.detach(), first.head_B.detach())
+    adapters.save(kept, tmp_path / "adapter", "x")
+    second = PersRM.from_adapter(tiny.model("llama"), adapters.load(tmp_path / "adapter"))
+    with torch.no_grad():
+        for ours, theirs in zip(first.hidden(IDS), second.hidden(IDS), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_rewards_are_the_weighted_features_of_the_candidates():
+    model = persrm("llama", 2)
+    w = torch.tensor([0.7, -1.3])
+    with torch.no_grad():
+        h_B, h_T = model.hidden(IDS)
+        scores, ids = model.scores(h_B, h_T, w, 2.0, 5)
+        reward = model.rewards(h_B, h_T, ids, w)
+        phi = model.features(h_B, h_T, ids)
+        z = model.base_logits(h_B).gather(-1, ids)
+    torch.testing.assert_close(phi @ w, reward, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(z + 2.0 * reward, scores)
+
+
+def test_padding_on_the_right_does_not_reach_the_real_positions():
+    model = persrm("gemma3", 3)
+    short = IDS[:, :20]
+    padded = torch.cat((short, torch.full((2, 7), 2)), dim=1)
+    with torch.no_grad():
+        for ours, theirs in zip(model.hidden(short), model.hidden(padded), strict=True):
+            torch.testing.assert_close(ours, theirs[:, :20], **EXACT)
+
+
+def test_gradients_reach_lora_and_heads_and_nothing_else():
+    model = persrm("llama", 2)
+    h_B, h_T = model.hidden(IDS[:1, :8])
+    model.rewards(h_B, h_T, IDS[:1, :8, None], torch.tensor([1.0, 2.0])).sum().backward()
+    touched = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert {name for name in touched if "lora_" not in name} == {"head_A", "head_B"}
+    assert len(touched) == 2 + 2 * len(model.lora_weights())
+
+
+def test_a_new_reward_model_rewards_nothing():
+    model = PersRM(tiny.model("llama"), fork_layer=2, dimensions=DIMENSIONS).eval()
+    with torch.no_grad():
+        h_B, h_T = model.hidden(IDS)
+    reward = model.rewards(h_B, h_T, IDS[..., None], torch.tensor([1.0, 2.0]))
+    assert reward.abs().max() < 1e-3
+
+
+def test_a_fork_beyond_the_layers_is_refused():
+    with pytest.raises(ValueError, match="fork_layer 4: this backbone accepts 0..3"):
+        PersRM(tiny.model("llama"), fork_layer=4, dimensions=DIMENSIONS)

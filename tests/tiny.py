@@ -1,0 +1,149 @@
+"""Small models of every served family, and random adapters for any checkpoint, made on the spot."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+COMMON = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,  # not H / heads: a family that ignores it shows
+    "num_hidden_layers": 4,
+    "vocab_size": 333,  # no multiple of 64: vLLM pads it
+    "max_position_embeddings": 512,
+    "initializer_range": 0.12,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+    "tie_word_embeddings": False,
+}
+WINDOW = 16  # shorter than the prompts of the engine tests, so that it matters
+GEMMA3 = {
+    "tie_word_embeddings": True,
+    "query_pre_attn_scalar": 32,
+    "sliding_window": WINDOW,
+}
+SLIDING, FULL = "sliding_attention", "full_attention"
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}},
+    "mistral": {"sliding_window": WINDOW},
+    "qwen2": {"head_dim": 16, "tie_word_embeddings": True},
+    "qwen3": {},
+    "gemma3": {
+        **GEMMA3,
+        "num_hidden_layers": 6,
+        "layer_types": [SLIDING, SLIDING, FULL, SLIDING, SLIDING, FULL],
+    },
+    "gemma3_sliding": {**GEMMA3, "layer_types": [SLIDING] * 4},
+    "gemma3_full": {**GEMMA3, "layer_types": [FULL] * 4},
+}
+"""Name -> what its config has beyond COMMON; the layers above the middle are those to fork."""
+
+_CHAT = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def config(family: str) -> Any:
+    """The Transformers config of one of FAMILIES."""
+    from transformers import AutoConfig
+
+    kind = family.split("_", maxsplit=1)[0]
+    return AutoConfig.for_model(
+        {"gemma3": "gemma3_text"}.get(kind, kind), **{**COMMON, **FAMILIES[family]}
+    )
+
+
+def model(family: str, seed: int = 0) -> Any:
+    """A float32 causal language model with random weights, norms and biases included."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    made = AutoModelForCausalLM.from_config(config(family), dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim == 1:  # initialised to constants, which would hide a mix-up
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    return made
+
+
+def checkpoint(family: str, folder: Path) -> Path:
+    """`model` and a byte-level tokenizer, as a folder that Transformers and vLLM open."""
+    model(family).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def tokenizer() -> Any:
+    """A token for every byte, with a chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<bos>", "<eos>", "<pad>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate([*special, *alphabet])}
+    bytewise = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytewise.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bytewise,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        chat_template=_CHAT,
+    )
+
+
+def write_adapter(
+    checkpoint: Path,
+    folder: Path,
+    *,
+    fork_layer: int,
+    std: float,
+    beta: float = 2.0,
+    rank: int = 8,
+    head_rank: int = 4,
+    seed: int = 1,
+    dimensions: tuple[str, ...] = ("helpful", "brief", "humor"),
+) -> Path:
+    """A random adapter for the model in `checkpoint`; std 0 is the zero adapter."""
+    from pad_vllm.adapter import Backbone, random_adapter, save
+
+    made = random_adapter(
+        Backbone.from_checkpoint(checkpoint),
+        fork_layer,
+        dimensions,
+        rank,
+        head_rank,
+        shapes=lora_shapes(checkpoint),
+        std=std,
+        seed=seed,
+    )
+    made = dataclasses.replace(made, config=dataclasses.replace(made.config, beta=beta))
+    save(made, folder, "# Random weights, for tests\n")
+    return folder
+
+
+def lora_shapes(checkpoint: Path) -> dict[str, tuple[int, int]]:
+    """Module -> (out, in) of the linear layers that may carry LoRA, the same in every layer."""
+    from transformers import AutoConfig
+
+    text = AutoConfig.from_pretrained(checkpoint).get_text_config()
+    H, inner = text.hidden_size, text.intermediate_size
+    head = getattr(text, "head_dim", None) or H // text.num_attention_heads
+    queries, keys = text.num_attention_heads * head, text.num_key_value_heads * head
+    return {
+        "q_proj": (queries, H),
+        "k_proj": (keys, H),
+        "v_proj": (keys, H),
+        "o_proj": (H, queries),
+        "gate_proj": (inner, H),
+        "up_proj": (inner, H),
+        "down_proj": (H, inner),
+    }
