@@ -10,13 +10,17 @@ mixes of two, and plain preference prompting. Prints a table, then writes JSON.
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import json
+import os
 import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine goes when it is let go
 
 from pad_vllm.adapter import read_config
 from pad_vllm.evaluation.fluency import perplexity, repeated_ngrams, token_losses
@@ -90,6 +94,8 @@ def answer(
             )
     outputs = [output.outputs[0] for output in llm.chat(chats, params)]
     size = len(prompts)
+    del llm  # its memory is needed for the perplexities
+    gc.collect()
     return [outputs[start : start + size] for start in range(0, len(outputs), size)]
 
 

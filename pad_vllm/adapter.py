@@ -245,6 +245,7 @@ def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
         for name, tensor in tensors.items()
     }
     save_file(plain, file, metadata={"format": "pt"})
+    file.chmod(0o644)  # safetensors writes for the owner alone
 
 
 def _require_replaceable(target: Path) -> None:

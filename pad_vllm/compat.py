@@ -30,7 +30,7 @@ from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1Logit
 try:  # 0.32 and later; 0.25 keeps it elsewhere
     from vllm.model_executor.layers.attention import Attention
 except ImportError:
-    from vllm.attention.layer import Attention  # type: ignore[no-redef]
+    from vllm.attention.layer import Attention
 
 try:
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
@@ -43,7 +43,7 @@ except ImportError:  # before 0.32 custom processors ran on the V1 runner only
 try:
     from vllm.exceptions import VLLMValidationError
 except ImportError:
-    VLLMValidationError = ValueError  # type: ignore[assignment, misc]
+    VLLMValidationError = ValueError
 
 __all__ = [
     "Attention",
@@ -160,7 +160,7 @@ def on_admission(check: Callable[[VllmConfig], Callable[[SamplingParams], None] 
             _attach(self, admit)
 
     __init__.pad_hooked = True  # type: ignore[attr-defined]
-    InputProcessor.__init__ = __init__  # type: ignore[method-assign]
+    InputProcessor.__init__ = __init__
 
 
 def on_beam_search(check: Callable[[Mapping[str, Any] | None], None]) -> None:
@@ -204,12 +204,48 @@ def _attach(processor: Any, admit: Callable[[SamplingParams], None]) -> None:
     assert name is not None, "probe() ran at register()"
     original = getattr(processor, name)
 
-    def validate(params: Any, *args: Any, **kwargs: Any) -> Any:
+    def check(params: Any) -> None:
         if isinstance(params, SamplingParams):
             try:
                 admit(params)
             except ValueError as error:
                 raise VLLMValidationError(str(error)) from None
+
+    def validate(params: Any, *args: Any, **kwargs: Any) -> Any:
+        check(params)
         return original(params, *args, **kwargs)
 
     setattr(processor, name, validate)
+    processor.pad_check = check
+    _check_before_streams()
+
+
+def _check_before_streams() -> None:
+    """Have requests checked where the server asks for an answer, not where its first token is due:
+    by then vLLM has answered a stream with HTTP 200, and breaks it off.
+    """
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    _check_when_called(AsyncLLM, "generate", lambda engine: engine)
+    try:
+        from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+    except ImportError:
+        return
+    name = "_generate_with_builtin_tools"
+    _check_when_called(OpenAIServingResponses, name, lambda serving: serving.engine_client)
+
+
+def _check_when_called(cls: Any, name: str, engine_of: Callable[[Any], Any]) -> None:
+    original = getattr(cls, name, None)
+    if original is None or getattr(original, "pad_hooked", False):
+        return
+
+    def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        processor = getattr(engine_of(self), "input_processor", None)
+        if check := getattr(processor, "pad_check", None):
+            for value in (*args, *kwargs.values()):
+                check(value)
+        return original(self, *args, **kwargs)
+
+    generate.pad_hooked = True  # type: ignore[attr-defined]
+    setattr(cls, name, generate)

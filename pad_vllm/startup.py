@@ -8,6 +8,7 @@ to do. It loads the adapter, to refuse a broken one early, and never the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pad_vllm.adapter import AdapterConfig, Backbone, load, read_config, require_backbone
@@ -122,17 +123,31 @@ def settings(config: VllmConfig) -> tuple[PADConfig, AdapterConfig]:
     return pad, adapter
 
 
-def check_backbone(config: VllmConfig, pad: PADConfig, adapter: AdapterConfig) -> None:
-    """Refuse a served model that is not the adapter's; log what can only be warned of."""
+def check_backbone(
+    config: VllmConfig, pad: PADConfig, adapter: AdapterConfig, *, fetched: bool = True
+) -> None:
+    """Refuse a served model that is not the adapter's; log what can only be warned of.
+
+    fetched: whether vLLM has the weights by now. Before, a hub's model may not be here yet, and
+    its weights are compared when they are.
+    """
     model = config.model_config
-    folder = None
-    if pad.load_format != "dummy":
-        folder = local_checkpoint(model.model, model.revision)
-    served = Backbone.from_hf_config(
-        model.hf_config, name=model.model, fingerprint=fingerprint(folder) if folder else None
-    )
-    for warning in require_backbone(adapter, served, allow_mismatch=pad.allow_backbone_mismatch):
+    mark = None if pad.load_format == "dummy" else _fingerprint(config, fetched=fetched)
+    served = Backbone.from_hf_config(model.hf_config, name=model.model, fingerprint=mark)
+    warnings = require_backbone(adapter, served, allow_mismatch=pad.allow_backbone_mismatch)
+    for warning in warnings if fetched else ():
         logger.warning("%s", warning)
+
+
+def _fingerprint(config: VllmConfig, *, fetched: bool) -> str | None:
+    model = config.model_config
+    folder = local_checkpoint(model.model, model.revision, config.load_config.download_dir)
+    try:
+        return fingerprint(folder) if folder else None
+    except ValueError:
+        if fetched or Path(model.model).is_dir():
+            raise
+        return None
 
 
 def limits(pad: PADConfig, adapter: AdapterConfig) -> Limits:
@@ -152,7 +167,7 @@ def front_end(config: VllmConfig) -> Callable[[SamplingParams], None] | None:
     if not wants_pad(config):
         return None
     pad, adapter = settings(config)
-    check_backbone(config, pad, adapter)
+    check_backbone(config, pad, adapter, fetched=False)
     accepted = limits(pad, adapter)
     # The worker loads it again: read here, a broken one is this process's own error, not the end
     # of a traceback from another.

@@ -11,7 +11,7 @@ COMMON = {
     "intermediate_size": 96,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 32,  # not H / heads: a family that ignores it shows
+    "head_dim": 32,  # where heads * 32 is not H, a family that ignores it shows
     "num_hidden_layers": 4,
     "vocab_size": 333,  # no multiple of 64: vLLM pads it
     "max_position_embeddings": 512,
@@ -31,7 +31,7 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}},
     "mistral": {"sliding_window": WINDOW},
-    "qwen2": {"head_dim": 16, "tie_word_embeddings": True},
+    "qwen2": {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True},
     "qwen3": {},
     "gemma3": {
         **GEMMA3,

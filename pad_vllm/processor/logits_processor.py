@@ -32,7 +32,7 @@ logger = init_logger(__name__)
 _REPORT_EVERY = 1000  # steps between looks at the counter that lives on the device
 
 
-class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[misc]
+class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
     """Adds each request's own reward to its top-k logits.
 
     V1 (vllm/v1/sample/logits_processor) constructs it with (config, device, pin_memory) and tells
@@ -88,7 +88,9 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):  # type: ignore[
     def _guide(self, logits: Tensor, selection: Selection) -> None:
         z, ids = guidance.candidates(logits, selection.rows, selection.k_max)
         engine = base.running(self._instance)
-        reward = engine and engine.rewards(len(logits), selection.rows, ids, selection.w)
+        reward = None
+        if engine is not None:
+            reward = engine.rewards(len(logits), selection.rows, ids, selection.w)
         if reward is None:
             self._misaligned += 1
             logger.warning_once(

@@ -27,6 +27,10 @@ ENV = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # One thread, free to move: two bound to two cores spin at every barrier when anything else
+    # runs there, and a step takes twenty times as long.
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 # vLLM's V2 model runner on a CPU: Triton's interpreter, and a driver that says it is there.
 V2_ENV = {

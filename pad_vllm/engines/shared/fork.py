@@ -51,7 +51,7 @@ def fork_model(model: Any, adapter: Adapter, record: AttentionRecord) -> SharedR
         adapter.head_A.to(embedding.device), adapter.head_B.to(embedding.device), embedding
     )
     model.pad_rewards = rewards
-    model.__class__ = _forked_model(type(model))
+    model.__class__ = _forked_model(model.__class__)
     return rewards
 
 
@@ -87,7 +87,7 @@ def _fork_layer(
         for name, modules in lora.PACKED.items():
             if hasattr(parent, name):
                 _add_lora(getattr(parent, name), [(index, module) for module in modules], adapter)
-    layer.__class__ = _forked_layer(type(layer), first)
+    layer.__class__ = _forked_layer(layer.__class__, first)
 
 
 def _add_lora(linear: Any, keys: list[tuple[int, str]], adapter: Adapter) -> None:
@@ -101,7 +101,7 @@ def _add_lora(linear: Any, keys: list[tuple[int, str]], adapter: Adapter) -> Non
     lora.add(linear, A, B, dtype, device)
 
 
-class ForkedAttention(Attention):  # type: ignore[misc, valid-type]
+class ForkedAttention(Attention):
     """Attention over two halves of the rows, each with its own KV cache."""
 
     def forward(
@@ -114,7 +114,7 @@ class ForkedAttention(Attention):  # type: ignore[misc, valid-type]
 
 
 @cache
-def _forked_layer(cls: type, first: bool) -> type:
+def _forked_layer(cls: Any, first: bool) -> Any:
     def forward(
         self: Any, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **kwargs: Any
     ) -> Any:
@@ -129,7 +129,7 @@ def _forked_layer(cls: type, first: bool) -> type:
 
 
 @cache
-def _forked_model(cls: type) -> type:
+def _forked_model(cls: Any) -> Any:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         hidden = cls.forward(self, *args, **kwargs)
         return torch.cat(hidden.chunk(2), dim=-1)

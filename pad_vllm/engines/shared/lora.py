@@ -49,11 +49,11 @@ def add(linear: Any, A: Tensor, B: Tensor, dtype: torch.dtype, device: torch.dev
     # format knows these names.
     linear.register_buffer("pad_A_t", A.T.contiguous().to(device, dtype), persistent=False)
     linear.register_buffer("pad_B_t", B.T.contiguous().to(device, dtype), persistent=False)
-    linear.__class__ = _with_lora(type(linear))
+    linear.__class__ = _with_lora(linear.__class__)
 
 
 @cache
-def _with_lora(cls: type) -> type:
+def _with_lora(cls: Any) -> Any:
     def forward(self: Any, input_: Tensor) -> Any:
         result = cls.forward(self, input_)
         output = result[0] if isinstance(result, tuple) else result

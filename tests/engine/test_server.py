@@ -1,0 +1,361 @@
+"""`pad-vllm serve` over HTTP: every API, good requests and bad ones, many at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import pytest
+from harness import engine, engine_slot, environment, pad, tail
+
+pytestmark = pytest.mark.engine
+
+QUESTION = "Write a short note to a friend who moved away."
+APIS = ("chat", "completions", "responses")
+START_S = 300
+
+
+class Client:
+    """Asks one server through any of its APIs: greedy, 24 tokens, unless told otherwise."""
+
+    def __init__(self, url, log):
+        self.url = url
+        self.log = log
+        # No retries: a test wants to see the first answer.
+        self.openai = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+    def create(self, api, guidance=None, prompt=QUESTION, extra=None, **sampling):
+        """The API's own response object."""
+        extra_body = {**({"vllm_xargs": guidance} if guidance is not None else {}), **(extra or {})}
+        request = {"model": "base", "temperature": 0, "extra_body": extra_body, **sampling}
+        tokens = request.pop("max_tokens", 24)
+        if api == "responses":
+            return self.openai.responses.create(input=prompt, max_output_tokens=tokens, **request)
+        if api == "completions":
+            return self.openai.completions.create(prompt=prompt, max_tokens=tokens, **request)
+        messages = [{"role": "user", "content": prompt}]
+        return self.openai.chat.completions.create(messages=messages, max_tokens=tokens, **request)
+
+    def ask(self, api, guidance=None, **rest):
+        """The text of the answer."""
+        return text(api, self.create(api, guidance, **rest))
+
+    def stream(self, api, guidance=None, **rest):
+        """The pieces of the answer as they come."""
+        for event in self.create(api, guidance, stream=True, **rest):
+            if api == "responses":
+                yield event.delta if event.type == "response.output_text.delta" else ""
+            elif event.choices:
+                choice = event.choices[0]
+                yield (choice.text if api == "completions" else choice.delta.content) or ""
+
+    def refusal(self, api, guidance, **rest):
+        """The message of an HTTP 400."""
+        with pytest.raises(openai.BadRequestError) as refused:
+            self.create(api, guidance, **rest)
+        assert refused.value.status_code == 400
+        return str(refused.value)
+
+
+def text(api, response):
+    if api == "responses":
+        return response.output_text
+    choice = response.choices[0]
+    return choice.text if api == "completions" else choice.message.content
+
+
+@pytest.fixture(scope="module")
+def dimensions(adapter):
+    return json.loads((adapter / "pad_config.json").read_text("utf-8"))["dimensions"]
+
+
+@pytest.fixture(scope="module")
+def guidance(dimensions):
+    return {"pad_weights": f"{dimensions[0]}=1", "pad_beta": 3}
+
+
+@pytest.fixture(scope="module")
+def offline(smollm2, adapter, guidance):
+    """What LLM.generate answers in one process: guided and not, as a chat and as a completion."""
+    greedy = {"temperature": 0, "max_tokens": 24}
+    guided = {**greedy, "extra_args": guidance}
+    chat = [{"role": "user", "content": QUESTION}]
+    requests = [
+        {"messages": chat, "sampling": guided},
+        {"messages": chat, "sampling": greedy},
+        {"prompt": QUESTION, "sampling": guided},
+        {"prompt": QUESTION, "sampling": greedy},
+    ]
+    outputs = engine({"llm": pad(smollm2, adapter), "requests": requests})["outputs"]
+    texts = [output["text"] for output in outputs]
+    chats, completions = texts[:2], texts[2:]
+    return {"chat": chats, "responses": chats, "completions": completions}
+
+
+@pytest.fixture(scope="module")
+def client(smollm2, adapter, offline, tmp_path_factory):
+    """One server for the whole file, in processes of its own as in production."""
+    log, port = tmp_path_factory.mktemp("server") / "log", free_port()
+    flags = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512"]
+    flags += ["--max-num-seqs", "16", "--host", "127.0.0.1", "--port", str(port)]
+    # White space is legal JSON, and a small model under strong guidance may write nothing else.
+    compact = {"backend": "xgrammar", "disable_any_whitespace": True}
+    flags += ["--structured-outputs-config", json.dumps(compact)]
+    command = [sys.executable, "-m", "pad_vllm", "serve", str(smollm2), "--adapter", str(adapter)]
+    several = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+    with engine_slot(), log.open("wb") as out:
+        process = subprocess.Popen(
+            [*command, "--served-model-name", "base", *flags],
+            env=environment(several),
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_until_up(process, url, log)
+            yield Client(url, log)
+        finally:
+            stop(process)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until_up(process, url, log):
+    begin = time.monotonic()
+    while time.monotonic() < begin + START_S and process.poll() is None:
+        if healthy(url):
+            return
+        time.sleep(0.5)
+    raise AssertionError(f"the server did not start\n{tail(log)}")
+
+
+def healthy(url):
+    try:
+        return httpx.get(f"{url}/health").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def stop(process):
+    """End the server and, should one outlive it, its engine."""
+    process.terminate()
+    try:
+        process.wait(30)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_the_engine_runs_in_a_process_of_its_own(client):
+    assert "(EngineCore pid=" in client.log.read_text("utf-8")
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_an_answer_is_the_offline_one(client, guidance, offline, api):
+    guided, unguided = offline[api]
+
+    assert guided != unguided
+    assert client.ask(api, guidance) == guided
+    assert client.ask(api) == unguided
+    assert client.ask(api, {"other_plugins_argument": 1}) == unguided
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_a_stream_has_the_same_text(client, guidance, offline, api):
+    pieces = list(client.stream(api, guidance))
+
+    assert "".join(pieces) == offline[api][0]
+    assert sum(map(bool, pieces)) > 5
+
+
+def test_weights_may_be_written_in_three_ways(client, guidance, dimensions, offline):
+    for weights in (
+        json.dumps({dimensions[0]: 1}),
+        [f"{dimensions[0]}=1"],
+        f" {dimensions[0]} = 1,"[:-1],
+    ):
+        assert client.ask("chat", {**guidance, "pad_weights": weights}) == offline["chat"][0]
+
+
+def test_the_anthropic_api_is_guided_too(client, guidance, offline):
+    body = {
+        "model": "base",
+        "max_tokens": 24,
+        "temperature": 0,
+        "messages": [{"role": "user", "content": QUESTION}],
+        "vllm_xargs": guidance,
+    }
+    answer = httpx.post(f"{client.url}/v1/messages", json=body, timeout=60).json()
+
+    assert answer["content"][0]["text"] == offline["chat"][0]
+
+
+def bad(first):
+    """Name -> (arguments, what the refusal says)."""
+    one = {"pad_weights": f"{first}=1"}
+    return {
+        "unknown dimension": ({"pad_weights": "nope=1"}, f"Accepted dimensions: {first}"),
+        "malformed weights": ({"pad_weights": first}, f"write '{first}' as name=number"),
+        "malformed JSON": ({"pad_weights": "{"}, "correct the JSON"),
+        "no weight": ({"pad_weights": ""}, "name at least one dimension"),
+        "dimension twice": ({"pad_weights": f"{first}=1,{first}=2"}, "each dimension once"),
+        "weight NaN": ({"pad_weights": f"{first}=nan"}, "a finite number"),
+        "huge weight": ({"pad_weights": f"{first}=1e30"}, "-10000 to 10000"),
+        "beta NaN": ({**one, "pad_beta": "NaN"}, "a finite number"),
+        "huge beta": ({**one, "pad_beta": 1e9}, "-10 to 10"),
+        "k of 0": ({**one, "pad_top_k": 0}, "an integer of at least 1"),
+        "huge k": ({**one, "pad_top_k": 10**6}, "an integer from 1 to 100"),
+        "half a candidate": ({**one, "pad_top_k": 2.5}, "an integer of at least 1"),
+        "misspelt argument": ({"pad_weight": f"{first}=1"}, "Did you mean 'pad_weights'?"),
+        "text": ({**one, "pad_preference": "be kind"}, "put the text into your own prompt"),
+        "no weights": ({"pad_beta": 2}, "given without pad_weights"),
+    }
+
+
+@pytest.mark.parametrize("name", bad(""))
+@pytest.mark.parametrize("api", APIS)
+def test_a_bad_argument_is_a_400_that_says_what_is_accepted(client, dimensions, api, name):
+    arguments, said = bad(dimensions[0])[name]
+
+    assert said in client.refusal(api, arguments)
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_a_bad_argument_is_a_400_for_a_stream_as_well(client, api):
+    assert "Accepted dimensions" in client.refusal(api, {"pad_weights": "nope=1"}, stream=True)
+
+
+def test_a_nan_in_the_json_itself_is_a_400(client, dimensions):
+    body = (
+        '{"model": "base", "prompt": "Hi", "max_tokens": 1, '
+        f'"vllm_xargs": {{"pad_weights": "{dimensions[0]}=1", "pad_beta": NaN}}}}'
+    )
+    json_type = {"Content-Type": "application/json"}
+    answer = httpx.post(f"{client.url}/v1/completions", content=body, headers=json_type)
+
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_beam_search_is_refused_with_pad_arguments_and_served_without(client, guidance, api):
+    beams = {"extra": {"use_beam_search": True}, "n": 2, "max_tokens": 4}
+
+    assert "use_beam_search together with pad_weights" in client.refusal(api, guidance, **beams)
+    assert len(client.create(api, **beams).choices) == 2
+
+
+def test_many_at_once_answer_as_each_alone(client, dimensions):
+    first, last = dimensions[0], dimensions[-1]
+    kinds = [
+        None,
+        {"pad_weights": f"{first}=1"},
+        {"pad_weights": f"{last}=-1", "pad_beta": 5},
+        {"pad_weights": f"{first}=0.5,{last}=1", "pad_top_k": 3},
+    ]
+    requests = [
+        {"api": APIS[index % 3], "guidance": kinds[index % 4], "prompt": f"{index} {QUESTION}"}
+        for index in range(16)
+    ]
+    alone = [client.ask(**request) for request in requests]
+    with ThreadPoolExecutor(len(requests)) as pool:
+        together = list(pool.map(lambda request: client.ask(**request), requests))
+
+    assert together == alone
+    assert len(set(alone)) > 8
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_several_answers_and_a_seed(client, guidance, api):
+    hot = {"n": 2, "temperature": 1.5, "seed": 5}
+    first, second = client.create(api, guidance, **hot), client.create(api, guidance, **hot)
+    texts = [
+        [choice.text if api == "completions" else choice.message.content for choice in one.choices]
+        for one in (first, second)
+    ]
+
+    assert texts[0] == texts[1]
+    assert len(set(texts[0])) == 2
+
+
+def test_several_prompts_of_one_request_are_all_guided(client, guidance):
+    prompts = [QUESTION, "The weather is", "My favourite food"]
+    choices = client.create("completions", guidance, prompt=prompts).choices
+
+    alone = [client.ask("completions", guidance, prompt=prompt) for prompt in prompts]
+    assert [choice.text for choice in choices] == alone
+
+
+def test_an_echoed_and_scored_prompt_does_not_disturb_guidance(client, guidance, offline):
+    scored = client.create("completions", guidance, echo=True, logprobs=2)
+    chat = client.create("chat", guidance, extra={"prompt_logprobs": 2})
+
+    assert scored.choices[0].text == QUESTION + offline["completions"][0]
+    assert len(scored.choices[0].logprobs.tokens) > 24
+    assert chat.choices[0].message.content == offline["chat"][0]
+
+
+def test_a_schema_is_kept_under_guidance(client, guidance):
+    schema = {
+        "type": "object",
+        "properties": {"mood": {"enum": ["happy", "sad"]}, "ready": {"type": "boolean"}},
+        "required": ["mood", "ready"],
+        "additionalProperties": False,
+    }
+    wanted = {"type": "json_schema", "json_schema": {"name": "note", "schema": schema}}
+    strong = {**guidance, "pad_beta": 10, "pad_top_k": 2}
+    answer = json.loads(client.ask("chat", strong, response_format=wanted, max_tokens=60))
+
+    assert set(answer) == {"mood", "ready"}
+
+
+def test_a_stream_that_is_closed_early_leaves_the_server_as_it_was(client, guidance, offline):
+    endless = {"max_tokens": 400, "extra": {"ignore_eos": True}}
+    streams = [client.create("chat", guidance, stream=True, **endless) for _ in range(3)]
+    for stream in streams:
+        for _ in range(3):
+            next(iter(stream))
+        stream.close()
+
+    assert client.ask("chat", guidance) == offline["chat"][0]
+    assert running(client, within=20) == 0
+
+
+def running(client, within):
+    """Requests in the engine, waiting up to `within` seconds for there to be none."""
+    begin = time.monotonic()
+    while True:
+        metrics = httpx.get(f"{client.url}/metrics").text.splitlines()
+        (count,) = (
+            float(line.split()[-1])
+            for line in metrics
+            if line.startswith("vllm:num_requests_running{")
+        )
+        if count == 0 or time.monotonic() > begin + within:
+            return count
+        time.sleep(0.2)
+
+
+def test_after_all_this_the_answers_are_the_same_and_nothing_went_unguided(
+    client, guidance, offline
+):
+    for api in APIS:
+        assert client.ask(api, guidance) == offline[api][0]
+    log = client.log.read_text("utf-8")
+    assert "stay unguided" not in log
+    assert "stays unguided" not in log
+    assert "500 Internal Server Error" not in log
