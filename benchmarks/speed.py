@@ -4,13 +4,15 @@
 
 Two compiled engines live side by side and take turns on the same batch, every row of PAD's guided.
 A step's time is (time for N + 1 tokens - time for 1 token) / N, so prefill drops out. Also measured:
-bytes of weights held by each engine, by distinct storage, so that a second copy would show. Prints
-a table, then one JSON line; --out writes the JSON.
+what each engine adds to the process's memory (a second copy of the backbone would show), and the bytes
+of its registered weights by distinct storage (vLLM's CPU build keeps repacked linear weights outside).
+Prints a table, then one JSON line; --out writes the JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -23,6 +25,9 @@ from typing import Any
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # no second process on the cores
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+# In one process vLLM's own binding puts the threads of compiled code on one core.
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 
 from pad_vllm.adapter import Backbone, random_adapter, read_config, save
 from pad_vllm.serve import resolve_adapter, resolve_base
@@ -35,6 +40,12 @@ def weight_bytes(model: Any) -> int:
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
+
+
+def resident_mib() -> float:
+    """Memory of this process that is in RAM."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def start(base: str, args: argparse.Namespace, adapter: str | None) -> Any:
@@ -188,7 +199,12 @@ def main() -> None:
     base = resolve_base(args.base)
     adapter = make_random(base, args) if args.random_adapter else resolve_adapter(args.adapter)
     config = read_config(adapter)
-    plain, pad = start(base, args, None), start(base, args, adapter)
+    memory = [resident_mib()]
+    plain = start(base, args, None)
+    memory.append(resident_mib())
+    pad = start(base, args, adapter)
+    memory.append(resident_mib())
+    added = [round(after - before, 1) for before, after in itertools.pairwise(memory)]
     held = [llm.apply_model(weight_bytes)[0] for llm in (plain, pad)]
     guidance = {"pad_weights": [f"{name}=1" for name in config.dimensions]}
     records = [compare(plain, pad, batch, args, guidance) for batch in args.batches]
@@ -199,12 +215,14 @@ def main() -> None:
         "fork_layer": config.fork_layer,
         "dtype": args.dtype,
         "compiled": not args.eager,
+        "added_memory_mib": {"plain": added[0], "pad": added[1]},
         "weights_mib": {"plain": round(held[0] / 2**20, 1), "pad": round(held[1] / 2**20, 1)},
         "versions": versions(),
         "records": records,
     }
     print(table(records))
-    print(f"weights held: plain {held[0] / 2**20:.1f} MiB, PAD {held[1] / 2**20:.1f} MiB")
+    print(f"registered weights: plain {held[0] / 2**20:.1f} MiB, PAD {held[1] / 2**20:.1f} MiB")
+    print(f"added to the process: plain {added[0]:.0f} MiB, PAD {added[1]:.0f} MiB")
     print(json.dumps(result))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")

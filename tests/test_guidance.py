@@ -145,3 +145,12 @@ def test_a_reward_trunk_like_the_base_and_empty_heads_give_no_reward():
     h, w = torch.randn(2, 8), torch.randn(2, 3)
     d_w = guidance.direction(h, h, w, torch.randn(3, 2, 8), torch.zeros(3, 8, 2))
     assert torch.equal(d_w, torch.zeros(2, 8))
+
+
+@pytest.mark.parametrize(("rows", "size", "k"), [(1, 4096, 5), (3, 64 * 40, 39), (2, 1000, 7)])
+def test_candidates_in_two_rounds_are_those_of_one_topk(rows, size, k):
+    logits = torch.randperm(rows * size).float().view(rows, size)
+    logits[:, ::3] = float("-inf")
+    z, ids = guidance.candidates(logits, torch.arange(rows), k)
+    assert torch.equal(z, logits.topk(k).values)
+    assert torch.equal(ids, logits.topk(k).indices)
