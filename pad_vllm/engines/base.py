@@ -7,6 +7,7 @@ sampling or the rule that adds the reward to the logits.
 from __future__ import annotations
 
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 from torch import Tensor
 
@@ -24,7 +25,8 @@ class RewardEngine(Protocol):
         """
 
 
-_running: dict[str, RewardEngine] = {}
+# Weak: an engine lives as long as the model that holds it.
+_running: WeakValueDictionary[str, RewardEngine] = WeakValueDictionary()
 
 
 def start(instance_id: str, engine: RewardEngine) -> None:

@@ -103,10 +103,10 @@ def add_branches(
                 found.append((response, torch.tensor(at), scores - scores.mean(1, keepdim=True)))
     spread = torch.cat([scores.flatten(0, 1) for _, _, scores in found])
     scale = spread.abs().sum(0) / (spread.abs() > 1e-6).sum(0).clamp_min(1)
-    for response, at, scores in found:
+    for scored_response, places, scores in found:
         telling = (scores.abs() > 1e-6).any(-1).any(-1)
-        response.branch_at = at[telling]
-        response.branch_scores = scores[telling] / scale.clamp_min(1e-6)
+        scored_response.branch_at = places[telling]
+        scored_response.branch_scores = scores[telling] / scale.clamp_min(1e-6)
 
 
 def trunk_hidden(model: PersRM, responses: list[Response]) -> list[Tensor]:

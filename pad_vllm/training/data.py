@@ -76,7 +76,8 @@ def standardise(groups: list[Group]) -> list[Group]:
 
 def split(groups: list[Group], held_out: float) -> tuple[list[Group], list[Group]]:
     """Training and held-out groups; a prompt's hash decides, so it stays on its side for ever."""
-    train, test = [], []
+    train: list[Group] = []
+    test: list[Group] = []
     for group in groups:
         digest = int.from_bytes(hashlib.sha256(group.prompt.encode()).digest()[:4], "big")
         (test if digest / 2**32 < held_out else train).append(group)
