@@ -1,0 +1,54 @@
+"""Scorers rank what they say they rank; win rates and fluency are plain arithmetic."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import tiny
+import torch
+
+from pad_vllm.evaluation.fluency import perplexity, repeated_ngrams, token_losses
+from pad_vllm.evaluation.scorers import SCORERS, score
+from pad_vllm.evaluation.winrate import win_rate
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "less"),
+    [
+        ("positive", "What a wonderful day. I love it.", "What an awful day. I hate it."),
+        ("brief", "Yes.", "Yes, and here is a good deal more about it."),
+        ("simple", "The cat sat on the mat.", "Considerable sophistication characterises it."),
+    ],
+)
+def test_a_scorer_ranks_the_plain_case(name, more, less):
+    assert SCORERS[name](more) > SCORERS[name](less)
+
+
+@pytest.mark.parametrize("text", ["", " \n", "...", "1 2 3"])
+def test_scorers_take_text_without_words(text):
+    assert all(math.isfinite(value) for value in score(text, tuple(SCORERS)))
+
+
+def test_an_unknown_scorer_is_refused_by_name():
+    with pytest.raises(ValueError, match="kindness.*positive, brief, simple"):
+        score("text", ("kindness",))
+
+
+def test_ties_count_half():
+    assert win_rate([1, 2, 3, 0], [0, 2, 4, 0]) == 0.5
+
+
+def test_repetition_counts_what_stood_before():
+    assert repeated_ngrams("a b c d e f g") == 0
+    assert repeated_ngrams("a b c d " * 4) == pytest.approx(1 - 4 / 13)
+    assert repeated_ngrams("too short") == 0
+
+
+def test_perplexity_is_the_models_own():
+    model = tiny.model("llama")
+    prompt, answer = [3, 4, 5], [6, 7, 8, 9]
+    (total, count), _ = token_losses(model, [(prompt, answer), ([3], [4, 5])])
+    logits = model(torch.tensor([prompt + answer])).logits[0, 2:-1]
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(answer)).item()
+    assert perplexity([(total, count)]) == pytest.approx(math.exp(expected), rel=1e-4)
