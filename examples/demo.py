@@ -96,7 +96,7 @@ def preferences(dimensions: tuple[str, ...]) -> dict[str, str | None]:
         first: f"{first}=1",
         second: f"{second}=1",
         third: f"{third}=1",
-        f"{first} and {third}": f"{first}=1,{third}=1",
+        f"{first} and {second}": f"{first}=1,{second}=1",
         f"opposite of {first}": f"{first}=-1",
     }
 
