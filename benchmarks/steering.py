@@ -133,6 +133,8 @@ def measure(
     repeated = [sum(map(repeated_ngrams, row)) / len(row) for row in texts]
     records = []
     for index, row in enumerate(rows):
+        ratio = perplexities[index] / perplexities[0]
+        added = repeated[index] - repeated[0]
         records.append(
             {
                 "name": row.name,
@@ -149,9 +151,10 @@ def measure(
                     for d, name in enumerate(dimensions)
                 },
                 "perplexity": round(perplexities[index], 3),
-                "perplexity_ratio": round(perplexities[index] / perplexities[0], 3),
+                "perplexity_ratio": round(ratio, 3),
                 "repeated_4grams": round(repeated[index], 4),
-                "repetition_added": round(repeated[index] - repeated[0], 4),
+                "repetition_added": round(added, 4),
+                "fluent": ratio <= MOST_PERPLEXITY and added <= MOST_REPETITION,
             }
         )
     return records
@@ -165,13 +168,10 @@ def table(records: list[dict[str, Any]], dimensions: tuple[str, ...]) -> list[st
         "| --- | --- |" + " --- |" * (len(dimensions) + 3),
     ]
     for r in records:
-        fluent = (
-            r["perplexity_ratio"] <= MOST_PERPLEXITY and r["repetition_added"] <= MOST_REPETITION
-        )
         wins = " | ".join(f"{r['win_rate'][d]:.0%}" for d in dimensions)
         lines.append(
             f"| {r['name']} | {r['beta']:g} | {wins} | {r['perplexity_ratio']:.2f}x | "
-            f"{r['repetition_added'] * 100:+.1f} points | {'' if fluent else 'not fluent'} |"
+            f"{r['repetition_added'] * 100:+.1f} points | {'' if r['fluent'] else 'not fluent'} |"
         )
     return lines
 

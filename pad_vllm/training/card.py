@@ -31,7 +31,8 @@ def card(config: AdapterConfig, steering: dict[str, Any] | None) -> str:
         "",
     ]
     if steering:
-        lines += ["## Steering", "", f"    {steering['command']}", "", *steering["table"], ""]
+        lines += ["## Steering", "", f"    {steering['command']}", ""]
+        lines += [*_advice(steering["records"], config.dimensions), "", *steering["table"], ""]
     return "\n".join(lines)
 
 
@@ -49,3 +50,17 @@ def _data(training: dict[str, Any]) -> str:
         f"Seed {training['recipe']['seed']}. Data: {data['described']} {data['responses']} "
         f"responses; {data['prompts']} prompts to train on, {data['held_out_prompts']} held out."
     )
+
+
+def _advice(records: list[dict[str, Any]], dimensions: tuple[str, ...]) -> list[str]:
+    """For each dimension the fluent row that wins most."""
+    lines = []
+    for name in dimensions:
+        rows = [r for r in records if r["name"] == f"+{name}" and r["fluent"]]
+        if rows:
+            best = max(rows, key=lambda r: r["win_rate"][name])
+            lines.append(
+                f"- {name}: beta {best['beta']:g}, beats the unguided answer on "
+                f"{best['win_rate'][name]:.0%} of the prompts"
+            )
+    return lines
