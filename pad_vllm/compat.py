@@ -67,7 +67,7 @@ __all__ = [
     "set_default_torch_dtype",
 ]
 
-TESTED = "0.32 and 0.33 (0.25 on the V1 runner)"
+MADE_FOR = "0.32 and 0.33, and 0.25 on the V1 runner (tested: 0.32)"
 
 
 class IncompatibleVLLM(RuntimeError):
@@ -86,12 +86,12 @@ def probe() -> None:
         if parameter not in inspect.signature(function).parameters:
             raise IncompatibleVLLM(
                 f"{function.__qualname__} of vLLM {vllm.__version__} has no parameter "
-                f"{parameter!r}; pad_vllm is tested with vLLM {TESTED}. Install one of these."
+                f"{parameter!r}; pad_vllm is made for vLLM {MADE_FOR}. Install one of these."
             )
     if _admission_hook() is None:
         raise IncompatibleVLLM(
             f"vLLM {vllm.__version__} checks request parameters in a way that pad_vllm does not "
-            f"know; it is tested with vLLM {TESTED}. Install one of these."
+            f"know; it is made for vLLM {MADE_FOR}. Install one of these."
         )
 
 
