@@ -1,6 +1,6 @@
 """What does guidance cost? Plain vLLM against PAD, alternated in one process on one machine.
 
-    python benchmarks/speed.py --out results/speed.json        (`make bench`)
+    python benchmarks/speed.py --out benchmarks/results/speed.json        (`make bench`)
 
 Two compiled engines live side by side and take turns on the same batch, every row of PAD's guided.
 A step's time is (time for N + 1 tokens - time for 1 token) / N, so prefill drops out. Also measured:
@@ -25,9 +25,10 @@ from typing import Any
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # no second process on the cores
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-# In one process vLLM's own binding puts the threads of compiled code on one core.
+# In one process vLLM's own binding puts the threads of compiled code on one core. One core is left
+# free, as vLLM leaves one to its engine process.
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) - 1)))
 
 from pad_vllm.adapter import Backbone, random_adapter, read_config, save
 from pad_vllm.serve import resolve_adapter, resolve_base
@@ -190,7 +191,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--load-format", default="auto", help="`dummy` times a bare config.json")
     parser.add_argument("--gpu-memory", type=float, default=0.4, help="share for each engine")
     parser.add_argument("--eager", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path("results/speed.json"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed.json"))
     return parser.parse_args()
 
 

@@ -1,6 +1,6 @@
 """Does guidance steer, and is the text still text? Win rates over the unguided answers.
 
-    python benchmarks/steering.py --prompts PROMPTS.json --betas 0.5 1 1.5 --out results/steering.json
+    python benchmarks/steering.py --prompts PROMPTS.json --betas 0.5 1 1.5 --out steering.json
 
 PROMPTS.json is a list of {"prompt": text}: the paper's are the 50 Koala prompts of P-Soups. Greedy,
 100 tokens, one mixed batch through vLLM. Rows: each dimension alone and its opposite at each beta,

@@ -113,7 +113,9 @@ def _version() -> str:
     ((package, number),) = found.items()
     match = re.match(r"\d+\.\d+", number)
     if not match or match[0] not in VERSIONS:
-        raise ValueError(f"{package} {number}; accepted are {listed(VERSIONS)} (tested: 0.32). {_INSTALL}")
+        raise ValueError(
+            f"{package} {number}; accepted are {listed(VERSIONS)} (tested: 0.32). {_INSTALL}"
+        )
     return f"{package} {number}"
 
 

