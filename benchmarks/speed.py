@@ -32,6 +32,7 @@ os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) - 1)))
 
 from pad_vllm.adapter import Backbone, random_adapter, read_config, save
 from pad_vllm.serve import resolve_adapter, resolve_base
+from pad_vllm.shapes import module_shapes
 
 
 def weight_bytes(model: Any) -> int:
@@ -121,27 +122,17 @@ def compare(
 
 def make_random(base: str, args: argparse.Namespace) -> str:
     """A random adapter for a base that has none, forked at the top quarter."""
-    config = json.loads((Path(base) / "config.json").read_text())
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    head = config.get("head_dim") or hidden // config["num_attention_heads"]
-    queries, keys = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
-    shapes = {
-        "q_proj": (queries, hidden),
-        "k_proj": (keys, hidden),
-        "v_proj": (keys, hidden),
-        "o_proj": (hidden, queries),
-        "gate_proj": (inner, hidden),
-        "up_proj": (inner, hidden),
-        "down_proj": (hidden, inner),
-    }
-    fork = round(config["num_hidden_layers"] * 0.75)
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(base)
+    fork = round(config.get_text_config().num_hidden_layers * 0.75)
     adapter = random_adapter(
         Backbone.from_config(Path(base)),
         fork,
         ("a", "b", "c"),
         16,
         16,
-        shapes=shapes,
+        shapes=module_shapes(config),
         std=0.01,
         seed=0,
     )

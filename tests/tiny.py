@@ -113,7 +113,10 @@ def write_adapter(
     dimensions: tuple[str, ...] = ("helpful", "brief", "humor"),
 ) -> Path:
     """A random adapter for the model in `checkpoint`; std 0 is the zero adapter."""
+    from transformers import AutoConfig
+
     from pad_vllm.adapter import Backbone, random_adapter, save
+    from pad_vllm.shapes import module_shapes
 
     made = random_adapter(
         Backbone.from_checkpoint(checkpoint),
@@ -121,29 +124,10 @@ def write_adapter(
         dimensions,
         rank,
         head_rank,
-        shapes=lora_shapes(checkpoint),
+        shapes=module_shapes(AutoConfig.from_pretrained(checkpoint)),
         std=std,
         seed=seed,
     )
     made = dataclasses.replace(made, config=dataclasses.replace(made.config, beta=beta))
     save(made, folder, "# Random weights, for tests\n")
     return folder
-
-
-def lora_shapes(checkpoint: Path) -> dict[str, tuple[int, int]]:
-    """Module -> (out, in) of the linear layers that may carry LoRA, the same in every layer."""
-    from transformers import AutoConfig
-
-    text = AutoConfig.from_pretrained(checkpoint).get_text_config()
-    H, inner = text.hidden_size, text.intermediate_size
-    head = getattr(text, "head_dim", None) or H // text.num_attention_heads
-    queries, keys = text.num_attention_heads * head, text.num_key_value_heads * head
-    return {
-        "q_proj": (queries, H),
-        "k_proj": (keys, H),
-        "v_proj": (keys, H),
-        "o_proj": (H, queries),
-        "gate_proj": (inner, H),
-        "up_proj": (inner, H),
-        "down_proj": (H, inner),
-    }

@@ -40,13 +40,7 @@ def pair_loss(ratios: Tensor, margins: Tensor, b: float, sharpness: float) -> tu
     scorers' own margins. A hard label makes a near tie as loud as a clear case, and a small data
     set is then learned by heart. ratios L_w [R, W], margins [W, R, R] -> (summed loss, pairs).
     """
-    difference = b * (ratios.T.unsqueeze(-1) - ratios.T.unsqueeze(-2))
-    preferred = (sharpness * margins).sigmoid()
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(
-        difference, preferred, reduction="none"
-    )
-    pairs = margins != 0
-    return (loss * pairs).sum(), pairs.sum()
+    return _bradley_terry(ratios.T, margins, b, sharpness)
 
 
 def branch_loss(
@@ -59,8 +53,14 @@ def branch_loss(
     """
     reward = torch.einsum("mkd,mwd->mwk", phi, w)
     value = torch.einsum("mkd,mwd->mwk", scores, w) / w.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-    margins = value.unsqueeze(-1) - value.unsqueeze(-2)
-    difference = b * (reward.unsqueeze(-1) - reward.unsqueeze(-2))
+    return _bradley_terry(reward, value.unsqueeze(-1) - value.unsqueeze(-2), b, sharpness)
+
+
+def _bradley_terry(
+    ratios: Tensor, margins: Tensor, b: float, sharpness: float
+) -> tuple[Tensor, Tensor]:
+    """ratios [..., N], margins [..., N, N] -> (summed loss, pairs with a margin)."""
+    difference = b * (ratios.unsqueeze(-1) - ratios.unsqueeze(-2))
     loss = torch.nn.functional.binary_cross_entropy_with_logits(
         difference, (sharpness * margins).sigmoid(), reduction="none"
     )

@@ -53,10 +53,9 @@ class Example:
 
 @dataclass
 class Report:
-    """losses a step, accuracy a preference name, seconds."""
+    """losses a step, seconds."""
 
     losses: list[float] = field(default_factory=list)
-    accuracy: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
 
