@@ -68,8 +68,8 @@ class PersRM(nn.Module):
         self.head_B = nn.Parameter(torch.zeros(count, hidden, head_rank))
         # A tuple, so that shared modules are not registered a second time.
         self._parts = (
-            _slice(backbone.model, 0, fork_layer, norm=False),
-            _slice(backbone.model, fork_layer, layers, norm=True),
+            decoder_slice(backbone.model, 0, fork_layer, norm=False),
+            decoder_slice(backbone.model, fork_layer, layers, norm=True),
         )
 
     @classmethod
@@ -174,7 +174,7 @@ class PersRM(nn.Module):
         return z + beta * self.rewards(h_B, h_T, ids, w), ids
 
 
-def _slice(decoder: Any, start: int, stop: int, *, norm: bool) -> Any:
+def decoder_slice(decoder: Any, start: int, stop: int, *, norm: bool) -> Any:
     """Layers start..stop-1 of a Transformers decoder as a decoder of its own, sharing its modules."""
     part = copy.copy(decoder)
     part._modules = dict(decoder._modules)  # noqa: SLF001, copy.copy shares the dict

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pad_vllm.adapter import Adapter
 from pad_vllm.compat import Attention, AttentionRecord
-from pad_vllm.engines.shared import lora
+from pad_vllm.engines import lora
 from pad_vllm.engines.shared.reward import SharedRewards
 from pad_vllm.shapes import require_boundary
 

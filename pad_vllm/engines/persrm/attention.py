@@ -1,0 +1,101 @@
+"""Attention of packed rows of different lengths over one paged KV cache, as Transformers calls it.
+
+A pass packs T tokens of many rows behind each other, in S streams (1 below the fork; 2 above: base and
+reward). Rows of like size form a Group and attend together, padded; each token sees what its row's mask
+says: a chunk of a prompt sees what came before it, a candidate's token its own ancestors.
+In: q, k, v of one layer and the Batch in the keyword arguments. Knows neither rows nor rewards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+NAME = "pad_paged"
+
+
+@dataclass
+class Group:
+    """R rows that attend together, Q tokens each at most, over C key slots at most."""
+
+    place: Tensor  # [R, Q] int64, where among the T tokens; padding repeats the first
+    inside: Tensor | None  # [R * Q] int64, the places that are no padding; None where all are
+    table: Tensor  # [R, blocks] int64, blocks of each row, C = blocks * size
+    sees: Tensor  # [R, Q, C] bool
+    at: Tensor  # [R, Q] int64, position of each token in its row
+    slot_at: Tensor  # [R, C] int64, position of what each key slot holds
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def mask(self, window: int | None) -> Tensor:
+        """[R, Q, C] bool under a sliding window of so many tokens."""
+        if window is None:
+            return self.sees
+        if window not in self.masks:
+            behind = self.at.unsqueeze(-1) - self.slot_at.unsqueeze(1)
+            self.masks[window] = self.sees & (behind < window)
+        return self.masks[window]
+
+
+@dataclass
+class Batch:
+    """One pass over T packed tokens."""
+
+    slots: Tensor  # [T] int64, where in the cache each token's key and value go
+    groups: list[Group]
+    caches: dict[int, Tensor]  # layer -> [2, S, blocks, size, KV heads, head width]
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    _mask: Tensor | None,
+    *,
+    pad_batch: Batch,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """query [S, heads, T, width], key and value [S, KV heads, T, width] -> [S, T, heads, width]."""
+    cache = pad_batch.caches[module.layer_idx]
+    flat = cache.flatten(2, 3)
+    flat[0].index_copy_(1, pad_batch.slots, key.transpose(1, 2))
+    flat[1].index_copy_(1, pad_batch.slots, value.transpose(1, 2))
+    packed = query.transpose(1, 2)  # [S, T, heads, width]
+    out = torch.empty_like(packed, memory_format=torch.contiguous_format)
+    for group in pad_batch.groups:
+        found = _group(packed, cache, group, scaling, sliding_window)
+        if group.inside is None:
+            out.index_copy_(1, group.place.flatten(), found)
+        else:
+            places = group.place.flatten().index_select(0, group.inside)
+            out.index_copy_(1, places, found.index_select(1, group.inside))
+    return out, None
+
+
+def _group(
+    packed: Tensor, cache: Tensor, group: Group, scaling: float | None, window: int | None
+) -> Tensor:
+    """[S, R * Q, heads, width]. Query heads of one KV head stand as more queries: nothing repeated."""
+    S, _, heads, width = packed.shape
+    R, Q = group.place.shape
+    kv = cache.shape[-2]
+    q = packed.index_select(1, group.place.flatten()).view(S * R, Q, kv, heads // kv, width)
+    q = q.permute(0, 2, 3, 1, 4).reshape(S * R, kv, -1, width)
+    k, v = (
+        one.index_select(1, group.table.flatten()).view(S * R, -1, kv, width).transpose(1, 2)
+        for one in cache
+    )
+    mask = group.mask(window)[:, None].expand(R, heads // kv, Q, -1).flatten(1, 2)
+    mask = mask.repeat(S, 1, 1).unsqueeze(1)
+    found = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, scale=scaling)
+    found = found.view(S * R, kv, heads // kv, Q, width).permute(0, 3, 1, 2, 4)
+    return found.reshape(S, R * Q, heads, width)
+
+
+AttentionInterface.register(NAME, attend)

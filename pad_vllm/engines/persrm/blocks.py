@@ -1,0 +1,87 @@
+"""Which KV blocks are whose, which may be taken, and which hold a prefix that another row can use.
+
+As in vLLM's prefix cache: a block that nobody refers to keeps its content until it is taken, the one
+unused for longest first. A full block is known by its tokens and the block before it, so that a prefix
+is found by exact comparison. Numbers only: it holds no tensor and knows no row.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Sequence
+
+Key = tuple[int, tuple[int, ...]]
+"""Content number of the block before, and the tokens of this one."""
+
+ROOT = 0
+"""The content number before the first block."""
+
+
+class Blocks:
+    """`count` blocks of `size` tokens each."""
+
+    def __init__(self, count: int, size: int) -> None:
+        self.count, self.size = count, size
+        self._refs = [0] * count
+        self._unused: OrderedDict[int, None] = OrderedDict.fromkeys(range(count))
+        self._keys: dict[int, Key] = {}
+        self._known: dict[Key, tuple[int, int]] = {}  # key -> block, content number
+        self._numbers = itertools.count(ROOT + 1)
+
+    @property
+    def unused(self) -> int:
+        """Blocks nobody refers to."""
+        return len(self._unused)
+
+    def take(self) -> int | None:
+        """A block with one reference, its content forgotten; None where all are in use."""
+        if not self._unused:
+            return None
+        block, _ = self._unused.popitem(last=False)
+        self.forget(block)
+        self._refs[block] = 1
+        return block
+
+    def drop(self, blocks: Sequence[int]) -> None:
+        """One reference fewer on each. The last of a row go first: a prefix outlives its ends."""
+        for block in reversed(blocks):
+            self._refs[block] -= 1
+            if not self._refs[block]:
+                self._unused[block] = None
+
+    def match(
+        self, before: int, tokens: Sequence[int], most: int
+    ) -> tuple[list[int], list[int]]:
+        """The blocks that hold the first whole blocks of `tokens` after content `before`, at most
+        `most`, with a reference on each, and their content numbers.
+        """
+        blocks: list[int] = []
+        chain: list[int] = []
+        for start in range(0, most * self.size, self.size):
+            found = self._known.get((before, tuple(tokens[start : start + self.size])))
+            if found is None:
+                break
+            block, before = found
+            self._refs[block] += 1
+            self._unused.pop(block, None)
+            blocks.append(block)
+            chain.append(before)
+        return blocks, chain
+
+    def know(self, block: int, before: int, tokens: Sequence[int]) -> int:
+        """`block` is full now; its content number. Of two blocks with one content one is known."""
+        key = (before, tuple(tokens))
+        if key not in self._known:
+            self._known[key] = (block, next(self._numbers))
+            self._keys[block] = key
+        return self._known[key][1]
+
+    def shared(self, block: int) -> bool:
+        """Whether another row refers to it, so that it must not be written."""
+        return self._refs[block] > 1
+
+    def forget(self, block: int) -> None:
+        """Its content is about to change."""
+        if key := self._keys.pop(block, None):
+            del self._known[key]
