@@ -5,14 +5,16 @@ It does not open the adapter, and imports neither torch nor vLLM: the front end 
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from pad_vllm.wording import did_you_mean, listed, show
 
 KEY = "pad"
-ENGINES = ("shared",)
-PLANNED_ENGINES = ("resident", "ray")
+ENGINES = ("shared", "resident", "ray")
+CANDIDATES = ("exact", "first")
+FAILURES = ("unguided", "stop")
 _EXAMPLE = """--additional-config '{"pad": {"adapter": "PATH"}}'"""
 
 
@@ -24,7 +26,26 @@ class PADConfig:
     """Folder of the adapter: pad_config.json, the PEFT LoRA and the preference heads."""
 
     engine: str = "shared"
-    """Where the reward model runs; `shared` forks it inside the served model."""
+    """Where the reward model runs: `shared` forks it inside the served model, `resident` has one of its
+    own in vLLM's worker, `ray` in Ray actors.
+    """
+
+    backbone: str = ""
+    """The reward model's backbone, a folder or hub name, for `resident` and `ray`; empty: the one that
+    the adapter names.
+    """
+
+    device: str = ""
+    """Where `resident` runs its model, as torch writes it (`cuda:1`, `cpu`); empty: beside the base."""
+
+    cache_gib: float = 1.0
+    """KV cache of the reward model in GiB, taken when it loads; each actor's own with `ray`."""
+
+    pass_tokens: int = 2048
+    """Most tokens in one pass of the reward model: long prompts are read in pieces of this."""
+
+    candidates: str = "exact"
+    """With another tokenizer: score all tokens of a candidate's text (`exact`) or its `first`."""
 
     load_format: str = "auto"
     """How vLLM reads the backbone's weights: what `--load-format` would say without PAD."""
@@ -38,12 +59,37 @@ class PADConfig:
     allow_backbone_mismatch: bool = False
     """Serve a base with other weights than the adapter was trained on: a warning, no refusal."""
 
+    ray_address: str = ""
+    """Ray cluster to join, as `ray.init(address=...)` takes it; empty: start one on this machine."""
+
+    ray_actors: int = 1
+    """Reward models in the pool."""
+
+    ray_resources: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """What each actor asks Ray for, such as {"num_gpus": 1}; {} asks for one CPU."""
+
+    ray_deadline_s: float = 2.0
+    """Longest wait of a step for its rewards."""
+
+    on_failure: str = "unguided"
+    """A row whose rewards do not come, from a dead or late actor: goes on `unguided`, or `stop`s."""
+
     def __post_init__(self) -> None:
         _check_text("adapter", self.adapter, "the path of an adapter folder")
-        _check_engine(self.engine)
+        _check_choice("engine", self.engine, ENGINES)
+        _check_choice("candidates", self.candidates, CANDIDATES)
+        _check_choice("on_failure", self.on_failure, FAILURES)
+        for name in ("backbone", "device", "ray_address"):
+            if not isinstance(getattr(self, name), str):
+                raise _wrong(name, getattr(self, name), "text")
+        _check_positive("cache_gib", self.cache_gib)
+        _check_positive("ray_deadline_s", self.ray_deadline_s)
+        _check_whole("pass_tokens", self.pass_tokens, 16)
+        _check_whole("ray_actors", self.ray_actors, 1)
+        _check_resources(self.ray_resources)
         _check_load_format(self.load_format)
         _check_max_beta(self.max_beta)
-        _check_max_top_k(self.max_top_k)
+        _check_whole("max_top_k", self.max_top_k, 1)
         if not isinstance(self.allow_backbone_mismatch, bool):
             raise _wrong("allow_backbone_mismatch", self.allow_backbone_mismatch, "true or false")
         object.__setattr__(self, "max_beta", float(self.max_beta))
@@ -102,16 +148,9 @@ def _check_text(name: str, value: object, accepted: str) -> None:
         raise _wrong(name, value, f"{accepted}, as text")
 
 
-def _check_engine(value: object) -> None:
-    if value in ENGINES:
-        return
-    if value in PLANNED_ENGINES:
-        raise ValueError(
-            f"additional_config['pad']['engine'] is {value!r}, which is planned and not in this "
-            f"release. Accepted: {listed(ENGINES)}. Leave 'engine' out, and train the adapter on "
-            "the served base."
-        )
-    raise _wrong("engine", value, listed(ENGINES))
+def _check_choice(name: str, value: object, accepted: tuple[str, ...]) -> None:
+    if value not in accepted:
+        raise _wrong(name, value, listed(accepted))
 
 
 def _check_load_format(value: object) -> None:
@@ -131,6 +170,21 @@ def _check_max_beta(value: object) -> None:
         raise _wrong("max_beta", value, "a number above 0 and at most 1e6")
 
 
-def _check_max_top_k(value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise _wrong("max_top_k", value, "an integer of at least 1")
+def _check_positive(name: str, value: object) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:  # type: ignore[operator]
+        raise _wrong(name, value, "a number above 0")
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise _wrong(name, value, f"an integer of at least {least}")
+
+
+def _check_resources(value: object) -> None:
+    if not isinstance(value, Mapping) or not all(
+        isinstance(name, str) and isinstance(amount, int | float) and amount >= 0
+        for name, amount in value.items()
+    ):
+        accepted = 'names and amounts, such as {"num_gpus": 1} or {"num_cpus": 2}'
+        raise _wrong("ray_resources", value, accepted)

@@ -17,6 +17,7 @@ from pad_vllm.wording import did_you_mean, listed, show
 WEIGHTS, BETA, TOP_K, PREFERENCE = "pad_weights", "pad_beta", "pad_top_k", "pad_preference"
 KEYS = (WEIGHTS, BETA, TOP_K, PREFERENCE)
 PREFIX = "pad_"
+MAX_PREFERENCE = 2000  # characters; it is read by the reward model before every answer
 MAX_WEIGHT = 1e4  # keeps w, the sum of w and the rewards made from them finite in float32
 _FORM = """'helpful=1,humor=0.5', '{"helpful": 1}' or ["helpful=1", "humor=0.5"]"""
 
@@ -35,6 +36,9 @@ class Guidance:
 
     top_k: int
     """How many of the base model's candidates stay in the race."""
+
+    preference: str = ""
+    """Text for the reward model's prompt alone; empty for none."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,11 @@ class Limits:
 
 def parse(extra_args: Mapping[str, object] | None, limits: Limits) -> Guidance | None:
     """The guidance a request asks for, or None where it has none of the four arguments."""
-    given = _syntax(extra_args, limits.engine)
+    given = _syntax(extra_args)
     if given is None:
         return None
+    if given.preference and limits.engine == "shared":
+        raise _no_text(given.preference, limits.engine)
     beta = limits.beta if given.beta is None else given.beta
     top_k = limits.top_k if given.top_k is None else given.top_k
     if abs(beta) > limits.max_beta:
@@ -95,12 +101,12 @@ def parse(extra_args: Mapping[str, object] | None, limits: Limits) -> Guidance |
             f"an integer from 1 to {limits.max_top_k}",
             "ask for fewer, or raise the server's max_top_k",
         )
-    return Guidance(_ordered(given.weights, limits.dimensions), beta, top_k)
+    return Guidance(_ordered(given.weights, limits.dimensions), beta, top_k, given.preference)
 
 
-def check_syntax(extra_args: Mapping[str, object] | None, engine: str = "shared") -> None:
-    """Refuses whatever is wrong under every adapter and every limit; see `parse` for the rest."""
-    _syntax(extra_args, engine)
+def check_syntax(extra_args: Mapping[str, object] | None) -> None:
+    """Refuses whatever is wrong under every adapter, engine and limit; see `parse` for the rest."""
+    _syntax(extra_args)
 
 
 @dataclass(frozen=True)
@@ -110,9 +116,10 @@ class _Given:
     weights: Pairs
     beta: float | None
     top_k: int | None
+    preference: str
 
 
-def _syntax(extra_args: Mapping[str, object] | None, engine: str) -> _Given | None:
+def _syntax(extra_args: Mapping[str, object] | None) -> _Given | None:
     ours = {
         name: value
         for name, value in (extra_args or {}).items()
@@ -122,8 +129,6 @@ def _syntax(extra_args: Mapping[str, object] | None, engine: str) -> _Given | No
         _check_known(name)
         if value is None:
             raise _refusal(name, value, "a value", "leave the argument out for its default")
-    if PREFERENCE in ours:
-        raise _no_text(ours[PREFERENCE], engine)
     if not ours:
         return None
     if WEIGHTS not in ours:
@@ -133,7 +138,19 @@ def _syntax(extra_args: Mapping[str, object] | None, engine: str) -> _Given | No
         )
     beta = _number(BETA, ours[BETA]) if BETA in ours else None
     top_k = _whole(ours[TOP_K]) if TOP_K in ours else None
-    return _Given(_weights(ours[WEIGHTS]), beta, top_k)
+    preference = _text(ours[PREFERENCE]) if PREFERENCE in ours else ""
+    return _Given(_weights(ours[WEIGHTS]), beta, top_k, preference)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip() or len(value) > MAX_PREFERENCE:
+        raise _refusal(
+            PREFERENCE,
+            value,
+            f"text of 1 to {MAX_PREFERENCE} characters, such as 'formal but humorous'",
+            "say it shorter, or leave the argument out",
+        )
+    return value.strip()
 
 
 def _check_known(name: str) -> None:

@@ -23,7 +23,7 @@ def connect() -> None:
     Safe to call again. Raises what is wrong with this vLLM.
     """
     from pad_vllm import compat, startup
-    from pad_vllm.engines.shared.loader import PADModelLoader
+    from pad_vllm.engines.loader import PADModelLoader
 
     compat.probe()
     compat.register_model_loader(startup.LOAD_FORMAT)(PADModelLoader)

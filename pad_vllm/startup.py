@@ -20,10 +20,12 @@ from pad_vllm.compat import (
     rust_front_end,
 )
 from pad_vllm.config import KEY, PADConfig
+from pad_vllm.engines.persrm import load as persrm
 from pad_vllm.engines.shared.fork import ARCHITECTURES
 from pad_vllm.fingerprint import fingerprint, local_checkpoint
 from pad_vllm.params import PREFIX, Limits, parse
 from pad_vllm.shapes import attention_kinds, require_boundary, require_shapes
+from pad_vllm.tokens import Reader
 from pad_vllm.wording import listed
 
 logger = init_logger(__name__)
@@ -96,6 +98,26 @@ REFUSED: tuple[_Refusal, ...] = (
 """Features refused by name until they are tested: name, where it is on, the way out."""
 
 
+REFUSED_BESIDE: tuple[_Refusal, ...] = (
+    (
+        "multimodal bases",
+        lambda c: c.model_config.is_multimodal_model,
+        "serve a base that reads text only",
+    ),
+    (
+        "prompts as embeddings",
+        lambda c: c.model_config.enable_prompt_embeds,
+        "drop --enable-prompt-embeds",
+    ),
+    (
+        "a base without a tokenizer",
+        lambda c: c.model_config.skip_tokenizer_init,
+        "drop --skip-tokenizer-init; the reward model reads the base's text",
+    ),
+)
+"""What an engine that must know the base's words cannot work with."""
+
+
 def wants_pad(config: VllmConfig) -> bool:
     """Whether anything in the config asks for PAD."""
     additional = config.additional_config
@@ -114,6 +136,13 @@ def settings(config: VllmConfig) -> tuple[PADConfig, AdapterConfig]:
     for name, on, way_out in REFUSED:
         if on(config):
             raise ValueError(f"pad_vllm does not support {name} yet; {way_out}.")
+    if pad.engine != "shared":
+        for name, on, way_out in REFUSED_BESIDE:
+            if on(config):
+                raise ValueError(
+                    f"pad_vllm's {pad.engine} engine does not support {name} yet; {way_out}."
+                )
+        return pad, adapter
     unknown = [a for a in config.model_config.architectures if a not in ARCHITECTURES]
     if unknown:
         raise ValueError(
@@ -126,11 +155,16 @@ def settings(config: VllmConfig) -> tuple[PADConfig, AdapterConfig]:
 def check_backbone(
     config: VllmConfig, pad: PADConfig, adapter: AdapterConfig, *, fetched: bool = True
 ) -> None:
-    """Refuse a served model that is not the adapter's; log what can only be warned of.
+    """Refuse a served model that is not the adapter's, or, where the reward model has its own, that one;
+    log what can only be warned of.
 
     fetched: whether vLLM has the weights by now. Before, a hub's model may not be here yet, and
     its weights are compared when they are.
     """
+    if pad.engine != "shared":
+        for warning in persrm.check(pad, adapter) if fetched else ():
+            logger.warning("%s", warning)
+        return
     model = config.model_config
     mark = None if pad.load_format == "dummy" else _fingerprint(config, fetched=fetched)
     served = Backbone.from_hf_config(model.hf_config, name=model.model, fingerprint=mark)
@@ -162,6 +196,19 @@ def limits(pad: PADConfig, adapter: AdapterConfig) -> Limits:
     )
 
 
+def reader(config: VllmConfig, pad: PADConfig) -> Reader:
+    """The base's tokens as the reward model's. Raises ValueError where one has no fast tokenizer."""
+    from transformers import AutoTokenizer
+
+    model = config.model_config
+    base = AutoTokenizer.from_pretrained(
+        model.tokenizer,
+        revision=model.tokenizer_revision,
+        trust_remote_code=model.trust_remote_code,
+    )
+    return Reader(base, persrm.tokenizer_of(pad, read_config(pad.adapter)))
+
+
 def front_end(config: VllmConfig) -> Callable[[SamplingParams], None] | None:
     """The front end's check: refuses the start-up, or returns what every request goes through."""
     if not wants_pad(config):
@@ -171,8 +218,13 @@ def front_end(config: VllmConfig) -> Callable[[SamplingParams], None] | None:
     accepted = limits(pad, adapter)
     # The worker loads it again: read here, a broken one is this process's own error, not the end
     # of a traceback from another.
-    require_shapes(load(pad.adapter), config.model_config.hf_config)
-    require_boundary(attention_kinds(config.model_config.hf_config), adapter.fork_layer)
+    loaded = load(pad.adapter)
+    if pad.engine == "shared":
+        require_shapes(loaded, config.model_config.hf_config)
+        require_boundary(attention_kinds(config.model_config.hf_config), adapter.fork_layer)
+    else:
+        persrm.check(pad, adapter)
+        reader(config, pad)
     on_beam_search(_refuse_beam_search)
 
     def admit(params: SamplingParams) -> None:
@@ -194,7 +246,7 @@ def _require_wiring(config: VllmConfig) -> None:
     """All three of load format, processor and settings, the processor once."""
     if config.load_config.load_format != LOAD_FORMAT:
         raise ValueError(
-            f"pad_vllm's shared engine needs load format 'pad', and this is "
+            f"pad_vllm needs load format 'pad', and this is "
             f"{config.load_config.load_format!r}; {_USE}."
         )
     count = _processors(config)

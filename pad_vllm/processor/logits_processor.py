@@ -24,7 +24,7 @@ from pad_vllm.compat import (
     init_logger,
 )
 from pad_vllm.engines import base
-from pad_vllm.params import Guidance, check_syntax, parse
+from pad_vllm.params import check_syntax, parse
 from pad_vllm.processor.slots import Selection, Slots
 
 logger = init_logger(__name__)
@@ -44,6 +44,10 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         device = second if isinstance(second, torch.device) else second.device
         pad, adapter = startup.settings(vllm_config)
         self._limits = startup.limits(pad, adapter)
+        # An engine with a model of its own must know the words; `shared` reads the base's mind.
+        self._reads_tokens = pad.engine != "shared"
+        self._v2_states = None if isinstance(second, torch.device) else second
+        self._unread: list[tuple[int, base.Request]] = []
         self._instance = vllm_config.instance_id
         self._slots = Slots(device)
         self._declined = torch.zeros((), dtype=torch.int64, device=device)
@@ -66,16 +70,32 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             return
         for index in batch_update.removed:
             self._slots.drop(index)
-        for index, params, _, _ in batch_update.added:
-            self._slots.put(index, self._guidance(params))
+        for index, params, prompt, answer in batch_update.added:
+            request = self._request(params)
+            if request is not None and self._reads_tokens:
+                # vLLM marks tokens that it does not know yet, the last ones, with -1.
+                request.tokens = [token for token in (*(prompt or ()), *answer) if token >= 0]
+                request.prompt = len(prompt or ())
+            self._slots.put(index, request)
         for source, target, how in batch_update.moved:
             self._slots.move(source, target, swap=how == MoveDirectionality.SWAP)
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         """V2: a request enters slot `req_idx`. Returns whether it is guided."""
-        found = self._guidance(sampling_params)
-        self._slots.put(req_idx, found)
-        return found is not None
+        request = self._request(sampling_params)
+        self._slots.put(req_idx, request)
+        if request is not None and self._reads_tokens:
+            self._unread.append((req_idx, request))
+        return request is not None
+
+    def apply_staged_writes(self) -> None:
+        """V2: the tokens of requests that entered are on the device now."""
+        states = self._v2_states
+        for index, request in self._unread:
+            length = int(states.prefill_len.np[index])
+            request.tokens = states.all_token_ids.gpu[index, :length].tolist()
+            request.prompt = int(states.prompt_len.np[index])
+        self._unread.clear()
 
     def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
         """Rewrite the guided rows of logits [rows, V] float32 in place; ctx is V2's batch layout."""
@@ -87,14 +107,13 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     def _guide(self, logits: Tensor, selection: Selection) -> None:
         z, ids = guidance.candidates(logits, selection.rows, selection.k_max)
-        engine = base.running(self._instance)
-        reward = None
-        if engine is not None:
-            reward = engine.rewards(len(logits), selection.rows, ids, selection.w)
+        reward = self._rewards(
+            base.Step(len(logits), selection.rows, ids, selection.w, selection.requests)
+        )
         if reward is None:
             self._misaligned += 1
             logger.warning_once(
-                "PAD: no hidden states for these logits rows; they stay unguided. Batches so far: %d",
+                "PAD: no rewards for these logits rows; they stay unguided. Batches so far: %d",
                 self._misaligned,
             )
             return
@@ -103,15 +122,24 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         )
         self._report()
 
+    def _rewards(self, step: base.Step) -> Tensor | None:
+        engine = base.running(self._instance)
+        try:
+            return None if engine is None else engine.rewards(step)
+        except Exception:  # an error in a step would end the server, with all its requests
+            logger.exception("PAD: the reward engine failed; this step stays unguided")
+            return None
+
     def _report(self) -> None:
         self._steps += 1
         if self._steps % _REPORT_EVERY == 0 and (count := int(self._declined)) > self._reported:
             self._reported = count
             logger.warning("PAD: %d rows had a NaN or inf reward and stayed unguided", count)
 
-    def _guidance(self, params: SamplingParams) -> Guidance | None:
+    def _request(self, params: SamplingParams) -> base.Request | None:
         try:
-            return parse(params.extra_args, self._limits)
+            found = parse(params.extra_args, self._limits)
+            return None if found is None else base.Request(found)
         except ValueError as error:  # the front end refuses these; a step must not
             logger.warning("PAD: a request stays unguided: %s", error)
             return None

@@ -1,6 +1,6 @@
 """Per-request guidance by batch slot, and the rows of one step that want it. No vLLM in here.
 
-In: `Guidance` put at slot numbers. Out: a Selection of tensors for the step's rows, made anew only
+In: `Request`s put at slot numbers. Out: a Selection of tensors for the step's rows, made anew only
 when the slots or the row order changed.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pad_vllm.params import Guidance
+from pad_vllm.engines.base import Request
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Selection:
     beta: Tensor  # [G] float32
     top_k: Tensor  # [G] int64
     k_max: int  # the largest of top_k, on the host
+    requests: tuple[Request, ...]  # of the rows
 
 
 class Slots:
@@ -31,17 +32,17 @@ class Slots:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._guided: dict[int, Guidance] = {}
+        self._guided: dict[int, Request] = {}
         self._known: tuple[bytes, Selection | None] | None = None
 
     def __len__(self) -> int:
         return len(self._guided)
 
-    def put(self, slot: int, guidance: Guidance | None) -> None:
+    def put(self, slot: int, request: Request | None) -> None:
         """A request enters the slot; None is an unguided one."""
         self.drop(slot)
-        if guidance is not None:
-            self._guided[slot] = guidance
+        if request is not None:
+            self._guided[slot] = request
 
     def drop(self, slot: int) -> None:
         """The slot's request left."""
@@ -71,7 +72,7 @@ class Slots:
         ]
         if not pairs:
             return None
-        guided = [guidance for _, guidance in pairs]
+        guided = [request.guidance for _, request in pairs]
 
         def on_device(values: list[object], dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype).to(self._device, non_blocking=True)
@@ -82,4 +83,5 @@ class Slots:
             beta=on_device([g.beta for g in guided], torch.float32),
             top_k=on_device([g.top_k for g in guided], torch.int64),
             k_max=max(g.top_k for g in guided),
+            requests=tuple(request for _, request in pairs),
         )

@@ -72,7 +72,8 @@ class Twin:
             asked = request["sampling"].get("extra_args")
             z, reward, scores = self._scores(h_B, h_T, asked)
             agreed = _agreement(found, scores, output["token_ids"], str(asked))
-            _measure(found, z, reward, steps[:agreed])
+            guided = parse(asked, self._limits)
+            _measure(found, z, reward, steps[:agreed], guided.top_k if guided else 0)
         torch.set_num_threads(threads)
         return found
 
@@ -131,11 +132,14 @@ def _agreement(found: Comparison, scores: Tensor, said: list[int], what: str) ->
     return len(said)
 
 
-def _measure(found: Comparison, z: Tensor, reward: Tensor, steps: list[dict[str, Any]]) -> None:
+def _measure(
+    found: Comparison, z: Tensor, reward: Tensor, steps: list[dict[str, Any]], top_k: int
+) -> None:
+    """Of the row's own candidates: vLLM asks for as many as the row that wants most."""
     for step, noted in enumerate(steps):
-        ids = torch.tensor(noted["ids"])
-        errors = (torch.tensor(noted["reward"]) - reward[step, ids]).abs()
-        logits = (torch.tensor(noted["z"]) - z[step, ids]).abs()
+        ids = torch.tensor(noted["ids"][:top_k])
+        errors = (torch.tensor(noted["reward"][:top_k]) - reward[step, ids]).abs()
+        logits = (torch.tensor(noted["z"][:top_k]) - z[step, ids]).abs()
         found.rewards += len(ids)
         found.reward_error = max(found.reward_error, float(errors.max()))
         found.logit_error = max(found.logit_error, float(logits.max()))

@@ -46,7 +46,7 @@ class ForkedDecoder:
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, attn_implementation=NAME
         ).to(device)
-        _require_known(model.config)
+        require_known(model.config)
         model.requires_grad_(False).eval()
         self.device, self.dtype = device, dtype
         self.fork, layers = adapter.config.fork_layer, len(model.model.layers)
@@ -104,7 +104,8 @@ def _width(config: Any) -> int:
     )
 
 
-def _require_known(config: Any) -> None:
+def require_known(config: Any) -> None:
+    """Refuse a backbone whose attention was not held against the PyTorch twin."""
     if config.model_type not in BACKBONES:
         raise DecoderError(
             f"the reward model's backbone is a {config.model_type}; accepted: {listed(BACKBONES)}. "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pad_vllm import guidance
+from pad_vllm.engines.base import Step
 
 
 class SharedRewards:
@@ -25,12 +26,12 @@ class SharedRewards:
         """Hidden states [R, H] of the rows whose logits are computed now."""
         self._kept = (h_B, h_T)
 
-    def rewards(self, total: int, rows: Tensor, ids: Tensor, w: Tensor) -> Tensor | None:
+    def rewards(self, step: Step) -> Tensor | None:
         """See engines.base.RewardEngine."""
         kept, self._kept = self._kept, None
-        if kept is None or len(kept[0]) != total:
+        if kept is None or len(kept[0]) != step.total:
             return None
-        h_B, h_T = (hidden.index_select(0, rows).float() for hidden in kept)
-        d_w = guidance.direction(h_B, h_T, w, *self._heads)
-        e = torch.nn.functional.embedding(ids, self._embedding).float()
+        h_B, h_T = (hidden.index_select(0, step.rows).float() for hidden in kept)
+        d_w = guidance.direction(h_B, h_T, step.w, *self._heads)
+        e = torch.nn.functional.embedding(step.ids, self._embedding).float()
         return guidance.rewards(d_w, e)

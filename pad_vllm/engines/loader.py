@@ -1,0 +1,125 @@
+"""`--load-format pad`: loads the model with another of vLLM's loaders, then gives it a reward engine.
+
+In: vLLM's config. Out: the model, its engine entered in engines.base. Runs in the worker, before vLLM
+sizes its KV cache: what an engine takes here is taken from that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from pad_vllm import startup
+from pad_vllm.adapter import load
+from pad_vllm.compat import (
+    AttentionRecord,
+    BaseModelLoader,
+    VllmConfig,
+    get_model_loader,
+    init_logger,
+    recorded_attention,
+    set_current_vllm_config,
+    set_default_torch_dtype,
+)
+from pad_vllm.config import KEY, PADConfig
+from pad_vllm.engines import base, inputs
+from pad_vllm.engines.shared.fork import fork_model
+from pad_vllm.version import __version__
+
+logger = init_logger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """What an engine is made of."""
+
+    model: Any
+    config: VllmConfig
+    model_config: Any
+    pad: PADConfig
+    record: AttentionRecord
+
+
+class PADModelLoader(BaseModelLoader):
+    """Wraps the loader that `{"pad": {"load_format": ...}}` names ("auto" when it names none)."""
+
+    def __init__(self, load_config: Any) -> None:
+        super().__init__(load_config)
+        self._inner = self._loader("auto")
+
+    def _loader(self, load_format: str) -> BaseModelLoader:
+        return get_model_loader(dataclasses.replace(self.load_config, load_format=load_format))
+
+    def download_model(self, model_config: Any) -> None:
+        self._inner.download_model(model_config)
+
+    def load_weights(self, model: nn.Module, model_config: Any) -> None:
+        """Weights into a model that may be forked already: parameter names are the plain model's."""
+        self._inner.load_weights(model, model_config)
+
+    def load_model(
+        self, vllm_config: VllmConfig, model_config: Any, *args: Any, **kwargs: Any
+    ) -> nn.Module:
+        pad, adapter = startup.settings(vllm_config)
+        # Written before the model is built: the compile cache's key knows neither the load format
+        # nor the adapter, and two forks would share one artefact.
+        key = f"{__version__}:{pad.engine}:{adapter.fork_layer}:{load(pad.adapter).digest}"
+        vllm_config.additional_config[KEY]["_compile_key"] = key
+        self._inner = self._loader(pad.load_format)
+        with recorded_attention() as record:
+            model = self._inner.load_model(vllm_config, model_config, *args, **kwargs)
+        # After the weights: only then is a hub name sure to be on this machine.
+        startup.check_backbone(vllm_config, pad, adapter)
+        engine = _ENGINES[pad.engine](Loaded(model, vllm_config, model_config, pad, record))
+        base.start(vllm_config.instance_id, engine)
+        return model
+
+
+def _shared(loaded: Loaded) -> base.RewardEngine:
+    adapter = load(loaded.pad.adapter)
+    device = next(loaded.model.parameters()).device
+    with (
+        set_current_vllm_config(loaded.config),
+        set_default_torch_dtype(loaded.model_config.dtype),
+        device,
+    ):
+        rewards = fork_model(loaded.model, adapter, loaded.record)
+    backbone = adapter.config.backbone
+    logger.info(
+        "PAD: forked %d of %d layers, dimensions %s",
+        backbone.num_layers - adapter.config.fork_layer,
+        backbone.num_layers,
+        ", ".join(adapter.config.dimensions),
+    )
+    return rewards
+
+
+def _resident(loaded: Loaded) -> base.RewardEngine:
+    from pad_vllm.engines.persrm.load import make_scorer
+    from pad_vllm.engines.resident import ResidentRewards
+
+    pad = loaded.pad
+    device = torch.device(pad.device) if pad.device else next(loaded.model.parameters()).device
+    scorer = make_scorer(pad, dtype=loaded.model_config.dtype, device=device)
+    reader = startup.reader(loaded.config, pad)
+    rewards = ResidentRewards(reader, scorer.step, logger.warning)
+    rewards.scorer = scorer  # type: ignore[attr-defined]
+    return _carried(loaded, rewards, "in this process")
+
+
+def _carried(loaded: Loaded, rewards: Any, where: str) -> base.RewardEngine:
+    """The model holds its engine, and tells it what it is fed."""
+    loaded.model.pad_rewards = rewards
+    inputs.carry(loaded.model, rewards.keep)
+    logger.info("PAD: a reward model of its own, %s, %s", where, loaded.pad.adapter)
+    return rewards
+
+
+_ENGINES: dict[str, Callable[[Loaded], base.RewardEngine]] = {
+    "shared": _shared,
+    "resident": _resident,
+}

@@ -1,0 +1,85 @@
+"""A reward model of its own, beside the base in vLLM's worker: the tokens of the twin, and of `shared`."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+from cases import KINDS, PROMPTS, mixed_batch, share_changed, tokens
+from harness import V2_ENV, engines, pad
+from twin import Twin
+
+pytestmark = pytest.mark.engine
+
+RESIDENT = {"engine": "resident", "cache_gib": 0.25}
+TOKENS = 48
+FAMILIES = {"llama": 2, "mistral": 3, "qwen2": 1, "qwen3": 0, "gemma3": 3}
+LENGTHS = (3, 40, 17, 70)
+
+
+def settings(base, **more):
+    return {**RESIDENT, "backbone": str(base), **more}
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory):
+    """family -> (checkpoint, adapter, requests, result): the base is its own reward model's backbone."""
+    root = tmp_path_factory.mktemp("resident")
+    made = {}
+    for family, fork in FAMILIES.items():
+        base = tiny.checkpoint(family, root / family)
+        adapter = tiny.write_adapter(
+            base, root / f"{family}_adapter", fork_layer=fork, std=0.15, beta=1.0
+        )
+        prompts = [[3 + (7 * i + length) % 256 for i in range(length)] for length in LENGTHS]
+        made[family] = (base, adapter, mixed_batch(adapter, prompts, 24))
+    jobs = [
+        {"llm": pad(base, adapter, settings(base)), "requests": requests, "record": True}
+        for base, adapter, requests in made.values()
+    ]
+    results = engines(jobs)
+    return {
+        family: (*one, result) for (family, one), result in zip(made.items(), results, strict=True)
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_small_model_of_each_family_says_what_its_twin_says(families, family):
+    base, adapter, requests, result = families[family]
+    found = Twin(base, adapter).compare(requests, result)
+    print(f"\n{family}: {found}")
+    assert found.differences == []
+    assert found.rewards > 0
+    assert found.ties <= 1
+    assert found.reward_error < 1e-3
+    assert share_changed(result) > 0.5
+
+
+def test_with_the_same_backbone_it_says_what_shared_and_the_twin_say(smollm2, adapter):
+    requests = mixed_batch(adapter, PROMPTS, TOKENS)
+    own, shared = engines(
+        [
+            {"llm": pad(smollm2, adapter, settings(smollm2)), "requests": requests, "record": True},
+            {"llm": pad(smollm2, adapter), "requests": requests},
+        ]
+    )
+    found = Twin(smollm2, adapter).compare(requests, own)
+    print(f"\nresident {own['run_s']:.1f} s, shared {shared['run_s']:.1f} s: {found}")
+    assert found.differences == []
+    assert found.sequences == len(PROMPTS) * KINDS
+    assert found.ties < 0.05 * found.sequences
+    assert found.reward_error < 1e-3
+    differ = sum(a != b for a, b in zip(tokens(own), tokens(shared), strict=True))
+    assert differ <= found.ties
+
+
+def test_on_the_v2_runner_it_says_what_the_twin_says(families):
+    base, adapter, requests, _ = families["llama"]
+    (result,) = engines(
+        [{"llm": pad(base, adapter, settings(base)), "requests": requests, "record": True}], V2_ENV
+    )
+    found = Twin(base, adapter).compare(requests, result)
+    print(f"\n{found}")
+    assert result["runner"] == "v2"
+    assert found.differences == []
+    assert found.reward_error < 1e-3
+    assert share_changed(result) > 0.5
