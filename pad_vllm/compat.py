@@ -57,6 +57,7 @@ __all__ = [
     "VllmConfig",
     "get_model_loader",
     "init_logger",
+    "last_tokens",
     "on_admission",
     "on_beam_search",
     "probe",
@@ -192,6 +193,21 @@ def _check_beam_search(request: Any, check: Callable[[Mapping[str, Any] | None],
 
     to_beam_search_params.pad_hooked = True  # type: ignore[attr-defined]
     request.to_beam_search_params = to_beam_search_params
+
+
+def last_tokens() -> list[int] | None:
+    """Inside a forward: of each row of the batch the place of its last token; None where the attention
+    backend does not say. vLLM keeps it for attention kernels (vllm/forward_context.py).
+    """
+    from vllm.forward_context import get_forward_context, is_forward_context_available
+
+    if not is_forward_context_available():
+        return None
+    metadata = get_forward_context().attn_metadata
+    if not isinstance(metadata, dict) or not metadata:
+        return None
+    starts = getattr(next(iter(metadata.values())), "query_start_loc", None)
+    return None if starts is None else (starts[1:] - 1).tolist()
 
 
 def rust_front_end() -> bool:

@@ -99,6 +99,12 @@ def guide(
     return (~sound).sum()
 
 
+def end(logits: Tensor, rows: Tensor, token: int) -> None:
+    """Leave these rows of logits [R, V] no choice but `token`; rows [n] row numbers. In place."""
+    logits.index_fill_(0, rows, NEG_INF)
+    logits[rows, token] = 0.0
+
+
 def guide_row(z_B: Tensor, reward: Tensor, beta: float, top_k: int) -> Tensor:
     """The plain twin of `guide` for one row, to test against: z_B, reward [V] -> scores [V]."""
     scores = torch.full_like(z_B, NEG_INF)

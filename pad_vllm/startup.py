@@ -209,6 +209,18 @@ def reader(config: VllmConfig, pad: PADConfig) -> Reader:
     return Reader(base, persrm.tokenizer_of(pad, read_config(pad.adapter)))
 
 
+def end_token(config: VllmConfig) -> int:
+    """The base's end of sequence, for `"on_failure": "stop"`. Raises ValueError where it has none."""
+    found = config.model_config.hf_text_config.eos_token_id
+    token = found[0] if isinstance(found, list | tuple) and found else found
+    if not isinstance(token, int):
+        raise ValueError(
+            f"on_failure is 'stop', and the base's config has eos_token_id {found!r}, which ends no "
+            "answer. Set on_failure to 'unguided', or give the base's config its eos_token_id."
+        )
+    return token
+
+
 def front_end(config: VllmConfig) -> Callable[[SamplingParams], None] | None:
     """The front end's check: refuses the start-up, or returns what every request goes through."""
     if not wants_pad(config):
@@ -225,6 +237,8 @@ def front_end(config: VllmConfig) -> Callable[[SamplingParams], None] | None:
     else:
         persrm.check(pad, adapter)
         reader(config, pad)
+    if pad.on_failure == "stop":
+        end_token(config)
     on_beam_search(_refuse_beam_search)
 
     def admit(params: SamplingParams) -> None:

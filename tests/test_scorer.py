@@ -116,13 +116,13 @@ def test_rows_that_join_grow_shrink_and_leave_get_the_rewards_of_their_text(made
         asks = []
         for key, (tokens, w) in rows.items():
             asks.append(Ask(key, list(tokens), tuple(w), changes(rng, len(tokens), 4)))
-        check(fast.step(asks), asks, slow, exact=exact)
+        check(fast(asks), asks, slow, exact=exact)
         for tokens, _ in rows.values():  # a second tokenizer takes tokens back
             back = rng.choice([0, 0, 1, 2])
             del tokens[max(1, len(tokens) - back) :]
             tokens += [rng.randrange(3, V) for _ in range(rng.choice([1, 1, 2]))]
     assert fast.counts.declined == 0
-    assert fast.step([]).shape == (0, 0)
+    assert fast([]).shape == (0, 0)
     assert fast.used_blocks == 0
 
 
@@ -133,9 +133,9 @@ def test_a_cache_too_small_for_all_rows_gives_the_same_rewards_with_more_work(ma
     rows = {key: [rng.randrange(3, V) for _ in range(60)] for key in range(4)}
     for _ in range(3):
         asks = [Ask(k, list(t), (1.0, -1.0, 0.5), changes(rng, len(t), 3)) for k, t in rows.items()]
-        found = small.step(asks)
+        found = small(asks)
         check(found, asks, slow, exact=True)
-        assert torch.allclose(found, large.step(asks), atol=2e-4)
+        assert torch.allclose(found, large(asks), atol=2e-4)
         for tokens in rows.values():
             tokens.append(rng.randrange(3, V))
     assert small.counts.preempted > 0
@@ -151,7 +151,7 @@ def test_a_row_that_no_cache_holds_is_declined_and_the_others_are_not(made):
         Ask(0, [3] * (4 * BLOCK + 1), w, [(65, (5,))]),
         Ask(1, [4] * 20, w, [(20, (5,)), (20, (6,))]),
     ]
-    found = fast.step(asks)
+    found = fast(asks)
     assert found[0].isnan().all()
     check(found[1:], asks[1:], slow, exact=True)
     assert fast.counts.declined == 1
@@ -162,10 +162,10 @@ def test_a_common_prefix_is_computed_once_also_by_rows_that_join_together(made):
     fast, slow = scorer(base, adapter, budget=400), Slow(base, adapter)
     prefix = [3 + i for i in range(3 * BLOCK)]
     asks = [Ask(k, [*prefix, 100 + k], (1.0, 1.0, 1.0), [(49, (7,)), (49, (8,))]) for k in range(4)]
-    check(fast.step(asks), asks, slow, exact=True)
+    check(fast(asks), asks, slow, exact=True)
     assert fast.counts.tokens == len(prefix) + 4
     late = [Ask(9, [*prefix, 111], (1.0, 0.0, 1.0), [(49, (7,)), (49, (8,))])]
-    check(fast.step(late), late, slow, exact=True)
+    check(fast(late), late, slow, exact=True)
     assert fast.counts.tokens == len(prefix) + 5
 
 
@@ -175,11 +175,11 @@ def test_a_row_that_takes_back_a_shared_prefix_leaves_the_others_theirs(made):
     prefix = [3 + i for i in range(2 * BLOCK)]
     w = (1.0, 1.0, -1.0)
     both = [Ask(k, [*prefix, 100], w, [(33, (7,))]) for k in range(2)]
-    check(fast.step(both), both, slow, exact=True)
+    check(fast(both), both, slow, exact=True)
     other = [Ask(0, [*prefix[:20], 90, 91], w, [(22, (7, 8))]), both[1]]
-    check(fast.step(other), other, slow, exact=True)
+    check(fast(other), other, slow, exact=True)
     again = [Ask(5, [*prefix, 101], w, [(33, (7,))]), both[1]]
-    check(fast.step(again), again, slow, exact=True)
+    check(fast(again), again, slow, exact=True)
 
 
 def test_rows_that_look_ahead_are_brought_up_to_date_with_what_the_budget_leaves(made):
@@ -188,12 +188,12 @@ def test_rows_that_look_ahead_are_brought_up_to_date_with_what_the_budget_leaves
     w = (1.0, 0.0, 0.0)
     long = [3 + i % 200 for i in range(70)]
     now = Ask(0, [5] * 10, w, [(10, (7,))])
-    fast.step([now, Ask(1, long, w, (), must=False)])
+    fast([now, Ask(1, long, w, (), must=False)])
     assert fast.counts.tokens == 32
-    fast.step([Ask(1, long, w, (), must=False)])
+    fast([Ask(1, long, w, (), must=False)])
     assert fast.counts.tokens == 64
     asks = [Ask(1, long, w, [(70, (7,)), (69, (8,))])]
-    check(fast.step(asks), asks, slow, exact=True)
+    check(fast(asks), asks, slow, exact=True)
     assert fast.counts.tokens == 80
 
 
@@ -201,13 +201,13 @@ def test_an_ask_without_changes_first_leaves_only_the_candidates_to_run(made):
     base, adapter = made("llama")
     fast, slow = scorer(base, adapter), Slow(base, adapter)
     w = (1.0, 0.0, 0.0)
-    fast.step([Ask(0, [5] * 10, w)])
+    fast([Ask(0, [5] * 10, w)])
     passes = fast.counts.passes
     asks = [Ask(0, [5] * 10, w, [(10, (7,)), (9, (8,))])]
-    check(fast.step(asks), asks, slow, exact=True)
+    check(fast(asks), asks, slow, exact=True)
     assert fast.counts.passes == passes
     asks = [Ask(0, [5] * 10, w, [(10, (7, 9)), (9, (8,))])]
-    check(fast.step(asks), asks, slow, exact=True)
+    check(fast(asks), asks, slow, exact=True)
     assert (fast.counts.passes, fast.counts.nodes) == (passes + 1, 1)
 
 

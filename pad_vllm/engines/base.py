@@ -6,7 +6,7 @@ sampling or the rule that adds the reward to the logits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
@@ -47,6 +47,11 @@ class Step:
 
 class RewardEngine(Protocol):
     """Rewards for the logits rows of the current step."""
+
+    def batch(self, requests: Mapping[int, Request]) -> None:
+        """The guided requests of the step that begins, by logits row: before the base's forward, where
+        the runner says so (V1). An engine may begin its own work then.
+        """
 
     def rewards(self, step: Step) -> Tensor | None:
         """R_w of the candidates, [G, K] float32 in logit units; NaN in a row that stays unguided. None

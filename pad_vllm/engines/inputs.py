@@ -19,11 +19,16 @@ _DIGITS = 3  # base 256: up to 16.7 million
 _SHIFTS = tuple(8 * digit for digit in range(_DIGITS))
 
 
-def carry(model: Any, keep: Callable[[Tensor], None]) -> None:
+def carry(
+    model: Any,
+    keep: Callable[[Tensor], None],
+    begin: Callable[[Tensor, Tensor], None] | None = None,
+) -> None:
     """From here on `keep` is called with [R, 2] int64, token and position of each logits row, before
-    their logits are computed.
+    their logits are computed; and `begin` with ids and positions [T] where a forward starts, but not
+    where a captured graph replays it.
     """
-    model.pad_keep = keep
+    model.pad_keep, model.pad_begin = keep, begin
     model.__class__ = _carrying(model.__class__)
 
 
@@ -42,6 +47,8 @@ def read(found: Tensor) -> Tensor:
 @cache
 def _carrying(cls: Any) -> Any:
     def forward(self: Any, input_ids: Tensor, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self.pad_begin is not None:
+            self.pad_begin(input_ids, positions)
         hidden = cls.forward(self, input_ids, positions, *args, **kwargs)
         return torch.cat((hidden, columns(input_ids, positions, hidden.dtype)), dim=-1)
 

@@ -21,6 +21,7 @@ from pad_vllm.compat import (
     VllmConfig,
     get_model_loader,
     init_logger,
+    last_tokens,
     recorded_attention,
     set_current_vllm_config,
     set_default_torch_dtype,
@@ -106,20 +107,32 @@ def _resident(loaded: Loaded) -> base.RewardEngine:
     device = torch.device(pad.device) if pad.device else next(loaded.model.parameters()).device
     scorer = make_scorer(pad, dtype=loaded.model_config.dtype, device=device)
     reader = startup.reader(loaded.config, pad)
-    rewards = ResidentRewards(reader, scorer.step, logger.warning)
-    rewards.scorer = scorer  # type: ignore[attr-defined]
-    return _carried(loaded, rewards, "in this process")
-
-
-def _carried(loaded: Loaded, rewards: Any, where: str) -> base.RewardEngine:
-    """The model holds its engine, and tells it what it is fed."""
-    loaded.model.pad_rewards = rewards
+    rewards = ResidentRewards(reader, scorer, logger.warning)
     inputs.carry(loaded.model, rewards.keep)
-    logger.info("PAD: a reward model of its own, %s, %s", where, loaded.pad.adapter)
+    # The model holds its engine, so that both go together.
+    loaded.model.pad_rewards = rewards
+    logger.info("PAD: a reward model of its own beside the base, %s", pad.adapter)
+    return rewards
+
+
+def _ray(loaded: Loaded) -> base.RewardEngine:
+    from pad_vllm.engines.ray import RayScores
+    from pad_vllm.engines.resident import ResidentRewards
+
+    pad = loaded.pad
+    scores = RayScores(pad, loaded.model_config.dtype, logger.warning)
+    reader = startup.reader(loaded.config, pad)
+    rewards = ResidentRewards(
+        reader, scores, logger.warning, early=scores.begin, last_tokens=last_tokens
+    )
+    inputs.carry(loaded.model, rewards.keep, rewards.begin)
+    loaded.model.pad_rewards = rewards
+    logger.info("PAD: %d reward models in Ray actors, %s", pad.ray_actors, pad.adapter)
     return rewards
 
 
 _ENGINES: dict[str, Callable[[Loaded], base.RewardEngine]] = {
     "shared": _shared,
     "resident": _resident,
+    "ray": _ray,
 }

@@ -8,7 +8,7 @@ values nor how a reward is made.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,12 +39,51 @@ class Text:
 class ResidentRewards:
     """One a model. See engines.base.RewardEngine."""
 
-    def __init__(self, reader: Reader, scores: Scores, log: Callable[[str], None]) -> None:
-        """scores: of one step's asks; log: where a request that lost its text is reported."""
-        self._reader, self._scores, self._log = reader, scores, log
+    def __init__(
+        self,
+        reader: Reader,
+        scores: Scores,
+        log: Callable[[str], None],
+        *,
+        early: Callable[[Sequence[Ask]], None] | None = None,
+        last_tokens: Callable[[], list[int] | None] = lambda: None,
+    ) -> None:
+        """scores: of one step's asks; log: where a request that lost its text is reported; early: is
+        sent the asks without candidates when the base's forward starts; last_tokens: of each row
+        the place of its last token in that forward, None where it is not known.
+        """
+        self._reader, self.scores, self._log = reader, scores, log
+        self._early, self._last_tokens = early, last_tokens
+        self._batch: Mapping[int, Request] = {}
         self._keys = itertools.count()
         self._kept: Tensor | None = None
         self.lost = 0
+
+    def batch(self, requests: Mapping[int, Request]) -> None:
+        """See engines.base.RewardEngine."""
+        self._batch = requests
+
+    def begin(self, ids: Tensor, positions: Tensor) -> None:
+        """The base is fed these, [T] each: the reward model may read them at the same time."""
+        batch, self._batch = self._batch, {}
+        try:
+            last = self._last_tokens() if batch else None
+            if last is not None and self._early is not None and max(batch) < len(last):
+                self._early(self._begun(batch, last, ids, positions))
+        except Exception as error:  # noqa: BLE001, an error in a step would end the server
+            self._log(f"PAD: the reward model starts late: {type(error).__name__}: {error}")
+
+    def _begun(
+        self, batch: Mapping[int, Request], last: list[int], ids: Tensor, positions: Tensor
+    ) -> list[Ask]:
+        rows = sorted(batch)
+        places = torch.tensor([last[row] for row in rows], device=ids.device)
+        fed = zip(ids[places].tolist(), positions[places].tolist(), strict=True)
+        return [
+            self._ask(batch[row], token, position, [])
+            for row, (token, position) in zip(rows, fed, strict=True)
+            if position <= len(batch[row].tokens)
+        ]
 
     def keep(self, found: Tensor) -> None:
         """[R, 2] int64: token and position of the rows whose logits are computed now."""
@@ -56,24 +95,28 @@ class ResidentRewards:
         if kept is None or len(kept) != step.total:
             return None
         newest = kept.index_select(0, step.rows).tolist()
-        asks = [
-            self._ask(request, token, position, ids)
-            for request, (token, position), ids in zip(
-                step.requests, newest, step.ids.tolist(), strict=True
+        known = [
+            place
+            for place, (request, (_, position)) in enumerate(
+                zip(step.requests, newest, strict=True)
             )
+            if position <= len(request.tokens)
         ]
-        found = self._scores([ask for ask in asks if ask is not None]).to(step.ids.device)
+        if len(known) < len(newest):
+            self.lost += len(newest) - len(known)
+            self._log(
+                f"PAD: a request's text was lost, its row stays unguided. So far: {self.lost}"
+            )
+        ids = step.ids.tolist()
+        asks = [self._ask(step.requests[place], *newest[place], ids[place]) for place in known]
         result = torch.full(step.ids.shape, NAN, device=step.ids.device)
-        known = [place for place, ask in enumerate(asks) if ask is not None]
-        result[known] = torch.nn.functional.pad(found, (0, result.shape[1] - found.shape[1]))
+        if asks:
+            found = self.scores(asks).to(step.ids.device)
+            result[known] = torch.nn.functional.pad(found, (0, result.shape[1] - found.shape[1]))
         return result
 
-    def _ask(self, request: Request, token: int, position: int, ids: list[int]) -> Ask | None:
+    def _ask(self, request: Request, token: int, position: int, ids: list[int]) -> Ask:
         """What to ask for a request that was just fed `token` at `position`."""
-        if position > len(request.tokens):
-            self.lost += 1
-            self._log(f"a request's text was lost, and it stays unguided. So far: {self.lost}")
-            return None
         text = self._follow(request, token, position)
         must = position == len(request.tokens) - 1  # else the base is still reading its prompt
         wanted = ids[: request.guidance.top_k] if must else []

@@ -49,6 +49,8 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._v2_states = None if isinstance(second, torch.device) else second
         self._unread: list[tuple[int, base.Request]] = []
         self._instance = vllm_config.instance_id
+        # What ends a row that cannot be guided; None where such a row goes on unguided.
+        self._end = startup.end_token(vllm_config) if pad.on_failure == "stop" else None
         self._slots = Slots(device)
         self._declined = torch.zeros((), dtype=torch.int64, device=device)
         self._reported = 0
@@ -65,9 +67,14 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        """V1: requests removed, added, moved, in the order vLLM asks for."""
-        if batch_update is None:
-            return
+        """V1: requests removed, added, moved, in the order vLLM asks for; called before every forward."""
+        if batch_update is not None:
+            self._update(batch_update)
+        engine = base.running(self._instance)
+        if engine is not None:
+            engine.batch(self._slots.guided)
+
+    def _update(self, batch_update: BatchUpdate) -> None:
         for index in batch_update.removed:
             self._slots.drop(index)
         for index, params, prompt, answer in batch_update.added:
@@ -113,13 +120,15 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         if reward is None:
             self._misaligned += 1
             logger.warning_once(
-                "PAD: no rewards for these logits rows; they stay unguided. Batches so far: %d",
+                "PAD: no rewards for these logits rows; they are not guided. Batches so far: %d",
                 self._misaligned,
             )
-            return
+            reward = torch.full_like(z, float("nan"))
         self._declined += guidance.guide(
             logits, selection.rows, z, ids, reward, selection.beta, selection.top_k
         )
+        if self._end is not None:
+            guidance.end(logits, selection.rows[reward.isnan().all(1)], self._end)
         self._report()
 
     def _rewards(self, step: base.Step) -> Tensor | None:

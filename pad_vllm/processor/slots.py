@@ -6,6 +6,7 @@ when the slots or the row order changed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,11 @@ class Slots:
         self._device = device
         self._guided: dict[int, Request] = {}
         self._known: tuple[bytes, Selection | None] | None = None
+
+    @property
+    def guided(self) -> Mapping[int, Request]:
+        """The guided requests by slot, as they are now."""
+        return self._guided
 
     def __len__(self) -> int:
         return len(self._guided)

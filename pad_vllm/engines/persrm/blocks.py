@@ -50,9 +50,7 @@ class Blocks:
             if not self._refs[block]:
                 self._unused[block] = None
 
-    def match(
-        self, before: int, tokens: Sequence[int], most: int
-    ) -> tuple[list[int], list[int]]:
+    def match(self, before: int, tokens: Sequence[int], most: int) -> tuple[list[int], list[int]]:
         """The blocks that hold the first whole blocks of `tokens` after content `before`, at most
         `most`, with a reference on each, and their content numbers.
         """

@@ -83,9 +83,7 @@ def _slot(piece: Piece, at: int, block: int) -> int:
     return piece.blocks[at // block] * block + at % block
 
 
-def _group(
-    pieces: list[Piece], starts: list[int], block: int, device: torch.device
-) -> Group:
+def _group(pieces: list[Piece], starts: list[int], block: int, device: torch.device) -> Group:
     R, Q = len(pieces), max(p.size for p in pieces)
     used = [-(-(p.start + p.size) // block) for p in pieces]
     C = max(used) * block

@@ -77,7 +77,7 @@ class Scorer:
         return self._blocks.count - self._blocks.unused
 
     @torch.inference_mode()
-    def step(self, asks: Sequence[Ask]) -> Tensor:
+    def __call__(self, asks: Sequence[Ask]) -> Tensor:
         """Rewards [G, K] float32; K is the most candidates of any row, and those of a row with fewer
         end in zeros.
         """
@@ -145,9 +145,7 @@ class Scorer:
         length = len(work.ask.tokens) + len(work.tree.nodes)
         return length <= min(self._blocks.count * BLOCK, self._decoder.longest)
 
-    def _hold(
-        self, work: _Work, count: int, queue: list[_Work], done: list[_Work]
-    ) -> bool:
+    def _hold(self, work: _Work, count: int, queue: list[_Work], done: list[_Work]) -> bool:
         """Room for `count` more tokens of the row, if need be by letting others go."""
         if not self._possible(work):
             return False
@@ -169,9 +167,7 @@ class Scorer:
         decoder = self._decoder
         made = pack(pieces, BLOCK, decoder.caches, decoder.device)
         h_B, h_T = decoder.run(made.ids, made.positions, made.batch, made.wanted)
-        counts = [
-            piece.end - min(max(piece.wanted, piece.start), piece.end) for piece in pieces
-        ]
+        counts = [piece.end - min(max(piece.wanted, piece.start), piece.end) for piece in pieces]
         each = [count + len(piece.nodes) for count, piece in zip(counts, pieces, strict=True)]
         w = torch.tensor([work.ask.w for work, _ in taken], device=decoder.device)
         w = w.repeat_interleave(torch.tensor(each, device=decoder.device), dim=0)

@@ -6,11 +6,13 @@ know how the model was forked, nor what a request is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from pad_vllm import guidance
-from pad_vllm.engines.base import Step
+from pad_vllm.engines.base import Request, Step
 
 
 class SharedRewards:
@@ -25,6 +27,9 @@ class SharedRewards:
     def keep(self, h_B: Tensor, h_T: Tensor) -> None:
         """Hidden states [R, H] of the rows whose logits are computed now."""
         self._kept = (h_B, h_T)
+
+    def batch(self, requests: Mapping[int, Request]) -> None:
+        """Nothing to begin: the rewards come out of the base's own forward."""
 
     def rewards(self, step: Step) -> Tensor | None:
         """See engines.base.RewardEngine."""

@@ -1,0 +1,223 @@
+"""The `ray` engine: the reward model of `resident` in a pool of Ray actors, on other GPUs or hosts.
+
+In: the asks of a step. Out: rewards, NaN for rows whose actor is down or late. A row stays with the actor
+that holds its cache. The text of a step is sent when the base's forward starts (`begin`), so that both
+models run at once; the candidates follow when the logits are there. Only what is new crosses the wire.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pad_vllm.config import PADConfig
+from pad_vllm.engines.persrm.ask import Ask, Change
+
+NAN = float("nan")
+_START_S = 600.0  # longest wait for an actor to load its model at start-up
+
+
+@dataclass(frozen=True)
+class Message:
+    """An Ask, as far as the actor does not have it."""
+
+    key: int
+    keep: int
+    """The row's tokens become those the actor has, up to here, ..."""
+
+    added: tuple[int, ...]
+    """... and these."""
+
+    w: tuple[float, ...]
+    changes: tuple[Change, ...]
+    must: bool
+
+
+class PersRMActor:
+    """One reward model in a process of its own. Made by Ray; nothing of vLLM in it."""
+
+    def __init__(self, settings: dict[str, Any], dtype: str) -> None:
+        from pad_vllm.engines.persrm.load import make_scorer
+
+        pad = PADConfig(**settings)
+        device = pad.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._scorer = make_scorer(pad, dtype=getattr(torch, dtype), device=torch.device(device))
+        self._tokens: dict[int, list[int]] = {}
+        self._busy: deque[tuple[float, float]] = deque(maxlen=1000)
+
+    def busy(self) -> list[tuple[float, float]]:
+        """When the last steps began and ended, in Unix time."""
+        return list(self._busy)
+
+    def step(self, messages: list[Message]) -> Any:
+        """Rewards [G, K] as numpy."""
+        begun = time.time()
+        asks = [self._ask(one) for one in messages]
+        self._tokens = {ask.key: list(ask.tokens) for ask in asks}
+        found = self._scorer(asks).cpu().numpy()
+        self._busy.append((begun, time.time()))
+        return found
+
+    def _ask(self, message: Message) -> Ask:
+        tokens = [*self._tokens.get(message.key, ())[: message.keep], *message.added]
+        return Ask(message.key, tokens, message.w, message.changes, message.must)
+
+    def pid(self) -> int:
+        """Its process."""
+        return os.getpid()
+
+    def ready(self) -> dict[str, Any]:
+        """What it did so far; answers once the model is there."""
+        return {**vars(self._scorer.counts), "used_blocks": self._scorer.used_blocks}
+
+
+@dataclass(eq=False)
+class _Actor:
+    handle: Any
+    number: int
+    sent: dict[int, list[int]] = field(default_factory=dict)  # what it has of its rows
+    back: Any = None  # while it is down: the ref that is done when it is up again
+
+    def messages(self, asks: Sequence[Ask]) -> list[Message]:
+        """The asks as messages, noted as sent."""
+        made = []
+        for ask in asks:
+            known = self.sent.get(ask.key, [])
+            keep = _common(known, ask.tokens)
+            added = tuple(ask.tokens[keep:])
+            made.append(Message(ask.key, keep, added, ask.w, tuple(ask.changes), ask.must))
+        self.sent = {ask.key: list(ask.tokens) for ask in asks}
+        return made
+
+    def up(self, ray: Any) -> bool:
+        """Whether it takes messages; after a failure, once it has answered again."""
+        if self.back is not None and ray.wait([self.back], timeout=0)[0]:
+            try:
+                ray.get(self.back)
+                self.back = None
+            except ray.exceptions.RayError:
+                self.back = self.handle.ready.remote()  # dead, and Ray has not restarted it yet
+        return self.back is None
+
+    def down(self) -> None:
+        """It failed: whatever it had may be gone."""
+        self.sent = {}
+        self.back = self.handle.ready.remote()
+
+
+class RayScores:
+    """engines.resident.Scores over the pool."""
+
+    def __init__(self, pad: PADConfig, dtype: torch.dtype, log: Callable[[str], None]) -> None:
+        """Joins or starts Ray, makes the actors, waits until their models are there."""
+        import ray
+
+        self._ray, self._log, self._deadline = ray, log, pad.ray_deadline_s
+        if not ray.is_initialized():
+            _join(ray, pad.ray_address)
+        settings = {**vars(pad), "ray_resources": dict(pad.ray_resources)}
+        # Restarted for ever: guidance returns when the actor does. A call is never retried, it
+        # would come too late for its step.
+        options = {"max_restarts": -1, "max_task_retries": 0, **_options(pad.ray_resources)}
+        made = ray.remote(PersRMActor).options(**options)
+        self._actors = [
+            _Actor(made.remote(settings, str(dtype).removeprefix("torch.")), number)
+            for number in range(pad.ray_actors)
+        ]
+        ray.get([actor.handle.ready.remote() for actor in self._actors], timeout=_START_S)
+        self._home: dict[int, _Actor] = {}
+        self.failures = 0
+        self.unguided = 0
+
+    def busy(self) -> list[list[tuple[float, float]]]:
+        """When each actor's last steps began and ended, in Unix time."""
+        return self._ray.get([actor.handle.busy.remote() for actor in self._actors])
+
+    def begin(self, asks: Sequence[Ask]) -> None:
+        """The base's forward starts: send the rows' text, without waiting."""
+        for actor, places in self._routed(asks).items():
+            if actor.up(self._ray):
+                actor.handle.step.remote(actor.messages([asks[place] for place in places]))
+
+    def __call__(self, asks: Sequence[Ask]) -> Tensor:
+        """Rewards [G, K]; NaN for rows of an actor that is down, or does not answer in time."""
+        result = torch.full((len(asks), max((len(a.changes) for a in asks), default=0)), NAN)
+        refs = {}
+        routed = self._routed(asks)
+        for actor, places in routed.items():
+            if actor.up(self._ray):
+                messages = actor.messages([asks[place] for place in places])
+                refs[actor] = actor.handle.step.remote(messages)
+        end = time.monotonic() + self._deadline
+        for actor, ref in refs.items():
+            self._collect(actor, ref, routed[actor], result, end)
+        missing = result.isnan().any(1).tolist()
+        self.unguided += sum(ask.must for ask, gone in zip(asks, missing, strict=True) if gone)
+        return result
+
+    def _collect(
+        self, actor: _Actor, ref: Any, places: list[int], result: Tensor, end: float
+    ) -> None:
+        try:
+            found = self._ray.get(ref, timeout=max(end - time.monotonic(), 0.0))
+        except Exception as error:  # noqa: BLE001, dead, late, restarting or failed: all leave rows unguided
+            self.failures += 1
+            actor.down()
+            self._log(
+                f"PAD: reward actor {actor.number}: {type(error).__name__}; its {len(places)} rows "
+                f"have no rewards until it is back. Failures so far: {self.failures}"
+            )
+            return
+        result[places, : found.shape[1]] = torch.from_numpy(found.copy())
+        result[places, found.shape[1] :] = 0.0
+
+    def _routed(self, asks: Sequence[Ask]) -> dict[_Actor, list[int]]:
+        """Every row's actor: the one that has its cache, else the one with the fewest rows."""
+        home = {ask.key: self._home.get(ask.key) for ask in asks}
+        load = dict.fromkeys(self._actors, 0)
+        if any(actor.back is None for actor in self._actors):  # what a dead one had is lost anyway
+            home = {
+                key: None if actor is None or actor.back is not None else actor
+                for key, actor in home.items()
+            }
+        for actor in home.values():
+            if actor is not None:
+                load[actor] += 1
+        found: dict[_Actor, list[int]] = {}
+        for place, ask in enumerate(asks):
+            actor = home[ask.key]
+            if actor is None:
+                actor = home[ask.key] = min(load, key=lambda one: (one.back is not None, load[one]))
+                load[actor] += 1
+            found.setdefault(actor, []).append(place)
+        self._home = {key: actor for key, actor in home.items() if actor is not None}
+        return found
+
+
+def _join(ray: Any, address: str) -> None:
+    quiet = {"log_to_driver": False, "configure_logging": False, "namespace": "pad_vllm"}
+    if address:
+        ray.init(address=address, **quiet)
+    else:
+        ray.init(include_dashboard=False, **quiet)
+
+
+def _options(resources: Any) -> dict[str, Any]:
+    """Ray's own names as they are, the rest as custom resources."""
+    own = {name: resources[name] for name in ("num_cpus", "num_gpus") if name in resources}
+    custom = {name: amount for name, amount in resources.items() if name not in own}
+    return {"num_cpus": 1, **own, **({"resources": custom} if custom else {})}
+
+
+def _common(known: Sequence[int], wanted: Sequence[int]) -> int:
+    n = min(len(known), len(wanted))
+    if list(known[:n]) == list(wanted[:n]):
+        return n
+    return next(place for place in range(n) if known[place] != wanted[place])

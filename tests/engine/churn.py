@@ -1,0 +1,111 @@
+"""Many requests that come, are preempted, are cancelled and go: `churn.py JOB.json RESULT.json`.
+
+In: an LLM's keyword arguments, distinct requests {"prompt", "sampling"}, how many to draw of them, how many
+may be open at once, a seed. Every drawn request gets a random length and, sometimes, is cancelled on
+its way. Out: what each said, what each distinct one says alone, memory over time, counts.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def main(given: str, made: str) -> None:
+    import async_on_cpu
+
+    async_on_cpu.enable()
+    from vllm import LLM
+
+    job = json.loads(Path(given).read_text("utf-8"))
+    llm = LLM(**job["llm"], disable_log_stats=False)
+    engine = llm.llm_engine
+    runner = engine.model_executor.driver_worker.worker.model_runner
+    result = _storm(engine, job)
+    result["async"] = bool(runner.use_async_scheduling)
+    result["preemptions"] = sum(
+        one.value for one in llm.get_metrics() if one.name == "vllm:num_preemptions"
+    )
+    rewards = getattr(runner.get_model(), "pad_rewards", None)
+    if hasattr(rewards, "scores"):
+        result["lost"] = rewards.lost
+        result["counts"] = vars(rewards.scores.counts)
+    result["alone"] = [_alone(llm, one) for one in job["requests"]]
+    Path(made).write_text(json.dumps(result), "utf-8")
+
+
+def _storm(engine: Any, job: dict[str, Any]) -> dict[str, Any]:
+    rng = random.Random(job["seed"])
+    said: list[dict[str, Any]] = []
+    waiting: dict[str, dict[str, Any]] = {}
+    memory: list[tuple[float, float]] = []
+    begin, steps = time.monotonic(), 0
+    while len(said) + len(waiting) < job["count"] or waiting:
+        while len(waiting) < job["open"] and len(said) + len(waiting) < job["count"]:
+            name = str(len(said) + len(waiting))
+            waiting[name] = _send(engine, name, job, rng)
+        for output in engine.step():
+            one = waiting.get(output.request_id)
+            if one is None:
+                continue
+            one["token_ids"] = list(output.outputs[0].token_ids)
+            cancelled = len(one["token_ids"]) >= one["cancel_at"] and not output.finished
+            if cancelled:
+                engine.abort_request([output.request_id])
+            if cancelled or output.finished:
+                said.append({**waiting.pop(output.request_id), "cancelled": cancelled})
+        steps += 1
+        if steps % 50 == 0:
+            gc.collect()
+            memory.append((time.monotonic() - begin, _resident_mib()))
+    return {
+        "said": said,
+        "memory": memory,
+        "steps": steps,
+        "seconds": time.monotonic() - begin,
+    }
+
+
+def _send(engine: Any, name: str, job: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    which = rng.randrange(len(job["requests"]))
+    length = rng.randint(1, job["longest"])
+    engine.add_request(
+        name, _prompt(job["requests"][which]), _params(job["requests"][which], length)
+    )
+    cancel_at = rng.randint(1, length) if rng.random() < job["cancel"] else 1 << 30
+    return {"which": which, "length": length, "cancel_at": cancel_at, "token_ids": []}
+
+
+def _alone(llm: Any, request: dict[str, Any]) -> list[int]:
+    longest = request["sampling"]["max_tokens"]
+    (output,) = llm.generate([_prompt(request)], _params(request, longest), use_tqdm=False)
+    return list(output.outputs[0].token_ids)
+
+
+def _prompt(request: dict[str, Any]) -> Any:
+    prompt = request["prompt"]
+    return prompt if isinstance(prompt, str) else {"prompt_token_ids": prompt}
+
+
+def _params(request: dict[str, Any], length: int) -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(**{**request["sampling"], "max_tokens": length})
+
+
+def _resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text("utf-8").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

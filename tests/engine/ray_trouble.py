@@ -1,0 +1,81 @@
+"""Reward actors that die or stall in mid-answer: `ray_trouble.py JOB.json RESULT.json`.
+
+In: an LLM's keyword arguments with the ray engine, requests, a trouble ("kill", "stall" or none). One batch
+runs undisturbed; one meets the trouble at its tenth step; then single answers until one is guided again.
+Out: what each said, when each step was, how the actor was busy, and the engine's counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+TROUBLE_AT = 10  # steps into the batch
+STALL_S = 4.0
+PATIENCE_S = 120.0
+
+
+def main(given: str, made: str) -> None:
+    from vllm import LLM, SamplingParams
+
+    job = json.loads(Path(given).read_text("utf-8"))
+    llm = LLM(**job["llm"])
+    rewards = llm.llm_engine.model_executor.driver_worker.worker.model_runner.get_model().pad_rewards
+    prompts = [{"prompt_token_ids": one["prompt"]} for one in job["requests"]]
+    params = [SamplingParams(**one["sampling"]) for one in job["requests"]]
+    calm = _run(llm, prompts, params, lambda: None)
+    busy = rewards.scores.busy()
+    result = {"calm": calm, "busy": busy}
+    if job["trouble"]:
+        result["troubled"] = _run(llm, prompts, params, lambda: _trouble(rewards, job["trouble"]))
+        result["failures"], result["unguided"] = rewards.scores.failures, rewards.scores.unguided
+        result["back_s"] = _until_guided(llm, prompts[0], params[0], calm["said"][0])
+    Path(made).write_text(json.dumps(result), "utf-8")
+
+
+def _run(llm: Any, prompts: list[Any], params: list[Any], trouble: Any) -> dict[str, Any]:
+    engine, said, times = llm.llm_engine, {}, []
+    for number, (prompt, one) in enumerate(zip(prompts, params, strict=True)):
+        engine.add_request(str(number), prompt, one)
+    while engine.has_unfinished_requests():
+        if len(times) == TROUBLE_AT:
+            trouble()
+        begun = time.time()
+        for output in engine.step():
+            if output.finished:
+                first = output.outputs[0]
+                said[output.request_id] = (list(first.token_ids), first.finish_reason)
+        times.append((begun, time.time()))
+    done = [said[str(number)] for number in range(len(prompts))]
+    return {"said": [one for one, _ in done], "ends": [why for _, why in done], "times": times}
+
+
+def _trouble(rewards: Any, kind: str) -> None:
+    actor = rewards.scores._actors[0]
+    pid = rewards.scores._ray.get(actor.handle.pid.remote())
+    os.kill(pid, signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
+    if kind == "stall" and os.fork() == 0:
+        time.sleep(STALL_S)
+        os.kill(pid, signal.SIGCONT)
+        os._exit(0)
+
+
+def _until_guided(llm: Any, prompt: Any, params: Any, wanted: list[int]) -> float | None:
+    """Seconds until the answer is the guided one again."""
+    begin = time.monotonic()
+    while time.monotonic() - begin < PATIENCE_S:
+        (output,) = llm.generate([prompt], params, use_tqdm=False)
+        if list(output.outputs[0].token_ids) == wanted:
+            return time.monotonic() - begin
+        time.sleep(0.5)
+    return None
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,96 @@
+"""Thousands of requests come and go under async scheduling, on caches too small for them."""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+
+import pytest
+import tiny
+from cases import greedy, preferences
+from harness import HERE, EngineFailed, engine_slot, pad, run, tail
+
+pytestmark = pytest.mark.engine
+
+COUNT, OPEN, LONGEST = 2000, 24, 40
+
+
+def storm(folder, job):
+    given, made, log = (folder / name for name in ("job.json", "result.json", "log"))
+    given.write_text(json.dumps(job), "utf-8")
+    with engine_slot():
+        code = run([HERE / "churn.py", given, made], log, None, 1500)
+    if code != 0 or not made.exists():
+        raise EngineFailed(f"exit status {code}\n{tail(log)}")
+    return json.loads(made.read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("churn")
+    base = tiny.checkpoint("llama", folder / "base")
+    adapter = tiny.write_adapter(base, folder / "adapter", fork_layer=2, std=0.15, beta=1.0)
+    rng = random.Random(0)
+    kinds = [*preferences(adapter), None]
+    shared = [rng.randrange(3, 259) for _ in range(40)]
+    requests = []
+    for number in range(100):
+        prompt = [rng.randrange(3, 259) for _ in range(rng.choice([1, 8, 30, 90]))]
+        prompt = [*shared, *prompt] if number % 3 == 0 else prompt
+        requests.append(greedy(prompt, LONGEST, kinds[number % len(kinds)]))
+    # 24 rows of up to 170 tokens: vLLM's cache holds 8 to 16 of them, the reward model's (48 KiB a block
+    # of 16) 4 to 10.
+    llm = pad(
+        base,
+        adapter,
+        {"engine": "resident", "backbone": str(base), "cache_gib": 40 * 48 / 2**20},
+        num_gpu_blocks_override=16,
+        max_num_batched_tokens=256,
+        block_size=128,
+    )
+    job = {
+        "llm": llm,
+        "requests": requests,
+        "count": COUNT,
+        "open": OPEN,
+        "longest": LONGEST,
+        "cancel": 0.15,
+        "seed": 1,
+    }
+    return storm(folder, job)
+
+
+def test_every_answer_is_the_one_its_request_gets_alone(result):
+    print(
+        f"\n{result['steps']} steps, {result['seconds']:.0f} s, {result['preemptions']:.0f} "
+        f"preemptions by vLLM; reward model {result['counts']}"
+    )
+    assert result["async"]
+    assert len(result["said"]) == COUNT
+    wrong = [
+        one
+        for one in result["said"]
+        if one["token_ids"] != result["alone"][one["which"]][: len(one["token_ids"])]
+        or (not one["cancelled"] and len(one["token_ids"]) != one["length"])
+    ]
+    assert wrong == []
+
+
+def test_the_storm_was_one(result):
+    assert sum(one["cancelled"] for one in result["said"]) > 0.05 * COUNT
+    assert result["preemptions"] > 0
+    assert result["counts"]["preempted"] > 0
+    assert result["counts"]["declined"] == result["lost"] == 0
+
+
+def test_memory_does_not_grow(result):
+    sizes = [size for _, size in result["memory"]]
+    quarter = len(sizes) // 4
+    first, last = (
+        statistics.median(part) for part in (sizes[quarter : 2 * quarter], sizes[-quarter:])
+    )
+    print(
+        f"\nresident memory {sizes[0]:.0f} MiB at first, {first:.0f} in the second quarter, {last:.0f} in the last"
+    )
+    assert last < first + 8
