@@ -117,6 +117,12 @@ def serve(
     pad_load_format: Annotated[
         str | None, typer.Option(help="What --load-format says without PAD (default: auto).")
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the reward model runs: shared (default), resident or ray.",
+        ),
+    ] = None,
     allow_backbone_mismatch: Annotated[
         bool,
         typer.Option(
@@ -139,6 +145,7 @@ def serve(
             load_format=pad_load_format,
             allow_backbone_mismatch=allow_backbone_mismatch,
             served_name=base if resolved != base else None,
+            engine=engine,
         )
         _become_vllm(argv)
 

@@ -59,6 +59,11 @@ class PADConfig:
     allow_backbone_mismatch: bool = False
     """Serve a base with other weights than the adapter was trained on: a warning, no refusal."""
 
+    chat_template: str = ""
+    """The base's chat template, a file or the text, where vLLM was given one with --chat-template: the
+    reward model finds the conversation in the base's prompt by it. Empty: the tokenizer's own.
+    """
+
     ray_address: str = ""
     """Ray cluster to join, as `ray.init(address=...)` takes it; empty: start one on this machine."""
 
@@ -79,7 +84,7 @@ class PADConfig:
         _check_choice("engine", self.engine, ENGINES)
         _check_choice("candidates", self.candidates, CANDIDATES)
         _check_choice("on_failure", self.on_failure, FAILURES)
-        for name in ("backbone", "device", "ray_address"):
+        for name in ("backbone", "device", "chat_template", "ray_address"):
             if not isinstance(getattr(self, name), str):
                 raise _wrong(name, getattr(self, name), "text")
         _check_positive("cache_gib", self.cache_gib)

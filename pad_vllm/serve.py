@@ -27,12 +27,16 @@ class Flag(NamedTuple):
 
 
 def resolve_base(base: str) -> str:
-    """A name of `pad-vllm models` becomes its folder, fetched if need be; others are vLLM's affair.
+    """A name of `pad-vllm models`, or the title that an adapter trained on it has, becomes its folder,
+    fetched if need be; others are vLLM's affair.
 
     As in Transformers, a folder of that name in the working directory comes first.
     """
-    if base in models.MODELS and not Path(base).is_dir():
-        return str(models.fetch(base))
+    if Path(base).is_dir():
+        return base
+    for name, source in models.MODELS.items():
+        if base in (name, source.title):
+            return str(models.fetch(name))
     return base
 
 
@@ -58,6 +62,7 @@ def serve_argv(
     load_format: str | None = None,
     allow_backbone_mismatch: bool = False,
     served_name: str | None = None,
+    engine: str | None = None,
 ) -> list[str]:
     """What follows `vllm` on the command line: `serve BASE`, PAD's flags, then the rest of `extra`.
 
@@ -69,6 +74,8 @@ def serve_argv(
     configs, rest = _take(rest, "--additional-config")
     _refuse_other_formats(formats)
     pad: dict[str, Any] = {"adapter": adapter}
+    if engine is not None:
+        pad["engine"] = engine
     if load_format is not None:
         pad["load_format"] = load_format
     if allow_backbone_mismatch:

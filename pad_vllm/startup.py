@@ -206,7 +206,27 @@ def reader(config: VllmConfig, pad: PADConfig) -> Reader:
         revision=model.tokenizer_revision,
         trust_remote_code=model.trust_remote_code,
     )
-    return Reader(base, persrm.tokenizer_of(pad, read_config(pad.adapter)))
+    if pad.chat_template:
+        base.chat_template = _template(pad.chat_template)
+    ends = model.try_get_generation_config().get("eos_token_id") or ()
+    return Reader(
+        base,
+        persrm.tokenizer_of(pad, read_config(pad.adapter)),
+        ends=[ends] if isinstance(ends, int) else ends,
+    )
+
+
+def _template(given: str) -> str:
+    """A chat template's text: vLLM takes a file's name or the text itself, and so do we."""
+    if "{" in given or "\n" in given:
+        return given
+    try:
+        return Path(given).read_text("utf-8")
+    except OSError as error:
+        raise ValueError(
+            f"additional_config['pad']['chat_template'] is {given!r}, which is neither a template nor a "
+            f"file that can be read ({error.strerror}). Name the file that --chat-template names."
+        ) from None
 
 
 def end_token(config: VllmConfig) -> int:

@@ -32,7 +32,8 @@ class Reader:
     Raises ValueError where a tokenizer is of a kind whose tokens cannot be followed.
     """
 
-    def __init__(self, base: Any, persrm: Any) -> None:
+    def __init__(self, base: Any, persrm: Any, *, ends: Iterable[int] = ()) -> None:
+        """ends: tokens that end the base's answers beside its tokenizer's end of sequence."""
         for role, tokenizer in (("base", base), ("PersRM", persrm)):
             _require_fast(role, tokenizer)
         self.same = _same(base, persrm)
@@ -43,7 +44,7 @@ class Reader:
             return
         self._encoder = _Encoder(persrm.backend_tokenizer)
         self._pieces = Pieces(base.backend_tokenizer)
-        self._ends = frozenset({base.eos_token_id, self._template.end} - {None})
+        self._ends = frozenset({base.eos_token_id, self._template.end, *ends} - {None})
         end = Template(persrm).end
         self._end = persrm.eos_token_id if end is None else end
 

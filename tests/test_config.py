@@ -30,8 +30,26 @@ def test_an_adapter_alone_takes_every_default():
 
 
 def test_every_setting_is_read():
-    config = read(load_format="dummy", max_beta=2, max_top_k=7, allow_backbone_mismatch=True)
-    assert config == PADConfig("/a", "shared", "dummy", 2.0, 7, allow_backbone_mismatch=True)
+    given = {
+        "engine": "ray",
+        "backbone": "org/model",
+        "device": "cuda:1",
+        "cache_gib": 0.5,
+        "pass_tokens": 64,
+        "candidates": "first",
+        "chat_template": "/t.jinja",
+        "ray_address": "ray://host:10001",
+        "ray_actors": 2,
+        "ray_resources": {"num_gpus": 1},
+        "ray_deadline_s": 0.5,
+        "on_failure": "stop",
+        "load_format": "dummy",
+        "max_beta": 2,
+        "max_top_k": 7,
+        "allow_backbone_mismatch": True,
+    }
+    config = read(**given)
+    assert vars(config) == {"adapter": "/a", **given}
     assert type(config.max_beta) is float
 
 
@@ -75,14 +93,6 @@ def test_an_unknown_key_is_refused_with_the_one_that_was_meant(key, meant):
     assert "allow_backbone_mismatch" in message
 
 
-@pytest.mark.parametrize("engine", ["resident", "ray"])
-def test_a_planned_engine_is_said_to_be_planned(engine):
-    message = refusal({"pad": {"adapter": "/a", "engine": engine}})
-    assert f"'{engine}'" in message
-    assert "planned and not in this release" in message
-    assert "shared" in message
-
-
 @pytest.mark.parametrize("load_format", ["pad", "PAD", " Pad "])
 def test_the_load_format_underneath_cannot_be_pad_itself(load_format):
     message = refusal({"pad": {"adapter": "/a", "load_format": load_format}})
@@ -100,6 +110,20 @@ def test_the_load_format_underneath_cannot_be_pad_itself(load_format):
         ("engine", "sharde"),
         ("engine", 1),
         ("engine", ["shared"]),
+        ("backbone", 1),
+        ("device", None),
+        ("cache_gib", 0),
+        ("cache_gib", float("inf")),
+        ("pass_tokens", 0),
+        ("pass_tokens", 15),
+        ("candidates", "last"),
+        ("chat_template", 0),
+        ("ray_address", 1),
+        ("ray_actors", 0),
+        ("ray_resources", ["num_gpus"]),
+        ("ray_resources", {"num_gpus": -1}),
+        ("ray_deadline_s", 0),
+        ("on_failure", "crash"),
         ("load_format", ""),
         ("load_format", None),
         ("max_beta", 0),

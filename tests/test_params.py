@@ -1,5 +1,6 @@
 """Per-request arguments: every spelling that is accepted, every one that is a 400, and fuzz."""
 
+import dataclasses
 import json
 import math
 
@@ -110,8 +111,24 @@ def test_null_is_refused_rather_than_taken_for_absent(name):
     assert "leave the argument out" in message
 
 
-def test_preference_text_is_refused_with_what_to_do_instead():
-    message = refusal({"pad_preference": "formal but humorous"}, syntax=True)
+def test_preference_text_goes_with_weights_to_an_engine_with_a_prompt_of_its_own():
+    limits = dataclasses.replace(LIMITS, engine="resident")
+    found = parse({"pad_weights": "humor=1", "pad_preference": " formal but humorous "}, limits)
+    assert found.preference == "formal but humorous"
+    assert parse({"pad_weights": "humor=1"}, limits).preference == ""
+
+
+@pytest.mark.parametrize("value", ["", "  ", 3, ["formal"], "x" * 2001])
+def test_a_preference_that_is_no_text_or_too_long_is_refused(value):
+    message = refusal({"pad_weights": "humor=1", "pad_preference": value}, syntax=True)
+    assert "pad_preference is " in message
+    assert "1 to 2000 characters" in message
+
+
+def test_preference_text_is_refused_on_shared_with_what_to_do_instead():
+    message = refusal(
+        {"pad_weights": "humor=1", "pad_preference": "formal but humorous"}, syntax=False
+    )
     assert "'formal but humorous'" in message
     assert "'shared'" in message
     assert "your own prompt" in message

@@ -7,20 +7,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pad_vllm.engines.base import Request
 from pad_vllm.params import Guidance
 from pad_vllm.processor.slots import Slots
 
+ONE = Request(Guidance((1.0,), 1.0, 5))
 CPU = torch.device("cpu")
 N = 6
-guidances = st.none() | st.builds(
+guidances = st.builds(
     Guidance,
     weights=st.tuples(st.sampled_from([-1.0, 0.0, 0.5]), st.sampled_from([1.0, 2.0])),
     beta=st.sampled_from([-2.0, 1.0, 3.0]),
     top_k=st.integers(1, 40),
 )
+requests = st.none() | guidances.map(Request)
 slot = st.integers(0, N - 1)
 events = st.one_of(
-    st.tuples(st.just("put"), slot, guidances),
+    st.tuples(st.just("put"), slot, requests),
     st.tuples(st.just("drop"), slot),
     st.tuples(st.just("move"), slot, slot, st.booleans()),
 )
@@ -30,15 +33,17 @@ layouts = st.permutations(range(N)).flatmap(
 
 
 def read(selection):
-    """row -> guidance, as the tensors say."""
+    """row -> request, whose guidance is what the tensors say."""
     if selection is None:
         return {}
     assert selection.k_max == selection.top_k.max()
     columns = (selection.rows, selection.w, selection.beta, selection.top_k)
-    return {
-        row: Guidance(tuple(w), beta, top_k)
-        for row, w, beta, top_k in zip(*(column.tolist() for column in columns), strict=True)
-    }
+    rows = zip(*(column.tolist() for column in columns), selection.requests, strict=True)
+    found = {}
+    for row, w, beta, top_k, request in rows:
+        assert request.guidance == Guidance(tuple(w), beta, top_k)
+        found[row] = request
+    return found
 
 
 def happen(model, event):
@@ -75,7 +80,7 @@ def test_any_story_gives_what_a_dict_gives(story):
 
 def test_the_tensors_are_made_once_for_steps_alike():
     slots = Slots(CPU)
-    slots.put(1, Guidance((1.0,), 1.0, 5))
+    slots.put(1, ONE)
     first = slots.select(np.arange(3))
     assert slots.select(np.arange(3)) is first
     assert slots.select(np.array([1, 0])) is not first
@@ -83,7 +88,7 @@ def test_the_tensors_are_made_once_for_steps_alike():
 
 def test_a_reused_slot_forgets_its_last_request():
     slots = Slots(CPU)
-    slots.put(0, Guidance((1.0,), 1.0, 5))
+    slots.put(0, ONE)
     slots.select(np.arange(1))
     slots.put(0, None)
     assert slots.select(np.arange(1)) is None
@@ -92,16 +97,16 @@ def test_a_reused_slot_forgets_its_last_request():
 
 def test_a_move_onto_itself_changes_nothing():
     slots = Slots(CPU)
-    slots.put(0, Guidance((1.0,), 1.0, 5))
+    slots.put(0, ONE)
     for swap in (False, True):
         slots.move(0, 0, swap=swap)
-        assert read(slots.select(np.arange(1))) == {0: Guidance((1.0,), 1.0, 5)}
+        assert read(slots.select(np.arange(1))) == {0: ONE}
 
 
 def test_rows_and_types_are_what_the_rule_wants():
     slots = Slots(CPU)
     for number in (4, 2):
-        slots.put(number, Guidance((1.0, 2.0), 1.0, number))
+        slots.put(number, Request(Guidance((1.0, 2.0), 1.0, number)))
     selection = slots.select(np.array([4, 0, 2], dtype=np.int32))
     assert selection.rows.tolist() == [0, 2]
     assert selection.rows.dtype == selection.top_k.dtype == torch.int64

@@ -26,7 +26,9 @@ def main(given: str, made: str) -> None:
 
     job = json.loads(Path(given).read_text("utf-8"))
     llm = LLM(**job["llm"])
-    rewards = llm.llm_engine.model_executor.driver_worker.worker.model_runner.get_model().pad_rewards
+    rewards = (
+        llm.llm_engine.model_executor.driver_worker.worker.model_runner.get_model().pad_rewards
+    )
     prompts = [{"prompt_token_ids": one["prompt"]} for one in job["requests"]]
     params = [SamplingParams(**one["sampling"]) for one in job["requests"]]
     calm = _run(llm, prompts, params, lambda: None)

@@ -72,8 +72,10 @@ def trouble(tmp_path, pair, kind, **more):
 @pytest.mark.parametrize("kind", ["kill", "stall"])
 def test_with_a_dead_or_stalled_actor_every_request_ends_and_guidance_returns(tmp_path, pair, kind):
     result = trouble(tmp_path, pair, kind, ray_deadline_s=1.0)
-    print(f"\n{kind}: {result['failures']} failures, {result['unguided']} rows unguided, guided again after "
-          f"{result['back_s']:.1f} s")
+    print(
+        f"\n{kind}: {result['failures']} failures, {result['unguided']} rows unguided, guided again after "
+        f"{result['back_s']:.1f} s"
+    )
     calm, troubled = result["calm"], result["troubled"]
     assert [len(one) for one in troubled["said"]] == [TOKENS] * 5
     assert troubled["said"][4] == calm["said"][4]  # the unguided one

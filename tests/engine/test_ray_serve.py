@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,6 @@ import psutil
 import pytest
 import tiny
 from harness import engine_slot, environment, tail
-from test_server import free_port
 
 pytestmark = pytest.mark.engine
 
@@ -113,7 +113,10 @@ def started(tmp_path_factory):
     folder = tmp_path_factory.mktemp("serve")
     model = tiny.checkpoint("llama", folder / "model")
     adapter = tiny.write_adapter(model, folder / "adapter", fork_layer=2, std=0.3)
-    log, port = folder / "log", free_port()
+    log = folder / "log"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     command = [sys.executable, EXAMPLE, model, "--adapter", adapter, "--replicas", 2]
     command += ["--port", port, "--", "--served-model-name", "base", "--dtype", "float32"]
     command += ["--enforce-eager", "--max-model-len", 256, "--max-num-seqs", 8]

@@ -28,16 +28,18 @@ class Group:
     sees: Tensor  # [R, Q, C] bool
     at: Tensor  # [R, Q] int64, position of each token in its row
     slot_at: Tensor  # [R, C] int64, position of what each key slot holds
-    masks: dict[int | None, Tensor] = field(default_factory=dict)
+    masks: dict[tuple[int | None, int, int], Tensor] = field(default_factory=dict)
 
-    def mask(self, window: int | None) -> Tensor:
-        """[R, Q, C] bool under a sliding window of so many tokens."""
-        if window is None:
-            return self.sees
-        if window not in self.masks:
-            behind = self.at.unsqueeze(-1) - self.slot_at.unsqueeze(1)
-            self.masks[window] = self.sees & (behind < window)
-        return self.masks[window]
+    def mask(self, window: int | None, streams: int, copies: int) -> Tensor:
+        """[S * R, 1, copies * Q, C] bool under a sliding window of so many tokens; made once a pass."""
+        key = (window, streams, copies)
+        if key not in self.masks:
+            sees = self.sees
+            if window is not None:
+                behind = self.at.unsqueeze(-1) - self.slot_at.unsqueeze(1)
+                sees = sees & (behind < window)
+            self.masks[key] = sees.repeat(streams, copies, 1).unsqueeze(1)
+        return self.masks[key]
 
 
 @dataclass
@@ -91,8 +93,7 @@ def _group(
         one.index_select(1, group.table.flatten()).view(S * R, -1, kv, width).transpose(1, 2)
         for one in cache
     )
-    mask = group.mask(window)[:, None].expand(R, heads // kv, Q, -1).flatten(1, 2)
-    mask = mask.repeat(S, 1, 1).unsqueeze(1)
+    mask = group.mask(window, S, heads // kv)
     found = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, scale=scaling)
     found = found.view(S * R, kv, heads // kv, Q, width).permute(0, 3, 1, 2, 4)
     return found.reshape(S, R * Q, heads, width)

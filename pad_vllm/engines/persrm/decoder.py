@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pad_vllm.adapter import Adapter
 from pad_vllm.engines import lora
+from pad_vllm.engines.persrm import cpu
 from pad_vllm.engines.persrm.attention import NAME, Batch
 from pad_vllm.persrm import decoder_slice
 from pad_vllm.wording import listed
@@ -55,6 +56,7 @@ class ForkedDecoder:
         self._embed = model.model.embed_tokens
         self._lower = decoder_slice(model.model, 0, self.fork, norm=False)
         self._upper = decoder_slice(model.model, self.fork, layers, norm=True)
+        cpu.pack_linears(model.model.layers)
         _add_lora(model.model.layers, adapter, dtype, device)
         self.blocks = self._blocks(model.config, layers, cache_bytes)
         self.caches = self._caches(model.config, layers)

@@ -1,0 +1,116 @@
+"""Personalised decoding at scale: replicas of one vLLM with PAD behind one endpoint, on Ray Serve.
+
+    python examples/ray_serve.py smollm2-135m --adapter demo --replicas 2 [--port 8000] [-- VLLM FLAGS]
+    curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' -d '{
+        "model": "smollm2-135m", "messages": [{"role": "user", "content": "Should I get a dog?"}],
+        "vllm_xargs": {"pad_weights": "positive=1", "pad_beta": 1.5}}'
+
+A request carries its preference, so any replica can answer it. Needs ray[serve]; stops on Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.llm import LLMConfig, build_openai_app
+
+from pad_vllm.serve import resolve_adapter, resolve_base, serve_argv
+
+FRONT_END = {"num_cpus": 0}  # mostly waits; a replica's cores or GPU are its engine's
+
+
+def engine_settings(argv: list[str]) -> dict[str, Any]:
+    """What `vllm serve` would read from this command line, less all that is vLLM's default."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = make_arg_parser(FlexibleArgumentParser(prog="vllm flags", add_help=False))
+    default = vars(parser.parse_args([]))
+    given = vars(parser.parse_args(argv))
+    return {name: value for name, value in given.items() if value != default[name]}
+
+
+def share_of_a_replica(replicas: int) -> dict[str, Any]:
+    """What of the cluster one replica reserves, as LLMConfig's arguments."""
+    if ray.cluster_resources().get("GPU"):
+        return {}  # Ray's own choice, one GPU
+    cores = max(1, int(ray.cluster_resources()["CPU"]) // replicas)
+    # Left to itself every replica binds its threads to the same cores, and they spin there.
+    environment = {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cores)),
+        "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
+    }
+    return {
+        "accelerator_config": {"kind": "cpu"},
+        "placement_group_config": {"bundles": [{"CPU": cores}]},
+        "runtime_env": {"env_vars": environment},
+    }
+
+
+def application(base: str, argv: list[str], replicas: int) -> tuple[str, serve.Application]:
+    """The name under which the model is served, and the Serve application.
+
+    argv: a command line of `vllm serve`, as serve_argv writes it.
+    """
+    settings = engine_settings(argv[1:])
+    source = settings.pop("model_tag")
+    name = settings.pop("served_model_name", [base])[0]
+    config = LLMConfig(
+        model_loading_config={"model_id": name, "model_source": source},
+        engine_kwargs=settings,
+        deployment_config={
+            "num_replicas": replicas,
+            "ray_actor_options": FRONT_END,
+            # Three misses and Serve replaces it; until then requests still meet a dead engine.
+            "health_check_period_s": 2,
+        },
+        **share_of_a_replica(replicas),
+    )
+    ingress = {"ray_actor_options": FRONT_END}
+    return name, build_openai_app({"llm_configs": [config], "ingress_deployment_config": ingress})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("base", help="a name of `pad-vllm models`, a folder or a hub name")
+    parser.add_argument("--adapter", required=True, help="an adapter folder, or `demo`")
+    parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    # Everything after `--` is vLLM's.
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    args = parser.parse_args(sys.argv[1:end])
+    try:
+        base, adapter = resolve_base(args.base), resolve_adapter(args.adapter)
+        argv = serve_argv(base, adapter, sys.argv[end + 1 :])
+    except ValueError as error:
+        parser.error(str(error))
+
+    ray.init()  # a cluster of its own, or the one that RAY_ADDRESS names
+    # Ray's own handler of SIGTERM leaves no time for an orderly end, and some processes stay.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        name, app = application(args.base, argv, args.replicas)
+        serve.start(http_options={"host": args.host, "port": args.port})
+        serve.run(app)  # comes back when every replica is healthy
+        where = f"http://{args.host}:{args.port}/v1"
+        print(f"{args.replicas} replicas of {name} answer at {where}", flush=True)
+        signal.pause()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""Linear layers on a CPU with their weights packed once for oneDNN, instead of anew in every call.
+
+In: a torch linear layer. Its class changes to one that multiplies by the packed weight, and the plain one
+is dropped. About twice as fast for the few rows of a decoding step; torch's own compiler does the same.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def pack_linears(model: nn.Module) -> None:
+    """Every nn.Linear of `model`, where this torch has oneDNN for its type."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops, "mkldnn"):
+        return
+    for linear in [one for one in model.modules() if type(one) is nn.Linear]:
+        if linear.weight.device.type == "cpu" and linear.weight.dtype in _TYPES:
+            _pack(linear)
+
+
+_TYPES = (torch.float32, torch.bfloat16)
+_ROWS = 16  # a step's rows, about; oneDNN lays the weight out for so many
+
+
+def _pack(linear: Any) -> None:
+    linear.pad_packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS)
+    linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)
+    linear.__class__ = _packed(linear.__class__)
+
+
+@cache
+def _packed(cls: Any) -> Any:
+    def forward(self: Any, input: Tensor) -> Tensor:  # noqa: A002, torch's own name
+        return torch.ops.mkldnn._linear_pointwise(input, self.pad_packed, self.bias, "none", [], "")
+
+    return type(f"Packed{cls.__name__}", (cls,), {"forward": forward, "__module__": __name__})
