@@ -46,7 +46,7 @@ setup(
             "textstat",
             "vaderSentiment",
         ],
-        "ray": ["ray[data,train]>=2.40"],
+        "ray": ["ray[data,train,serve]>=2.60"],
         "models": ["accelerate", "gguf>=0.17", "transformers>=5.17"],
         "bench": ["matplotlib", "openai"],
         "test": ["hypothesis", "mypy", "pytest>=8", "ruff"],

@@ -1,6 +1,6 @@
 """Does a PersRM guide a base of another family, with another tokenizer? Win rates over unguided answers.
 
-    python benchmarks/any_base.py --prompts PROMPTS.json --betas 0.5 1 2 --out any_base.json
+    python benchmarks/any_base.py --prompts PROMPTS.json --betas 1.5 3 --out any_base.json
 
 A SmolLM2 PersRM guides Gemma-3-270m (pretrained: it gets a plain chat template here) over HTTP, as `vllm
 serve` serves it, once for each way to score candidates: `exact`, `first`, and `paper`, the rule of the paper's
@@ -42,10 +42,10 @@ from pad_vllm.tokens import Change, Reader, Reading
 
 RULES = ("exact", "first", "paper")
 TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ 'User' if m['role'] == 'user' else 'Assistant' }}: "
-    "{{ m['content'] }}\n\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+    "{{ bos_token }}{% for m in messages %}{{ 'Question' if m['role'] == 'user' else 'Answer' }}: "
+    "{{ m['content'] }}\n\n{% endfor %}{% if add_generation_prompt %}Answer:{% endif %}"
 )
-STOP = ["\n\nUser:", "\nUser:"]
+STOP = ["\nQuestion:"]
 
 
 class PaperReader(Reader):
@@ -232,9 +232,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompts", type=Path, required=True)
     parser.add_argument("--count", type=int, default=None, help="only the first so many prompts")
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
-    parser.add_argument("--betas", type=float, nargs="+", default=[0.5, 1.0, 2.0])
+    parser.add_argument("--betas", type=float, nargs="+", default=[1.5, 3.0])
     parser.add_argument("--dimensions", nargs="+", default=None)
-    parser.add_argument("--top-k", type=int, default=10)
+    parser.add_argument("--top-k", type=int, default=20)
     parser.add_argument("--max-tokens", type=int, default=100)
     parser.add_argument("--texts", type=Path, help="also write every answer here")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/any_base.json"))

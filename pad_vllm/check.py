@@ -1,4 +1,4 @@
-"""`pad-vllm check`: does this adapter fit this base on this vLLM? A row each question, no engine.
+"""`pad-vllm check`: which engines can serve this pair on this vLLM? A row each question, nothing started.
 
 In: a base (folder or hub name) and an adapter's folder. Out: rows that say yes, or no and what to
 do. It asks the modules that also refuse at start-up, so that both say the same; it loads the
@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pad_vllm.adapter import Adapter, Backbone, load, require_backbone
+from pad_vllm.config import ENGINES, PADConfig
 from pad_vllm.fingerprint import fingerprint, local_checkpoint
 from pad_vllm.shapes import attention_kinds, require_boundary, require_shapes
 from pad_vllm.wording import listed
@@ -42,18 +43,45 @@ class Row:
     detail: str
     """What was found; where it is not ok, what to do."""
 
+    engine: str = ""
+    """The engine that needs it; empty where all do."""
 
-def run(base: str, adapter: str) -> list[Row]:
-    """Every check, those of a part that cannot be read left out. Raises nothing."""
+
+def run(base: str, adapter: str, backbone: str = "") -> list[Row]:
+    """Every check, those of a part that cannot be read left out. Raises nothing.
+
+    backbone: of the reward model, where it is not the base and the adapter's own name does not find it.
+    """
     rows: list[Row] = []
-    made = _note(rows, "adapter", lambda: _adapter(adapter))
-    config = _note(rows, "base", lambda: _config(base))
+    made = _note(rows, "adapter", "", lambda: _adapter(adapter))
+    config = _note(rows, "base", "", lambda: _config(base))
     for name, about in _OF_VLLM:
-        _note(rows, name, partial(_said, about))
-    if made is not None and config is not None:
-        for name, fits in _OF_BOTH:
-            _note(rows, name, partial(_said, fits, _Both(base, config, made)))
+        _note(rows, name, "", partial(_said, about))
+    if made is None or config is None:
+        return rows
+    both = _Both(base, config, made, backbone)
+    _note(rows, "defaults", "", partial(_said, _defaults, both))
+    for name, fits in _OF_SHARED:
+        _note(rows, name, "shared", partial(_said, fits, both))
+    if not backbone and all(row.ok for row in rows if row.engine == "shared"):
+        both = replace(both, backbone=base)  # the base is the adapter's own backbone
+    for name, fits in _OF_RESIDENT:
+        _note(rows, name, "resident", partial(_said, fits, both))
+    _note(rows, "Ray", "ray", _ray)
     return rows
+
+
+def servable(rows: list[Row]) -> list[str]:
+    """The engines that nothing stands in the way of."""
+    if not all(row.ok for row in rows if not row.engine):
+        return []
+    needs = {"shared": ("shared",), "resident": ("resident",), "ray": ("resident", "ray")}
+    found = {engine for row in rows if (engine := row.engine)}
+    return [
+        engine
+        for engine in ENGINES
+        if engine in found and all(row.ok for row in rows if row.engine in needs[engine])
+    ]
 
 
 @dataclass(frozen=True)
@@ -61,20 +89,24 @@ class _Both:
     base: str
     config: Any  # the base's, from Transformers
     adapter: Adapter
+    backbone: str
 
 
 def _said(look: Callable[..., str], *given: _Both) -> tuple[bool, str]:
     return True, look(*given)
 
 
-def _note(rows: list[Row], name: str, look: Callable[[], tuple[Found, str]]) -> Found | None:
+def _note(
+    rows: list[Row], name: str, engine: str, look: Callable[[], tuple[Found, str]]
+) -> Found | None:
     try:
         found, detail = look()
     except Exception as error:  # noqa: BLE001, a broken vLLM may raise anything, and here it is shown
         known = isinstance(error, ValueError | OSError | ImportError)
-        rows.append(Row(name, False, str(error) if known else f"{type(error).__name__}: {error}"))
+        detail = str(error) if known else f"{type(error).__name__}: {error}"
+        rows.append(Row(name, False, detail, engine))
         return None
-    rows.append(Row(name, True, detail))
+    rows.append(Row(name, True, detail, engine))
     return found
 
 
@@ -236,22 +268,53 @@ def _output_embedding(both: _Both) -> str:
     return "lm_head is a plain matrix"
 
 
-def _engine(both: _Both) -> str:
+def _defaults(both: _Both) -> str:
     _import_vllm()
     from pad_vllm import startup
-    from pad_vllm.config import PADConfig
 
-    pad = PADConfig(adapter=str(both.adapter.path))
-    limits = startup.limits(pad, both.adapter.config)
-    return f"{pad.engine}; by default beta {limits.beta:g} and {limits.top_k} candidates"
+    limits = startup.limits(_pad(both), both.adapter.config)
+    return f"beta {limits.beta:g} and {limits.top_k} candidates"
+
+
+def _pad(both: _Both) -> PADConfig:
+    return PADConfig(adapter=str(both.adapter.path), engine="resident", backbone=both.backbone)
+
+
+def _reward_model(both: _Both) -> str:
+    from pad_vllm.engines.persrm.load import backbone_of, check
+
+    pad, config = _pad(both), both.adapter.config
+    warnings = check(pad, config)
+    return "; ".join([f"its own, {backbone_of(pad, config)}", *warnings])
+
+
+def _tokenizers(both: _Both) -> str:
+    from transformers import AutoTokenizer
+
+    from pad_vllm.engines.persrm.load import tokenizer_of
+    from pad_vllm.tokens import Reader
+
+    base = AutoTokenizer.from_pretrained(both.base)
+    reader = Reader(base, tokenizer_of(_pad(both), both.adapter.config))
+    if reader.same:
+        return "the same: token ids are passed through"
+    template = "through its chat template" if base.chat_template else "as one user turn"
+    return f"two: the base's text is read {template}, and encoded again at its end"
+
+
+def _ray() -> tuple[bool, str]:
+    found = _installed("ray")
+    if found is None:
+        raise ValueError("Ray is not installed. Install it: pip install 'pad-vllm[ray]'")
+    return True, f"ray {found}; what `resident` needs holds for its actors too"
 
 
 _OF_VLLM = (("vLLM", _version), ("plugin", _plugin), ("processor", _processor))
-_OF_BOTH = (
+_OF_SHARED = (
     ("architecture", _architecture),
     ("shapes", _shapes),
     ("fork layer", _fork_layer),
     ("weights", _weights),
     ("lm_head", _output_embedding),
-    ("engine", _engine),
 )
+_OF_RESIDENT = (("reward model", _reward_model), ("tokenizers", _tokenizers))

@@ -54,6 +54,7 @@ _EXTRAS = {
     **dict.fromkeys(("peft", "pydantic", "pyobscenity", "tensorboard"), "train"),
     **dict.fromkeys(("textstat", "vaderSentiment"), "train"),
     "ray": "ray",
+    "grpc_reflection": "ray",  # what Ray Serve asks for first
 }
 """Package -> the extra of setup.py that brings it."""
 
@@ -161,15 +162,25 @@ def _become_vllm(argv: list[str]) -> None:
 
 
 @app.command()
-def check(base: Base, adapter: Adapter) -> None:
-    """Say whether ADAPTER fits BASE on the vLLM that is installed here."""
+def check(
+    base: Base,
+    adapter: Adapter,
+    backbone: Annotated[
+        str, typer.Option(help="The reward model's own backbone, where BASE is another model.")
+    ] = "",
+) -> None:
+    """Say which engines can serve BASE with ADAPTER on the vLLM that is installed here."""
     with plain_errors():
-        from pad_vllm.check import run
+        from pad_vllm.check import run, servable
 
-        rows = run(resolve_base(base), resolve_adapter(adapter))
-    table = Table("", "check", "detail")
+        rows = run(resolve_base(base), resolve_adapter(adapter), backbone)
+    table = Table("", "for", "check", "detail")
     for row in rows:
-        table.add_row("[green]ok[/]" if row.ok else "[red]no[/]", row.name, escape(row.detail))
+        said = "[green]ok[/]" if row.ok else "[red]no[/]"
+        table.add_row(said, row.engine, row.name, escape(row.detail))
     Console().print(table)
-    if not all(row.ok for row in rows):
+    engines = servable(rows)
+    said = f"Engines that can serve this: {', '.join(engines)}" if engines else "No engine can serve"
+    Console().print(said, highlight=False)
+    if not engines:
         raise typer.Exit(1)

