@@ -2,8 +2,8 @@
 
     python benchmarks/any_base.py --prompts PROMPTS.json --betas 1.5 3 --out any_base.json
 
-A SmolLM2 PersRM guides Gemma-3-270m (pretrained: it gets a plain chat template here) over HTTP, as `vllm
-serve` serves it, once for each way to score candidates: `exact`, `first`, and `paper`, the rule of the paper's
+A SmolLM2 PersRM guides Gemma-3-270m (pretrained: it gets a plain chat template here) over HTTP, as
+`pad-vllm serve` serves it, once for each way to score candidates: `exact`, `first`, and `paper`, the rule of the paper's
 code (template lost, everything encoded again, a candidate's own first token), which runs in this process.
 PROMPTS.json is a list of {"prompt": text}: the paper's are the 50 Koala prompts of P-Soups. Greedy. Prints a
 table, then writes JSON.
@@ -38,7 +38,7 @@ from pad_vllm.evaluation.fluency import repeated_ngrams
 from pad_vllm.evaluation.scorers import SCORERS, score
 from pad_vllm.evaluation.winrate import win_rate
 from pad_vllm.serve import resolve_adapter, resolve_base, serve_argv
-from pad_vllm.tokens import Change, Reader, Reading
+from pad_vllm.tokens import Reader, Reading
 
 RULES = ("exact", "first", "paper")
 TEMPLATE = (
@@ -73,7 +73,7 @@ class PaperReading(Reading):
             "input_ids"
         ]
 
-    def candidates(self, ids: Sequence[int]) -> list[Change]:
+    def candidates(self, ids: Sequence[int]) -> list[tuple[int, tuple[int, ...]]]:
         return [(len(self.tokens), self._alone(token)) for token in ids]
 
     def _alone(self, token: int) -> tuple[int, ...]:

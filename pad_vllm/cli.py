@@ -180,7 +180,9 @@ def check(
         table.add_row(said, row.engine, row.name, escape(row.detail))
     Console().print(table)
     engines = servable(rows)
-    said = f"Engines that can serve this: {', '.join(engines)}" if engines else "No engine can serve"
+    said = (
+        f"Engines that can serve this: {', '.join(engines)}" if engines else "No engine can serve"
+    )
     Console().print(said, highlight=False)
     if not engines:
         raise typer.Exit(1)

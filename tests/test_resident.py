@@ -122,7 +122,9 @@ def test_a_row_asks_for_no_more_candidates_than_it_may_take(engine):
 def test_rows_that_are_not_the_ones_fed_get_nothing(engine):
     one = request([5], 1)
     assert step(engine, [one], [(5, 0)], total=2) is None
-    assert engine.rewards(Step(1, torch.tensor([0]), torch.zeros(1, K).long(), None, (one,))) is None
+    assert (
+        engine.rewards(Step(1, torch.tensor([0]), torch.zeros(1, K).long(), None, (one,))) is None
+    )
 
 
 def test_it_begins_with_the_text_when_the_forward_starts_and_does_not_read_it_twice():

@@ -1,4 +1,4 @@
-"""The reward model with its own cache says what the PyTorch twin says of the whole text, whatever came before."""
+"""The reward model with its own cache says what the PyTorch twin says of the whole text."""
 
 from __future__ import annotations
 

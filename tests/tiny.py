@@ -49,23 +49,23 @@ _CHAT = (
 )
 
 
-def config(family: str) -> Any:
-    """The Transformers config of one of FAMILIES."""
+def config(family: str, **more: Any) -> Any:
+    """The Transformers config of one of FAMILIES; `more` overrides."""
     from transformers import AutoConfig
 
     kind = family.split("_", maxsplit=1)[0]
     return AutoConfig.for_model(
-        {"gemma3": "gemma3_text"}.get(kind, kind), **{**COMMON, **FAMILIES[family]}
+        {"gemma3": "gemma3_text"}.get(kind, kind), **{**COMMON, **FAMILIES[family], **more}
     )
 
 
-def model(family: str, seed: int = 0) -> Any:
+def model(family: str, seed: int = 0, **more: Any) -> Any:
     """A float32 causal language model with random weights, norms and biases included."""
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    made = AutoModelForCausalLM.from_config(config(family), dtype=torch.float32).eval()
+    made = AutoModelForCausalLM.from_config(config(family, **more), dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.ndim == 1:  # initialised to constants, which would hide a mix-up
@@ -73,10 +73,13 @@ def model(family: str, seed: int = 0) -> Any:
     return made
 
 
-def checkpoint(family: str, folder: Path) -> Path:
-    """`model` and a byte-level tokenizer, as a folder that Transformers and vLLM open."""
-    model(family).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+def checkpoint(family: str, folder: Path, words: Any = None) -> Path:
+    """`model` and a tokenizer, byte-level where none is given, as a folder that Transformers and vLLM
+    open.
+    """
+    more = {} if words is None else {"vocab_size": len(words), "eos_token_id": words.eos_token_id}
+    model(family, **more).save_pretrained(folder)
+    (words or tokenizer()).save_pretrained(folder)
     return folder
 
 

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pad_vllm.answer import Change
 from pad_vllm.config import PADConfig
-from pad_vllm.engines.persrm.ask import Ask, Change
+from pad_vllm.engines.persrm.ask import Ask
 
 NAN = float("nan")
 _START_S = 600.0  # longest wait for an actor to load its model at start-up

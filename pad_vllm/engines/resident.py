@@ -108,7 +108,10 @@ class ResidentRewards:
                 f"PAD: a request's text was lost, its row stays unguided. So far: {self.lost}"
             )
         ids = step.ids.tolist()
-        asks = [self._ask(step.requests[place], *newest[place], ids[place]) for place in known]
+        asks = [
+            self._ask(step.requests[place], newest[place][0], newest[place][1], ids[place])
+            for place in known
+        ]
         result = torch.full(step.ids.shape, NAN, device=step.ids.device)
         if asks:
             found = self.scores(asks).to(step.ids.device)

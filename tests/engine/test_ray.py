@@ -1,4 +1,4 @@
-"""The reward model in Ray actors: the tokens of `resident`, at the base's side, and no request lost with it."""
+"""The reward model in Ray actors: the tokens of `resident`, and no request lost when an actor is."""
 
 from __future__ import annotations
 
@@ -87,7 +87,6 @@ def test_with_a_dead_or_stalled_actor_every_request_ends_and_guidance_returns(tm
 
 
 def test_where_on_failure_says_stop_the_guided_rows_end_there(tmp_path, pair):
-    base, _ = pair
     result = trouble(tmp_path, pair, "kill", ray_deadline_s=1.0, on_failure="stop")
     said = result["troubled"]["said"]
     eos = tiny.COMMON["eos_token_id"]

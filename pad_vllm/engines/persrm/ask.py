@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-Change = tuple[int, tuple[int, ...]]
-"""(keep, added): the tokens become tokens[:keep] + added."""
+from pad_vllm.answer import Change
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,8 @@ def grow(tokens: Sequence[int], changes: Sequence[Change], *, exact: bool) -> Tr
         terms += [
             Term(candidate, tokens[place], -1.0, place - 1) for place in range(keep, len(tokens))
         ]
-        after, above = keep - 1, ()
+        after = keep - 1
+        above: tuple[int, ...] = ()
         for depth, token in enumerate(added if exact else added[:1]):
             terms.append(Term(candidate, token, 1.0, after))
             if depth + 1 == len(added) or not exact:

@@ -22,12 +22,15 @@ def pack_linears(model: nn.Module) -> None:
             _pack(linear)
 
 
+_ONEDNN = torch.ops.mkldnn
 _TYPES = (torch.float32, torch.bfloat16)
 _ROWS = 16  # a step's rows, about; oneDNN lays the weight out for so many
 
 
 def _pack(linear: Any) -> None:
-    linear.pad_packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS)
+    linear.pad_packed = _ONEDNN._reorder_linear_weight(  # noqa: SLF001, as torch's compiler does
+        linear.weight.detach(), _ROWS
+    )
     linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)
     linear.__class__ = _packed(linear.__class__)
 
@@ -35,6 +38,8 @@ def _pack(linear: Any) -> None:
 @cache
 def _packed(cls: Any) -> Any:
     def forward(self: Any, input: Tensor) -> Tensor:  # noqa: A002, torch's own name
-        return torch.ops.mkldnn._linear_pointwise(input, self.pad_packed, self.bias, "none", [], "")
+        return _ONEDNN._linear_pointwise(  # noqa: SLF001, as above
+            input, self.pad_packed, self.bias, "none", [], ""
+        )
 
     return type(f"Packed{cls.__name__}", (cls,), {"forward": forward, "__module__": __name__})

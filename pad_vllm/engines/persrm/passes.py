@@ -107,4 +107,4 @@ def _group(pieces: list[Piece], starts: list[int], block: int, device: torch.dev
     inside = np.flatnonzero((np.arange(Q) < sizes[:, None]).ravel())
     made = [torch.from_numpy(one).to(device) for one in (place, table, sees, at, slot_at)]
     whole = None if len(inside) == R * Q else torch.from_numpy(inside).to(device)
-    return Group(made[0], whole, *made[1:])
+    return Group(made[0], whole, made[1], made[2], made[3], made[4])

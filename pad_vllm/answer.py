@@ -1,0 +1,148 @@
+"""A text that changes at its end, and its tokens: always those of the whole, only the end encoded again.
+
+In: a fast tokenizer's backend, splices of the text. Out: edits of its tokens. Knows nothing of where the text
+comes from, and imports neither torch nor vLLM.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+Change = tuple[int, tuple[int, ...]]
+"""(keep, added): the tokens become tokens[:keep] + added."""
+
+_MEET = 4  # tokens that a window and the known ones have in common before it is believed
+_BACK = 6  # tokens before the change that the first window begins at; the next begin at 12, 24, ...
+_MEMO = 4096  # windows remembered over all requests: the candidate that is taken, common endings
+
+
+class Splice(NamedTuple):
+    """A text's end, replaced."""
+
+    place: int  # characters that stay
+    text: str  # what follows them
+
+
+class Edit(NamedTuple):
+    """New tokens from the one at `cut`, spans in characters of the new text."""
+
+    splice: Splice
+    cut: int
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+
+class Encoder:
+    """A tokenizer's tokens of a text with their places, remembered."""
+
+    def __init__(self, backend: Any) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self._known: dict[str, tuple[list[int], list[tuple[int, int]]]] = {}
+        added = backend.get_added_tokens_decoder().values()
+        self._reach = max((len(token.content) for token in added), default=0)
+        self._blanks = any(token.lstrip for token in added)
+        anywhere = any(token.normalized for token in added) and backend.normalizer is not None
+        begins = {re.escape(token.content[0]) for token in added if token.content}
+        self._begin = re.compile("(?s:.)" if anywhere or not begins else f"[{''.join(begins)}]")
+
+    def sound(self, text: str, place: int) -> int:
+        """The place before which no added token begins that other text from `place` on completes."""
+        found = self._begin.search(text, max(0, place - self._reach), place)
+        place = found.start() if found else place
+        while self._blanks and place and text[place - 1].isspace():
+            place -= 1
+        return place
+
+    def __call__(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        if len(self._known) > _MEMO:
+            self._known.clear()
+        unknown = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if unknown:
+            made = self._backend.encode_batch(unknown, add_special_tokens=False)
+            for text, one in zip(unknown, made, strict=True):
+                self._known[text] = (one.ids, one.offsets)
+        return [self._known[text] for text in texts]
+
+
+class Answer:
+    """A text and its tokens, equal to the encoding of the whole text after every edit.
+
+    A window of text that begins some tokens before the change is encoded instead. Where it has the
+    same tokens at the same places as are known, both go on alike, and the rest is the window's.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.text = ""
+        self.ids: list[int] = []
+        self.spans: list[tuple[int, int]] = []
+        self._encoder = encoder
+
+    def edits(self, splices: Sequence[Splice]) -> list[Edit]:
+        """The tokens that each splice of the text would make."""
+        nothing = Splice(len(self.text), "")
+        found = {nothing: Edit(nothing, len(self.ids), [], [])}
+        back = _BACK
+        while missing := [s for s in dict.fromkeys(splices) if s not in found]:
+            sound = [self._encoder.sound(self.text, splice.place) for splice in missing]
+            firsts = [self._first(place, back) for place in sound]
+            begins = [self.spans[first][0] if first else 0 for first in firsts]
+            texts = [self.text[b : s.place] + s.text for b, s in zip(begins, missing, strict=True)]
+            windows = self._encoder(texts)
+            for s, place, first, begin, window in zip(
+                missing, sound, firsts, begins, windows, strict=True
+            ):
+                ids, spans = window[0], [(b + begin, e + begin) for b, e in window[1]]
+                met = self._meet(first, ids, spans, place) if first else (0, 0)
+                if met:
+                    found[s] = Edit(s, met[0], ids[met[1] :], spans[met[1] :])
+            back *= 2
+        return [found[splice] for splice in splices]
+
+    def change(self, edit: Edit) -> Change:
+        """An edit as the PersRM's cache needs it: as many tokens kept as stay the same."""
+        alike = 0
+        for old, new in zip(self.ids[edit.cut :], edit.ids, strict=False):
+            if old != new:
+                break
+            alike += 1
+        return edit.cut + alike, tuple(edit.ids[alike:])
+
+    def apply(self, edit: Edit) -> None:
+        self.text = self.text[: edit.splice.place] + edit.splice.text
+        self.ids[edit.cut :] = edit.ids
+        self.spans[edit.cut :] = edit.spans
+
+    def _first(self, place: int, back: int) -> int:
+        """The token that a window begins with: `back` before a place, at a character's beginning."""
+        first = bisect_right(self.spans, place, key=lambda span: span[1]) - back
+        while first > 0 and not _clean(self.spans, first):
+            first -= 1
+        return max(0, first)
+
+    def _meet(
+        self, first: int, ids: list[int], spans: list[tuple[int, int]], place: int
+    ) -> tuple[int, int] | None:
+        """Where known and window tokens are the same _MEET times, all before a place."""
+        known, new, alike = first, 0, 0
+        while known < len(self.ids) and new < len(ids) and self.spans[known][1] <= place:
+            at, other = self.spans[known], spans[new]
+            same = at == other and self.ids[known] == ids[new]
+            if same and (alike or (_clean(self.spans, known) and _clean(spans, new))):
+                alike += 1
+                if alike == _MEET:
+                    return known, new
+                known, new = known + 1, new + 1
+            else:
+                alike = 0
+                known, new = known + (at <= other), new + (other <= at)
+        return None
+
+
+def _clean(spans: list[tuple[int, int]], index: int) -> bool:
+    """Whether a token begins where a character does; one of many bytes may be many tokens."""
+    return not index or spans[index - 1][1] <= spans[index][0]

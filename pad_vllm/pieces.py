@@ -1,0 +1,128 @@
+"""What each of a base's tokens adds to its text, as its own decoder has it, split characters included.
+
+In: a fast tokenizer's backend, token ids. Out: text that is settled, and bytes that wait for more. Knows no
+other tokenizer, and imports neither torch nor vLLM.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from pad_vllm.wording import show
+
+
+class Tail(NamedTuple):
+    """What of an answer's end is not text yet."""
+
+    run: bytes
+    strip: int  # blanks that decoding would still drop: only an answer's first
+
+
+class Pieces:
+    """What each token of a tokenizer adds to a text, as its own decoder has it.
+
+    Two kinds: every token is bytes (ByteLevel), or a token is text or, where text fails, one byte.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        parts = _decoder(backend)
+        self._name = backend.id_to_token
+        self._special = {i for i, t in backend.get_added_tokens_decoder().items() if t.special}
+        self._bytewise = parts[0]["type"] == "ByteLevel"
+        self._replaced = [
+            (part["pattern"]["String"], part["content"])
+            for part in parts
+            if part["type"] == "Replace"
+        ]
+        self._fallback = any(part["type"] == "ByteFallback" for part in parts)
+        strip: dict[str, Any] = parts[-1] if parts[-1]["type"] == "Strip" else {}
+        self._blank = strip.get("content", "")
+        self._known: dict[int, str | bytes] = {}
+        self.start = Tail(b"", strip.get("start", 0))
+        """Before the first token."""
+
+    def of(self, token: int) -> str | bytes:
+        """Empty for special tokens and for those that do not exist."""
+        piece = self._known.get(token)
+        if piece is None:
+            piece = self._known[token] = self._piece(token)
+        return piece
+
+    def add(self, tail: Tail, tokens: Iterable[int]) -> tuple[str, Tail]:
+        """The text that tokens settle, and the new tail."""
+        if self._bytewise:
+            data = b"".join([tail.run, *map(self.of, tokens)])  # type: ignore[list-item]
+            text, used = codecs.utf_8_decode(data, "replace", False)
+            return text, Tail(data[used:], 0)
+        text, (run, strip) = "", tail
+        for piece in map(self.of, tokens):
+            if isinstance(piece, bytes):
+                run += piece
+            elif piece:
+                more, strip = self._stripped(_characters(run, final=True) + piece, strip)
+                text, run = text + more, b""
+        return text, Tail(run, strip)
+
+    def shown(self, tail: Tail) -> str:
+        """The complete characters of a tail: a later byte that is wrong spoils them all."""
+        if self._bytewise or not tail.run:
+            return ""
+        return self._stripped(_characters(tail.run, final=False), tail.strip)[0]
+
+    def _piece(self, token: int) -> str | bytes:
+        # Names are asked for as 32 bits, and anything else would raise.
+        name = self._name(token) if 0 <= token < 2**32 and token not in self._special else None
+        if name is None:
+            return b""
+        if self._bytewise:
+            try:
+                return bytes(_BYTES[character] for character in name)
+            except KeyError:  # an added token, in plain characters
+                return name.encode()
+        for old, new in self._replaced:
+            name = name.replace(old, new)
+        byte = re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", name) if self._fallback else None
+        return bytes.fromhex(byte[1]) if byte else name
+
+    def _stripped(self, text: str, strip: int) -> tuple[str, int]:
+        """A text that follows what is settled, without blanks that decoding drops."""
+        blanks = len(text[:strip]) - len(text[:strip].lstrip(self._blank)) if strip else 0
+        return text[blanks:], 0 if len(text) > blanks else strip - blanks
+
+
+def _characters(run: bytes, *, final: bool) -> str:
+    """A run of byte tokens as decoding has it: one wrong byte makes each of them U+FFFD."""
+    try:
+        return codecs.utf_8_decode(run, "strict", final)[0]
+    except UnicodeDecodeError:
+        return "\ufffd" * len(run)
+
+
+def _byte_characters() -> dict[str, int]:
+    """ByteLevel's characters: printable bytes are themselves, the others follow from U+0100."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+_BYTES = _byte_characters()
+
+
+def _decoder(backend: Any) -> list[dict[str, Any]]:
+    """The steps of a tokenizer's decoder, if `Pieces` knows them."""
+    state: Any = json.loads(backend.decoder.__getstate__()) if backend.decoder else {"type": "none"}
+    parts: list[dict[str, Any]] = state.get("decoders", [state])
+    kinds = "".join(f"{part['type']} " for part in parts)
+    known = re.fullmatch(r"ByteLevel |(Replace )*(ByteFallback )?Fuse (Strip )?", kinds)
+    patterns = [part["pattern"] for part in parts if part["type"] == "Replace"]
+    if not known or parts[-1].get("stop") or not all("String" in one for one in patterns):
+        raise ValueError(
+            f"the base's tokenizer decodes by {show(parts)}; accepted: ByteLevel, or Replace, "
+            "ByteFallback, Fuse and Strip at the start, in this order. Use a PersRM with the base's "
+            "own tokenizer."
+        )
+    return parts
