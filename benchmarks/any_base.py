@@ -3,8 +3,8 @@
     python benchmarks/any_base.py --prompts PROMPTS.json --betas 1.5 3 --out any_base.json
 
 A SmolLM2 PersRM guides Gemma-3-270m (pretrained: it gets a plain chat template here) over HTTP, as
-`pad-vllm serve` serves it, once for each way to score candidates: `exact`, `first`, and `paper`, the rule of the paper's
-code (template lost, everything encoded again, a candidate's own first token), which runs in this process.
+`pad-vllm serve` serves it, once for each way to score candidates: `exact`, `first`, and `paper`, the rule
+of the paper's code (template lost, everything encoded again, a candidate's own first token), in this process.
 PROMPTS.json is a list of {"prompt": text}: the paper's are the 50 Koala prompts of P-Soups. Greedy. Prints a
 table, then writes JSON.
 """

@@ -27,6 +27,7 @@ from pad_vllm.evaluation.fluency import perplexity, repeated_ngrams, token_losse
 from pad_vllm.evaluation.scorers import SCORERS, score
 from pad_vllm.evaluation.winrate import win_rate
 from pad_vllm.serve import resolve_adapter, resolve_base
+from pad_vllm.training.chat import chat_ids
 
 PROMPTED = {
     "positive": "Be positive, warm and encouraging.",
@@ -117,11 +118,7 @@ def losses(base: str, prompts: list[str], answers: list[list[Any]]) -> list[floa
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    ids = []
-    for prompt in prompts:
-        chat = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        ids.append(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = [chat_ids(tokenizer, [{"role": "user", "content": prompt}]) for prompt in prompts]
     pairs = [
         (prompt, list(one.token_ids))
         for row in answers

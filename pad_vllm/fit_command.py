@@ -117,16 +117,14 @@ def _conversation(prompt: Any) -> list[dict[str, str]]:
 def learn(model: PersRM, tokenizer: Any, choices: list[Choice], *, strength: float = 1.0) -> Fit:
     """The fit of `choices`, tokenised as the base's chat template has them."""
     from pad_vllm.fit import LEAST, feature_sums, fit
+    from pad_vllm.training.chat import chat_ids
 
     if len(choices) < LEAST:
         raise ValueError(f"{len(choices)} choices; accepted: at least {LEAST}. Add lines.")
     limit = getattr(model.backbone.config, "max_position_embeddings", math.inf)
     sequences = []
     for choice in choices:
-        text = tokenizer.apply_chat_template(
-            choice.prompt, tokenize=False, add_generation_prompt=True
-        )
-        prompt = _ids(tokenizer, text)
+        prompt = chat_ids(tokenizer, choice.prompt)
         # With its end, as the samples of training have it: when to stop is a choice as well.
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         for answer in (choice.chosen, choice.rejected):

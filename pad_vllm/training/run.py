@@ -32,7 +32,7 @@ from pad_vllm.training.prepare import checkpoint_folder, prepare
 from pad_vllm.training.prompts import Prompts
 from pad_vllm.training.settings import Settings
 from pad_vllm.training.store import Store
-from pad_vllm.training.trainer import Row, Stage, run_stage
+from pad_vllm.training.trainer import Row, Stage, StageRun
 from pad_vllm.version import __version__
 
 
@@ -114,9 +114,9 @@ class Run:
         prompts = Prompts(self.store, self.prepared.train, self.prepared.validation, recipe)
         objective = Objective(model, recipe)
         with self._timed(f"stage{number}"):
-            return run_stage(
+            return StageRun(
                 objective, prompts, recipe, stage, self.accelerator, self.work, self.log.row
-            )
+            ).run()
 
     def _timed(self, name: str) -> _Timer:
         return _Timer(self.seconds, name, self.log)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from jinja2 import TemplateError
 
+from pad_vllm.training.chat import chat_ids
 from pad_vllm.training.jsonl import to_line
 from pad_vllm.training.record import Record, Response
 
@@ -101,12 +102,9 @@ class Sampler:
     def _unfit(self, prompt: Messages) -> str:
         """Why the engine could not take a prompt; empty where it can."""
         try:
-            text = self.tokenizer.apply_chat_template(
-                prompt, tokenize=False, add_generation_prompt=True
-            )
+            count = len(chat_ids(self.tokenizer, prompt))
         except TemplateError as error:  # such as a system turn for a model that knows none
             return f"the chat template refuses it: {error}"
-        count = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         room = self.sampling.max_model_len - self.sampling.max_tokens
         return f"{count} tokens, there is room for {room}" if count > room else ""
 

@@ -66,27 +66,13 @@ def batches(
     return chunks
 
 
-def run_stage(
-    objective: Objective,
-    data: Data,
-    recipe: Recipe,
-    stage: Stage,
-    accelerator: Any,
-    work: Path,
-    report: Callable[[Row, int], None],
-) -> list[Row]:
-    """Train; on return the model holds the weights that were best on the validation pairs.
+class StageRun:
+    """One stage: `run` trains it, or goes on where it stopped.
 
-    Raises nothing for a run that is already done: it loads what came out. report is called with
-    every new row of the history and the stage's number of steps, by the main process alone.
+    report is called with every new row of the history and the stage's number of steps, by the main
+    process alone.
     """
-    loop = _Loop(objective, data, recipe, stage, accelerator, work, report)
-    if stage.epochs:
-        loop.run()
-    return loop.history
 
-
-class _Loop:
     def __init__(
         self,
         objective: Objective,
@@ -108,7 +94,12 @@ class _Loop:
         self.history: list[Row] = []
         self.step, self.best, self.waited, self.done = 0, -1.0, 0, False
 
-    def run(self) -> None:
+    def run(self) -> list[Row]:
+        """The history; the model then holds the weights that were best on the validation pairs. A
+        stage that is done is loaded, one without epochs left as it is.
+        """
+        if not self.stage.epochs:
+            return self.history
         self._resume()
         for batch in self._ahead():
             self._step(batch)
@@ -117,6 +108,7 @@ class _Loop:
             if self.done:
                 break
         self._load(load_file(self.folder / "best.safetensors"))
+        return self.history
 
     def _ahead(self) -> Iterator[list[int]]:
         """The batches from the present step to the last; none for a stage that is done."""

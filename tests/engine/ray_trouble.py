@@ -1,8 +1,8 @@
 """Reward actors that die or stall in mid-answer: `ray_trouble.py JOB.json RESULT.json`.
 
-In: an LLM's keyword arguments with the ray engine, requests, a trouble ("kill", "stall" or none). One batch
-runs undisturbed; one meets the trouble at its tenth step; then single answers until one is guided again.
-Out: what each said, when each step was, how the actor was busy, and the engine's counts.
+In: an LLM's keyword arguments with the ray engine, requests, troubles ("kill", "stall"). One batch runs
+undisturbed; then, for each trouble, one meets it at its tenth step, and single answers follow until one is
+guided again. Out: what each said, and the engine's counts.
 """
 
 from __future__ import annotations
@@ -32,30 +32,34 @@ def main(given: str, made: str) -> None:
     prompts = [{"prompt_token_ids": one["prompt"]} for one in job["requests"]]
     params = [SamplingParams(**one["sampling"]) for one in job["requests"]]
     calm = _run(llm, prompts, params, lambda: None)
-    busy = rewards.scores.busy()
-    result = {"calm": calm, "busy": busy}
-    if job["trouble"]:
-        result["troubled"] = _run(llm, prompts, params, lambda: _trouble(rewards, job["trouble"]))
-        result["failures"], result["unguided"] = rewards.scores.failures, rewards.scores.unguided
-        result["back_s"] = _until_guided(llm, prompts[0], params[0], calm["said"][0])
+    result: dict[str, Any] = {"calm": calm}
+    for kind in job["troubles"]:
+        scores = rewards.scores
+        before = scores.failures, scores.unguided
+        troubled = _run(llm, prompts, params, lambda kind=kind: _trouble(rewards, kind))
+        counts = {
+            "failures": scores.failures - before[0],
+            "unguided": scores.unguided - before[1],
+        }
+        back = _until_guided(llm, prompts[0], params[0], calm["said"][0]) if job["wait"] else None
+        result[kind] = {**troubled, **counts, "back_s": back}
     Path(made).write_text(json.dumps(result), "utf-8")
 
 
 def _run(llm: Any, prompts: list[Any], params: list[Any], trouble: Any) -> dict[str, Any]:
-    engine, said, times = llm.llm_engine, {}, []
+    engine, said, steps = llm.llm_engine, {}, 0
     for number, (prompt, one) in enumerate(zip(prompts, params, strict=True)):
         engine.add_request(str(number), prompt, one)
     while engine.has_unfinished_requests():
-        if len(times) == TROUBLE_AT:
+        if steps == TROUBLE_AT:
             trouble()
-        begun = time.time()
+        steps += 1
         for output in engine.step():
             if output.finished:
                 first = output.outputs[0]
                 said[output.request_id] = (list(first.token_ids), first.finish_reason)
-        times.append((begun, time.time()))
     done = [said[str(number)] for number in range(len(prompts))]
-    return {"said": [one for one, _ in done], "ends": [why for _, why in done], "times": times}
+    return {"said": [one for one, _ in done], "ends": [why for _, why in done]}
 
 
 def _trouble(rewards: Any, kind: str) -> None:
