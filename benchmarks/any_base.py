@@ -123,9 +123,7 @@ async def ask(url: str, prompts: list[str], rows: list[Any], args: argparse.Name
     """Texts [condition][prompt], every request open at once."""
     from openai import AsyncOpenAI
 
-    client = AsyncOpenAI(base_url=url, api_key="none", timeout=7200)
-
-    async def one(prompt: str, row: Any) -> str:
+    async def one(client: AsyncOpenAI, prompt: str, row: Any) -> str:
         extra = xargs(row, args.top_k)
         answer = await client.chat.completions.create(
             model="base",
@@ -137,7 +135,9 @@ async def ask(url: str, prompts: list[str], rows: list[Any], args: argparse.Name
         )
         return answer.choices[0].message.content or ""
 
-    texts = await asyncio.gather(*(one(prompt, row) for row in rows for prompt in prompts))
+    async with AsyncOpenAI(base_url=url, api_key="none", timeout=7200) as client:
+        answers = (one(client, prompt, row) for row in rows for prompt in prompts)
+        texts = await asyncio.gather(*answers)
     return [texts[at : at + len(prompts)] for at in range(0, len(texts), len(prompts))]
 
 
