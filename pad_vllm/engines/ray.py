@@ -67,7 +67,10 @@ class PersRMActor:
         return found
 
     def _ask(self, message: Message) -> Ask:
-        tokens = [*self._tokens.get(message.key, ())[: message.keep], *message.added]
+        known = self._tokens.get(message.key, [])
+        if len(known) < message.keep:  # Ray restarted it between two calls
+            raise LookupError(f"row {message.key}: {len(known)} of {message.keep} tokens are here")
+        tokens = [*known[: message.keep], *message.added]
         return Ask(message.key, tokens, message.w, message.changes, message.must)
 
     def pid(self) -> int:
