@@ -13,7 +13,7 @@ from harness import HERE, EngineFailed, engine_slot, pad, run, tail
 
 pytestmark = pytest.mark.engine
 
-COUNT, OPEN, LONGEST = 2000, 24, 40
+COUNT, OPEN, LONGEST = 2000, 24, 24
 
 
 def storm(folder, job):
@@ -35,7 +35,7 @@ def result(tmp_path_factory):
     kinds = [*preferences(adapter), None]
     shared = [rng.randrange(3, 259) for _ in range(40)]
     requests = []
-    for number in range(100):
+    for number in range(75):
         prompt = [rng.randrange(3, 259) for _ in range(rng.choice([1, 8, 30, 90]))]
         prompt = [*shared, *prompt] if number % 3 == 0 else prompt
         requests.append(greedy(prompt, LONGEST, kinds[number % len(kinds)]))

@@ -63,13 +63,18 @@ def attend(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """query [S, heads, T, width], key and value [S, KV heads, T, width] -> [S, T, heads, width]."""
+    """query [S, heads, T, width], key and value [S, KV heads, T, width] -> [S, T, heads, width].
+
+    Tokens beyond the batch's slots are padding.
+    """
+    T = len(pad_batch.slots)
     cache = pad_batch.caches[module.layer_idx]
     flat = cache.flatten(2, 3)
-    flat[0].index_copy_(1, pad_batch.slots, key.transpose(1, 2))
-    flat[1].index_copy_(1, pad_batch.slots, value.transpose(1, 2))
+    flat[0].index_copy_(1, pad_batch.slots, key[:, :, :T].transpose(1, 2))
+    flat[1].index_copy_(1, pad_batch.slots, value[:, :, :T].transpose(1, 2))
     packed = query.transpose(1, 2)  # [S, T, heads, width]
     out = torch.empty_like(packed, memory_format=torch.contiguous_format)
+    out[:, T:] = 0
     for group in pad_batch.groups:
         found = _group(packed, cache, group, scaling, sliding_window)
         if group.inside is None:

@@ -13,6 +13,14 @@ import torch
 from torch import Tensor, nn
 
 
+def even(tokens: int) -> int:
+    """`tokens`, or up to an eighth more: oneDNN makes and keeps a kernel for each number of rows, and
+    hundreds of them would take hundreds of MiB.
+    """
+    step = 1 << max((tokens - 1).bit_length() - 3, 0)
+    return -(-tokens // step) * step
+
+
 def pack_linears(model: nn.Module) -> None:
     """Every nn.Linear of `model`, where this torch has oneDNN for its type."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops, "mkldnn"):
