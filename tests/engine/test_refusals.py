@@ -132,7 +132,10 @@ def attempts(base, good, other_model, tmp_path_factory):
         "processor alone": (plain(base, logits_processors=[PROCESSOR]), "needs load format 'pad'"),
         "misspelt setting": (pad(base, good, {"max_bta": 3}), "Did you mean 'max_beta'?"),
         "load format within": (pad(base, good, {"load_format": "pad"}), "would make PAD's loader"),
-        "planned engine": (pad(base, good, {"engine": "ray"}), "planned and not in this release"),
+        "no such backbone": (
+            pad(base, good, {"engine": "ray", "backbone": "/no/such/folder"}),
+            "--additional-config.pad.backbone PATH",
+        ),
         "default too strong": (
             pad(base, good, {"max_beta": 1}),
             "default beta is 2, and this engine accepts at most 1. Raise max_beta",
@@ -164,7 +167,7 @@ CASES = (
     "processor alone",
     "misspelt setting",
     "load format within",
-    "planned engine",
+    "no such backbone",
     "default too strong",
 )
 
