@@ -283,9 +283,9 @@ def _pad(both: _Both) -> PADConfig:
 def _reward_model(both: _Both) -> str:
     from pad_vllm.engines.persrm.load import backbone_of, check
 
-    pad, config = _pad(both), both.adapter.config
-    warnings = check(pad, config)
-    return "; ".join([f"its own, {backbone_of(pad, config)}", *warnings])
+    pad = _pad(both)
+    warnings = check(pad, both.adapter)
+    return "; ".join([f"its own, {backbone_of(pad, both.adapter.config)}", *warnings])
 
 
 def _tokenizers(both: _Both) -> str:

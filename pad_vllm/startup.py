@@ -162,7 +162,7 @@ def check_backbone(
     its weights are compared when they are.
     """
     if pad.engine != "shared":
-        for warning in persrm.check(pad, adapter) if fetched else ():
+        for warning in persrm.check(pad, load(pad.adapter)) if fetched else ():
             logger.warning("%s", warning)
         return
     model = config.model_config
@@ -255,7 +255,7 @@ def front_end(config: VllmConfig) -> Callable[[SamplingParams], None] | None:
         require_shapes(loaded, config.model_config.hf_config)
         require_boundary(attention_kinds(config.model_config.hf_config), adapter.fork_layer)
     else:
-        persrm.check(pad, adapter)
+        persrm.check(pad, loaded)
         reader(config, pad)
     if pad.on_failure == "stop":
         end_token(config)

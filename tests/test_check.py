@@ -148,9 +148,10 @@ def test_a_lora_for_other_matrices_fails(base, folder):
     lora = dataclasses.replace(made.lora, weights=narrow)
     adapter.save(dataclasses.replace(made, lora=lora), folder, "")
 
-    found = no(check.run(str(base), str(folder)))
-    assert list(found) == ["shapes"]
-    assert "layer 2 down_proj is for a weight of shape [64, 95]" in found["shapes"]
+    found = no(check.run(str(base), str(folder), str(base)))
+    assert list(found) == ["shapes", "reward model"]
+    for said in found.values():
+        assert "layer 2 down_proj is for a weight of shape [64, 95]" in said
 
 
 def test_defaults_beyond_the_limits_fail(base, folder):

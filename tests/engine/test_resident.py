@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import tiny
-from cases import KINDS, PROMPTS, mixed_batch, share_changed
+from cases import KINDS, PROMPTS, mixed_batch, share_changed, tokens
 from harness import V2_ENV, engines, pad
 from twin import Twin
 
@@ -52,6 +52,27 @@ def test_a_small_model_of_each_family_says_what_its_twin_says(families, family):
     assert found.ties <= 1
     assert found.reward_error < 1e-3
     assert share_changed(result) > 0.5
+
+
+def sampled(n, seed, extra_args):
+    sampling = {"temperature": 1.0, "max_tokens": 16, "n": n, "seed": seed, "ignore_eos": True}
+    return {"prompt": list(range(5, 45)), "sampling": {**sampling, "extra_args": extra_args}}
+
+
+def test_prompts_read_in_pieces_and_many_answers_to_one_change_nothing(families):
+    base, adapter, requests, whole = families["llama"]
+    guided = requests[0]["sampling"]["extra_args"]
+    job = {
+        "llm": pad(base, adapter, settings(base, pass_tokens=24), max_num_batched_tokens=40),
+        "requests": requests,
+        "rounds": [[sampled(3, 7, guided)], *([sampled(1, 7 + i, guided)] for i in range(3))],
+    }
+    (result,) = engines([job])
+    assert tokens(result) == tokens(whole)
+    (together,), *alone = result["rounds"]
+    said = [choice["token_ids"] for choice in together["choices"]]
+    assert said == [one["token_ids"] for (one,) in alone]
+    assert len({tuple(one) for one in said}) == 3
 
 
 def test_with_the_same_backbone_it_says_what_the_twin_says_and_so_does_shared(smollm2, adapter):

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from pad_vllm.adapter import AdapterConfig, Backbone, load, require_backbone
+from pad_vllm.adapter import Adapter, AdapterConfig, Backbone, load, require_backbone
 from pad_vllm.config import PADConfig
 from pad_vllm.engines.persrm.decoder import ForkedDecoder, require_known
 from pad_vllm.engines.persrm.scorer import Scorer
 from pad_vllm.fingerprint import fingerprint, local_checkpoint
 from pad_vllm.serve import resolve_base
+from pad_vllm.shapes import require_shapes
 
 
 def backbone_of(pad: PADConfig, adapter: AdapterConfig) -> str:
@@ -23,18 +24,20 @@ def backbone_of(pad: PADConfig, adapter: AdapterConfig) -> str:
     return resolve_base(pad.backbone or adapter.backbone.name)
 
 
-def check(pad: PADConfig, adapter: AdapterConfig) -> list[str]:
+def check(pad: PADConfig, adapter: Adapter) -> list[str]:
     """What must be said of the reward model's backbone. Raises ValueError where it is not the
     adapter's, or no model that runs here. Reads its config and fingerprint, not its weights.
     """
-    path = backbone_of(pad, adapter)
+    path = backbone_of(pad, adapter.config)
     config = _config(path, pad)
     require_known(config)
     folder = local_checkpoint(path)
     weights = folder is not None and any(folder.glob("*.safetensors"))
     mark = fingerprint(folder) if folder is not None and weights else None
     served = Backbone.from_hf_config(config, name=path, fingerprint=mark)
-    return require_backbone(adapter, served, allow_mismatch=pad.allow_backbone_mismatch)
+    warnings = require_backbone(adapter.config, served, allow_mismatch=pad.allow_backbone_mismatch)
+    require_shapes(adapter, config)
+    return warnings
 
 
 def _config(path: str, pad: PADConfig) -> Any:
@@ -61,7 +64,7 @@ def tokenizer_of(pad: PADConfig, adapter: AdapterConfig) -> Any:
 def make_scorer(pad: PADConfig, *, dtype: torch.dtype, device: torch.device) -> Scorer:
     """The reward model, its KV cache taken, ready for its first step."""
     adapter = load(pad.adapter)
-    check(pad, adapter.config)
+    check(pad, adapter)
     decoder = ForkedDecoder(
         backbone_of(pad, adapter.config),
         adapter,
