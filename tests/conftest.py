@@ -13,6 +13,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name that is no folder is look
 SHIPPED = Path(__file__).parents[1] / "pad_vllm" / "adapters" / "smollm2-135m-demo"
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Threads cost small models more than they give, many times over on a busy machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct: Llama architecture, 30 layers."""

@@ -24,12 +24,7 @@ SEEDS = range(12)
 NAMES = ("helpful", "brief", "humor")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def user(count, dimensions, seed, firm=3.0):

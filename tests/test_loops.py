@@ -11,7 +11,6 @@ import tiny
 import torch
 
 from pad_vllm import guidance
-from pad_vllm.persrm import PersRM
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 loops = importlib.import_module("loops")
@@ -22,22 +21,11 @@ NEW = 12  # prompt and answer are longer than the sliding window
 BETA, TOP_K = 2.0, 10
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def persrm(family="llama", std=0.1):
-    made = PersRM(tiny.model(family), fork_layer=2, dimensions=("helpful", "humor"), lora_rank=4)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            if parameter.requires_grad:
-                parameter.normal_(std=std)
-    return made.eval()
+    return tiny.persrm(family, 2, ("helpful", "humor"), std)
 
 
 def paper(base, model, prompt, own=None, tokenizers=(None, None), **changes):

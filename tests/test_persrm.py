@@ -20,23 +20,11 @@ CASES = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    # Threads cost such small models more than they give, many times over on a busy machine.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def persrm(family, fork, std=0.1):
-    made = PersRM(tiny.model(family), fork_layer=fork, dimensions=DIMENSIONS, lora_rank=4)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            if parameter.requires_grad:
-                parameter.normal_(std=std)
-    return made.eval()
+    return tiny.persrm(family, fork, DIMENSIONS, std)
 
 
 @pytest.mark.parametrize(("family", "fork"), CASES)

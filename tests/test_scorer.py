@@ -7,12 +7,12 @@ import random
 import pytest
 import tiny
 import torch
+from slow import Slow
 
 from pad_vllm import adapter as adapters
 from pad_vllm.engines.persrm.ask import Ask
 from pad_vllm.engines.persrm.decoder import BLOCK, DecoderError, ForkedDecoder
 from pad_vllm.engines.persrm.scorer import Scorer
-from pad_vllm.persrm import PersRM
 
 FORKS = {"llama": 2, "mistral": 3, "qwen2": 1, "qwen3": 0, "gemma3": 3}
 V = tiny.COMMON["vocab_size"]
@@ -51,35 +51,6 @@ def scorer(base, adapter, *, exact=True, budget=64, blocks=40):
     return Scorer(decoder, adapter, exact=exact, budget=budget)
 
 
-class Slow:
-    """Rewards by two full forwards over the whole text, nothing kept."""
-
-    def __init__(self, base, adapter):
-        from transformers import AutoModelForCausalLM
-
-        backbone = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-        self.persrm = PersRM.from_adapter(backbone, adapter)
-
-    @torch.inference_mode()
-    def psi(self, tokens, start, w):
-        """Sum of R_w of tokens[start:]."""
-        if start >= len(tokens):
-            return 0.0
-        h_B, h_T = self.persrm.hidden_twice(torch.tensor([tokens]))
-        before = slice(start - 1, len(tokens) - 1)
-        taken = torch.tensor(tokens[start:]).unsqueeze(-1)
-        weights = torch.tensor(w).expand(len(tokens) - start, -1)
-        return self.persrm.rewards(h_B[0, before], h_T[0, before], taken, weights).sum().item()
-
-    def rewards(self, ask, *, exact):
-        found = []
-        for keep, added in ask.changes:
-            said = added if exact else added[:1]
-            now = self.psi(list(ask.tokens), keep, ask.w)
-            found.append(self.psi([*ask.tokens[:keep], *said], keep, ask.w) - now)
-        return found
-
-
 def changes(rng, length, count, *, back=3):
     made = []
     for _ in range(count):
@@ -94,9 +65,8 @@ def changes(rng, length, count, *, back=3):
 def check(found, asks, slow, *, exact):
     for row, ask in zip(found.tolist(), asks, strict=True):
         if ask.must:
-            assert row[: len(ask.changes)] == pytest.approx(
-                slow.rewards(ask, exact=exact), abs=2e-4
-            )
+            wanted = [slow.reward(list(ask.tokens), one, ask.w, exact=exact) for one in ask.changes]
+            assert row[: len(ask.changes)] == pytest.approx(wanted, abs=2e-4)
             assert not any(row[len(ask.changes) :])
 
 

@@ -73,6 +73,21 @@ def model(family: str, seed: int = 0, **more: Any) -> Any:
     return made
 
 
+def persrm(family: str, fork: int, dimensions: tuple[str, ...], std: float = 0.1) -> Any:
+    """A PersRM on `model(family)` whose trained parameters are random."""
+    import torch
+
+    from pad_vllm.persrm import PersRM
+
+    made = PersRM(model(family), fork_layer=fork, dimensions=dimensions, lora_rank=4)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=std)
+    return made.eval()
+
+
 def checkpoint(family: str, folder: Path, words: Any = None) -> Path:
     """`model` and a tokenizer, byte-level where none is given, as a folder that Transformers and vLLM
     open.

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pad_vllm import startup
-from pad_vllm.adapter import load
+from pad_vllm.adapter import Adapter, load
 from pad_vllm.compat import (
     AttentionRecord,
     BaseModelLoader,
@@ -42,6 +42,7 @@ class Loaded:
     config: VllmConfig
     model_config: Any
     pad: PADConfig
+    adapter: Adapter
     record: AttentionRecord
 
 
@@ -65,23 +66,26 @@ class PADModelLoader(BaseModelLoader):
     def load_model(
         self, vllm_config: VllmConfig, model_config: Any, *args: Any, **kwargs: Any
     ) -> nn.Module:
-        pad, adapter = startup.settings(vllm_config)
+        pad, config = startup.settings(vllm_config)
+        adapter = load(pad.adapter)
         # Written before the model is built: the compile cache's key knows neither the load format
         # nor the adapter, and two forks would share one artefact.
-        key = f"{__version__}:{pad.engine}:{adapter.fork_layer}:{load(pad.adapter).digest}"
+        key = f"{__version__}:{pad.engine}:{config.fork_layer}:{adapter.digest}"
         vllm_config.additional_config[KEY]["_compile_key"] = key
         self._inner = self._loader(pad.load_format)
         with recorded_attention() as record:
             model = self._inner.load_model(vllm_config, model_config, *args, **kwargs)
         # After the weights: only then is a hub name sure to be on this machine.
-        startup.check_backbone(vllm_config, pad, adapter)
-        engine = _ENGINES[pad.engine](Loaded(model, vllm_config, model_config, pad, record))
+        startup.check_backbone(vllm_config, pad, config)
+        engine = _ENGINES[pad.engine](
+            Loaded(model, vllm_config, model_config, pad, adapter, record)
+        )
         base.start(vllm_config.instance_id, engine)
         return model
 
 
 def _shared(loaded: Loaded) -> base.RewardEngine:
-    adapter = load(loaded.pad.adapter)
+    adapter = loaded.adapter
     device = next(loaded.model.parameters()).device
     with (
         set_current_vllm_config(loaded.config),

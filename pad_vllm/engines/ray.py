@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pad_vllm.answer import Change
 from pad_vllm.config import PADConfig
-from pad_vllm.engines.persrm.ask import Ask
+from pad_vllm.engines.persrm.ask import Ask, common
 
 NAN = float("nan")
 _START_S = 600.0  # longest wait for an actor to load its model at start-up
@@ -94,7 +94,7 @@ class _Actor:
         made = []
         for ask in asks:
             known = self.sent.get(ask.key, [])
-            keep = _common(known, ask.tokens)
+            keep = common(known, ask.tokens)
             added = tuple(ask.tokens[keep:])
             made.append(Message(ask.key, keep, added, ask.w, tuple(ask.changes), ask.must))
         self.sent = {ask.key: list(ask.tokens) for ask in asks}
@@ -218,10 +218,3 @@ def _options(resources: Any) -> dict[str, Any]:
     own = {name: resources[name] for name in ("num_cpus", "num_gpus") if name in resources}
     custom = {name: amount for name, amount in resources.items() if name not in own}
     return {"num_cpus": 1, **own, **({"resources": custom} if custom else {})}
-
-
-def _common(known: Sequence[int], wanted: Sequence[int]) -> int:
-    n = min(len(known), len(wanted))
-    if list(known[:n]) == list(wanted[:n]):
-        return n
-    return next(place for place in range(n) if known[place] != wanted[place])

@@ -92,11 +92,18 @@ def engines(
     jobs: list[dict[str, Any]], env: dict[str, str] | None = None, *, timeout: float = 900
 ) -> list[dict[str, Any]]:
     """Several engines, one after the other in one subprocess: saves the imports of all but one."""
+    return outcome("run.py", jobs, env, timeout=timeout)
+
+
+def outcome(
+    script: str, job: Any, env: dict[str, str] | None = None, *, timeout: float = 900
+) -> Any:
+    """What `SCRIPT JOB.json RESULT.json` of this folder makes of a job, no other engine beside it."""
     with tempfile.TemporaryDirectory(prefix="pad_engine_") as scratch:
         given, made, log = (Path(scratch) / name for name in ("jobs.json", "results.json", "log"))
-        given.write_text(json.dumps(jobs), "utf-8")
+        given.write_text(json.dumps(job), "utf-8")
         with engine_slot():
-            code = run([HERE / "run.py", given, made], log, env, timeout)
+            code = run([HERE / script, given, made], log, env, timeout)
         if code != 0 or not made.exists():
             raise EngineFailed(f"exit status {code} (None: no end in {timeout} s)\n{tail(log)}")
         return json.loads(made.read_text("utf-8"))

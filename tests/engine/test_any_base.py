@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 import tiny
-import torch
 from harness import engines, pad
+from slow import Slow
 from tiny_tokenizers import bytewise, sentencepiece
-from transformers import AutoModelForCausalLM
 
 from pad_vllm import adapter as adapters
-from pad_vllm.persrm import PersRM
 from pad_vllm.tokens import Reader
 
 pytestmark = pytest.mark.engine
@@ -67,35 +65,15 @@ def runs(tmp_path_factory):
     }
 
 
-class Slow:
-    """Psi by full forwards over the whole text."""
-
-    def __init__(self, backbone, folder):
-        adapter = adapters.load(folder)
-        model = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32).eval()
-        self.persrm = PersRM.from_adapter(model, adapter)
-        self.dimensions = adapter.config.dimensions
-
-    @torch.inference_mode()
-    def psi(self, tokens, start, w):
-        if start >= len(tokens):
-            return 0.0
-        h_B, h_T = self.persrm.hidden_twice(torch.tensor([tokens]))
-        before = slice(start - 1, len(tokens) - 1)
-        taken = torch.tensor(tokens[start:]).unsqueeze(-1)
-        weights = w.expand(len(tokens) - start, -1)
-        return self.persrm.rewards(h_B[0, before], h_T[0, before], taken, weights).sum().item()
-
-
 def weights(kind, dimensions):
     named = dict(pair.split("=") for pair in kind["pad_weights"].split(","))
-    return torch.tensor([float(named.get(name, 0.0)) for name in dimensions])
+    return [float(named.get(name, 0.0)) for name in dimensions]
 
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_the_rewards_are_those_of_the_whole_text_and_the_best_score_is_taken(runs, name):
     words, own, backbone, folder, scored, requests, result = runs[name]
-    slow, reader, compared = Slow(backbone, folder), Reader(words, own), 0
+    slow, reader, compared = Slow(backbone, adapters.load(folder)), Reader(words, own), 0
     assert not reader.same
     for request, output, steps in zip(requests, result["outputs"], result["steps"], strict=True):
         kind = request["sampling"].get("extra_args")
@@ -108,10 +86,8 @@ def test_the_rewards_are_those_of_the_whole_text_and_the_best_score_is_taken(run
             reading.extend(said[:number])
             count = kind.get("pad_top_k", 10)
             for token, reward in zip(step["ids"][:count], step["reward"], strict=False):
-                ((keep, added),) = reading.candidates([token])
-                added = added if scored == "exact" else added[:1]
-                wanted = slow.psi([*reading.tokens[:keep], *added], keep, w)
-                wanted -= slow.psi(reading.tokens, keep, w)
+                (change,) = reading.candidates([token])
+                wanted = slow.reward(reading.tokens, change, w, exact=scored == "exact")
                 assert reward == pytest.approx(wanted, abs=1e-3)
                 compared += 1
             beta = kind.get("pad_beta", 1.0)

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 
 import pytest
 import tiny
 from cases import greedy, preferences
-from harness import HERE, EngineFailed, engine_slot, pad, run, tail
+from harness import outcome, pad
 
 pytestmark = pytest.mark.engine
 
 COUNT, OPEN, LONGEST = 2000, 24, 24
-
-
-def storm(folder, job):
-    given, made, log = (folder / name for name in ("job.json", "result.json", "log"))
-    given.write_text(json.dumps(job), "utf-8")
-    with engine_slot():
-        code = run([HERE / "churn.py", given, made], log, None, 1500)
-    if code != 0 or not made.exists():
-        raise EngineFailed(f"exit status {code}\n{tail(log)}")
-    return json.loads(made.read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +47,7 @@ def result(tmp_path_factory):
         "cancel": 0.15,
         "seed": 1,
     }
-    return storm(folder, job)
+    return outcome("churn.py", job, timeout=1500)
 
 
 def test_every_answer_is_the_one_its_request_gets_alone(result):

@@ -6,11 +6,11 @@ import pytest
 import tiny
 from cases import PROMPTS, mixed_batch, share_changed
 from harness import engines, pad
+from small_models import answered
 from twin import Twin
 
 pytestmark = pytest.mark.engine
 
-TOKENS = 24
 FORKS = {  # gemma3 at its pattern's boundary; qwen3 below its first layer: everything twice
     "llama": 2,
     "mistral": 3,
@@ -20,30 +20,12 @@ FORKS = {  # gemma3 at its pattern's boundary; qwen3 below its first layer: ever
     "gemma3_sliding": 1,
     "gemma3_full": 2,
 }
-# Longer and shorter than the window, neighbours of different length.
-LENGTHS = (3, 40, 17, 70)
 
 
 @pytest.fixture(scope="module")
 def families(tmp_path_factory):
-    """family -> (checkpoint, adapter, requests, result), all engines in one subprocess."""
-    root = tmp_path_factory.mktemp("families")
-    made = {}
-    for family, fork in FORKS.items():
-        base = tiny.checkpoint(family, root / family)
-        adapter = tiny.write_adapter(
-            base, root / f"{family}_adapter", fork_layer=fork, std=0.15, beta=1.0
-        )
-        prompts = [[3 + (7 * i + length) % 256 for i in range(length)] for length in LENGTHS]
-        made[family] = (base, adapter, mixed_batch(adapter, prompts, TOKENS))
-    jobs = [
-        {"llm": pad(base, adapter), "requests": requests, "record": True}
-        for base, adapter, requests in made.values()
-    ]
-    results = engines(jobs)
-    return {
-        family: (*one, result) for (family, one), result in zip(made.items(), results, strict=True)
-    }
+    """family -> (checkpoint, adapter, requests, result)."""
+    return answered(tmp_path_factory.mktemp("families"), FORKS, lambda _: None)
 
 
 @pytest.mark.parametrize("family", FORKS)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import tiny
 from cases import greedy, mixed_batch, preferences, tokens
-from harness import HERE, EngineFailed, engine_slot, engines, pad, run, tail
+from harness import engines, outcome, pad
 from twin import Twin
 
 pytestmark = pytest.mark.engine
@@ -50,7 +48,7 @@ def test_two_actors_share_a_mixed_batch_and_say_what_the_twin_says(pair):
     assert tokens(remote) == tokens(local)
 
 
-def trouble(tmp_path, pair, *kinds, wait=True, **more):
+def trouble(pair, *kinds, wait=True, **more):
     base, adapter = pair
     asked = preferences(adapter)
     requests = [greedy([5 + n] * (4 + 3 * n), TOKENS, asked[n % 4]) for n in range(4)]
@@ -64,17 +62,11 @@ def trouble(tmp_path, pair, *kinds, wait=True, **more):
         "troubles": kinds,
         "wait": wait,
     }
-    given, made, log = (tmp_path / name for name in ("job.json", "result.json", "log"))
-    given.write_text(json.dumps(job), "utf-8")
-    with engine_slot():
-        code = run([HERE / "ray_trouble.py", given, made], log, None, 400)
-    if code != 0 or not made.exists():
-        raise EngineFailed(f"exit status {code}\n{tail(log)}")
-    return json.loads(made.read_text("utf-8"))
+    return outcome("ray_trouble.py", job, timeout=400)
 
 
-def test_when_an_actor_dies_or_stalls_every_request_ends_and_guidance_returns(tmp_path, pair):
-    result = trouble(tmp_path, pair, "stall", "kill")
+def test_when_an_actor_dies_or_stalls_every_request_ends_and_guidance_returns(pair):
+    result = trouble(pair, "stall", "kill")
     calm = result["calm"]["said"]
     for kind in ("stall", "kill"):
         found = result[kind]
@@ -91,8 +83,8 @@ def test_when_an_actor_dies_or_stalls_every_request_ends_and_guidance_returns(tm
         assert found["back_s"] is not None
 
 
-def test_where_on_failure_says_stop_the_guided_rows_end_there(tmp_path, pair):
-    result = trouble(tmp_path, pair, "kill", wait=False, on_failure="stop")
+def test_where_on_failure_says_stop_the_guided_rows_end_there(pair):
+    result = trouble(pair, "kill", wait=False, on_failure="stop")
     calm, found = result["calm"], result["kill"]
     assert found["said"][4] == calm["said"][4]
     for answer, whole, why in zip(found["said"][:4], calm["said"][:4], found["ends"], strict=False):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import tiny
 from cases import KINDS, PROMPTS, mixed_batch, share_changed, tokens
 from harness import V2_ENV, engines, pad
+from small_models import answered
 from twin import Twin
 
 pytestmark = pytest.mark.engine
@@ -13,7 +13,6 @@ pytestmark = pytest.mark.engine
 RESIDENT = {"engine": "resident", "cache_gib": 0.25}
 TOKENS = 48
 FAMILIES = {"llama": 2, "mistral": 3, "qwen2": 1, "qwen3": 0, "gemma3": 3}
-LENGTHS = (3, 40, 17, 70)
 
 
 def settings(base, **more):
@@ -23,23 +22,7 @@ def settings(base, **more):
 @pytest.fixture(scope="module")
 def families(tmp_path_factory):
     """family -> (checkpoint, adapter, requests, result): the base is its own reward model's backbone."""
-    root = tmp_path_factory.mktemp("resident")
-    made = {}
-    for family, fork in FAMILIES.items():
-        base = tiny.checkpoint(family, root / family)
-        adapter = tiny.write_adapter(
-            base, root / f"{family}_adapter", fork_layer=fork, std=0.15, beta=1.0
-        )
-        prompts = [[3 + (7 * i + length) % 256 for i in range(length)] for length in LENGTHS]
-        made[family] = (base, adapter, mixed_batch(adapter, prompts, 24))
-    jobs = [
-        {"llm": pad(base, adapter, settings(base)), "requests": requests, "record": True}
-        for base, adapter, requests in made.values()
-    ]
-    results = engines(jobs)
-    return {
-        family: (*one, result) for (family, one), result in zip(made.items(), results, strict=True)
-    }
+    return answered(tmp_path_factory.mktemp("resident"), FAMILIES, settings)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -33,6 +33,14 @@ class Ask:
     """False: use what is left of the step's token budget, and go on in the next."""
 
 
+def common(known: Sequence[int], wanted: Sequence[int]) -> int:
+    """How many tokens two rows begin with alike."""
+    n = min(len(known), len(wanted))
+    if known[:n] == wanted[:n]:
+        return n
+    return next(place for place in range(n) if known[place] != wanted[place])
+
+
 @dataclass(frozen=True)
 class Node:
     """One token of a candidate that another of its tokens follows."""

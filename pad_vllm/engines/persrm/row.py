@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from pad_vllm.engines.persrm.ask import common
 from pad_vllm.engines.persrm.blocks import ROOT, Blocks
 
 TAIL = 8  # directions kept; a second tokenizer rarely takes back more tokens than two
@@ -43,10 +44,7 @@ class Row:
 
     def common(self, wanted: Sequence[int]) -> int:
         """How many tokens are cached already."""
-        n = min(len(self.tokens), len(wanted))
-        if self.tokens[:n] == wanted[:n]:
-            return n
-        return next(place for place in range(n) if self.tokens[place] != wanted[place])
+        return common(self.tokens, wanted)
 
     def cut(self, length: int) -> bool:
         """Forget what is after `length` tokens. False where the block that they end in is another
