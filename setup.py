@@ -52,7 +52,7 @@ setup(
         "test": ["hypothesis", "mypy", "pytest>=8", "ruff"],
     },
     entry_points={
-        "console_scripts": ["pad-vllm = pad_vllm.cli:main"],
+        "console_scripts": ["pad-vllm = pad_vllm.cli.app:main"],
         # No entry in vllm.logits_processors: vLLM would load PAD a second time beside the flag.
         "vllm.general_plugins": ["pad = pad_vllm.plugin:register"],
     },

@@ -33,12 +33,13 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 2))
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 
-from pad_vllm.adapter import read_config
+from pad_vllm.adapter.manifest import read_config
+from pad_vllm.demo.names import resolve_adapter, resolve_base
 from pad_vllm.evaluation.fluency import repeated_ngrams
 from pad_vllm.evaluation.scorers import SCORERS, score
 from pad_vllm.evaluation.winrate import win_rate
-from pad_vllm.serve import resolve_adapter, resolve_base, serve_argv
-from pad_vllm.tokens import Reader, Reading
+from pad_vllm.serving.command import serve_argv
+from pad_vllm.text.tokens import Reader, Reading
 
 RULES = ("exact", "first", "paper")
 TEMPLATE = (
@@ -103,7 +104,7 @@ def server(base: str, adapter: str, rule: str, template: Path, port: int) -> Ite
     flags += ["--additional-config.pad.chat_template", str(template)]
     argv = serve_argv(base, adapter, flags, engine="resident")
     process = subprocess.Popen(
-        [sys.executable, "-m", "pad_vllm.launch", *argv], start_new_session=True
+        [sys.executable, "-m", "pad_vllm.serving.launch", *argv], start_new_session=True
     )
     try:
         for _ in range(600):
@@ -148,9 +149,9 @@ def in_process(
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM, SamplingParams
 
-    from pad_vllm import startup
+    from pad_vllm.serving import admission
 
-    startup.Reader = PaperReader  # type: ignore[misc]
+    admission.Reader = PaperReader  # type: ignore[misc]
     llm = LLM(
         base,
         load_format="pad",

@@ -31,10 +31,11 @@ import torch
 from loops import cached_loop, paper_loop
 from speed import seconds, versions
 
-from pad_vllm.adapter import load, read_config
-from pad_vllm.engines.persrm.ask import Ask
+from pad_vllm.adapter.folder import load_adapter
+from pad_vllm.adapter.manifest import read_config
+from pad_vllm.demo.names import resolve_adapter, resolve_base
+from pad_vllm.engines.reward_model.ask import Ask
 from pad_vllm.persrm import PersRM
-from pad_vllm.serve import resolve_adapter, resolve_base
 
 BETA, TOP_K = 1.0, 10
 
@@ -270,7 +271,7 @@ def main() -> None:
     from transformers import AutoModelForCausalLM
 
     backbone = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).eval()
-    twin = PersRM.from_adapter(backbone, load(adapter))
+    twin = PersRM.from_adapter(backbone, load_adapter(adapter))
     with torch.inference_mode():
         records = compare(llms, twin, args, extra, w)
         against = paper(llms["resident"], twin, w, extra, args)

@@ -24,15 +24,16 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
-from pad_vllm.training.cache import Response
-from pad_vllm.training.data import Group
-from pad_vllm.training.objective import Objective
-from pad_vllm.training.prepare import checkpoint_folder, prepare
-from pad_vllm.training.prompts import Prompts
-from pad_vllm.training.run import load_backbone, peak_memory_gib, persrm
+from pad_vllm.training.data.groups import Group
+from pad_vllm.training.data.prepare import checkpoint_folder, prepare
+from pad_vllm.training.loop.prompts import Prompts
+from pad_vllm.training.loop.trainer import batches
+from pad_vllm.training.objective.cache import Response
+from pad_vllm.training.objective.model import load_backbone, untrained_persrm
+from pad_vllm.training.objective.objective import Objective
+from pad_vllm.training.objective.store import Store
+from pad_vllm.training.run import peak_memory_gib
 from pad_vllm.training.settings import Recipe, Settings
-from pad_vllm.training.store import Store
-from pad_vllm.training.trainer import batches
 
 
 class Twice(Store):
@@ -79,7 +80,7 @@ def main() -> None:
     folder = checkpoint_folder(args.base)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prepared = prepare(settings, tokenizer)
-    model = persrm(load_backbone(folder, args.dtype), prepared.dimensions, settings)
+    model = untrained_persrm(load_backbone(folder, args.dtype), prepared.dimensions, settings)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=0.0)
     objective = Objective(model, settings.recipe)

@@ -30,9 +30,11 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) - 1)))
 
-from pad_vllm.adapter import Backbone, random_adapter, read_config, save
-from pad_vllm.serve import resolve_adapter, resolve_base
-from pad_vllm.shapes import module_shapes
+from pad_vllm.adapter.folder import save_adapter
+from pad_vllm.adapter.manifest import Backbone, read_config
+from pad_vllm.adapter.random import random_adapter
+from pad_vllm.adapter.shapes import module_shapes
+from pad_vllm.demo.names import resolve_adapter, resolve_base
 
 
 def weight_bytes(model: Any) -> int:
@@ -136,7 +138,7 @@ def make_random(base: str, args: argparse.Namespace) -> str:
         std=0.01,
         seed=0,
     )
-    save(adapter, args.random_adapter, "A random adapter, for timing only.\n")
+    save_adapter(adapter, args.random_adapter, "A random adapter, for timing only.\n")
     return str(args.random_adapter)
 
 

@@ -22,12 +22,12 @@ from typing import Any
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine goes when it is let go
 
-from pad_vllm.adapter import read_config
+from pad_vllm.adapter.manifest import read_config
+from pad_vllm.demo.names import resolve_adapter, resolve_base
 from pad_vllm.evaluation.fluency import perplexity, repeated_ngrams, token_losses
 from pad_vllm.evaluation.scorers import SCORERS, score
 from pad_vllm.evaluation.winrate import win_rate
-from pad_vllm.serve import resolve_adapter, resolve_base
-from pad_vllm.training.chat import chat_ids
+from pad_vllm.text.chat import chat_ids
 
 PROMPTED = {
     "positive": "Be positive, warm and encouraging.",

@@ -28,9 +28,9 @@ from openai import AsyncOpenAI, BadRequestError
 from rich.console import Console
 from rich.table import Table
 
-from pad_vllm.adapter import read_config
+from pad_vllm.adapter.manifest import read_config
+from pad_vllm.demo.names import resolve_adapter
 from pad_vllm.evaluation.scorers import SCORERS, score
-from pad_vllm.serve import resolve_adapter
 
 MODEL = "smollm2-135m"
 PROMPT = "What should I know before I get a dog?"

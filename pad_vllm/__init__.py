@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 from pad_vllm.version import __version__
 
 if TYPE_CHECKING:
-    from pad_vllm.adapter import Adapter
+    from pad_vllm.adapter.adapter import Adapter
     from pad_vllm.persrm import PersRM
-    from pad_vllm.processor.logits_processor import PADLogitsProcessor
+    from pad_vllm.serving.processor import PADLogitsProcessor
 
 __all__ = ["Adapter", "PADLogitsProcessor", "PersRM", "__version__"]
 
 _HOMES = {
-    "Adapter": "pad_vllm.adapter",
-    "PADLogitsProcessor": "pad_vllm.processor.logits_processor",
+    "Adapter": "pad_vllm.adapter.folder",
+    "PADLogitsProcessor": "pad_vllm.serving.processor",
     "PersRM": "pad_vllm.persrm",
 }
 

@@ -1,5 +1,5 @@
 """`python -m pad_vllm` is `pad-vllm`, for where the script is not on PATH."""
 
-from pad_vllm.cli import main
+from pad_vllm.cli.app import main
 
 main()

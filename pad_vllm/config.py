@@ -12,6 +12,10 @@ from typing import Any
 from pad_vllm.wording import did_you_mean, listed, show
 
 KEY = "pad"
+LOAD_FORMAT = "pad"
+PROCESSOR = "pad_vllm:PADLogitsProcessor"
+"""With the settings under KEY, what switches PAD on: vLLM's --load-format and --logits-processors."""
+
 ENGINES = ("shared", "resident", "ray")
 CANDIDATES = ("exact", "first")
 FAILURES = ("unguided", "stop")

@@ -88,12 +88,8 @@ def guide(
     legal = z.isfinite() & (position < top_k.unsqueeze(-1))
     score = z + beta.unsqueeze(-1) * reward.to(z.dtype)
     sound = (score.isfinite() | ~legal).all(-1, keepdim=True)
-    # One pass over [G, V]: -inf on top of every logit of a sound row, nothing on an unsound one.
-    floor = torch.zeros_like(sound, dtype=logits.dtype).masked_fill(sound, NEG_INF)
-    if len(rows) == len(logits):
-        logits += floor
-    else:
-        logits.index_copy_(0, rows, logits.index_select(0, rows) + floor)
+    cleared = torch.zeros(len(logits), 1, dtype=torch.bool, device=logits.device)
+    logits.masked_fill_(cleared.index_copy_(0, rows, sound), NEG_INF)
     guided = torch.where(sound, score.masked_fill(~legal, NEG_INF), z)
     logits.index_put_((rows.unsqueeze(-1), ids), guided)
     return (~sound).sum()

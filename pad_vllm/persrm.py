@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from pad_vllm import guidance
+from pad_vllm.adapter.modules import LINEAR_MODULES
 
 if TYPE_CHECKING:
-    from pad_vllm.adapter import Adapter
-
-LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    from pad_vllm.adapter.adapter import Adapter
 
 
 class PersRM(nn.Module):
@@ -39,7 +38,7 @@ class PersRM(nn.Module):
         dimensions: Sequence[str],
         lora_rank: int = 16,
         lora_alpha: float = 32.0,
-        lora_modules: Sequence[str] = LORA_MODULES,
+        lora_modules: Sequence[str] = tuple(LINEAR_MODULES),
         head_rank: int = 16,
     ) -> None:
         from peft import LoraConfig, get_peft_model

@@ -10,7 +10,7 @@ import tiny
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name that is no folder is looked for nowhere else
 
-SHIPPED = Path(__file__).parents[1] / "pad_vllm" / "adapters" / "smollm2-135m-demo"
+SHIPPED = Path(__file__).parents[1] / "pad_vllm" / "demo" / "smollm2-135m-demo"
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,6 @@ def adapter(smollm2, tmp_path_factory) -> Path:
 
 
 def _model(name: str) -> Path:
-    from pad_vllm.models import fetch
+    from pad_vllm.demo.models import fetch
 
     return fetch(name, quiet=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pad_vllm.adapter import Adapter
+from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.persrm import PersRM
 
 

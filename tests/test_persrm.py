@@ -6,8 +6,10 @@ import pytest
 import tiny
 import torch
 
-from pad_vllm import adapter as adapters
-from pad_vllm.adapter import Backbone
+from pad_vllm.adapter.adapter import Adapter
+from pad_vllm.adapter.folder import load_adapter, save_adapter
+from pad_vllm.adapter.manifest import FORMAT_VERSION, AdapterConfig, Backbone
+from pad_vllm.adapter.peft_lora import LoRA
 from pad_vllm.persrm import PersRM
 
 DIMENSIONS = ("helpful", "humor")
@@ -53,7 +55,7 @@ def test_an_adapter_on_disk_comes_back_as_the_same_model_here_and_in_peft(family
 
     base = tiny.checkpoint(family, tmp_path / "base")
     folder = tiny.write_adapter(base, tmp_path / "adapter", fork_layer=3, std=0.1)
-    loaded = adapters.load(folder)
+    loaded = load_adapter(folder)
     assert loaded.config.backbone == Backbone.from_checkpoint(base)
     model = PersRM.from_adapter(tiny.model(family), loaded)
     peft = PeftModel.from_pretrained(tiny.model(family), folder).eval()
@@ -68,10 +70,10 @@ def test_an_adapter_on_disk_comes_back_as_the_same_model_here_and_in_peft(family
 
 def test_from_adapter_keeps_a_scaling_that_is_not_one(tmp_path):
     first = persrm("llama", 2)  # alpha 32 over rank 4
-    lora = adapters.LoRA(4, 32.0, 8.0, {k: (a, b) for k, (a, b) in first.lora_weights().items()})
+    lora = LoRA(4, 32.0, 8.0, {k: (a, b) for k, (a, b) in first.lora_weights().items()})
     base = tiny.checkpoint("llama", tmp_path / "base")
-    config = adapters.AdapterConfig(
-        format_version=adapters.FORMAT_VERSION,
+    config = AdapterConfig(
+        format_version=FORMAT_VERSION,
         backbone=Backbone.from_checkpoint(base),
         fork_layer=2,
         dimensions=DIMENSIONS,
@@ -79,9 +81,9 @@ def test_from_adapter_keeps_a_scaling_that_is_not_one(tmp_path):
         beta=1.0,
         top_k=10,
     )
-    kept = adapters.Adapter(config, lora, first.head_A.detach(), first.head_B.detach())
-    adapters.save(kept, tmp_path / "adapter", "x")
-    second = PersRM.from_adapter(tiny.model("llama"), adapters.load(tmp_path / "adapter"))
+    kept = Adapter(config, lora, first.head_A.detach(), first.head_B.detach())
+    save_adapter(kept, tmp_path / "adapter", "x")
+    second = PersRM.from_adapter(tiny.model("llama"), load_adapter(tmp_path / "adapter"))
     with torch.no_grad():
         for ours, theirs in zip(first.hidden(IDS), second.hidden(IDS), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=0)

@@ -133,8 +133,10 @@ def write_adapter(
     """A random adapter for the model in `checkpoint`; std 0 is the zero adapter."""
     from transformers import AutoConfig
 
-    from pad_vllm.adapter import Backbone, random_adapter, save
-    from pad_vllm.shapes import module_shapes
+    from pad_vllm.adapter.folder import save_adapter
+    from pad_vllm.adapter.manifest import Backbone
+    from pad_vllm.adapter.random import random_adapter
+    from pad_vllm.adapter.shapes import module_shapes
 
     made = random_adapter(
         Backbone.from_checkpoint(checkpoint),
@@ -147,5 +149,5 @@ def write_adapter(
         seed=seed,
     )
     made = dataclasses.replace(made, config=dataclasses.replace(made.config, beta=beta))
-    save(made, folder, "# Random weights, for tests\n")
+    save_adapter(made, folder, "# Random weights, for tests\n")
     return folder

@@ -9,11 +9,12 @@ takes them off. In: a loaded vLLM model. It knows no requests.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from pad_vllm.engines.become import become
 
 _DIGITS = 3  # base 256: up to 16.7 million
 _SHIFTS = tuple(8 * digit for digit in range(_DIGITS))
@@ -29,33 +30,34 @@ def carry(
     where a captured graph replays it.
     """
     model.pad_keep, model.pad_begin = keep, begin
-    model.__class__ = _carrying(model.__class__)
+    become(model, CarryingInputs)
 
 
 def columns(ids: Tensor, positions: Tensor, dtype: torch.dtype) -> Tensor:
     """ids, positions [T] -> [T, 6]."""
-    digits = [(one >> shift) & 255 for one in (ids, positions) for shift in _SHIFTS]
+    digits = [(numbers >> shift) & 255 for numbers in (ids, positions) for shift in _SHIFTS]
     return torch.stack(digits, dim=-1).to(dtype)
 
 
-def read(found: Tensor) -> Tensor:
+def read(carried: Tensor) -> Tensor:
     """The inverse: [R, 6] -> [R, 2] int64."""
-    digits = found.long().view(-1, 2, _DIGITS)
+    digits = carried.long().view(-1, 2, _DIGITS)
     return sum(digits[..., place] << shift for place, shift in enumerate(_SHIFTS))  # type: ignore[return-value]
 
 
-@cache
-def _carrying(cls: Any) -> Any:
-    def forward(self: Any, input_ids: Tensor, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
+class CarryingInputs:
+    """A model whose hidden states carry what it was fed."""
+
+    pad_keep: Callable[[Tensor], None]
+    pad_begin: Callable[[Tensor, Tensor], None] | None
+
+    def forward(self, input_ids: Tensor, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self.pad_begin is not None:
             self.pad_begin(input_ids, positions)
-        hidden = cls.forward(self, input_ids, positions, *args, **kwargs)
+        hidden = super().forward(input_ids, positions, *args, **kwargs)  # type: ignore[misc]
         return torch.cat((hidden, columns(input_ids, positions, hidden.dtype)), dim=-1)
 
-    def compute_logits(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        hidden, found = hidden_states[:, : -2 * _DIGITS], hidden_states[:, -2 * _DIGITS :]
-        self.pad_keep(read(found))
-        return cls.compute_logits(self, hidden.contiguous(), *args, **kwargs)
-
-    members = {"forward": forward, "compute_logits": compute_logits, "__module__": __name__}
-    return type(f"Carrying{cls.__name__}", (cls,), members)
+    def compute_logits(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        hidden, fed = hidden_states[:, : -2 * _DIGITS], hidden_states[:, -2 * _DIGITS :]
+        self.pad_keep(read(fed))
+        return super().compute_logits(hidden.contiguous(), *args, **kwargs)  # type: ignore[misc]

@@ -6,19 +6,12 @@ its parameters and their names; only its class changes to a subclass with anothe
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# What a vLLM layer packs, in the order of its output rows.
-PACKED = {
-    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
-    "o_proj": ("o_proj",),
-    "gate_up_proj": ("gate_proj", "up_proj"),
-    "down_proj": ("down_proj",),
-}
+from pad_vllm.engines.become import become
 
 Pair = tuple[Tensor, Tensor]
 
@@ -49,16 +42,18 @@ def add(linear: Any, A: Tensor, B: Tensor, dtype: torch.dtype, device: torch.dev
     # format knows these names.
     linear.register_buffer("pad_A_t", A.T.contiguous().to(device, dtype), persistent=False)
     linear.register_buffer("pad_B_t", B.T.contiguous().to(device, dtype), persistent=False)
-    linear.__class__ = _with_lora(linear.__class__)
+    become(linear, RewardLoRA)
 
 
-@cache
-def _with_lora(cls: Any) -> Any:
-    def forward(self: Any, input_: Tensor) -> Any:
-        result = cls.forward(self, input_)
+class RewardLoRA:
+    """A linear layer that adds the LoRA to the second half of its rows."""
+
+    pad_A_t: Tensor
+    pad_B_t: Tensor
+
+    def forward(self, input_: Tensor) -> Any:
+        result = super().forward(input_)  # type: ignore[misc]
         output = result[0] if isinstance(result, tuple) else result
         half = input_.shape[0] // 2
         output[half:] += (input_[half:] @ self.pad_A_t) @ self.pad_B_t
         return result
-
-    return type(f"Reward{cls.__name__}", (cls,), {"forward": forward, "__module__": __name__})

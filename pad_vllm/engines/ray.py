@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pad_vllm.answer import Change
 from pad_vllm.config import PADConfig
-from pad_vllm.engines.persrm.ask import Ask, common
+from pad_vllm.engines.reward_model.ask import Ask, common
+from pad_vllm.text.answer import Change
 
 NAN = float("nan")
 _START_S = 600.0  # longest wait for an actor to load its model at start-up
@@ -45,11 +45,16 @@ class PersRMActor:
     """One reward model in a process of its own. Made by Ray; nothing of vLLM in it."""
 
     def __init__(self, settings: dict[str, Any], dtype: str) -> None:
-        from pad_vllm.engines.persrm.load import make_scorer
+        from pad_vllm.adapter.folder import load_adapter
+        from pad_vllm.engines.reward_model.load import make_scorer, require_reward_backbone
 
         pad = PADConfig(**settings)
         device = pad.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._scorer = make_scorer(pad, dtype=getattr(torch, dtype), device=torch.device(device))
+        adapter = load_adapter(pad.adapter)
+        require_reward_backbone(pad, adapter)  # of the files that this host has
+        self._scorer = make_scorer(
+            pad, adapter, dtype=getattr(torch, dtype), device=torch.device(device)
+        )
         self._tokens: dict[int, list[int]] = {}
         self._busy: deque[tuple[float, float]] = deque(maxlen=1000)
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from pad_vllm.engines.base import Request, Step
-from pad_vllm.engines.persrm.ask import Ask
-from pad_vllm.tokens import Reader, Reading
+from pad_vllm.engines.reward_model.ask import Ask
+from pad_vllm.text.tokens import Reader, Reading
 
 NAN = float("nan")
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from pad_vllm.adapter.manifest import DIMENSION
 from pad_vllm.evaluation.classifier import Classifier
 from pad_vllm.evaluation.judge import Judge
 from pad_vllm.evaluation.scorers import SCORERS, WHOLE
-from pad_vllm.manifest import DIMENSION
 
 FORMS = (
     f"{', '.join(SCORERS)}; or DIMENSION= and one of those, or classifier:MODEL[#LABEL], "

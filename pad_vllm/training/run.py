@@ -21,18 +21,20 @@ from typing import Any
 
 import torch
 
-from pad_vllm.adapter import FORMAT_VERSION, Adapter, AdapterConfig, Backbone, LoRA, save
-from pad_vllm.persrm import PersRM
-from pad_vllm.training import evaluate
-from pad_vllm.training.card import card
-from pad_vllm.training.curves import plot
-from pad_vllm.training.log import Log
-from pad_vllm.training.objective import Objective
-from pad_vllm.training.prepare import checkpoint_folder, prepare
-from pad_vllm.training.prompts import Prompts
+from pad_vllm.adapter.adapter import Adapter
+from pad_vllm.adapter.folder import save_adapter
+from pad_vllm.adapter.manifest import Backbone
+from pad_vllm.training.data.prepare import checkpoint_folder, prepare
+from pad_vllm.training.loop.log import Log
+from pad_vllm.training.loop.prompts import Prompts
+from pad_vllm.training.loop.trainer import Row, Stage, StageRun
+from pad_vllm.training.objective.model import load_backbone, to_adapter, untrained_persrm
+from pad_vllm.training.objective.objective import Objective
+from pad_vllm.training.objective.store import Store
+from pad_vllm.training.report import evaluate
+from pad_vllm.training.report.card import card
+from pad_vllm.training.report.curves import plot
 from pad_vllm.training.settings import Settings
-from pad_vllm.training.store import Store
-from pad_vllm.training.trainer import Row, Stage, StageRun
 from pad_vllm.version import __version__
 
 
@@ -58,7 +60,9 @@ class Run:
         self.accelerator.wait_for_everyone()
         torch.manual_seed(settings.recipe.seed)
         model = load_backbone(folder, settings.dtype)
-        self.model = persrm(model, self.prepared.dimensions, settings).to(self.accelerator.device)
+        self.model = untrained_persrm(model, self.prepared.dimensions, settings).to(
+            self.accelerator.device
+        )
         if settings.recipe.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         identity = self.backbone.fingerprint or str(folder)
@@ -141,7 +145,7 @@ class Run:
 
     def _write(self, adapter: Adapter, history: list[Row]) -> None:
         out = Path(self.settings.out)
-        save(adapter, out, card(adapter.config, None))
+        save_adapter(adapter, out, card(adapter.config, None))
         (out / "history.json").write_text(json.dumps(history))
         plot(history, out / "curves.png")
         shutil.rmtree(self.work / "trunk", ignore_errors=True)
@@ -189,55 +193,6 @@ def _differences(before: Settings, now: Settings) -> str:
     old, new = ({**s.as_dict(), **s.as_dict()["recipe"]} for s in (before, now))
     names = [k for k in old if k not in ("recipe", "out", "strict") and old[k] != new[k]]
     return ", ".join(f"{name} was {old[name]!r}, now {new[name]!r}" for name in names)
-
-
-def load_backbone(folder: Path, dtype: str) -> Any:
-    """The base as training runs it. dtype: float32 or bfloat16."""
-    from transformers import AutoModelForCausalLM
-
-    # On a CPU PyTorch's flash attention takes three times as long backwards as plain products.
-    attention = "sdpa" if torch.cuda.is_available() else "eager"
-    return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation=attention
-    )
-
-
-def persrm(backbone: Any, dimensions: tuple[str, ...], settings: Settings) -> PersRM:
-    """An untrained PersRM as the settings want it."""
-    layers = backbone.config.num_hidden_layers
-    fork = settings.fork_layer
-    return PersRM(
-        backbone,
-        fork_layer=fork if fork is not None else layers - max(round(layers * 0.27), 1),
-        dimensions=dimensions,
-        lora_rank=settings.lora_rank,
-        lora_alpha=2.0 * settings.lora_rank,
-        head_rank=settings.head_rank,
-    )
-
-
-def to_adapter(
-    model: PersRM, backbone: Backbone, training: dict[str, Any], **defaults: Any
-) -> Adapter:
-    """The trained tensors as an adapter, LoRA in float16: half the size, finer than bfloat16."""
-    weights = {
-        key: (a.detach().half().cpu().contiguous(), b.detach().half().cpu().contiguous())
-        for key, (a, b) in model.lora_weights().items()
-    }
-    settings = model.lora.peft_config["default"]
-    config = AdapterConfig(
-        format_version=FORMAT_VERSION,
-        backbone=backbone,
-        fork_layer=model.fork_layer,
-        dimensions=model.dimensions,
-        head_rank=model.head_A.shape[1],
-        training=training,
-        **defaults,
-    )
-    alpha = float(settings.lora_alpha)
-    lora = LoRA(rank=settings.r, alpha=alpha, scaling=alpha / settings.r, weights=weights)
-    head_A, head_B = (part.detach().cpu().clone() for part in (model.head_A, model.head_B))
-    return Adapter(config, lora, head_A, head_B)
 
 
 def peak_memory_gib() -> float:

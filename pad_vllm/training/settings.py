@@ -1,7 +1,8 @@
-"""What a training run is made of: every choice, in two frozen dataclasses that go into the model card.
+"""What a training run is made of: every choice once, in two frozen classes that go into the model card.
 
-`Settings` says what is trained on what; `Recipe` how. Both are plain JSON, so that a run can be named by
-their digest, resumed only as itself, and sent to other machines. They import no torch.
+`Settings` says what is trained on what; `Recipe` how. A field's type, bound, default and help stand here and
+nowhere else: pydantic checks them, the command line makes an option of them. Both are plain JSON, so that a
+run can be named by their digest, resumed only as itself, and sent to other machines. They import no torch.
 """
 
 from __future__ import annotations
@@ -9,16 +10,26 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+
+def _whole(least: int, description: str) -> Any:
+    return Field(ge=least, description=description)
+
+
+def _said(description: str) -> Any:
+    return Field(description=description)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How to train. The defaults made the shipped adapter."""
 
-    epochs: int = 1  # stage 1, trunk and heads
-    head_epochs: int = 6  # stage 2, heads alone: it runs no layer, so an epoch costs little
+    epochs: Annotated[int, _said("Stage 1: trunk and heads.")] = 1
+    head_epochs: Annotated[int, _said("Stage 2: heads.")] = 6  # runs no layer: costs little
     groups: int = 8  # prompts an optimiser step
     micro_groups: int = 4  # of them in one forward; the rest is gradient accumulation
     preferences: int = 8  # w drawn for each prompt and step
@@ -40,7 +51,7 @@ class Recipe:
     patience: int = 4  # looks without a better accuracy before a stage ends
     validation_prompts: int = 96  # of the validation prompts, looked at each time
     checkpointing: bool = False  # recompute activations in the backward pass: less memory
-    seed: int = 0
+    seed: Annotated[int, _said("Of everything that is drawn.")] = 0
 
 
 @dataclass(frozen=True)
@@ -48,25 +59,29 @@ class Settings:
     """What to train on what, and where it goes."""
 
     base: str  # checkpoint folder or hub name of the backbone
-    data: tuple[str, ...]  # specs of training/sources.py
+    data: tuple[str, ...]  # specs of training/data/sources.py
     out: str  # the adapter's folder
-    name: str | None = None  # the backbone's name in the card
+    name: Annotated[str | None, _said("BASE's name in the model card.")] = None
     dimensions: tuple[str, ...] = ()  # of the data's; () is all of them
-    fork_layer: int | None = None  # None: three quarters up
-    lora_rank: int = 16
-    head_rank: int = 16
-    dtype: str = "float32"  # of the frozen backbone; what is trained is float32
-    max_prompt: int = 256  # tokens; longer prompts are left out
-    max_response: int = 128  # tokens; longer responses are cut
-    validation: float = 0.1  # share of the prompts that early stopping looks at
-    held_out: float = 0.1  # share of the prompts that nothing looks at until the end
-    limit: int | None = None  # records read of each source
-    strict: bool = False  # a malformed record ends the run
-    text_preferences: int = 0  # copies of each prompt with a drawn preference in its text
-    cached: bool = True  # keep fork activations on disk
-    beta: float = 1.0  # the adapter's defaults
-    top_k: int = 20
-    recipe: Recipe = field(default_factory=Recipe)
+    fork_layer: Annotated[
+        int | None, _said("First layer with LoRA (default: three quarters up).")
+    ] = None
+    lora_rank: Annotated[int, _whole(1, "Of the trunk's LoRA.")] = 16
+    head_rank: Annotated[int, _whole(1, "Of the preference heads.")] = 16
+    dtype: Annotated[str, _said("float32 or bfloat16, of the frozen backbone.")] = "float32"
+    max_prompt: Annotated[int, _whole(1, "Tokens; longer prompts are left out, and counted.")] = 256
+    max_response: Annotated[int, _whole(2, "Tokens; longer responses are cut, and counted.")] = 128
+    validation: Annotated[float, _said("Share of the prompts for early stopping.")] = 0.1
+    held_out: Annotated[float, _said("Share of the prompts for the figures of the card.")] = 0.1
+    limit: Annotated[int | None, _said("Records of each source.")] = None
+    strict: Annotated[bool, _said("A malformed record ends the run.")] = False
+    text_preferences: Annotated[
+        int, _whole(0, "Copies of each prompt with a preference in words; for the resident engine.")
+    ] = 0
+    cached: Annotated[bool, _said("Keep fork activations on disk.")] = True
+    beta: Annotated[float, _said("The adapter's default strength.")] = 1.0
+    top_k: Annotated[int, _said("Its default candidates.")] = 20
+    recipe: Recipe = dataclasses.field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16"):
@@ -80,10 +95,12 @@ class Settings:
                 )
 
     def as_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Settings:
+        """The inverse of `as_dict`."""
         lists = {"data", "dimensions"}
         plain: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in values.items()}
         return cls(**{**plain, "recipe": Recipe(**values["recipe"])})

@@ -11,28 +11,21 @@ In: a model, an adapter, vLLM's record of how its attention layers were made. Kn
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pad_vllm.adapter import Adapter
-from pad_vllm.compat import Attention, AttentionRecord
+from pad_vllm.adapter.adapter import Adapter
+from pad_vllm.adapter.modules import packed_modules
+from pad_vllm.adapter.shapes import require_boundary
 from pad_vllm.engines import lora
+from pad_vllm.engines.become import become
 from pad_vllm.engines.shared.reward import SharedRewards
-from pad_vllm.shapes import require_boundary
+from pad_vllm.vllm_api.attention import AttentionRecord
+from pad_vllm.vllm_api.names import Attention
 
 SUFFIX = ".pad_reward"
-
-ARCHITECTURES = (
-    "Gemma3ForCausalLM",
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-)
-"""Tested against the PyTorch twin; every other one is refused at start-up."""
 
 
 class ForkError(ValueError):
@@ -51,7 +44,7 @@ def fork_model(model: Any, adapter: Adapter, record: AttentionRecord) -> SharedR
         adapter.head_A.to(embedding.device), adapter.head_B.to(embedding.device), embedding
     )
     model.pad_rewards = rewards
-    model.__class__ = _forked_model(model.__class__)
+    become(model, ForkedModel)
     return rewards
 
 
@@ -83,11 +76,11 @@ def _fork_layer(
         )
     attention.reward = record.again(attention, suffix=SUFFIX)
     attention.__class__ = ForkedAttention
-    for parent in (layer.self_attn, layer.mlp):
-        for name, modules in lora.PACKED.items():
-            if hasattr(parent, name):
-                _add_lora(getattr(parent, name), [(index, module) for module in modules], adapter)
-    layer.__class__ = _forked_layer(layer.__class__, first)
+    for parent in ("self_attn", "mlp"):
+        for name, modules in packed_modules(parent).items():
+            linear = getattr(getattr(layer, parent), name)
+            _add_lora(linear, [(index, module) for module in modules], adapter)
+    become(layer, ForkingLayer if first else ForkedLayer)
 
 
 def _add_lora(linear: Any, keys: list[tuple[int, str]], adapter: Adapter) -> None:
@@ -113,31 +106,38 @@ class ForkedAttention(Attention):
         return torch.cat((base, reward))
 
 
-@cache
-def _forked_layer(cls: Any, first: bool) -> Any:
+class ForkedLayer:
+    """A decoder layer whose rows are both streams: each row's position stands twice."""
+
     def forward(
-        self: Any, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **kwargs: Any
+        self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **kwargs: Any
     ) -> Any:
-        if first:
-            hidden_states = torch.cat((hidden_states, hidden_states))
-            residual = None if residual is None else torch.cat((residual, residual))
         # The last dimension: M-RoPE positions are [3, T].
         positions = torch.cat((positions, positions), dim=-1)
-        return cls.forward(self, positions, hidden_states, residual, **kwargs)
-
-    return type(f"Forked{cls.__name__}", (cls,), {"forward": forward, "__module__": __name__})
+        return super().forward(positions, hidden_states, residual, **kwargs)  # type: ignore[misc]
 
 
-@cache
-def _forked_model(cls: Any) -> Any:
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        hidden = cls.forward(self, *args, **kwargs)
+class ForkingLayer(ForkedLayer):
+    """The first of them: what arrives is one stream, and leaves as two."""
+
+    def forward(
+        self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **kwargs: Any
+    ) -> Any:
+        hidden_states = torch.cat((hidden_states, hidden_states))
+        residual = None if residual is None else torch.cat((residual, residual))
+        return super().forward(positions, hidden_states, residual, **kwargs)
+
+
+class ForkedModel:
+    """The causal language model: [T, 2H] out of its forward, logits from the first half of it."""
+
+    pad_rewards: SharedRewards
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden = super().forward(*args, **kwargs)  # type: ignore[misc]
         return torch.cat(hidden.chunk(2), dim=-1)
 
-    def compute_logits(self: Any, hidden_states: Tensor) -> Any:
+    def compute_logits(self, hidden_states: Tensor) -> Any:
         h_B, h_T = hidden_states.chunk(2, dim=-1)
         self.pad_rewards.keep(h_B, h_T)
-        return cls.compute_logits(self, h_B.contiguous())
-
-    members = {"forward": forward, "compute_logits": compute_logits, "__module__": __name__}
-    return type(f"Forked{cls.__name__}", (cls,), members)
+        return super().compute_logits(h_B.contiguous())  # type: ignore[misc]

@@ -1,0 +1,81 @@
+"""An adapter in memory: a personalised reward model, less its backbone.
+
+In: tensors and their config. Out: an `Adapter` whose parts fit, float32 on the CPU where it was loaded.
+It does not know the folder it lies in (folder.py), how it was trained, or who serves it.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pad_vllm.adapter.manifest import CONFIG_FILE, AdapterConfig, AdapterError
+from pad_vllm.adapter.peft_lora import LoRA
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """A personalised reward model, less its backbone. AdapterError where the parts do not fit."""
+
+    config: AdapterConfig
+    """What pad_config.json says."""
+
+    lora: LoRA
+    """The trunk's LoRA, on every layer from the fork up."""
+
+    head_A: Tensor
+    """[D, r, H], down-projections of the preference heads."""
+
+    head_B: Tensor
+    """[D, H, r], up-projections."""
+
+    path: Path | None = field(default=None)
+    """The folder it was loaded from; None for one made in memory."""
+
+    def __post_init__(self) -> None:
+        D, r, H = (
+            len(self.config.dimensions),
+            self.config.head_rank,
+            self.config.backbone.hidden_size,
+        )
+        _require_tensor("preference head A", self.head_A, (D, r, H), "[D, r, H]")
+        _require_tensor("preference head B", self.head_B, (D, H, r), "[D, H, r]")
+        self.lora.require_layers(self.config.fork_layer, self.config.backbone.num_layers, H)
+        for (layer, module), pair in self.lora.weights.items():
+            for letter, tensor in zip("AB", pair, strict=True):
+                _require_finite(f"LoRA {letter} of layer {layer} {module}", tensor)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over config and tensors, as hex: goes into vLLM's compile cache key."""
+        digest = hashlib.sha256(self.config.to_json().encode())
+        digest.update(f"{self.lora.rank} {self.lora.scaling!r}\n".encode())
+        for name, tensor in self._tensors():
+            digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from (("head_A", self.head_A), ("head_B", self.head_B))
+        for (layer, module), (a, b) in sorted(self.lora.weights.items()):
+            yield from ((f"{layer}.{module}.A", a), (f"{layer}.{module}.B", b))
+
+
+def _require_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], letters: str) -> None:
+    if tuple(tensor.shape) != shape:
+        raise AdapterError(
+            f"{name} has shape {list(tensor.shape)}; accepted: {letters} = {list(shape)}, as "
+            f"{CONFIG_FILE} says. The files are not of one adapter: copy or save them together."
+        )
+    _require_finite(name, tensor)
+
+
+def _require_finite(name: str, tensor: Tensor) -> None:
+    if not torch.isfinite(tensor).all():
+        raise AdapterError(
+            f"{name} holds NaN or infinity; accepted: finite numbers. Training diverged: train it "
+            "again, with a lower learning rate."
+        )

@@ -1,0 +1,336 @@
+"""`pad_config.json`: what an adapter says about itself, and which backbone it belongs to.
+
+In: an adapter's folder, a checkpoint's config.json. Out: frozen `AdapterConfig` and `Backbone`,
+checked. It reads no tensor of the adapter and imports no torch, so that the front end can name the
+dimensions cheaply; `adapter.py` holds the tensors and gives these names too.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pad_vllm.adapter.fingerprint import fingerprint
+from pad_vllm.wording import did_you_mean, listed, show
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "pad_config.json"
+DIMENSION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")  # free of the , = { } and blanks of pad_weights
+MAX_BETA = 1e6
+
+
+class AdapterError(ValueError):
+    """An adapter that is not served: where, the value, what is accepted, the way out."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The model an adapter was trained on, or the one that is served."""
+
+    name: str
+    """Hub name or folder name; for messages, never compared."""
+
+    architectures: tuple[str, ...]
+    """As config.json lists them."""
+
+    hidden_size: int
+    """H."""
+
+    num_layers: int
+    """L, decoder layers."""
+
+    vocab_size: int
+    """V."""
+
+    fingerprint: str | None
+    """`fingerprint()` of its weights; None where there are none to read (dummy weights)."""
+
+    def __post_init__(self) -> None:
+        _require(isinstance(self.name, str), "backbone.name", self.name, "text")
+        names = self.architectures
+        _require(
+            isinstance(names, tuple)
+            and names
+            and all(isinstance(name, str) and name for name in names),
+            "backbone.architectures",
+            names,
+            "at least one architecture name",
+        )
+        for name in ("hidden_size", "num_layers", "vocab_size"):
+            _require_whole(f"backbone.{name}", getattr(self, name), 1)
+        mark = self.fingerprint
+        _require(
+            mark is None or (isinstance(mark, str) and re.fullmatch("sha256:[0-9a-f]{64}", mark)),
+            "backbone.fingerprint",
+            mark,
+            "'sha256:' and 64 hex digits, or null",
+        )
+
+    @classmethod
+    def from_checkpoint(cls, path: Path, name: str | None = None) -> "Backbone":
+        """The backbone in a checkpoint's folder: config.json and the weights' fingerprint."""
+        return dataclasses.replace(cls.from_config(path, name), fingerprint=fingerprint(Path(path)))
+
+    @classmethod
+    def from_config(cls, path: Path, name: str | None = None) -> "Backbone":
+        """The same from config.json alone, without a fingerprint: for weights not there."""
+        path = Path(path)
+        raw = read_json(path / "config.json", "Point to the folder of a Transformers checkpoint.")
+        text = raw.get("text_config")
+        merged = {**raw, **(text if isinstance(text, dict) else {})}
+        names = raw.get("architectures")
+        shape: list[Any] = [
+            merged.get(key) for key in ("hidden_size", "num_hidden_layers", "vocab_size")
+        ]
+        if not isinstance(names, list) or None in shape:
+            # Multimodal checkpoints leave out what equals the class's default, which only
+            # Transformers knows.
+            from transformers import AutoConfig
+
+            return cls.from_hf_config(AutoConfig.from_pretrained(path), name=name or _name(path))
+        hidden_size, num_layers, vocab_size = shape
+        return cls(name or _name(path), tuple(names), hidden_size, num_layers, vocab_size, None)
+
+    @classmethod
+    def from_hf_config(
+        cls, config: Any, *, name: str, fingerprint: str | None = None
+    ) -> "Backbone":
+        """The same from a Transformers config object, such as vLLM's `model_config.hf_config`."""
+        text = config.get_text_config()
+        return cls(
+            name=name,
+            architectures=tuple(config.architectures or ()),
+            hidden_size=text.hidden_size,
+            num_layers=text.num_hidden_layers,
+            vocab_size=text.vocab_size,
+            fingerprint=fingerprint,
+        )
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """pad_config.json. Raises AdapterError where a field is not what the format accepts."""
+
+    format_version: int
+    """FORMAT_VERSION; another one is another format."""
+
+    backbone: Backbone
+    """The model it was trained on."""
+
+    fork_layer: int
+    """First layer with LoRA; below it, base and reward trunk are one."""
+
+    dimensions: tuple[str, ...]
+    """Names of the preference dimensions: the order of the heads and of every weight vector."""
+
+    head_rank: int
+    """r of the preference heads."""
+
+    beta: float
+    """Default strength of guidance."""
+
+    top_k: int
+    """Default number of candidates."""
+
+    training: dict[str, Any] = field(default_factory=dict)
+    """How it was trained and what it scored held out: free-form JSON, for people."""
+
+    def __post_init__(self) -> None:
+        _require_version(self.format_version)
+        _require(isinstance(self.backbone, Backbone), "backbone", self.backbone, "an object")
+        _require_whole("fork_layer", self.fork_layer, 0, self.backbone.num_layers - 1)
+        _require_dimensions(self.dimensions)
+        _require_whole("head_rank", self.head_rank, 1)
+        within = _is_number(self.beta) and abs(self.beta) <= MAX_BETA
+        _require(within, "beta", self.beta, f"a number from -{MAX_BETA:g} to {MAX_BETA:g}")
+        _require_whole("top_k", self.top_k, 1, self.backbone.vocab_size)
+        _require(isinstance(self.training, dict), "training", self.training, "a JSON object")
+        # 1 and 1.0 are one default, and have to give one digest.
+        object.__setattr__(self, "beta", float(self.beta))
+
+    def to_json(self) -> str:
+        """Text of pad_config.json: sorted keys, indent 2, a newline at the end."""
+        try:
+            text = json.dumps(dataclasses.asdict(self), sort_keys=True, indent=2, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise AdapterError(
+                f"{CONFIG_FILE}: 'training' is not plain JSON ({error}); accepted are finite "
+                "numbers, text, lists and objects. Convert it first."
+            ) from None
+        return text + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "AdapterConfig":
+        """The config in `text`. Another format version is refused before anything else is read."""
+        raw = _parse(text)
+        _require_version(raw.get("format_version"))
+        _require_keys("", raw, cls)
+        backbone = raw["backbone"]
+        _require(isinstance(backbone, dict), "backbone", backbone, "an object")
+        _require_keys("backbone.", backbone, Backbone)
+        backbone = Backbone(**{**backbone, "architectures": _tuple(backbone["architectures"])})
+        return cls(**{**raw, "backbone": backbone, "dimensions": _tuple(raw["dimensions"])})
+
+
+def read_config(path: str | Path) -> AdapterConfig:
+    """The config of the adapter in folder `path`; its tensors are neither read nor checked."""
+    folder = adapter_folder(path)
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        found = sorted(entry.name for entry in folder.iterdir())[:8]
+        raise AdapterError(
+            f"{folder} has no {CONFIG_FILE} (it has: {listed(found)}). A PAD adapter is a folder "
+            "written by `pad-vllm train`; a plain LoRA has no preference heads."
+        )
+    try:
+        return AdapterConfig.from_json(file.read_text("utf-8"))
+    except ValueError as error:  # AdapterError without a place, or bytes that are not UTF-8
+        raise AdapterError(f"{file}: {error}") from None
+
+
+def adapter_folder(path: str | Path) -> Path:
+    """`path` as an existing folder, or the refusal that says how to get one."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise AdapterError(
+            f"adapter {str(path)!r} is a file; accepted is the folder around {CONFIG_FILE}."
+        )
+    way_out = f"Check the path (this process runs in {Path.cwd()})."
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        way_out += f" If it is a hub name, fetch it first: hf download {path} --local-dir FOLDER."
+    raise AdapterError(
+        f"adapter {str(path)!r} does not exist; accepted is a local folder that holds "
+        f"{CONFIG_FILE}. {way_out}"
+    )
+
+
+def require_backbone(
+    config: AdapterConfig, served: Backbone, *, allow_mismatch: bool = False
+) -> list[str]:
+    """Refuses a served backbone that the adapter does not fit; returns warnings to print.
+
+    Architecture and shape always have to match. Other weights are refused, or warned of under
+    `allow_mismatch`; a served fingerprint of None (no weights to read) is a warning.
+    """
+    trained = config.backbone
+    for name in ("architectures", "hidden_size", "num_layers", "vocab_size"):
+        ours, theirs = getattr(trained, name), getattr(served, name)
+        if ours != theirs:
+            raise AdapterError(
+                f"the adapter was trained on {trained.name!r} with {name} {_plain(ours)}, and the "
+                f"served {served.name!r} has {_plain(theirs)}. Serve the adapter's own backbone, "
+                "or train one on this base; no option overrides a different architecture or "
+                "shape."
+            )
+    if served.fingerprint is None:
+        unknown = (
+            f"the weights of the served {served.name!r} could not be fingerprinted (dummy or not "
+            f"safetensors); whether they are those of {trained.name!r}, on which the adapter was "
+            "trained, is unknown."
+        )
+        return [unknown]
+    if trained.fingerprint == served.fingerprint:
+        return []
+    difference = (
+        f"the adapter was trained on {trained.name!r} with weights "
+        f"{trained.fingerprint or 'unknown'}, and the served {served.name!r} has "
+        f"{served.fingerprint}"
+    )
+    if not allow_mismatch:
+        raise AdapterError(
+            f"{difference}. Serve the adapter's own backbone, or, where you know that they are "
+            "close enough (a quantised or re-saved copy), set allow_backbone_mismatch to true."
+        )
+    return [f"{difference}; going on, as allow_backbone_mismatch says. Rewards may mean little."]
+
+
+def _plain(value: object) -> str:
+    return listed(value) if isinstance(value, tuple) else str(value)
+
+
+def _name(path: Path) -> str:
+    """`org/name` for a snapshot in the hub's cache, else the folder's own name."""
+    for parent in path.resolve().parents:
+        if parent.name.startswith("models--"):
+            return parent.name.removeprefix("models--").replace("--", "/")
+    return path.resolve().name
+
+
+def read_json(file: Path, way_out: str) -> dict[str, Any]:
+    if not file.is_file():
+        raise AdapterError(f"{file} does not exist. {way_out}")
+    try:
+        return _parse(file.read_text("utf-8"))
+    except ValueError as error:
+        raise AdapterError(f"{file}: {error}") from None
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"not valid JSON ({error}). Write or copy the file again.") from None
+    _require(isinstance(raw, dict), "the file", raw, "a JSON object")
+    assert isinstance(raw, dict)
+    return raw
+
+
+def _require(holds: object, name: str, value: object, accepted: str) -> None:
+    if not holds:
+        raise AdapterError(f"{name} is {show(value)}; accepted: {accepted}. Correct it.")
+
+
+def _require_version(version: object) -> None:
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        raise AdapterError(
+            f"format_version is {show(version)}; this pad_vllm reads {FORMAT_VERSION}. Upgrade "
+            "pad_vllm, or train or convert the adapter with a release that writes this version."
+        )
+
+
+def _require_keys(prefix: str, raw: Mapping[str, Any], of: type) -> None:
+    known = [entry.name for entry in dataclasses.fields(of)]
+    missing = [name for name in known if name not in raw]
+    extra = [name for name in raw if name not in known]
+    if missing or extra:
+        hint = did_you_mean(extra[0], missing) if extra else ""
+        raise AdapterError(
+            f"keys missing: {listed(prefix + name for name in missing)}; keys unknown: "
+            f"{listed(prefix + name for name in extra)}.{hint} Accepted: exactly {listed(known)}. "
+            "Correct the file."
+        )
+
+
+def _require_whole(name: str, value: object, low: int, high: int | None = None) -> None:
+    accepted = (
+        f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
+    )
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    _require(whole and low <= value and (high is None or value <= high), name, value, accepted)  # type: ignore[operator]
+
+
+def _require_dimensions(names: object) -> None:
+    accepted = "at least one name such as 'helpful': a letter, then letters, digits, _ and -"
+    _require(isinstance(names, tuple) and names, "dimensions", names, accepted)
+    assert isinstance(names, tuple)
+    for name in names:
+        _require(isinstance(name, str) and DIMENSION.fullmatch(name), "a dimension", name, accepted)
+        _require(
+            names.count(name) == 1,
+            "dimensions",
+            names,
+            f"each name once, and {name!r} is there twice",
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,222 @@
+"""The LoRA half of an adapter, as PEFT writes it: adapter_config.json and the names of its tensors.
+
+In: PEFT's settings and tensors by name. Out: a `LoRA` that covers every layer from the fork up;
+and back. It does not read or write the tensors' file, and does not need PEFT.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pad_vllm.adapter.manifest import AdapterError, read_json
+from pad_vllm.adapter.modules import LINEAR_MODULES
+from pad_vllm.wording import listed, show
+
+LORA_CONFIG_FILE = "adapter_config.json"
+LORA_FILE = "adapter_model.safetensors"
+
+_NAME = re.compile(
+    r"base_model\.model\.model\.layers\.(?P<layer>0|[1-9][0-9]*)\."
+    r"(?P<parent>self_attn|mlp)\.(?P<module>\w+)\.lora_(?P<letter>[AB])\.weight"
+)
+# Settings under which W + scaling * B A is not the whole of what PEFT computes.
+_UNSUPPORTED = (
+    "alora_invocation_tokens",
+    "alpha_pattern",
+    "arrow_config",
+    "fan_in_fan_out",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "modules_to_save",
+    "monteclora_config",
+    "rank_pattern",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class LoRA:
+    """W x + scaling * B (A x) on each named module. AdapterError where the parts do not fit."""
+
+    rank: int
+    """r."""
+
+    alpha: float
+    """PEFT's lora_alpha."""
+
+    scaling: float
+    """alpha / rank: what engines multiply by."""
+
+    weights: dict[tuple[int, str], tuple[Tensor, Tensor]]
+    """(layer, module) -> A [r, in], B [out, r]."""
+
+    def __post_init__(self) -> None:
+        if not math.isclose(self.scaling * self.rank, self.alpha, rel_tol=1e-6):
+            raise AdapterError(
+                f"LoRA scaling is {self.scaling}; accepted: alpha / rank = {self.alpha} / "
+                f"{self.rank}. Fold another scaling into alpha."
+            )
+        for (layer, module), (a, b) in self.weights.items():
+            place = f"layer {layer} {module}"
+            if module not in LINEAR_MODULES:
+                raise AdapterError(_unknown_module(place))
+            if a.ndim != 2 or b.ndim != 2 or a.shape[0] != self.rank or b.shape[1] != self.rank:
+                raise AdapterError(
+                    f"LoRA of {place} has A {list(a.shape)} and B {list(b.shape)}; accepted: A "
+                    f"[r, in] and B [out, r] with r = {self.rank}. Save the adapter again from "
+                    "the trained model."
+                )
+
+    def require_layers(self, fork: int, num_layers: int, hidden: int) -> None:
+        """Refuses a LoRA that is not on the same modules of every layer fork..num_layers-1."""
+        modules = {module for _, module in self.weights}
+        wanted = {(layer, module) for layer in range(fork, num_layers) for module in modules}
+        missing, extra = sorted(wanted - set(self.weights)), sorted(set(self.weights) - wanted)
+        if missing or extra or not wanted:
+            raise AdapterError(
+                f"LoRA tensors missing: {_places(missing)}; extra: {_places(extra)}. Accepted: "
+                f"the same modules in every layer {fork}..{num_layers - 1}, from the fork to the "
+                "last, and no other. Train with layers_to_transform set to these layers."
+            )
+        for (layer, module), (a, b) in self.weights.items():
+            width = a.shape[1] if LINEAR_MODULES[module].inputs == "hidden" else b.shape[0]
+            if width != hidden:
+                raise AdapterError(
+                    f"LoRA of layer {layer} {module} meets the residual stream with width {width}; "
+                    f"accepted: hidden size H = {hidden}. The adapter's files are not of one "
+                    "backbone: copy or save them together."
+                )
+
+
+def files(folder: Path) -> tuple[dict[str, Any], Path]:
+    """(settings of adapter_config.json, path of the tensors), both present in `folder`."""
+    if not (folder / LORA_FILE).is_file():
+        reason = "is missing. Copy the whole folder, or save the adapter again."
+        pickled = sorted(path.name for path in folder.glob("adapter_model.*"))
+        if pickled:
+            reason = (
+                f"is missing, and {listed(pickled)} is not read: a pickle can run code. "
+                "Save it again with save_pretrained(folder, safe_serialization=True)."
+            )
+        raise AdapterError(f"{LORA_FILE} {reason}")
+    return read_json(folder / LORA_CONFIG_FILE, "Copy the whole folder."), folder / LORA_FILE
+
+
+def unpack(
+    settings: Mapping[str, Any], tensors: Mapping[str, Tensor], fork: int, num_layers: int
+) -> LoRA:
+    """The LoRA in PEFT's settings and tensors; rank-stabilised scaling is folded into alpha."""
+    _require_plain(settings)
+    _require_transformed(settings.get("layers_to_transform"), fork, num_layers)
+    rank, alpha = settings.get("r"), settings.get("lora_alpha")
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise _wrong("r", rank, "an integer of at least 1")
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < 1e6:
+        raise _wrong("lora_alpha", alpha, "a number above 0")
+    scaling = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    weights = _paired(tensors)
+    _require_targets(settings.get("target_modules"), {module for _, module in weights})
+    return LoRA(rank=rank, alpha=scaling * rank, scaling=scaling, weights=weights)
+
+
+def pack(lora: LoRA) -> dict[str, Tensor]:
+    """PEFT's tensor names -> tensors."""
+    stem = "base_model.model.model.layers"
+    return {
+        f"{stem}.{layer}.{LINEAR_MODULES[module].parent}.{module}.lora_{letter}.weight": tensor
+        for (layer, module), pair in sorted(lora.weights.items())
+        for letter, tensor in zip("AB", pair, strict=True)
+    }
+
+
+def settings(lora: LoRA, backbone: str, fork: int, num_layers: int) -> dict[str, Any]:
+    """What adapter_config.json says; PEFT fills in its own defaults for the rest."""
+    return {
+        "base_model_name_or_path": backbone,
+        "bias": "none",
+        "inference_mode": True,
+        "layers_pattern": "layers",
+        "layers_to_transform": list(range(fork, num_layers)),
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "peft_type": "LORA",
+        "r": lora.rank,
+        "target_modules": sorted({module for _, module in lora.weights}),
+        "task_type": "CAUSAL_LM",
+    }
+
+
+def _require_plain(settings: Mapping[str, Any]) -> None:
+    if settings.get("peft_type") != "LORA":
+        raise _wrong("peft_type", settings.get("peft_type"), "'LORA'")
+    if settings.get("bias", "none") != "none":
+        raise _wrong("bias", settings["bias"], "'none'")
+    for name in _UNSUPPORTED:
+        if settings.get(name):
+            raise _wrong(name, settings[name], "this setting off or empty")
+
+
+def _require_transformed(layers: object, fork: int, num_layers: int) -> None:
+    wanted = list(range(fork, num_layers))
+    given = [layers] if isinstance(layers, int) else layers
+    if not isinstance(given, list) or given != wanted:
+        raise _wrong(
+            "layers_to_transform", layers, f"{fork}..{num_layers - 1}, as pad_config.json says"
+        )
+
+
+def _require_targets(targets: object, found: set[str]) -> None:
+    # A text is a pattern, which only PEFT could expand: there the tensors decide.
+    if isinstance(targets, list) and {str(name).rsplit(".", 1)[-1] for name in targets} != found:
+        raise _wrong(
+            "target_modules", targets, f"the modules of {LORA_FILE}: {listed(sorted(found))}"
+        )
+
+
+def _paired(tensors: Mapping[str, Tensor]) -> dict[tuple[int, str], tuple[Tensor, Tensor]]:
+    halves: dict[tuple[int, str], dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        match = _NAME.fullmatch(name)
+        if not match or not _belongs(match["module"], match["parent"]):
+            raise AdapterError(f"{LORA_FILE}: {_unknown_module(name)}")
+        halves.setdefault((int(match["layer"]), match["module"]), {})[match["letter"]] = tensor
+    for place, pair in halves.items():
+        if len(pair) != 2:
+            raise AdapterError(
+                f"{LORA_FILE}: lora_{'B' if 'A' in pair else 'A'} of {_places([place])} is "
+                "missing; accepted: A and B of every module. Save the adapter again."
+            )
+    return {place: (pair["A"], pair["B"]) for place, pair in halves.items()}
+
+
+def _belongs(module: str, parent: str) -> bool:
+    return module in LINEAR_MODULES and LINEAR_MODULES[module].parent == parent
+
+
+def _unknown_module(name: str) -> str:
+    return (
+        f"LoRA tensor {name!r} is not one that is served; accepted: A and B of {listed(LINEAR_MODULES)} "
+        "under base_model.model.model.layers.<i>. Train with target_modules among these."
+    )
+
+
+def _places(places: list[tuple[int, str]]) -> str:
+    shown = [f"layer {layer} {module}" for layer, module in places]
+    return listed(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
+
+
+def _wrong(name: str, value: object, accepted: str) -> AdapterError:
+    return AdapterError(
+        f"{LORA_CONFIG_FILE}: {name} is {show(value)}; accepted: {accepted}. "
+        "Train the LoRA with this setting, or save the adapter again."
+    )

@@ -1,0 +1,74 @@
+"""The decoder layers that a base's config describes, and whether an adapter's parts fit them.
+
+In: a Transformers config and an adapter. Out: nothing, or an AdapterError that names both sides.
+It reads no weights and imports no vLLM, so that a misfit is refused before a model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pad_vllm.adapter.manifest import AdapterError
+from pad_vllm.adapter.modules import LINEAR_MODULES
+from pad_vllm.wording import listed
+
+if TYPE_CHECKING:
+    from pad_vllm.adapter.adapter import Adapter
+
+
+def module_shapes(config: Any) -> dict[str, tuple[int, int]]:
+    """Module -> (out, in) of the linear layers that may carry LoRA, the same in every layer."""
+    text = config.get_text_config()
+    H = text.hidden_size
+    head = getattr(text, "head_dim", None) or H // text.num_attention_heads
+    widths = {
+        "hidden": H,
+        "inner": text.intermediate_size,
+        "queries": text.num_attention_heads * head,
+        "keys": text.num_key_value_heads * head,
+    }
+    return {
+        name: (widths[module.outputs], widths[module.inputs])
+        for name, module in LINEAR_MODULES.items()
+    }
+
+
+def require_shapes(adapter: Adapter, config: Any) -> None:
+    """Refuse a LoRA whose matrices do not fit the base's linear layers."""
+    shapes = module_shapes(config)
+    for (layer, module), (a, b) in sorted(adapter.lora.weights.items()):
+        found, wanted = (b.shape[0], a.shape[1]), shapes[module]
+        if found != wanted:
+            raise AdapterError(
+                f"LoRA of layer {layer} {module} is for a weight of shape {list(found)}, and the "
+                f"base has {list(wanted)}. Serve the adapter's own backbone, or train one on this "
+                "base."
+            )
+
+
+def attention_kinds(config: Any) -> list[str]:
+    """The kind of attention of every decoder layer."""
+    text = config.get_text_config()
+    return list(getattr(text, "layer_types", None) or ["attention"] * text.num_hidden_layers)
+
+
+def require_boundary(kinds: Sequence[object], fork: int) -> None:
+    """Forked layers use each kind of attention in whole periods, or vLLM's KV groups would pad.
+
+    kinds: of every layer of the model, in any terms.
+    """
+    accepted = [layer for layer in range(len(kinds)) if _even(kinds, layer)]
+    if fork not in accepted:
+        raise AdapterError(
+            f"fork layer {fork} cuts the base's pattern of sliding-window and full attention. "
+            f"Accepted fork layers: {listed(map(str, accepted))}. Train the adapter with one of "
+            "these."
+        )
+
+
+def _even(kinds: Sequence[object], fork: int) -> bool:
+    lower, upper = kinds[:fork], kinds[fork:]
+    return all(
+        lower.count(kind) * len(upper) == upper.count(kind) * len(lower) for kind in set(kinds)
+    )

@@ -1,0 +1,1 @@
+"""`pad-vllm`: one file a command."""

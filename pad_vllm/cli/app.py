@@ -1,0 +1,55 @@
+"""`pad-vllm`: the commands that people type, one file each.
+
+In: command-line arguments. Out: text, files, or a running vLLM server; exit code 0 for success, 1
+for an error that the user can mend, 2 for a command line that makes no sense. A command only reads
+its arguments and calls the module that knows; those that need torch or vLLM import them inside.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pad_vllm.cli.check import check
+from pad_vllm.cli.evaluate import evaluate
+from pad_vllm.cli.fit import fit
+from pad_vllm.cli.models import models
+from pad_vllm.cli.sample import sample
+from pad_vllm.cli.score import score
+from pad_vllm.cli.serve import serve
+from pad_vllm.cli.train import train
+from pad_vllm.version import __version__
+
+app = typer.Typer(
+    name="pad-vllm",
+    help="Personalized alignment at decoding time, in vLLM.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+for command in (models, check, sample, score, train, evaluate, fit):
+    app.command()(command)
+app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(serve)
+
+
+def main() -> None:
+    """Entry point of the `pad-vllm` script."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pad-vllm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print and exit."),
+    ] = False,
+) -> None:
+    """Personalized alignment at decoding time, in vLLM."""

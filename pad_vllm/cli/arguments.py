@@ -1,0 +1,68 @@
+"""Arguments that several commands share, and options made from the fields of a settings class."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+Base = Annotated[
+    str,
+    typer.Argument(
+        metavar="BASE", help="A name of `pad-vllm models`, a folder, or a model's hub name."
+    ),
+]
+AdapterName = Annotated[str, typer.Option("--adapter", help="Folder of a PAD adapter, or `demo`.")]
+Cache = Annotated[
+    Path | None,
+    typer.Option(help="Folder of fork activations (default: $PAD_VLLM_CACHE/train)."),
+]
+Out = Annotated[
+    Path,
+    typer.Option(help="JSONL to append to; the same command again continues where it stopped."),
+]
+
+
+def options_of(settings: Any, names: Collection[str]) -> list[inspect.Parameter]:
+    """One command-line option for each named field of a pydantic dataclass: type, default, help and
+    lower bound are the field's own. settings: an instance, whose values are the defaults.
+    """
+    hints = get_type_hints(type(settings), include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=getattr(settings, field.name),
+            annotation=_option(field.name, hints[field.name], getattr(settings, field.name)),
+        )
+        for field in dataclasses.fields(settings)
+        if field.name in names
+    ]
+
+
+def with_options(*options: inspect.Parameter) -> Callable[[Command], Command]:
+    """Put options in the place of a command's `**keywords`, for Typer to read."""
+
+    def decorate(command: Command) -> Command:
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        shown = [parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]
+        whole = inspect.Signature([*shown, *options])
+        command.__signature__ = whole  # type: ignore[attr-defined]
+        command.__annotations__ = {name: p.annotation for name, p in whole.parameters.items()}
+        return command
+
+    return decorate
+
+
+def _option(name: str, hint: Any, default: object) -> Any:
+    said = hint.__metadata__[0]
+    least = next((bound.ge for bound in said.metadata if hasattr(bound, "ge")), None)
+    flag = "--" + name.replace("_", "-")
+    spelled = () if not isinstance(default, bool) else (f"{flag}/--un{name}" if default else flag,)
+    return Annotated[hint.__origin__, typer.Option(*spelled, min=least, help=said.description)]

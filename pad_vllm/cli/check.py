@@ -1,0 +1,40 @@
+"""`pad-vllm check`: which engines can serve a base with an adapter on the vLLM that is installed here?"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pad_vllm.cli.arguments import AdapterName, Base
+from pad_vllm.cli.errors import plain_errors
+from pad_vllm.demo.names import resolve_adapter, resolve_base
+
+
+def check(
+    base: Base,
+    adapter: AdapterName,
+    backbone: Annotated[
+        str, typer.Option(help="The reward model's own backbone, where BASE is another model.")
+    ] = "",
+) -> None:
+    """Say which engines can serve BASE with ADAPTER on the vLLM that is installed here."""
+    with plain_errors():
+        from pad_vllm.serving.check import run, servable
+
+        rows = run(resolve_base(base), resolve_adapter(adapter), backbone)
+    table = Table("", "for", "check", "detail")
+    for row in rows:
+        said = "[green]ok[/]" if row.ok else "[red]no[/]"
+        table.add_row(said, row.engine, row.name, escape(row.detail))
+    Console().print(table)
+    engines = servable(rows)
+    said = (
+        f"Engines that can serve this: {', '.join(engines)}" if engines else "No engine can serve"
+    )
+    Console().print(said, highlight=False)
+    if not engines:
+        raise typer.Exit(1)

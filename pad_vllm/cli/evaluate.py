@@ -1,0 +1,64 @@
+"""`pad-vllm evaluate`: an adapter's held-out figures, once more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pad_vllm.cli.arguments import Cache
+from pad_vllm.cli.errors import plain_errors
+from pad_vllm.demo.models import train_cache
+from pad_vllm.demo.names import resolve_adapter
+
+
+def evaluate(
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="Its folder, or `demo`.")],
+    base: Annotated[str, typer.Option(help="The backbone it was trained on.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="As for train (default: what the adapter was trained on)."),
+    ] = None,
+    cache: Cache = None,
+    unseen: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A dimension of the data that the adapter does not have: its weights are fitted "
+            "from the training prompts' pairs and tried on the held-out ones."
+        ),
+    ] = None,
+    choices: Annotated[
+        int, typer.Option(help="Pairs that an unseen dimension is fitted from.")
+    ] = 200,
+) -> None:
+    """Recompute an adapter's held-out figures: the split is the one it was trained with."""
+    with plain_errors():
+        from pad_vllm.training.report.reevaluate import reevaluate
+
+        folder = Path(resolve_adapter(adapter))
+        rows = reevaluate(folder, base, data, cache or train_cache(), unseen or [], choices)
+    Console().print(_table(rows))
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    """angle: to the nearest trained preference. clear: pairs well apart. reworded: of prompted."""
+    table = Table()
+    table.add_column("preference", no_wrap=True)
+    for column in ("angle", "pairs", "trained", "clear", "untrained", "prompted", "reworded"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        prompted, wordings = row.get("prompted"), row.get("wordings", [])
+        table.add_row(
+            row["preference"],
+            f"{row['distance']:.0f}°",
+            str(row["count"]),
+            f"{row['trained']['pairs']:.1%}",
+            f"{row['trained']['clear']:.1%}",
+            f"{row['untrained']['pairs']:.0%}" if "untrained" in row else "",
+            f"{prompted['pairs']:.0%}" if prompted else "",
+            f"{min(wordings):.0%}-{max(wordings):.0%}" if wordings else "",
+        )
+    return table

@@ -1,0 +1,88 @@
+"""`pad-vllm fit`: a file of choices in, `pad_weights` to paste out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pad_vllm.cli.arguments import AdapterName, Base
+from pad_vllm.cli.errors import plain_errors, require
+from pad_vllm.demo.names import resolve_adapter, resolve_base
+
+if TYPE_CHECKING:
+    from pad_vllm.persrm import PersRM
+    from pad_vllm.training.fit import Fit
+
+_FORM = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
+
+
+def fit(
+    base: Base,
+    choices: Annotated[Path, typer.Argument(metavar="CHOICES", help=f"JSONL of {_FORM}.")],
+    adapter: AdapterName,
+    strength: Annotated[
+        float, typer.Option(help="How strongly weights are held near 0; more for fewer choices.")
+    ] = 1.0,
+    out: Annotated[Path | None, typer.Option(help="Write the result as JSON, too.")] = None,
+) -> None:
+    """Learn one user's pad_weights from their CHOICES between two answers."""
+    with plain_errors():
+        require("peft")
+        from pad_vllm.training.choices import as_json, learn, read_choices
+
+        read = read_choices(choices)
+        model, tokenizer = _opened(resolve_base(base), resolve_adapter(adapter))
+        fitted = learn(model, tokenizer, read, strength=strength)
+        _print(fitted, model.dimensions)
+        if out is not None:
+            result = {"adapter": adapter, "base": base, "strength": strength}
+            result |= as_json(fitted, model.dimensions)
+            out.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", "utf-8")
+
+
+def _opened(base: str, folder: str) -> tuple[PersRM, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from pad_vllm.adapter.fingerprint import local_checkpoint
+    from pad_vllm.adapter.folder import load_adapter
+    from pad_vllm.adapter.manifest import Backbone, require_backbone
+    from pad_vllm.persrm import PersRM
+
+    adapter = load_adapter(folder)
+    backbone = AutoModelForCausalLM.from_pretrained(base)
+    checkpoint = local_checkpoint(base)
+    served = (
+        Backbone.from_hf_config(backbone.config, name=base)
+        if checkpoint is None
+        else Backbone.from_checkpoint(checkpoint)
+    )
+    # Weights for a quantised copy may well be fitted on the model it was made of.
+    for warning in require_backbone(adapter.config, served, allow_mismatch=True):
+        Console(stderr=True).print(f"[yellow]Warning:[/yellow] {escape(warning)}", soft_wrap=True)
+    model = PersRM.from_adapter(backbone, adapter)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device), AutoTokenizer.from_pretrained(base)
+
+
+def _print(fitted: Fit, dimensions: Sequence[str]) -> None:
+    table = Table("dimension", "w", "95% interval", "note")
+    rows = zip(dimensions, fitted.w.tolist(), fitted.interval.tolist(), fitted.clear, strict=True)
+    for name, w, (low, high), clear in rows:
+        note = "" if clear else "may be 0: these choices do not tell"
+        table.add_row(escape(name), f"{w:+.2f}", f"{low:+.2f} to {high:+.2f}", note)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{fitted.choices} choices. Told rightly: {fitted.accuracy:.0%} of them; when left out of the "
+        f"fit {fitted.cross_validated:.0%}, by the best single dimension {fitted.baseline:.0%}.",
+        highlight=False,
+    )
+    typer.echo(f'pad_weights: "{fitted.weights(dimensions)}"')

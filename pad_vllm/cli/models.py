@@ -1,0 +1,22 @@
+"""`pad-vllm models`: fetch the two small real models."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pad_vllm.cli.errors import plain_errors
+from pad_vllm.demo.models import MODELS, fetch
+
+
+def models(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help=f"Of: {', '.join(MODELS)}.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
+) -> None:
+    """Fetch and convert the small real models (default: all) and print their folders."""
+    with plain_errors():
+        for name in names or MODELS:
+            typer.echo(f"{name}\t{fetch(name, quiet=quiet)}")

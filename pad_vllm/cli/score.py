@@ -1,0 +1,41 @@
+"""`pad-vllm score`: records in, the same with scores per dimension out; what training reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pad_vllm.cli.arguments import Out
+from pad_vllm.cli.errors import plain_errors
+
+
+def score(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SAMPLES", help="JSONL of `pad-vllm sample`, or other records."),
+    ],
+    scorers: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SCORER...",
+            help="positive, brief, simple, personal or clean; or DIMENSION= and one of those, "
+            "classifier:MODEL\\[#LABEL], or judge:URL#MODEL\\[#INSTRUCTION].",
+        ),
+    ],
+    out: Out,
+    batch: Annotated[int, typer.Option(min=1, help="Records between two writes.")] = 64,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests a judge gets at once.")] = 8,
+) -> None:
+    """Add scores of each dimension to the responses in SAMPLES.
+
+    A judge is any OpenAI-compatible endpoint; its key comes from OPENAI_API_KEY.
+    """
+    with plain_errors():
+        from pad_vllm.training.sampling.score import score_file
+
+        done = score_file(source, out, scorers, batch=batch, concurrency=concurrency)
+    typer.echo(f"{out}: {done.scored} records scored, {done.found} were done before")
+    for dimension, count in sorted(done.unknown.items()):
+        typer.echo(f"{dimension}: {count} responses without a score")

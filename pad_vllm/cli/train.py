@@ -1,0 +1,101 @@
+"""`pad-vllm train`: a command line into Settings; one option for each of their fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pad_vllm.cli.arguments import Base, Cache, options_of, with_options
+from pad_vllm.cli.errors import plain_errors, require
+from pad_vllm.demo.models import train_cache
+from pad_vllm.training.settings import Recipe, Settings
+
+_DEFAULT, _RECIPE = Settings("", (), ""), Recipe()
+_WRITTEN_OUT = ("base", "data", "out", "dimensions", "recipe")
+_SETTINGS = [f.name for f in dataclasses.fields(Settings) if f.name not in _WRITTEN_OUT]
+_OFTEN = ("epochs", "head_epochs", "seed")
+
+
+@with_options(*options_of(_DEFAULT, _SETTINGS), *options_of(_RECIPE, _OFTEN))
+def train(
+    base: Base,
+    data: Annotated[
+        list[str],
+        typer.Option(
+            help="NAME[:DIMENSION][=PATH][@WEIGHT] of helpsteer2, ric, saferlhf, hh-rlhf or jsonl; "
+            "again for each source. WEIGHT: how often an epoch sees it."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the adapter.")],
+    dimensions: Annotated[
+        str, typer.Option(help="Comma-separated; default: all that the data has.")
+    ] = "",
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE of any other choice in training/settings.py's Recipe."),
+    ] = None,
+    cache: Cache = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Ray Train workers; 0: this process alone.")
+    ] = 0,
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster.")] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Forget an unfinished run in OUT.run.")
+    ] = False,
+    **chosen: Any,
+) -> None:
+    """Train a reward adapter for BASE. Stopped at any moment, the same command goes on."""
+    with plain_errors():
+        often = {name: chosen.pop(name) for name in _OFTEN}
+        settings = Settings(
+            base=base,
+            data=tuple(data),
+            out=str(out),
+            dimensions=tuple(part.strip() for part in dimensions.split(",") if part.strip()),
+            recipe=Recipe(**{**often, **_parsed(recipe or [])}),
+            **chosen,
+        )
+        _train(settings, cache or train_cache(), workers, address, restart=restart)
+
+
+def _train(
+    settings: Settings, cache: Path, workers: int, address: str | None, *, restart: bool
+) -> None:
+    require("peft")
+    from pad_vllm.training.distributed import launch
+    from pad_vllm.training.run import Run, work_folder
+
+    command = shlex.join(["pad-vllm", *sys.argv[1:]])
+    if restart:
+        shutil.rmtree(work_folder(settings), ignore_errors=True)
+    if workers:
+        launch(settings, cache, command, workers, address)
+    else:
+        Run(settings, cache, command).train()
+
+
+def _parsed(choices: list[str]) -> dict[str, Any]:
+    """NAME=VALUE of Recipe fields, in each field's own type."""
+    fields = {name: type(value) for name, value in dataclasses.asdict(Recipe()).items()}
+    choice_of: dict[str, Any] = {}
+    for choice in choices:
+        name, _, value = choice.partition("=")
+        kind = fields.get(name, _none)
+        try:
+            choice_of[name] = {"true": True, "false": False}[value] if kind is bool else kind(value)
+        except (ValueError, KeyError):
+            raise ValueError(
+                f"--recipe {choice}: NAME=VALUE is accepted, NAME one of {', '.join(fields)}, VALUE "
+                "a number, or true or false"
+            ) from None
+    return choice_of
+
+
+def _none(value: str) -> Any:
+    raise ValueError(value)

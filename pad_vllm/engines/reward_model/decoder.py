@@ -1,0 +1,125 @@
+"""The forked backbone on packed tokens: lower layers once, top layers as [base; reward], one set of weights.
+
+In: token ids, positions and an attention Batch. Out: h_B and h_T of the tokens asked for. Its KV cache
+lies here; who owns which part of it does not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pad_vllm.adapter.adapter import Adapter
+from pad_vllm.adapter.families import MODEL_TYPES
+from pad_vllm.adapter.modules import LINEAR_MODULES
+from pad_vllm.engines import lora
+from pad_vllm.engines.reward_model import cpu
+from pad_vllm.engines.reward_model.attention import NAME, Batch
+from pad_vllm.persrm import decoder_slice
+from pad_vllm.wording import listed
+
+BLOCK = 16
+"""Tokens a block."""
+
+
+class DecoderError(ValueError):
+    """A reward model that cannot run: which part, what is accepted, the way out."""
+
+
+class ForkedDecoder:
+    """A reward model's two streams. `cache_bytes` is taken at once, and never more."""
+
+    def __init__(
+        self,
+        path: str,
+        adapter: Adapter,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        cache_bytes: int,
+    ) -> None:
+        """path: folder or hub name of the adapter's backbone. Raises DecoderError."""
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation=NAME
+        ).to(device)
+        require_known(model.config)
+        model.requires_grad_(False).eval()
+        self.device, self.dtype = device, dtype
+        self.fork, layers = adapter.config.fork_layer, len(model.model.layers)
+        self.embedding = model.lm_head.weight
+        self.longest = int(model.config.max_position_embeddings)
+        self._embed = model.model.embed_tokens
+        self._lower = decoder_slice(model.model, 0, self.fork, norm=False)
+        self._upper = decoder_slice(model.model, self.fork, layers, norm=True)
+        cpu.pack_linears(model.model.layers)
+        _add_lora(model.model.layers, adapter, dtype, device)
+        self.blocks = self._blocks(model.config, layers, cache_bytes)
+        self.caches = self._caches(model.config, layers)
+
+    def _blocks(self, config: Any, layers: int, cache_bytes: int) -> int:
+        """How many blocks fit: keys and values of every layer, of forked ones twice."""
+        streams = self.fork + 2 * (layers - self.fork)
+        token = 2 * streams * config.num_key_value_heads * _width(config) * self.dtype.itemsize
+        if (count := cache_bytes // (token * BLOCK)) < 2:
+            raise DecoderError(
+                f"the reward model's KV cache is {cache_bytes} bytes, and two blocks of {BLOCK} "
+                f"tokens take {2 * token * BLOCK}. Raise cache_gib in additional_config['pad']."
+            )
+        return int(count)
+
+    def _caches(self, config: Any, layers: int) -> dict[int, Tensor]:
+        shape = (self.blocks, BLOCK, config.num_key_value_heads, _width(config))
+        return {
+            layer: torch.zeros(
+                2, 1 if layer < self.fork else 2, *shape, dtype=self.dtype, device=self.device
+            )
+            for layer in range(layers)
+        }
+
+    def run(
+        self, ids: Tensor, positions: Tensor, batch: Batch, wanted: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """ids, positions [T], wanted [n] among them -> h_B, h_T, each [n, H] float32."""
+        if self.device.type == "cpu":
+            extra = cpu.even(len(ids)) - len(ids)
+            ids, positions = (torch.nn.functional.pad(one, (0, extra)) for one in (ids, positions))
+        more: dict[str, Any] = {"use_cache": False, "pad_batch": batch}
+        more["position_ids"] = positions.unsqueeze(0)
+        x = self._embed(ids.unsqueeze(0))
+        if self.fork:
+            x = self._lower(inputs_embeds=x, **more).last_hidden_state
+        both = self._upper(inputs_embeds=x.expand(2, -1, -1), **more).last_hidden_state
+        h_B, h_T = both.index_select(1, wanted).float()
+        return h_B, h_T
+
+    def copy_block(self, source: int, target: int) -> None:
+        """What `source` holds, into `target`."""
+        for cache in self.caches.values():
+            cache[:, :, target] = cache[:, :, source]
+
+
+def _width(config: Any) -> int:
+    return int(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+
+
+def require_known(config: Any) -> None:
+    """Refuse a backbone whose attention was not held against the PyTorch twin."""
+    if config.model_type not in MODEL_TYPES:
+        raise DecoderError(
+            f"the reward model's backbone is a {config.model_type}; accepted: {listed(MODEL_TYPES)}. "
+            "Train the adapter on a backbone of these, or use the shared engine."
+        )
+
+
+def _add_lora(layers: Any, adapter: Adapter, dtype: torch.dtype, device: torch.device) -> None:
+    for (index, name), pair in adapter.lora.weights.items():
+        layer = layers[index]
+        linear = getattr(getattr(layer, LINEAR_MODULES[name].parent), name)
+        A, B = lora.pack([pair], [linear.out_features], adapter.lora.scaling)
+        lora.add(linear, A, B, dtype, device)

@@ -1,0 +1,111 @@
+"""One row of the reward model: the tokens whose keys and values are cached, in which blocks.
+
+In: the tokens a row should have. Out: room for them, shared with other rows where a prefix is known.
+Knows no weights and no reward; `tail` is kept here for whoever computes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from pad_vllm.engines.reward_model.ask import common
+from pad_vllm.engines.reward_model.blocks import ROOT, Blocks
+
+TAIL = 8  # directions kept; a second tokenizer rarely takes back more tokens than two
+
+
+class Row:
+    """Cached tokens of one request."""
+
+    def __init__(self, blocks: Blocks, copy: Callable[[int, int], None]) -> None:
+        """copy: copies the content of one block into another."""
+        self._blocks, self._copy = blocks, copy
+        self.tokens: list[int] = []
+        self.blocks: list[int] = []
+        self._chain: list[int] = []  # content numbers of the full blocks
+        self.tail: list[Tensor] = []  # d_w of the last tokens, each [H]
+
+    def find(self, wanted: Sequence[int], most: int) -> None:
+        """Go on with what other rows left or share of `wanted`, up to `most` tokens in all."""
+        size, done = self._blocks.size, len(self.tokens)
+        if done % size or len(self.blocks) * size > done:
+            return
+        blocks, chain = self._blocks.match(self._last(), wanted[done:most], (most - done) // size)
+        if blocks:
+            self.blocks += blocks
+            self._chain += chain
+            self.tokens += wanted[done : done + len(blocks) * size]
+            self.tail = []
+
+    def _last(self) -> int:
+        return self._chain[-1] if self._chain else ROOT
+
+    def common(self, wanted: Sequence[int]) -> int:
+        """How many tokens are cached already."""
+        return common(self.tokens, wanted)
+
+    def cut(self, length: int) -> bool:
+        """Forget what is after `length` tokens. False where the block that they end in is another
+        row's too and there is no block to copy it to; the row is then as it was.
+        """
+        if length == len(self.tokens):
+            return True
+        size = self._blocks.size
+        whole, part = divmod(length, size)
+        if part and not self._own(whole):
+            return False
+        keep = whole + bool(part)
+        self._blocks.drop(self.blocks[keep:])
+        del self.blocks[keep:], self._chain[whole:]
+        gone = len(self.tokens) - length
+        del self.tokens[length:]
+        self.tail = self.tail[:-gone] if gone < len(self.tail) else []
+        return True
+
+    def _own(self, place: int) -> bool:
+        """Make the block at `place` this row's alone, to be written."""
+        old = self.blocks[place]
+        if self._blocks.shared(old):
+            new = self._blocks.take()
+            if new is None:
+                return False
+            self._copy(old, new)
+            self._blocks.drop([old])
+            self.blocks[place] = new
+        else:
+            self._blocks.forget(old)
+        return True
+
+    def reserve(self, length: int) -> bool:
+        """Blocks for `length` tokens in all; False where too few are left (it keeps those it got)."""
+        while len(self.blocks) * self._blocks.size < length:
+            block = self._blocks.take()
+            if block is None:
+                return False
+            self.blocks.append(block)
+        return True
+
+    def append(self, tokens: Sequence[int], tail: Sequence[Tensor]) -> None:
+        """`tokens` are in the cache now; tail: directions of the last of them."""
+        self.tokens += tokens
+        self.tail = [*(self.tail if len(tail) == len(tokens) else ()), *tail][-TAIL:]
+        size = self._blocks.size
+        for place in range(len(self._chain), len(self.tokens) // size):
+            full = self.tokens[place * size : (place + 1) * size]
+            self._chain.append(self._blocks.know(self.blocks[place], self._last(), full))
+
+    def next_block(self, wanted: Sequence[int]) -> tuple[int, tuple[int, ...]] | None:
+        """Content before and tokens of the whole block that is to be computed next; None where the
+        row is within a block or has less than one to go.
+        """
+        size, done = self._blocks.size, len(self.tokens)
+        if done % size or len(wanted) <= done + size:
+            return None
+        return self._last(), tuple(wanted[done : done + size])
+
+    def release(self) -> None:
+        """Give all blocks back; their content may be found again until it is overwritten."""
+        self._blocks.drop(self.blocks)
+        self.tokens, self.blocks, self._chain, self.tail = [], [], [], []

@@ -1,0 +1,211 @@
+"""One step of the reward model: rewards of every row's candidates, in as few passes as its budget allows.
+
+In: Asks. Out: rewards, NaN for a row that could not be held. Rows join by being asked for and leave by
+not being asked for; where the cache is too small for all of them, the one used longest ago is let go and
+computed again when its turn comes. It knows no text, no vLLM and no base model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pad_vllm import guidance
+from pad_vllm.adapter.adapter import Adapter
+from pad_vllm.engines.reward_model.ask import Ask, Tree, grow
+from pad_vllm.engines.reward_model.blocks import Blocks
+from pad_vllm.engines.reward_model.decoder import BLOCK, ForkedDecoder
+from pad_vllm.engines.reward_model.passes import Piece, pack
+from pad_vllm.engines.reward_model.row import TAIL, Row
+
+
+@dataclass(eq=False)
+class _Work:
+    """A row of this step on its way."""
+
+    place: int  # among the asks
+    ask: Ask
+    row: Row
+    tree: Tree
+    directions: dict[int, Tensor] = field(default_factory=dict)
+    """d_w after a token, by position, and after node n, by -1 - n."""
+
+    @property
+    def left(self) -> int:
+        return len(self.ask.tokens) - len(self.row.tokens)
+
+    def piece(self, count: int) -> Piece:
+        """The next `count` tokens, with the candidates' nodes if these are the last."""
+        start = len(self.row.tokens)
+        tokens = self.ask.tokens[start : start + count]
+        nodes = self.tree.nodes if count == self.left else []
+        wanted = min(self.tree.first, len(self.ask.tokens) - TAIL)
+        return Piece(self.row.blocks, start, tokens, nodes, wanted)
+
+
+@dataclass
+class Counts:
+    """What a scorer did; they only grow."""
+
+    steps: int = 0
+    passes: int = 0
+    tokens: int = 0
+    nodes: int = 0
+    preempted: int = 0
+    declined: int = 0
+
+
+class Scorer:
+    """Rewards from one PersRM and its cache."""
+
+    def __init__(
+        self, decoder: ForkedDecoder, adapter: Adapter, *, exact: bool, budget: int
+    ) -> None:
+        """exact: score all tokens of a candidate, not the first alone; budget: tokens a pass."""
+        self._decoder, self._exact, self._budget = decoder, exact, budget
+        self._heads = (adapter.head_A.to(decoder.device), adapter.head_B.to(decoder.device))
+        self._blocks = Blocks(decoder.blocks, BLOCK)
+        self._rows: dict[int, Row] = {}
+        self.counts = Counts()
+
+    @property
+    def used_blocks(self) -> int:
+        """Blocks that rows hold now."""
+        return self._blocks.count - self._blocks.unused
+
+    @torch.inference_mode()
+    def __call__(self, asks: Sequence[Ask]) -> Tensor:
+        """Rewards [G, K] float32; K is the most candidates of any row, and those of a row with fewer
+        end in zeros.
+        """
+        self.counts.steps += 1
+        staying = {ask.key for ask in asks}
+        for key in [key for key in self._rows if key not in staying]:
+            self._rows.pop(key).release()
+        works = [self._enter(place, ask) for place, ask in enumerate(asks)]
+        done = self._run(sorted(works, key=lambda work: (not work.ask.must, work.left)))
+        return self._rewards(asks, done)
+
+    def _enter(self, place: int, ask: Ask) -> _Work:
+        """The row, its cache cut back to where this step begins."""
+        tree = grow(ask.tokens, ask.changes, exact=self._exact)
+        row = self._rows.setdefault(ask.key, Row(self._blocks, self._decoder.copy_block))
+        start = row.common(ask.tokens)
+        kept = len(row.tokens) - len(row.tail)  # the first position whose direction is known
+        if ask.changes and tree.first < min(start, kept):
+            start = tree.first
+        if not row.cut(start):
+            row.release()
+        work = _Work(place, ask, row, tree)
+        first = len(row.tokens) - len(row.tail)
+        work.directions.update(enumerate(row.tail, start=first))
+        return work
+
+    def _run(self, works: list[_Work]) -> list[_Work]:
+        """Passes until every row that must be done is; those that look ahead fill the last one."""
+        done = [work for work in works if not work.left and not work.tree.nodes]
+        queue = [work for work in works if work not in done]
+        passes = 0
+        while queue and (queue[0].ask.must or not passes):
+            taken = self._gather(queue, done)
+            if not taken:  # with all others let go it would still not fit
+                self._decline(queue.pop(0))
+                continue
+            self._pass(taken)
+            passes += 1
+            finished = [work for work, _ in taken if not work.left]
+            done += finished
+            queue = [work for work in queue if work not in finished]
+        return done
+
+    def _gather(self, queue: list[_Work], done: list[_Work]) -> list[tuple[_Work, Piece]]:
+        """The next pass, from the queue's head: as many tokens as budget and cache hold."""
+        taken: list[tuple[_Work, Piece]] = []
+        room, computed = self._budget, set()
+        for work in queue:
+            work.row.find(work.ask.tokens, work.tree.first)
+            block = work.row.next_block(work.ask.tokens)
+            if block is not None and block in computed:
+                continue  # another row of this pass computes what it needs: it waits for that
+            count = min(work.left, room)
+            if not self._hold(work, count, queue, done):
+                break
+            computed.add(block)
+            taken.append((work, work.piece(count)))
+            room -= taken[-1][1].size
+            if room <= 0:
+                break
+        return taken
+
+    def _possible(self, work: _Work) -> bool:
+        """Whether the cache and the backbone's positions could hold the row at all."""
+        length = len(work.ask.tokens) + len(work.tree.nodes)
+        return length <= min(self._blocks.count * BLOCK, self._decoder.longest)
+
+    def _hold(self, work: _Work, count: int, queue: list[_Work], done: list[_Work]) -> bool:
+        """Room for `count` more tokens of the row, if need be by letting others go."""
+        if not self._possible(work):
+            return False
+        length = len(work.row.tokens) + count
+        length += len(work.tree.nodes) if count == work.left else 0
+        idle = [*done, *reversed(queue[queue.index(work) + 1 :])] if work.ask.must else []
+        victims = iter([one.row for one in idle if one.row.blocks])
+        while not work.row.reserve(length):
+            victim = next(victims, None)
+            if victim is None:
+                return False
+            victim.release()
+            self.counts.preempted += 1
+        return True
+
+    def _pass(self, taken: list[tuple[_Work, Piece]]) -> None:
+        """Run the pieces, and keep the directions that candidates or later steps need."""
+        pieces = [piece for _, piece in taken]
+        decoder = self._decoder
+        made = pack(pieces, BLOCK, decoder.caches, decoder.device)
+        h_B, h_T = decoder.run(made.ids, made.positions, made.batch, made.wanted)
+        counts = [piece.end - min(max(piece.wanted, piece.start), piece.end) for piece in pieces]
+        each = [count + len(piece.nodes) for count, piece in zip(counts, pieces, strict=True)]
+        w = torch.tensor([work.ask.w for work, _ in taken], device=decoder.device)
+        w = w.repeat_interleave(torch.tensor(each, device=decoder.device), dim=0)
+        found = iter(guidance.direction(h_B, h_T, w, *self._heads).unbind())
+        for (work, piece), count in zip(taken, counts, strict=True):
+            tail = [next(found) for _ in range(count)]
+            work.directions.update(enumerate(tail, start=piece.end - count))
+            work.directions.update({-1 - n: next(found) for n in range(len(piece.nodes))})
+            work.row.append(piece.tokens, tail)
+        self.counts.passes += 1
+        self.counts.tokens += sum(len(piece.tokens) for piece in pieces)
+        self.counts.nodes += sum(len(piece.nodes) for piece in pieces)
+
+    def _decline(self, work: _Work) -> None:
+        work.row.release()
+        self.counts.declined += work.ask.must
+
+    def _rewards(self, asks: Sequence[Ask], done: list[_Work]) -> Tensor:
+        """All terms of all candidates, added up; NaN for rows that must be done and are not."""
+        device = self._decoder.device
+        K = max((len(ask.changes) for ask in asks), default=0)
+        result = torch.zeros(len(asks) * K, device=device)
+        terms = [(work, term) for work in done for term in work.tree.terms]
+        if terms:
+            number: dict[tuple[int, int], int] = {}
+            after = [number.setdefault((w.place, t.after), len(number)) for w, t in terms]
+            where = {work.place: work for work in done}
+            d_w = torch.stack([where[place].directions[at] for place, at in number])
+            tokens = torch.tensor([term.token for _, term in terms], device=device)
+            signs = torch.tensor([term.sign for _, term in terms], device=device)
+            places = [work.place * K + term.candidate for work, term in terms]
+            e = torch.nn.functional.embedding(tokens, self._decoder.embedding).float()
+            d_w = d_w.index_select(0, torch.tensor(after, device=device))
+            reward = guidance.rewards(d_w, e.unsqueeze(1)).squeeze(1) * signs
+            result.index_add_(0, torch.tensor(places, device=device), reward)
+        result = result.view(len(asks), K)
+        ended = {work.place for work in done}
+        for place, ask in enumerate(asks):
+            if ask.must and place not in ended:
+                result[place] = float("nan")
+        return result

@@ -1,1 +1,0 @@
-"""The logits processor that vLLM runs, and its per-request state."""

@@ -1,0 +1,1 @@
+"""What puts PAD together inside vLLM: admission, loading, the logits processor, `vllm serve`."""

@@ -1,0 +1,162 @@
+"""Who may come in: what must hold before an engine starts, and what every request must say.
+
+Run in the front end for an early, readable refusal, and again in the worker that loads the model.
+
+In: a VllmConfig. Out: PAD's settings and the limits of its requests, or a ValueError that says what
+to do. It loads the adapter, to refuse a broken one early, and never the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pad_vllm.adapter.adapter import Adapter
+from pad_vllm.adapter.fingerprint import fingerprint, local_checkpoint
+from pad_vllm.adapter.folder import load_adapter
+from pad_vllm.adapter.manifest import AdapterConfig, Backbone, read_config, require_backbone
+from pad_vllm.adapter.shapes import attention_kinds, require_boundary, require_shapes
+from pad_vllm.config import PADConfig
+from pad_vllm.engines.reward_model.load import require_reward_backbone, tokenizer_of
+from pad_vllm.params import PREFIX, Limits, parse
+from pad_vllm.serving.refusals import require_servable, require_wiring, wants_pad
+from pad_vllm.text.tokens import Reader
+from pad_vllm.vllm_api.front_end import on_beam_search
+from pad_vllm.vllm_api.names import SamplingParams, VllmConfig, init_logger
+from pad_vllm.wording import listed
+
+logger = init_logger(__name__)
+
+
+def settings(config: VllmConfig) -> PADConfig:
+    """PAD's settings; refuses a config that PAD cannot serve."""
+    require_wiring(config)
+    pad = PADConfig.from_additional_config(config.additional_config)
+    require_servable(config, pad)
+    return pad
+
+
+def check_backbone(
+    config: VllmConfig, pad: PADConfig, adapter: Adapter, *, fetched: bool = True
+) -> None:
+    """Refuse a served model that is not the adapter's, or, where the reward model has its own, that one;
+    log what can only be warned of.
+
+    fetched: whether vLLM has the weights by now. Before, a hub's model may not be here yet, and
+    its weights are compared when they are.
+    """
+    if pad.engine != "shared":
+        for warning in require_reward_backbone(pad, adapter) if fetched else ():
+            logger.warning("%s", warning)
+        return
+    model = config.model_config
+    mark = None if pad.load_format == "dummy" else _fingerprint(config, fetched=fetched)
+    served = Backbone.from_hf_config(model.hf_config, name=model.model, fingerprint=mark)
+    warnings = require_backbone(adapter.config, served, allow_mismatch=pad.allow_backbone_mismatch)
+    for warning in warnings if fetched else ():
+        logger.warning("%s", warning)
+
+
+def _fingerprint(config: VllmConfig, *, fetched: bool) -> str | None:
+    model = config.model_config
+    folder = local_checkpoint(model.model, model.revision, config.load_config.download_dir)
+    try:
+        return fingerprint(folder) if folder else None
+    except ValueError:
+        if fetched or Path(model.model).is_dir():
+            raise
+        return None
+
+
+def limits(pad: PADConfig, adapter: AdapterConfig) -> Limits:
+    """What requests may ask for."""
+    return Limits(
+        dimensions=adapter.dimensions,
+        beta=adapter.beta,
+        top_k=adapter.top_k,
+        max_beta=pad.max_beta,
+        max_top_k=pad.max_top_k,
+        engine=pad.engine,
+    )
+
+
+def reader(config: VllmConfig, pad: PADConfig) -> Reader:
+    """The base's tokens as the reward model's. Raises ValueError where one has no fast tokenizer."""
+    from transformers import AutoTokenizer
+
+    model = config.model_config
+    base = AutoTokenizer.from_pretrained(
+        model.tokenizer,
+        revision=model.tokenizer_revision,
+        trust_remote_code=model.trust_remote_code,
+    )
+    if pad.chat_template:
+        base.chat_template = _template(pad.chat_template)
+    ends = model.try_get_generation_config().get("eos_token_id") or ()
+    return Reader(
+        base,
+        tokenizer_of(pad, read_config(pad.adapter)),
+        ends=[ends] if isinstance(ends, int) else ends,
+    )
+
+
+def _template(given: str) -> str:
+    """A chat template's text: vLLM takes a file's name or the text itself, and so do we."""
+    if "{" in given or "\n" in given:
+        return given
+    try:
+        return Path(given).read_text("utf-8")
+    except OSError as error:
+        raise ValueError(
+            f"additional_config['pad']['chat_template'] is {given!r}, which is neither a template nor a "
+            f"file that can be read ({error.strerror}). Name the file that --chat-template names."
+        ) from None
+
+
+def end_token(config: VllmConfig) -> int:
+    """The base's end of sequence, for `"on_failure": "stop"`. Raises ValueError where it has none."""
+    found = config.model_config.hf_text_config.eos_token_id
+    token = found[0] if isinstance(found, list | tuple) and found else found
+    if not isinstance(token, int):
+        raise ValueError(
+            f"on_failure is 'stop', and the base's config has eos_token_id {found!r}, which ends no "
+            "answer. Set on_failure to 'unguided', or give the base's config its eos_token_id."
+        )
+    return token
+
+
+def front_end(config: VllmConfig) -> Callable[[SamplingParams], None] | None:
+    """The front end's check: refuses the start-up, or returns what every request goes through."""
+    if not wants_pad(config):
+        return None
+    pad = settings(config)
+    # The worker loads it again: read here, a broken one is this process's own error, not the end
+    # of a traceback from another.
+    adapter = load_adapter(pad.adapter)
+    check_backbone(config, pad, adapter, fetched=False)
+    accepted = limits(pad, adapter.config)
+    if pad.engine == "shared":
+        base = config.model_config.hf_config
+        require_shapes(adapter, base)
+        require_boundary(attention_kinds(base), adapter.config.fork_layer)
+    else:
+        require_reward_backbone(pad, adapter)
+        reader(config, pad)
+    if pad.on_failure == "stop":
+        end_token(config)
+    on_beam_search(_refuse_beam_search)
+
+    def admit(params: SamplingParams) -> None:
+        parse(params.extra_args, accepted)
+
+    return admit
+
+
+def _refuse_beam_search(arguments: Mapping[str, Any] | None) -> None:
+    ours = [name for name in arguments or () if name.startswith(PREFIX)]
+    if ours:
+        raise ValueError(
+            f"use_beam_search together with {listed(ours)}: vLLM's beam search cannot be guided. "
+            f"Drop use_beam_search (n and temperature give several answers), or {listed(ours)}."
+        )

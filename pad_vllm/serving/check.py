@@ -1,0 +1,321 @@
+"""`pad-vllm check`: which engines can serve this pair on this vLLM? A row each question, nothing started.
+
+In: a base (folder or hub name) and an adapter's folder. Out: rows that say yes, or no and what to
+do. It asks the modules that also refuse at start-up, so that both say the same; it loads the
+adapter and the base's config, never the base's weights.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pad_vllm.adapter.adapter import Adapter
+from pad_vllm.adapter.fingerprint import fingerprint, local_checkpoint
+from pad_vllm.adapter.folder import load_adapter
+from pad_vllm.adapter.manifest import Backbone, require_backbone
+from pad_vllm.adapter.shapes import attention_kinds, require_boundary, require_shapes
+from pad_vllm.config import ENGINES, PADConfig
+from pad_vllm.vllm_api.versions import ACCEPTED, PACKAGES, TESTED
+from pad_vllm.wording import listed
+
+PLUGIN = "pad_vllm.plugin:register"
+_INSTALL = "Install one: pip install 'pad-vllm[vllm]' for GPUs, 'pad-vllm[cpu]' without."
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One question and its answer."""
+
+    name: str
+    """What was looked at."""
+
+    ok: bool
+    """Whether it stands in the way of nothing."""
+
+    detail: str
+    """What was found; where it is not ok, what to do."""
+
+    engine: str = ""
+    """The engine that needs it; empty where all do."""
+
+
+def run(base: str, adapter: str, backbone: str = "") -> list[Finding]:
+    """Every check, those of a part that cannot be read left out. Raises nothing.
+
+    backbone: of the reward model, where it is not the base and the adapter's own name does not find it.
+    """
+    rows: list[Finding] = []
+    made = _note(rows, "adapter", "", lambda: _adapter(adapter))
+    config = _note(rows, "base", "", lambda: _config(base))
+    for name, about in _OF_VLLM:
+        _note(rows, name, "", partial(_said, about))
+    if made is None or config is None:
+        return rows
+    both = _Both(base, config, made, backbone)
+    _note(rows, "defaults", "", partial(_said, _defaults, both))
+    for name, fits in _OF_SHARED:
+        _note(rows, name, "shared", partial(_said, fits, both))
+    if not backbone and all(row.ok for row in rows if row.engine == "shared"):
+        both = replace(both, backbone=base)  # the base is the adapter's own backbone
+    for name, fits in _OF_RESIDENT:
+        _note(rows, name, "resident", partial(_said, fits, both))
+    _note(rows, "Ray", "ray", _ray)
+    return rows
+
+
+def servable(rows: list[Finding]) -> list[str]:
+    """The engines that nothing stands in the way of."""
+    if not all(row.ok for row in rows if not row.engine):
+        return []
+    needs = {"shared": ("shared",), "resident": ("resident",), "ray": ("resident", "ray")}
+    found = {engine for row in rows if (engine := row.engine)}
+    return [
+        engine
+        for engine in ENGINES
+        if engine in found and all(row.ok for row in rows if row.engine in needs[engine])
+    ]
+
+
+@dataclass(frozen=True)
+class _Both:
+    base: str
+    config: Any  # the base's, from Transformers
+    adapter: Adapter
+    backbone: str
+
+
+def _said(look: Callable[..., str], *given: _Both) -> tuple[bool, str]:
+    return True, look(*given)
+
+
+def _note(
+    rows: list[Finding], name: str, engine: str, look: Callable[[], tuple[Found, str]]
+) -> Found | None:
+    try:
+        found, detail = look()
+    except Exception as error:  # noqa: BLE001, a broken vLLM may raise anything, and here it is shown
+        known = isinstance(error, ValueError | OSError | ImportError)
+        detail = str(error) if known else f"{type(error).__name__}: {error}"
+        rows.append(Finding(name, False, detail, engine))
+        return None
+    rows.append(Finding(name, True, detail, engine))
+    return found
+
+
+def _adapter(folder: str) -> tuple[Adapter, str]:
+    made = load_adapter(folder)
+    config = made.config
+    return made, (
+        f"{listed(config.dimensions)}; trained on {config.backbone.name}, forked at layer "
+        f"{config.fork_layer} of {config.backbone.num_layers}"
+    )
+
+
+def _config(base: str) -> tuple[Any, str]:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(base)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{base} has no config that Transformers reads ({reason}). Accepted: a name of "
+            "`pad-vllm models`, a checkpoint's folder, a hub name. Check the name, or fetch it."
+        ) from None
+    return config, listed(config.architectures or ())
+
+
+def _version() -> str:
+    found = {package: number for package in PACKAGES if (number := _installed(package))}
+    if not found:
+        raise ValueError(f"vLLM is not installed. {_INSTALL}")
+    if len(found) > 1:
+        raise ValueError(
+            f"{' and '.join(found)} are both installed and overwrite each other's files. "
+            f"pip uninstall both, then install one. {_INSTALL}"
+        )
+    ((package, number),) = found.items()
+    match = re.match(r"\d+\.\d+", number)
+    if not match or match[0] not in ACCEPTED:
+        raise ValueError(
+            f"{package} {number}; accepted are {listed(ACCEPTED)} (tested: {listed(TESTED)}). {_INSTALL}"
+        )
+    return f"{package} {number}"
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _plugin() -> str:
+    _import_vllm()
+    found = [point for point in _points("vllm.general_plugins") if point.value == PLUGIN]
+    if not found:
+        raise ValueError(
+            f"no entry point {PLUGIN} in group vllm.general_plugins, so vLLM does not find PAD. "
+            "Install pad_vllm with pip; a copied folder is not enough."
+        )
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and found[0].name not in allowed.split(","):
+        raise ValueError(
+            f"VLLM_PLUGINS={allowed} keeps vLLM from loading PAD. Unset it, or add "
+            f"{found[0].name} to it."
+        )
+    from pad_vllm.serving.connection import connect
+
+    try:
+        connect()
+    except Exception as error:
+        raise ValueError(
+            f"register() fails with this vLLM: {type(error).__name__}: {error} {_INSTALL}"
+        ) from error
+    return "vLLM finds it and it registers"
+
+
+def _processor() -> str:
+    _import_vllm()
+    from pad_vllm.serving.processor import PADLogitsProcessor
+    from pad_vllm.vllm_api.names import V1LogitsProcessor, V2LogitsProcessor
+
+    for runner, interface in (("V1", V1LogitsProcessor), ("V2", V2LogitsProcessor)):
+        if not issubclass(PADLogitsProcessor, interface):
+            raise ValueError(
+                f"PADLogitsProcessor is none of this vLLM's {runner} processors. {_INSTALL}"
+            )
+    twice = [one.name for one in _points("vllm.logits_processors") if "pad_vllm" in one.value]
+    if twice:
+        raise ValueError(
+            f"entry point {twice[0]} in group vllm.logits_processors would guide every request a "
+            "second time. Remove the package or the entry that adds it."
+        )
+    return "accepted by both model runners, V1 and V2"
+
+
+def _import_vllm() -> None:
+    try:
+        import vllm  # noqa: F401
+    except Exception as error:
+        raise ValueError(
+            f"vLLM does not import ({type(error).__name__}: {error}). {_INSTALL}"
+        ) from error
+
+
+def _points(group: str) -> list[EntryPoint]:
+    return list(entry_points(group=group))
+
+
+def _architecture(both: _Both) -> str:
+    _import_vllm()
+    from pad_vllm.adapter.families import ARCHITECTURES
+
+    names = both.config.architectures or ()
+    unknown = [name for name in names if name not in ARCHITECTURES]
+    if unknown or not names:
+        raise ValueError(
+            f"the shared engine cannot fork {listed(unknown) if unknown else both.base}; it serves "
+            f"{listed(ARCHITECTURES)}. Use a base of these, with an adapter trained on it."
+        )
+    return f"{listed(names)} can be forked"
+
+
+def _shapes(both: _Both) -> str:
+    served = Backbone.from_hf_config(both.config, name=both.base)
+    require_backbone(both.adapter.config, served)
+    require_shapes(both.adapter, both.config)
+    return f"H {served.hidden_size}, {served.num_layers} layers, V {served.vocab_size}"
+
+
+def _fork_layer(both: _Both) -> str:
+    kinds = attention_kinds(both.config)
+    require_boundary(kinds, both.adapter.config.fork_layer)
+    top = len(kinds) - both.adapter.config.fork_layer
+    return f"the top {top} of {len(kinds)} layers run twice"
+
+
+def _weights(both: _Both) -> str:
+    folder = local_checkpoint(both.base)
+    # Of a hub's model, the cache may hold no more than the config.
+    if folder is None or not (Path(both.base).is_dir() or list(folder.glob("*.safetensors"))):
+        return "not on this machine, so not compared; they are when the engine starts"
+    served = Backbone.from_hf_config(both.config, name=both.base, fingerprint=fingerprint(folder))
+    require_backbone(both.adapter.config, served)
+    return f"those the adapter was trained on, {str(served.fingerprint)[:19]}..."
+
+
+def _output_embedding(both: _Both) -> str:
+    quantised = getattr(both.config, "quantization_config", None) or {}
+    if not isinstance(quantised, dict):
+        quantised = quantised.to_dict()
+    if quantised.get("lm_head") is True:
+        raise ValueError(
+            f"{both.base} has a quantised lm_head, and rewards are read from its rows. Serve a "
+            "version whose lm_head is not quantised."
+        )
+    if quantised:
+        method = quantised.get("quant_method", "in some way")
+        return f"the base is quantised ({method}); lm_head is looked at when the engine starts"
+    return "lm_head is a plain matrix"
+
+
+def _defaults(both: _Both) -> str:
+    _import_vllm()
+    from pad_vllm.serving import admission
+
+    limits = admission.limits(_pad(both), both.adapter.config)
+    return f"beta {limits.beta:g} and {limits.top_k} candidates"
+
+
+def _pad(both: _Both) -> PADConfig:
+    return PADConfig(adapter=str(both.adapter.path), engine="resident", backbone=both.backbone)
+
+
+def _reward_model(both: _Both) -> str:
+    from pad_vllm.engines.reward_model.load import backbone_of, require_reward_backbone
+
+    pad = _pad(both)
+    warnings = require_reward_backbone(pad, both.adapter)
+    return "; ".join([f"its own, {backbone_of(pad, both.adapter.config)}", *warnings])
+
+
+def _tokenizers(both: _Both) -> str:
+    from transformers import AutoTokenizer
+
+    from pad_vllm.engines.reward_model.load import tokenizer_of
+    from pad_vllm.text.tokens import Reader
+
+    base = AutoTokenizer.from_pretrained(both.base)
+    reader = Reader(base, tokenizer_of(_pad(both), both.adapter.config))
+    if reader.same:
+        return "the same: token ids are passed through"
+    template = "through its chat template" if base.chat_template else "as one user turn"
+    return f"two: the base's text is read {template}, and encoded again at its end"
+
+
+def _ray() -> tuple[bool, str]:
+    found = _installed("ray")
+    if found is None:
+        raise ValueError("Ray is not installed. Install it: pip install 'pad-vllm[ray]'")
+    return True, f"ray {found}; what `resident` needs holds for its actors too"
+
+
+_OF_VLLM = (("vLLM", _version), ("plugin", _plugin), ("processor", _processor))
+_OF_SHARED = (
+    ("architecture", _architecture),
+    ("shapes", _shapes),
+    ("fork layer", _fork_layer),
+    ("weights", _weights),
+    ("lm_head", _output_embedding),
+)
+_OF_RESIDENT = (("reward model", _reward_model), ("tokenizers", _tokenizers))

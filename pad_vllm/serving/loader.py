@@ -1,0 +1,141 @@
+"""`--load-format pad`: loads the model with another of vLLM's loaders, then gives it a reward engine.
+
+In: vLLM's config. Out: the model, its engine entered in engines.base. Runs in the worker, before vLLM
+sizes its KV cache: what an engine takes here is taken from that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from pad_vllm.adapter.adapter import Adapter
+from pad_vllm.adapter.folder import load_adapter
+from pad_vllm.config import KEY, PADConfig
+from pad_vllm.engines import base, inputs
+from pad_vllm.engines.shared.fork import fork_model
+from pad_vllm.serving import admission
+from pad_vllm.version import __version__
+from pad_vllm.vllm_api.attention import AttentionRecord, last_tokens, recorded_attention
+from pad_vllm.vllm_api.names import (
+    BaseModelLoader,
+    VllmConfig,
+    get_model_loader,
+    init_logger,
+    set_current_vllm_config,
+    set_default_torch_dtype,
+)
+
+logger = init_logger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """What an engine is made of."""
+
+    model: Any
+    config: VllmConfig
+    model_config: Any
+    pad: PADConfig
+    adapter: Adapter
+    record: AttentionRecord
+
+
+class PADModelLoader(BaseModelLoader):
+    """Wraps the loader that `{"pad": {"load_format": ...}}` names ("auto" when it names none)."""
+
+    def __init__(self, load_config: Any) -> None:
+        super().__init__(load_config)
+        self._inner = self._loader("auto")
+
+    def _loader(self, load_format: str) -> BaseModelLoader:
+        return get_model_loader(dataclasses.replace(self.load_config, load_format=load_format))
+
+    def download_model(self, model_config: Any) -> None:
+        self._inner.download_model(model_config)
+
+    def load_weights(self, model: nn.Module, model_config: Any) -> None:
+        """Weights into a model that may be forked already: parameter names are the plain model's."""
+        self._inner.load_weights(model, model_config)
+
+    def load_model(
+        self, vllm_config: VllmConfig, model_config: Any, *args: Any, **kwargs: Any
+    ) -> nn.Module:
+        pad = admission.settings(vllm_config)
+        adapter = load_adapter(pad.adapter)
+        # Written before the model is built: the compile cache's key knows neither the load format
+        # nor the adapter, and two forks would share one artefact.
+        key = f"{__version__}:{pad.engine}:{adapter.config.fork_layer}:{adapter.digest}"
+        vllm_config.additional_config[KEY]["_compile_key"] = key
+        self._inner = self._loader(pad.load_format)
+        with recorded_attention() as record:
+            model = self._inner.load_model(vllm_config, model_config, *args, **kwargs)
+        # After the weights: only then is a hub name sure to be on this machine.
+        admission.check_backbone(vllm_config, pad, adapter)
+        engine = _ENGINES[pad.engine](
+            Loaded(model, vllm_config, model_config, pad, adapter, record)
+        )
+        base.start(vllm_config.instance_id, engine)
+        return model
+
+
+def _shared(loaded: Loaded) -> base.RewardEngine:
+    adapter = loaded.adapter
+    device = next(loaded.model.parameters()).device
+    with (
+        set_current_vllm_config(loaded.config),
+        set_default_torch_dtype(loaded.model_config.dtype),
+        device,
+    ):
+        rewards = fork_model(loaded.model, adapter, loaded.record)
+    backbone = adapter.config.backbone
+    logger.info(
+        "PAD: forked %d of %d layers, dimensions %s",
+        backbone.num_layers - adapter.config.fork_layer,
+        backbone.num_layers,
+        ", ".join(adapter.config.dimensions),
+    )
+    return rewards
+
+
+def _resident(loaded: Loaded) -> base.RewardEngine:
+    from pad_vllm.engines.resident import ResidentRewards
+    from pad_vllm.engines.reward_model.load import make_scorer
+
+    pad = loaded.pad
+    device = torch.device(pad.device) if pad.device else next(loaded.model.parameters()).device
+    scorer = make_scorer(pad, loaded.adapter, dtype=loaded.model_config.dtype, device=device)
+    reader = admission.reader(loaded.config, pad)
+    rewards = ResidentRewards(reader, scorer, logger.warning)
+    inputs.carry(loaded.model, rewards.keep)
+    # The model holds its engine, so that both go together.
+    loaded.model.pad_rewards = rewards
+    logger.info("PAD: a reward model of its own beside the base, %s", pad.adapter)
+    return rewards
+
+
+def _ray(loaded: Loaded) -> base.RewardEngine:
+    from pad_vllm.engines.ray import RayScores
+    from pad_vllm.engines.resident import ResidentRewards
+
+    pad = loaded.pad
+    scores = RayScores(pad, loaded.model_config.dtype, logger.warning)
+    reader = admission.reader(loaded.config, pad)
+    rewards = ResidentRewards(
+        reader, scores, logger.warning, early=scores.begin, last_tokens=last_tokens
+    )
+    inputs.carry(loaded.model, rewards.keep, rewards.begin)
+    loaded.model.pad_rewards = rewards
+    logger.info("PAD: %d reward models in Ray actors, %s", pad.ray_actors, pad.adapter)
+    return rewards
+
+
+_ENGINES: dict[str, Callable[[Loaded], base.RewardEngine]] = {
+    "shared": _shared,
+    "resident": _resident,
+    "ray": _ray,
+}

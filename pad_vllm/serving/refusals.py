@@ -1,0 +1,158 @@
+"""What PAD cannot serve yet, refused by name before an engine starts, each with the way out.
+
+In: a VllmConfig and PAD's settings. Out: nothing, or a ValueError. Opens no adapter and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pad_vllm.adapter.families import ARCHITECTURES
+from pad_vllm.config import KEY, LOAD_FORMAT, PADConfig
+from pad_vllm.vllm_api.front_end import rust_front_end
+from pad_vllm.vllm_api.names import VllmConfig
+
+_USE = (
+    "start with --load-format pad --logits-processors pad_vllm:PADLogitsProcessor "
+    """--additional-config '{"pad": {"adapter": "PATH"}}', or with `pad-vllm serve`"""
+)
+
+_Refusal = tuple[str, Callable[[VllmConfig], Any], str]
+
+REFUSED: tuple[_Refusal, ...] = (
+    (
+        "pipeline parallelism",
+        lambda c: c.parallel_config.pipeline_parallel_size > 1,
+        "drop --pipeline-parallel-size",
+    ),
+    (
+        "tensor parallelism",
+        lambda c: c.parallel_config.tensor_parallel_size > 1,
+        "drop --tensor-parallel-size",
+    ),
+    (
+        "data parallelism",
+        lambda c: c.parallel_config.data_parallel_size > 1,
+        "run independent servers instead of --data-parallel-size",
+    ),
+    (
+        "context parallelism",
+        lambda c: (
+            getattr(c.parallel_config, "decode_context_parallel_size", 1) > 1
+            or getattr(c.parallel_config, "prefill_context_parallel_size", 1) > 1
+        ),
+        "drop the context parallel sizes",
+    ),
+    (
+        "dual batch overlap",
+        lambda c: getattr(c.parallel_config, "use_ubatching", False),
+        "drop --enable-dbo and --ubatch-size",
+    ),
+    ("--enable-lora", lambda c: c.lora_config is not None, "drop it; merge the LoRA into the base"),
+    (
+        "speculative decoding",
+        lambda c: c.speculative_config is not None,
+        "drop --speculative-config; vLLM's V1 runner would drop the processor without a word",
+    ),
+    (
+        "KV connectors",
+        lambda c: c.kv_transfer_config is not None,
+        "drop --kv-transfer-config; its block hash does not know the adapter",
+    ),
+    (
+        "a quantised KV cache",
+        lambda c: c.cache_config.cache_dtype.startswith(("fp8", "nvfp4", "int8")),
+        "drop --kv-cache-dtype",
+    ),
+    (
+        "vLLM's Rust front end",
+        lambda _: rust_front_end(),
+        "unset VLLM_USE_RUST_FRONTEND; it would let every pad_ argument through unchecked",
+    ),
+    (
+        "pooling",
+        lambda c: c.model_config.runner_type == "pooling",
+        "serve a model that generates",
+    ),
+)
+"""Features refused by name until they are tested: name, where it is on, the way out."""
+
+
+REFUSED_BESIDE: tuple[_Refusal, ...] = (
+    (
+        "multimodal bases",
+        lambda c: c.model_config.is_multimodal_model,
+        "serve a base that reads text only",
+    ),
+    (
+        "prompts as embeddings",
+        lambda c: c.model_config.enable_prompt_embeds,
+        "drop --enable-prompt-embeds",
+    ),
+    (
+        "a base without a tokenizer",
+        lambda c: c.model_config.skip_tokenizer_init,
+        "drop --skip-tokenizer-init; the reward model reads the base's text",
+    ),
+)
+"""What an engine that must know the base's words cannot work with."""
+
+
+def wants_pad(config: VllmConfig) -> bool:
+    """Whether anything in the config asks for PAD."""
+    additional = config.additional_config
+    return (
+        config.load_config.load_format == LOAD_FORMAT
+        or (isinstance(additional, dict) and KEY in additional)
+        or _processors(config) > 0
+    )
+
+
+def require_servable(config: VllmConfig, pad: PADConfig) -> None:
+    """Refuse a config that the engine of `pad` cannot serve."""
+    for name, on, way_out in REFUSED:
+        if on(config):
+            raise ValueError(f"pad_vllm does not support {name} yet; {way_out}.")
+    if pad.engine == "shared":
+        _require_architecture(config)
+        return
+    for name, on, way_out in REFUSED_BESIDE:
+        if on(config):
+            raise ValueError(
+                f"pad_vllm's {pad.engine} engine does not support {name} yet; {way_out}."
+            )
+
+
+def _require_architecture(config: VllmConfig) -> None:
+    unknown = [a for a in config.model_config.architectures if a not in ARCHITECTURES]
+    if unknown:
+        raise ValueError(
+            f"pad_vllm's shared engine cannot fork {unknown[0]}; it serves "
+            f"{', '.join(ARCHITECTURES)}."
+        )
+
+
+def require_wiring(config: VllmConfig) -> None:
+    """All three of load format, processor and settings, the processor once."""
+    if config.load_config.load_format != LOAD_FORMAT:
+        raise ValueError(
+            f"pad_vllm needs load format 'pad', and this is "
+            f"{config.load_config.load_format!r}; {_USE}."
+        )
+    count = _processors(config)
+    if count != 1:
+        raise ValueError(
+            f"PADLogitsProcessor is given {count} times, and once is needed: without it requests "
+            f"would not be guided, twice they would be guided twice; {_USE}."
+        )
+
+
+def _processors(config: VllmConfig) -> int:
+    given = config.model_config.logits_processors or []
+    return sum(
+        one.rsplit(":", 1)[-1].endswith("PADLogitsProcessor")
+        if isinstance(one, str)
+        else any(base.__name__ == "PADLogitsProcessor" for base in one.__mro__)
+        for one in given
+    )

@@ -1,0 +1,27 @@
+"""A preference in words inside a conversation, in the form of the paper's code.
+
+In: messages and a text. Out: messages. Training and the reward model's prompt say it alike because both
+call this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pad_vllm.wording import show
+
+
+def with_preference(messages: Sequence[Mapping[str, str]], text: str) -> list[dict[str, str]]:
+    """The conversation with `text` before its last user turn, in the form of the paper's code."""
+    turns = [dict(message) for message in messages]
+    for turn in reversed(turns):
+        if turn["role"] == "user":
+            turn["content"] = (
+                "[Guidelines] Your task is to generate response by considering the following "
+                f"principle. [Principles] {text} [Instruction] {turn['content']}"
+            )
+            return turns
+    raise ValueError(
+        f"the conversation has no user turn (roles: {show([turn['role'] for turn in turns])}); "
+        "accepted: one at least, for the preference to stand in. Add it."
+    )

@@ -1,0 +1,125 @@
+"""One user's choices between two answers, from a JSONL to the fit of their weights.
+
+A line is {"prompt": text or messages, "chosen": text, "rejected": text}. In: a file, a PersRM and its
+tokenizer. Out: a Fit, also as JSON. fit.py knows the regression.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pad_vllm.persrm import PersRM
+from pad_vllm.text.chat import chat_ids
+from pad_vllm.training.fit import LEAST, Fit, feature_sums, fit
+from pad_vllm.wording import show
+
+FORM = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
+
+
+class Choice(NamedTuple):
+    """One line: a conversation that ends with the user's turn, and the two answers to it."""
+
+    prompt: list[dict[str, str]]
+    chosen: str
+    rejected: str
+    line: int
+
+
+def read_choices(path: Path) -> list[Choice]:
+    """Every line's choice; ValueError names the first line that is none."""
+    # Not splitlines(): a JSON string may hold line separators that are none of the file's.
+    with path.open(encoding="utf-8") as file:
+        return [_choice(path, n, line) for n, line in enumerate(file, 1) if line.strip()]
+
+
+def _choice(path: Path, number: int, line: str) -> Choice:
+    try:
+        raw = json.loads(line)
+        prompt, chosen, rejected = _fields(raw)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} line {number}: {error}. Accepted: {FORM}. Correct or drop the line."
+        ) from None
+    return Choice(prompt, chosen, rejected, number)
+
+
+def _fields(raw: Any) -> tuple[list[dict[str, str]], str, str]:
+    """Prompt and answers of a parsed line; keys beyond these are the user's own affair."""
+    if not isinstance(raw, dict):
+        raise ValueError(f"{show(raw)} is no JSON object")
+    for name in ("prompt", "chosen", "rejected"):
+        if name not in raw:
+            raise ValueError(f"{name} is missing")
+    for name in ("chosen", "rejected"):
+        if not isinstance(raw[name], str) or not raw[name].strip():
+            raise ValueError(f"{name} is {show(raw[name])}, not an answer's text")
+    if raw["chosen"] == raw["rejected"]:
+        raise ValueError("chosen and rejected are the same text, which is no choice")
+    return _conversation(raw["prompt"]), raw["chosen"], raw["rejected"]
+
+
+def _conversation(prompt: Any) -> list[dict[str, str]]:
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    sound = isinstance(turns, list) and all(
+        isinstance(turn, dict)
+        and set(turn) == {"role", "content"}
+        and all(isinstance(value, str) for value in turn.values())
+        for turn in turns
+    )
+    if not sound or not turns or turns[-1]["role"] != "user":
+        raise ValueError(
+            f"prompt is {show(prompt)}, neither text nor a list of "
+            '{"role": "...", "content": "..."} that ends with a turn of the user'
+        )
+    return list(turns)
+
+
+def learn(model: PersRM, tokenizer: Any, choices: list[Choice], *, strength: float = 1.0) -> Fit:
+    """The fit of `choices`, tokenised as the base's chat template has them."""
+    if len(choices) < LEAST:
+        raise ValueError(f"{len(choices)} choices; accepted: at least {LEAST}. Add lines.")
+    limit = getattr(model.backbone.config, "max_position_embeddings", math.inf)
+    sequences = []
+    for choice in choices:
+        prompt = chat_ids(tokenizer, choice.prompt)
+        # With its end, as the samples of training have it: when to stop is a choice as well.
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        for answer in (choice.chosen, choice.rejected):
+            response = [*_ids(tokenizer, answer), *end]
+            if len(prompt) + len(response) > limit:
+                raise ValueError(
+                    f"line {choice.line} has {len(prompt) + len(response)} tokens; this base "
+                    f"accepts {limit}. Shorten or drop the line."
+                )
+            sequences.append((prompt, response))
+    sums = feature_sums(model, sequences)
+    return fit(sums[0::2] - sums[1::2], strength=strength)
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def as_json(fitted: Fit, dimensions: Sequence[str]) -> dict[str, Any]:
+    """The fit as plain JSON; an interval without a bound has null."""
+    rows = zip(dimensions, fitted.w.tolist(), fitted.interval.tolist(), fitted.clear, strict=True)
+    return {
+        "pad_weights": fitted.weights(dimensions),
+        "dimensions": {
+            name: {
+                "w": w,
+                "interval": [bound if math.isfinite(bound) else None for bound in bounds],
+                "clear": clear,
+            }
+            for name, w, bounds, clear in rows
+        },
+        "scale": fitted.scale,
+        "choices": fitted.choices,
+        "accuracy": fitted.accuracy,
+        "cross_validated": fitted.cross_validated,
+        "baseline": fitted.baseline,
+    }

@@ -1,0 +1,1 @@
+"""Preference data: records, their sources, and the groups that training reads."""

@@ -1,0 +1,1 @@
+"""How it is trained: stages, checkpoints, batches, what is told."""

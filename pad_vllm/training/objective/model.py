@@ -1,0 +1,66 @@
+"""The frozen base and the PersRM on it, as training runs them; and the trained tensors as an adapter.
+
+In: a checkpoint's folder and Settings. Out: a PersRM; an Adapter. Knows no data and no loss.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pad_vllm.adapter.adapter import Adapter
+from pad_vllm.adapter.manifest import FORMAT_VERSION, AdapterConfig, Backbone
+from pad_vllm.adapter.peft_lora import LoRA
+from pad_vllm.persrm import PersRM
+from pad_vllm.training.settings import Settings
+
+
+def load_backbone(folder: Path, dtype: str) -> Any:
+    """The base as training runs it. dtype: float32 or bfloat16."""
+    from transformers import AutoModelForCausalLM
+
+    # On a CPU PyTorch's flash attention takes three times as long backwards as plain products.
+    attention = "sdpa" if torch.cuda.is_available() else "eager"
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype), attn_implementation=attention
+    )
+
+
+def untrained_persrm(backbone: Any, dimensions: tuple[str, ...], settings: Settings) -> PersRM:
+    """An untrained PersRM as the settings want it."""
+    layers = backbone.config.num_hidden_layers
+    fork = settings.fork_layer
+    return PersRM(
+        backbone,
+        fork_layer=fork if fork is not None else layers - max(round(layers * 0.27), 1),
+        dimensions=dimensions,
+        lora_rank=settings.lora_rank,
+        lora_alpha=2.0 * settings.lora_rank,
+        head_rank=settings.head_rank,
+    )
+
+
+def to_adapter(
+    model: PersRM, backbone: Backbone, training: dict[str, Any], **defaults: Any
+) -> Adapter:
+    """The trained tensors as an adapter, LoRA in float16: half the size, finer than bfloat16."""
+    weights = {
+        key: (a.detach().half().cpu().contiguous(), b.detach().half().cpu().contiguous())
+        for key, (a, b) in model.lora_weights().items()
+    }
+    settings = model.lora.peft_config["default"]
+    config = AdapterConfig(
+        format_version=FORMAT_VERSION,
+        backbone=backbone,
+        fork_layer=model.fork_layer,
+        dimensions=model.dimensions,
+        head_rank=model.head_A.shape[1],
+        training=training,
+        **defaults,
+    )
+    alpha = float(settings.lora_alpha)
+    lora = LoRA(rank=settings.r, alpha=alpha, scaling=alpha / settings.r, weights=weights)
+    head_A, head_B = (part.detach().cpu().clone() for part in (model.head_A, model.head_B))
+    return Adapter(config, lora, head_A, head_B)

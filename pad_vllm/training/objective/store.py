@@ -1,0 +1,112 @@
+"""Everything training reads of a prompt: the fork cache, the branches and, later, the frozen trunk.
+
+In: groups. Out: their responses, from files where they are there, computed where not. Which file holds
+what, and what it depends on, is decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pad_vllm.persrm import PersRM
+from pad_vllm.training.data.groups import Group
+from pad_vllm.training.objective import branches
+from pad_vllm.training.objective.cache import Kept, Response, Tensors, compact, compute
+from pad_vllm.training.objective.objective import trunk_hidden
+from pad_vllm.training.settings import Settings
+
+_CHUNK = 32
+"""Groups in one go: enough for batches of alike lengths, little to lose to a kill."""
+
+Progress = Callable[[str, int, int], None]
+"""What is being done, how many prompts are, of how many."""
+
+
+class Store:
+    """The responses of any group, under the settings of one run.
+
+    folder: where files are kept. identity: the backbone's fingerprint.
+    """
+
+    def __init__(
+        self, model: PersRM, tokenizer: Any, settings: Settings, folder: Path, identity: str
+    ) -> None:
+        self.model, self.tokenizer, self.settings, self.folder = model, tokenizer, settings, folder
+        self.device = model.head_A.device
+        recipe = settings.recipe
+        self.of_fork = [identity, model.fork_layer, settings.dtype, recipe.candidates]
+        self.forks = Kept(folder / "forks", {"fork": self.of_fork})
+        drawn = [recipe.branch_share, recipe.seed, branches.WINDOW]
+        self.branches = Kept(folder / "branches", {"fork": self.of_fork, "drawn": drawn})
+        self.trunk: Kept | None = None
+
+    def build(
+        self, groups: Sequence[Group], rank: int, world: int, progress: Progress, *, scored: bool
+    ) -> None:
+        """Compute this worker's share of what is missing; `scored` says whether branches are wanted."""
+        if not self.settings.cached:
+            return
+        missing = self.forks.missing(groups[rank::world])
+        for start in range(0, len(missing), _CHUNK):
+            progress("fork activations", start, len(missing))
+            chunk = missing[start : start + _CHUNK]
+            made = compute(self.model, chunk, self.settings.recipe.candidates)
+            for group, responses in zip(chunk, made, strict=True):
+                self.forks.write(group, [compact(response) for response in responses])
+        if scored and self.settings.recipe.branch_share > 0:
+            unscored = self.branches.missing(groups[rank::world])
+            for number, group in enumerate(unscored):
+                if number % 50 == 0:
+                    progress("scores of next tokens", number, len(unscored))
+                ids = [response["ids"] for response in self.forks.read(group)]
+                self.branches.write(group, self._score(group, ids))
+
+    def _score(self, group: Group, ids: Sequence[torch.Tensor]) -> list[Tensors]:
+        scored = branches.scored_by(self.tokenizer, group.scorers)
+        recipe = self.settings.recipe
+        return [
+            branches.branches(tokens, candidates, scored, recipe.branch_share, recipe.seed)
+            for tokens, candidates in zip(group.response_ids, ids, strict=True)
+        ]
+
+    def responses(self, group: Group, *, scored: bool = False) -> list[Response]:
+        """Of one group, on the model's device; with branches where `scored`."""
+        if self.settings.cached:
+            found = [Response(**tensors) for tensors in self.forks.read(group)]
+        else:
+            found = compute(self.model, [group], self.settings.recipe.candidates)[0]
+        if scored and self.settings.recipe.branch_share > 0:
+            kept = self.branches.read(group) if self.settings.cached else None
+            rows = kept or self._score(group, [response.ids for response in found])
+            found = [
+                replace(response, branch_at=row["at"], branch_scores=row["scores"])
+                for response, row in zip(found, rows, strict=True)
+            ]
+        if self.trunk is not None:
+            rows = self.trunk.read(group)
+            found = [replace(r, h_T=row["h_T"]) for r, row in zip(found, rows, strict=True)]
+        return [response.to(self.device) for response in found]
+
+    @torch.no_grad()
+    def freeze_trunk(
+        self, groups: Sequence[Group], folder: Path, rank: int, world: int, progress: Progress
+    ) -> None:
+        """Keep h_T of every group under the LoRA as it is now: stage 2 runs no layer at all."""
+        digest = hashlib.sha256()
+        for a, b in self.model.lora_weights().values():
+            digest.update(a.detach().cpu().numpy().tobytes())
+            digest.update(b.detach().cpu().numpy().tobytes())
+        kept = Kept(folder, {"fork": self.of_fork, "lora": digest.hexdigest()})
+        missing = kept.missing(groups[rank::world])
+        for number, group in enumerate(missing):
+            if number % 50 == 0:
+                progress("trunk activations", number, len(missing))
+            hidden = trunk_hidden(self.model, self.responses(group))
+            kept.write(group, [{"h_T": h} for h in hidden])
+        self.trunk = kept

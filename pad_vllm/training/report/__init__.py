@@ -1,0 +1,1 @@
+"""What came out: held-out figures, the model card, the curves."""

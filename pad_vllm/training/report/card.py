@@ -1,0 +1,180 @@
+"""The model card of an adapter, written from its own pad_config.json and a steering result.
+
+In: AdapterConfig, whose `training` the run filled, and, where there is one, the JSON of
+benchmarks/steering.py. Out: Markdown. Every key is optional; a section without content is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pad_vllm.adapter.manifest import AdapterConfig
+
+_COUNTS = (
+    "read",
+    "malformed",
+    "duplicate",
+    "single",
+    "long",
+    "refused",
+    "cut",
+    "uninformative",
+    "groups",
+)
+_MODELS = ("untrained", "prompted", "trained")
+_PAIRS = {"pairs": "all", "clear": "clear"}
+
+
+def card(config: AdapterConfig, steering: dict[str, Any] | None) -> str:
+    """README.md of the adapter's folder."""
+    training = config.training
+    sections = {
+        "Training": _training(training),
+        "Data": _data(training.get("data") or {}),
+        "Held-out pairs": _held_out(training.get("held_out") or [], training.get("recipe") or {}),
+        "Steering": _steering(steering, config.dimensions) if steering else [],
+    }
+    blocks = [f"# PAD adapter for {config.backbone.name}", _summary(config)]
+    for title, content in sections.items():
+        if content:
+            blocks += [f"## {title}", *content]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _summary(config: AdapterConfig) -> str:
+    return (
+        f"Preference dimensions: {', '.join(config.dimensions)}. LoRA from layer "
+        f"{config.fork_layer} of {config.backbone.num_layers}; heads of rank {config.head_rank}; "
+        f"default beta {config.beta:g}, top_k {config.top_k}."
+    )
+
+
+def _training(training: Mapping[str, Any]) -> list[str]:
+    blocks = [f"    {training['command']}"] if training.get("command") else []
+    made = []
+    if training.get("revision"):
+        made.append(f"Revision {training['revision']}.")
+    if training.get("seed") is not None:
+        made.append(f"Seed {training['seed']}.")
+    if training.get("versions"):
+        made.append(f"Versions: {_pairs(training['versions'])}.")
+    recipe = f"Recipe: {_pairs(training['recipe'])}." if training.get("recipe") else ""
+    return [*blocks, *filter(None, (" ".join(made), recipe, _cost(training)))]
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_plain(value)}" for name, value in values.items())
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _cost(training: Mapping[str, Any]) -> str:
+    parts = []
+    if training.get("seconds"):
+        each = ", ".join(f"{name} {value:,.0f} s" for name, value in training["seconds"].items())
+        parts.append(f"Time since the run was last started: {each}.")
+    if training.get("peak_memory_gib") is not None:
+        parts.append(f"Peak memory: {training['peak_memory_gib']:.1f} GiB.")
+    return " ".join(parts)
+
+
+def _data(data: Mapping[str, Any]) -> list[str]:
+    blocks = [data["described"]] if data.get("described") else []
+    if data.get("prompts"):
+        each = ", ".join(
+            f"{count:,} {name.replace('_', ' ')}" for name, count in data["prompts"].items()
+        )
+        blocks.append(f"Prompts: {each}.")
+    sources = data.get("sources") or []
+    if sources:
+        counts = [name for name in _COUNTS if any(name in source for source in sources)]
+        rows = [
+            [source.get("name", ""), *(_whole(source.get(c)) for c in counts)] for source in sources
+        ]
+        blocks.append(_table(["source", *(name.replace("_", " ") for name in counts)], rows))
+    return blocks
+
+
+def _whole(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _held_out(rows: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> list[str]:
+    """Accuracy by preference; a column for each model and kind of pairs that any row has."""
+    if not rows:
+        return []
+    columns = [
+        (model, kind)
+        for kind in _PAIRS
+        for model in _MODELS
+        if any(kind in (row.get(model) or {}) for row in rows)
+    ]
+    far = any("distance" in row for row in rows)
+    counted = any("count" in row for row in rows)
+    head = ["preference", *(["from training"] if far else [])]
+    head += [f"{model}, {_PAIRS[kind]}" for model, kind in columns]
+    body = []
+    for row in rows:
+        cells = [row.get("preference", "")]
+        cells += [_degrees(row.get("distance"))] if far else []
+        cells += [_percent((row.get(model) or {}).get(kind)) for model, kind in columns]
+        body.append(cells + ([_whole(row.get("count"))] if counted else []))
+    legend = _legend({name for column in columns for name in column}, recipe, far=far)
+    return [legend, _table([*head, *(["pairs"] if counted else [])], body)]
+
+
+def _legend(shown: set[str], recipe: Mapping[str, Any], *, far: bool) -> str:
+    ranked = (
+        "Share of pairs of held-out responses that are ranked as their scores rank them under the "
+        "preference; a coin has 50%."
+    )
+    parts = [ranked]
+    if "prompted" in shown:
+        parts.append("Prompted: the base alone, with the preference in words in its prompt.")
+    if "clear" in shown:
+        margin = recipe.get("least_margin")
+        least = "a least margin" if margin is None else f"{margin:g}"
+        parts.append(f"Clear pairs lie further apart than {least} of the dimension's spread.")
+    if far:
+        parts.append("From training: the angle to the nearest preference that was trained.")
+    return " ".join(parts)
+
+
+def _degrees(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}°"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    names = list(head)
+    # Names to the left, numbers to the right.
+    lines = [names, ["---", *["---:"] * (len(names) - 1)]]
+    lines += [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _steering(steering: Mapping[str, Any], dimensions: tuple[str, ...]) -> list[str]:
+    advice = _advice(steering["records"], dimensions)
+    blocks = [f"    {steering['command']}", "\n".join(advice), "\n".join(steering["table"])]
+    return [block for block in blocks if block]
+
+
+def _advice(records: list[dict[str, Any]], dimensions: tuple[str, ...]) -> list[str]:
+    """For each dimension that a scorer measured, the fluent row that wins most."""
+    lines = []
+    for name in dimensions:
+        alone = [r for r in records if r["name"] == f"+{name}" and name in r["win_rate"]]
+        rows = [r for r in alone if r["fluent"]]
+        if rows:
+            best = max(rows, key=lambda r: r["win_rate"][name])
+            lines.append(
+                f"- {name}: beta {best['beta']:g}, beats the unguided answer on "
+                f"{best['win_rate'][name]:.0%} of the prompts"
+            )
+    return lines

@@ -1,0 +1,1 @@
+"""Data made here: responses drawn from the base, scores added to them."""

@@ -1,0 +1,119 @@
+"""One vLLM engine that draws responses: a batch of prompts in, lines for two files out.
+
+Called in this process or inside a Ray actor, hence plain strings in and out. Sampling keeps the base's
+own top-k, so that every token lies in the candidate set that decoding rescores. Knows nothing of
+files, scores or rewards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from jinja2 import TemplateError
+
+from pad_vllm.text.chat import chat_ids
+from pad_vllm.training.data.jsonl import to_line
+from pad_vllm.training.data.record import Record, Response
+
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn."""
+
+    n: int = 4  # a prompt
+    max_tokens: int = 128
+    temperature: float = 0.8
+    top_k: int = 20  # the candidates of decoding: a token outside them could never be rewarded
+    seed: int = 0  # the engine's, not one a request: a generator a row halves the sampler's speed
+    max_model_len: int = 1024
+    max_num_seqs: int = 128
+
+
+class Engine(Protocol):
+    """What is used of vllm.LLM."""
+
+    def chat(self, messages: list[Messages], sampling_params: Any, *, use_tqdm: bool) -> Any:
+        """One result a conversation; its outputs have text and token_ids."""
+
+    def get_tokenizer(self) -> Any:
+        """One with a chat template."""
+
+
+Build = Callable[[str, Sampling], tuple[Engine, Any]]
+"""From base and Sampling to an engine and the parameters its chat takes."""
+
+
+def vllm_engine(base: str, sampling: Sampling) -> tuple[Engine, Any]:
+    """vLLM in this process."""
+    from pad_vllm.serving.offline import engine
+
+    return engine(
+        base,
+        {
+            "max_model_len": sampling.max_model_len,
+            "max_num_seqs": sampling.max_num_seqs,
+            "seed": sampling.seed,
+        },
+        {
+            "n": sampling.n,
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+        },
+    )
+
+
+class Sampler:
+    """Draws for {"prompt": [messages as JSON]}; answers {"line": [...], "declined": [...]}.
+
+    A line is a Record, or, where declined is true, {"prompt": messages, "declined": reason}.
+    """
+
+    def __init__(self, base: str, sampling: Sampling, build: Build = vllm_engine) -> None:
+        self.sampling = sampling
+        self.engine, self.params = build(base, sampling)
+        self.tokenizer = self.engine.get_tokenizer()
+
+    def __call__(self, batch: dict[str, Sequence[str]]) -> dict[str, list[Any]]:
+        prompts = [json.loads(prompt) for prompt in batch["prompt"]]
+        reasons = [self._unfit(prompt) for prompt in prompts]
+        fit = [prompt for prompt, reason in zip(prompts, reasons, strict=True) if not reason]
+        # vLLM raises on a prompt that is too long, and the whole batch with it: those stay out.
+        results = iter(self.engine.chat(fit, self.params, use_tqdm=False) if fit else ())
+        lines, declined = [], []
+        for prompt, reason in zip(prompts, reasons, strict=True):
+            responses = [] if reason else _responses(next(results))
+            why = reason or _too_few(responses)
+            declined.append(bool(why))
+            if why:
+                lines.append(json.dumps({"prompt": prompt, "declined": why}, ensure_ascii=False))
+            else:
+                lines.append(to_line(Record(prompt=prompt, responses=responses)))
+        return {"line": lines, "declined": declined}
+
+    def _unfit(self, prompt: Messages) -> str:
+        """Why the engine could not take a prompt; empty where it can."""
+        try:
+            count = len(chat_ids(self.tokenizer, prompt))
+        except TemplateError as error:  # such as a system turn for a model that knows none
+            return f"the chat template refuses it: {error}"
+        room = self.sampling.max_model_len - self.sampling.max_tokens
+        return f"{count} tokens, there is room for {room}" if count > room else ""
+
+
+def _responses(result: Any) -> list[Response]:
+    """The different texts that are not blank, each with the tokens it was first drawn with."""
+    drawn: dict[str, Response] = {}
+    for choice in result.outputs:
+        if choice.text.strip() and choice.text not in drawn:
+            drawn[choice.text] = Response(text=choice.text, token_ids=list(choice.token_ids))
+    return list(drawn.values())
+
+
+def _too_few(responses: list[Response]) -> str:
+    return "" if len(responses) > 1 else f"only {len(responses)} different response(s), not blank"

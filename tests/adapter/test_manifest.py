@@ -1,0 +1,308 @@
+"""pad_config.json: its round trip, every refusal of it, and which backbone an adapter fits."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pad_vllm.adapter.fingerprint import fingerprint
+from pad_vllm.adapter.manifest import (
+    AdapterConfig,
+    AdapterError,
+    Backbone,
+    read_config,
+    require_backbone,
+)
+
+MARK = "sha256:" + "0" * 64
+BACKBONE = Backbone("org/base", ("LlamaForCausalLM",), 32, 4, 64, MARK)
+CONFIG = AdapterConfig(
+    format_version=1,
+    backbone=BACKBONE,
+    fork_layer=2,
+    dimensions=("helpful", "humor"),
+    head_rank=3,
+    beta=0.5,
+    top_k=10,
+    training={"held_out": {"accuracy": 0.75}, "steps": 100},
+)
+
+
+def written(folder, **changes):
+    """A folder whose pad_config.json is CONFIG's with keys replaced; `...` removes one."""
+    raw = json.loads(CONFIG.to_json()) | changes
+    raw = {key: value for key, value in raw.items() if value is not ...}
+    (folder / "pad_config.json").write_text(json.dumps(raw))
+    return folder
+
+
+def refusal(folder) -> str:
+    with pytest.raises(AdapterError) as caught:
+        read_config(folder)
+    assert str(folder) in str(caught.value)
+    return str(caught.value)
+
+
+def test_json_comes_back_as_it_went_sorted_and_indented():
+    text = CONFIG.to_json()
+    assert AdapterConfig.from_json(text) == CONFIG
+    assert text == json.dumps(json.loads(text), sort_keys=True, indent=2) + "\n"
+
+
+def test_a_folder_with_nothing_but_the_config_can_be_read(tmp_path):
+    assert read_config(written(tmp_path)) == CONFIG
+    assert read_config(str(tmp_path)) == CONFIG
+
+
+def test_a_whole_beta_reads_as_the_float_it_is(tmp_path):
+    config = read_config(written(tmp_path, beta=1))
+    assert config == dataclasses.replace(CONFIG, beta=1.0)
+    assert config.to_json() == dataclasses.replace(CONFIG, beta=1.0).to_json()
+
+
+def test_a_backbone_without_fingerprint_is_written_as_null(tmp_path):
+    backbone = json.loads(CONFIG.to_json())["backbone"] | {"fingerprint": None}
+    assert read_config(written(tmp_path, backbone=backbone)).backbone.fingerprint is None
+
+
+@pytest.mark.parametrize("name", ["org/adapter", "my-user/pad_llama.v1"])
+def test_a_hub_name_is_told_to_be_fetched_first(name):
+    with pytest.raises(AdapterError, match="local folder") as caught:
+        read_config(name)
+    assert f"hf download {name}" in str(caught.value)
+
+
+def test_a_missing_folder_says_where_it_looked(tmp_path):
+    with pytest.raises(AdapterError, match=r"does not exist.*this process runs in"):
+        read_config(tmp_path / "absent")
+
+
+def test_a_file_is_not_a_folder(tmp_path):
+    written(tmp_path)
+    with pytest.raises(AdapterError, match="is a file; accepted is the folder"):
+        read_config(tmp_path / "pad_config.json")
+
+
+def test_a_plain_lora_says_what_it_lacks(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    message = refusal(tmp_path)
+    assert "has no pad_config.json (it has: adapter_config.json)" in message
+    assert "pad-vllm train" in message
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"{", id="cut short"),
+        pytest.param(b"", id="empty"),
+        pytest.param(b"[]", id="a list"),
+        pytest.param(b"\xff\xfe", id="bytes"),
+        pytest.param(b'{"a":' * 100_000, id="nested"),
+        pytest.param(b'{"a": ' + b"9" * 5000 + b"}", id="digits"),
+    ],
+)
+def test_what_is_no_json_object_is_refused(tmp_path, content):
+    (tmp_path / "pad_config.json").write_bytes(content)
+    assert "pad_config.json: " in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, True, 1.5, ...])
+def test_another_format_version_is_refused_before_anything_else(tmp_path, version):
+    message = refusal(written(tmp_path, format_version=version, surprise=1))
+    assert "format_version is " in message
+    assert "reads 1" in message
+    assert "Upgrade" in message
+
+
+def test_missing_and_unknown_keys_are_both_named(tmp_path):
+    message = refusal(written(tmp_path, fork_layer=..., fork_layers=2))
+    assert "missing: fork_layer;" in message
+    assert "unknown: fork_layers." in message
+    assert "Did you mean 'fork_layer'?" in message
+
+
+def test_keys_of_the_backbone_are_named_with_their_place(tmp_path):
+    backbone = json.loads(CONFIG.to_json())["backbone"]
+    del backbone["vocab_size"]
+    assert "missing: backbone.vocab_size" in refusal(written(tmp_path, backbone=backbone))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("fork_layer", 4),
+        ("fork_layer", -1),
+        ("fork_layer", 2.0),
+        ("fork_layer", True),
+        ("head_rank", 0),
+        ("head_rank", "3"),
+        ("beta", "1"),
+        ("beta", None),
+        ("beta", True),
+        ("beta", float("nan")),
+        ("beta", float("inf")),
+        ("beta", -2e6),
+        ("beta", 10**400),
+        ("top_k", 0),
+        ("top_k", 65),
+        ("top_k", 10.0),
+        ("training", []),
+        ("backbone", "org/base"),
+        ("dimensions", []),
+        ("dimensions", "helpful"),
+        ("dimensions", ["helpful", "helpful"]),
+        ("dimensions", [""]),
+        ("dimensions", [" helpful"]),
+        ("dimensions", ["helpful "]),
+        ("dimensions", ["help=ful"]),
+        ("dimensions", ["help,ful"]),
+        ("dimensions", ["1st"]),
+        ("dimensions", ["humör"]),
+        ("dimensions", ["line\n"]),
+        ("dimensions", [1]),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused_with_the_range(tmp_path, key, value):
+    message = refusal(written(tmp_path, **{key: value}))
+    assert "accepted: " in message
+    assert "Correct it" in message
+    assert key.removesuffix("s") in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("name", 3),
+        ("architectures", []),
+        ("architectures", "LlamaForCausalLM"),
+        ("architectures", [1]),
+        ("hidden_size", 0),
+        ("num_layers", "4"),
+        ("vocab_size", None),
+        ("fingerprint", "md5:1"),
+        ("fingerprint", 3),
+    ],
+)
+def test_a_wrong_backbone_is_refused_with_what_is_accepted(tmp_path, key, value):
+    backbone = json.loads(CONFIG.to_json())["backbone"] | {key: value}
+    message = refusal(written(tmp_path, backbone=backbone))
+    assert f"backbone.{key} is " in message
+    assert "accepted: " in message
+
+
+@pytest.mark.parametrize("training", [{"loss": float("nan")}, {"model": object()}])
+def test_a_training_record_that_is_not_plain_json_is_refused_when_written(training):
+    with pytest.raises(AdapterError, match="'training' is not plain JSON"):
+        dataclasses.replace(CONFIG, training=training).to_json()
+
+
+def served(**changes) -> Backbone:
+    return dataclasses.replace(BACKBONE, name="served/base", **changes)
+
+
+def test_the_same_backbone_under_another_name_fits():
+    assert require_backbone(CONFIG, served()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("architectures", ("GemmaForCausalLM",)),
+        ("hidden_size", 33),
+        ("num_layers", 5),
+        ("vocab_size", 65),
+    ],
+)
+def test_another_architecture_or_shape_is_refused_naming_both_sides(name, value):
+    for allow in (False, True):
+        with pytest.raises(AdapterError) as caught:
+            require_backbone(CONFIG, served(**{name: value}), allow_mismatch=allow)
+        message = str(caught.value)
+        assert "'org/base'" in message
+        assert "'served/base'" in message
+        for side in (getattr(BACKBONE, name), value):
+            assert (side[0] if isinstance(side, tuple) else str(side)) in message
+
+
+def test_other_weights_are_refused_or_warned_of_naming_both_sides():
+    other = served(fingerprint="sha256:" + "f" * 64)
+    with pytest.raises(AdapterError, match=r"0{64}.*f{64}.*allow_backbone_mismatch"):
+        require_backbone(CONFIG, other)
+    [warning] = require_backbone(CONFIG, other, allow_mismatch=True)
+    assert "0" * 64 in warning
+    assert "f" * 64 in warning
+
+
+def test_weights_that_cannot_be_read_are_a_warning():
+    [warning] = require_backbone(CONFIG, served(fingerprint=None))
+    assert "unknown" in warning
+
+
+def test_an_adapter_of_unknown_weights_needs_the_override_on_real_ones():
+    config = dataclasses.replace(CONFIG, backbone=dataclasses.replace(BACKBONE, fingerprint=None))
+    with pytest.raises(AdapterError, match="with weights unknown"):
+        require_backbone(config, served())
+    assert len(require_backbone(config, served(), allow_mismatch=True)) == 1
+
+
+def checkpoint(folder, config):
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({"w": torch.ones(2)}, folder / "model.safetensors")
+    return folder
+
+
+PLAIN = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "vocab_size": 64,
+}
+
+
+def test_a_backbone_is_read_from_a_checkpoint(tmp_path):
+    folder = checkpoint(tmp_path / "tiny", PLAIN)
+    mark = fingerprint(folder)
+    expected = Backbone("tiny", ("LlamaForCausalLM",), 32, 4, 64, mark)
+    assert Backbone.from_checkpoint(folder) == expected
+    assert Backbone.from_checkpoint(folder, "org/tiny").name == "org/tiny"
+    assert Backbone.from_config(folder) == dataclasses.replace(expected, fingerprint=None)
+
+
+def test_a_nested_text_config_is_read(tmp_path):
+    text = {key: value for key, value in PLAIN.items() if key != "architectures"}
+    config = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
+    backbone = Backbone.from_config(checkpoint(tmp_path / "nested", config | {"hidden_size": 9}))
+    assert (backbone.hidden_size, backbone.num_layers, backbone.vocab_size) == (32, 4, 64)
+
+
+def test_what_a_config_leaves_to_its_class_comes_from_transformers(tmp_path):
+    config = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "model_type": "gemma3",
+        "text_config": {"hidden_size": 40, "num_hidden_layers": 3, "model_type": "gemma3_text"},
+    }
+    backbone = Backbone.from_config(checkpoint(tmp_path / "gemma", config))
+    assert (backbone.hidden_size, backbone.num_layers) == (40, 3)
+    assert backbone.vocab_size > 200_000
+
+
+def test_a_config_object_says_the_same_as_its_file(tmp_path):
+    from transformers import LlamaConfig
+
+    config = LlamaConfig(**PLAIN)
+    folder = checkpoint(tmp_path / "tiny", config.to_dict())
+    assert Backbone.from_hf_config(config, name="tiny") == Backbone.from_config(folder)
+    assert Backbone.from_hf_config(config, name="x", fingerprint=MARK).fingerprint == MARK
+
+
+def test_a_snapshot_in_the_hubs_cache_is_called_by_its_hub_name(tmp_path):
+    folder = checkpoint(tmp_path / "models--org--name" / "snapshots" / "abc", PLAIN)
+    assert Backbone.from_config(folder).name == "org/name"
+
+
+def test_a_folder_without_config_is_refused(tmp_path):
+    with pytest.raises(AdapterError, match=r"config.json does not exist. Point to the folder"):
+        Backbone.from_config(tmp_path)

@@ -1,0 +1,165 @@
+"""Runs vLLM engines one after the other in a process of its own: `run.py JOBS.json RESULTS.json`.
+
+In: a list of jobs, as `harness.engine` describes them. Out: a list of results. Engines live in this
+very process (VLLM_ENABLE_V1_MULTIPROCESSING=0), so that what the plugin computes can be recorded.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def main(jobs: str, results: str) -> None:
+    done = [_run(job) for job in json.loads(Path(jobs).read_text("utf-8"))]
+    Path(results).write_text(json.dumps(done), "utf-8")
+
+
+def _run(job: dict[str, Any]) -> dict[str, Any]:
+    from vllm import LLM
+
+    begin = time.monotonic()
+    llm = LLM(**job["llm"])
+    started = time.monotonic()
+    tokenizer = llm.get_tokenizer() if not job["llm"].get("skip_tokenizer_init") else None
+    with _recorder(llm, on=job.get("record", False)) as record:
+        outputs = _batch(llm, tokenizer, job.get("requests", []))
+    rounds = [_batch(llm, tokenizer, requests) for requests in job.get("rounds", [])]
+    finished = time.monotonic()
+    result = {
+        "outputs": [_output(output) for output in outputs],
+        "steps": [record.get(output.request_id, []) for output in outputs],
+        "rounds": [[_output(output) for output in outputs] for outputs in rounds],
+        "counters": _counters(llm),
+        "runner": _runner(llm),
+        "start_s": started - begin,
+        "run_s": finished - started,
+    }
+    del llm
+    _clean_up()
+    return result
+
+
+def _batch(llm: Any, tokenizer: Any, requests: list[dict[str, Any]]) -> list[Any]:
+    """One batch of requests -> vLLM's outputs, in order."""
+    prompts = [_prompt(request, tokenizer) for request in requests]
+    params = [_params(**request.get("sampling", {})) for request in requests]
+    return llm.generate(prompts, params, use_tqdm=False) if requests else []
+
+
+def _params(structured_outputs: dict[str, Any] | None = None, **sampling: Any) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    if structured_outputs is not None:
+        sampling["structured_outputs"] = StructuredOutputsParams(**structured_outputs)
+    if "logit_bias" in sampling:  # JSON has no integer keys
+        bias = sampling["logit_bias"].items()
+        sampling["logit_bias"] = {int(token): value for token, value in bias}
+    return SamplingParams(**sampling)
+
+
+def _counters(llm: Any) -> dict[str, float]:
+    """vLLM's own counters by name, where the engine keeps statistics."""
+    if not llm.llm_engine.log_stats:
+        return {}
+    return {one.name: one.value for one in llm.get_metrics() if hasattr(one, "value")}
+
+
+def _prompt(request: dict[str, Any], tokenizer: Any) -> Any:
+    if "messages" in request:
+        ids = tokenizer.apply_chat_template(
+            request["messages"], add_generation_prompt=True, return_dict=False
+        )
+        return {"prompt_token_ids": ids}
+    prompt = request["prompt"]
+    return prompt if isinstance(prompt, str) else {"prompt_token_ids": prompt}
+
+
+def _output(output: Any) -> dict[str, Any]:
+    choices = [
+        {
+            "text": one.text,
+            "token_ids": list(one.token_ids),
+            "finish_reason": one.finish_reason,
+            "logprobs": one.logprobs
+            and [{str(t): lp.logprob for t, lp in step.items()} for step in one.logprobs],
+        }
+        for one in output.outputs
+    ]
+    return {
+        "prompt_token_ids": list(output.prompt_token_ids),
+        "cached_tokens": output.num_cached_tokens,
+        "choices": choices,
+        **choices[0],
+    }
+
+
+def _model_runner(llm: Any) -> Any:
+    # The front end's path to it: only there is when everything runs in one process.
+    executor = getattr(llm.llm_engine, "model_executor", None)
+    worker = getattr(executor, "driver_worker", None)
+    return getattr(getattr(worker, "worker", worker), "model_runner", None)
+
+
+def _runner(llm: Any) -> str | None:
+    runner = _model_runner(llm)
+    if runner is None:
+        return None
+    return "v2" if any(".v1.worker.gpu." in c.__module__ for c in type(runner).__mro__) else "v1"
+
+
+@contextmanager
+def _recorder(llm: Any, *, on: bool) -> Any:
+    """Notes the candidates of guided rows: request -> [{"ids", "z", "reward"}], one a step."""
+    from pad_vllm import guidance
+    from pad_vllm.serving.processor import PADLogitsProcessor
+
+    steps: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    if not on:
+        yield steps
+        return
+    runner, guide, apply = _model_runner(llm), guidance.guide, PADLogitsProcessor.apply
+    names: list[str] = []
+
+    def noting_apply(self: Any, logits: Any, ctx: Any = None) -> Any:
+        if ctx is None:
+            names[:] = runner.input_batch.req_ids
+        else:
+            known = runner.req_states.index_to_req_id
+            names[:] = [known[index] for index in ctx.idx_mapping_np.tolist()]
+        return apply(self, logits, ctx)
+
+    def noting_guide(logits: Any, rows: Any, z: Any, ids: Any, reward: Any, *rest: Any) -> Any:
+        for row, *values in zip(
+            rows.tolist(), ids.tolist(), z.tolist(), reward.tolist(), strict=True
+        ):
+            # vLLM appends a random part to the name of a request.
+            request = names[row].split("-")[0]
+            steps[request].append(dict(zip(("ids", "z", "reward"), values, strict=True)))
+        return guide(logits, rows, z, ids, reward, *rest)
+
+    guidance.guide, PADLogitsProcessor.apply = noting_guide, noting_apply
+    try:
+        yield steps
+    finally:
+        guidance.guide, PADLogitsProcessor.apply = guide, apply
+
+
+def _clean_up() -> None:
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    cleanup_dist_env_and_memory()
+    gc.collect()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    main(*sys.argv[1:])

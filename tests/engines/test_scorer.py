@@ -1,0 +1,189 @@
+"""The reward model with its own cache says what the PyTorch twin says of the whole text."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import tiny
+import torch
+from slow import Slow
+
+from pad_vllm.adapter.folder import load_adapter
+from pad_vllm.engines.reward_model.ask import Ask
+from pad_vllm.engines.reward_model.decoder import BLOCK, DecoderError, ForkedDecoder
+from pad_vllm.engines.reward_model.scorer import Scorer
+
+FORKS = {"llama": 2, "mistral": 3, "qwen2": 1, "qwen3": 0, "gemma3": 3}
+V = tiny.COMMON["vocab_size"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """family -> its checkpoint and a random adapter's folder, made when asked for."""
+    root = tmp_path_factory.mktemp("persrm")
+    known = {}
+
+    def make(family):
+        if family not in known:
+            base = tiny.checkpoint(family, root / family)
+            folder = root / f"{family}_adapter"
+            tiny.write_adapter(base, folder, fork_layer=FORKS[family], std=0.15)
+            known[family] = (base, load_adapter(folder))
+        return known[family]
+
+    return make
+
+
+def scorer(base, adapter, *, exact=True, budget=64, blocks=40):
+    probe = ForkedDecoder(
+        str(base), adapter, dtype=torch.float32, device=torch.device("cpu"), cache_bytes=1 << 24
+    )
+    each = sum(cache[:, :, :1].nbytes for cache in probe.caches.values())
+    decoder = ForkedDecoder(
+        str(base),
+        adapter,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        cache_bytes=each * blocks,
+    )
+    assert decoder.blocks == blocks
+    return Scorer(decoder, adapter, exact=exact, budget=budget)
+
+
+def changes(rng, length, count, *, back=3):
+    made = []
+    for _ in range(count):
+        keep = max(1, length - rng.choice([0, 0, 0, 1, back]))
+        made.append((keep, tuple(rng.randrange(3, V) for _ in range(rng.choice([0, 1, 1, 2, 4])))))
+    if count > 2:  # two that begin alike
+        keep, added = made[0]
+        made[1] = (keep, (*added, 5, 6))
+    return made
+
+
+def check(found, asks, slow, *, exact):
+    for row, ask in zip(found.tolist(), asks, strict=True):
+        if ask.must:
+            wanted = [slow.reward(list(ask.tokens), one, ask.w, exact=exact) for one in ask.changes]
+            assert row[: len(ask.changes)] == pytest.approx(wanted, abs=2e-4)
+            assert not any(row[len(ask.changes) :])
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("family", FORKS)
+def test_rows_that_join_grow_shrink_and_leave_get_the_rewards_of_their_text(made, family, exact):
+    base, adapter = made(family)
+    fast, slow = scorer(base, adapter, exact=exact), Slow(base, adapter)
+    rng = random.Random(family)
+    rows = {}
+    for step in range(12):
+        if step % 2 == 0:
+            prompt = [3 + (7 * i) % 300 for i in range(rng.choice([1, 5, 40, 90]))]
+            rows[step] = ([*prompt, rng.randrange(3, V)], [rng.gauss(0, 1) for _ in range(3)])
+        if len(rows) > 4:
+            del rows[rng.choice(list(rows))]
+        asks = []
+        for key, (tokens, w) in rows.items():
+            asks.append(Ask(key, list(tokens), tuple(w), changes(rng, len(tokens), 4)))
+        check(fast(asks), asks, slow, exact=exact)
+        for tokens, _ in rows.values():  # a second tokenizer takes tokens back
+            back = rng.choice([0, 0, 1, 2])
+            del tokens[max(1, len(tokens) - back) :]
+            tokens += [rng.randrange(3, V) for _ in range(rng.choice([1, 1, 2]))]
+    assert fast.counts.declined == 0
+    assert fast([]).shape == (0, 0)
+    assert fast.used_blocks == 0
+
+
+def test_a_cache_too_small_for_all_rows_gives_the_same_rewards_with_more_work(made):
+    base, adapter = made("llama")
+    slow, rng = Slow(base, adapter), random.Random(0)
+    small, large = (scorer(base, adapter, blocks=blocks, budget=24) for blocks in (7, 60))
+    rows = {key: [rng.randrange(3, V) for _ in range(60)] for key in range(4)}
+    for _ in range(3):
+        asks = [Ask(k, list(t), (1.0, -1.0, 0.5), changes(rng, len(t), 3)) for k, t in rows.items()]
+        found = small(asks)
+        check(found, asks, slow, exact=True)
+        assert torch.allclose(found, large(asks), atol=2e-4)
+        for tokens in rows.values():
+            tokens.append(rng.randrange(3, V))
+    assert small.counts.preempted > 0
+    assert small.counts.tokens > large.counts.tokens
+    assert small.counts.declined == large.counts.declined == large.counts.preempted == 0
+
+
+def test_a_row_that_no_cache_holds_is_declined_and_the_others_are_not(made):
+    base, adapter = made("llama")
+    fast, slow = scorer(base, adapter, blocks=4), Slow(base, adapter)
+    w = (1.0, 0.0, 0.0)
+    asks = [
+        Ask(0, [3] * (4 * BLOCK + 1), w, [(65, (5,))]),
+        Ask(1, [4] * 20, w, [(20, (5,)), (20, (6,))]),
+    ]
+    found = fast(asks)
+    assert found[0].isnan().all()
+    check(found[1:], asks[1:], slow, exact=True)
+    assert fast.counts.declined == 1
+
+
+def test_a_common_prefix_is_computed_once_also_by_rows_that_join_together(made):
+    base, adapter = made("llama")
+    fast, slow = scorer(base, adapter, budget=400), Slow(base, adapter)
+    prefix = [3 + i for i in range(3 * BLOCK)]
+    asks = [Ask(k, [*prefix, 100 + k], (1.0, 1.0, 1.0), [(49, (7,)), (49, (8,))]) for k in range(4)]
+    check(fast(asks), asks, slow, exact=True)
+    assert fast.counts.tokens == len(prefix) + 4
+    late = [Ask(9, [*prefix, 111], (1.0, 0.0, 1.0), [(49, (7,)), (49, (8,))])]
+    check(fast(late), late, slow, exact=True)
+    assert fast.counts.tokens == len(prefix) + 5
+
+
+def test_a_row_that_takes_back_a_shared_prefix_leaves_the_others_theirs(made):
+    base, adapter = made("llama")
+    fast, slow = scorer(base, adapter), Slow(base, adapter)
+    prefix = [3 + i for i in range(2 * BLOCK)]
+    w = (1.0, 1.0, -1.0)
+    both = [Ask(k, [*prefix, 100], w, [(33, (7,))]) for k in range(2)]
+    check(fast(both), both, slow, exact=True)
+    other = [Ask(0, [*prefix[:20], 90, 91], w, [(22, (7, 8))]), both[1]]
+    check(fast(other), other, slow, exact=True)
+    again = [Ask(5, [*prefix, 101], w, [(33, (7,))]), both[1]]
+    check(fast(again), again, slow, exact=True)
+
+
+def test_rows_that_look_ahead_are_brought_up_to_date_with_what_the_budget_leaves(made):
+    base, adapter = made("llama")
+    fast, slow = scorer(base, adapter, budget=32), Slow(base, adapter)
+    w = (1.0, 0.0, 0.0)
+    long = [3 + i % 200 for i in range(70)]
+    now = Ask(0, [5] * 10, w, [(10, (7,))])
+    fast([now, Ask(1, long, w, (), must=False)])
+    assert fast.counts.tokens == 32
+    fast([Ask(1, long, w, (), must=False)])
+    assert fast.counts.tokens == 64
+    asks = [Ask(1, long, w, [(70, (7,)), (69, (8,))])]
+    check(fast(asks), asks, slow, exact=True)
+    assert fast.counts.tokens == 80
+
+
+def test_an_ask_without_changes_first_leaves_only_the_candidates_to_run(made):
+    base, adapter = made("llama")
+    fast, slow = scorer(base, adapter), Slow(base, adapter)
+    w = (1.0, 0.0, 0.0)
+    fast([Ask(0, [5] * 10, w)])
+    passes = fast.counts.passes
+    asks = [Ask(0, [5] * 10, w, [(10, (7,)), (9, (8,))])]
+    check(fast(asks), asks, slow, exact=True)
+    assert fast.counts.passes == passes
+    asks = [Ask(0, [5] * 10, w, [(10, (7, 9)), (9, (8,))])]
+    check(fast(asks), asks, slow, exact=True)
+    assert (fast.counts.passes, fast.counts.nodes) == (passes + 1, 1)
+
+
+def test_a_cache_without_room_for_two_blocks_is_refused(made):
+    base, adapter = made("llama")
+    with pytest.raises(DecoderError, match="Raise cache_gib"):
+        ForkedDecoder(
+            str(base), adapter, dtype=torch.float32, device=torch.device("cpu"), cache_bytes=1000
+        )

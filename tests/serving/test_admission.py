@@ -1,0 +1,354 @@
+"""What is refused before an engine starts, on configs that only look like vLLM's."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from pad_vllm import plugin
+from pad_vllm.adapter.folder import load_adapter
+from pad_vllm.adapter.manifest import AdapterError
+from pad_vllm.config import PROCESSOR
+from pad_vllm.serving import admission, connection, refusals
+from pad_vllm.serving.connection import connect
+from pad_vllm.serving.refusals import REFUSED
+from pad_vllm.vllm_api.front_end import on_beam_search
+from pad_vllm.vllm_api.names import BaseModelLoader, VLLMValidationError
+from pad_vllm.vllm_api.probe import probe
+from pad_vllm.vllm_api.versions import IncompatibleVLLM
+
+LORA = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tiny.checkpoint("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def folder(base, tmp_path):
+    return tiny.write_adapter(base, tmp_path / "adapter", fork_layer=2, std=0.05)
+
+
+@pytest.fixture
+def config(base, folder):
+    """A function that makes a config which PAD serves, but for the changes it is given."""
+
+    def make(
+        *,
+        family="llama",
+        model=base,
+        settings=None,
+        load_format="pad",
+        processors=(PROCESSOR,),
+        cache_dtype="auto",
+        runner_type="generate",
+        parallel=None,
+        **rest,
+    ):
+        hf_config = tiny.config(family)
+        hf_config.architectures = rest.pop("architectures", ["LlamaForCausalLM"])
+        sizes = {"pipeline_parallel_size": 1, "tensor_parallel_size": 1, "data_parallel_size": 1}
+        features = {"lora_config": None, "speculative_config": None, "kv_transfer_config": None}
+        return SimpleNamespace(
+            additional_config={"pad": {"adapter": str(folder), **(settings or {})}},
+            load_config=SimpleNamespace(load_format=load_format, download_dir=None),
+            model_config=SimpleNamespace(
+                logits_processors=list(processors),
+                architectures=hf_config.architectures,
+                runner_type=runner_type,
+                model=str(model),
+                revision=None,
+                hf_config=hf_config,
+            ),
+            parallel_config=SimpleNamespace(**{**sizes, **(parallel or {})}),
+            cache_config=SimpleNamespace(cache_dtype=cache_dtype),
+            **{**features, **rest},
+        )
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def hooks(monkeypatch):
+    """Hooks that front ends of this process set are taken back after the test."""
+    monkeypatch.setattr(admission, "on_beam_search", lambda check: None)
+
+
+class Extra(dict):
+    """Request parameters, as far as admission looks at them."""
+
+    @property
+    def extra_args(self):
+        return self or None
+
+
+def test_an_engine_that_does_not_ask_for_pad_is_left_alone(config):
+    bare = config(load_format="auto", processors=())
+    bare.additional_config = {}
+
+    assert admission.front_end(bare) is None
+
+
+def test_a_request_within_the_limits_passes_and_another_is_refused_by_name(config):
+    admit = admission.front_end(config())
+
+    admit(Extra())
+    admit(Extra(pad_weights="helpful=1", pad_beta=3, somebody_elses=1))
+    with pytest.raises(ValueError, match="helpfull.*Accepted dimensions: helpful, brief, humor"):
+        admit(Extra(pad_weights="helpfull=1"))
+
+
+@pytest.mark.parametrize("load_format", ["auto", "dummy"])
+def test_the_processor_without_the_load_format_is_refused(config, load_format):
+    with pytest.raises(ValueError, match=f"needs load format 'pad', .*'{load_format}'; start with"):
+        admission.front_end(config(load_format=load_format))
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_the_processor_is_needed_just_once(config, count):
+    with pytest.raises(ValueError, match=f"PADLogitsProcessor is given {count} times.*start with"):
+        admission.front_end(config(processors=[PROCESSOR] * count))
+
+
+def test_a_processor_given_as_a_class_counts_as_does_a_subclass(config):
+    class PADLogitsProcessor:
+        """Stands in for the class that users hand to LLM(...)."""
+
+    class Mine(PADLogitsProcessor):
+        """A user's own, which would guide as well."""
+
+    assert admission.front_end(config(processors=[PADLogitsProcessor])) is not None
+    with pytest.raises(ValueError, match="given 2 times"):
+        admission.front_end(config(processors=[PROCESSOR, Mine]))
+
+
+def test_other_processors_may_stand_beside_it(config):
+    assert admission.front_end(config(processors=["a:A", PROCESSOR, str])) is not None
+
+
+def test_settings_alone_are_refused_and_not_passed_over(config):
+    with pytest.raises(ValueError, match="needs load format 'pad'"):
+        admission.front_end(config(load_format="auto", processors=()))
+
+
+ON = {
+    "pipeline parallelism": {"parallel": {"pipeline_parallel_size": 2}},
+    "tensor parallelism": {"parallel": {"tensor_parallel_size": 2}},
+    "data parallelism": {"parallel": {"data_parallel_size": 2}},
+    "context parallelism": {"parallel": {"decode_context_parallel_size": 2}},
+    "dual batch overlap": {"parallel": {"use_ubatching": True}},
+    "--enable-lora": {"lora_config": object()},
+    "speculative decoding": {"speculative_config": object()},
+    "KV connectors": {"kv_transfer_config": object()},
+    "a quantised KV cache": {"cache_dtype": "fp8_e4m3"},
+    "vLLM's Rust front end": {},
+    "pooling": {"runner_type": "pooling"},
+}
+
+
+@pytest.mark.parametrize(("name", "way_out"), [(name, way_out) for name, _, way_out in REFUSED])
+def test_a_feature_that_is_not_supported_is_refused_with_the_way_out(
+    config, monkeypatch, name, way_out
+):
+    if "Rust" in name:
+        monkeypatch.setattr(refusals, "rust_front_end", lambda: True)
+    with pytest.raises(ValueError, match=re.escape(f"not support {name} yet; {way_out}.")):
+        admission.front_end(config(**ON[name]))
+
+
+def test_a_model_that_cannot_be_forked_is_refused_with_those_that_can(config):
+    with pytest.raises(
+        ValueError, match="cannot fork OPTForCausalLM; it serves .*Qwen3ForCausalLM"
+    ):
+        admission.front_end(config(architectures=["OPTForCausalLM"]))
+
+
+def test_defaults_beyond_the_engines_limits_never_start(config):
+    with pytest.raises(ValueError, match="default beta is 2, .* at most 0.5. Raise max_beta"):
+        admission.front_end(config(settings={"max_beta": 0.5}))
+    with pytest.raises(ValueError, match="default top_k is 10, .* at most 5. Raise max_top_k"):
+        admission.front_end(config(settings={"max_top_k": 5}))
+
+
+def test_a_missing_path_is_refused(config, tmp_path):
+    with pytest.raises(AdapterError, match="nowhere' does not exist.*Check the path"):
+        admission.front_end(config(settings={"adapter": str(tmp_path / "nowhere")}))
+
+
+def test_a_plain_lora_is_refused(config, folder):
+    (folder / "pad_config.json").unlink()
+    with pytest.raises(AdapterError, match="has no pad_config.json .*plain LoRA"):
+        admission.front_end(config())
+
+
+def test_a_truncated_adapter_is_refused(config, folder):
+    file = folder / LORA
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(AdapterError, match=f"{LORA} is cut short.*Copy it again"):
+        admission.front_end(config())
+
+
+def test_an_adapter_with_nan_is_refused(config, folder):
+    spoil(folder, lambda name, tensor: tensor * torch.nan if "layers.3" in name else tensor)
+    with pytest.raises(AdapterError, match="layer 3 .* holds NaN or infinity; .*Training diverged"):
+        admission.front_end(config())
+
+
+def test_matrices_of_another_shape_are_refused_naming_both(config, folder):
+    spoil(folder, lambda name, tensor: cut(tensor) if "down_proj.lora_A" in name else tensor)
+    with pytest.raises(
+        AdapterError, match=r"down_proj is for .* \[64, 95\], .* base has \[64, 96\]"
+    ):
+        admission.front_end(config())
+
+
+def spoil(folder, change):
+    """Rewrite the LoRA's tensors, the rest of the adapter staying as it is."""
+    tensors = load_file(folder / LORA)
+    changed = {name: change(name, tensor).contiguous() for name, tensor in tensors.items()}
+    save_file(changed, folder / LORA, metadata={"format": "pt"})
+
+
+def cut(tensor):
+    return tensor[:, :-1]
+
+
+def test_a_fork_within_the_attention_pattern_is_refused_with_those_that_are_not(
+    config, tmp_path, tmp_path_factory
+):
+    gemma = tiny.checkpoint("gemma3", tmp_path_factory.mktemp("gemma3"))
+    odd = tiny.write_adapter(gemma, tmp_path / "odd", fork_layer=2, std=0.05)
+    changes = {"family": "gemma3", "model": gemma, "architectures": ["Gemma3ForCausalLM"]}
+
+    with pytest.raises(AdapterError, match="fork layer 2 cuts .*Accepted fork layers: 0, 3"):
+        admission.front_end(config(settings={"adapter": str(odd)}, **changes))
+    even = tiny.write_adapter(gemma, tmp_path / "even", fork_layer=3, std=0.05)
+    assert admission.front_end(config(settings={"adapter": str(even)}, **changes)) is not None
+
+
+@pytest.fixture
+def retrained(tmp_path):
+    """A base of the same shape with other weights."""
+    tiny.model("llama", seed=1).save_pretrained(tmp_path / "retrained")
+    return tmp_path / "retrained"
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    seen = []
+    monkeypatch.setattr(admission.logger, "warning", lambda *words: seen.append(words[-1]))
+    return seen
+
+
+def test_other_weights_are_refused_naming_both(config, retrained):
+    with pytest.raises(
+        AdapterError, match="'llama.*' with weights sha256:.*retrained' has sha256:"
+    ):
+        admission.front_end(config(model=retrained))
+
+
+@pytest.fixture
+def other_weights_warning(config, retrained, warnings):
+    """The worker's look at the weights, which comes after the front end's."""
+    changed = config(model=retrained, settings={"allow_backbone_mismatch": True})
+    admission.front_end(changed)
+    assert warnings == []  # the worker says it, once
+    look_at_weights(changed)
+    return warnings
+
+
+def test_other_weights_are_a_warning_where_the_user_says_so(other_weights_warning):
+    assert "going on, as allow_backbone_mismatch says" in other_weights_warning[0]
+
+
+def test_dummy_weights_are_a_warning(config, warnings):
+    dummy = config(settings={"load_format": "dummy"})
+    look_at_weights(dummy)
+
+    assert "could not be fingerprinted" in warnings[0]
+
+
+def test_a_hubs_model_that_is_not_fetched_yet_may_start_and_is_looked_at_then(
+    config, tmp_path, monkeypatch
+):
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    monkeypatch.setattr(admission, "local_checkpoint", lambda *_: snapshot)
+    hub = config(model="someone/model")
+
+    assert admission.front_end(hub) is not None
+    with pytest.raises(ValueError, match=r"no \*.safetensors"):
+        look_at_weights(hub)
+
+
+def test_another_shape_is_refused_whatever_the_user_says(config, base, folder):
+    loaded = load_adapter(folder)
+    backbone = dataclasses.replace(loaded.config.backbone, vocab_size=400)
+    text = dataclasses.replace(loaded.config, backbone=backbone).to_json()
+    (folder / "pad_config.json").write_text(text, "utf-8")
+
+    with pytest.raises(AdapterError, match=r"vocab_size 400, and the served .* has \d+"):
+        admission.front_end(config(settings={"allow_backbone_mismatch": True}))
+
+
+def look_at_weights(config):
+    """What the worker does when they are there."""
+    pad = admission.settings(config)
+    admission.check_backbone(config, pad, load_adapter(pad.adapter))
+
+
+@pytest.fixture
+def requests(monkeypatch):
+    """vLLM's own request classes, with the hook in place until the end of the test."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    for request in (ChatCompletionRequest, CompletionRequest):
+        monkeypatch.setattr(request, "to_beam_search_params", request.to_beam_search_params)
+    on_beam_search(admission._refuse_beam_search)
+    on_beam_search(admission._refuse_beam_search)
+    chat = [{"role": "user", "content": "Hello"}]
+    return lambda **changes: [
+        ChatCompletionRequest(messages=chat, use_beam_search=True, n=2, **changes),
+        CompletionRequest(prompt="Hello", use_beam_search=True, n=2, **changes),
+    ]
+
+
+def test_beam_search_with_pad_arguments_is_refused_because_vllm_would_drop_them(requests):
+    for request in requests(vllm_xargs={"pad_weights": "helpful=1", "other": 1}):
+        with pytest.raises(VLLMValidationError, match="use_beam_search together with pad_w"):
+            request.to_beam_search_params(5, {})
+
+
+@pytest.mark.parametrize("arguments", [None, {}, {"other": 1}])
+def test_beam_search_without_pad_arguments_is_left_alone(requests, arguments):
+    for request in requests(vllm_xargs=arguments):
+        assert request.to_beam_search_params(5, {}).beam_width == 2
+
+
+def test_an_unknown_vllm_ends_only_engines_that_ask_for_pad(monkeypatch, caplog):
+    def probe():
+        raise IncompatibleVLLM("Attention.__init__ has no parameter 'prefix'")
+
+    monkeypatch.setattr(connection, "probe", probe)
+    with caplog.at_level(logging.ERROR):
+        plugin.register()
+
+    assert "PAD is off" in caplog.text
+    assert "no parameter 'prefix'" in caplog.text
+    with pytest.raises(IncompatibleVLLM):
+        connect()
+
+
+def test_the_probe_names_what_is_missing_and_the_versions_that_have_it(monkeypatch):
+    monkeypatch.setattr(BaseModelLoader, "load_model", lambda self, config: None)
+    with pytest.raises(IncompatibleVLLM, match="no parameter 'vllm_config'; .*0.32"):
+        probe()

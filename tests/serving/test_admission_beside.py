@@ -1,0 +1,116 @@
+"""What the engines with a reward model of their own refuse before they start."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import tiny
+
+from pad_vllm.config import PROCESSOR
+from pad_vllm.serving import admission
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return tiny.checkpoint("llama", tmp_path_factory.mktemp("backbone") / "llama")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """Of a family that `shared` could not fork for this adapter."""
+    return tiny.checkpoint("gemma3", tmp_path_factory.mktemp("base") / "gemma")
+
+
+@pytest.fixture
+def config(base, backbone, tmp_path, monkeypatch):
+    """A function that makes a config which `resident` serves, but for the changes it is given."""
+    monkeypatch.setattr(admission, "on_beam_search", lambda check: None)
+    folder = tiny.write_adapter(backbone, tmp_path / "adapter", fork_layer=2, std=0.05)
+    parallel = dict.fromkeys(
+        ("pipeline_parallel_size", "tensor_parallel_size", "data_parallel_size"), 1
+    )
+
+    def make(settings=None, **model):
+        pad = {"adapter": str(folder), "engine": "resident", "backbone": str(backbone)}
+        usual = {
+            "logits_processors": [PROCESSOR],
+            "architectures": ["SomeForCausalLM"],
+            "runner_type": "generate",
+            "is_multimodal_model": False,
+            "enable_prompt_embeds": False,
+            "skip_tokenizer_init": False,
+            "tokenizer": str(base),
+            "tokenizer_revision": None,
+            "trust_remote_code": False,
+            "try_get_generation_config": lambda: {"eos_token_id": [1, 7]},
+            "hf_text_config": SimpleNamespace(eos_token_id=1),
+        }
+        return SimpleNamespace(
+            additional_config={"pad": {**pad, **(settings or {})}},
+            load_config=SimpleNamespace(load_format="pad", download_dir=None),
+            model_config=SimpleNamespace(**{**usual, **model}),
+            parallel_config=SimpleNamespace(**parallel),
+            cache_config=SimpleNamespace(cache_dtype="auto"),
+            lora_config=None,
+            speculative_config=None,
+            kv_transfer_config=None,
+        )
+
+    return make
+
+
+class Extra(dict):
+    """Request parameters, as far as admission looks at them."""
+
+    @property
+    def extra_args(self):
+        return self or None
+
+
+@pytest.mark.parametrize("engine", ["resident", "ray"])
+def test_a_base_of_any_family_is_served_and_may_be_asked_with_a_preference_in_words(config, engine):
+    admit = admission.front_end(config({"engine": engine}))
+    admit(Extra(pad_weights="helpful=1", pad_preference="formal but humorous"))
+    with pytest.raises(ValueError, match="helpfull.*Accepted dimensions: helpful, brief, humor"):
+        admit(Extra(pad_weights="helpfull=1"))
+
+
+@pytest.mark.parametrize(
+    ("feature", "said"),
+    [
+        ({"is_multimodal_model": True}, "multimodal bases"),
+        ({"enable_prompt_embeds": True}, "prompts as embeddings"),
+        ({"skip_tokenizer_init": True}, "a base without a tokenizer"),
+    ],
+)
+def test_what_hides_the_bases_words_is_refused(config, feature, said):
+    with pytest.raises(ValueError, match=f"resident engine does not support {said}"):
+        admission.front_end(config(**feature))
+
+
+def test_a_backbone_that_is_not_the_adapters_is_refused(config, base):
+    with pytest.raises(ValueError, match="Gemma3ForCausalLM"):
+        admission.front_end(config({"backbone": str(base)}))
+
+
+def test_a_backbone_that_is_not_there_is_refused_with_how_to_name_it(config):
+    with pytest.raises(ValueError, match="--additional-config.pad.backbone PATH"):
+        admission.front_end(config({"backbone": "/no/such/folder"}))
+
+
+def test_a_chat_template_may_be_a_file_or_the_text_and_nothing_else(config, tmp_path):
+    file = tmp_path / "template.jinja"
+    file.write_text("{{ messages[0]['content'] }}>", "utf-8")
+    for given in (str(file), file.read_text("utf-8")):
+        assert admission.front_end(config({"chat_template": given})) is not None
+    with pytest.raises(ValueError, match="neither a template nor a file"):
+        admission.front_end(config({"chat_template": "/no/such/file"}))
+
+
+def test_to_stop_rows_the_base_needs_a_token_that_ends_them(config):
+    stop = {"on_failure": "stop"}
+    assert admission.front_end(config(stop)) is not None
+    assert admission.end_token(config(hf_text_config=SimpleNamespace(eos_token_id=[5, 6]))) == 5
+    with pytest.raises(ValueError, match="on_failure is 'stop'"):
+        admission.front_end(config(stop, hf_text_config=SimpleNamespace(eos_token_id=None)))

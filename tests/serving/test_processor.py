@@ -1,0 +1,240 @@
+"""PADLogitsProcessor as both runners call it: who is guided, who is not, and nothing raises."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from vllm import SamplingParams
+from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
+
+from pad_vllm import guidance
+from pad_vllm.adapter.folder import save_adapter
+from pad_vllm.adapter.manifest import Backbone
+from pad_vllm.adapter.random import random_adapter
+from pad_vllm.engines import base
+from pad_vllm.engines.shared.reward import SharedRewards
+from pad_vllm.serving import processor as logits_processor
+from pad_vllm.serving.processor import PADLogitsProcessor
+
+H, V, D, R = 8, 12, 2, 4
+HELPFUL = {"pad_weights": "helpful=1"}
+BAD = [
+    {"pad_weights": "nope=1"},
+    {"pad_weights": 7},
+    {"pad_weights": "helpful=1", "pad_beta": "nan"},
+    {"pad_weights": "helpful=1", "pad_top_k": 10_000},
+    {"pad_beta": 1.0},
+    {"pad_wieghts": "helpful=1"},
+    {"pad_preference": "be kind"},
+    {"pad_weights": None},
+]
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    backbone = Backbone("tiny", ("LlamaForCausalLM",), H, 2, V, None)
+    made = random_adapter(
+        backbone, 1, ("helpful", "humor"), 2, 2, shapes={"q_proj": (H, H)}, std=1.0, seed=0
+    )
+    folder = tmp_path_factory.mktemp("processor") / "adapter"
+    save_adapter(made, folder, "x")
+    return folder
+
+
+@pytest.fixture
+def config(adapter, request):
+    """As much of a VllmConfig as is asked for."""
+    parallel = dict.fromkeys(
+        ("pipeline_parallel_size", "tensor_parallel_size", "data_parallel_size"), 1
+    )
+    return SimpleNamespace(
+        instance_id=request.node.name,
+        load_config=SimpleNamespace(load_format="pad"),
+        additional_config={"pad": {"adapter": str(adapter)}},
+        parallel_config=SimpleNamespace(**parallel),
+        lora_config=None,
+        speculative_config=None,
+        kv_transfer_config=None,
+        cache_config=SimpleNamespace(cache_dtype="auto"),
+        model_config=SimpleNamespace(
+            runner_type="generate",
+            architectures=["LlamaForCausalLM"],
+            logits_processors=[PADLogitsProcessor],
+        ),
+    )
+
+
+@pytest.fixture
+def engine(config, monkeypatch):
+    """A running engine with random hidden states for R rows."""
+    torch.manual_seed(0)
+    made = SharedRewards(torch.randn(D, 2, H), torch.randn(D, H, 2), torch.randn(V, H))
+    made.keep(torch.randn(R, H), torch.randn(R, H))
+    monkeypatch.setitem(base._running, config.instance_id, made)
+    return made
+
+
+class V1:
+    """The V1 runner's way in: rows are slots."""
+
+    order = np.arange(R)
+
+    def __init__(self, config):
+        self.processor = PADLogitsProcessor(config, torch.device("cpu"), False)
+
+    def add(self, slot, extra_args):
+        added = [(slot, SamplingParams(extra_args=extra_args), [1], [])]
+        self.processor.update_state(BatchUpdate(R, [], added, []))
+
+    def apply(self, logits):
+        return self.processor.apply(logits)
+
+
+class V2:
+    """The V2 runner's: rows are mapped to slots."""
+
+    order = np.array([9, 2, 5, 0], dtype=np.int32)
+
+    def __init__(self, config):
+        states = SimpleNamespace(device=torch.device("cpu"), max_num_reqs=16, vocab_size=V)
+        self.processor = PADLogitsProcessor(config, states)
+
+    def add(self, slot, extra_args):
+        return self.processor.add_request(slot, SamplingParams(extra_args=extra_args))
+
+    def apply(self, logits):
+        return self.processor.apply(logits, SimpleNamespace(idx_mapping_np=self.order))
+
+
+@pytest.fixture(params=[V1, V2])
+def runner(request, config):
+    return request.param(config)
+
+
+def fill(runner, *extra_args):
+    """Row i of the next step gets the i-th arguments."""
+    for slot, one in zip(runner.order.tolist(), extra_args, strict=False):
+        runner.add(slot, one)
+
+
+def test_only_guided_rows_change_and_they_change_as_the_rule_says(runner, engine):
+    fill(runner, None, HELPFUL, {}, {"pad_weights": "humor=-2", "pad_beta": 3, "pad_top_k": 4})
+    h_B, h_T = engine._kept
+    logits = torch.randn(R, V)
+    before = logits.clone()
+    result = runner.apply(logits)
+    assert result is logits
+    assert torch.equal(result[[0, 2]], before[[0, 2]])
+    for row, w, beta, k in ((1, [1.0, 0.0], 1.0, 10), (3, [0.0, -2.0], 3.0, 4)):
+        d_w = guidance.direction(h_B[row], h_T[row], torch.tensor(w), *engine._heads)
+        expected = guidance.guide_row(before[row], engine._embedding @ d_w, beta, k)
+        torch.testing.assert_close(result[row], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("nothing", [None, {}, {"kv_transfer_params": {"a": 1}, "other": 3}])
+def test_requests_without_pad_arguments_are_left_alone(runner, engine, nothing):
+    fill(runner, *[nothing] * R)
+    logits = torch.randn(R, V)
+    before = logits.clone()
+    assert torch.equal(runner.apply(logits), before)
+
+
+@pytest.mark.parametrize("bad", BAD, ids=[re.sub(r"\W+", "-", str(bad)) for bad in BAD])
+def test_bad_arguments_that_got_past_the_front_end_raise_nothing_and_guide_nothing(
+    runner, engine, bad
+):
+    fill(runner, bad, HELPFUL)
+    logits = torch.randn(R, V)
+    before = logits.clone()
+    runner.apply(logits)
+    assert torch.equal(logits[0], before[0])
+    assert not torch.equal(logits[1], before[1])
+
+
+@pytest.mark.parametrize("kept", [None, R - 1, R + 1])
+def test_hidden_states_of_other_rows_leave_the_logits_as_they_came(runner, engine, kept):
+    fill(runner, HELPFUL)
+    engine._kept = None if kept is None else (torch.randn(kept, H), torch.randn(kept, H))
+    logits = torch.randn(R, V)
+    before = logits.clone()
+    assert torch.equal(runner.apply(logits), before)
+    assert runner.processor._misaligned == 1
+
+
+def test_hidden_states_serve_one_step_only(runner, engine):
+    fill(runner, HELPFUL)
+    runner.apply(torch.randn(R, V))
+    logits = torch.randn(R, V)
+    before = logits.clone()
+    assert torch.equal(runner.apply(logits), before)
+
+
+def test_an_engine_that_fails_leaves_the_logits_as_they_came_and_raises_nothing(
+    runner, engine, monkeypatch
+):
+    def fail(_step):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(engine, "rewards", fail)
+    fill(runner, HELPFUL)
+    logits = torch.randn(R, V)
+    assert torch.equal(runner.apply(logits.clone()), logits)
+
+
+def test_without_a_running_engine_nothing_is_guided_and_nothing_raises(runner):
+    fill(runner, HELPFUL)
+    logits = torch.randn(R, V)
+    before = logits.clone()
+    assert torch.equal(runner.apply(logits), before)
+
+
+def test_rows_with_broken_rewards_are_counted_and_reported(runner, engine, monkeypatch):
+    said = []
+    monkeypatch.setattr(logits_processor, "_REPORT_EVERY", 1)
+    monkeypatch.setattr(logits_processor.logger, "warning", lambda *args: said.append(args))
+    fill(runner, HELPFUL, HELPFUL)
+    engine._kept[1][0] = float("nan")
+    logits = torch.randn(R, V)
+    before = logits.clone()
+    runner.apply(logits)
+    assert torch.equal(logits[0], before[0])
+    assert not torch.equal(logits[1], before[1])
+    assert said[0][1] == 1
+
+
+def test_v1_follows_requests_that_leave_move_and_swap(config):
+    runner = V1(config)
+    fill(runner, HELPFUL, None, HELPFUL, None)
+    moved = [(3, 0, MoveDirectionality.UNIDIRECTIONAL), (1, 2, MoveDirectionality.SWAP)]
+    runner.processor.update_state(None)
+    runner.processor.update_state(BatchUpdate(3, [0], [], moved))
+    assert runner.processor._slots.select(np.arange(3)).rows.tolist() == [1]
+
+
+def test_v2_says_which_requests_it_guides_and_forgets_a_slots_last_one(config):
+    runner = V2(config)
+    assert runner.add(5, HELPFUL) is True
+    assert runner.add(5, None) is False
+    assert len(runner.processor._slots) == 0
+
+
+def test_greedy_requests_need_it_too(runner):
+    assert runner.processor.is_argmax_invariant() is False
+
+
+@pytest.mark.parametrize("bad", BAD[1:3] + BAD[4:])
+def test_what_is_wrong_under_every_adapter_is_refused_at_admission(bad):
+    with pytest.raises(ValueError, match="pad_"):
+        PADLogitsProcessor.validate_params(SamplingParams(extra_args=bad))
+
+
+@pytest.mark.parametrize("good", [None, {}, HELPFUL, {"other": 1}])
+def test_what_may_be_right_passes_admission(good):
+    PADLogitsProcessor.validate_params(SamplingParams(extra_args=good))

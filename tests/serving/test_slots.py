@@ -1,0 +1,114 @@
+"""Slots: whatever enters, leaves and moves, the selection is what a plain dict would say."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pad_vllm.engines.base import Request
+from pad_vllm.params import Guidance
+from pad_vllm.serving.slots import Slots
+
+ONE = Request(Guidance((1.0,), 1.0, 5))
+CPU = torch.device("cpu")
+N = 6
+guidances = st.builds(
+    Guidance,
+    weights=st.tuples(st.sampled_from([-1.0, 0.0, 0.5]), st.sampled_from([1.0, 2.0])),
+    beta=st.sampled_from([-2.0, 1.0, 3.0]),
+    top_k=st.integers(1, 40),
+)
+requests = st.none() | guidances.map(Request)
+slot = st.integers(0, N - 1)
+events = st.one_of(
+    st.tuples(st.just("put"), slot, requests),
+    st.tuples(st.just("drop"), slot),
+    st.tuples(st.just("move"), slot, slot, st.booleans()),
+)
+layouts = st.permutations(range(N)).flatmap(
+    lambda order: st.integers(0, N).map(lambda count: order[:count])
+)
+
+
+def read(selection):
+    """row -> request, whose guidance is what the tensors say."""
+    if selection is None:
+        return {}
+    assert selection.k_max == selection.top_k.max()
+    columns = (selection.rows, selection.w, selection.beta, selection.top_k)
+    rows = zip(*(column.tolist() for column in columns), selection.requests, strict=True)
+    found = {}
+    for row, w, beta, top_k, request in rows:
+        assert request.guidance == Guidance(tuple(w), beta, top_k)
+        found[row] = request
+    return found
+
+
+def happen(model, event):
+    kind, *rest = event
+    if kind == "put":
+        model[rest[0]] = rest[1]
+    elif kind == "drop":
+        model[rest[0]] = None
+    else:
+        source, target, swap = rest
+        moved, other = model.get(source), model.get(target)
+        model[source] = other if swap else None
+        model[target] = moved
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.lists(st.tuples(st.one_of(events), layouts), max_size=25))
+def test_any_story_gives_what_a_dict_gives(story):
+    slots, model = Slots(CPU), {}
+    for event, layout in story:
+        kind, *rest = event
+        if kind == "move":
+            slots.move(rest[0], rest[1], swap=rest[2])
+        else:
+            getattr(slots, kind)(*rest)
+        happen(model, event)
+        expected = {
+            row: model[number] for row, number in enumerate(layout) if model.get(number) is not None
+        }
+        for _ in range(2):  # the second answer comes from the cache
+            assert read(slots.select(np.array(layout, dtype=np.int64))) == expected
+        assert len(slots) == sum(one is not None for one in model.values())
+
+
+def test_the_tensors_are_made_once_for_steps_alike():
+    slots = Slots(CPU)
+    slots.put(1, ONE)
+    first = slots.select(np.arange(3))
+    assert slots.select(np.arange(3)) is first
+    assert slots.select(np.array([1, 0])) is not first
+
+
+def test_a_reused_slot_forgets_its_last_request():
+    slots = Slots(CPU)
+    slots.put(0, ONE)
+    slots.select(np.arange(1))
+    slots.put(0, None)
+    assert slots.select(np.arange(1)) is None
+    assert len(slots) == 0
+
+
+def test_a_move_onto_itself_changes_nothing():
+    slots = Slots(CPU)
+    slots.put(0, ONE)
+    for swap in (False, True):
+        slots.move(0, 0, swap=swap)
+        assert read(slots.select(np.arange(1))) == {0: ONE}
+
+
+def test_rows_and_types_are_what_the_rule_wants():
+    slots = Slots(CPU)
+    for number in (4, 2):
+        slots.put(number, Request(Guidance((1.0, 2.0), 1.0, number)))
+    selection = slots.select(np.array([4, 0, 2], dtype=np.int32))
+    assert selection.rows.tolist() == [0, 2]
+    assert selection.rows.dtype == selection.top_k.dtype == torch.int64
+    assert selection.w.dtype == selection.beta.dtype == torch.float32
+    assert selection.k_max == 4

@@ -1,0 +1,241 @@
+"""Sampling draws once a prompt, declines what has no room, and continues where it was cut."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import typer
+from typer.testing import CliRunner
+
+from pad_vllm.cli.sample import sample as sample_command
+from pad_vllm.cli.score import score as score_command
+from pad_vllm.training.data import jsonl
+from pad_vllm.training.data.record import Record
+from pad_vllm.training.sampling.sample import declined_path, draw, read_prompts
+from pad_vllm.training.sampling.sampler import Sampling
+
+ROOMY = Sampling(n=3, max_tokens=20, max_model_len=120)
+
+
+class Echo:
+    """An engine that answers with the prompt's last word, and i; blank and double where asked to."""
+
+    def __init__(self, kill_after=99):
+        self.batches = []
+        self.kill_after = kill_after
+
+    def get_tokenizer(self):
+        tokenizer = tiny.tokenizer()
+        system = (
+            "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        )
+        tokenizer.chat_template = system + tokenizer.chat_template
+        return tokenizer
+
+    def chat(self, messages, sampling_params, *, use_tqdm):
+        if len(self.batches) == self.kill_after:
+            raise KeyboardInterrupt
+        self.batches.append(messages)
+        words = [m[-1]["content"].split()[-1] for m in messages]
+        made = {"blank": ["a", " ", ""], "same": ["b", "b", "b"]}
+        texts = [made.get(w, [f"{w} {i}" for i in range(sampling_params)]) for w in words]
+        return [
+            SimpleNamespace(
+                outputs=[SimpleNamespace(text=t, token_ids=(i, 7)) for i, t in enumerate(ts)]
+            )
+            for ts in texts
+        ]
+
+
+def building(engine):
+    return lambda base, sampling: (engine, sampling.n)
+
+
+def build_echo(base, sampling):
+    return Echo(), sampling.n
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "deeper" / "samples.jsonl"
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("one\ntwo\n\nis blank\nthe same\none\n" + "long " * 50 + "\nthree\n", "utf-8")
+    return read_prompts(path)
+
+
+def records(path):
+    return list(jsonl.read(path, Record.model_validate_json))
+
+
+def test_every_prompt_gets_its_different_responses_with_their_tokens(prompts, out):
+    tally = draw("base", prompts, out, ROOMY, build=building(Echo()))
+
+    assert (tally.drawn, tally.found, tally.declined) == (3, 0, 3)
+    assert [r.prompt[0].content for r in records(out)] == ["one", "two", "three"]
+    assert [r.text for r in records(out)[0].responses] == ["one 0", "one 1", "one 2"]
+    assert records(out)[0].responses[1].token_ids == [1, 7]
+    assert json.loads(out.read_text("utf-8").split("\n")[0])["prompt"] == "one"
+
+
+def test_a_prompt_without_two_responses_is_declined_for_good_with_the_reason(prompts, out):
+    draw("base", prompts, out, ROOMY, build=building(Echo()))
+    reasons = [line["declined"] for line in jsonl.read(declined_path(out))]
+
+    assert reasons == [
+        "only 1 different response(s), not blank",
+        "only 1 different response(s), not blank",
+        "266 tokens, there is room for 100",
+    ]
+    again = Echo()
+    assert draw("base", prompts, out, ROOMY, build=building(again)).found == 6
+    assert again.batches == []
+
+
+def test_a_prompt_fits_to_the_very_last_token(out):
+    key = json.dumps([{"role": "user", "content": "x" * 83}])  # and 17 of the template
+    draw("base", [key], out, ROOMY, build=building(Echo()))
+    tight = Sampling(n=3, max_tokens=21, max_model_len=120)
+    draw("base", [key], out.with_name("tight.jsonl"), tight, build=building(Echo()))
+
+    assert len(records(out)) == 1
+    assert records(out.with_name("tight.jsonl")) == []
+
+
+def test_a_conversation_stays_one_and_a_template_may_refuse_it(tmp_path, out):
+    turns = [("user", "Hi"), ("assistant", "Hello"), ("user", "go on")]
+    chat = [{"role": role, "content": content} for role, content in turns]
+    refused = [{"role": "system", "content": "Be kind."}, *chat]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in (chat, refused)), "utf-8")
+    draw("base", read_prompts(path), out, ROOMY, build=building(Echo()))
+
+    assert [m.model_dump() for m in records(out)[0].prompt] == chat
+    (declined,) = jsonl.read(declined_path(out))
+    assert declined == {"prompt": refused, "declined": "the chat template refuses it: no system"}
+
+
+def test_a_killed_run_continues_with_the_prompts_it_had_not_written(prompts, out):
+    with pytest.raises(KeyboardInterrupt):
+        draw("base", prompts, out, ROOMY, batch=2, build=building(Echo(kill_after=1)))
+    whole = out.read_bytes()
+    out.write_bytes(whole[:-5])  # and the kill came in the middle of a line
+
+    again = Echo()
+    tally = draw("base", prompts, out, ROOMY, batch=2, build=building(again))
+    assert (tally.found, tally.drawn, tally.declined) == (1, 2, 3)
+    assert [r.prompt[0].content for r in records(out)] == ["one", "two", "three"]
+    assert again.batches[0][0] == [{"role": "user", "content": "two"}]
+
+
+def test_prompts_come_as_text_or_json_lines_each_once(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    message = {"role": "user", "content": "caf\u00e9"}
+    lines = [{"prompt": "caf\u00e9", "source": "mine"}, {"prompt": [message]}, {"prompt": "two"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    text = tmp_path / "prompts.txt"
+    text.write_text("caf\u00e9\ntwo\r\n", "utf-8")
+
+    assert read_prompts(path) == read_prompts(text)
+    assert [json.loads(p)[0]["content"] for p in read_prompts(path)] == ["caf\u00e9", "two"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"text": "Hi"}',
+        '{"prompt": []}',
+        '{"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+        '{"prompt": [{"role": "tool", "content": "a"}]}',
+        '"Hi"',
+        "Hi",
+    ],
+)
+def test_a_line_that_is_no_prompt_is_named(tmp_path, line):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "Hi"}\n' + line + "\n", "utf-8")
+
+    with pytest.raises(ValueError, match="prompts.jsonl, line 2"):
+        read_prompts(path)
+
+
+def test_a_prompts_file_of_another_kind_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="prompts.csv: accepted are .jsonl.*.txt"):
+        read_prompts(tmp_path / "prompts.csv")
+
+
+def commands():
+    app = typer.Typer()
+    app.command("sample")(sample_command)
+    app.command("score")(score_command)
+    return app
+
+
+def test_the_commands_say_what_they_did(tmp_path, out, prompts, monkeypatch):
+
+    monkeypatch.setattr(draw, "__kwdefaults__", {"batch": 2, "ray": 0, "build": build_echo})
+    text, scored = str(tmp_path / "prompts.txt"), tmp_path / "scored.jsonl"
+    argv = ["sample", "base", "--prompts", text, "--out", str(out), "--max-model-len", "228"]
+    drawn = CliRunner().invoke(commands(), argv)
+    judged = CliRunner().invoke(
+        commands(), ["score", str(out), "brief", "p=positive", "--out", str(scored)]
+    )
+
+    assert drawn.exit_code == 0, drawn.output
+    assert "3 prompts drawn for, 0 were done before" in drawn.output
+    assert "3 declined" in drawn.output
+    assert judged.exit_code == 0, judged.output
+    assert "3 records scored" in judged.output
+    assert records(scored)[0].scorers == {"brief": "brief", "p": "positive"}
+
+
+def test_a_mistake_is_one_message(tmp_path):
+    result = CliRunner().invoke(
+        commands(), ["score", str(tmp_path), "kindness", "--out", str(tmp_path / "o")]
+    )
+
+    assert result.exit_code == 1
+    assert "'kindness' is not known" in result.output
+
+
+def test_the_commands_explain_the_forms_they_take(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    result = CliRunner().invoke(commands(), ["score", "--help"])
+
+    assert "classifier:MODEL[#LABEL], or judge:URL#MODEL[#INSTRUCTION]" in result.output
+
+
+def test_the_commands_are_light_to_import():
+    heavy = ("torch", "vllm", "pydantic", "ray", "openai")
+    code = f"import sys, pad_vllm.cli.sample; print([m for m in {heavy} if m in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.engine  # starts Ray: seconds
+def test_ray_draws_what_one_process_draws(prompts, out, monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # the actors import Echo
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        tally = draw("base", prompts, out, ROOMY, batch=2, ray=1, build=build_echo)
+    finally:
+        ray.shutdown()
+    here = out.with_name("here.jsonl")
+    draw("base", prompts, here, ROOMY, batch=2, build=build_echo)
+
+    assert (tally.drawn, tally.declined) == (3, 3)
+    assert sorted(out.read_text("utf-8")) == sorted(here.read_text("utf-8"))
+    assert {r.key for r in records(out)} == {r.key for r in records(here)}
