@@ -95,13 +95,16 @@ class PersRM(nn.Module):
 
     def lora_weights(self) -> dict[tuple[int, str], tuple[Tensor, Tensor]]:
         """(layer, module) -> (A [r, in], B [out, r]), the trainable parameters themselves."""
-        found = {}
+        weights = {}
         for index in range(self.fork_layer, len(self.backbone.model.layers)):
             for name, module in self.backbone.model.layers[index].named_modules():
                 if hasattr(module, "lora_A") and "default" in module.lora_A:
                     key = (index, name.rsplit(".", 1)[-1])
-                    found[key] = (module.lora_A["default"].weight, module.lora_B["default"].weight)
-        return found
+                    weights[key] = (
+                        module.lora_A["default"].weight,
+                        module.lora_B["default"].weight,
+                    )
+        return weights
 
     def fork(self, input_ids: Tensor) -> Tensor:
         """The residual stream below the fork, common to both: ids [N, T] -> [N, T, H]."""

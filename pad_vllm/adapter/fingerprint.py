@@ -95,9 +95,9 @@ def _files(folder: Path) -> list[Path]:
         return [folder / _SINGLE]
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        found = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else []
+        names = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else []
         raise ValueError(
-            f"{folder} has no *.safetensors files (it has: {listed(found)}), and only safetensors "
+            f"{folder} has no *.safetensors files (it has: {listed(names)}), and only safetensors "
             "checkpoints are accepted. Point to the checkpoint's folder, or convert it with "
             "Transformers: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)."
         )

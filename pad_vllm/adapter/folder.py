@@ -122,8 +122,8 @@ def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
 def _require_replaceable(target: Path) -> None:
     if not target.exists():
         return
-    found = sorted(p.name for p in target.iterdir()) if target.is_dir() else [target.name]
-    foreign = [name for name in found if name not in FILES + ABOUT]
+    names = sorted(p.name for p in target.iterdir()) if target.is_dir() else [target.name]
+    foreign = [name for name in names if name not in FILES + ABOUT]
     if foreign or not target.is_dir():
         raise AdapterError(
             f"{target} holds files that are not an adapter's ({listed(foreign[:4])}), and saving "

@@ -180,9 +180,9 @@ def read_config(path: str | Path) -> AdapterConfig:
     folder = adapter_folder(path)
     file = folder / CONFIG_FILE
     if not file.is_file():
-        found = sorted(entry.name for entry in folder.iterdir())[:8]
+        names = sorted(entry.name for entry in folder.iterdir())[:8]
         raise AdapterError(
-            f"{folder} has no {CONFIG_FILE} (it has: {listed(found)}). A PAD adapter is a folder "
+            f"{folder} has no {CONFIG_FILE} (it has: {listed(names)}). A PAD adapter is a folder "
             "written by `pad-vllm train`; a plain LoRA has no preference heads."
         )
     try:

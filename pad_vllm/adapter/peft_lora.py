@@ -175,11 +175,11 @@ def _require_transformed(layers: object, fork: int, num_layers: int) -> None:
         )
 
 
-def _require_targets(targets: object, found: set[str]) -> None:
+def _require_targets(targets: object, modules: set[str]) -> None:
     # A text is a pattern, which only PEFT could expand: there the tensors decide.
-    if isinstance(targets, list) and {str(name).rsplit(".", 1)[-1] for name in targets} != found:
+    if isinstance(targets, list) and {str(name).rsplit(".", 1)[-1] for name in targets} != modules:
         raise _wrong(
-            "target_modules", targets, f"the modules of {LORA_FILE}: {listed(sorted(found))}"
+            "target_modules", targets, f"the modules of {LORA_FILE}: {listed(sorted(modules))}"
         )
 
 

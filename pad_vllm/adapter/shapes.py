@@ -38,10 +38,10 @@ def require_shapes(adapter: Adapter, config: Any) -> None:
     """Refuse a LoRA whose matrices do not fit the base's linear layers."""
     shapes = module_shapes(config)
     for (layer, module), (a, b) in sorted(adapter.lora.weights.items()):
-        found, wanted = (b.shape[0], a.shape[1]), shapes[module]
-        if found != wanted:
+        given, wanted = (b.shape[0], a.shape[1]), shapes[module]
+        if given != wanted:
             raise AdapterError(
-                f"LoRA of layer {layer} {module} is for a weight of shape {list(found)}, and the "
+                f"LoRA of layer {layer} {module} is for a weight of shape {list(given)}, and the "
                 f"base has {list(wanted)}. Serve the adapter's own backbone, or train one on this "
                 "base."
             )

@@ -26,7 +26,7 @@ _START_S = 600.0  # longest wait for an actor to load its model at start-up
 
 
 @dataclass(frozen=True)
-class Message:
+class Update:
     """An Ask, as far as the actor does not have it."""
 
     key: int
@@ -62,21 +62,21 @@ class PersRMActor:
         """When the last steps began and ended, in Unix time."""
         return list(self._busy)
 
-    def step(self, messages: list[Message]) -> Any:
+    def step(self, updates: list[Update]) -> Any:
         """Rewards [G, K] as numpy."""
         begun = time.time()
-        asks = [self._ask(one) for one in messages]
+        asks = [self._ask(update) for update in updates]
         self._tokens = {ask.key: list(ask.tokens) for ask in asks}
-        found = self._scorer(asks).cpu().numpy()
+        rewards = self._scorer(asks).cpu().numpy()
         self._busy.append((begun, time.time()))
-        return found
+        return rewards
 
-    def _ask(self, message: Message) -> Ask:
-        known = self._tokens.get(message.key, [])
-        if len(known) < message.keep:  # Ray restarted it between two calls
-            raise LookupError(f"row {message.key}: {len(known)} of {message.keep} tokens are here")
-        tokens = [*known[: message.keep], *message.added]
-        return Ask(message.key, tokens, message.w, message.changes, message.must)
+    def _ask(self, update: Update) -> Ask:
+        known = self._tokens.get(update.key, [])
+        if len(known) < update.keep:  # Ray restarted it between two calls
+            raise LookupError(f"row {update.key}: {len(known)} of {update.keep} tokens are here")
+        tokens = [*known[: update.keep], *update.added]
+        return Ask(update.key, tokens, update.w, update.changes, update.must)
 
     def pid(self) -> int:
         """Its process."""
@@ -94,19 +94,19 @@ class _Actor:
     sent: dict[int, list[int]] = field(default_factory=dict)  # what it has of its rows
     back: Any = None  # while it is down: the ref that is done when it is up again
 
-    def messages(self, asks: Sequence[Ask]) -> list[Message]:
-        """The asks as messages, noted as sent."""
+    def updates(self, asks: Sequence[Ask]) -> list[Update]:
+        """What of the asks it does not have yet, noted as sent."""
         made = []
         for ask in asks:
             known = self.sent.get(ask.key, [])
             keep = common(known, ask.tokens)
             added = tuple(ask.tokens[keep:])
-            made.append(Message(ask.key, keep, added, ask.w, tuple(ask.changes), ask.must))
+            made.append(Update(ask.key, keep, added, ask.w, tuple(ask.changes), ask.must))
         self.sent = {ask.key: list(ask.tokens) for ask in asks}
         return made
 
     def up(self, ray: Any) -> bool:
-        """Whether it takes messages; after a failure, once it has answered again."""
+        """Whether it takes updates; after a failure, once it has answered again."""
         if self.back is not None and ray.wait([self.back], timeout=0)[0]:
             try:
                 ray.get(self.back)
@@ -153,7 +153,7 @@ class RayScores:
         """The base's forward starts: send the rows' text, without waiting."""
         for actor, places in self._routed(asks).items():
             if actor.up(self._ray):
-                actor.handle.step.remote(actor.messages([asks[place] for place in places]))
+                actor.handle.step.remote(actor.updates([asks[place] for place in places]))
 
     def __call__(self, asks: Sequence[Ask]) -> Tensor:
         """Rewards [G, K]; NaN for rows of an actor that is down, or does not answer in time."""
@@ -162,8 +162,8 @@ class RayScores:
         routed = self._routed(asks)
         for actor, places in routed.items():
             if actor.up(self._ray):
-                messages = actor.messages([asks[place] for place in places])
-                refs[actor] = actor.handle.step.remote(messages)
+                updates = actor.updates([asks[place] for place in places])
+                refs[actor] = actor.handle.step.remote(updates)
         end = time.monotonic() + self._deadline
         for actor, ref in refs.items():
             self._collect(actor, ref, routed[actor], result, end)
@@ -175,7 +175,7 @@ class RayScores:
         self, actor: _Actor, ref: Any, places: list[int], result: Tensor, end: float
     ) -> None:
         try:
-            found = self._ray.get(ref, timeout=max(end - time.monotonic(), 0.0))
+            rewards = self._ray.get(ref, timeout=max(end - time.monotonic(), 0.0))
         except Exception as error:  # noqa: BLE001, dead, late, restarting or failed: all leave rows unguided
             self.failures += 1
             actor.down()
@@ -184,8 +184,8 @@ class RayScores:
                 f"have no rewards until it is back. Failures so far: {self.failures}"
             )
             return
-        result[places, : found.shape[1]] = torch.from_numpy(found.copy())
-        result[places, found.shape[1] :] = 0.0
+        result[places, : rewards.shape[1]] = torch.from_numpy(rewards.copy())
+        result[places, rewards.shape[1] :] = 0.0
 
     def _routed(self, asks: Sequence[Ask]) -> dict[_Actor, list[int]]:
         """Every row's actor: the one that has its cache, else the one with the fewest rows."""
@@ -199,15 +199,17 @@ class RayScores:
         for actor in home.values():
             if actor is not None:
                 load[actor] += 1
-        found: dict[_Actor, list[int]] = {}
+        places: dict[_Actor, list[int]] = {}
         for place, ask in enumerate(asks):
             actor = home[ask.key]
             if actor is None:
-                actor = home[ask.key] = min(load, key=lambda one: (one.back is not None, load[one]))
+                actor = home[ask.key] = min(
+                    load, key=lambda actor: (actor.back is not None, load[actor])
+                )
                 load[actor] += 1
-            found.setdefault(actor, []).append(place)
+            places.setdefault(actor, []).append(place)
         self._home = {key: actor for key, actor in home.items() if actor is not None}
-        return found
+        return places
 
 
 def _join(ray: Any, address: str) -> None:

@@ -85,9 +85,9 @@ class ResidentRewards:
             if position <= len(batch[row].tokens)
         ]
 
-    def keep(self, found: Tensor) -> None:
+    def keep(self, fed: Tensor) -> None:
         """[R, 2] int64: token and position of the rows whose logits are computed now."""
-        self._kept = found
+        self._kept = fed
 
     def rewards(self, step: Step) -> Tensor | None:
         """See engines.base.RewardEngine."""
@@ -114,8 +114,8 @@ class ResidentRewards:
         ]
         result = torch.full(step.ids.shape, NAN, device=step.ids.device)
         if asks:
-            found = self.scores(asks).to(step.ids.device)
-            result[known] = torch.nn.functional.pad(found, (0, result.shape[1] - found.shape[1]))
+            scores = self.scores(asks).to(step.ids.device)
+            result[known] = torch.nn.functional.pad(scores, (0, result.shape[1] - scores.shape[1]))
         return result
 
     def _ask(self, request: Request, token: int, position: int, ids: list[int]) -> Ask:

@@ -116,11 +116,11 @@ def _template(given: str) -> str:
 
 def end_token(config: VllmConfig) -> int:
     """The base's end of sequence, for `"on_failure": "stop"`. Raises ValueError where it has none."""
-    found = config.model_config.hf_text_config.eos_token_id
-    token = found[0] if isinstance(found, list | tuple) and found else found
+    eos = config.model_config.hf_text_config.eos_token_id
+    token = eos[0] if isinstance(eos, list | tuple) and eos else eos
     if not isinstance(token, int):
         raise ValueError(
-            f"on_failure is 'stop', and the base's config has eos_token_id {found!r}, which ends no "
+            f"on_failure is 'stop', and the base's config has eos_token_id {eos!r}, which ends no "
             "answer. Set on_failure to 'unguided', or give the base's config its eos_token_id."
         )
     return token

@@ -77,11 +77,11 @@ def servable(rows: list[Finding]) -> list[str]:
     if not all(row.ok for row in rows if not row.engine):
         return []
     needs = {"shared": ("shared",), "resident": ("resident",), "ray": ("resident", "ray")}
-    found = {engine for row in rows if (engine := row.engine)}
+    asked = {engine for row in rows if (engine := row.engine)}
     return [
         engine
         for engine in ENGINES
-        if engine in found and all(row.ok for row in rows if row.engine in needs[engine])
+        if engine in asked and all(row.ok for row in rows if row.engine in needs[engine])
     ]
 
 
@@ -101,14 +101,14 @@ def _note(
     rows: list[Finding], name: str, engine: str, look: Callable[[], tuple[Found, str]]
 ) -> Found | None:
     try:
-        found, detail = look()
+        value, detail = look()
     except Exception as error:  # noqa: BLE001, a broken vLLM may raise anything, and here it is shown
         known = isinstance(error, ValueError | OSError | ImportError)
         detail = str(error) if known else f"{type(error).__name__}: {error}"
         rows.append(Finding(name, False, detail, engine))
         return None
     rows.append(Finding(name, True, detail, engine))
-    return found
+    return value
 
 
 def _adapter(folder: str) -> tuple[Adapter, str]:
@@ -135,15 +135,15 @@ def _config(base: str) -> tuple[Any, str]:
 
 
 def _version() -> str:
-    found = {package: number for package in PACKAGES if (number := _installed(package))}
-    if not found:
+    versions = {package: number for package in PACKAGES if (number := _installed(package))}
+    if not versions:
         raise ValueError(f"vLLM is not installed. {_INSTALL}")
-    if len(found) > 1:
+    if len(versions) > 1:
         raise ValueError(
-            f"{' and '.join(found)} are both installed and overwrite each other's files. "
+            f"{' and '.join(versions)} are both installed and overwrite each other's files. "
             f"pip uninstall both, then install one. {_INSTALL}"
         )
-    ((package, number),) = found.items()
+    ((package, number),) = versions.items()
     match = re.match(r"\d+\.\d+", number)
     if not match or match[0] not in ACCEPTED:
         raise ValueError(
@@ -161,17 +161,17 @@ def _installed(package: str) -> str | None:
 
 def _plugin() -> str:
     _import_vllm()
-    found = [point for point in _points("vllm.general_plugins") if point.value == PLUGIN]
-    if not found:
+    points = [point for point in _points("vllm.general_plugins") if point.value == PLUGIN]
+    if not points:
         raise ValueError(
             f"no entry point {PLUGIN} in group vllm.general_plugins, so vLLM does not find PAD. "
             "Install pad_vllm with pip; a copied folder is not enough."
         )
     allowed = os.environ.get("VLLM_PLUGINS")
-    if allowed is not None and found[0].name not in allowed.split(","):
+    if allowed is not None and points[0].name not in allowed.split(","):
         raise ValueError(
             f"VLLM_PLUGINS={allowed} keeps vLLM from loading PAD. Unset it, or add "
-            f"{found[0].name} to it."
+            f"{points[0].name} to it."
         )
     from pad_vllm.serving.connection import connect
 
@@ -194,7 +194,7 @@ def _processor() -> str:
             raise ValueError(
                 f"PADLogitsProcessor is none of this vLLM's {runner} processors. {_INSTALL}"
             )
-    twice = [one.name for one in _points("vllm.logits_processors") if "pad_vllm" in one.value]
+    twice = [point.name for point in _points("vllm.logits_processors") if "pad_vllm" in point.value]
     if twice:
         raise ValueError(
             f"entry point {twice[0]} in group vllm.logits_processors would guide every request a "
@@ -304,10 +304,10 @@ def _tokenizers(both: _Both) -> str:
 
 
 def _ray() -> tuple[bool, str]:
-    found = _installed("ray")
-    if found is None:
+    number = _installed("ray")
+    if number is None:
         raise ValueError("Ray is not installed. Install it: pip install 'pad-vllm[ray]'")
-    return True, f"ray {found}; what `resident` needs holds for its actors too"
+    return True, f"ray {number}; what `resident` needs holds for its actors too"
 
 
 _OF_VLLM = (("vLLM", _version), ("plugin", _plugin), ("processor", _processor))

@@ -149,8 +149,8 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     def _request(self, params: SamplingParams) -> base.Request | None:
         try:
-            found = parse(params.extra_args, self._limits)
-            return None if found is None else base.Request(found)
+            asked = parse(params.extra_args, self._limits)
+            return None if asked is None else base.Request(asked)
         except ValueError as error:  # the front end refuses these; a step must not
             logger.warning("PAD: a request stays unguided: %s", error)
             return None

@@ -151,8 +151,8 @@ def require_wiring(config: VllmConfig) -> None:
 def _processors(config: VllmConfig) -> int:
     given = config.model_config.logits_processors or []
     return sum(
-        one.rsplit(":", 1)[-1].endswith("PADLogitsProcessor")
-        if isinstance(one, str)
-        else any(base.__name__ == "PADLogitsProcessor" for base in one.__mro__)
-        for one in given
+        processor.rsplit(":", 1)[-1].endswith("PADLogitsProcessor")
+        if isinstance(processor, str)
+        else any(base.__name__ == "PADLogitsProcessor" for base in processor.__mro__)
+        for processor in given
     )

@@ -52,8 +52,8 @@ class Encoder:
 
     def sound(self, text: str, place: int) -> int:
         """The place before which no added token begins that other text from `place` on completes."""
-        found = self._begin.search(text, max(0, place - self._reach), place)
-        place = found.start() if found else place
+        begin = self._begin.search(text, max(0, place - self._reach), place)
+        place = begin.start() if begin else place
         while self._blanks and place and text[place - 1].isspace():
             place -= 1
         return place
@@ -64,8 +64,8 @@ class Encoder:
         unknown = [text for text in dict.fromkeys(texts) if text not in self._known]
         if unknown:
             made = self._backend.encode_batch(unknown, add_special_tokens=False)
-            for text, one in zip(unknown, made, strict=True):
-                self._known[text] = (one.ids, one.offsets)
+            for text, encoding in zip(unknown, made, strict=True):
+                self._known[text] = (encoding.ids, encoding.offsets)
         return [self._known[text] for text in texts]
 
 
@@ -85,9 +85,9 @@ class Answer:
     def edits(self, splices: Sequence[Splice]) -> list[Edit]:
         """The tokens that each splice of the text would make."""
         nothing = Splice(len(self.text), "")
-        found = {nothing: Edit(nothing, len(self.ids), [], [])}
+        made = {nothing: Edit(nothing, len(self.ids), [], [])}
         back = _BACK
-        while missing := [s for s in dict.fromkeys(splices) if s not in found]:
+        while missing := [s for s in dict.fromkeys(splices) if s not in made]:
             sound = [self._encoder.sound(self.text, splice.place) for splice in missing]
             firsts = [self._first(place, back) for place in sound]
             begins = [self.spans[first][0] if first else 0 for first in firsts]
@@ -99,9 +99,9 @@ class Answer:
                 ids, spans = window[0], [(b + begin, e + begin) for b, e in window[1]]
                 met = self._meet(first, ids, spans, place) if first else (0, 0)
                 if met:
-                    found[s] = Edit(s, met[0], ids[met[1] :], spans[met[1] :])
+                    made[s] = Edit(s, met[0], ids[met[1] :], spans[met[1] :])
             back *= 2
-        return [found[splice] for splice in splices]
+        return [made[splice] for splice in splices]
 
     def change(self, edit: Edit) -> Change:
         """An edit as the PersRM's cache needs it: as many tokens kept as stay the same."""

@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 
 from pad_vllm.text.preference import with_preference
 
-Message = dict[str, str]
+Turn = dict[str, str]
 
 _ROLES = {"s": "system", "u": "user", "a": "assistant"}
 # Without a system turn first: where a template folds it into the user's, the two begin alike, and
@@ -38,8 +38,8 @@ class _Form:
         """Take from a rendered probe what stands around its words, if they stand in order."""
         text, pieces = self.shown(rendered), []
         for number in range(len(roles)):
-            before, found, text = text.partition(_word(number))
-            if not found:
+            before, word, text = text.partition(_word(number))
+            if not word:
                 return
             pieces.append(before)
         self.starts.setdefault(pieces[0], roles[0])
@@ -48,7 +48,7 @@ class _Form:
             if between.strip():  # blanks are in contents too, and would cut them anywhere
                 self.turns.setdefault(role, {}).setdefault(between, following)
 
-    def readings(self, text: str) -> Iterator[list[Message]]:
+    def readings(self, text: str) -> Iterator[list[Turn]]:
         """Every way the text may have been rendered; longest beginnings and ends first."""
         for start in sorted(self.starts, key=len, reverse=True):
             for end in sorted(self.ends, key=len, reverse=True):
@@ -56,19 +56,19 @@ class _Form:
                 if inner >= 0 and text.startswith(start) and text.endswith(end):
                     yield list(self._split(text[len(start) :][:inner], self.starts[start]))
 
-    def _split(self, text: str, role: str) -> Iterator[Message]:
+    def _split(self, text: str, role: str) -> Iterator[Turn]:
         """The turns of a text whose first has this role: each ends where any other may begin."""
         at = 0
         while True:
-            found = [
+            ends = [
                 (place, -len(between), between)
                 for between in self.turns.get(role, ())
                 if (place := text.find(between, at)) >= 0
             ]
-            if not found:
+            if not ends:
                 yield {"role": role, "content": text[at:]}
                 return
-            place, _, between = min(found)
+            place, _, between = min(ends)
             yield {"role": role, "content": text[at:place]}
             at, role = place + len(between), self.turns[role][between]
 
@@ -86,7 +86,7 @@ class Template:
         self.end = _end_of_turn(tokenizer)
         """The special token after an assistant's content; None where the template puts none."""
 
-    def read(self, text: str) -> list[Message] | None:
+    def read(self, text: str) -> list[Turn] | None:
         """The conversation of a prompt that ends where the assistant begins, rendered or decoded.
 
         A system prompt that the template puts in by itself is left out. None where rendering does
@@ -96,11 +96,13 @@ class Template:
             self._learn()  # templates that say today's date change at midnight
         return self._read(text)
 
-    def conversation(self, ids: Sequence[int]) -> list[Message]:
+    def conversation(self, ids: Sequence[int]) -> list[Turn]:
         """`read` of a prompt's tokens; what it cannot read is one user turn, whole."""
         tokenizer = self._tokenizer
-        found = self.read(_decode(tokenizer, ids))
-        return found or [{"role": "user", "content": _decode(tokenizer, ids, plain=True).strip()}]
+        messages = self.read(_decode(tokenizer, ids))
+        return messages or [
+            {"role": "user", "content": _decode(tokenizer, ids, plain=True).strip()}
+        ]
 
     def _learn(self) -> None:
         # Some tokenizers decode a prompt to other blanks than were rendered: both are known.
@@ -119,16 +121,16 @@ class Template:
         )
         self._forms = forms[:1] if alike else forms
 
-    def _read(self, text: str) -> list[Message] | None:
+    def _read(self, text: str) -> list[Turn] | None:
         bos = self._tokenizer.bos_token
         texts = [text]
         if bos and text.startswith(bos):  # a completion request puts one before a rendered prompt
             texts.append(text[len(bos) :])
-        for one in texts:
+        for prompt in texts:
             for form in self._forms:
-                for messages in form.readings(one):
+                for messages in form.readings(prompt):
                     rendered = _render(self._tokenizer, messages)
-                    if rendered is not None and form.shown(rendered) == one:
+                    if rendered is not None and form.shown(rendered) == prompt:
                         return messages
         return None
 
@@ -162,15 +164,15 @@ def prompt_ids(
     return _encode(tokenizer, text, special=not tokenizer.chat_template)
 
 
-def _stated(turns: list[Message], preference: str) -> list[Message]:
+def _stated(turns: list[Turn], preference: str) -> list[Turn]:
     if not any(turn["role"] == "user" for turn in turns):
         turns = [*turns, {"role": "user", "content": ""}]
     return with_preference(turns, preference)
 
 
-def _folded(turns: Sequence[Message]) -> list[Message]:
+def _folded(turns: Sequence[Turn]) -> list[Turn]:
     """System turns as the user's, neighbours of one role as one: what every template takes."""
-    folded: list[Message] = []
+    folded: list[Turn] = []
     for turn in turns:
         role = "user" if turn["role"] == "system" else turn["role"]
         if folded and folded[-1]["role"] == role:
@@ -180,11 +182,11 @@ def _folded(turns: Sequence[Message]) -> list[Message]:
     return folded
 
 
-def _joined(turns: Sequence[Message]) -> str:
+def _joined(turns: Sequence[Turn]) -> str:
     return "\n\n".join(filter(None, (turn["content"] for turn in turns)))
 
 
-def _probe(letters: str) -> list[Message]:
+def _probe(letters: str) -> list[Turn]:
     return [{"role": _ROLES[r], "content": _word(n)} for n, r in enumerate(letters)]
 
 
@@ -194,7 +196,7 @@ def _word(number: int) -> str:
 
 
 def _render(
-    tokenizer: Any, messages: Sequence[Message], *, generation_prompt: bool = True
+    tokenizer: Any, messages: Sequence[Turn], *, generation_prompt: bool = True
 ) -> str | None:
     if not tokenizer.chat_template:
         return None

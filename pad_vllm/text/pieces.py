@@ -119,7 +119,7 @@ def _decoder(backend: Any) -> list[dict[str, Any]]:
     kinds = "".join(f"{part['type']} " for part in parts)
     known = re.fullmatch(r"ByteLevel |(Replace )*(ByteFallback )?Fuse (Strip )?", kinds)
     patterns = [part["pattern"] for part in parts if part["type"] == "Replace"]
-    if not known or parts[-1].get("stop") or not all("String" in one for one in patterns):
+    if not known or parts[-1].get("stop") or not all("String" in pattern for pattern in patterns):
         raise ValueError(
             f"the base's tokenizer decodes by {show(parts)}; accepted: ByteLevel, or Replace, "
             "ByteFallback, Fuse and Strip at the start, in this order. Use a PersRM with the base's "

@@ -111,7 +111,7 @@ def _params(request: dict[str, Any], length: int) -> Any:
 
 def _objects() -> dict[str, int]:
     """How many of what belongs to one request are alive."""
-    kinds = dict.fromkeys(("Request", "Text", "Reading", "Row", "Ask"), 0)
+    kinds = dict.fromkeys(("Request", "Text", "Reading", "CachedRow", "Ask"), 0)
     for one in gc.get_objects():
         name = type(one).__name__
         if name in kinds and type(one).__module__.startswith("pad_vllm"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pad_vllm.text.answer import Change
 
@@ -51,15 +52,24 @@ class Node:
     """Its ancestors among the nodes, root first."""
 
 
+class After(NamedTuple):
+    """What a token comes after."""
+
+    place: int
+    """Position in the row's tokens, or number of the node."""
+
+    in_tree: bool = False
+    """Whether it is a node."""
+
+
 @dataclass(frozen=True)
 class Term:
-    """One summand of a candidate's reward: sign * R_w(token) after a token of the row or a node."""
+    """One summand of a candidate's reward: sign * R_w(token) after `after`."""
 
     candidate: int
     token: int
     sign: float
-    after: int
-    """Position in the row's tokens, or -1 - n for node n."""
+    after: After
 
 
 @dataclass(frozen=True)
@@ -79,9 +89,10 @@ def grow(tokens: Sequence[int], changes: Sequence[Change], *, exact: bool) -> Tr
     known: dict[tuple[int, tuple[int, ...]], int] = {}
     for candidate, (keep, added) in enumerate(changes):
         terms += [
-            Term(candidate, tokens[place], -1.0, place - 1) for place in range(keep, len(tokens))
+            Term(candidate, tokens[place], -1.0, After(place - 1))
+            for place in range(keep, len(tokens))
         ]
-        after = keep - 1
+        after = After(keep - 1)
         above: tuple[int, ...] = ()
         for depth, token in enumerate(added if exact else added[:1]):
             terms.append(Term(candidate, token, 1.0, after))
@@ -91,6 +102,8 @@ def grow(tokens: Sequence[int], changes: Sequence[Change], *, exact: bool) -> Tr
             if key not in known:
                 known[key] = len(nodes)
                 nodes.append(Node(token, keep + depth, above))
-            after, above = -1 - known[key], (*above, known[key])
-    first = min((term.after for term in terms if term.after >= 0), default=len(tokens) - 1)
+            after, above = After(known[key], in_tree=True), (*above, known[key])
+    first = min(
+        (term.after.place for term in terms if not term.after.in_tree), default=len(tokens) - 1
+    )
     return Tree(nodes, terms, min(first, len(tokens) - 1))

@@ -76,12 +76,12 @@ def attend(
     out = torch.empty_like(packed, memory_format=torch.contiguous_format)
     out[:, T:] = 0
     for group in pad_batch.groups:
-        found = _group(packed, cache, group, scaling, sliding_window)
+        attended = _group(packed, cache, group, scaling, sliding_window)
         if group.inside is None:
-            out.index_copy_(1, group.place.flatten(), found)
+            out.index_copy_(1, group.place.flatten(), attended)
         else:
             places = group.place.flatten().index_select(0, group.inside)
-            out.index_copy_(1, places, found.index_select(1, group.inside))
+            out.index_copy_(1, places, attended.index_select(1, group.inside))
     return out, None
 
 
@@ -95,13 +95,13 @@ def _group(
     q = packed.index_select(1, group.place.flatten()).view(S * R, Q, kv, heads // kv, width)
     q = q.permute(0, 2, 3, 1, 4).reshape(S * R, kv, -1, width)
     k, v = (
-        one.index_select(1, group.table.flatten()).view(S * R, -1, kv, width).transpose(1, 2)
-        for one in cache
+        half.index_select(1, group.table.flatten()).view(S * R, -1, kv, width).transpose(1, 2)
+        for half in cache
     )
     mask = group.mask(window, S, heads // kv)
-    found = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, scale=scaling)
-    found = found.view(S * R, kv, heads // kv, Q, width).permute(0, 3, 1, 2, 4)
-    return found.reshape(S, R * Q, heads, width)
+    attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, scale=scaling)
+    attended = attended.view(S * R, kv, heads // kv, Q, width).permute(0, 3, 1, 2, 4)
+    return attended.reshape(S, R * Q, heads, width)
 
 
 AttentionInterface.register(NAME, attend)

@@ -57,10 +57,10 @@ class Blocks:
         blocks: list[int] = []
         chain: list[int] = []
         for start in range(0, most * self.size, self.size):
-            found = self._known.get((before, tuple(tokens[start : start + self.size])))
-            if found is None:
+            entry = self._known.get((before, tuple(tokens[start : start + self.size])))
+            if entry is None:
                 break
-            block, before = found
+            block, before = entry
             self._refs[block] += 1
             self._unused.pop(block, None)
             blocks.append(block)

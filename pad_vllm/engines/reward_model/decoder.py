@@ -86,7 +86,9 @@ class ForkedDecoder:
         """ids, positions [T], wanted [n] among them -> h_B, h_T, each [n, H] float32."""
         if self.device.type == "cpu":
             extra = cpu.even(len(ids)) - len(ids)
-            ids, positions = (torch.nn.functional.pad(one, (0, extra)) for one in (ids, positions))
+            ids, positions = (
+                torch.nn.functional.pad(tensor, (0, extra)) for tensor in (ids, positions)
+            )
         more: dict[str, Any] = {"use_cache": False, "pad_batch": batch}
         more["position_ids"] = positions.unsqueeze(0)
         x = self._embed(ids.unsqueeze(0))

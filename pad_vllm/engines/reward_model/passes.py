@@ -71,7 +71,7 @@ def pack(
         _group([pieces[n] for n in some], [starts[n] for n in some], block, device)
         for some in groups.values()
     ]
-    tensors = [torch.tensor(one).to(device) for one in (ids, positions, slots, wanted)]
+    tensors = [torch.tensor(numbers).to(device) for numbers in (ids, positions, slots, wanted)]
     return Pass(tensors[0], tensors[1], Batch(tensors[2], made, caches), tensors[3].long())
 
 
@@ -102,9 +102,9 @@ def _group(pieces: list[Piece], starts: list[int], block: int, device: torch.dev
         for n, node in enumerate(p.nodes):
             seen = sees[row, len(p.tokens) + n]
             seen[node.position - len(node.above) :] = False
-            seen[[p.end + one for one in (*node.above, n)]] = True
+            seen[[p.end + number for number in (*node.above, n)]] = True
     sizes = np.array([p.size for p in pieces])
     inside = np.flatnonzero((np.arange(Q) < sizes[:, None]).ravel())
-    made = [torch.from_numpy(one).to(device) for one in (place, table, sees, at, slot_at)]
+    made = [torch.from_numpy(array).to(device) for array in (place, table, sees, at, slot_at)]
     whole = None if len(inside) == R * Q else torch.from_numpy(inside).to(device)
     return Group(made[0], whole, made[1], made[2], made[3], made[4])

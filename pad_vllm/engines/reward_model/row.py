@@ -16,7 +16,7 @@ from pad_vllm.engines.reward_model.blocks import ROOT, Blocks
 TAIL = 8  # directions kept; a second tokenizer rarely takes back more tokens than two
 
 
-class Row:
+class CachedRow:
     """Cached tokens of one request."""
 
     def __init__(self, blocks: Blocks, copy: Callable[[int, int], None]) -> None:

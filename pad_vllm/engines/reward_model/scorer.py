@@ -15,11 +15,11 @@ from torch import Tensor
 
 from pad_vllm import guidance
 from pad_vllm.adapter.adapter import Adapter
-from pad_vllm.engines.reward_model.ask import Ask, Tree, grow
+from pad_vllm.engines.reward_model.ask import After, Ask, Tree, grow
 from pad_vllm.engines.reward_model.blocks import Blocks
 from pad_vllm.engines.reward_model.decoder import BLOCK, ForkedDecoder
 from pad_vllm.engines.reward_model.passes import Piece, pack
-from pad_vllm.engines.reward_model.row import TAIL, Row
+from pad_vllm.engines.reward_model.row import TAIL, CachedRow
 
 
 @dataclass(eq=False)
@@ -28,10 +28,10 @@ class _Work:
 
     place: int  # among the asks
     ask: Ask
-    row: Row
+    row: CachedRow
     tree: Tree
-    directions: dict[int, Tensor] = field(default_factory=dict)
-    """d_w after a token, by position, and after node n, by -1 - n."""
+    directions: dict[After, Tensor] = field(default_factory=dict)
+    """d_w after a token or node."""
 
     @property
     def left(self) -> int:
@@ -68,7 +68,7 @@ class Scorer:
         self._decoder, self._exact, self._budget = decoder, exact, budget
         self._heads = (adapter.head_A.to(decoder.device), adapter.head_B.to(decoder.device))
         self._blocks = Blocks(decoder.blocks, BLOCK)
-        self._rows: dict[int, Row] = {}
+        self._rows: dict[int, CachedRow] = {}
         self.counts = Counts()
 
     @property
@@ -92,7 +92,7 @@ class Scorer:
     def _enter(self, place: int, ask: Ask) -> _Work:
         """The row, its cache cut back to where this step begins."""
         tree = grow(ask.tokens, ask.changes, exact=self._exact)
-        row = self._rows.setdefault(ask.key, Row(self._blocks, self._decoder.copy_block))
+        row = self._rows.setdefault(ask.key, CachedRow(self._blocks, self._decoder.copy_block))
         start = row.common(ask.tokens)
         kept = len(row.tokens) - len(row.tail)  # the first position whose direction is known
         if ask.changes and tree.first < min(start, kept):
@@ -101,7 +101,7 @@ class Scorer:
             row.release()
         work = _Work(place, ask, row, tree)
         first = len(row.tokens) - len(row.tail)
-        work.directions.update(enumerate(row.tail, start=first))
+        work.directions.update(_after_tokens(row.tail, first))
         return work
 
     def _run(self, works: list[_Work]) -> list[_Work]:
@@ -152,7 +152,7 @@ class Scorer:
         length = len(work.row.tokens) + count
         length += len(work.tree.nodes) if count == work.left else 0
         idle = [*done, *reversed(queue[queue.index(work) + 1 :])] if work.ask.must else []
-        victims = iter([one.row for one in idle if one.row.blocks])
+        victims = iter([other.row for other in idle if other.row.blocks])
         while not work.row.reserve(length):
             victim = next(victims, None)
             if victim is None:
@@ -171,11 +171,12 @@ class Scorer:
         each = [count + len(piece.nodes) for count, piece in zip(counts, pieces, strict=True)]
         w = torch.tensor([work.ask.w for work, _ in taken], device=decoder.device)
         w = w.repeat_interleave(torch.tensor(each, device=decoder.device), dim=0)
-        found = iter(guidance.direction(h_B, h_T, w, *self._heads).unbind())
+        directions = iter(guidance.direction(h_B, h_T, w, *self._heads).unbind())
         for (work, piece), count in zip(taken, counts, strict=True):
-            tail = [next(found) for _ in range(count)]
-            work.directions.update(enumerate(tail, start=piece.end - count))
-            work.directions.update({-1 - n: next(found) for n in range(len(piece.nodes))})
+            tail = [next(directions) for _ in range(count)]
+            work.directions.update(_after_tokens(tail, piece.end - count))
+            for node in range(len(piece.nodes)):
+                work.directions[After(node, in_tree=True)] = next(directions)
             work.row.append(piece.tokens, tail)
         self.counts.passes += 1
         self.counts.tokens += sum(len(piece.tokens) for piece in pieces)
@@ -192,7 +193,7 @@ class Scorer:
         result = torch.zeros(len(asks) * K, device=device)
         terms = [(work, term) for work in done for term in work.tree.terms]
         if terms:
-            number: dict[tuple[int, int], int] = {}
+            number: dict[tuple[int, After], int] = {}
             after = [number.setdefault((w.place, t.after), len(number)) for w, t in terms]
             where = {work.place: work for work in done}
             d_w = torch.stack([where[place].directions[at] for place, at in number])
@@ -209,3 +210,8 @@ class Scorer:
             if ask.must and place not in ended:
                 result[place] = float("nan")
         return result
+
+
+def _after_tokens(directions: Sequence[Tensor], start: int) -> dict[After, Tensor]:
+    """The directions after tokens start, start + 1, ... of a row."""
+    return {After(position): d_w for position, d_w in enumerate(directions, start=start)}
