@@ -28,7 +28,7 @@ from pad_vllm.training.data.groups import Group
 from pad_vllm.training.data.prepare import checkpoint_folder, prepare
 from pad_vllm.training.loop.prompts import Prompts
 from pad_vllm.training.loop.trainer import batches
-from pad_vllm.training.objective.cache import Response
+from pad_vllm.training.objective.cache import CachedResponse
 from pad_vllm.training.objective.model import load_backbone, untrained_persrm
 from pad_vllm.training.objective.objective import Objective
 from pad_vllm.training.objective.store import Store
@@ -39,7 +39,7 @@ from pad_vllm.training.settings import Recipe, Settings
 class Twice(Store):
     """The layers below the fork are run for the policy too, not only for the reference."""
 
-    def responses(self, group: Group, *, scored: bool = False) -> list[Response]:
+    def responses(self, group: Group, *, scored: bool = False) -> list[CachedResponse]:
         found = super().responses(group, scored=scored)
         ids = [torch.tensor([*group.prompt_ids, *r][:-1]) for r in group.response_ids]
         forked = self.model.fork(pad_sequence(ids, batch_first=True))

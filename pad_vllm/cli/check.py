@@ -28,13 +28,13 @@ def check(
         rows = run(resolve_base(base), resolve_adapter(adapter), backbone)
     table = Table("", "for", "check", "detail")
     for row in rows:
-        said = "[green]ok[/]" if row.ok else "[red]no[/]"
-        table.add_row(said, row.engine, row.name, escape(row.detail))
+        mark = "[green]ok[/]" if row.ok else "[red]no[/]"
+        table.add_row(mark, row.engine, row.name, escape(row.detail))
     Console().print(table)
     engines = servable(rows)
-    said = (
+    summary = (
         f"Engines that can serve this: {', '.join(engines)}" if engines else "No engine can serve"
     )
-    Console().print(said, highlight=False)
+    Console().print(summary, highlight=False)
     if not engines:
         raise typer.Exit(1)

@@ -14,10 +14,10 @@ from pad_vllm.demo.models import ModelError
 
 EXTRAS = {
     **dict.fromkeys(("accelerate", "datasets", "jinja2", "matplotlib", "openai"), "train"),
-    **dict.fromkeys(("peft", "pydantic", "pyobscenity", "tensorboard"), "train"),
+    **dict.fromkeys(("peft", "pyobscenity", "tensorboard"), "train"),
     **dict.fromkeys(("textstat", "vaderSentiment"), "train"),
     "ray": "ray",
-    "grpc_reflection": "ray",  # what Ray Serve asks for first
+    "grpc_reflection": "ray",  # the first package of the extra that Ray Serve imports
 }
 """Package -> the extra of setup.py that brings it."""
 
@@ -40,7 +40,7 @@ def plain_errors() -> Iterator[None]:
 
 
 def _said(error: Exception) -> str:
-    """The message; of pydantic's, what was wrong with each value, without its frame."""
+    """The message; of a pydantic error each value's place and what was wrong with it."""
     errors = getattr(error, "errors", None)
     if not callable(errors):
         return str(error)

@@ -44,7 +44,9 @@ def evaluate(
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    """angle: to the nearest trained preference. clear: pairs well apart. reworded: of prompted."""
+    """angle: to the nearest trained preference. clear: on pairs with a wide margin. reworded: the range
+    of prompted over all wordings.
+    """
     table = Table()
     table.add_column("preference", no_wrap=True)
     for column in ("angle", "pairs", "trained", "clear", "untrained", "prompted", "reworded"):

@@ -64,7 +64,7 @@ def _opened(base: str, folder: str) -> tuple[PersRM, Any]:
         if checkpoint is None
         else Backbone.from_checkpoint(checkpoint)
     )
-    # Weights for a quantised copy may well be fitted on the model it was made of.
+    # A mismatch only warns: weights for a quantised copy may be fitted on the original model.
     for warning in require_backbone(adapter.config, served, allow_mismatch=True):
         Console(stderr=True).print(f"[yellow]Warning:[/yellow] {escape(warning)}", soft_wrap=True)
     model = PersRM.from_adapter(backbone, adapter)

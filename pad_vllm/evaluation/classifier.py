@@ -69,7 +69,7 @@ class Classifier:
 
         tokenizer = AutoTokenizer.from_pretrained(self.model)
         model = AutoModelForSequenceClassification.from_pretrained(self.model).eval()
-        if tokenizer.pad_token is None:  # decoders have none, and the head reads the last unpadded
+        if tokenizer.pad_token is None:  # as in decoders: the head reads the last real token
             tokenizer.pad_token = tokenizer.eos_token
         if model.config.pad_token_id is None:
             model.config.pad_token_id = tokenizer.pad_token_id

@@ -26,7 +26,7 @@ def token_losses(
 ) -> list[tuple[float, int]]:
     """(summed negative log-likelihood, tokens) of each answer after its prompt, both as token ids."""
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
-    found: dict[int, tuple[float, int]] = {}
+    losses: dict[int, tuple[float, int]] = {}
     for start in range(0, len(order), batch):
         chunk = order[start : start + batch]
         ids = [torch.tensor(pairs[i][0] + pairs[i][1]) for i in chunk]
@@ -37,8 +37,8 @@ def token_losses(
             logits = model.lm_head(hidden[row, first : first + len(answer)]).float()
             target = torch.tensor(answer, dtype=torch.long)
             loss = torch.nn.functional.cross_entropy(logits, target, reduction="sum")
-            found[i] = (loss.item(), len(answer))
-    return [found[i] for i in range(len(pairs))]
+            losses[i] = (loss.item(), len(answer))
+    return [losses[i] for i in range(len(pairs))]
 
 
 def perplexity(losses: Sequence[tuple[float, int]]) -> float:

@@ -26,9 +26,9 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 class Judge:
-    """`judge:URL#MODEL[#INSTRUCTION]`. whole: half an answer is not judged.
+    """`judge:URL#MODEL[#INSTRUCTION]`. whole: unfinished answers are not judged.
 
-    instruction replaces "Rate how DIMENSION the reply is."; the scale and the form stay ours.
+    instruction replaces "Rate how DIMENSION the reply is."; the scale and the reply's form are fixed.
     """
 
     whole = True
@@ -93,7 +93,7 @@ def question(instruction: str, prompt: str, text: str) -> str:
 
 def number(reply: str) -> float | None:
     """The first number of a judge's reply if it is a score, 1 to 10; None otherwise."""
-    found = _NUMBER.search(_SCALE.sub("", _THINKING.sub("", reply)))
-    if found is None or not 1 <= float(found[0]) <= 10:
+    match = _NUMBER.search(_SCALE.sub("", _THINKING.sub("", reply)))
+    if match is None or not 1 <= float(match[0]) <= 10:
         return None
-    return float(found[0])
+    return float(match[0])

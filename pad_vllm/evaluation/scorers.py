@@ -102,7 +102,7 @@ SCORERS: dict[str, TextScorer] = {
 }
 
 WHOLE = frozenset({"brief"})
-"""Scorers that say nothing of an unfinished answer."""
+"""Scorers whose score of an unfinished answer means nothing."""
 
 
 def score(text: str, names: tuple[str, ...]) -> list[float]:

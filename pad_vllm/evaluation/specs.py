@@ -28,7 +28,7 @@ class Scorer(Protocol):
     """Scores replies, higher is more of it. None is an unknown score, never a low one.
 
     name is the spec without the dimension; parse_scorer makes the same scorer from it again.
-    whole: it says nothing of an unfinished answer.
+    whole: its score of an unfinished answer means nothing.
     """
 
     @property
@@ -43,7 +43,7 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class Local:
-    """A function of scorers.py, by name, behind the contract."""
+    """A function of scorers.py, by name, as a `Scorer`."""
 
     name: str
 

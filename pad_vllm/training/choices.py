@@ -31,7 +31,7 @@ class Choice(NamedTuple):
 
 def read_choices(path: Path) -> list[Choice]:
     """Every line's choice; ValueError names the first line that is none."""
-    # Not splitlines(): a JSON string may hold line separators that are none of the file's.
+    # Not splitlines(), which also splits at U+2028 and the like inside a JSON string.
     with path.open(encoding="utf-8") as file:
         return [_choice(path, n, line) for n, line in enumerate(file, 1) if line.strip()]
 
@@ -48,7 +48,7 @@ def _choice(path: Path, number: int, line: str) -> Choice:
 
 
 def _fields(raw: Any) -> tuple[list[dict[str, str]], str, str]:
-    """Prompt and answers of a parsed line; keys beyond these are the user's own affair."""
+    """Prompt and answers of a parsed line; other keys are ignored."""
     if not isinstance(raw, dict):
         raise ValueError(f"{show(raw)} is no JSON object")
     for name in ("prompt", "chosen", "rejected"):
@@ -86,7 +86,7 @@ def learn(model: PersRM, tokenizer: Any, choices: list[Choice], *, strength: flo
     sequences = []
     for choice in choices:
         prompt = chat_ids(tokenizer, choice.prompt)
-        # With its end, as the samples of training have it: when to stop is a choice as well.
+        # With the end-of-sequence token, as training's samples have it: where to end is part of the choice.
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         for answer in (choice.chosen, choice.rejected):
             response = [*_ids(tokenizer, answer), *end]

@@ -5,7 +5,7 @@
 
 In: token ids and a PersRM, or the differences of Psi [N, D]. Out: a `Fit`: w, how sure it is, and how well it
 tells choices it has not seen. Logistic regression without intercept, since a pair has no order. It knows
-neither files nor tokenizers; `fit_command.py` is the command.
+neither files nor tokenizers; cli/fit.py is the command.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pad_vllm.persrm import PersRM
 
-LEAST = 2  # one choice has nothing left to be tested on
+LEAST = 2  # cross-validation leaves out at least one and fits the rest
 _FOLDS = 10
 # Of the prior at strength 1: a standard deviation of 2. With 1, the intervals of simulated users whose
 # choices were firm (log-odds of spread 3) held their weights 75% of the time; with 2, 95%. The direction
@@ -58,7 +58,7 @@ class Fit:
 
     @property
     def clear(self) -> list[bool]:
-        """Per dimension: whether the interval leaves no doubt of the sign."""
+        """Per dimension: whether the interval excludes 0."""
         return [low > 0 or high < 0 for low, high in self.interval.tolist()]
 
     def weights(self, dimensions: Sequence[str]) -> str:
@@ -80,7 +80,7 @@ def feature_sums(
                 "token; accepted: at least one token. Begin it with the tokenizer's <bos>."
             )
     sums = torch.zeros(len(sequences), len(model.dimensions))
-    # Alike lengths in one batch: less padding.
+    # Similar lengths in one batch: less padding.
     order = sorted(range(len(sequences)), key=lambda i: sum(map(len, sequences[i])))
     for start in range(0, len(order), batch):
         chunk = order[start : start + batch]
@@ -106,7 +106,7 @@ def fit(differences: Tensor, *, strength: float = 1.0) -> Fit:
     """The weights behind N choices: differences [N, D] of Psi, chosen minus rejected.
 
     strength: of the prior, a Gaussian around 0 of variance 4/strength on the weights of differences
-    of mean square 1. It keeps the weights of a user who was always of one mind finite.
+    of mean square 1. It keeps the weights finite where all choices agree.
     Raises ValueError where the choices say nothing.
     """
     _require(differences, strength)
@@ -157,7 +157,7 @@ def _posterior(x: Tensor, strength: float) -> tuple[Tensor, Tensor]:
 
     A dimension that never differs gets 0 and an infinite deviation.
     """
-    # No mean is taken off: the differences' sign is the answer.
+    # Not centred: the sign of a difference says which answer was chosen.
     spread = x.square().mean(0).sqrt()
     unit = spread.where(spread > 0, torch.ones(()).double())
     v, hessian = _newton(x / unit, strength * _PRECISION)
@@ -171,9 +171,9 @@ def _newton(x: Tensor, precision: float) -> tuple[Tensor, Tensor]:
     for _ in range(100):
         gradient, hessian = _slope(x, v, precision)
         step = torch.linalg.solve(hessian, gradient)
-        here = _loss(x, v, precision)
+        current = _loss(x, v, precision)
         # Convex, but a full step may overshoot where sigmoid is flat.
-        while step.abs().max() > 1e-12 and _loss(x, v - step, precision) > here * (1 + 1e-12):
+        while step.abs().max() > 1e-12 and _loss(x, v - step, precision) > current * (1 + 1e-12):
             step = step / 2
         v = v - step
         if step.abs().max() < 1e-10:

@@ -27,7 +27,7 @@ from pad_vllm.adapter.manifest import Backbone
 from pad_vllm.training.data.prepare import checkpoint_folder, prepare
 from pad_vllm.training.loop.log import Log
 from pad_vllm.training.loop.prompts import Prompts
-from pad_vllm.training.loop.trainer import Row, Stage, StageRun
+from pad_vllm.training.loop.trainer import HistoryRow, Stage, StageRun
 from pad_vllm.training.objective.model import load_backbone, to_adapter, untrained_persrm
 from pad_vllm.training.objective.objective import Objective
 from pad_vllm.training.objective.store import Store
@@ -106,7 +106,7 @@ class Run:
             self.store.freeze_trunk(groups, folder, self.rank, self.world, self.log.progress)
         self.accelerator.wait_for_everyone()
 
-    def _stage(self, number: int) -> list[Row]:
+    def _stage(self, number: int) -> list[HistoryRow]:
         recipe, model = self.settings.recipe, self.model
         lora = {n: p for n, p in model.lora.named_parameters() if "lora_" in n}
         heads = {"head_A": model.head_A, "head_B": model.head_B}
@@ -125,7 +125,7 @@ class Run:
     def _timed(self, name: str) -> _Timer:
         return _Timer(self.seconds, name, self.log)
 
-    def _adapter(self, rows: list[evaluate.Row]) -> Adapter:
+    def _adapter(self, rows: list[evaluate.FigureRow]) -> Adapter:
         settings, prepared = self.settings, self.prepared
         training = {
             "command": self.command,
@@ -143,7 +143,7 @@ class Run:
             self.model, self.backbone, training, beta=settings.beta, top_k=settings.top_k
         )
 
-    def _write(self, adapter: Adapter, history: list[Row]) -> None:
+    def _write(self, adapter: Adapter, history: list[HistoryRow]) -> None:
         out = Path(self.settings.out)
         save_adapter(adapter, out, card(adapter.config, None))
         (out / "history.json").write_text(json.dumps(history))
@@ -155,7 +155,7 @@ class Run:
 
 
 class _Timer:
-    """Seconds of a part of the run, said when it is over."""
+    """Measures the seconds of a part of the run and logs them."""
 
     def __init__(self, seconds: dict[str, float], name: str, log: Log) -> None:
         self.seconds, self.name, self.log = seconds, name, log
@@ -175,7 +175,7 @@ def work_folder(settings: Settings) -> Path:
 
 
 def _claim(work: Path, settings: Settings) -> None:
-    """Note whose run this is; refuse to go on with another one's checkpoints."""
+    """Write the run's settings; ValueError where the folder holds a run with other settings."""
     note = work / "settings.json"
     if note.exists():
         before = Settings.from_dict(json.loads(note.read_text()))
@@ -196,17 +196,17 @@ def _differences(before: Settings, now: Settings) -> str:
 
 
 def peak_memory_gib() -> float:
-    """The most this process has held."""
+    """Peak resident memory of this process."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that a rerun would need."""
-    found = {"pad_vllm": __version__, "python": sys.version.split()[0]}
+    """Versions of the packages that a rerun needs."""
+    version_of = {"pad_vllm": __version__, "python": sys.version.split()[0]}
     for package in ("torch", "transformers", "peft", "accelerate", "datasets"):
-        found[package] = version(package)
-    return found
+        version_of[package] = version(package)
+    return version_of
 
 
 def revision() -> str | None:

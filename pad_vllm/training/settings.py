@@ -106,6 +106,6 @@ class Settings:
         return cls(**{**plain, "recipe": Recipe(**values["recipe"])})
 
     def digest(self) -> str:
-        """The run's name: a checkpoint of another digest is not this run's. Output path left out."""
+        """Identifies the run: checkpoints of another digest are refused. Without `out` and `strict`."""
         values = {k: v for k, v in self.as_dict().items() if k not in ("out", "strict")}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

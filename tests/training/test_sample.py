@@ -80,7 +80,7 @@ def records(path):
 def test_every_prompt_gets_its_different_responses_with_their_tokens(prompts, out):
     tally = draw("base", prompts, out, ROOMY, build=building(Echo()))
 
-    assert (tally.drawn, tally.found, tally.declined) == (3, 0, 3)
+    assert (tally.drawn, tally.known, tally.declined) == (3, 0, 3)
     assert [r.prompt[0].content for r in records(out)] == ["one", "two", "three"]
     assert [r.text for r in records(out)[0].responses] == ["one 0", "one 1", "one 2"]
     assert records(out)[0].responses[1].token_ids == [1, 7]
@@ -97,7 +97,7 @@ def test_a_prompt_without_two_responses_is_declined_for_good_with_the_reason(pro
         "266 tokens, there is room for 100",
     ]
     again = Echo()
-    assert draw("base", prompts, out, ROOMY, build=building(again)).found == 6
+    assert draw("base", prompts, out, ROOMY, build=building(again)).known == 6
     assert again.batches == []
 
 
@@ -132,7 +132,7 @@ def test_a_killed_run_continues_with_the_prompts_it_had_not_written(prompts, out
 
     again = Echo()
     tally = draw("base", prompts, out, ROOMY, batch=2, build=building(again))
-    assert (tally.found, tally.drawn, tally.declined) == (1, 2, 3)
+    assert (tally.known, tally.drawn, tally.declined) == (1, 2, 3)
     assert [r.prompt[0].content for r in records(out)] == ["one", "two", "three"]
     assert again.batches[0][0] == [{"role": "user", "content": "two"}]
 

@@ -70,7 +70,7 @@ def records(path):
 def test_every_response_gets_a_score_a_dimension_and_the_record_its_scorers(source, out):
     tally = score_file(source, out, ["positive", "short=brief"], batch=3)
 
-    assert (tally.scored, tally.found, dict(tally.unknown)) == (7, 0, {})
+    assert (tally.scored, tally.known, dict(tally.unknown)) == (7, 0, {})
     for given, made in zip(records(source), records(out), strict=True):
         assert made.prompt == given.prompt
         assert made.source == given.source
@@ -91,7 +91,7 @@ def test_a_run_cut_anywhere_ends_as_if_it_had_not_been(source, out, cut):
     out.write_bytes(whole[:cut])
     lines = whole[:cut].count(b"\n") + (cut == -1)  # only the newline is missing: not torn
 
-    assert score_file(source, out, ["positive"]).found == lines
+    assert score_file(source, out, ["positive"]).known == lines
     assert out.read_bytes() == whole
 
 
@@ -100,7 +100,7 @@ def test_a_second_run_has_nothing_to_do(source, out, calls):
     calls.clear()
 
     tally = score_file(source, out, ["flaky"])
-    assert (tally.scored, tally.found, calls) == (0, 7, [])
+    assert (tally.scored, tally.known, calls) == (0, 7, [])
 
 
 def test_an_unknown_score_is_left_out_and_counted(source, out, calls):

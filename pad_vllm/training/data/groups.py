@@ -30,7 +30,7 @@ CUTS = (24, 48, 72, 96)
 class Group:
     """One prompt with R responses that some dimension tells apart."""
 
-    key: str  # the record's: what the split goes by
+    key: str  # the record's, which decides the group's part of the split
     source: str
     prompt_ids: list[int]
     response_ids: list[list[int]]
@@ -84,7 +84,7 @@ class _Encoder:
         chat = [message.model_dump() for message in record.prompt]
         try:
             ids = chat_ids(self.tokenizer, chat)
-        except TemplateError:  # no system turn in Gemma's, for one
+        except TemplateError:  # Gemma's takes no system turn, for instance
             lengths.refused += 1
             return None
         if len(ids) > self.max_prompt:
@@ -140,15 +140,15 @@ def _group(
         return None
     scorers = _scorers(record, dimensions)
     again = {d: name for d, name in enumerate(scorers) if name is not None}
-    found: dict[tuple[int, ...], Tensor] = {}
+    scores_by_ids: dict[tuple[int, ...], Tensor] = {}
     for response in record.responses:
         ids, cut = encoder.response(response, lengths)
-        if tuple(ids) in found:
+        if tuple(ids) in scores_by_ids:
             lengths.same += 1
             continue
         known = [response.scores.get(name, torch.nan) for name in dimensions]
-        found[tuple(ids)] = _scores(ids, cut, torch.tensor(known), again, encoder)
-    scores = torch.stack(list(found.values()))
+        scores_by_ids[tuple(ids)] = _scores(ids, cut, torch.tensor(known), again, encoder)
+    scores = torch.stack(list(scores_by_ids.values()))
     if not sum(_pairs(scores.flatten(1))):
         lengths.uninformative += 1
         return None
@@ -156,7 +156,7 @@ def _group(
         record.key,
         record.source,
         prompt_ids,
-        [list(ids) for ids in found],
+        [list(ids) for ids in scores_by_ids],
         scores,
         scorers=scorers,
         prompt=tuple(message.model_dump() for message in record.prompt),
@@ -174,8 +174,8 @@ def _scores(
 ) -> Tensor:
     """Scores [C + 1, D] of a response's beginnings and of the whole.
 
-    known [D]: the scores of the text. again: dimension -> the scorer to ask about beginnings; what
-    is left of a cut response is one too.
+    known [D]: the scores of the text. again: dimension -> the scorer to ask about beginnings, of which
+    a cut response is one.
     """
     whole = _rescored(ids, known, again, encoder) if cut else known
     rows = [_rescored(ids[:n], known, again, encoder) if n < len(ids) else whole for n in CUTS]
@@ -191,15 +191,15 @@ def _rescored(ids: list[int], known: Tensor, again: dict[int, str], encoder: _En
 
 def _pairs(scores: Tensor) -> list[int]:
     """scores [R, N] -> for each of N the pairs with different known scores."""
-    one, other = scores.unsqueeze(0), scores.unsqueeze(1)
-    differ = (one != other) & ~one.isnan() & ~other.isnan()
+    first, second = scores.unsqueeze(0), scores.unsqueeze(1)
+    differ = (first != second) & ~first.isnan() & ~second.isnan()
     return [int(count) // 2 for count in differ.sum((0, 1))]
 
 
 def split(
     groups: Iterable[Group], validation: float, held_out: float
 ) -> tuple[list[Group], list[Group], list[Group]]:
-    """Training, validation and held-out groups. The key alone decides, so a prompt keeps its part."""
+    """Training, validation and held-out groups. The key alone decides, so every run splits alike."""
     if validation < 0 or held_out < 0 or validation + held_out >= 1:
         raise ValueError(
             f"validation {validation:g} and held-out {held_out:g}: shares of the prompts of at "
@@ -216,31 +216,31 @@ def spreads(groups: Iterable[Group]) -> dict[str, Tensor]:
     """Source -> [C + 1, D] root-mean-square distance of a score from its prompt's mean.
 
     1 where no prompt has two known scores, and where all of a prompt's are the same: a divisor near 0
-    would make noise of validation prompts as loud as a preference.
+    would magnify noise in the scores of validation prompts.
     """
     squares: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}
     for group in groups:
         known = ~group.scores.isnan()
         distance = (group.scores - group.scores.nanmean(0)).nan_to_num()
-        told = known & (known.sum(0) > 1)  # a lone score is its own mean, and says nothing
+        told = known & (known.sum(0) > 1)  # a single score is its own mean
         squares[group.source] = squares.get(group.source, 0) + (distance**2 * told).sum(0)
         counts[group.source] = counts.get(group.source, 0) + told.sum(0)
-    found = {s: (squares[s] / counts[s].clamp_min(1)).sqrt() for s in squares}
-    return {s: torch.where(spread > 1e-6, spread, 1.0) for s, spread in found.items()}
+    deviations = {s: (squares[s] / counts[s].clamp_min(1)).sqrt() for s in squares}
+    return {s: torch.where(spread > 1e-6, spread, 1.0) for s, spread in deviations.items()}
 
 
 def scaled(groups: Iterable[Group], spreads: Mapping[str, Tensor]) -> list[Group]:
-    """Scores in their source's spreads, so that one unit means as much everywhere."""
-    found = []
+    """Scores divided by their source's spread, so that sources are on one scale."""
+    groups_in_spreads = []
     for group in groups:
         if group.source not in spreads:
             raise ValueError(
                 f"source {group.source!r} has no spread; {', '.join(spreads) or 'none'} have. None of "
                 "its prompts is in the training part: give it more records, or leave it out"
             )
-        found.append(replace(group, scores=group.scores / spreads[group.source]))
-    return found
+        groups_in_spreads.append(replace(group, scores=group.scores / spreads[group.source]))
+    return groups_in_spreads
 
 
 @dataclass
@@ -277,15 +277,16 @@ class DataReport:
 
     def rows(self) -> list[tuple[str, ...]]:
         """A table, its head first: a row a source, and one column a dimension with its pairs."""
-        names = list(dict.fromkeys(name for one in self.lengths.values() for name in one.pairs))
+        names = list(dict.fromkeys(n for lengths in self.lengths.values() for n in lengths.pairs))
         head = ("source", "read", "malformed", "duplicate", "single", "long", "refused", "cut")
         table = [(*head, "uninformative", "groups", *names)]
         for source in dict.fromkeys([*self.read, *self.lengths]):
             read = self.read.get(source, SourceReport(source))
-            one = self.lengths.get(source, Lengths())
+            lengths = self.lengths.get(source, Lengths())
             numbers = [read.read, read.skipped, read.duplicates, read.single]
-            numbers += [one.long, one.refused, one.cut, one.uninformative, one.kept]
-            numbers += [one.pairs.get(name, 0) for name in names]
+            numbers += [lengths.long, lengths.refused, lengths.cut]
+            numbers += [lengths.uninformative, lengths.kept]
+            numbers += [lengths.pairs.get(name, 0) for name in names]
             table.append((source, *map(str, numbers)))
         return table
 

@@ -31,7 +31,7 @@ def read(path: Path, parse: Callable[[bytes], T] = json.loads) -> Iterator[T]:
 
 
 def _reason(error: ValueError) -> str:
-    """pydantic's first finding in a line of its own; other messages are one already."""
+    """pydantic's first error as one line; other messages are one line already."""
     if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors(include_url=False)[0]
@@ -39,7 +39,7 @@ def _reason(error: ValueError) -> str:
 
 
 def mend(path: Path) -> None:
-    """Cut off a torn last line; a missing file, made here with its folder, holds no lines."""
+    """Cut off an incomplete last line; a missing file is created empty, with its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     with path.open("rb+") as file:
@@ -47,7 +47,7 @@ def mend(path: Path) -> None:
         for line in file:
             torn = b"" if line.endswith(b"\n") else line
             whole += len(line) - len(torn)
-        if _is_json(torn):  # whole but for its newline, as editors leave it
+        if _is_json(torn):  # complete but for its newline, as some editors leave it
             file.write(b"\n")
         else:
             file.truncate(whole)
@@ -63,7 +63,7 @@ def _is_json(line: bytes) -> bool:
 
 @contextmanager
 def appending(path: Path) -> Iterator[Callable[[str], None]]:
-    """A function that appends a line and hands it to the system at once. Mend the file first."""
+    """A function that appends a line and flushes it at once. Call `mend` first."""
     with path.open("a", encoding="utf-8", newline="\n") as file:
 
         def write(line: str) -> None:

@@ -21,7 +21,7 @@ ADJECTIVES = {
     "helpfulness": "helpful",
     "humor": "humorous",
 }
-"""Dimension names that are not adjectives; every other one is its own, with blanks for underscores."""
+"""Adjectives of dimensions; another dimension's is its name, with spaces for underscores."""
 
 
 def draw(count: int, dimensions: int, generator: torch.Generator) -> Tensor:
@@ -100,7 +100,7 @@ WORDINGS = (
 def describe(w: Mapping[str, float], *, wording: int = 0) -> str:
     """Weights by dimension in words: "harmless and very helpful but not humorous".
 
-    Parts under a tenth of the largest go unsaid; degrees are said only where they differ.
+    Weights under a tenth of the largest are left out; degrees are stated only where they differ.
     wording: which of WORDINGS.
     """
     if not 0 <= wording < len(WORDINGS):
@@ -147,8 +147,8 @@ def distance(w: Tensor, trained: Tensor) -> float:
             f"no angle from {show(w.tolist())} to {len(trained)} trained preferences; accepted: "
             "vectors that are not all 0, at least one of them trained. Leave the others out."
         )
-    one = torch.nn.functional.normalize(w.double(), dim=-1)
+    direction = torch.nn.functional.normalize(w.double(), dim=-1)
     others = torch.nn.functional.normalize(trained.double(), dim=-1)
-    # Not acos, which knows angles near 0 to no better than 1e-6 degrees.
-    half = torch.atan2((one - others).norm(dim=-1), (one + others).norm(dim=-1))
+    # atan2 is exact near 0, where acos is off by 1e-6 degrees.
+    half = torch.atan2((direction - others).norm(dim=-1), (direction + others).norm(dim=-1))
     return float(torch.rad2deg(2 * half).min())

@@ -52,25 +52,27 @@ def checkpoint_folder(base: str) -> Path:
 def with_text(group: Group, copies: int, tokenizer: Any, dimensions: Sequence[str]) -> list[Group]:
     """Copies of a group whose prompts state a drawn preference, which then is the one trained.
 
-    The paper's text conditioning: what a PersRM of the `resident` engine reads. A prompt's
-    preferences are its key's for ever.
+    The paper's text conditioning, for a PersRM of the `resident` engine. The key seeds the draw, so
+    a prompt gets the same preferences in every run.
     """
     known = ~group.scores[:, -1].isnan().any(0)
     generator = torch.Generator().manual_seed(int(fold(f"text {group.key}") * 2**31))
-    found = []
+    variants = []
     for row in draw_for(known, copies, generator).tolist():
         weights = {d: v for d, v in zip(dimensions, row, strict=True) if v}
         asked = with_preference(list(group.prompt), describe(weights))
         prompt_ids = chat_ids(tokenizer, asked)
-        found.append(replace(group, prompt=tuple(asked), prompt_ids=prompt_ids, weights=tuple(row)))
-    return found
+        variants.append(
+            replace(group, prompt=tuple(asked), prompt_ids=prompt_ids, weights=tuple(row))
+        )
+    return variants
 
 
 def prepare(settings: Settings, tokenizer: Any) -> Prepared:
     """Read, tokenize, split and scale. ValueError where nothing is left of a part."""
     specs = [sources.Spec.parse(text) for text in settings.data]
-    found = [sources.read(s, strict=settings.strict, limit=settings.limit) for s in specs]
-    records = [record for part, _ in found for record in part]
+    reads = [sources.read(s, strict=settings.strict, limit=settings.limit) for s in specs]
+    records = [record for part, _ in reads for record in part]
     dimensions = settings.dimensions or sources.dimensions(records)
     groups, lengths = data.load_groups(
         records,
@@ -81,7 +83,7 @@ def prepare(settings: Settings, tokenizer: Any) -> Prepared:
         weights=sources.weights(specs),
     )
     parts = data.split(groups, settings.validation, settings.held_out)
-    report = DataReport.of([said for _, said in found], lengths, parts)
+    report = DataReport.of([read_report for _, read_report in reads], lengths, parts)
     for name, part in zip(report.prompts, parts, strict=True):
         if not part:
             raise ValueError(

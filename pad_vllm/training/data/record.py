@@ -39,8 +39,8 @@ def _conversation(value: Any) -> Any:
 class Record(_Strict):
     """A conversation that ends with the user's turn, and responses to it.
 
-    prompt may be given as a string: one user turn. scorers names, per dimension, the scorer of
-    evaluation/scorers.py that made the scores, where one did: training asks it about beginnings too.
+    prompt may be given as a string: one user turn. scorers names, per dimension, the scorer
+    (evaluation/specs.py) that made the scores; training asks a local one about beginnings too.
     """
 
     prompt: Annotated[list[Message], BeforeValidator(_conversation), Field(min_length=1)]
@@ -56,5 +56,5 @@ class Record(_Strict):
 
 
 def fold(key: str) -> float:
-    """A number in [0, 1) that is the key's for ever: on which side of a split its records lie."""
+    """The key hashed to a number in [0, 1), the same in every run: what splits go by."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") / 2**32

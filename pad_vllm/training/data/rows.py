@@ -30,13 +30,13 @@ FORMATS = {
 def rows(
     name: str, path: Path | None, hub: str, folder: str | None, split: str, *, streaming: bool
 ) -> Iterator[tuple[str, int, Any]]:
-    """Of `path`, or without one of the hub's data set; folder: the part of either that is meant.
+    """Rows of `path`, or of the hub's data set where it is None; folder: the part of either to read.
 
     name: what users call the source, for messages.
     """
     if path is None:
-        found = _hub_rows(name, hub, folder, split, streaming)
-        yield from ((hub, number, row) for number, row in enumerate(found, start=1))
+        dataset = _hub_rows(name, hub, folder, split, streaming)
+        yield from ((hub, number, row) for number, row in enumerate(dataset, start=1))
         return
     for file in _files(path, folder, split):
         for number, row in enumerate(_file_rows(file, streaming), start=1):
@@ -89,7 +89,7 @@ def _file_rows(file: Path, streaming: bool) -> Iterator[Any]:
     if not file.stat().st_size:
         return
     try:
-        rows = load_dataset(
+        dataset = load_dataset(
             builder,
             data_files=[glob.escape(str(file))],
             split="train",
@@ -97,9 +97,9 @@ def _file_rows(file: Path, streaming: bool) -> Iterator[Any]:
             **options,
         )
         if builder == "text":
-            yield from _lines((row["text"] for row in rows), file)
+            yield from _lines((row["text"] for row in dataset), file)
         else:
-            yield from rows
+            yield from dataset
     except (EOFError, OSError, ValueError, zlib.error) as error:
         raise ValueError(
             f"data {str(file)!r} could not be read ({error}); replace it by an intact file"

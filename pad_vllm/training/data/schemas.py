@@ -19,7 +19,7 @@ from pad_vllm.wording import listed, show
 
 @dataclass(frozen=True)
 class Draft:
-    """What one row says; a record once its responses are together and distinct."""
+    """One row's content, before rows of one prompt are joined and duplicates dropped."""
 
     prompt: tuple[Message, ...]
     responses: list[Response]
@@ -55,7 +55,7 @@ def _text(row: dict[str, Any], column: str) -> str:
 
 
 def _turns(text: str, marker: str) -> tuple[Message, ...]:
-    """A flattened conversation that begins with a marker of the user's; marker holds the role."""
+    """The turns of a flattened conversation. marker: a regular expression whose group is the role."""
     before, *parts = re.split(marker, text)
     roles = ["assistant" if role == "Assistant" else "user" for role in parts[::2]]
     wanted = [("user", "assistant")[place % 2] for place in range(len(roles))]
@@ -97,11 +97,11 @@ def _ric(row: dict[str, Any], dimensions: tuple[str, ...]) -> Draft:
     prompt = _turns(text, _HH) if re.match(_HH, text) else _turns(f"\n\nHuman: {text}", _HH)
     if prompt[-1] == Message(role="assistant", content=""):  # the cue for the response
         prompt = prompt[:-1]
-    found = {
+    values = {
         name: row[name] if name in row else row.get(f"score{number}")
         for number, name in enumerate(dimensions, start=1)
     }
-    scores = {name: value for name, value in found.items() if value is not None}
+    scores = {name: value for name, value in values.items() if value is not None}
     if not scores:
         raise ValueError(f"no score; columns {listed(dimensions)} or score1, ... are accepted")
     return Draft(prompt, [Response(text=_text(row, "response"), scores=scores)])

@@ -110,27 +110,27 @@ def _number(text: str) -> float | None:
 
 def weights(specs: Iterable[Spec]) -> dict[str, float]:
     """Label -> weight; ValueError where two specs read the same data."""
-    found: dict[str, float] = {}
+    weight_of: dict[str, float] = {}
     for spec in specs:
-        if spec.label in found:
+        if spec.label in weight_of:
             raise ValueError(
                 f"data {spec.label!r} is given twice; give it once, with a weight: {spec.label}@2"
             )
-        found[spec.label] = spec.weight
-    return found
+        weight_of[spec.label] = spec.weight
+    return weight_of
 
 
 def repeats(weight: float, key: str) -> int:
     """How often an epoch sees a prompt: the weight's whole part, and once more for its fraction of keys.
 
-    The salt keeps that choice apart from the split, which folds the bare key.
+    The hash is salted, so that this choice is independent of the split, which hashes the key alone.
     """
     return math.floor(weight) + (fold(f"weight\0{key}") < weight - math.floor(weight))
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A malformed record: line is the row where the file has no lines, and counts from 1."""
+    """A malformed record. line counts from 1; in a file without lines it is the row's number."""
 
     file: str
     line: int
@@ -146,7 +146,7 @@ class SourceReport:
     """Rows or non-blank lines."""
 
     kept: int = 0
-    """Records; rows that share a prompt may be one."""
+    """Records; rows that share a prompt may be joined into one."""
 
     skipped: int = 0
     first_skipped: list[Skipped] = field(default_factory=list)
@@ -189,7 +189,7 @@ def read(
 
 def dimensions(records: Iterable[Record]) -> tuple[str, ...]:
     """Every dimension that some response has a score for, in the order of their first appearance."""
-    return tuple(dict.fromkeys(d for r in records for one in r.responses for d in one.scores))
+    return tuple(dict.fromkeys(d for record in records for r in record.responses for d in r.scores))
 
 
 def _records(drafts: Iterable[Draft], spec: Spec, report: SourceReport) -> Iterator[Record]:
@@ -226,8 +226,8 @@ def _distinct(responses: list[Response]) -> list[Response]:
 
 
 def _merged(group: list[Response]) -> Response:
-    names = dict.fromkeys(name for one in group for name in one.scores)
-    means = {n: fmean(one.scores[n] for one in group if n in one.scores) for n in names}
+    names = dict.fromkeys(name for response in group for name in response.scores)
+    means = {n: fmean(r.scores[n] for r in group if n in r.scores) for n in names}
     return group[0].model_copy(update={"scores": means}) if len(group) > 1 else group[0]
 
 
@@ -251,8 +251,7 @@ def _drafts(spec: Spec, report: SourceReport, strict: bool, streaming: bool) -> 
     source = SOURCES[spec.name]
     folder = source.data_dirs.get(spec.dimensions[0])
     where = spec.name, spec.path, str(source.hub), folder, source.split
-    found = rows(*where, streaming=streaming)
-    for file, line, row in found:
+    for file, line, row in rows(*where, streaming=streaming):
         report.read += 1
         try:
             draft = _draft(row, spec)

@@ -40,10 +40,10 @@ def save(
 
 def latest(folder: Path) -> tuple[dict[str, Tensor], Any, dict[str, Any]] | None:
     """(tensors, optimiser, state) of the newest checkpoint; None where there is none."""
-    found = _all(folder)
-    if not found:
+    checkpoints = _all(folder)
+    if not checkpoints:
         return None
-    newest = found[-1]
+    newest = checkpoints[-1]
     return (
         load_file(newest / _TENSORS),
         torch.load(newest / _OPTIMISER, weights_only=True),

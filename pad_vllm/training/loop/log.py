@@ -18,7 +18,7 @@ _EVERY = 20
 
 
 class Log:
-    """folder: the run's; None says nothing at all."""
+    """folder: the run's; None prints and writes nothing."""
 
     def __init__(self, folder: Path | None, console: Console | None = None) -> None:
         self.folder, self.console = folder, console or Console()
@@ -38,7 +38,7 @@ class Log:
             file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """So many of so many."""
+        """How much is done: a bar on a terminal, a line elsewhere."""
         if self.folder is None:
             return
         if not self.console.is_terminal:
@@ -78,7 +78,7 @@ class Log:
             writer.close()
 
     def _events(self, stage: int, step: int) -> Any:
-        """A stage's own writer: what a killed run wrote beyond its checkpoint is purged from there."""
+        """The stage's writer. purge_step drops what a killed run wrote after its last checkpoint."""
         if stage not in self.writers:
             from torch.utils.tensorboard import SummaryWriter
 

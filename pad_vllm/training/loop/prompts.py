@@ -47,17 +47,17 @@ class Prompts:
         responses = self.store.responses(group, scored=True)
         return Example(responses, group.scores.to(device), w.to(device))
 
-    def _preferences(self, group: Group, said: str) -> Tensor:
+    def _preferences(self, group: Group, seed_text: str) -> Tensor:
         if group.weights is not None:
             return torch.tensor([group.weights])
-        seed = int.from_bytes(hashlib.sha256(said.encode()).digest()[:8], "big") >> 1
+        seed = int.from_bytes(hashlib.sha256(seed_text.encode()).digest()[:8], "big") >> 1
         known = ~group.scores[:, -1].isnan().any(0)
         generator = torch.Generator().manual_seed(seed)
         return draw_for(known, self.recipe.preferences, generator)
 
     def accuracy(self) -> dict[str, float]:
-        found = held_out(self.store, self.looked_at, self.tested, self.recipe.least_margin)
-        return {name: round(one.pairs, 4) for name, one in found.items() if one.count}
+        accuracies = held_out(self.store, self.looked_at, self.tested, self.recipe.least_margin)
+        return {name: round(a.pairs, 4) for name, a in accuracies.items() if a.count}
 
 
 def held_out(
@@ -70,6 +70,6 @@ def held_out(
 
 
 def _some(groups: Sequence[Group], count: int) -> list[Group]:
-    """At most `count`, of every source its share: each k-th of them in the order they came."""
+    """At most `count` groups at even steps, so that each source keeps its share."""
     step = max(len(groups) / max(count, 1), 1.0)
     return [groups[int(place * step)] for place in range(min(count, len(groups)))]

@@ -22,7 +22,7 @@ from pad_vllm.training.loop import checkpoint
 from pad_vllm.training.objective.objective import Example, Objective
 from pad_vllm.training.settings import Recipe
 
-Row = dict[str, Any]
+HistoryRow = dict[str, Any]
 
 
 class Data(Protocol):
@@ -59,7 +59,7 @@ def batches(
 ) -> list[list[int]]:
     """The epoch's batches of about equal lengths, in random order: a function of its arguments."""
     rng = random.Random(f"{seed} {stage} {epoch}")
-    # A tenth of noise: who shares a batch changes from epoch to epoch.
+    # 5% of noise on the lengths, so that batches differ from epoch to epoch.
     order = sorted(range(len(lengths)), key=lambda i: lengths[i] * rng.uniform(0.95, 1.05))
     chunks = [order[start : start + size] for start in range(0, len(order), size)]
     rng.shuffle(chunks)
@@ -81,7 +81,7 @@ class StageRun:
         stage: Stage,
         accelerator: Any,
         work: Path,
-        report: Callable[[Row, int], None],
+        report: Callable[[HistoryRow, int], None],
     ) -> None:
         self.data, self.recipe, self.stage = data, recipe, stage
         self.accelerator, self.report = accelerator, report
@@ -91,10 +91,10 @@ class StageRun:
         optimiser = torch.optim.AdamW(stage.groups, weight_decay=recipe.weight_decay)
         self.rates = [group["lr"] for group in optimiser.param_groups]
         self.module, self.optimiser = accelerator.prepare(objective, optimiser)
-        self.history: list[Row] = []
+        self.history: list[HistoryRow] = []
         self.step, self.best, self.waited, self.done = 0, -1.0, 0, False
 
-    def run(self) -> list[Row]:
+    def run(self) -> list[HistoryRow]:
         """The history; the model then holds the weights that were best on the validation pairs. A
         stage that is done is loaded, one without epochs left as it is.
         """
@@ -129,13 +129,13 @@ class StageRun:
         self.step += 1
         # Each worker's loss is over the whole batch's prompts times the number of workers.
         total = self.accelerator.reduce(torch.tensor(value), "mean").item()
-        row: Row = {"stage": self.stage.number, "step": self.step, "loss": total}
+        row: HistoryRow = {"stage": self.stage.number, "step": self.step, "loss": total}
         if self.step % self.recipe.evaluate_every == 0 or self.step == self.steps:
             row["accuracy"] = self.data.accuracy()
         self._note(row)
 
     def _micros(self, batch: list[int]) -> Iterator[tuple[list[int], bool]]:
-        """This worker's part of the batch in micro-batches, and whether one is the last."""
+        """This worker's part of the batch in micro-batches, each with whether it is the last."""
         mine = batch[self.accelerator.process_index :: self.accelerator.num_processes]
         size = self.recipe.micro_groups
         starts = range(0, max(len(mine), 1), size)
@@ -143,8 +143,8 @@ class StageRun:
             yield mine[start : start + size], start == starts[-1]
 
     def _backward(self, micro: list[int], last: bool, whole: int) -> float:
-        quiet = nullcontext() if last else self.accelerator.no_sync(self.module)
-        with quiet:
+        gradient_sync = nullcontext() if last else self.accelerator.no_sync(self.module)
+        with gradient_sync:
             number = self.stage.number
             examples = [self.data.example(i, number, self.step) for i in micro]
             loss = self.module(examples, whole) * self.accelerator.num_processes
@@ -152,7 +152,7 @@ class StageRun:
         return loss.item()
 
     def _keep(self, accuracy: dict[str, float]) -> None:
-        """The best weights and a checkpoint go to disk; patience is counted."""
+        """Save the weights if they are the best and a checkpoint; count looks without improvement."""
         mean = sum(accuracy.values()) / max(len(accuracy), 1)
         better = mean > self.best
         self.best, self.waited = (mean, 0) if better else (self.best, self.waited + 1)
@@ -172,10 +172,10 @@ class StageRun:
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:
-        found = checkpoint.latest(self.folder)
-        if found is None:
+        newest = checkpoint.latest(self.folder)
+        if newest is None:
             return
-        tensors, optimiser, state = found
+        tensors, optimiser, state = newest
         self._load(tensors)
         self.optimiser.load_state_dict(optimiser)
         self.step, self.best, self.waited = state["step"], state["best"], state["waited"]
@@ -186,14 +186,14 @@ class StageRun:
         for name, parameter in self.stage.trained.items():
             parameter.copy_(tensors[name])
 
-    def _note(self, row: Row) -> None:
+    def _note(self, row: HistoryRow) -> None:
         self.history.append(row)
         if self.accelerator.is_main_process:
             self.report(row, self.steps)
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
-    """Share of the full learning rate at a step: a linear warm-up, then a line down to zero."""
+    """Share of the full learning rate at a step: linear warm-up, then linear decay to zero."""
     first = max(int(warmup * steps), 1)
     if step < first:
         return (step + 1) / first

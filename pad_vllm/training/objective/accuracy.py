@@ -28,7 +28,7 @@ class Tested:
     """[W, D]"""
 
     distance: float
-    """Mean angle in degrees to the nearest single dimension: what training saw half of the time."""
+    """Mean angle in degrees to the nearest single dimension; half of training's draws are such."""
 
 
 @dataclass(frozen=True)
@@ -67,20 +67,20 @@ def measure(
     values: Values, scores: Sequence[Tensor], tested: Iterable[Tested], least: float
 ) -> dict[str, Accuracy]:
     """scores [R, D] of every prompt in spreads, NaN where unknown; least: the margin of clear pairs."""
-    found = {}
-    for one in tested:
+    accuracies = {}
+    for preference in tested:
         counts = torch.zeros(4)
         for number, score in enumerate(scores):
-            margins = loss.pair_margins(score, one.w)
+            margins = loss.pair_margins(score, preference.w)
             if not (margins != 0).any():
                 continue
-            value = values(number, one.w)
+            value = values(number, preference.w)
             if value is not None:
                 every = loss.pair_hits(value, margins, 0.0)
                 clear = loss.pair_hits(value, margins, least)
                 counts += torch.stack([part.sum() for part in (*every, *clear)])
         hits, pairs, clear_hits, clear_pairs = counts.tolist()
-        found[one.name] = Accuracy(
+        accuracies[preference.name] = Accuracy(
             hits / max(pairs, 1), clear_hits / max(clear_pairs, 1), int(pairs)
         )
-    return found
+    return accuracies

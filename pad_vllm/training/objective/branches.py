@@ -19,10 +19,10 @@ from pad_vllm.evaluation.scorers import SCORERS
 WINDOW = 24
 """Tokens before the candidate that a scorer reads: a sentence or two."""
 
-Scored = Callable[[list[int]], list[float]]
+TokenScorer = Callable[[list[int]], list[float]]
 
 
-def scored_by(tokenizer: Any, names: tuple[str | None, ...]) -> Scored:
+def scored_by(tokenizer: Any, names: tuple[str | None, ...]) -> TokenScorer:
     """Token ids -> one score a dimension, 0 where no scorer is named."""
 
     def scored(ids: list[int]) -> list[float]:
@@ -33,7 +33,7 @@ def scored_by(tokenizer: Any, names: tuple[str | None, ...]) -> Scored:
 
 
 def branches(
-    response_ids: list[int], candidates: Tensor, scored: Scored, share: float, seed: int
+    response_ids: list[int], candidates: Tensor, scored: TokenScorer, share: float, seed: int
 ) -> dict[str, Tensor]:
     """At a random `share` of the tokens, the candidates' scores about their mean.
 

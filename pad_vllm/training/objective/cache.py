@@ -1,7 +1,7 @@
 """What training needs of the frozen model, computed once and kept on disk: the fork cache.
 
-In: a PersRM and groups. Out: `Response`s, memory-mapped from one safetensors file a group. A file's name
-is a digest of all it depends on (weights, fork, dtype, candidates, tokens), so that a second run, a
+In: a PersRM and groups. Out: `CachedResponse`s, memory-mapped from one safetensors file a group. A file's
+name is a digest of all it depends on (weights, fork, dtype, candidates, tokens), so that a second run, a
 resumed run and another machine on the same folder find it, and nothing stale is ever read. Files appear
 whole or not at all. An epoch then runs the top layers alone. Knows nothing of losses.
 """
@@ -29,7 +29,7 @@ Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Response:
+class CachedResponse:
     """One response of n tokens after S - n prompt tokens."""
 
     forked: Tensor  # [S - 1, H] residual stream at the fork; the last token is only predicted
@@ -39,14 +39,14 @@ class Response:
     chosen: Tensor  # [n] the taken token's place in ids
     h_T: Tensor | None = None  # [n, H] where the trunk is frozen
     branch_at: Tensor | None = None  # [m] tokens where the alternatives were scored
-    branch_scores: Tensor | None = None  # [m, K, D] what each candidate would have made of the text
+    branch_scores: Tensor | None = None  # [m, K, D] scores with each candidate instead
 
     def tail(self, hidden: Tensor) -> Tensor:
         """The rows of hidden [>= S - 1, H] that predict the response's tokens -> [n, H]."""
         stop = len(self.forked)
         return hidden[stop - len(self.h_B) : stop]
 
-    def to(self, device: torch.device) -> Response:
+    def to(self, device: torch.device) -> CachedResponse:
         moved = {k: v.to(device) for k, v in vars(self).items() if v is not None}
         return replace(self, **moved)
 
@@ -63,15 +63,15 @@ def candidates(logits: Tensor, taken: Tensor, k: int) -> tuple[Tensor, Tensor, T
 @torch.no_grad()
 def compute(
     model: PersRM, groups: Sequence[Group], k: int, batch: int = 16
-) -> list[list[Response]]:
-    """The responses of every group by full forwards: the slow twin of reading them from the cache."""
+) -> list[list[CachedResponse]]:
+    """The responses of every group by full forward passes, without reading the cache."""
     items = [
         (g, r, group.prompt_ids + ids, len(ids))
         for g, group in enumerate(groups)
         for r, ids in enumerate(group.response_ids)
     ]
     items.sort(key=lambda item: len(item[2]))
-    out: list[dict[int, Response]] = [{} for _ in groups]
+    out: list[dict[int, CachedResponse]] = [{} for _ in groups]
     for start in range(0, len(items), batch):
         for (g, r), response in _forward(model, items[start : start + batch], k):
             out[g][r] = response
@@ -80,19 +80,19 @@ def compute(
 
 def _forward(
     model: PersRM, chunk: list[tuple[int, int, list[int], int]], k: int
-) -> Iterator[tuple[tuple[int, int], Response]]:
+) -> Iterator[tuple[tuple[int, int], CachedResponse]]:
     device = model.head_A.device
     padded = pad_sequence([torch.tensor(ids[:-1]) for _, _, ids, _ in chunk], batch_first=True)
     forked = model.fork(padded.to(device))
     h_B = model.reference(forked)
     tails = [h_B[row, len(ids) - 1 - n : len(ids) - 1] for row, (_, _, ids, n) in enumerate(chunk)]
     taken = torch.tensor([token for _, _, ids, n in chunk for token in ids[-n:]], device=device)
-    # One large matrix: many of tens of MB, freed between small clones, fragment the heap.
+    # One product for all responses: logits of tens of MB each, freed one by one, fragment the heap.
     picked = candidates(model.base_logits(torch.cat(tails)), taken, k)
     parts = zip(*(part.split([len(t) for t in tails]) for part in picked), strict=True)
     for row, ((g, r, ids, _), tail, part) in enumerate(zip(chunk, tails, parts, strict=True)):
         forked_row = forked[row, : len(ids) - 1].clone()
-        yield (g, r), Response(forked_row, tail.clone(), *(one.clone() for one in part))
+        yield (g, r), CachedResponse(forked_row, tail.clone(), *(tensor.clone() for tensor in part))
 
 
 class Kept:
@@ -115,7 +115,7 @@ class Kept:
         return [group for group in groups if not self.path(group).exists()]
 
     def write(self, group: Group, responses: Sequence[Tensors]) -> None:
-        """The tensors of every response; an empty one is kept as a shape."""
+        """The tensors of every response; an empty tensor keeps its shape."""
         path = self.path(group)
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{os.getpid()}")
@@ -128,15 +128,15 @@ class Kept:
         draft.replace(path)
 
     def read(self, group: Group) -> list[Tensors]:
-        found: list[Tensors] = [{} for _ in group.response_ids]
+        responses: list[Tensors] = [{} for _ in group.response_ids]
         for key, tensor in load_file(self.path(group)).items():
             row, name = key.split(".", 1)
-            found[int(row)][name] = tensor
-        return found
+            responses[int(row)][name] = tensor
+        return responses
 
 
-def compact(response: Response) -> Tensors:
-    """A response as it is kept: candidates in 32 bits, the rest in the backbone's own type."""
+def compact(response: CachedResponse) -> Tensors:
+    """A response as it is stored: int32 candidates, int16 places, the rest in the backbone's dtype."""
     return {
         "forked": response.forked,
         "h_B": response.h_B,

@@ -53,8 +53,8 @@ def bradley_terry(values: Tensor, margins: Tensor, b: float, sharpness: float) -
     """Mean loss over the pairs of values [..., N] with a margin; margins [..., N, N] -> scalar.
 
     The probability that i is preferred to j is sigmoid(sharpness * margin): labels as sure as the
-    margin is wide. A hard label makes a near tie as loud as a clear case, and a small data set is
-    then learned by heart. 0 where no pair has a margin.
+    margin is wide. Hard labels would weigh near ties like clear cases, and overfit small data sets.
+    0 where no pair has a margin.
     """
     difference = b * (values.unsqueeze(-1) - values.unsqueeze(-2))
     loss = torch.nn.functional.binary_cross_entropy_with_logits(
@@ -65,7 +65,7 @@ def bradley_terry(values: Tensor, margins: Tensor, b: float, sharpness: float) -
 
 
 def branch_loss(phi: Tensor, w: Tensor, scores: Tensor, b: float, sharpness: float) -> Tensor:
-    """The same over pairs that share all but their last token, where the difference is R_w's.
+    """`bradley_terry` over pairs that differ in their last token alone: the values are R_w.
 
     phi [m, K, D] of the candidates at m tokens, w [W, D], scores [m, K, D] -> scalar.
     """

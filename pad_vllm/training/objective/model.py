@@ -21,7 +21,7 @@ def load_backbone(folder: Path, dtype: str) -> Any:
     """The base as training runs it. dtype: float32 or bfloat16."""
     from transformers import AutoModelForCausalLM
 
-    # On a CPU PyTorch's flash attention takes three times as long backwards as plain products.
+    # On a CPU the backward pass of SDPA takes three times as long as that of eager attention.
     attention = "sdpa" if torch.cuda.is_available() else "eager"
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, dtype), attn_implementation=attention
@@ -29,7 +29,7 @@ def load_backbone(folder: Path, dtype: str) -> Any:
 
 
 def untrained_persrm(backbone: Any, dimensions: tuple[str, ...], settings: Settings) -> PersRM:
-    """An untrained PersRM as the settings want it."""
+    """A PersRM with the settings' sizes, its LoRA and heads untrained."""
     layers = backbone.config.num_hidden_layers
     fork = settings.fork_layer
     return PersRM(

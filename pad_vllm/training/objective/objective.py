@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from pad_vllm.persrm import PersRM
 from pad_vllm.training.data.groups import CUTS
 from pad_vllm.training.objective import loss
-from pad_vllm.training.objective.cache import Response
+from pad_vllm.training.objective.cache import CachedResponse
 from pad_vllm.training.settings import Recipe
 
 
@@ -26,13 +26,13 @@ from pad_vllm.training.settings import Recipe
 class Example:
     """One prompt: responses [R], scores [R, C + 1, D] in spreads, preferences w [W, D]."""
 
-    responses: Sequence[Response]
+    responses: Sequence[CachedResponse]
     scores: Tensor
     w: Tensor
 
 
-def trunk_hidden(model: PersRM, responses: Sequence[Response]) -> list[Tensor]:
-    """h_T [n, H] of each response: kept ones, or the top layers run on the fork activations."""
+def trunk_hidden(model: PersRM, responses: Sequence[CachedResponse]) -> list[Tensor]:
+    """h_T [n, H] of each response: stored, or the top layers run on the fork activations."""
     if all(r.h_T is not None for r in responses):
         return [r.h_T for r in responses if r.h_T is not None]
     padded = pad_sequence([r.forked for r in responses], batch_first=True)
@@ -41,7 +41,7 @@ def trunk_hidden(model: PersRM, responses: Sequence[Response]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def psi(model: PersRM, responses: Sequence[Response]) -> Tensor:
+def psi(model: PersRM, responses: Sequence[CachedResponse]) -> Tensor:
     """Feature sums Psi [R, D]: w . Psi is the reward of a response under any w."""
     taken = [r.ids.gather(-1, r.chosen.long().unsqueeze(-1)) for r in responses]
     parts = zip(responses, trunk_hidden(model, responses), taken, strict=True)
@@ -71,7 +71,7 @@ class Objective(nn.Module):
             total = total + self._pairs(example, psi_w, ratios)
         return (total + self._branches(phi.split(lengths.tolist()), batch)) / whole
 
-    def _features(self, responses: Sequence[Response]) -> Tensor:
+    def _features(self, responses: Sequence[CachedResponse]) -> Tensor:
         hidden = torch.cat(trunk_hidden(self.model, responses))
         ids = torch.cat([r.ids for r in responses]).long()
         return self.model.features(torch.cat([r.h_B for r in responses]), hidden, ids)
@@ -90,24 +90,24 @@ class Objective(nn.Module):
         """phi [n, K, D] of each response of the batch."""
         recipe, row, total = self.recipe, 0, phi[0].new_zeros(())
         for example in batch:
-            places, scores = [], []
+            features, scores = [], []
             for response in example.responses:
                 if response.branch_at is not None and response.branch_scores is not None:
-                    places.append(phi[row][response.branch_at])
+                    features.append(phi[row][response.branch_at])
                     scores.append(response.branch_scores)
                 row += 1
-            if places:
-                found = torch.cat(places), example.w, torch.cat(scores)
-                total = total + loss.branch_loss(*found, recipe.branch_b, recipe.sharpness)
+            if features:
+                pairs = torch.cat(features), example.w, torch.cat(scores)
+                total = total + loss.branch_loss(*pairs, recipe.branch_b, recipe.sharpness)
         return recipe.branch_weight * total
 
 
-def _chosen(responses: Sequence[Response]) -> Tensor:
+def _chosen(responses: Sequence[CachedResponse]) -> Tensor:
     return torch.cat([r.chosen for r in responses]).long()
 
 
 def _beginnings(values: Tensor, lengths: Tensor) -> Tensor:
-    """Sums of values [n, W] over the beginnings (data.CUTS) and the whole of each of R responses
+    """Sums of values [n, W] over the beginnings (CUTS) and the whole of each of R responses
     of `lengths` [R] tokens -> [C + 1, W, R].
     """
     device, pieces = values.device, len(CUTS) + 1

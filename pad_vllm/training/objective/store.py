@@ -17,15 +17,15 @@ import torch
 from pad_vllm.persrm import PersRM
 from pad_vllm.training.data.groups import Group
 from pad_vllm.training.objective import branches
-from pad_vllm.training.objective.cache import Kept, Response, Tensors, compact, compute
+from pad_vllm.training.objective.cache import CachedResponse, Kept, Tensors, compact, compute
 from pad_vllm.training.objective.objective import trunk_hidden
 from pad_vllm.training.settings import Settings
 
 _CHUNK = 32
-"""Groups in one go: enough for batches of alike lengths, little to lose to a kill."""
+"""Groups computed at a time: enough to batch similar lengths, few to lose when killed."""
 
 Progress = Callable[[str, int, int], None]
-"""What is being done, how many prompts are, of how many."""
+"""Called with what is being done, the prompts done and their total."""
 
 
 class Store:
@@ -75,29 +75,32 @@ class Store:
             for tokens, candidates in zip(group.response_ids, ids, strict=True)
         ]
 
-    def responses(self, group: Group, *, scored: bool = False) -> list[Response]:
+    def responses(self, group: Group, *, scored: bool = False) -> list[CachedResponse]:
         """Of one group, on the model's device; with branches where `scored`."""
         if self.settings.cached:
-            found = [Response(**tensors) for tensors in self.forks.read(group)]
+            responses = [CachedResponse(**tensors) for tensors in self.forks.read(group)]
         else:
-            found = compute(self.model, [group], self.settings.recipe.candidates)[0]
+            responses = compute(self.model, [group], self.settings.recipe.candidates)[0]
         if scored and self.settings.recipe.branch_share > 0:
             kept = self.branches.read(group) if self.settings.cached else None
-            rows = kept or self._score(group, [response.ids for response in found])
-            found = [
+            rows = kept or self._score(group, [response.ids for response in responses])
+            responses = [
                 replace(response, branch_at=row["at"], branch_scores=row["scores"])
-                for response, row in zip(found, rows, strict=True)
+                for response, row in zip(responses, rows, strict=True)
             ]
         if self.trunk is not None:
             rows = self.trunk.read(group)
-            found = [replace(r, h_T=row["h_T"]) for r, row in zip(found, rows, strict=True)]
-        return [response.to(self.device) for response in found]
+            responses = [
+                replace(response, h_T=row["h_T"])
+                for response, row in zip(responses, rows, strict=True)
+            ]
+        return [response.to(self.device) for response in responses]
 
     @torch.no_grad()
     def freeze_trunk(
         self, groups: Sequence[Group], folder: Path, rank: int, world: int, progress: Progress
     ) -> None:
-        """Keep h_T of every group under the LoRA as it is now: stage 2 runs no layer at all."""
+        """Store h_T of every group under the LoRA as it is now, so that stage 2 runs no layer."""
         digest = hashlib.sha256()
         for a, b in self.model.lora_weights().values():
             digest.update(a.detach().cpu().numpy().tobytes())

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart by colour-blind readers too; markers say the same once more.
+# Okabe and Ito's palette, which colour-blind readers can tell apart; markers differ as well.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vPX"
 _GREY = "#666666"
@@ -50,7 +50,7 @@ def plot(history: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.set_axisbelow(True)
         axes.margins(x=0.01)
         _boundaries(axes, points)
-        # Outside: a legend over noisy curves always hides some of them.
+        # Outside the axes, where the legend hides no curve.
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     figure.savefig(path, format="png")
@@ -90,7 +90,7 @@ def _accuracies(axes: Axes, points: list[_Point]) -> None:
             [100 * p.accuracy[name] for p in mine],
             color=_COLOURS[number % len(_COLOURS)],
             marker=_MARKERS[number % len(_MARKERS)],
-            # Beyond seven, colours begin again with another line.
+            # After seven names the colours repeat, with another line style.
             linestyle=("-", "--", ":")[number // len(_COLOURS) % 3],
             markersize=4.5,
             linewidth=1.6,

@@ -4,13 +4,13 @@ In: a PersRM and held-out groups. Out: one row a preference, as the model card s
     trained    w . Psi of the PersRM
     untrained  the reward before any training: 0 for every response, all ties
     prompted   log pi_B(y | the preference in words, prompt) - log pi_B(y | prompt), the base's own
-               knowledge, in each of the wordings of preferences.py
+               knowledge, in each of the wordings of training/data/preferences.py
 Knows nothing of how the adapter was trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -25,59 +25,61 @@ from pad_vllm.training.data.groups import Group
 from pad_vllm.training.data.preferences import WORDINGS, describe
 from pad_vllm.training.loop.prompts import held_out
 from pad_vllm.training.objective.accuracy import Accuracy, Tested, measure, preferences
-from pad_vllm.training.objective.store import Store
+from pad_vllm.training.objective.store import Progress, Store
 from pad_vllm.training.settings import Recipe
 
 PROMPTED = 160
-"""Responses a preference is tried in words on: each is a full forward of the base."""
+"""Responses that the prompted base is evaluated on, each by a full forward pass."""
 
 REWORDED = 48
-"""Of them, those it is tried on in all other words too."""
+"""Of these, the responses that are evaluated in all other wordings too."""
 
-Row = dict[str, Any]
-Progress = Callable[[str, int, int], None]
+FigureRow = dict[str, Any]
 
 
 def rows(
     store: Store, tokenizer: Any, groups: Sequence[Group], recipe: Recipe, progress: Progress
-) -> list[Row]:
-    """groups with scores in spreads, their responses in the store."""
+) -> list[FigureRow]:
+    """One row a tested preference; groups have scores in spreads and responses in the store."""
     scores = [group.scores[:, -1] for group in groups]
     tested = preferences(store.model.dimensions, scores)
     least = recipe.least_margin
     trained = held_out(store, groups, tested, least)
-    nothing = measure(
+    untrained = measure(
         lambda number, w: torch.zeros(len(w), len(scores[number])), scores, tested, least
     )
     words = _Words(store.model, tokenizer)
-    found = []
-    for number, one in enumerate(tested):
+    figure_rows = []
+    for number, preference in enumerate(tested):
         progress("preferences in words", number, len(tested))
-        row = {"preference": one.name, "distance": round(one.distance, 1)}
-        row |= _figures("trained", trained[one.name]) | _figures("untrained", nothing[one.name])
-        row |= _prompted(words, groups, one, least)
-        found.append(row | {"count": trained[one.name].count})
-    return found
+        row = {"preference": preference.name, "distance": round(preference.distance, 1)}
+        row |= _figures("trained", trained[preference.name])
+        row |= _figures("untrained", untrained[preference.name])
+        row |= _prompted(words, groups, preference, least)
+        figure_rows.append(row | {"count": trained[preference.name].count})
+    return figure_rows
 
 
-def _figures(name: str, accuracy: Accuracy) -> Row:
+def _figures(name: str, accuracy: Accuracy) -> FigureRow:
     return {name: {key: round(value, 4) for key, value in asdict(accuracy).items()}}
 
 
-def _prompted(words: _Words, groups: Sequence[Group], one: Tested, least: float) -> Row:
+def _prompted(
+    words: _Words, groups: Sequence[Group], preference: Tested, least: float
+) -> FigureRow:
     """Accuracy of the prompted base, and on fewer prompts in each of the wordings."""
-    w = one.w[:4]  # of the mixes a few: every one has words of its own
+    w = preference.w[:4]  # of the mixes only a few: each needs forward passes of its own
     telling = [group for group in groups if _tells(group, w)]
     some, fewer = (_worth(telling, most // len(w)) for most in (PROMPTED, REWORDED))
     if not some:
         return {}
-    tested = Tested(one.name, w, 0.0)
+    tested = Tested(preference.name, w, 0.0)
 
     def figure(part: list[Group], wording: int) -> Accuracy:
         scores = [group.scores[:, -1] for group in part]
         return measure(
             lambda number, w: words.values(part[number], w, wording), scores, [tested], least
-        )[one.name]
+        )[preference.name]
 
     wordings = [round(figure(fewer, number).pairs, 4) for number in range(len(WORDINGS))]
     return _figures("prompted", figure(some, 0)) | {"wordings": wordings}
@@ -85,23 +87,23 @@ def _prompted(words: _Words, groups: Sequence[Group], one: Tested, least: float)
 
 def _worth(groups: Sequence[Group], most: int) -> list[Group]:
     """The first groups with at most `most` responses together, at least one group."""
-    found: list[Group] = []
+    first: list[Group] = []
     for group in groups:
-        if found and sum(len(g.response_ids) for g in [*found, group]) > most:
+        if first and sum(len(g.response_ids) for g in [*first, group]) > most:
             break
-        found.append(group)
-    return found
+        first.append(group)
+    return first
 
 
 def _tells(group: Group, w: Tensor) -> bool:
-    """Has every dimension that w asks for scores here, different ones?"""
+    """Whether every dimension that w weighs is known for all responses and differs between some."""
     scores = group.scores[:, -1]
     told = ~scores.isnan().any(0) & (scores.amax(0) > scores.amin(0))
     return bool(told[(w != 0).any(0)].all())
 
 
 class _Words:
-    """The base's own judgement when the prompt states the preference. Forwards are kept."""
+    """Log-likelihoods of the base where the prompt states the preference. Forward passes are cached."""
 
     def __init__(self, model: PersRM, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
@@ -110,13 +112,13 @@ class _Words:
     def values(self, group: Group, w: Tensor, wording: int) -> Tensor:
         """log pi_B(y | words, prompt) - log pi_B(y | prompt): w [W, D] -> [W, R]."""
         plain = self._losses(group.prompt_ids, group.response_ids)
-        found = []
+        log_ratios = []
         for row in w:
             weights = dict(zip(self.model.dimensions, row.tolist(), strict=True))
             text = describe({k: v for k, v in weights.items() if v}, wording=wording)
             asked = chat_ids(self.tokenizer, with_preference(list(group.prompt), text))
-            found.append(plain - self._losses(asked, group.response_ids))
-        return torch.stack(found)
+            log_ratios.append(plain - self._losses(asked, group.response_ids))
+        return torch.stack(log_ratios)
 
     def _losses(self, prompt_ids: list[int], responses: list[list[int]]) -> Tensor:
         key = str((prompt_ids, responses))

@@ -38,7 +38,7 @@ def reevaluate(
     cache: Path,
     unseen: Sequence[str],
     choices: int,
-) -> list[evaluate.Row]:
+) -> list[evaluate.FigureRow]:
     """Rows for the adapter's dimensions and mixes, then one for each unseen dimension.
 
     specs: data sources; None are the adapter's own. choices: pairs an unseen one is fitted from.
@@ -80,11 +80,11 @@ def _settings(
             f"--unseen {own[0]}: the adapter was trained on it. Name a dimension of the data that is "
             f"not among {', '.join(names)}"
         )
-    was = Settings.from_dict({**training["settings"], "out": "", "recipe": training["recipe"]})
+    original = Settings.from_dict({**training["settings"], "out": "", "recipe": training["recipe"]})
     return dataclasses.replace(
-        was,
+        original,
         base=base,
-        data=tuple(specs or was.data),
+        data=tuple(specs or original.data),
         dimensions=(*names, *unseen),
         text_preferences=0,
     )
@@ -97,7 +97,9 @@ def _first(group: Group, count: int) -> Group:
     )
 
 
-def _unseen(store: Store, prepared: Prepared, place: int, name: str, choices: int) -> evaluate.Row:
+def _unseen(
+    store: Store, prepared: Prepared, place: int, name: str, choices: int
+) -> evaluate.FigureRow:
     """Fit dimension number `place` from training pairs; its accuracy on the held-out ones."""
     told = [(g, _extremes(g.scores[:, -1, place])) for g in prepared.train]
     picked = [(g, pair) for g, pair in told if pair is not None][:choices]
@@ -116,12 +118,12 @@ def _unseen(store: Store, prepared: Prepared, place: int, name: str, choices: in
     axes = torch.eye(len(w))
     tested = Tested(name, torch.ones(1, 1), distance(w, torch.cat([axes, -axes])))
     least = store.settings.recipe.least_margin
-    found = measure(lambda number, _: (sums[number] @ w)[None], scores, [tested], least)[name]
+    accuracy = measure(lambda number, _: (sums[number] @ w)[None], scores, [tested], least)[name]
     return {
         "preference": f"{name} (fitted from {len(differences)})",
         "distance": round(tested.distance, 1),
-        "trained": {"pairs": round(found.pairs, 4), "clear": round(found.clear, 4)},
-        "count": found.count,
+        "trained": {"pairs": round(accuracy.pairs, 4), "clear": round(accuracy.clear, 4)},
+        "count": accuracy.count,
     }
 
 

@@ -26,11 +26,11 @@ _FORMS = '{"prompt": text} or {"prompt": [{"role": "user", "content": text}, ...
 
 
 @dataclass
-class Tally:
-    """What one call did: prompts drawn for, prompts found done, and prompts declined."""
+class Drawn:
+    """What one call did: prompts drawn for, prompts that out held already, and prompts declined."""
 
     drawn: int = 0
-    found: int = 0
+    known: int = 0
     declined: int = 0
 
 
@@ -56,7 +56,7 @@ def _parse(line: bytes) -> str:
 
 
 def _key(line: Any) -> str:
-    """A prompt's one spelling, whatever it was written as: what batches carry and resuming goes by."""
+    """A prompt's messages as JSON, also where it is given as text: its identity in batches and files."""
     value = line.get("prompt") if isinstance(line, dict) else None
     if isinstance(value, str):
         value = [{"role": "user", "content": value}]
@@ -75,33 +75,33 @@ def draw(
     batch: int = 128,
     ray: int = 0,
     build: Build = vllm_engine,
-) -> Tally:
+) -> Drawn:
     """Draw for the prompts of read_prompts that out does not hold; ray is the number of its actors."""
     jsonl.mend(out)
     jsonl.mend(declined_path(out))
     known = {key for path in (out, declined_path(out)) for key in jsonl.read(path, _parse)}
     todo = [prompt for prompt in prompts if prompt not in known]
-    tally = Tally(found=len(prompts) - len(todo))
+    counts = Drawn(known=len(prompts) - len(todo))
     if not todo:
-        return tally
-    road = _through_ray if ray else _here
-    results = road(todo, batch, ray, (base, sampling or Sampling(), build))
+        return counts
+    batches = _through_ray if ray else _in_process
+    results = batches(todo, batch, ray, (base, sampling or Sampling(), build))
     with (
         jsonl.appending(out) as keep,
         jsonl.appending(declined_path(out)) as decline,
-        bar("sampling", len(prompts), done=tally.found) as advance,
+        bar("sampling", len(prompts), done=counts.known) as advance,
     ):
         for result in results:
             for line, declined in zip(result["line"], result["declined"], strict=True):
                 (decline if declined else keep)(line)
             refused = int(sum(result["declined"]))
-            tally.declined += refused
-            tally.drawn += len(result["line"]) - refused
+            counts.declined += refused
+            counts.drawn += len(result["line"]) - refused
             advance(len(result["line"]))
-    return tally
+    return counts
 
 
-def _here(todo: list[str], batch: int, _: int, engine: tuple) -> Iterator[dict[str, Any]]:
+def _in_process(todo: list[str], batch: int, _: int, engine: tuple) -> Iterator[dict[str, Any]]:
     sampler = Sampler(*engine)
     for start in range(0, len(todo), batch):
         yield sampler({"prompt": todo[start : start + batch]})
@@ -110,7 +110,7 @@ def _here(todo: list[str], batch: int, _: int, engine: tuple) -> Iterator[dict[s
 def _through_ray(
     todo: list[str], batch: int, actors: int, engine: tuple
 ) -> Iterable[dict[str, Any]]:
-    """The same through Ray Data, an engine an actor; batches come back as they finish.
+    """The same through Ray Data with an engine in each actor; batches come as they finish.
 
     An actor takes a GPU where the cluster has any. Joins the cluster of RAY_ADDRESS, or starts one here.
     """

@@ -29,7 +29,7 @@ class Sampling:
     max_tokens: int = 128
     temperature: float = 0.8
     top_k: int = 20  # the candidates of decoding: a token outside them could never be rewarded
-    seed: int = 0  # the engine's, not one a request: a generator a row halves the sampler's speed
+    seed: int = 0  # the engine's: a generator for each request would halve the speed of sampling
     max_model_len: int = 1024
     max_num_seqs: int = 128
 
@@ -83,7 +83,7 @@ class Sampler:
         prompts = [json.loads(prompt) for prompt in batch["prompt"]]
         reasons = [self._unfit(prompt) for prompt in prompts]
         fit = [prompt for prompt, reason in zip(prompts, reasons, strict=True) if not reason]
-        # vLLM raises on a prompt that is too long, and the whole batch with it: those stay out.
+        # vLLM raises on a prompt that is too long, which would fail the whole batch.
         results = iter(self.engine.chat(fit, self.params, use_tqdm=False) if fit else ())
         lines, declined = [], []
         for prompt, reason in zip(prompts, reasons, strict=True):

@@ -21,17 +21,17 @@ from pad_vllm.training.progress import bar
 
 
 @dataclass
-class Tally:
-    """What one call did: records scored, records found done, and responses without a score."""
+class Scored:
+    """What one call did: records scored, records that out held already, responses without a score."""
 
     scored: int = 0
-    found: int = 0
+    known: int = 0
     unknown: Counter[str] = field(default_factory=Counter)
 
 
 def score_file(
     source: Path, out: Path, specs: Sequence[str], *, batch: int = 64, concurrency: int = 8
-) -> Tally:
+) -> Scored:
     """Score every record of source that out does not hold yet, batch records at a time.
 
     Raises ValueError: an unknown spec, a dimension that has scores already, an out that was made from
@@ -43,16 +43,16 @@ def score_file(
     if out.exists() and out.samefile(source):
         raise ValueError(f"--out {out} is the source itself. Give another file")
     jsonl.mend(out)
-    tally = Tally(found=_found(source, out, scorers))
+    counts = Scored(known=_count_known(source, out, scorers))
     total = sum(1 for _ in jsonl.read(source, bytes))
-    records = islice(jsonl.read(source, Record.model_validate_json), tally.found, None)
-    with jsonl.appending(out) as write, bar("scoring", total, done=tally.found) as advance:
+    records = islice(jsonl.read(source, Record.model_validate_json), counts.known, None)
+    with jsonl.appending(out) as write, bar("scoring", total, done=counts.known) as advance:
         while chunk := list(islice(records, batch)):
-            for record in _scored(chunk, scorers, tally.unknown):
+            for record in _with_scores(chunk, scorers, counts.unknown):
                 write(jsonl.to_line(record))
-            tally.scored += len(chunk)
+            counts.scored += len(chunk)
             advance(len(chunk))
-    return tally
+    return counts
 
 
 def _parsed(specs: Sequence[str], concurrency: int) -> dict[str, Scorer]:
@@ -67,8 +67,8 @@ def _parsed(specs: Sequence[str], concurrency: int) -> dict[str, Scorer]:
     return scorers
 
 
-def _found(source: Path, out: Path, scorers: Mapping[str, Scorer]) -> int:
-    """How many records out holds, after a look at each: it is the source's, by these scorers."""
+def _count_known(source: Path, out: Path, scorers: Mapping[str, Scorer]) -> int:
+    """How many records out holds; ValueError where one is not the source's or by other scorers."""
     parse = Record.model_validate_json
     names = {dimension: scorer.name for dimension, scorer in scorers.items()}
     pairs = zip_longest(jsonl.read(source, parse), jsonl.read(out, parse))
@@ -98,7 +98,7 @@ def _listed(scorers: Mapping[str, str]) -> str:
     return ", ".join(f"{name}={spec}" for name, spec in sorted(scorers.items())) or "(none)"
 
 
-def _scored(
+def _with_scores(
     records: list[Record], scorers: Mapping[str, Scorer], unknown: Counter[str]
 ) -> Iterator[Record]:
     """The records with scores; all their responses go to a scorer in one call."""
@@ -123,7 +123,7 @@ def _scored(
 
 
 def _refuse_scored(record: Record, scorers: Mapping[str, Scorer]) -> None:
-    """Scores that are there may be people's: they are never written over."""
+    """Existing scores may be human judgements, so none is overwritten."""
     held = set(record.scorers).union(*(response.scores for response in record.responses))
     if twice := sorted(held & set(scorers)):
         raise ValueError(
@@ -133,7 +133,7 @@ def _refuse_scored(record: Record, scorers: Mapping[str, Scorer]) -> None:
 
 
 def _as_text(prompt: list[Message]) -> str:
-    """A conversation as a scorer reads it: a lone turn bare, several with their roles."""
+    """A conversation as a scorer reads it: a single turn without its role, several with theirs."""
     if len(prompt) == 1:
         return prompt[0].content
     return "\n\n".join(f"{message.role}: {message.content}" for message in prompt)
