@@ -5,9 +5,11 @@ It does not open the adapter, and imports neither torch nor vLLM: the front end 
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 
 from pad_vllm.wording import did_you_mean, listed, show
 
@@ -17,91 +19,104 @@ PROCESSOR = "pad_vllm:PADLogitsProcessor"
 """With the settings under KEY, what switches PAD on: vLLM's --load-format and --logits-processors."""
 
 ENGINES = ("shared", "resident", "ray")
-CANDIDATES = ("exact", "first")
-FAILURES = ("unguided", "stop")
 _EXAMPLE = """--additional-config '{"pad": {"adapter": "PATH"}}'"""
 
 
-@dataclasses.dataclass(frozen=True)
+def _not_pad_itself(load_format: str) -> str:
+    # vLLM lowers load formats before it looks them up.
+    if load_format.strip().lower() == LOAD_FORMAT:
+        raise ValueError(
+            f"additional_config['pad']['load_format'] is {load_format!r}, which would make PAD's loader "
+            "load through itself. This one is the format underneath: accepted is any other load "
+            "format of vLLM. Leave it out for 'auto'; '--load-format pad' stays on the command "
+            "line."
+        )
+    return load_format
+
+
+_Text = Annotated[str, Field(description="text")]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0")]
+_Count = Annotated[int, Field(ge=1, description="an integer of at least 1")]
+_Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True))
 class PADConfig:
     """The settings of one engine. Raises ValueError: the value, what is accepted, the way out."""
 
-    adapter: str
+    adapter: Annotated[
+        str, Field(pattern=r"\S", description="the path of an adapter folder, as text")
+    ]
     """Folder of the adapter: pad_config.json, the PEFT LoRA and the preference heads."""
 
-    engine: str = "shared"
+    engine: Annotated[
+        Literal["shared", "resident", "ray"], Field(description="shared, resident, ray")
+    ] = "shared"
     """Where the reward model runs: `shared` forks it inside the served model, `resident` has one of its
     own in vLLM's worker, `ray` in Ray actors.
     """
 
-    backbone: str = ""
+    backbone: _Text = ""
     """The reward model's backbone, a folder or hub name, for `resident` and `ray`; empty: the one that
     the adapter names.
     """
 
-    device: str = ""
+    device: _Text = ""
     """Where `resident` runs its model, as torch writes it (`cuda:1`, `cpu`); empty: beside the base."""
 
-    cache_gib: float = 1.0
+    cache_gib: _Positive = 1.0
     """KV cache of the reward model in GiB, taken when it loads; each actor's own with `ray`."""
 
-    pass_tokens: int = 2048
+    pass_tokens: Annotated[int, Field(ge=16, description="an integer of at least 16")] = 2048
     """Most tokens in one pass of the reward model: long prompts are read in pieces of this."""
 
-    candidates: str = "exact"
+    candidates: Annotated[Literal["exact", "first"], Field(description="exact, first")] = "exact"
     """With another tokenizer: score all tokens of a candidate's text (`exact`) or its `first`."""
 
-    load_format: str = "auto"
+    load_format: Annotated[
+        str,
+        Field(
+            pattern=r"\S", description="one of vLLM's load formats (auto, safetensors, dummy, ...)"
+        ),
+        AfterValidator(_not_pad_itself),
+    ] = "auto"
     """How vLLM reads the backbone's weights: what `--load-format` would say without PAD."""
 
-    max_beta: float = 10.0
+    max_beta: Annotated[
+        float, Field(gt=0, le=1e6, description="a number above 0 and at most 1e6")
+    ] = 10.0
     """Largest |pad_beta| a request may ask for."""
 
-    max_top_k: int = 100
+    max_top_k: _Count = 100
     """Largest pad_top_k a request may ask for."""
 
-    allow_backbone_mismatch: bool = False
+    allow_backbone_mismatch: Annotated[bool, Field(description="true or false")] = False
     """Serve a base with other weights than the adapter was trained on: a warning, no refusal."""
 
-    chat_template: str = ""
+    chat_template: _Text = ""
     """The base's chat template, a file or the text, where vLLM was given one with --chat-template: the
     reward model finds the conversation in the base's prompt by it. Empty: the tokenizer's own.
     """
 
-    ray_address: str = ""
+    ray_address: _Text = ""
     """Ray cluster to join, as `ray.init(address=...)` takes it; empty: start one on this machine."""
 
-    ray_actors: int = 1
+    ray_actors: _Count = 1
     """Reward models in the pool."""
 
-    ray_resources: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    ray_resources: Annotated[
+        dict[str, _Amount],
+        Field(description='names and amounts, such as {"num_gpus": 1} or {"num_cpus": 2}'),
+    ] = dataclasses.field(default_factory=dict)
     """What each actor asks Ray for, such as {"num_gpus": 1}; {} asks for one CPU."""
 
-    ray_deadline_s: float = 2.0
+    ray_deadline_s: _Positive = 2.0
     """Longest wait of a step for its rewards."""
 
-    on_failure: str = "unguided"
+    on_failure: Annotated[Literal["unguided", "stop"], Field(description="unguided, stop")] = (
+        "unguided"
+    )
     """A row whose rewards do not come, from a dead or late actor: goes on `unguided`, or `stop`s."""
-
-    def __post_init__(self) -> None:
-        _check_text("adapter", self.adapter, "the path of an adapter folder")
-        _check_choice("engine", self.engine, ENGINES)
-        _check_choice("candidates", self.candidates, CANDIDATES)
-        _check_choice("on_failure", self.on_failure, FAILURES)
-        for name in ("backbone", "device", "chat_template", "ray_address"):
-            if not isinstance(getattr(self, name), str):
-                raise _wrong(name, getattr(self, name), "text")
-        _check_positive("cache_gib", self.cache_gib)
-        _check_positive("ray_deadline_s", self.ray_deadline_s)
-        _check_whole("pass_tokens", self.pass_tokens, 16)
-        _check_whole("ray_actors", self.ray_actors, 1)
-        _check_resources(self.ray_resources)
-        _check_load_format(self.load_format)
-        _check_max_beta(self.max_beta)
-        _check_whole("max_top_k", self.max_top_k, 1)
-        if not isinstance(self.allow_backbone_mismatch, bool):
-            raise _wrong("allow_backbone_mismatch", self.allow_backbone_mismatch, "true or false")
-        object.__setattr__(self, "max_beta", float(self.max_beta))
 
     @classmethod
     def from_additional_config(cls, additional: Mapping[str, Any] | None) -> "PADConfig":
@@ -122,7 +137,10 @@ class PADConfig:
                 f"additional_config['pad'] names no adapter (it has: {listed(given)}). "
                 f"Add the adapter's folder: {_EXAMPLE}."
             )
-        return cls(**given)
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            raise _refusal(error) from None
 
 
 def _section(additional: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -145,55 +163,21 @@ def _section(additional: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return section
 
 
-def _wrong(name: str, value: object, accepted: str) -> ValueError:
+_ACCEPTED = {
+    name: hint.__metadata__[0].description
+    for name, hint in get_type_hints(PADConfig, include_extras=True).items()
+}
+"""Setting -> what a refusal says is accepted: the description that its type begins with."""
+
+
+def _refusal(error: ValidationError) -> ValueError:
+    """The first wrong value: which, what is accepted, the way out."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "value_error":  # a validator of our own, whose message says it all
+        return ValueError(str(first["ctx"]["error"]))
+    name = str(first["loc"][0])
+    accepted = _ACCEPTED[name]
     return ValueError(
-        f"additional_config['pad']['{name}'] is {show(value)}; accepted is {accepted}. "
+        f"additional_config['pad']['{name}'] is {show(first['input'])}; accepted is {accepted}. "
         "Correct it, or leave it out where it has a default."
     )
-
-
-def _check_text(name: str, value: object, accepted: str) -> None:
-    if not isinstance(value, str) or not value.strip():
-        raise _wrong(name, value, f"{accepted}, as text")
-
-
-def _check_choice(name: str, value: object, accepted: tuple[str, ...]) -> None:
-    if value not in accepted:
-        raise _wrong(name, value, listed(accepted))
-
-
-def _check_load_format(value: object) -> None:
-    _check_text("load_format", value, "one of vLLM's load formats (auto, safetensors, dummy, ...)")
-    if str(value).strip().lower() == KEY:  # vLLM lowers load formats before it looks them up
-        raise ValueError(
-            f"additional_config['pad']['load_format'] is {value!r}, which would make PAD's loader "
-            "load through itself. This one is the format underneath: accepted is any other load "
-            "format of vLLM. Leave it out for 'auto'; '--load-format pad' stays on the command "
-            "line."
-        )
-
-
-def _check_max_beta(value: object) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value <= 1e6:  # type: ignore[operator]
-        raise _wrong("max_beta", value, "a number above 0 and at most 1e6")
-
-
-def _check_positive(name: str, value: object) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < math.inf:  # type: ignore[operator]
-        raise _wrong(name, value, "a number above 0")
-
-
-def _check_whole(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise _wrong(name, value, f"an integer of at least {least}")
-
-
-def _check_resources(value: object) -> None:
-    if not isinstance(value, Mapping) or not all(
-        isinstance(name, str) and isinstance(amount, int | float) and amount >= 0
-        for name, amount in value.items()
-    ):
-        accepted = 'names and amounts, such as {"num_gpus": 1} or {"num_cpus": 2}'
-        raise _wrong("ray_resources", value, accepted)
