@@ -16,7 +16,7 @@ TOKENIZERS_PARALLELISM ?= false
 export VLLM_CPU_KVCACHE_SPACE VLLM_LOGGING_LEVEL VLLM_NO_USAGE_STATS DO_NOT_TRACK HF_HUB_OFFLINE \
 	TOKENIZERS_PARALLELISM
 
-.PHONY: help setup models lint fast check engine test demo train-demo bench format
+.PHONY: help setup models smollm2 lint fast check engine test demo train-demo bench format
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -28,11 +28,15 @@ setup:  ## make .venv (PYTHON=... to choose the interpreter)
 models: setup  ## fetch the two small real models, once
 	@$(PYTHON_BIN) -m pad_vllm models
 
-lint: setup  ## ruff and mypy
+smollm2: setup
+	@$(PYTHON_BIN) -m pad_vllm models smollm2-135m
+
+lint: setup  ## ruff, mypy and the direction of imports
 	@$(PYTHON_BIN) -m ruff check --quiet .
 	@$(PYTHON_BIN) -m ruff format --check --quiet . || \
 		{ echo "ruff format would change the files above: run make format" >&2; exit 1; }
 	@$(PYTHON_BIN) -m mypy --no-error-summary
+	@said=$$(.venv/bin/lint-imports 2>&1) || { echo "$$said" >&2; exit 1; }
 
 fast: setup  ## the tests that start no engine
 	@$(PYTHON_BIN) -m pytest -m "not engine"
@@ -45,13 +49,13 @@ engine: setup models  ## the tests that start real vLLM engines
 test: setup models  ## every test, in one run
 	@$(PYTHON_BIN) -m pytest
 
-demo: setup models  ## see the same prompt under different preferences
+demo: setup smollm2  ## see the same prompt under different preferences
 	@$(PYTHON_BIN) examples/demo.py
 
-train-demo: setup models  ## train an adapter on a small slice and serve it, in minutes
+train-demo: setup smollm2  ## train an adapter on a small slice and serve it, in minutes
 	@$(PYTHON_BIN) examples/train_demo.py
 
-bench: setup models  ## time PAD against plain vLLM
+bench: setup smollm2  ## time PAD against plain vLLM
 	@$(PYTHON_BIN) benchmarks/speed.py
 
 format: setup  ## let ruff put the code in order

