@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Adapter", "PADLogitsProcessor", "PersRM", "__version__"]
 
 _HOMES = {
-    "Adapter": "pad_vllm.adapter.folder",
+    "Adapter": "pad_vllm.adapter.adapter",
     "PADLogitsProcessor": "pad_vllm.serving.processor",
     "PersRM": "pad_vllm.persrm",
 }

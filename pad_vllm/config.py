@@ -65,7 +65,7 @@ class PADConfig:
     """Where `resident` runs its model, as torch writes it (`cuda:1`, `cpu`); empty: beside the base."""
 
     cache_gib: _Positive = 1.0
-    """KV cache of the reward model in GiB, taken when it loads; each actor's own with `ray`."""
+    """KV cache of the reward model in GiB, allocated when it loads; per actor with `ray`."""
 
     pass_tokens: Annotated[int, Field(ge=16, description="an integer of at least 16")] = 2048
     """Most tokens in one pass of the reward model: long prompts are read in pieces of this."""

@@ -78,17 +78,17 @@ def guide(
 ) -> Tensor:
     """Rewrite the guided rows of `logits` in place; other rows are not touched.
 
-    logits [R, V] float32; rows [G] int64, ascending and without doubles; z, ids from `candidates`;
+    logits [R, V] float32; rows [G] int64, ascending and unique; z, ids [G, K] from `candidates`;
     reward [G, K]; beta [G]; top_k [G] integers.
     A candidate that arrives as -inf (a grammar mask, banned words) stays -inf. A row with a NaN
     or inf score among its legal candidates is left as it came.
-    Returns the number of rows left so, a 0-dim int64 tensor (no device synchronisation).
+    Returns the number of such rows, a 0-dim int64 tensor (no device synchronisation).
     """
     position = torch.arange(z.shape[-1], device=z.device)
     legal = z.isfinite() & (position < top_k.unsqueeze(-1))
     score = z + beta.unsqueeze(-1) * reward.to(z.dtype)
     sound = (score.isfinite() | ~legal).all(-1, keepdim=True)
-    # A ceiling a row, in one pass and in place: -inf where a row is rewritten, no limit elsewhere. On a CPU
+    # An upper limit a row: -inf where the row is rewritten, none elsewhere. One pass, in place; on a CPU
     # five to ten times as fast as masked_fill_ with a [R, 1] mask.
     ceiling = torch.full((len(logits), 1), -NEG_INF, dtype=logits.dtype, device=logits.device)
     logits.clamp_(max=ceiling.index_put_((rows,), torch.where(sound, NEG_INF, -NEG_INF)))
@@ -98,13 +98,13 @@ def guide(
 
 
 def end(logits: Tensor, rows: Tensor, token: int) -> None:
-    """Leave these rows of logits [R, V] no choice but `token`; rows [n] row numbers. In place."""
+    """Set rows [n] of logits [R, V] to -inf, and to 0 at `token`. In place."""
     logits.index_fill_(0, rows, NEG_INF)
     logits[rows, token] = 0.0
 
 
 def guide_row(z_B: Tensor, reward: Tensor, beta: float, top_k: int) -> Tensor:
-    """The plain twin of `guide` for one row, to test against: z_B, reward [V] -> scores [V]."""
+    """Reference implementation of `guide` for one row, used in tests: z_B, reward [V] -> scores [V]."""
     scores = torch.full_like(z_B, NEG_INF)
     for token in z_B.topk(min(top_k, len(z_B))).indices.tolist():
         if z_B[token].isfinite():

@@ -17,7 +17,7 @@ from pad_vllm.wording import did_you_mean, listed, show
 WEIGHTS, BETA, TOP_K, PREFERENCE = "pad_weights", "pad_beta", "pad_top_k", "pad_preference"
 KEYS = (WEIGHTS, BETA, TOP_K, PREFERENCE)
 PREFIX = "pad_"
-MAX_PREFERENCE = 2000  # characters; it is read by the reward model before every answer
+MAX_PREFERENCE = 2000  # characters; part of the reward model's prefill of the request
 MAX_WEIGHT = 1e4  # keeps w, the sum of w and the rewards made from them finite in float32
 _FORM = """'helpful=1,humor=0.5', '{"helpful": 1}' or ["helpful=1", "humor=0.5"]"""
 
@@ -35,7 +35,7 @@ class Guidance:
     """Strength of the reward; a negative one steers away."""
 
     top_k: int
-    """How many of the base model's candidates stay in the race."""
+    """Number of candidates: the base's k highest logits; all other tokens get -inf."""
 
     preference: str = ""
     """Text for the reward model's prompt alone; empty for none."""
@@ -79,7 +79,7 @@ class Limits:
 
 
 def parse(extra_args: Mapping[str, object] | None, limits: Limits) -> Guidance | None:
-    """The guidance a request asks for, or None where it has none of the four arguments."""
+    """The guidance a request asks for, None where it has none of the four arguments. Raises ValueError."""
     given = _syntax(extra_args)
     if given is None:
         return None

@@ -28,6 +28,8 @@ class PersRM(nn.Module):
     backbone: a Transformers causal language model of `L` decoder layers; it is frozen, and LoRA
         modules are put into its layers `fork_layer .. L-1` (PEFT's `layers_to_transform`).
     dimensions: names of the D preference dimensions.
+
+    Raises ValueError for a fork layer that the backbone does not have.
     """
 
     def __init__(
@@ -125,7 +127,7 @@ class PersRM(nn.Module):
 
     @contextmanager
     def _in_backbone_type(self) -> Iterator[None]:
-        """LoRA's float32 matrices multiply in a bfloat16 backbone's own type.
+        """Casts LoRA's float32 matrices to a bfloat16 backbone's type for the products.
 
         PEFT would cast every activation to float32 and back, which costs more than the products.
         """
@@ -139,12 +141,12 @@ class PersRM(nn.Module):
             yield
 
     def hidden(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """(h_B, h_T), each [N, T, H], lower layers run once: the forked forward."""
+        """The forked forward, lower layers run once: ids [N, T] -> (h_B, h_T), each [N, T, H]."""
         forked = self.fork(input_ids)
         return self.reference(forked), self.trunk(forked)
 
     def hidden_twice(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The slow twin of `hidden`: two full forwards of the whole backbone."""
+        """`hidden` by two forwards of the whole backbone; the reference for tests."""
         with torch.no_grad(), self.lora.disable_adapter():
             h_B = self.backbone.model(input_ids=input_ids, use_cache=False).last_hidden_state
         return h_B, self.backbone.model(input_ids=input_ids, use_cache=False).last_hidden_state
@@ -158,20 +160,20 @@ class PersRM(nn.Module):
         return nn.functional.embedding(ids, self.backbone.lm_head.weight).float()
 
     def features(self, h_B: Tensor, h_T: Tensor, ids: Tensor) -> Tensor:
-        """phi of candidate ids [..., K] -> [..., K, D]."""
+        """phi: h_B, h_T [..., H], candidate ids [..., K] -> [..., K, D]."""
         return guidance.features(
             h_B.float(), h_T.float(), self.embeddings(ids), self.head_A, self.head_B
         )
 
     def rewards(self, h_B: Tensor, h_T: Tensor, ids: Tensor, w: Tensor) -> Tensor:
-        """R_w of candidate ids [..., K] under weights w [..., D] -> [..., K], in logit units."""
+        """R_w: h_B, h_T [..., H], candidate ids [..., K], weights w [..., D] -> [..., K], in logit units."""
         d_w = guidance.direction(h_B.float(), h_T.float(), w, self.head_A, self.head_B)
         return guidance.rewards(d_w, self.embeddings(ids))
 
     def scores(
         self, h_B: Tensor, h_T: Tensor, w: Tensor, beta: float, top_k: int
     ) -> tuple[Tensor, Tensor]:
-        """Guided scores [..., k] and their token ids [..., k], best base logit first."""
+        """h_B, h_T [..., H], w [..., D] -> guided scores, ids, each [..., k], best base logit first."""
         z, ids = self.base_logits(h_B).topk(top_k)
         return z + beta * self.rewards(h_B, h_T, ids, w), ids
 

@@ -9,7 +9,7 @@ logger = logging.getLogger(__name__)
 
 def register() -> None:
     """Connect PAD to vLLM, or log why that fails: vLLM does not catch what a plugin raises, and engines
-    that never asked for PAD would end too. Those that do then stop at load format "pad".
+    without PAD would end too. Those with it then end at the unknown load format "pad".
     """
     try:
         from pad_vllm.serving.connection import connect

@@ -1,4 +1,4 @@
-"""The two phrases every refusal needs: the value found, kept short, and the name probably meant.
+"""Parts of error messages: the value found, cut short; a list of names; the name probably meant.
 
 In: any Python value. Out: a fragment of an error message. Knows nothing about models, requests or
 files, and never raises: it runs while another error is being written.

@@ -1,7 +1,7 @@
 """An adapter in memory: a personalised reward model, less its backbone.
 
-In: tensors and their config. Out: an `Adapter` whose parts fit, float32 on the CPU where it was loaded.
-It does not know the folder it lies in (folder.py), how it was trained, or who serves it.
+In: tensors and their config. Out: an `Adapter` whose shapes fit, float32 on the CPU where it was loaded.
+It reads and writes no files (folder.py does), and does not know how it was trained or who serves it.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from pad_vllm.adapter.peft_lora import LoRA
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A personalised reward model, less its backbone. AdapterError where the parts do not fit."""
+    """A personalised reward model without its backbone. Raises AdapterError where the parts do not fit."""
 
     config: AdapterConfig
     """What pad_config.json says."""
@@ -50,7 +50,7 @@ class Adapter:
 
     @property
     def digest(self) -> str:
-        """sha256 over config and tensors, as hex: goes into vLLM's compile cache key."""
+        """sha256 over config and tensors, as hex; part of vLLM's compile cache key."""
         digest = hashlib.sha256(self.config.to_json().encode())
         digest.update(f"{self.lora.rank} {self.lora.scaling!r}\n".encode())
         for name, tensor in self._tensors():

@@ -1,4 +1,4 @@
-"""The model families that were held token for token against the PyTorch twin; every other is refused.
+"""The model families whose served tokens are tested against the PyTorch model; every other is refused.
 
 Names only, as config.json has them. Knows no model and no engine.
 """

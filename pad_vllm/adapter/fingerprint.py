@@ -155,7 +155,7 @@ def _digest(tensors: dict[str, _Tensor]) -> str:
         for name in sorted(tensors):
             tensor = tensors[name]
             head = [name, tensor.dtype, list(tensor.shape), tensor.size]
-            # JSON on a line of its own: no two different lists of tensors run together to one text.
+            # One JSON line a tensor: different lists of tensors never give the same text.
             digest.update(json.dumps(head).encode() + b"\n")
             if tensor.file not in streams:
                 streams[tensor.file] = tensor.file.open("rb", buffering=0)

@@ -50,7 +50,7 @@ def save_adapter(adapter: Adapter, path: str | Path, card: str) -> None:
     """Writes the adapter's folder, with `card` as its README.md, in the tensors' own dtypes.
 
     The files are written beside `path` and moved there together. An adapter that is already there
-    is replaced; a folder with anything else in it is refused.
+    is replaced; AdapterError for a folder with anything else in it.
     """
     target = Path(path).expanduser()
     _require_replaceable(target)

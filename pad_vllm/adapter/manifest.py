@@ -1,8 +1,8 @@
 """`pad_config.json`: what an adapter says about itself, and which backbone it belongs to.
 
 In: an adapter's folder, a checkpoint's config.json. Out: frozen `AdapterConfig` and `Backbone`,
-checked. It reads no tensor of the adapter and imports no torch, so that the front end can name the
-dimensions cheaply; `adapter.py` holds the tensors and gives these names too.
+checked. It reads no tensor of the adapter and imports no torch, so that the names of the dimensions
+cost little; `adapter.py` holds the tensors, `folder.py` reads and writes them.
 """
 
 import dataclasses
@@ -115,13 +115,13 @@ class AdapterConfig:
     """pad_config.json. Raises AdapterError where a field is not what the format accepts."""
 
     format_version: int
-    """FORMAT_VERSION; another one is another format."""
+    """FORMAT_VERSION; any other is refused."""
 
     backbone: Backbone
     """The model it was trained on."""
 
     fork_layer: int
-    """First layer with LoRA; below it, base and reward trunk are one."""
+    """First layer with LoRA; the base and the reward trunk share the layers below it."""
 
     dimensions: tuple[str, ...]
     """Names of the preference dimensions: the order of the heads and of every weight vector."""
@@ -164,7 +164,7 @@ class AdapterConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "AdapterConfig":
-        """The config in `text`. Another format version is refused before anything else is read."""
+        """The config in `text`. Raises AdapterError, for another format version before anything else."""
         raw = _parse(text)
         _require_version(raw.get("format_version"))
         _require_keys("", raw, cls)
@@ -176,7 +176,7 @@ class AdapterConfig:
 
 
 def read_config(path: str | Path) -> AdapterConfig:
-    """The config of the adapter in folder `path`; its tensors are neither read nor checked."""
+    """The config of the adapter in folder `path`, its tensors unread. Raises AdapterError."""
     folder = adapter_folder(path)
     file = folder / CONFIG_FILE
     if not file.is_file():
@@ -192,7 +192,7 @@ def read_config(path: str | Path) -> AdapterConfig:
 
 
 def adapter_folder(path: str | Path) -> Path:
-    """`path` as an existing folder, or the refusal that says how to get one."""
+    """`path` as an existing folder. Raises AdapterError, which says how to get one."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
@@ -212,7 +212,7 @@ def adapter_folder(path: str | Path) -> Path:
 def require_backbone(
     config: AdapterConfig, served: Backbone, *, allow_mismatch: bool = False
 ) -> list[str]:
-    """Refuses a served backbone that the adapter does not fit; returns warnings to print.
+    """Raises AdapterError for a backbone that the adapter does not fit; returns warnings to print.
 
     Architecture and shape always have to match. Other weights are refused, or warned of under
     `allow_mismatch`; a served fingerprint of None (no weights to read) is a warning.

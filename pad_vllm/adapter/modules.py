@@ -1,6 +1,6 @@
 """The linear layers of a decoder layer that may carry LoRA: one table for PEFT, Transformers and vLLM.
 
-Widths are named, not numbered: `shapes.py` reads them off a base's config. Knows no tensor.
+Widths are names here; `shapes.py` takes their sizes from a base's config. Knows no tensor.
 """
 
 from __future__ import annotations

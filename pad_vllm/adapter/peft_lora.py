@@ -78,7 +78,7 @@ class LoRA:
                 )
 
     def require_layers(self, fork: int, num_layers: int, hidden: int) -> None:
-        """Refuses a LoRA that is not on the same modules of every layer fork..num_layers-1."""
+        """AdapterError unless it is on the same modules of all layers from the fork up, of width `hidden`."""
         modules = {module for _, module in self.weights}
         wanted = {(layer, module) for layer in range(fork, num_layers) for module in modules}
         missing, extra = sorted(wanted - set(self.weights)), sorted(set(self.weights) - wanted)
@@ -99,7 +99,7 @@ class LoRA:
 
 
 def files(folder: Path) -> tuple[dict[str, Any], Path]:
-    """(settings of adapter_config.json, path of the tensors), both present in `folder`."""
+    """(settings of adapter_config.json, path of the tensors). Raises AdapterError where one is missing."""
     if not (folder / LORA_FILE).is_file():
         reason = "is missing. Copy the whole folder, or save the adapter again."
         pickled = sorted(path.name for path in folder.glob("adapter_model.*"))
@@ -115,7 +115,10 @@ def files(folder: Path) -> tuple[dict[str, Any], Path]:
 def unpack(
     settings: Mapping[str, Any], tensors: Mapping[str, Tensor], fork: int, num_layers: int
 ) -> LoRA:
-    """The LoRA in PEFT's settings and tensors; rank-stabilised scaling is folded into alpha."""
+    """The LoRA in PEFT's settings and tensors, rank-stabilised scaling folded into alpha.
+
+    Raises AdapterError for settings and tensors that are not served.
+    """
     _require_plain(settings)
     _require_transformed(settings.get("layers_to_transform"), fork, num_layers)
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
@@ -176,7 +179,7 @@ def _require_transformed(layers: object, fork: int, num_layers: int) -> None:
 
 
 def _require_targets(targets: object, modules: set[str]) -> None:
-    # A text is a pattern, which only PEFT could expand: there the tensors decide.
+    # A text is a pattern, which PEFT expands: there only the names of the tensors are checked.
     if isinstance(targets, list) and {str(name).rsplit(".", 1)[-1] for name in targets} != modules:
         raise _wrong(
             "target_modules", targets, f"the modules of {LORA_FILE}: {listed(sorted(modules))}"

@@ -1,4 +1,4 @@
-"""Adapters of random weights, for tests and benchmarks: what a served model costs does not depend on them.
+"""Adapters of random weights, for tests and benchmarks: the cost of serving does not depend on the values.
 
 In: shapes and a seed. Out: an `Adapter` that can be saved and served.
 """
@@ -26,8 +26,7 @@ def random_adapter(
 ) -> Adapter:
     """An adapter of normally distributed weights, scaling 1, for tests and benchmarks.
 
-    std: of every tensor; 0 is the zero adapter.
-
+    std: of every tensor; 0 gives an adapter without effect.
     shapes: module name -> (out, in) of its weight, the same in every layer.
     """
     source = torch.Generator().manual_seed(seed)

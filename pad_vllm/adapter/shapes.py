@@ -1,6 +1,6 @@
 """The decoder layers that a base's config describes, and whether an adapter's parts fit them.
 
-In: a Transformers config and an adapter. Out: nothing, or an AdapterError that names both sides.
+In: a Transformers config, an adapter. Out: shapes and kinds of attention; an AdapterError for a misfit.
 It reads no weights and imports no vLLM, so that a misfit is refused before a model is loaded.
 """
 
@@ -35,7 +35,7 @@ def module_shapes(config: Any) -> dict[str, tuple[int, int]]:
 
 
 def require_shapes(adapter: Adapter, config: Any) -> None:
-    """Refuse a LoRA whose matrices do not fit the base's linear layers."""
+    """Raises AdapterError where the LoRA's matrices do not fit the base's linear layers."""
     shapes = module_shapes(config)
     for (layer, module), (a, b) in sorted(adapter.lora.weights.items()):
         given, wanted = (b.shape[0], a.shape[1]), shapes[module]
@@ -54,9 +54,10 @@ def attention_kinds(config: Any) -> list[str]:
 
 
 def require_boundary(kinds: Sequence[object], fork: int) -> None:
-    """Forked layers use each kind of attention in whole periods, or vLLM's KV groups would pad.
+    """Raises AdapterError unless the layers above the fork have the same proportions of attention kinds
+    as those below: vLLM would pad its KV cache groups.
 
-    kinds: of every layer of the model, in any terms.
+    kinds: one hashable value a layer of the model.
     """
     accepted = [layer for layer in range(len(kinds)) if _even(kinds, layer)]
     if fork not in accepted:

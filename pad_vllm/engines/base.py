@@ -1,7 +1,7 @@
 """The contract of a reward engine, and the table of running ones.
 
-An engine answers, once a step, "what is R_w of these candidates?". It does not know batches,
-sampling or the rule that adds the reward to the logits.
+An engine computes, once a step, R_w of the guided rows' candidates. It does not know sampling or the
+rule that adds the reward to the logits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Request:
     """How many of them are the prompt."""
 
     state: Any = None
-    """The engine's own."""
+    """Whatever the engine keeps for this request."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +49,22 @@ class RewardEngine(Protocol):
     """Rewards for the logits rows of the current step."""
 
     def batch(self, requests: Mapping[int, Request]) -> None:
-        """The guided requests of the step that begins, by logits row: before the base's forward, where
-        the runner says so (V1). An engine may begin its own work then.
+        """The guided requests of the step that begins, by logits row; called before the base's forward, on
+        the V1 runner alone. An engine may begin its own work then.
         """
 
     def rewards(self, step: Step) -> Tensor | None:
         """R_w of the candidates, [G, K] float32 in logit units; NaN in a row that stays unguided. None
-        where the engine holds nothing for just these rows. May be called once a step.
+        where the hidden states or tokens that the engine kept are not of these rows. Call once a step.
         """
 
 
-# Weak: an engine lives as long as the model that holds it.
+# Weak: the model holds its engine, and both are freed together.
 _running: WeakValueDictionary[str, RewardEngine] = WeakValueDictionary()
 
 
 def start(instance_id: str, engine: RewardEngine) -> None:
-    """Enter the engine of one vLLM instance (`VllmConfig.instance_id`) in this process."""
+    """Register the engine of one vLLM instance (`VllmConfig.instance_id`) in this process."""
     _running[instance_id] = engine
 
 

@@ -1,7 +1,7 @@
-"""Gives a part of a loaded model other methods: its object, parameters and their names stay.
+"""Overrides methods of a loaded module in place: the object, its parameters and their names stay.
 
 In: a module and a mixin whose methods call `super()`. Out: the same module, its class now the mixin before
-the class that it had. Weight reload, sleep mode and saving see the model they know.
+the class that it had. Weight reload, sleep mode and saving find the parameters they expect.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def become(module: Any, mixin: Any) -> None:
-    """From here on `module` answers with the mixin's methods first."""
+    """Put the mixin's methods before those of the module's class."""
     cls: Any = type(module)
     module.__class__ = _mixed(mixin, cls)
 

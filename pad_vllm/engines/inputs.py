@@ -1,4 +1,4 @@
-"""What the base was fed, beside its hidden states: every row carries its token id and its position.
+"""What the base was fed: every row of its hidden states also carries its token id and its position.
 
 Under async scheduling the last sampled token is on the device before any host list knows it, and captured
 graphs run no Python; but the rows whose logits are computed always are rows of the hidden states. So
@@ -34,7 +34,7 @@ def carry(
 
 
 def columns(ids: Tensor, positions: Tensor, dtype: torch.dtype) -> Tensor:
-    """ids, positions [T] -> [T, 6]."""
+    """The digits of ids and positions: [T] each -> [T, 6]."""
     digits = [(numbers >> shift) & 255 for numbers in (ids, positions) for shift in _SHIFTS]
     return torch.stack(digits, dim=-1).to(dtype)
 
@@ -46,7 +46,7 @@ def read(carried: Tensor) -> Tensor:
 
 
 class CarryingInputs:
-    """A model whose hidden states carry what it was fed."""
+    """A model whose forward returns [T, H + 6], and whose compute_logits takes that."""
 
     pad_keep: Callable[[Tensor], None]
     pad_begin: Callable[[Tensor, Tensor], None] | None

@@ -1,7 +1,7 @@
-"""Adds the reward stream's LoRA to vLLM's linear layers: delta on the second half of the rows.
+"""Adds the reward stream's LoRA to linear layers: delta on the second half of the first dimension.
 
-In: a vLLM linear layer and PEFT-style (A, B) of the modules it packs. The layer keeps its object,
-its parameters and their names; only its class changes to a subclass with another forward.
+In: a linear layer of vLLM or torch, and PEFT-style (A, B) of the modules it packs. The layer keeps its
+object, its parameters and their names; only its class changes to a subclass with another forward.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ def pack(pairs: list[Pair | None], widths: list[int], scaling: float) -> Pair:
     """One (A, B) for a packed layer: A [n r, in] stacked, B [out, n r] block-diagonal, scaled.
 
     pairs: (A [r, in], B [out_i, r]) a packed module, None where it has no LoRA; widths: out_i.
+    Raises ValueError where a B has another width.
     """
     given = [pair for pair in pairs if pair is not None]
     A = torch.cat([a for a, _ in given])
@@ -37,9 +38,8 @@ def pack(pairs: list[Pair | None], widths: list[int], scaling: float) -> Pair:
 
 
 def add(linear: Any, A: Tensor, B: Tensor, dtype: torch.dtype, device: torch.device) -> None:
-    """From here on `linear` adds x A^T B^T to the second half of its rows."""
-    # Transposed once, so that a step multiplies without a copy; not persistent: no checkpoint
-    # format knows these names.
+    """From here on `linear` adds x A^T B^T to the second half of its rows; A [n r, in], B [out, n r]."""
+    # Transposed once, so that a step multiplies without a copy; not persistent: no part of a checkpoint.
     linear.register_buffer("pad_A_t", A.T.contiguous().to(device, dtype), persistent=False)
     linear.register_buffer("pad_B_t", B.T.contiguous().to(device, dtype), persistent=False)
     become(linear, RewardLoRA)

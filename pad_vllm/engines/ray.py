@@ -2,7 +2,7 @@
 
 In: the asks of a step. Out: rewards, NaN for rows whose actor is down or late. A row stays with the actor
 that holds its cache. The text of a step is sent when the base's forward starts (`begin`), so that both
-models run at once; the candidates follow when the logits are there. Only what is new crosses the wire.
+models run at once; the candidates follow when the logits are there. Only new tokens are sent.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _START_S = 600.0  # longest wait for an actor to load its model at start-up
 
 @dataclass(frozen=True)
 class Update:
-    """An Ask, as far as the actor does not have it."""
+    """An Ask without the tokens that the actor has."""
 
     key: int
     keep: int
-    """The row's tokens become those the actor has, up to here, ..."""
+    """How many of the tokens that the actor has for the row stay."""
 
     added: tuple[int, ...]
-    """... and these."""
+    """The tokens after those."""
 
     w: tuple[float, ...]
     changes: tuple[Change, ...]
@@ -42,7 +42,7 @@ class Update:
 
 
 class PersRMActor:
-    """One reward model in a process of its own. Made by Ray; nothing of vLLM in it."""
+    """One reward model in a process of its own, started by Ray. Imports no vLLM."""
 
     def __init__(self, settings: dict[str, Any], dtype: str) -> None:
         from pad_vllm.adapter.folder import load_adapter
@@ -63,7 +63,7 @@ class PersRMActor:
         return list(self._busy)
 
     def step(self, updates: list[Update]) -> Any:
-        """Rewards [G, K] as numpy."""
+        """Rewards [G, K] as numpy. Raises LookupError where tokens that it should have are gone."""
         begun = time.time()
         asks = [self._ask(update) for update in updates]
         self._tokens = {ask.key: list(ask.tokens) for ask in asks}
@@ -79,11 +79,11 @@ class PersRMActor:
         return Ask(update.key, tokens, update.w, update.changes, update.must)
 
     def pid(self) -> int:
-        """Its process."""
+        """Its process id."""
         return os.getpid()
 
     def ready(self) -> dict[str, Any]:
-        """What it did so far; answers once the model is there."""
+        """Counts of its scorer; answers once the model is loaded."""
         return {**vars(self._scorer.counts), "used_blocks": self._scorer.used_blocks}
 
 
@@ -91,11 +91,11 @@ class PersRMActor:
 class _Actor:
     handle: Any
     number: int
-    sent: dict[int, list[int]] = field(default_factory=dict)  # what it has of its rows
+    sent: dict[int, list[int]] = field(default_factory=dict)  # row -> the tokens that it has
     back: Any = None  # while it is down: the ref that is done when it is up again
 
     def updates(self, asks: Sequence[Ask]) -> list[Update]:
-        """What of the asks it does not have yet, noted as sent."""
+        """The asks as updates of what was sent before, noted as sent."""
         made = []
         for ask in asks:
             known = self.sent.get(ask.key, [])
@@ -116,7 +116,7 @@ class _Actor:
         return self.back is None
 
     def down(self) -> None:
-        """It failed: whatever it had may be gone."""
+        """It failed or was late, and may have lost its rows: send them whole when it has answered again."""
         self.sent = {}
         self.back = self.handle.ready.remote()
 
@@ -125,15 +125,14 @@ class RayScores:
     """engines.resident.Scores over the pool."""
 
     def __init__(self, pad: PADConfig, dtype: torch.dtype, log: Callable[[str], None]) -> None:
-        """Joins or starts Ray, makes the actors, waits until their models are there."""
+        """Joins or starts Ray, makes the actors, waits until their models are loaded. Raises Ray's errors."""
         import ray
 
         self._ray, self._log, self._deadline = ray, log, pad.ray_deadline_s
         if not ray.is_initialized():
             _join(ray, pad.ray_address)
         settings = {**vars(pad), "ray_resources": dict(pad.ray_resources)}
-        # Restarted for ever: guidance returns when the actor does. A call is never retried, it
-        # would come too late for its step.
+        # Restarted without limit; a call is never retried, as it would come too late for its step.
         options = {"max_restarts": -1, "max_task_retries": 0, **_options(pad.ray_resources)}
         made = ray.remote(PersRMActor).options(**options)
         self._actors = [
@@ -150,7 +149,7 @@ class RayScores:
         return self._ray.get([actor.handle.busy.remote() for actor in self._actors])
 
     def begin(self, asks: Sequence[Ask]) -> None:
-        """The base's forward starts: send the rows' text, without waiting."""
+        """The base's forward starts: send the rows' tokens, without waiting."""
         for actor, places in self._routed(asks).items():
             if actor.up(self._ray):
                 actor.handle.step.remote(actor.updates([asks[place] for place in places]))
@@ -191,7 +190,7 @@ class RayScores:
         """Every row's actor: the one that has its cache, else the one with the fewest rows."""
         home = {ask.key: self._home.get(ask.key) for ask in asks}
         load = dict.fromkeys(self._actors, 0)
-        if any(actor.back is None for actor in self._actors):  # what a dead one had is lost anyway
+        if any(actor.back is None for actor in self._actors):  # rows leave one that is down
             home = {
                 key: None if actor is None or actor.back is not None else actor
                 for key, actor in home.items()

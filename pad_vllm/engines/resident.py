@@ -1,8 +1,8 @@
 """The `resident` engine: a PersRM of its own in vLLM's worker, beside any base, of any tokenizer.
 
-In: what the base was fed this step, and its candidates. Out: rewards. It keeps each request's text in step
-and asks a scorer, in this process; the `ray` engine asks one in another. It knows neither keys and
-values nor how a reward is made.
+In: what the base was fed this step, and its candidates. Out: rewards. It keeps each request's PersRM tokens
+in step and asks a scorer, in this process; the `ray` engine asks one in another. It knows neither the KV
+cache nor how a reward is computed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Scores(Protocol):
 
 @dataclass
 class Text:
-    """What an engine keeps of a request: its number, and its text as the reward model reads it."""
+    """What the engine keeps of a request: its number, and its tokens for the reward model."""
 
     key: int
     reading: Reading
@@ -48,9 +48,9 @@ class ResidentRewards:
         early: Callable[[Sequence[Ask]], None] | None = None,
         last_tokens: Callable[[], list[int] | None] = lambda: None,
     ) -> None:
-        """scores: of one step's asks; log: where a request that lost its text is reported; early: is
-        sent the asks without candidates when the base's forward starts; last_tokens: of each row
-        the place of its last token in that forward, None where it is not known.
+        """scores: of one step's asks; log: takes warnings; early: takes the asks without candidates when
+        the base's forward starts; last_tokens: index of each row's last token among those of that
+        forward, None where it is not known.
         """
         self._reader, self.scores, self._log = reader, scores, log
         self._early, self._last_tokens = early, last_tokens
@@ -64,7 +64,7 @@ class ResidentRewards:
         self._batch = requests
 
     def begin(self, ids: Tensor, positions: Tensor) -> None:
-        """The base is fed these, [T] each: the reward model may read them at the same time."""
+        """The base is fed these, [T] each: the reward model may prefill them at the same time."""
         batch, self._batch = self._batch, {}
         try:
             last = self._last_tokens() if batch else None
@@ -124,17 +124,17 @@ class ResidentRewards:
         must = position == len(request.tokens) - 1  # else the base is still reading its prompt
         wanted = ids[: request.guidance.top_k] if must else []
         changes = text.reading.candidates(wanted)
-        # A copy: the scorer, or the actor's mailbox, may look at it after the next token came.
+        # A copy: the scorer or Ray may read it after the next token was appended.
         return Ask(text.key, list(text.reading.tokens), request.guidance.weights, changes, must)
 
     def _follow(self, request: Request, token: int, position: int) -> Text:
-        """The request's text, up to and with the token it was fed."""
+        """The request's tokens for the reward model, up to and with the token it was fed."""
         if position == len(request.tokens):
             request.tokens.append(token)
             if request.state is not None:
                 request.state.reading.extend([token])
         elif position == len(request.tokens) - 1 and request.tokens[position] != token:
-            request.tokens[position], request.state = token, None  # what vLLM fed is the truth
+            request.tokens[position], request.state = token, None  # the fed one is in the KV cache
         if request.state is None:
             prompt, answer = request.tokens[: request.prompt], request.tokens[request.prompt :]
             reading = self._reader.open(prompt, request.guidance.preference)

@@ -1,9 +1,9 @@
-"""Who may come in: what must hold before an engine starts, and what every request must say.
+"""The checks of a config before an engine starts, and of every request.
 
 Run in the front end for an early, readable refusal, and again in the worker that loads the model.
 
-In: a VllmConfig. Out: PAD's settings and the limits of its requests, or a ValueError that says what
-to do. It loads the adapter, to refuse a broken one early, and never the model.
+In: a VllmConfig. Out: PAD's settings, the limits of its requests and the Reader of its tokens, or a
+ValueError that says what to do. It loads the adapter, to refuse a broken one early, and never the model.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ logger = init_logger(__name__)
 
 
 def settings(config: VllmConfig) -> PADConfig:
-    """PAD's settings; refuses a config that PAD cannot serve."""
+    """PAD's settings. Raises ValueError for a config that PAD cannot serve."""
     require_wiring(config)
     pad = PADConfig.from_additional_config(config.additional_config)
     require_servable(config, pad)
@@ -40,11 +40,11 @@ def settings(config: VllmConfig) -> PADConfig:
 def check_backbone(
     config: VllmConfig, pad: PADConfig, adapter: Adapter, *, fetched: bool = True
 ) -> None:
-    """Refuse a served model that is not the adapter's, or, where the reward model has its own, that one;
-    log what can only be warned of.
+    """Raises ValueError where the backbone is not the adapter's, and logs warnings: the served model's with
+    `shared`, the reward model's own with the other engines.
 
-    fetched: whether vLLM has the weights by now. Before, a hub's model may not be here yet, and
-    its weights are compared when they are.
+    fetched: whether vLLM has fetched the weights. Before, a hub's model may be missing: `shared` then
+    compares config and what is there, the other engines nothing.
     """
     if pad.engine != "shared":
         for warning in require_reward_backbone(pad, adapter) if fetched else ():
@@ -70,7 +70,7 @@ def _fingerprint(config: VllmConfig, *, fetched: bool) -> str | None:
 
 
 def limits(pad: PADConfig, adapter: AdapterConfig) -> Limits:
-    """What requests may ask for."""
+    """What requests may ask for. Raises ValueError where the adapter's defaults exceed it."""
     return Limits(
         dimensions=adapter.dimensions,
         beta=adapter.beta,
@@ -82,7 +82,7 @@ def limits(pad: PADConfig, adapter: AdapterConfig) -> Limits:
 
 
 def reader(config: VllmConfig, pad: PADConfig) -> Reader:
-    """The base's tokens as the reward model's. Raises ValueError where one has no fast tokenizer."""
+    """From the base's tokens to the reward model's. Raises ValueError for tokenizers it cannot follow."""
     from transformers import AutoTokenizer
 
     model = config.model_config
@@ -102,7 +102,7 @@ def reader(config: VllmConfig, pad: PADConfig) -> Reader:
 
 
 def _template(given: str) -> str:
-    """A chat template's text: vLLM takes a file's name or the text itself, and so do we."""
+    """A chat template's text, from a file's name or the text itself, as vLLM takes it."""
     if "{" in given or "\n" in given:
         return given
     try:
@@ -127,12 +127,11 @@ def end_token(config: VllmConfig) -> int:
 
 
 def front_end(config: VllmConfig) -> Callable[[SamplingParams], None] | None:
-    """The front end's check: refuses the start-up, or returns what every request goes through."""
+    """Raises ValueError for a config PAD cannot serve; returns the check of requests, None without PAD."""
     if not wants_pad(config):
         return None
     pad = settings(config)
-    # The worker loads it again: read here, a broken one is this process's own error, not the end
-    # of a traceback from another.
+    # The worker loads it again; loaded here too, a broken one is reported without a worker's traceback.
     adapter = load_adapter(pad.adapter)
     check_backbone(config, pad, adapter, fetched=False)
     accepted = limits(pad, adapter.config)

@@ -39,7 +39,7 @@ class Finding:
     """What was looked at."""
 
     ok: bool
-    """Whether it stands in the way of nothing."""
+    """False where it keeps an engine from serving."""
 
     detail: str
     """What was found; where it is not ok, what to do."""
@@ -49,7 +49,7 @@ class Finding:
 
 
 def run(base: str, adapter: str, backbone: str = "") -> list[Finding]:
-    """Every check, those of a part that cannot be read left out. Raises nothing.
+    """Every check, except those that need a part which cannot be read. Raises nothing.
 
     backbone: of the reward model, where it is not the base and the adapter's own name does not find it.
     """
@@ -73,7 +73,7 @@ def run(base: str, adapter: str, backbone: str = "") -> list[Finding]:
 
 
 def servable(rows: list[Finding]) -> list[str]:
-    """The engines that nothing stands in the way of."""
+    """The engines whose findings are all ok."""
     if not all(row.ok for row in rows if not row.engine):
         return []
     needs = {"shared": ("shared",), "resident": ("resident",), "ray": ("resident", "ray")}

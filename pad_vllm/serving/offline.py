@@ -1,4 +1,4 @@
-"""A plain vLLM engine in this process, for drawing responses: its own process would keep a core busy waiting.
+"""A vLLM engine without PAD, for drawing responses, in this process: another would busy-wait on a core.
 
 In: a base by any of its names, arguments of vllm.LLM and of SamplingParams. Out: both objects.
 """

@@ -1,8 +1,7 @@
-"""PADLogitsProcessor: one class for vLLM's V1 and V2 model runners, a thin shell around the rule.
+"""PADLogitsProcessor: one class for vLLM's V1 and V2 model runners; guidance.py does the maths.
 
-In: logits and the batch layout from vLLM. Out: the guided rows rewritten. It does no maths of its
-own, and nothing in it raises during a step: what cannot be guided stays as the base had it and is
-counted.
+In: logits and the batch layout from vLLM. Out: the guided rows rewritten. Nothing in it raises during a
+step: a row that cannot be guided keeps the base's logits, or ends (`on_failure` "stop"), and is logged.
 """
 
 from __future__ import annotations
@@ -46,12 +45,12 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         device = second if isinstance(second, torch.device) else second.device
         pad = admission.settings(vllm_config)
         self._limits = admission.limits(pad, read_config(pad.adapter))
-        # An engine with a model of its own must know the words; `shared` reads the base's mind.
+        # `shared` reads the base's hidden states; the other engines need the requests' token ids.
         self._reads_tokens = pad.engine != "shared"
         self._v2_states: Any = None if isinstance(second, torch.device) else second
         self._unread: list[tuple[int, base.Request]] = []
         self._instance = vllm_config.instance_id
-        # What ends a row that cannot be guided; None where such a row goes on unguided.
+        # The token that ends a row without rewards; None where such a row goes on unguided.
         self._end = admission.end_token(vllm_config) if pad.on_failure == "stop" else None
         self._slots = Slots(device)
         self._declined = torch.zeros((), dtype=torch.int64, device=device)
@@ -61,7 +60,7 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """What can be said without the adapter; `admission.front_end` checks the rest."""
+        """Checks what needs no adapter; `admission.front_end` checks the rest. Raises ValueError."""
         check_syntax(sampling_params.extra_args)
 
     def is_argmax_invariant(self) -> bool:
@@ -82,7 +81,7 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         for index, params, prompt, answer in batch_update.added:
             request = self._request(params)
             if request is not None and self._reads_tokens:
-                # vLLM marks tokens that it does not know yet, the last ones, with -1.
+                # vLLM marks tokens that the host does not know yet, the last ones, with -1.
                 request.tokens = [token for token in (*(prompt or ()), *answer) if token >= 0]
                 request.prompt = len(prompt or ())
             self._slots.put(index, request)
@@ -98,7 +97,7 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         return request is not None
 
     def apply_staged_writes(self) -> None:
-        """V2: the tokens of requests that entered are on the device now."""
+        """V2: reads the tokens of requests that entered; they are on the device now."""
         states = self._v2_states
         for index, request in self._unread:
             length = int(states.prefill_len.np[index])
@@ -137,7 +136,7 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         engine = base.running(self._instance)
         try:
             return None if engine is None else engine.rewards(step)
-        except Exception:  # an error in a step would end the server, with all its requests
+        except Exception:  # an error in a step would end the server and all its requests
             logger.exception("PAD: the reward engine failed; this step stays unguided")
             return None
 
@@ -151,6 +150,6 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         try:
             asked = parse(params.extra_args, self._limits)
             return None if asked is None else base.Request(asked)
-        except ValueError as error:  # the front end refuses these; a step must not
+        except ValueError as error:  # the front end refuses these; a step must not raise
             logger.warning("PAD: a request stays unguided: %s", error)
             return None

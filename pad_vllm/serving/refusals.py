@@ -96,7 +96,7 @@ REFUSED_BESIDE: tuple[_Refusal, ...] = (
         "drop --skip-tokenizer-init; the reward model reads the base's text",
     ),
 )
-"""What an engine that must know the base's words cannot work with."""
+"""Refused for `resident` and `ray` alone, whose reward model needs the base's tokens and text."""
 
 
 def wants_pad(config: VllmConfig) -> bool:
@@ -110,7 +110,7 @@ def wants_pad(config: VllmConfig) -> bool:
 
 
 def require_servable(config: VllmConfig, pad: PADConfig) -> None:
-    """Refuse a config that the engine of `pad` cannot serve."""
+    """Raises ValueError for a config that the engine of `pad` cannot serve."""
     for name, on, way_out in REFUSED:
         if on(config):
             raise ValueError(f"pad_vllm does not support {name} yet; {way_out}.")
@@ -134,7 +134,7 @@ def _require_architecture(config: VllmConfig) -> None:
 
 
 def require_wiring(config: VllmConfig) -> None:
-    """All three of load format, processor and settings, the processor once."""
+    """Raises ValueError unless the config has load format `pad` and PAD's processor exactly once."""
     if config.load_config.load_format != LOAD_FORMAT:
         raise ValueError(
             f"pad_vllm needs load format 'pad', and this is "

@@ -1,6 +1,6 @@
-"""Per-request guidance by batch slot, and the rows of one step that want it. No vLLM in here.
+"""Per-request guidance by batch slot, and the guided rows of one step. Imports no vLLM.
 
-In: `Request`s put at slot numbers. Out: a Selection of tensors for the step's rows, made anew only
+In: `Request`s put at slot numbers. Out: a Selection of tensors for the step's rows, rebuilt only
 when the slots or the row order changed.
 """
 
@@ -62,7 +62,7 @@ class Slots:
         self.put(target, moved)
 
     def select(self, slots: np.ndarray) -> Selection | None:
-        """The guided rows where row i is slot `slots[i]`, or None when there are none."""
+        """The guided rows; slots [rows]: row i is slot `slots[i]`. None when there are none."""
         if not self._guided:
             return None
         key = slots.tobytes()

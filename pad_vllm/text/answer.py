@@ -1,4 +1,4 @@
-"""A text that changes at its end, and its tokens: always those of the whole, only the end encoded again.
+"""A text that changes at its end, and its tokens: as if encoded whole, but only the end is encoded again.
 
 In: a fast tokenizer's backend, splices of the text. Out: edits of its tokens. Knows nothing of where the text
 comes from, and imports neither torch nor vLLM.
@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 Change = tuple[int, tuple[int, ...]]
 """(keep, added): the tokens become tokens[:keep] + added."""
 
-_MEET = 4  # tokens that a window and the known ones have in common before it is believed
+_MEET = 4  # tokens in a row that a window must share with the known ones to be accepted
 _BACK = 6  # tokens before the change that the first window begins at; the next begin at 12, 24, ...
-_MEMO = 4096  # windows remembered over all requests: the candidate that is taken, common endings
+_MEMO = 4096  # encoded windows memoised, over all requests
 
 
 class Splice(NamedTuple):
@@ -36,7 +36,7 @@ class Edit(NamedTuple):
 
 
 class Encoder:
-    """A tokenizer's tokens of a text with their places, remembered."""
+    """Encodes texts as (ids, spans in characters), memoised."""
 
     def __init__(self, backend: Any) -> None:
         backend.no_truncation()
@@ -51,7 +51,7 @@ class Encoder:
         self._begin = re.compile("(?s:.)" if anywhere or not begins else f"[{''.join(begins)}]")
 
     def sound(self, text: str, place: int) -> int:
-        """The place before which no added token begins that other text from `place` on completes."""
+        """`place`, or an earlier one where an added token may begin that text after `place` completes."""
         begin = self._begin.search(text, max(0, place - self._reach), place)
         place = begin.start() if begin else place
         while self._blanks and place and text[place - 1].isspace():
@@ -72,8 +72,8 @@ class Encoder:
 class Answer:
     """A text and its tokens, equal to the encoding of the whole text after every edit.
 
-    A window of text that begins some tokens before the change is encoded instead. Where it has the
-    same tokens at the same places as are known, both go on alike, and the rest is the window's.
+    Encoded is a window of text that begins some tokens before the change. From where four of its tokens
+    agree with the known ones in ids and spans, its tokens replace the known ones.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -104,7 +104,7 @@ class Answer:
         return [made[splice] for splice in splices]
 
     def change(self, edit: Edit) -> Change:
-        """An edit as the PersRM's cache needs it: as many tokens kept as stay the same."""
+        """An edit as (keep, added), with as many tokens kept as stay the same."""
         alike = 0
         for old, new in zip(self.ids[edit.cut :], edit.ids, strict=False):
             if old != new:
@@ -118,7 +118,7 @@ class Answer:
         self.spans[edit.cut :] = edit.spans
 
     def _first(self, place: int, back: int) -> int:
-        """The token that a window begins with: `back` before a place, at a character's beginning."""
+        """The token that a window begins with: `back` before `place`, at the start of a character."""
         first = bisect_right(self.spans, place, key=lambda span: span[1]) - back
         while first > 0 and not _clean(self.spans, first):
             first -= 1
@@ -127,7 +127,7 @@ class Answer:
     def _meet(
         self, first: int, ids: list[int], spans: list[tuple[int, int]], place: int
     ) -> tuple[int, int] | None:
-        """Where known and window tokens are the same _MEET times, all before a place."""
+        """Indices (known, window) where both have had _MEET equal tokens in a row, all before `place`."""
         known, new, alike = first, 0, 0
         while known < len(self.ids) and new < len(ids) and self.spans[known][1] <= place:
             at, other = self.spans[known], spans[new]
@@ -144,5 +144,5 @@ class Answer:
 
 
 def _clean(spans: list[tuple[int, int]], index: int) -> bool:
-    """Whether a token begins where a character does; one of many bytes may be many tokens."""
+    """Whether a token begins where a character does: a character of several bytes may be several tokens."""
     return not index or spans[index - 1][1] <= spans[index][0]

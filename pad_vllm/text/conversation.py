@@ -27,7 +27,7 @@ _REFUSALS = (TemplateError, TypeError, ValueError, LookupError)
 
 @dataclass
 class _Form:
-    """What stands between contents, in prompts as rendered or as their tokens decode."""
+    """The text around contents, in prompts as rendered or as their tokens decode."""
 
     shown: Callable[[str], str]
     starts: dict[str, str] = field(default_factory=dict)  # before the first content -> its role
@@ -74,7 +74,7 @@ class _Form:
 
 
 class Template:
-    """A tokenizer's chat template, read backwards.
+    """Recovers the conversation from a prompt that a tokenizer's chat template rendered.
 
     Reads conversations of system, user and assistant turns. Tools, images and a template's own
     switches are not known: a prompt with them is not read.
@@ -97,7 +97,7 @@ class Template:
         return self._read(text)
 
     def conversation(self, ids: Sequence[int]) -> list[Turn]:
-        """`read` of a prompt's tokens; what it cannot read is one user turn, whole."""
+        """`read` of a prompt's tokens; a prompt that it cannot read is one user turn."""
         tokenizer = self._tokenizer
         messages = self.read(_decode(tokenizer, ids))
         return messages or [
@@ -159,7 +159,7 @@ def prompt_text(tokenizer: Any, messages: Sequence[Mapping[str, str]], preferenc
 def prompt_ids(
     tokenizer: Any, messages: Sequence[Mapping[str, str]], preference: str = ""
 ) -> list[int]:
-    """`prompt_text` in tokens; a tokenizer's own <bos> only where no template could put one."""
+    """`prompt_text` in tokens; the tokenizer adds its own <bos> only where it has no template."""
     text = prompt_text(tokenizer, messages, preference)
     return _encode(tokenizer, text, special=not tokenizer.chat_template)
 
@@ -191,7 +191,7 @@ def _probe(letters: str) -> list[Turn]:
 
 
 def _word(number: int) -> str:
-    """A content that no template says, and that survives trimming and tokens."""
+    """A content that no template contains, and that trimming and tokenizing leave as it is."""
     return f"Zqx{number}vkj"
 
 

@@ -1,6 +1,6 @@
-"""What each of a base's tokens adds to its text, as its own decoder has it, split characters included.
+"""The text that each of a base's tokens adds, as its own decoder gives it; tokens may split characters.
 
-In: a fast tokenizer's backend, token ids. Out: text that is settled, and bytes that wait for more. Knows no
+In: a fast tokenizer's backend, token ids. Out: text that is final, and bytes not decoded yet. Knows no
 other tokenizer, and imports neither torch nor vLLM.
 """
 
@@ -16,16 +16,16 @@ from pad_vllm.wording import show
 
 
 class Tail(NamedTuple):
-    """What of an answer's end is not text yet."""
+    """The end of an answer that is not final text yet."""
 
-    run: bytes
-    strip: int  # blanks that decoding would still drop: only an answer's first
+    run: bytes  # of tokens not decoded yet
+    strip: int  # leading blanks of the answer that decoding would still drop
 
 
 class Pieces:
-    """What each token of a tokenizer adds to a text, as its own decoder has it.
+    """Decodes a tokenizer's tokens one by one. Raises ValueError for a decoder that is not known.
 
-    Two kinds: every token is bytes (ByteLevel), or a token is text or, where text fails, one byte.
+    Two kinds: every token is bytes (ByteLevel), or a token is text or one byte (byte fallback).
     """
 
     def __init__(self, backend: Any) -> None:
@@ -46,14 +46,14 @@ class Pieces:
         """Before the first token."""
 
     def of(self, token: int) -> str | bytes:
-        """Empty for special tokens and for those that do not exist."""
+        """A token's text or bytes; empty for special tokens and for those that do not exist."""
         piece = self._known.get(token)
         if piece is None:
             piece = self._known[token] = self._piece(token)
         return piece
 
     def add(self, tail: Tail, tokens: Iterable[int]) -> tuple[str, Tail]:
-        """The text that tokens settle, and the new tail."""
+        """The text that becomes final with `tokens`, and the new tail."""
         if self._bytewise:
             data = b"".join([tail.run, *map(self.of, tokens)])  # type: ignore[list-item]
             text, used = codecs.utf_8_decode(data, "replace", False)
@@ -68,13 +68,13 @@ class Pieces:
         return text, Tail(run, strip)
 
     def shown(self, tail: Tail) -> str:
-        """The complete characters of a tail: a later byte that is wrong spoils them all."""
+        """The complete characters of a tail, not final: a wrong byte after them makes them all U+FFFD."""
         if self._bytewise or not tail.run:
             return ""
         return self._stripped(_characters(tail.run, final=False), tail.strip)[0]
 
     def _piece(self, token: int) -> str | bytes:
-        # Names are asked for as 32 bits, and anything else would raise.
+        # id_to_token takes unsigned 32-bit ids, and raises on any other.
         name = self._name(token) if 0 <= token < 2**32 and token not in self._special else None
         if name is None:
             return b""
@@ -89,13 +89,13 @@ class Pieces:
         return bytes.fromhex(byte[1]) if byte else name
 
     def _stripped(self, text: str, strip: int) -> tuple[str, int]:
-        """A text that follows what is settled, without blanks that decoding drops."""
+        """A text that follows the final one, without blanks that decoding drops; the new `strip`."""
         blanks = len(text[:strip]) - len(text[:strip].lstrip(self._blank)) if strip else 0
         return text[blanks:], 0 if len(text) > blanks else strip - blanks
 
 
 def _characters(run: bytes, *, final: bool) -> str:
-    """A run of byte tokens as decoding has it: one wrong byte makes each of them U+FFFD."""
+    """A run of byte tokens, decoded: one wrong byte makes each of them U+FFFD."""
     try:
         return codecs.utf_8_decode(run, "strict", final)[0]
     except UnicodeDecodeError:
@@ -113,7 +113,7 @@ _BYTES = _byte_characters()
 
 
 def _decoder(backend: Any) -> list[dict[str, Any]]:
-    """The steps of a tokenizer's decoder, if `Pieces` knows them."""
+    """The steps of a tokenizer's decoder. Raises ValueError where `Pieces` does not know them."""
     state: Any = json.loads(backend.decoder.__getstate__()) if backend.decoder else {"type": "none"}
     parts: list[dict[str, Any]] = state.get("decoders", [state])
     kinds = "".join(f"{part['type']} " for part in parts)

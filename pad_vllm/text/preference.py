@@ -1,7 +1,6 @@
 """A preference in words inside a conversation, in the form of the paper's code.
 
-In: messages and a text. Out: messages. Training and the reward model's prompt say it alike because both
-call this.
+In: messages and a text. Out: messages. Training and the reward model's prompt both use it.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from pad_vllm.wording import show
 
 
 def with_preference(messages: Sequence[Mapping[str, str]], text: str) -> list[dict[str, str]]:
-    """The conversation with `text` before its last user turn, in the form of the paper's code."""
+    """The conversation with `text` before its last user turn's content. Raises ValueError without one."""
     turns = [dict(message) for message in messages]
     for turn in reversed(turns):
         if turn["role"] == "user":

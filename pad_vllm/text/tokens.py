@@ -2,7 +2,7 @@
 
 In: two Transformers fast tokenizers, then one request's token ids as the base makes them. Out: the PersRM's
 tokens of the same prompt and answer, and what each candidate would change in them. Knows nothing of
-models, rewards or vLLM; imports neither it nor torch.
+models or rewards; imports neither torch nor vLLM.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pad_vllm.text.pieces import Pieces, Tail
 class Reader:
     """One for a pair of tokenizers.
 
-    Raises ValueError where a tokenizer is of a kind whose tokens cannot be followed.
+    Raises ValueError for a tokenizer that is not a fast one, or a base's decoder that `Pieces` does not know.
     """
 
     def __init__(self, base: Any, persrm: Any, *, ends: Iterable[int] = ()) -> None:
@@ -53,14 +53,14 @@ class Reader:
 
 
 class Reading:
-    """One request: as here where both models have the same tokens."""
+    """One request's tokens for the PersRM; this class where both models have the same tokens."""
 
     def __init__(self, prompt: Sequence[int]) -> None:
         self.tokens = list(prompt)
         """The PersRM's: prompt and answer so far."""
 
     def extend(self, ids: Sequence[int]) -> None:
-        """The base tokens generated since."""
+        """Append tokens that the base generated."""
         self.tokens += ids
 
     def candidates(self, ids: Sequence[int]) -> list[Change]:
@@ -111,7 +111,7 @@ class _Translation(Reading):
         return changes
 
     def _splice(self, text: str, tail: Tail) -> Splice:
-        """Where the answer's text changes, and what then follows there."""
+        """The change of the answer's text by newly final `text` and a new tail."""
         old = self._answer.text[self._settled :]
         new = text + self._pieces.shown(tail)
         alike = sum(

@@ -1,1 +1,1 @@
-"""The one room that knows vLLM's versions and internals; nothing of PAD is known here."""
+"""vLLM's versions, names and the internals that PAD uses; imports nothing of PAD's other folders."""

@@ -1,4 +1,4 @@
-"""vLLM's attention layers: how each was made, so that a second can be made alike; where rows end.
+"""vLLM's attention layers: their constructor arguments, to make a second one; the rows of a batch.
 
 Leans on the constructor of `Attention` (probed at `register()`) and on the attention metadata of a forward
 (vllm/forward_context.py). Knows nothing of forks or rewards.
@@ -15,7 +15,7 @@ from pad_vllm.vllm_api.names import Attention
 
 
 class AttentionRecord:
-    """How each Attention of a model was made, so that another can be made just like it."""
+    """The constructor arguments of each Attention of a model, to make another like it."""
 
     def __init__(self) -> None:
         self._signature = inspect.signature(Attention.__init__)
@@ -27,7 +27,7 @@ class AttentionRecord:
         self._calls[bound.arguments.get("prefix", "")] = bound
 
     def again(self, attention: Any, *, suffix: str) -> Any:
-        """A second Attention with the arguments of `attention`, its layer name plus `suffix`."""
+        """A second Attention with the arguments of `attention`; its layer name gets `suffix`."""
         bound = self._calls[attention.layer_name]
         bound.arguments["prefix"] = attention.layer_name + suffix
         bound.arguments["attn_backend"] = attention.attn_backend
@@ -38,7 +38,7 @@ class AttentionRecord:
 
 @contextmanager
 def recorded_attention() -> Iterator[AttentionRecord]:
-    """While open, notes how every Attention is constructed."""
+    """While open, records the constructor arguments of every Attention."""
     record, original = AttentionRecord(), Attention.__init__
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
@@ -53,8 +53,8 @@ def recorded_attention() -> Iterator[AttentionRecord]:
 
 
 def last_tokens() -> list[int] | None:
-    """Inside a forward: of each row of the batch the place of its last token; None where the attention
-    backend does not say. vLLM keeps it for attention kernels (vllm/forward_context.py).
+    """Inside a forward, the index of each batch row's last token among the T packed ones; None where the
+    attention backend's metadata does not say (vllm/forward_context.py).
     """
     from vllm.forward_context import get_forward_context, is_forward_context_available
 

@@ -2,7 +2,8 @@
 
 vLLM has no extension point that sees both a request and the engine's config, so these wrap methods of its
 front end, each once a process. Leans on `InputProcessor`'s per-request check (probed at `register()`),
-`AsyncLLM.generate` and the requests' `to_beam_search_params`. A check that raises ValueError is an HTTP 400.
+`AsyncLLM.generate`, the responses API's generator and the requests' `to_beam_search_params`. A request's
+check that raises ValueError is an HTTP 400.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def on_admission(check: Callable[[VllmConfig], Callable[[SamplingParams], None] 
 def on_beam_search(check: Callable[[Mapping[str, Any] | None], None]) -> None:
     """Have `check` called with the vllm_xargs of every request for beam search in this process.
 
-    vLLM makes such a request into many of its own and leaves vllm_xargs behind, so that no later
-    place knows them. A ValueError is an HTTP 400. Calling twice changes nothing.
+    vLLM turns such a request into many of its own without vllm_xargs, so that they cannot be checked
+    later. A ValueError is an HTTP 400. Calling twice changes nothing.
     """
     try:
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
@@ -99,8 +100,8 @@ def _attach(processor: Any, admit: Callable[[SamplingParams], None]) -> None:
 
 
 def _check_before_streams() -> None:
-    """Have requests checked where the server asks for an answer, not where its first token is due:
-    by then vLLM has answered a stream with HTTP 200, and breaks it off.
+    """Have requests checked when the server calls for an answer, not when it awaits the first token:
+    by then vLLM has answered a stream with HTTP 200, and could only break it off.
     """
     from vllm.v1.engine.async_llm import AsyncLLM
 

@@ -1,4 +1,4 @@
-"""Whether this vLLM has what PAD leans on, asked before anything is hooked."""
+"""Checks that this vLLM has the internals PAD uses, before any of them is wrapped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The versions of vLLM that PAD accepts, and those it was tested on; a test holds setup.py to them.
+"""The versions of vLLM that PAD accepts, and those it was tested on; a test compares setup.py with them.
 
 Imports no vLLM: messages name versions also where none is installed.
 """
@@ -18,4 +18,4 @@ MADE_FOR = f"{', '.join(ACCEPTED)} (0.25 on the V1 runner only; tested: {', '.jo
 
 
 class IncompatibleVLLM(RuntimeError):
-    """This vLLM lacks something PAD leans on."""
+    """This vLLM lacks an interface that PAD uses."""

@@ -1,4 +1,4 @@
-"""What is asked of the reward model for one row of one step, and the tree of tokens its candidates make.
+"""What the reward model is asked for one row of one step, and the tree of tokens its candidates make.
 
 A candidate is a Change of the row's tokens. Its reward is Psi of the changed tokens less Psi of the
 tokens as they are, Psi the sum of R_w over the answer: the same text earns the same reward, however a
@@ -28,10 +28,10 @@ class Ask:
     """Preference weights, the same in all steps of a row."""
 
     changes: Sequence[Change] = ()
-    """The candidates; none where the row is only brought up to date."""
+    """The candidates; none where the row's tokens are only prefilled."""
 
     must: bool = True
-    """False: use what is left of the step's token budget, and go on in the next."""
+    """False: prefill with what is left of the step's token budget, and go on in the next step."""
 
 
 def common(known: Sequence[int], wanted: Sequence[int]) -> int:

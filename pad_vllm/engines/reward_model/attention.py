@@ -1,9 +1,9 @@
 """Attention of packed rows of different lengths over one paged KV cache, as Transformers calls it.
 
 A pass packs T tokens of many rows behind each other, in S streams (1 below the fork; 2 above: base and
-reward). Rows of like size form a Group and attend together, padded; each token sees what its row's mask
-says: a chunk of a prompt sees what came before it, a candidate's token its own ancestors.
-In: q, k, v of one layer and the Batch in the keyword arguments. Knows neither rows nor rewards.
+reward). Rows of like size form a Group and attend together, padded, under one mask: causal for a row's own
+tokens; a candidate's token sees the row's tokens that it keeps and its own ancestors.
+In: q, k, v of one layer and the Batch in the keyword arguments. Knows neither requests nor rewards.
 """
 
 from __future__ import annotations
@@ -88,7 +88,10 @@ def attend(
 def _group(
     packed: Tensor, cache: Tensor, group: Group, scaling: float | None, window: int | None
 ) -> Tensor:
-    """[S, R * Q, heads, width]. Query heads of one KV head stand as more queries: nothing repeated."""
+    """packed [S, T, heads, width], cache [2, S, blocks, size, KV heads, width] -> [S, R * Q, heads, width].
+
+    Query heads of one KV head are folded into the query dimension, so that keys are not repeated.
+    """
     S, _, heads, width = packed.shape
     R, Q = group.place.shape
     kv = cache.shape[-2]

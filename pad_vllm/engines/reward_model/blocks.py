@@ -1,4 +1,4 @@
-"""Which KV blocks are whose, which may be taken, and which hold a prefix that another row can use.
+"""The KV cache's blocks: reference counts, reuse, and which hold a prefix that another row can share.
 
 As in vLLM's prefix cache: a block that nobody refers to keeps its content until it is taken, the one
 unused for longest first. A full block is known by its tokens and the block before it, so that a prefix
@@ -44,7 +44,7 @@ class Blocks:
         return block
 
     def drop(self, blocks: Sequence[int]) -> None:
-        """One reference fewer on each. The last of a row go first: a prefix outlives its ends."""
+        """One reference fewer on each. The last blocks are reused first, so that prefixes stay longer."""
         for block in reversed(blocks):
             self._refs[block] -= 1
             if not self._refs[block]:
@@ -68,7 +68,7 @@ class Blocks:
         return blocks, chain
 
     def know(self, block: int, before: int, tokens: Sequence[int]) -> int:
-        """`block` is full now; its content number. Of two blocks with one content one is known."""
+        """Register a full block; returns its content number. Only the first block of one content is found."""
         key = (before, tuple(tokens))
         if key not in self._known:
             self._known[key] = (block, next(self._numbers))
@@ -80,6 +80,6 @@ class Blocks:
         return self._refs[block] > 1
 
     def forget(self, block: int) -> None:
-        """Its content is about to change."""
+        """No longer found by `match`: its content is about to change."""
         if key := self._keys.pop(block, None):
             del self._known[key]

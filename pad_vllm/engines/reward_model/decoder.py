@@ -1,7 +1,7 @@
 """The forked backbone on packed tokens: lower layers once, top layers as [base; reward], one set of weights.
 
-In: token ids, positions and an attention Batch. Out: h_B and h_T of the tokens asked for. Its KV cache
-lies here; who owns which part of it does not.
+In: token ids, positions and an attention Batch. Out: h_B and h_T of the tokens asked for. It holds the
+KV cache's tensors; blocks.py and row.py keep which row has which blocks.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ BLOCK = 16
 
 
 class DecoderError(ValueError):
-    """A reward model that cannot run: which part, what is accepted, the way out."""
+    """A reward model that cannot run; the message says why, what is accepted and the way out."""
 
 
 class ForkedDecoder:
-    """A reward model's two streams. `cache_bytes` is taken at once, and never more."""
+    """A reward model's two streams. A KV cache of at most `cache_bytes` is allocated at once."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class ForkedDecoder:
         return h_B, h_T
 
     def copy_block(self, source: int, target: int) -> None:
-        """What `source` holds, into `target`."""
+        """Copy the keys and values of block `source` to block `target`, in every layer."""
         for cache in self.caches.values():
             cache[:, :, target] = cache[:, :, source]
 
@@ -111,7 +111,7 @@ def _width(config: Any) -> int:
 
 
 def require_known(config: Any) -> None:
-    """Refuse a backbone whose attention was not held against the PyTorch twin."""
+    """Raises DecoderError for a backbone of a model family that is not supported (families.py)."""
     if config.model_type not in MODEL_TYPES:
         raise DecoderError(
             f"the reward model's backbone is a {config.model_type}; accepted: {listed(MODEL_TYPES)}. "

@@ -26,8 +26,8 @@ def backbone_of(pad: PADConfig, adapter: AdapterConfig) -> str:
 
 
 def require_reward_backbone(pad: PADConfig, adapter: Adapter) -> list[str]:
-    """What must be said of the reward model's backbone. Raises ValueError where it is not the
-    adapter's, or no model that runs here. Reads its config and fingerprint, not its weights.
+    """Checks the reward model's backbone; returns warnings. Raises ValueError where it is not the adapter's,
+    or of a family that is not supported. Reads its config and fingerprint, and loads no weights.
     """
     path = backbone_of(pad, adapter.config)
     config = _config(path, pad)
@@ -65,7 +65,7 @@ def tokenizer_of(pad: PADConfig, adapter: AdapterConfig) -> Any:
 def make_scorer(
     pad: PADConfig, adapter: Adapter, *, dtype: torch.dtype, device: torch.device
 ) -> Scorer:
-    """The reward model, its KV cache taken, ready for its first step. Check its backbone before."""
+    """The reward model, its KV cache allocated; `require_reward_backbone` comes before."""
     decoder = ForkedDecoder(
         backbone_of(pad, adapter.config),
         adapter,

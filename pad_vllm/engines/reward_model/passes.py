@@ -1,4 +1,4 @@
-"""Packs pieces of rows into one pass: token ids, positions, cache slots, and who may see whom.
+"""Packs pieces of rows into one pass: token ids, positions, cache slots and attention masks.
 
 In: Pieces, whose blocks have room for all their tokens. Out: what ForkedDecoder.run takes. A piece is
 a stretch of a row's own tokens, then the nodes of its candidates, which lie in the slots after them.
@@ -44,16 +44,16 @@ class Piece:
 class Pass:
     """Arguments of ForkedDecoder.run."""
 
-    ids: Tensor
-    positions: Tensor
+    ids: Tensor  # [T] int64
+    positions: Tensor  # [T] int64
     batch: Batch
-    wanted: Tensor
+    wanted: Tensor  # [n] int64, places among the T tokens
 
 
 def pack(
     pieces: Sequence[Piece], block: int, caches: dict[int, Tensor], device: torch.device
 ) -> Pass:
-    """One pass over the pieces, in their order."""
+    """One pass over the pieces, in their order; block: tokens a block."""
     ids = [i for p in pieces for i in (*p.tokens, *(node.token for node in p.nodes))]
     positions = [i for p in pieces for i in _positions(p)]
     slots = [_slot(p, p.start + i, block) for p in pieces for i in range(p.size)]

@@ -1,7 +1,7 @@
 """One row of the reward model: the tokens whose keys and values are cached, in which blocks.
 
 In: the tokens a row should have. Out: room for them, shared with other rows where a prefix is known.
-Knows no weights and no reward; `tail` is kept here for whoever computes it.
+Knows no weights and no reward; `tail` (d_w of the last tokens) is stored here and computed in scorer.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class CachedRow:
         self.tail: list[Tensor] = []  # d_w of the last tokens, each [H]
 
     def find(self, wanted: Sequence[int], most: int) -> None:
-        """Go on with what other rows left or share of `wanted`, up to `most` tokens in all."""
+        """Append cached blocks that hold the next tokens of `wanted`, up to `most` tokens in all."""
         size, done = self._blocks.size, len(self.tokens)
         if done % size or len(self.blocks) * size > done:
             return
@@ -47,8 +47,8 @@ class CachedRow:
         return common(self.tokens, wanted)
 
     def cut(self, length: int) -> bool:
-        """Forget what is after `length` tokens. False where the block that they end in is another
-        row's too and there is no block to copy it to; the row is then as it was.
+        """Drop the tokens after the first `length`. False where the block that these end in is shared
+        and no block is left to copy it to; the row is then unchanged.
         """
         if length == len(self.tokens):
             return True
@@ -65,7 +65,7 @@ class CachedRow:
         return True
 
     def _own(self, place: int) -> bool:
-        """Make the block at `place` this row's alone, to be written."""
+        """Make the block at `place` this row's alone, to be written. False where no block is left for it."""
         old = self.blocks[place]
         if self._blocks.shared(old):
             new = self._blocks.take()
@@ -88,7 +88,7 @@ class CachedRow:
         return True
 
     def append(self, tokens: Sequence[int], tail: Sequence[Tensor]) -> None:
-        """`tokens` are in the cache now; tail: directions of the last of them."""
+        """`tokens` are in the cache now; tail: d_w of the last of them, each [H]."""
         self.tokens += tokens
         self.tail = [*(self.tail if len(tail) == len(tokens) else ()), *tail][-TAIL:]
         size = self._blocks.size
@@ -97,8 +97,8 @@ class CachedRow:
             self._chain.append(self._blocks.know(self.blocks[place], self._last(), full))
 
     def next_block(self, wanted: Sequence[int]) -> tuple[int, tuple[int, ...]] | None:
-        """Content before and tokens of the whole block that is to be computed next; None where the
-        row is within a block or has less than one to go.
+        """Content number before, and tokens of, the whole block to be computed next; None where the row
+        ends inside a block or has less than one left.
         """
         size, done = self._blocks.size, len(self.tokens)
         if done % size or len(wanted) <= done + size:

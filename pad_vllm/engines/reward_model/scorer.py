@@ -1,8 +1,8 @@
 """One step of the reward model: rewards of every row's candidates, in as few passes as its budget allows.
 
-In: Asks. Out: rewards, NaN for a row that could not be held. Rows join by being asked for and leave by
-not being asked for; where the cache is too small for all of them, the one used longest ago is let go and
-computed again when its turn comes. It knows no text, no vLLM and no base model.
+In: Asks. Out: rewards, NaN for a row that does not fit. Rows join by being asked for and leave by not being
+asked for; where the cache is too small for all of them, rows that are done in this step lose their blocks
+first, then those that are served last, and are prefilled again. It knows no text, no vLLM and no base model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pad_vllm.engines.reward_model.row import TAIL, CachedRow
 
 @dataclass(eq=False)
 class _Work:
-    """A row of this step on its way."""
+    """A row of this step and what was computed for it."""
 
     place: int  # among the asks
     ask: Ask
@@ -48,7 +48,7 @@ class _Work:
 
 @dataclass
 class Counts:
-    """What a scorer did; they only grow."""
+    """Totals since a scorer was made."""
 
     steps: int = 0
     passes: int = 0
@@ -78,8 +78,8 @@ class Scorer:
 
     @torch.inference_mode()
     def __call__(self, asks: Sequence[Ask]) -> Tensor:
-        """Rewards [G, K] float32; K is the most candidates of any row, and those of a row with fewer
-        end in zeros.
+        """Rewards [G, K] float32; K is the most candidates of any row, and a row with fewer ends in zeros.
+        NaN in a `must` row that does not fit into the cache.
         """
         self.counts.steps += 1
         staying = {ask.key for ask in asks}
@@ -90,7 +90,7 @@ class Scorer:
         return self._rewards(asks, done)
 
     def _enter(self, place: int, ask: Ask) -> _Work:
-        """The row, its cache cut back to where this step begins."""
+        """The row, its cached tokens cut to those that this step can keep."""
         tree = grow(ask.tokens, ask.changes, exact=self._exact)
         row = self._rows.setdefault(ask.key, CachedRow(self._blocks, self._decoder.copy_block))
         start = row.common(ask.tokens)
@@ -105,13 +105,13 @@ class Scorer:
         return work
 
     def _run(self, works: list[_Work]) -> list[_Work]:
-        """Passes until every row that must be done is; those that look ahead fill the last one."""
+        """Passes until every `must` row is done; the others fill what is left of the last one's budget."""
         done = [work for work in works if not work.left and not work.tree.nodes]
         queue = [work for work in works if work not in done]
         passes = 0
         while queue and (queue[0].ask.must or not passes):
             taken = self._gather(queue, done)
-            if not taken:  # with all others let go it would still not fit
+            if not taken:  # it would not fit even with all other rows released
                 self._decline(queue.pop(0))
                 continue
             self._pass(taken)
@@ -122,14 +122,14 @@ class Scorer:
         return done
 
     def _gather(self, queue: list[_Work], done: list[_Work]) -> list[tuple[_Work, Piece]]:
-        """The next pass, from the queue's head: as many tokens as budget and cache hold."""
+        """The next pass, in the queue's order: as many tokens as budget and cache allow."""
         taken: list[tuple[_Work, Piece]] = []
         room, computed = self._budget, set()
         for work in queue:
             work.row.find(work.ask.tokens, work.tree.first)
             block = work.row.next_block(work.ask.tokens)
             if block is not None and block in computed:
-                continue  # another row of this pass computes what it needs: it waits for that
+                continue  # another row of this pass computes this block: share it in the next
             count = min(work.left, room)
             if not self._hold(work, count, queue, done):
                 break
@@ -146,7 +146,7 @@ class Scorer:
         return length <= min(self._blocks.count * BLOCK, self._decoder.longest)
 
     def _hold(self, work: _Work, count: int, queue: list[_Work], done: list[_Work]) -> bool:
-        """Room for `count` more tokens of the row, if need be by letting others go."""
+        """Reserve blocks for `count` more tokens of the row, if need be by releasing other rows'."""
         if not self._possible(work):
             return False
         length = len(work.row.tokens) + count
@@ -162,7 +162,7 @@ class Scorer:
         return True
 
     def _pass(self, taken: list[tuple[_Work, Piece]]) -> None:
-        """Run the pieces, and keep the directions that candidates or later steps need."""
+        """Run the pieces, and keep the d_w that candidates or later steps need."""
         pieces = [piece for _, piece in taken]
         decoder = self._decoder
         made = pack(pieces, BLOCK, decoder.caches, decoder.device)
@@ -187,7 +187,7 @@ class Scorer:
         self.counts.declined += work.ask.must
 
     def _rewards(self, asks: Sequence[Ask], done: list[_Work]) -> Tensor:
-        """All terms of all candidates, added up; NaN for rows that must be done and are not."""
+        """[G, K]: the sum of each candidate's terms; NaN for `must` rows that are not done."""
         device = self._decoder.device
         K = max((len(ask.changes) for ask in asks), default=0)
         result = torch.zeros(len(asks) * K, device=device)
@@ -213,5 +213,5 @@ class Scorer:
 
 
 def _after_tokens(directions: Sequence[Tensor], start: int) -> dict[After, Tensor]:
-    """The directions after tokens start, start + 1, ... of a row."""
+    """d_w after tokens start, start + 1, ... of a row, by what it follows."""
     return {After(position): d_w for position, d_w in enumerate(directions, start=start)}

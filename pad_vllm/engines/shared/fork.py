@@ -29,11 +29,14 @@ SUFFIX = ".pad_reward"
 
 
 class ForkError(ValueError):
-    """The served model has a part that cannot be forked: which, and what can."""
+    """The served model has a part that cannot be forked; the message says which, and what can."""
 
 
 def fork_model(model: Any, adapter: Adapter, record: AttentionRecord) -> SharedRewards:
-    """Fork `model` at the adapter's layer and return the rewards that its steps will feed."""
+    """Fork `model` at the adapter's layer; returns the engine that receives its hidden states.
+
+    Raises ForkError, or AdapterError for a fork layer that does not fit.
+    """
     embedding = _embedding(model, adapter)
     layers = model.model.layers
     fork = adapter.config.fork_layer
@@ -49,7 +52,7 @@ def fork_model(model: Any, adapter: Adapter, record: AttentionRecord) -> SharedR
 
 
 def _embedding(model: Any, adapter: Adapter) -> Tensor:
-    """e: the plain [V, H] matrix of lm_head, refused where it is packed, sharded or not there."""
+    """e: the plain [V, H] matrix of lm_head. Raises ForkError where it is packed, sharded or missing."""
     weight = getattr(getattr(model, "lm_head", None), "weight", None)
     config = adapter.config.backbone
     if weight is None or not weight.is_floating_point() or weight.ndim != 2:
@@ -95,7 +98,7 @@ def _add_lora(linear: Any, keys: list[tuple[int, str]], adapter: Adapter) -> Non
 
 
 class ForkedAttention(Attention):
-    """Attention over two halves of the rows, each with its own KV cache."""
+    """Attention over two halves of the rows [2T, ...], each with its own KV cache."""
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
@@ -107,7 +110,7 @@ class ForkedAttention(Attention):
 
 
 class ForkedLayer:
-    """A decoder layer whose rows are both streams: each row's position stands twice."""
+    """A decoder layer over both streams, [2T, H]; the T positions are repeated."""
 
     def forward(
         self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **kwargs: Any
@@ -118,7 +121,7 @@ class ForkedLayer:
 
 
 class ForkingLayer(ForkedLayer):
-    """The first of them: what arrives is one stream, and leaves as two."""
+    """The first forked layer: takes one stream [T, H], returns both [2T, H]."""
 
     def forward(
         self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **kwargs: Any

@@ -1,7 +1,7 @@
 """R_w from the hidden states that the forked model kept for this step.
 
-In: h_B and h_T of the step's logits rows. Out: rewards of candidates. Tensors only: it does not
-know how the model was forked, nor what a request is.
+In: h_B and h_T of the step's logits rows. Out: rewards of candidates. It does not know how the model
+was forked, and needs nothing of a request but its weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pad_vllm.engines.base import Request, Step
 
 
 class SharedRewards:
-    """One a model. The hidden states are kept by reference and given up when used."""
+    """One a model. The hidden states are kept by reference and released when used."""
 
     def __init__(self, head_A: Tensor, head_B: Tensor, embedding: Tensor) -> None:
         """head_A [D, r, H], head_B [D, H, r] float32; embedding: lm_head's weight [>= V, H]."""
@@ -29,7 +29,7 @@ class SharedRewards:
         self._kept = (h_B, h_T)
 
     def batch(self, requests: Mapping[int, Request]) -> None:
-        """Nothing to begin: the rewards come out of the base's own forward."""
+        """Nothing to do: the hidden states come from the base's own forward."""
 
     def rewards(self, step: Step) -> Tensor | None:
         """See engines.base.RewardEngine."""
