@@ -16,7 +16,7 @@ TOKENIZERS_PARALLELISM ?= false
 export VLLM_CPU_KVCACHE_SPACE VLLM_LOGGING_LEVEL VLLM_NO_USAGE_STATS DO_NOT_TRACK HF_HUB_OFFLINE \
 	TOKENIZERS_PARALLELISM
 
-.PHONY: help setup models smollm2 lint fast check engine test demo train-demo bench format
+.PHONY: help setup models smollm2 lint fast check engine test exhaustive demo train-demo bench format
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -38,16 +38,22 @@ lint: setup  ## ruff, mypy and the direction of imports
 	@$(PYTHON_BIN) -m mypy --no-error-summary
 	@said=$$(.venv/bin/lint-imports 2>&1) || { echo "$$said" >&2; exit 1; }
 
+# Two processes, a file each at a time; engine files come first, so that the short ones fill the end.
+PYTEST := $(PYTHON_BIN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 fast: setup  ## the tests that start no engine
-	@$(PYTHON_BIN) -m pytest -m "not engine"
+	@$(PYTEST) -m "not engine and not exhaustive"
 
 check: lint fast  ## lint and fast tests: before every commit
 
 engine: setup models  ## the tests that start real vLLM engines
-	@$(PYTHON_BIN) -m pytest -m engine
+	@$(PYTEST) -m "engine and not exhaustive"
 
-test: setup models  ## every test, in one run
-	@$(PYTHON_BIN) -m pytest
+test: setup models  ## fast and engine tests, in one run
+	@$(PYTEST) -m "not exhaustive"
+
+exhaustive: setup models  ## the storms: long runs of thousands of requests
+	@$(PYTEST) -m exhaustive
 
 demo: setup smollm2  ## see the same prompt under different preferences
 	@$(PYTHON_BIN) examples/demo.py

@@ -26,6 +26,7 @@ from typing import Any
 
 from openai import AsyncOpenAI, BadRequestError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pad_vllm.adapter.manifest import read_config
@@ -34,6 +35,7 @@ from pad_vllm.evaluation.scorers import SCORERS, score
 
 MODEL = "smollm2-135m"
 PROMPT = "What should I know before I get a dog?"
+PATIENCE_S = 300  # a start that says nothing for so long is stuck
 console = Console(width=100)
 
 
@@ -54,7 +56,8 @@ def server(log: Path, adapter: str = "demo", *flags: str) -> Iterator[str]:
     command = [sys.executable, "-m", "pad_vllm", "serve", MODEL, "--adapter", adapter, *flags]
     command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "1024"]
     # In bfloat16 an answer may depend on who shares its batch; here one is compared with another.
-    command += ["--max-num-seqs", "16", "--dtype", "float32"]
+    # Uncompiled: a compiled server takes minutes to be there the first time.
+    command += ["--max-num-seqs", "16", "--dtype", "float32", "--enforce-eager"]
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ}
     with log.open("w") as out:
         process = subprocess.Popen(
@@ -68,16 +71,22 @@ def server(log: Path, adapter: str = "demo", *flags: str) -> Iterator[str]:
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    start = time.monotonic()
-    with console.status("starting the server (the first start compiles, about a minute) ..."):
-        while time.monotonic() - start < 240:
-            if process.poll() is not None:
-                break
+    """Waits as long as the server lives and its log moves."""
+    start = moved = time.monotonic()
+    size = 0
+    with console.status("starting the server ...") as status:
+        while process.poll() is None and time.monotonic() - moved < PATIENCE_S:
             with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2):  # noqa: S310
                 console.print(f"server ready after {time.monotonic() - start:.0f} s")
                 return
             time.sleep(1)
-    raise DemoError("the server did not start; its log ends:\n" + log.read_text()[-3000:])
+            if log.stat().st_size > size:
+                moved, size = time.monotonic(), log.stat().st_size
+                lines = log.read_text(errors="replace").splitlines()
+                status.update(f"starting the server: {escape(lines[-1][:80])}")
+    gone = process.poll() is not None
+    what = "ended" if gone else f"said nothing for {PATIENCE_S} s"
+    raise DemoError(f"the server {what}; its log ends:\n" + log.read_text()[-3000:])
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -165,8 +174,9 @@ async def talk(url: str, prompt: str, beta: float, dimensions: tuple[str, ...]) 
     client = AsyncOpenAI(base_url=url, api_key="none")
     users = preferences(dimensions)
     console.print(f"\n[bold]{prompt}[/bold]   six requests in one batch, beta {beta:g}")
-    found, _ = await ask_all(client, [body(prompt, w, beta) for w in users.values()])
-    answers = {name: one.choices[0].message.content for name, one in zip(users, found, strict=True)}
+    replies, _ = await ask_all(client, [body(prompt, w, beta) for w in users.values()])
+    texts = [reply.choices[0].message.content for reply in replies]
+    answers = dict(zip(users, texts, strict=True))
     show(answers, dimensions)
     same = [name for name in users if name != "unguided" and answers[name] == answers["unguided"]]
     if same:
@@ -180,7 +190,7 @@ async def talk(url: str, prompt: str, beta: float, dimensions: tuple[str, ...]) 
     speed = await throughput(client, wanted, beta)
     console.print(
         f"\n{len(wanted)} requests at once: unguided {speed['unguided']:.0f} tokens/s, guided "
-        f"{speed['guided']:.0f} tokens/s on the same server"
+        f"{speed['guided']:.0f} tokens/s on this server, which is not compiled"
     )
 
     try:
@@ -196,6 +206,7 @@ def main() -> int:
     parser.add_argument("--prompt", default=PROMPT)
     parser.add_argument("--beta", type=float, help="strength; default: the adapter's own")
     args = parser.parse_args()
+    start = time.monotonic()
     config = read_config(resolve_adapter("demo"))
     beta = config.beta if args.beta is None else args.beta
     try:
@@ -206,7 +217,7 @@ def main() -> int:
     except DemoError as error:
         console.print(f"[red]demo failed:[/red] {error}")
         return 1
-    console.print("\ndemo finished, the server is stopped")
+    console.print(f"\ndemo finished in {time.monotonic() - start:.0f} s, the server is stopped")
     return 0
 
 

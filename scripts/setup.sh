@@ -21,7 +21,7 @@ pip_install() { "$VENV_PYTHON" -m pip install -qq --progress-bar off "$@"; }
 # everything, pip does.
 install() {
     if command -v uv >/dev/null 2>&1; then
-        uv pip install -q --python "$VENV_PYTHON" "$@" 2>/dev/null && return
+        uv pip install -q --compile-bytecode --python "$VENV_PYTHON" "$@" 2>/dev/null && return
         say "uv did not find everything; pip goes on"
     fi
     pip_install "$@"

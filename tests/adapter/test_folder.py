@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import pad_vllm
 from pad_vllm.adapter import folder as adapter_module
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.folder import load_adapter, save_adapter
@@ -419,3 +421,11 @@ def test_an_adapter_made_in_memory_is_checked_like_one_from_disk():
         dataclasses.replace(ours.lora, scaling=2.0)
     with pytest.raises(AdapterError, match="layer 2 c_attn"):
         LoRA(1, 1.0, 1.0, {(2, "c_attn"): (torch.ones(1, H), torch.ones(H, 1))})
+
+
+def test_an_adapter_saved_by_the_first_release_loads_as_it_was():
+    shipped = Path(pad_vllm.__file__).parent / "demo" / "smollm2-135m-demo"
+    assert (
+        load_adapter(shipped).digest
+        == "d4c5b6513cb9ced0baba70fd9b20061d509365bf6333893e6dae0e31f61d07d6"
+    )

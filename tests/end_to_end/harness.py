@@ -1,4 +1,7 @@
-"""Real vLLM engines for tests, each in a subprocess of its own. No vLLM in here.
+"""Real vLLM engines for tests, in processes beside this one. No vLLM in here.
+
+Importing vLLM costs more than most engines: jobs that need the same environment run one after the other in
+one process that lives until the tests end.
 
 result = engine({"llm": pad(model, adapter), "requests": [{"prompt": "Hello", "sampling": {...}}]})
 result["outputs"][0]["text"]
@@ -6,17 +9,22 @@ result["outputs"][0]["text"]
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from filelock import FileLock
+import httpx
+from filelock import FileLock, Timeout
 
 HERE = Path(__file__).parent
 ENV = {
@@ -38,6 +46,11 @@ V2_ENV = {
     "TRITON_INTERPRET": "1",
     "PYTHONPATH": str(HERE / "v2_site"),
 }
+
+
+KEPT = (None, V2_ENV)
+SLOTS = 2
+_START_S = 300
 
 
 class EngineFailed(AssertionError):
@@ -91,27 +104,117 @@ def engine(
 def engines(
     jobs: list[dict[str, Any]], env: dict[str, str] | None = None, *, timeout: float = 900
 ) -> list[dict[str, Any]]:
-    """Several engines, one after the other in one subprocess: saves the imports of all but one."""
-    return outcome("run.py", jobs, env, timeout=timeout)
+    """Several engines, one after the other. Under the environments of KEPT in the process that is kept
+    for it; under another in a process of its own.
+    """
+    with tempfile.TemporaryDirectory(prefix="pad_engine_") as scratch:
+        given, made = (Path(scratch) / name for name in ("jobs.json", "results.json"))
+        given.write_text(json.dumps(jobs), "utf-8")
+        if env not in KEPT:
+            return outcome("run.py", jobs, env, timeout=timeout)
+        with engine_slot():
+            return _Kept.of(env).answer(given, made, timeout)
+
+
+class _Kept:
+    """`run.py` waiting for the next job, under one environment."""
+
+    _running: ClassVar[dict[str, _Kept]] = {}
+
+    def __init__(self, env: dict[str, str] | None) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="pad_engines_"))
+        self.log = folder / "log"
+        with self.log.open("wb") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, HERE / "run.py"],
+                env=environment(env),
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=out,
+                text=True,
+                start_new_session=True,
+            )
+        atexit.register(self.end)
+
+    @classmethod
+    def of(cls, env: dict[str, str] | None) -> _Kept:
+        """The process for an environment, started where there is none."""
+        name = json.dumps(env, sort_keys=True)
+        if name not in cls._running or cls._running[name].process.poll() is not None:
+            cls._running[name] = cls(env)
+        return cls._running[name]
+
+    def answer(self, given: Path, made: Path, timeout: float) -> Any:
+        """The results of a file of jobs. After a failure the process is ended: it may be in any state."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{given} {made}\n")
+        self.process.stdin.flush()
+        end = time.monotonic() + timeout
+        while not made.exists():
+            if self.process.poll() is not None or time.monotonic() > end:
+                self.end()
+                raise EngineFailed(f"no results, {timeout} s were given\n{tail(self.log)}")
+            time.sleep(0.02)
+        results = json.loads(made.read_text("utf-8"))
+        if isinstance(results, dict):
+            self.end()
+            raise EngineFailed(f"{results['error']}\n{tail(self.log)}")
+        return results
+
+    def end(self) -> None:
+        """Kill it, with all that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
 def outcome(
-    script: str, job: Any, env: dict[str, str] | None = None, *, timeout: float = 900
+    script: str,
+    job: Any,
+    env: dict[str, str] | None = None,
+    *,
+    timeout: float = 900,
+    alone: bool = False,
 ) -> Any:
-    """What `SCRIPT JOB.json RESULT.json` of this folder makes of a job, no other engine beside it."""
+    """What `SCRIPT JOB.json RESULT.json` of this folder makes of a job, in a process of its own.
+
+    alone: what it shows depends on time, so that no other engine runs beside it.
+    """
     with tempfile.TemporaryDirectory(prefix="pad_engine_") as scratch:
         given, made, log = (Path(scratch) / name for name in ("jobs.json", "results.json", "log"))
         given.write_text(json.dumps(job), "utf-8")
-        with engine_slot():
+        with engine_slot(alone=alone):
             code = run([HERE / script, given, made], log, env, timeout)
         if code != 0 or not made.exists():
             raise EngineFailed(f"exit status {code} (None: no end in {timeout} s)\n{tail(log)}")
         return json.loads(made.read_text("utf-8"))
 
 
-def engine_slot() -> FileLock:
-    """Held while an engine runs: two at once would share a small machine's memory and cores."""
-    return FileLock(Path(tempfile.gettempdir()) / f"pad_vllm_engine_{os.getuid()}.lock")
+@contextlib.contextmanager
+def engine_slot(*, alone: bool = False) -> Iterator[None]:
+    """Held while an engine runs. There are SLOTS of them on the machine: each engine computes on one
+    thread, and has gigabytes. alone: all of them.
+    """
+    slots = [_lock(f"slot_{number}") for number in range(SLOTS)]
+    with contextlib.ExitStack() as held:
+        # Whoever waits for a slot holds the gate, so that waiting for all of them comes to an end.
+        with _lock("gate"):
+            for lock in slots if alone else [_first_free(slots)]:
+                held.enter_context(lock)
+        yield
+
+
+def _lock(name: str) -> FileLock:
+    return FileLock(Path(tempfile.gettempdir()) / f"pad_vllm_engine_{os.getuid()}_{name}.lock")
+
+
+def _first_free(locks: list[FileLock]) -> FileLock:
+    """Nobody else can take it: the caller holds the gate."""
+    while True:
+        for lock in locks:
+            with contextlib.suppress(Timeout), lock.acquire(timeout=0):
+                return lock
+        time.sleep(0.1)
 
 
 def environment(env: dict[str, str] | None = None) -> dict[str, str]:
@@ -140,3 +243,59 @@ def run(arguments: list[Any], log: Path, env: dict[str, str] | None, timeout: fl
 def tail(log: Path, characters: int = 6000) -> str:
     """The end of a log, for a failure's message."""
     return log.read_text("utf-8", errors="replace")[-characters:]
+
+
+@contextlib.contextmanager
+def serving(
+    command: list[Any], log: Path, port: int, env: dict[str, str] | None = None
+) -> Iterator[str]:
+    """The address of a server that `command` starts on `port`; it ends with the block, whole."""
+    with engine_slot(), log.open("wb") as out:
+        process = subprocess.Popen(
+            list(map(str, command)),
+            env=environment(env),
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait_until_up(process, url, log)
+            yield url
+        finally:
+            _stop(process)
+
+
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_up(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    begin = time.monotonic()
+    while time.monotonic() < begin + _START_S and process.poll() is None:
+        if healthy(url):
+            return
+        time.sleep(0.5)
+    raise AssertionError(f"the server did not start\n{tail(log)}")
+
+
+def healthy(url: str) -> bool:
+    """Whether the server answers."""
+    try:
+        return httpx.get(f"{url}/health").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server and, should one outlive it, its engine."""
+    process.terminate()
+    try:
+        process.wait(30)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -1,7 +1,8 @@
 """Runs vLLM engines one after the other in a process of its own: `run.py JOBS.json RESULTS.json`.
 
-In: a list of jobs, as `harness.engine` describes them. Out: a list of results. Engines live in this
-very process (VLLM_ENABLE_V1_MULTIPROCESSING=0), so that what the plugin computes can be recorded.
+In: a list of jobs, as `harness.engine` describes them. Out: a list of results. Without arguments it reads
+such pairs of files from standard input, a line each, until that ends; what a job raised is then its
+result. Engines live in this very process (VLLM_ENABLE_V1_MULTIPROCESSING=0), so that what the plugin computes can be recorded.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +21,24 @@ from typing import Any
 
 def main(jobs: str, results: str) -> None:
     done = [_run(job) for job in json.loads(Path(jobs).read_text("utf-8"))]
-    Path(results).write_text(json.dumps(done), "utf-8")
+    _write(results, done)
+
+
+def serve() -> None:
+    """Jobs from standard input."""
+    for line in sys.stdin:
+        jobs, results = line.split()
+        try:
+            main(jobs, results)
+        except Exception:  # noqa: BLE001, whatever it is, the test wants to see it
+            _write(results, {"error": traceback.format_exc()})
+
+
+def _write(results: str, content: Any) -> None:
+    """Whole or not at all: the test waits for the file."""
+    draft = Path(results).with_suffix(".draft")
+    draft.write_text(json.dumps(content), "utf-8")
+    draft.replace(results)
 
 
 def _run(job: dict[str, Any]) -> dict[str, Any]:
@@ -162,4 +181,4 @@ def _clean_up() -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    main(*sys.argv[1:])
+    main(*sys.argv[1:]) if sys.argv[1:] else serve()

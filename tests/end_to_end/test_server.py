@@ -15,13 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import openai
 import pytest
-from harness import engine, engine_slot, environment, pad, tail
+from harness import engine, free_port, healthy, pad, serving
 
 pytestmark = pytest.mark.engine
 
 QUESTION = "Write a short note to a friend who moved away."
 APIS = ("chat", "completions", "responses")
-START_S = 300
 
 
 class Client:
@@ -113,53 +112,8 @@ def client(smollm2, adapter, offline, tmp_path_factory):
     flags += ["--structured-outputs-config", json.dumps(compact)]
     command = [sys.executable, "-m", "pad_vllm", "serve", str(smollm2), "--adapter", str(adapter)]
     several = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "INFO"}
-    with engine_slot(), log.open("wb") as out:
-        process = subprocess.Popen(
-            [*command, "--served-model-name", "base", *flags],
-            env=environment(several),
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
-        try:
-            url = f"http://127.0.0.1:{port}"
-            wait_until_up(process, url, log)
-            yield Client(url, log)
-        finally:
-            stop(process)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_until_up(process, url, log):
-    begin = time.monotonic()
-    while time.monotonic() < begin + START_S and process.poll() is None:
-        if healthy(url):
-            return
-        time.sleep(0.5)
-    raise AssertionError(f"the server did not start\n{tail(log)}")
-
-
-def healthy(url):
-    try:
-        return httpx.get(f"{url}/health").status_code == 200
-    except httpx.HTTPError:
-        return False
-
-
-def stop(process):
-    """End the server and, should one outlive it, its engine."""
-    process.terminate()
-    try:
-        process.wait(30)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    with serving([*command, "--served-model-name", "base", *flags], log, port, several) as url:
+        yield Client(url, log)
 
 
 def test_the_engine_runs_in_a_process_of_its_own(client):
