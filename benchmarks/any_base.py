@@ -17,7 +17,6 @@ import contextlib
 import gc
 import json
 import os
-import shlex
 import signal
 import socket
 import subprocess
@@ -32,6 +31,8 @@ from typing import Any
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 2))
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+
+import arguments
 
 from pad_vllm.adapter.manifest import read_config
 from pad_vllm.demo.names import resolve_adapter, resolve_base
@@ -225,27 +226,18 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--base", default="gemma3-270m")
-    parser.add_argument("--adapter", default="demo")
-    parser.add_argument("--prompts", type=Path, required=True)
+    parser = arguments.parser(__doc__, base="gemma3-270m", out="benchmarks/results/any_base.json")
+    arguments.add_answers(parser, top_k=20, betas=(1.5, 3.0))
     parser.add_argument("--count", type=int, default=None, help="only the first so many prompts")
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
-    parser.add_argument("--betas", type=float, nargs="+", default=[1.5, 3.0])
     parser.add_argument("--dimensions", nargs="+", default=None)
-    parser.add_argument("--top-k", type=int, default=20)
-    parser.add_argument("--max-tokens", type=int, default=100)
-    parser.add_argument("--texts", type=Path, help="also write every answer here")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/any_base.json"))
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse()
     base, adapter = resolve_base(args.base), resolve_adapter(args.adapter)
-    prompts = [one["prompt"] for one in json.loads(args.prompts.read_text("utf-8"))][: args.count]
+    prompts = arguments.read_prompts(args.prompts)[: args.count]
     config = read_config(adapter)
     dimensions = args.dimensions or [name for name in config.dimensions if name in SCORERS]
     rows = conditions(dimensions, args.betas)
@@ -266,7 +258,7 @@ def main() -> None:
         seconds[rule] = round(time.monotonic() - begin, 1)
         found[rule] = measure(rows, texts[rule], dimensions)
     result = {
-        "command": shlex.join(["python", "benchmarks/any_base.py", *sys.argv[1:]]),
+        "command": arguments.command(),
         "base": args.base,
         "persrm": config.backbone.name,
         "prompts": len(prompts),
@@ -275,8 +267,7 @@ def main() -> None:
     }
     print(table(found))
     print(json.dumps(result))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    arguments.report(args.out, result)
     if args.texts:
         args.texts.write_text(json.dumps(texts, ensure_ascii=False, indent=1), "utf-8")
 

@@ -15,9 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,9 +25,10 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import arguments
 import torch
 from loops import cached_loop, paper_loop
-from speed import seconds, versions
+from speed import prompt_rows, seconds, step_time, versions
 
 from pad_vllm.adapter.folder import load_adapter
 from pad_vllm.adapter.manifest import read_config
@@ -63,18 +62,6 @@ def start(base: str, adapter: str, engine: str, args: argparse.Namespace) -> Any
         seed=0,
         **more,
     )
-
-
-def step_time(
-    llm: Any, batch: int, args: argparse.Namespace, extra: dict[str, Any] | None
-) -> float:
-    one = seconds(llm, batch, 1, args.prompt, extra)
-    return (seconds(llm, batch, args.tokens + 1, args.prompt, extra) - one) / args.tokens
-
-
-def prompt_rows(batch: int, length: int) -> list[list[int]]:
-    """The prompts of speed.seconds."""
-    return [[(17 * row + 31 * i) % 1000 + 100 for i in range(length)] for row in range(batch)]
 
 
 def persrm_step(scorer: Any, batch: int, w: tuple[float, ...], args: argparse.Namespace) -> float:
@@ -243,21 +230,12 @@ def table(records: list[dict[str, Any]]) -> str:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--base", default="smollm2-135m")
-    parser.add_argument("--adapter", default="demo")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--prompt", type=int, default=32, help="prompt tokens")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = arguments.parser(__doc__, out="benchmarks/results/cost.json")
+    arguments.add_timing(parser, batches=(1, 4, 16), tokens=32, rounds=3)
     parser.add_argument("--paper-tokens", type=int, default=128)
     parser.add_argument("--paper-prompts", type=int, default=2)
     parser.add_argument("--engines", nargs="+", default=["resident", "ray"])
-    parser.add_argument("--eager", action="store_true")
     parser.add_argument("--trace", type=Path, default=Path("benchmarks/results/overlap.trace.json"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cost.json"))
     return parser.parse_args()
 
 
@@ -276,7 +254,7 @@ def main() -> None:
         records = compare(llms, twin, args, extra, w)
         against = paper(llms["resident"], twin, w, extra, args)
     result = {
-        "command": shlex.join(["python", "benchmarks/cost.py", *sys.argv[1:]]),
+        "command": arguments.command(),
         "backbone": config.backbone.name,
         "fork_layer": config.fork_layer,
         "dtype": "bfloat16",
@@ -289,7 +267,7 @@ def main() -> None:
         result["overlap"] = trace(llms["ray"], args, extra, args.trace)
     print(table(records))
     print(json.dumps(result))
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    arguments.report(args.out, result)
 
 
 if __name__ == "__main__":

@@ -10,16 +10,13 @@ take gradients through the top layers alone. Prints seconds, ratios and peak mem
 
 from __future__ import annotations
 
-import argparse
-import json
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import arguments
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
@@ -59,15 +56,11 @@ def epoch(prompts: Prompts, objective: Objective, optimiser: torch.optim.Optimiz
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--base", default="smollm2-135m")
+    parser = arguments.parser(__doc__, adapter=None)
     parser.add_argument("--samples", type=Path, required=True, help="of pad-vllm score")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     settings = Settings(
         args.base,
@@ -107,7 +100,7 @@ def main() -> None:
         for name in ("full", "forked")
     }
     result = {
-        "command": shlex.join(["python", "benchmarks/fork_cache.py", *sys.argv[1:]]),
+        "command": arguments.command(),
         "prompts": len(prepared.train),
         "responses": sum(len(group.response_ids) for group in prepared.train),
         "threads": torch.get_num_threads(),
@@ -120,7 +113,7 @@ def main() -> None:
         print(f"a cached epoch is {ratio:.2f}x as fast as one by {name} forwards")
     print(f"building the cache once: {building:.1f} s")
     print(f"peak memory {result['peak_memory_gib']} GiB")
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    arguments.report(args.out, result)
 
 
 if __name__ == "__main__":

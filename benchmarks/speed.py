@@ -16,9 +16,7 @@ import itertools
 import json
 import os
 import platform
-import shlex
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,8 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 # free, as vLLM leaves one to its engine process.
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) - 1)))
+
+import arguments
 
 from pad_vllm.adapter.folder import save_adapter
 from pad_vllm.adapter.manifest import Backbone, read_config
@@ -78,14 +78,16 @@ def start(base: str, args: argparse.Namespace, adapter: str | None) -> Any:
     )
 
 
+def prompt_rows(batch: int, length: int) -> list[list[int]]:
+    """Prompts of `length` tokens, no two alike."""
+    return [[(17 * row + 31 * i) % 1000 + 100 for i in range(length)] for row in range(batch)]
+
+
 def seconds(llm: Any, batch: int, tokens: int, prompt: int, extra: dict[str, Any] | None) -> float:
     """Time to generate `tokens` tokens for `batch` prompts of `prompt` tokens."""
     from vllm import SamplingParams
 
-    prompts = [
-        {"prompt_token_ids": [(17 * row + 31 * i) % 1000 + 100 for i in range(prompt)]}
-        for row in range(batch)
-    ]
+    prompts = [{"prompt_token_ids": row} for row in prompt_rows(batch, prompt)]
     params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, extra_args=extra)
     begin = time.perf_counter()
     llm.generate(prompts, params, use_tqdm=False)
@@ -170,21 +172,12 @@ def table(records: list[dict[str, Any]]) -> str:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--base", default="smollm2-135m")
-    parser.add_argument("--adapter", default="demo")
+    parser = arguments.parser(__doc__, out="benchmarks/results/speed.json")
+    arguments.add_timing(parser, batches=(1, 4, 16, 32), tokens=64, rounds=5)
     parser.add_argument("--random-adapter", type=Path, help="make a random one here and use it")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16, 32])
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--prompt", type=int, default=32, help="prompt tokens")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--load-format", default="auto", help="`dummy` times a bare config.json")
     parser.add_argument("--gpu-memory", type=float, default=0.4, help="share for each engine")
-    parser.add_argument("--eager", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed.json"))
     return parser.parse_args()
 
 
@@ -203,7 +196,7 @@ def main() -> None:
     guidance = {"pad_weights": [f"{name}=1" for name in config.dimensions]}
     records = [compare(plain, pad, batch, args, guidance) for batch in args.batches]
     result = {
-        "command": shlex.join(["python", "benchmarks/speed.py", *sys.argv[1:]]),
+        "command": arguments.command(),
         "backbone": config.backbone.name,
         "layers": config.backbone.num_layers,
         "fork_layer": config.fork_layer,
@@ -218,8 +211,7 @@ def main() -> None:
     print(f"registered weights: plain {held[0] / 2**20:.1f} MiB, PAD {held[1] / 2**20:.1f} MiB")
     print(f"added to the process: plain {added[0]:.0f} MiB, PAD {added[1]:.0f} MiB")
     print(json.dumps(result))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    arguments.report(args.out, result)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,12 @@ import gc
 import itertools
 import json
 import os
-import shlex
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine goes when it is let go
+
+import arguments
 
 from pad_vllm.adapter.manifest import read_config
 from pad_vllm.demo.names import resolve_adapter, resolve_base
@@ -185,22 +184,13 @@ def table(records: list[dict[str, Any]], dimensions: tuple[str, ...]) -> list[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--base", default="smollm2-135m")
-    parser.add_argument("--adapter", default="demo")
-    parser.add_argument("--prompts", type=Path, required=True)
-    parser.add_argument("--betas", type=float, nargs="+", default=[0.5, 1.0, 1.5])
+    parser = arguments.parser(__doc__)
+    arguments.add_answers(parser, top_k=None, betas=(0.5, 1.0, 1.5))
     parser.add_argument("--pair-betas", type=float, nargs="+", default=[1.0])
-    parser.add_argument("--top-k", type=int, default=None, help="default: the adapter's")
-    parser.add_argument("--max-tokens", type=int, default=100)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--texts", type=Path, help="also write every answer here")
     args = parser.parse_args()
     base, adapter = str(resolve_base(args.base)), str(resolve_adapter(args.adapter))
     dimensions = read_config(adapter).dimensions
-    prompts = [record["prompt"] for record in json.loads(args.prompts.read_text())]
+    prompts = arguments.read_prompts(args.prompts)
     rows = conditions(dimensions, args.betas, args.pair_betas)
     answers = answer(base, adapter, prompts, rows, args)
     measured = scored_of(dimensions)
@@ -208,13 +198,12 @@ def main() -> None:
     lines = table(records, measured)
     print("\n".join(lines))
     result = {
-        "command": shlex.join(["python", "benchmarks/steering.py", *sys.argv[1:]]),
+        "command": arguments.command(),
         "prompts": len(prompts),
         "records": records,
         "table": lines,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    arguments.report(args.out, result)
     if args.texts:
         texts = {
             r.name + f"@{r.beta:g}": [one.text for one in a]

@@ -23,6 +23,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import arguments
+
 MODEL, NAME = "smollm2-135m", "SmolLM2-135M-Instruct"
 SCORERS = ("positive", "brief", "simple", "personal")
 LONGEST = 1200  # characters of a prompt
@@ -52,14 +54,14 @@ def prompts(args: argparse.Namespace) -> list[str]:
     return [prompt for prompt in found if len(prompt) < LONGEST]
 
 
-def step(log: Path, folder: Path, *arguments: str) -> None:
+def step(log: Path, folder: Path, *words: str) -> None:
     """One pad-vllm command in `folder`, its output on the console and in the log."""
     start = time.monotonic()
     with log.open("a") as file:
-        for line in (f"\n$ pad-vllm {shlex.join(arguments)}\n",):
+        for line in (f"\n$ pad-vllm {shlex.join(words)}\n",):
             print(line, end="", flush=True)
             file.write(line)
-        command = [sys.executable, "-m", "pad_vllm", *arguments]
+        command = [sys.executable, "-m", "pad_vllm", *words]
         process = subprocess.Popen(
             command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -67,19 +69,16 @@ def step(log: Path, folder: Path, *arguments: str) -> None:
             print(line, end="", flush=True)
             file.write(line)
         if process.wait():
-            sys.exit(f"pad-vllm {arguments[0]} ended with exit code {process.returncode}")
+            sys.exit(f"pad-vllm {words[0]} ended with exit code {process.returncode}")
         file.write(f"({time.monotonic() - start:.0f} s)\n")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = arguments.parser(__doc__, base=None, adapter=None)
     parser.add_argument("--self-instruct", type=Path, nargs="+", required=True)
     parser.add_argument("--hh", type=Path, required=True)
     parser.add_argument("--prompts", type=int, default=1500)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -98,14 +97,14 @@ def main() -> None:
     step(log, args.folder, *train, *limits)
     trained = json.loads((args.folder / "adapter" / "pad_config.json").read_text())["training"]
     result = {
-        "command": shlex.join(["python", "benchmarks/training.py", *sys.argv[1:]]),
+        "command": arguments.command(),
         "held_out": trained["held_out"],
         "data": trained["data"],
         "seconds": trained["seconds"],
         "peak_memory_gib": trained["peak_memory_gib"],
         "versions": trained["versions"],
     }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    arguments.report(args.out, result)
     # The run's own log has every start of it; the console's only this one.
     shutil.copy(args.folder / "adapter.run" / "log.txt", args.out.with_suffix(".run.log"))
 

@@ -11,17 +11,20 @@ cd "$(dirname "$0")/.."
 VENV_PYTHON=.venv/bin/python
 STAMP=.venv/pad-setup
 TORCH=2.13.0
+MEDIA="torchvision torchaudio torchcodec"
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
 say() { echo "setup: $*"; }
 fail() { echo "setup: error: $*" >&2; exit 1; }
 pip_install() { "$VENV_PYTHON" -m pip install -qq --progress-bar off "$@"; }
 
-# uv knows nothing of pip's settings (its own are UV_INDEX_URL and the like): where it does not find
-# everything, pip does.
+# uv knows nothing of pip's settings (its own are UV_DEFAULT_INDEX and the like): where it does not find
+# everything, pip does. It can leave out what would not import anyway, see drop_broken_media.
 install() {
     if command -v uv >/dev/null 2>&1; then
-        uv pip install -q --compile-bytecode --python "$VENV_PYTHON" "$@" 2>/dev/null && return
+        local -a options=(-q --compile-bytecode --python "$VENV_PYTHON")
+        if [ "$build" = cpu ]; then options+=(--override <(printf '%s; python_version < "3"\n' $MEDIA)); fi
+        uv pip install "${options[@]}" "$@" 2>/dev/null && return
         say "uv did not find everything; pip goes on"
     fi
     pip_install "$@"
@@ -77,8 +80,8 @@ drop_broken_media() {
     # Built for CUDA, these do not load beside a CPU torch, and Transformers, which imports them
     # when they are there, dies with them. Nothing here needs them.
     local package
-    for package in torchvision torchaudio torchcodec; do
-        "$VENV_PYTHON" -m pip show -qq "$package" 2>/dev/null || continue
+    for package in $MEDIA; do
+        "$VENV_PYTHON" -c "import importlib.util as u, sys; sys.exit(not u.find_spec('$package'))" || continue
         "$VENV_PYTHON" -c "import $package" >/dev/null 2>&1 && continue
         say "removing $package, which does not import here"
         "$VENV_PYTHON" -m pip uninstall -qq -y "$package"

@@ -233,7 +233,7 @@ def test_kept_trunk_states_are_returned_and_agree_with_those_computed(model, gro
     kept = [replace(r, h_T=h) for r, h in zip(responses, computed, strict=True)]
     with torch.no_grad():
         partly = trunk_hidden(model, [*kept[:-1], responses[-1]])
-    assert all(map(torch.equal, partly, computed))
+    assert all(torch.equal(one, other) for one, other in zip(partly, computed, strict=True))
 
     def never(forked):
         raise AssertionError("layers run")
