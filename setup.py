@@ -49,7 +49,14 @@ setup(
         "ray": ["ray[data,train,serve]>=2.60"],
         "models": ["accelerate", "gguf>=0.17", "transformers>=5.17"],
         "bench": ["matplotlib", "openai"],
-        "test": ["hypothesis", "import-linter>=2.7", "mypy", "pytest>=8", "pytest-xdist>=3.6", "ruff"],
+        "test": [
+            "hypothesis",
+            "import-linter>=2.7",
+            "mypy",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff",
+        ],
     },
     entry_points={
         "console_scripts": ["pad-vllm = pad_vllm.cli.app:main"],

@@ -1,8 +1,8 @@
-"""One prompt, six preferences, one batch: starts a real server with PAD and shows what comes back.
+"""One prompt, many preferences, one batch: starts a real server with PAD and shows what comes back.
 
     make demo        (or: python examples/demo.py [--prompt TEXT] [--beta B])
 
-Starts `pad-vllm serve` on a free port, sends the six requests together through the OpenAI client,
+Starts `pad-vllm serve` on a free port, sends the requests together through the OpenAI client,
 streams one, times guided against unguided, asks for something wrong on purpose, stops the server.
 Exits 1 if any step failed.
 """
@@ -99,13 +99,11 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def preferences(dimensions: tuple[str, ...]) -> dict[str, str | None]:
-    """What each of the six users wants, as `pad_weights`."""
-    first, second, third = dimensions[:3]
+    """What each of the users wants, as `pad_weights`."""
+    first, second = dimensions[:2]
     return {
         "unguided": None,
-        first: f"{first}=1",
-        second: f"{second}=1",
-        third: f"{third}=1",
+        **{name: f"{name}=1" for name in dimensions},
         f"{first} and {second}": f"{first}=1,{second}=1",
         f"opposite of {first}": f"{first}=-1",
     }
@@ -173,7 +171,7 @@ async def throughput(client: AsyncOpenAI, wanted: list[str], beta: float) -> dic
 async def talk(url: str, prompt: str, beta: float, dimensions: tuple[str, ...]) -> None:
     client = AsyncOpenAI(base_url=url, api_key="none")
     users = preferences(dimensions)
-    console.print(f"\n[bold]{prompt}[/bold]   six requests in one batch, beta {beta:g}")
+    console.print(f"\n[bold]{prompt}[/bold]   {len(users)} requests in one batch, beta {beta:g}")
     replies, _ = await ask_all(client, [body(prompt, w, beta) for w in users.values()])
     texts = [reply.choices[0].message.content for reply in replies]
     answers = dict(zip(users, texts, strict=True))

@@ -2,7 +2,8 @@
 
 In: a list of jobs, as `harness.engine` describes them. Out: a list of results. Without arguments it reads
 such pairs of files from standard input, a line each, until that ends; what a job raised is then its
-result. Engines live in this very process (VLLM_ENABLE_V1_MULTIPROCESSING=0), so that what the plugin computes can be recorded.
+result. Engines live in this very process (VLLM_ENABLE_V1_MULTIPROCESSING=0), so that what the plugin
+computes can be recorded.
 """
 
 from __future__ import annotations

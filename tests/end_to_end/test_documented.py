@@ -27,7 +27,9 @@ def names(tmp_path_factory):
     folder = tmp_path_factory.mktemp("documented")
     base = tiny.checkpoint("llama", folder / "base")
     dimensions = ("positive", "simple")
-    path = tiny.write_adapter(base, folder / "adapter", fork_layer=2, std=0.1, dimensions=dimensions)
+    path = tiny.write_adapter(
+        base, folder / "adapter", fork_layer=2, std=0.1, dimensions=dimensions
+    )
     return {"BASE": str(base), "PATH": str(path)}
 
 
