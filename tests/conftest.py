@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# Before PyTorch is imported: tests run on two processes, and threads that wait for each other cost
+# small models many times what they give.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import tiny
 

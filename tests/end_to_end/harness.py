@@ -1,7 +1,7 @@
 """Real vLLM engines for tests, in processes beside this one. No vLLM in here.
 
-Importing vLLM costs more than most engines: jobs that need the same environment run one after the other in
-one process that lives until the tests end.
+Importing vLLM costs more than most engines, so a process that has imported it forks for each list of
+jobs: they find nothing of each other. It lives until the tests end; there is one for each model runner.
 
 result = engine({"llm": pad(model, adapter), "requests": [{"prompt": "Hello", "sampling": {...}}]})
 result["outputs"][0]["text"]
@@ -48,7 +48,6 @@ V2_ENV = {
 }
 
 
-KEPT = (None, V2_ENV)
 SLOTS = 2
 _START_S = 300
 
@@ -104,26 +103,21 @@ def engine(
 def engines(
     jobs: list[dict[str, Any]], env: dict[str, str] | None = None, *, timeout: float = 900
 ) -> list[dict[str, Any]]:
-    """Several engines, one after the other. Under the environments of KEPT in the process that is kept
-    for it; under another in a process of its own.
-    """
-    with tempfile.TemporaryDirectory(prefix="pad_engine_") as scratch:
+    """Several engines, one after the other in one process."""
+    v2 = V2_ENV if "VLLM_USE_V2_MODEL_RUNNER" in (env or {}) else {}
+    with tempfile.TemporaryDirectory(prefix="pad_engine_") as scratch, engine_slot():
         given, made = (Path(scratch) / name for name in ("jobs.json", "results.json"))
-        given.write_text(json.dumps(jobs), "utf-8")
-        if env not in KEPT:
-            return outcome("run.py", jobs, env, timeout=timeout)
-        with engine_slot():
-            return _Kept.of(env).answer(given, made, timeout)
+        given.write_text(json.dumps({"jobs": jobs, "env": env or {}}), "utf-8")
+        return _Forking.under(v2).answer(given, made, timeout)
 
 
-class _Kept:
-    """`run.py` waiting for the next job, under one environment."""
+class _Forking:
+    """`run.py`, vLLM imported, waiting for jobs."""
 
-    _running: ClassVar[dict[str, _Kept]] = {}
+    _running: ClassVar[dict[str, _Forking]] = {}
 
-    def __init__(self, env: dict[str, str] | None) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="pad_engines_"))
-        self.log = folder / "log"
+    def __init__(self, env: dict[str, str]) -> None:
+        self.log = Path(tempfile.mkdtemp(prefix="pad_engines_")) / "log"
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
                 [sys.executable, HERE / "run.py"],
@@ -137,28 +131,28 @@ class _Kept:
         atexit.register(self.end)
 
     @classmethod
-    def of(cls, env: dict[str, str] | None) -> _Kept:
-        """The process for an environment, started where there is none."""
+    def under(cls, env: dict[str, str]) -> _Forking:
+        """The one for an environment, started where there is none."""
         name = json.dumps(env, sort_keys=True)
         if name not in cls._running or cls._running[name].process.poll() is not None:
             cls._running[name] = cls(env)
         return cls._running[name]
 
     def answer(self, given: Path, made: Path, timeout: float) -> Any:
-        """The results of a file of jobs. After a failure the process is ended: it may be in any state."""
+        """The results of a file of jobs."""
         assert self.process.stdin is not None
+        begun = self.log.stat().st_size
         self.process.stdin.write(f"{given} {made}\n")
         self.process.stdin.flush()
         end = time.monotonic() + timeout
         while not made.exists():
             if self.process.poll() is not None or time.monotonic() > end:
                 self.end()
-                raise EngineFailed(f"no results, {timeout} s were given\n{tail(self.log)}")
+                raise EngineFailed(f"no results in {timeout} s\n{tail(self.log, begun)}")
             time.sleep(0.02)
         results = json.loads(made.read_text("utf-8"))
         if isinstance(results, dict):
-            self.end()
-            raise EngineFailed(f"{results['error']}\n{tail(self.log)}")
+            raise EngineFailed(f"{results['error']}\n{tail(self.log, begun)}")
         return results
 
     def end(self) -> None:
@@ -174,16 +168,12 @@ def outcome(
     env: dict[str, str] | None = None,
     *,
     timeout: float = 900,
-    alone: bool = False,
 ) -> Any:
-    """What `SCRIPT JOB.json RESULT.json` of this folder makes of a job, in a process of its own.
-
-    alone: what it shows depends on time, so that no other engine runs beside it.
-    """
+    """What `SCRIPT JOB.json RESULT.json` of this folder makes of a job, in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="pad_engine_") as scratch:
         given, made, log = (Path(scratch) / name for name in ("jobs.json", "results.json", "log"))
         given.write_text(json.dumps(job), "utf-8")
-        with engine_slot(alone=alone):
+        with engine_slot():
             code = run([HERE / script, given, made], log, env, timeout)
         if code != 0 or not made.exists():
             raise EngineFailed(f"exit status {code} (None: no end in {timeout} s)\n{tail(log)}")
@@ -191,29 +181,25 @@ def outcome(
 
 
 @contextlib.contextmanager
-def engine_slot(*, alone: bool = False) -> Iterator[None]:
+def engine_slot() -> Iterator[None]:
     """Held while an engine runs. There are SLOTS of them on the machine: each engine computes on one
-    thread, and has gigabytes. alone: all of them.
+    thread, and has gigabytes.
     """
-    slots = [_lock(f"slot_{number}") for number in range(SLOTS)]
-    with contextlib.ExitStack() as held:
-        # Whoever waits for a slot holds the gate, so that waiting for all of them comes to an end.
-        with _lock("gate"):
-            for lock in slots if alone else [_first_free(slots)]:
-                held.enter_context(lock)
+    slot = _free_slot()
+    try:
         yield
+    finally:
+        slot.release()
 
 
-def _lock(name: str) -> FileLock:
-    return FileLock(Path(tempfile.gettempdir()) / f"pad_vllm_engine_{os.getuid()}_{name}.lock")
-
-
-def _first_free(locks: list[FileLock]) -> FileLock:
-    """Nobody else can take it: the caller holds the gate."""
+def _free_slot() -> FileLock:
+    name = f"pad_vllm_engine_{os.getuid()}_{{}}.lock"
+    slots = [FileLock(Path(tempfile.gettempdir()) / name.format(n)) for n in range(SLOTS)]
     while True:
-        for lock in locks:
-            with contextlib.suppress(Timeout), lock.acquire(timeout=0):
-                return lock
+        for slot in slots:
+            with contextlib.suppress(Timeout):
+                slot.acquire(timeout=0)
+                return slot
         time.sleep(0.1)
 
 
@@ -240,9 +226,9 @@ def run(arguments: list[Any], log: Path, env: dict[str, str] | None, timeout: fl
             process.wait()
 
 
-def tail(log: Path, characters: int = 6000) -> str:
-    """The end of a log, for a failure's message."""
-    return log.read_text("utf-8", errors="replace")[-characters:]
+def tail(log: Path, begun: int = 0) -> str:
+    """The end of a log, or of what it has from byte `begun` on, for a failure's message."""
+    return log.read_bytes()[begun:][-6000:].decode("utf-8", errors="replace")
 
 
 @contextlib.contextmanager

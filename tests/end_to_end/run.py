@@ -1,9 +1,8 @@
-"""Runs vLLM engines one after the other in a process of its own: `run.py JOBS.json RESULTS.json`.
+"""Runs vLLM engines for tests: waits for lines `JOBS.json RESULTS.json` on standard input, until that ends.
 
-In: a list of jobs, as `harness.engine` describes them. Out: a list of results. Without arguments it reads
-such pairs of files from standard input, a line each, until that ends; what a job raised is then its
-result. Engines live in this very process (VLLM_ENABLE_V1_MULTIPROCESSING=0), so that what the plugin
-computes can be recorded.
+In: {"jobs": a list, as `harness.engine` describes them; "env": variables to set}. Out: a list of results, or
+{"error": what was raised}. vLLM is imported once; every line's engines run one after the other in a fork
+of this process (VLLM_ENABLE_V1_MULTIPROCESSING=0), so that what the plugin computes can be recorded.
 """
 
 from __future__ import annotations
@@ -17,22 +16,42 @@ import traceback
 from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 
-def main(jobs: str, results: str) -> None:
-    done = [_run(job) for job in json.loads(Path(jobs).read_text("utf-8"))]
-    _write(results, done)
-
-
-def serve() -> None:
-    """Jobs from standard input."""
+def main() -> None:
+    _import_all()
     for line in sys.stdin:
         jobs, results = line.split()
-        try:
-            main(jobs, results)
-        except Exception:  # noqa: BLE001, whatever it is, the test wants to see it
-            _write(results, {"error": traceback.format_exc()})
+        pid = os.fork()
+        if pid == 0:
+            _answer(jobs, results)
+        _, status = os.waitpid(pid, 0)
+        if code := os.waitstatus_to_exitcode(status):  # it wrote nothing
+            _write(results, {"error": f"the engines' process ended with exit status {code}"})
+
+
+def _import_all() -> None:
+    """What every job needs; nothing in here starts a thread or opens a device."""
+    import vllm.entrypoints.llm
+    import vllm.v1.engine.llm_engine
+    import vllm.v1.worker.cpu_worker  # noqa: F401
+
+    import pad_vllm.serving.connection
+    import pad_vllm.serving.processor  # noqa: F401
+
+
+def _answer(jobs: str, results: str) -> NoReturn:
+    """In the fork."""
+    try:
+        given = json.loads(Path(jobs).read_text("utf-8"))
+        os.environ.update(given["env"])
+        _write(results, [_run(job) for job in given["jobs"]])
+    except BaseException:  # noqa: BLE001, whatever it is, the test wants to see it
+        _write(results, {"error": traceback.format_exc()})
+    finally:
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def _write(results: str, content: Any) -> None:
@@ -182,4 +201,4 @@ def _clean_up() -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    main(*sys.argv[1:]) if sys.argv[1:] else serve()
+    main()

@@ -15,10 +15,13 @@ LENGTHS = (3, 40, 17, 70)
 
 
 def answered(
-    root: Path, forks: dict[str, int], settings: Callable[[Path], dict[str, Any] | None]
+    root: Path,
+    forks: dict[str, int],
+    settings: Callable[[Path], dict[str, Any] | None],
+    **llm: Any,
 ) -> dict[str, Any]:
     """family -> (checkpoint, adapter, requests, result); forks: family -> fork layer; settings: of
-    additional_config["pad"] for a checkpoint.
+    additional_config["pad"] for a checkpoint; llm: further arguments of the engines.
     """
     made = {}
     for family, fork in forks.items():
@@ -29,7 +32,7 @@ def answered(
         prompts = [[3 + (7 * i + length) % 256 for i in range(length)] for length in LENGTHS]
         made[family] = (base, adapter, mixed_batch(adapter, prompts, 24))
     jobs = [
-        {"llm": pad(base, adapter, settings(base)), "requests": requests, "record": True}
+        {"llm": pad(base, adapter, settings(base), **llm), "requests": requests, "record": True}
         for base, adapter, requests in made.values()
     ]
     results = engines(jobs)

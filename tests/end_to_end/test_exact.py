@@ -62,7 +62,10 @@ def compiled(smollm2, adapter, batch, unguided, tmp_path_factory):
     return dict(zip(("pad", "plain"), results, strict=True))
 
 
-@pytest.fixture(scope="module", params=["eager", "compiled"])
+# Compiling 30 layers takes minutes; test_compiled.py compiles small models among the engine tests.
+@pytest.fixture(
+    scope="module", params=["eager", pytest.param("compiled", marks=pytest.mark.exhaustive)]
+)
 def run(request):
     return request.getfixturevalue(request.param)
 

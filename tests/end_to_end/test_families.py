@@ -39,6 +39,7 @@ def test_a_small_model_of_each_family_says_what_its_twin_says(families, family):
     assert share_changed(result) > 0.5
 
 
+@pytest.mark.exhaustive
 def test_gemma_3_270m_says_what_its_twin_says(gemma3, tmp_path):
     adapter = tiny.write_adapter(gemma3, tmp_path / "adapter", fork_layer=12, std=0.02)
     bos = 2  # its converted tokenizer adds none

@@ -62,7 +62,7 @@ def trouble(pair, *kinds, wait=True, **more):
         "troubles": kinds,
         "wait": wait,
     }
-    return outcome("ray_trouble.py", job, timeout=400, alone=True)
+    return outcome("ray_trouble.py", job, timeout=400)
 
 
 def test_when_an_actor_dies_or_stalls_every_request_ends_and_guidance_returns(pair):

@@ -125,7 +125,7 @@ def started(tmp_path_factory):
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",  # every line says which replica it is from
     }
-    with engine_slot(alone=True), log.open("wb") as out:
+    with engine_slot(), log.open("wb") as out:
         process = subprocess.Popen(
             list(map(str, command)),
             env=environment(env),

@@ -59,6 +59,7 @@ def test_prompts_read_in_pieces_and_many_answers_to_one_change_nothing(families)
     assert len({tuple(one) for one in said}) == 3
 
 
+@pytest.mark.exhaustive
 def test_with_the_same_backbone_it_says_what_the_twin_says_and_so_does_shared(smollm2, adapter):
     # test_exact.py holds `shared` against the same twin, in the same requests.
     requests = mixed_batch(adapter, PROMPTS, TOKENS)

@@ -14,17 +14,27 @@ FAMILIES = ("llama", "gemma3")
 LENGTHS = (5, 40, 19)
 
 
-@pytest.fixture(scope="module")
-def real(smollm2, adapter):
-    """SmolLM2: 3 prompts, mixed preferences, 12 tokens."""
-    return smollm2, adapter, mixed_batch(adapter, PROMPTS[:3], 12)
+def pairs(everything):
+    """name -> (V2's result, V1's); under "plain" those of the first model's prompts without PAD."""
+    jobs = [
+        {"llm": pad(base, adapter), "requests": requests, "record": True}
+        for base, adapter, requests in everything.values()
+    ]
+    base, _, requests = next(iter(everything.values()))
+    unguided = [
+        greedy(request["prompt"], request["sampling"]["max_tokens"])
+        for request in requests[KINDS - 1 :: KINDS]
+    ]
+    jobs.append({"llm": plain(base), "requests": unguided})
+    results = zip(engines(jobs, V2_ENV), engines(jobs), strict=True)
+    return everything, dict(zip([*everything, "plain"], results, strict=True))
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Two random models: more tokens than the interpreter allows the real one."""
+    """Two random models, 32 tokens."""
     root = tmp_path_factory.mktemp("v2")
-    made = {}
+    everything = {}
     for family in FAMILIES:
         base = tiny.checkpoint(family, root / family)
         folder = root / f"{family}_adapter"
@@ -32,28 +42,32 @@ def small(tmp_path_factory):
             base, folder, fork_layer=3 if family == "gemma3" else 2, std=0.15, beta=1.0
         )
         prompts = [[3 + (11 * i + length) % 256 for i in range(length)] for length in LENGTHS]
-        made[family] = (base, adapter, mixed_batch(adapter, prompts, 32))
-    return made
+        everything[family] = (base, adapter, mixed_batch(adapter, prompts, 32))
+    return pairs(everything)
 
 
 @pytest.fixture(scope="module")
-def runs(real, small):
-    """name -> (V2's result, V1's), plain vLLM under "plain"."""
-    everything = {"smollm2": real, **small}
-    jobs = [
-        {"llm": pad(base, adapter), "requests": requests, "record": True}
-        for base, adapter, requests in everything.values()
-    ]
-    unguided = [greedy(prompt, 12) for prompt in PROMPTS[:3]]
-    jobs.append({"llm": plain(real[0]), "requests": unguided})
-    names = [*everything, "plain"]
-    return dict(zip(names, zip(engines(jobs, V2_ENV), engines(jobs), strict=True), strict=True))
+def real(smollm2, adapter):
+    """SmolLM2: 3 prompts, mixed preferences, 12 tokens: minutes under the interpreter."""
+    return pairs({"smollm2": (smollm2, adapter, mixed_batch(adapter, PROMPTS[:3], 12))})
 
 
-@pytest.mark.parametrize("name", ["smollm2", *FAMILIES])
-def test_v2_says_what_the_twin_says(runs, real, small, name):
-    base, adapter, requests = {"smollm2": real, **small}[name]
-    result, _ = runs[name]
+@pytest.fixture(scope="module")
+def runs(request):
+    """What a test of one model looks at: its requests, and what both runners made of them."""
+    return request.getfixturevalue(request.param)
+
+
+REAL = pytest.param("real", "smollm2", marks=pytest.mark.exhaustive)
+each_model = pytest.mark.parametrize(
+    ("runs", "name"), [*(("small", family) for family in FAMILIES), REAL], indirect=["runs"]
+)
+
+
+@each_model
+def test_v2_says_what_the_twin_says(runs, name):
+    everything, results = runs
+    (base, adapter, requests), (result, _) = everything[name], results[name]
     assert result["runner"] == "v2"
     found = Twin(base, adapter).compare(requests, result)
     print(f"\nv2 {name}: start {result['start_s']:.1f} s, {result['run_s']:.1f} s: {found}")
@@ -64,14 +78,15 @@ def test_v2_says_what_the_twin_says(runs, real, small, name):
     assert share_changed(result) > 0.5
 
 
-@pytest.mark.parametrize("name", ["smollm2", *FAMILIES])
+@each_model
 def test_both_runners_say_the_same(runs, name):
-    v2, v1 = runs[name]
+    v2, v1 = runs[1][name]
     assert (v2["runner"], v1["runner"]) == ("v2", "v1")
     assert tokens(v2) == tokens(v1)
     assert [len(steps) for steps in v2["steps"]] == [len(steps) for steps in v1["steps"]]
 
 
-def test_unguided_requests_say_what_plain_v2_says(runs):
-    (guided, _), (unguided, _) = runs["smollm2"], runs["plain"]
+@pytest.mark.parametrize(("runs", "name"), [("small", FAMILIES[0]), REAL], indirect=["runs"])
+def test_unguided_requests_say_what_plain_v2_says(runs, name):
+    (guided, _), (unguided, _) = runs[1][name], runs[1]["plain"]
     assert tokens(guided)[KINDS - 1 :: KINDS] == tokens(unguided)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -227,7 +228,8 @@ def test_the_commands_are_light_to_import():
 @pytest.mark.engine  # starts Ray: seconds
 def test_ray_draws_what_one_process_draws(prompts, out, monkeypatch):
     ray = pytest.importorskip("ray")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # the actors import Echo
+    here = Path(__file__).parent  # the actors import Echo
+    monkeypatch.setenv("PYTHONPATH", f"{here}{os.pathsep}{here.parent}")
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         tally = draw("base", prompts, out, ROOMY, batch=2, ray=1, build=build_echo)

@@ -1,0 +1,43 @@
+"""Compiled: small models say what their twin says, and unguided rows what compiled plain vLLM says."""
+
+from __future__ import annotations
+
+import pytest
+from cases import KINDS, greedy, share_changed, tokens
+from harness import engines, plain
+from small_models import answered
+from twin import Twin
+
+pytestmark = pytest.mark.engine
+
+FORKS = {"llama": 2, "gemma3": 3}
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory):
+    """family -> (checkpoint, adapter, requests, result)."""
+    root = tmp_path_factory.mktemp("compiled")
+    return answered(root, FORKS, lambda _: None, enforce_eager=False)
+
+
+@pytest.mark.parametrize("family", FORKS)
+def test_a_small_compiled_model_says_what_its_twin_says(families, family):
+    base, adapter, requests, result = families[family]
+    comparison = Twin(base, adapter).compare(requests, result)
+    print(f"\n{family}, start {result['start_s']:.1f} s: {comparison}")
+    assert result["runner"] == "v1"
+    assert comparison.differences == []
+    assert comparison.rewards > 0
+    assert comparison.ties <= 1
+    assert comparison.reward_error < 1e-3
+    assert share_changed(result) > 0.5
+
+
+def test_unguided_requests_in_a_guided_batch_say_what_plain_compiled_vllm_says(families):
+    base, _, requests, result = families["llama"]
+    unguided = [
+        greedy(request["prompt"], request["sampling"]["max_tokens"])
+        for request in requests[KINDS - 1 :: KINDS]
+    ]
+    (alone,) = engines([{"llm": plain(base, enforce_eager=False), "requests": unguided}])
+    assert tokens(result)[KINDS - 1 :: KINDS] == tokens(alone)
