@@ -36,9 +36,8 @@ import arguments
 
 from pad_vllm.adapter.manifest import read_config
 from pad_vllm.demo.names import resolve_adapter, resolve_base
-from pad_vllm.evaluation.fluency import repeated_ngrams
+from pad_vllm.evaluation.measures import repeated_ngrams, win_rate
 from pad_vllm.evaluation.scorers import SCORERS, score
-from pad_vllm.evaluation.winrate import win_rate
 from pad_vllm.serving.command import serve_argv
 from pad_vllm.text.tokens import Reader, Reading
 

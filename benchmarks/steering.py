@@ -23,9 +23,8 @@ import arguments
 
 from pad_vllm.adapter.manifest import read_config
 from pad_vllm.demo.names import resolve_adapter, resolve_base
-from pad_vllm.evaluation.fluency import perplexity, repeated_ngrams, token_losses
+from pad_vllm.evaluation.measures import perplexity, repeated_ngrams, token_losses, win_rate
 from pad_vllm.evaluation.scorers import SCORERS, score
-from pad_vllm.evaluation.winrate import win_rate
 from pad_vllm.text.chat import chat_ids
 
 PROMPTED = {

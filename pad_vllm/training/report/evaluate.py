@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pad_vllm.evaluation.fluency import token_losses
+from pad_vllm.evaluation.measures import token_losses
 from pad_vllm.persrm import PersRM
 from pad_vllm.text.chat import chat_ids
 from pad_vllm.text.preference import with_preference

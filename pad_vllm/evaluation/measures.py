@@ -1,6 +1,6 @@
-"""Is the text still text? Repetition, and perplexity under the unguided base.
+"""What answers are worth beside others: win rates; and whether they are still text: repetition, perplexity.
 
-In: texts, or token ids and a Transformers model. Out: plain numbers. Knows nothing of preferences.
+In: scores; texts; token ids and a Transformers model. Out: plain numbers. Knows nothing of preferences.
 """
 
 from __future__ import annotations
@@ -11,6 +11,12 @@ from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
+
+
+def win_rate(scores: Sequence[float], against: Sequence[float]) -> float:
+    """Share of prompts on which `scores` is higher, ties counting half."""
+    wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(scores, against, strict=True)]
+    return sum(wins) / len(wins)
 
 
 def repeated_ngrams(text: str, n: int = 4) -> float:

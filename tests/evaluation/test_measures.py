@@ -8,8 +8,7 @@ import pytest
 import tiny
 import torch
 
-from pad_vllm.evaluation.fluency import perplexity, repeated_ngrams, token_losses
-from pad_vllm.evaluation.winrate import win_rate
+from pad_vllm.evaluation.measures import perplexity, repeated_ngrams, token_losses, win_rate
 
 
 def test_ties_count_half():
