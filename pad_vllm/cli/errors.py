@@ -33,7 +33,7 @@ def plain_errors() -> Iterator[None]:
             extra = EXTRAS.get(str(error.name).split(".")[0])
             if extra is None:
                 raise
-            said = _missing(str(error.name), extra)
+            said = f"{error.name} is not installed. Install it: pip install 'pad-vllm[{extra}]'"
         message = f"[red]Error:[/red] {escape(said)}"
         Console(stderr=True).print(message, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
@@ -54,7 +54,3 @@ def require(package: str) -> None:
     """Raise ModuleNotFoundError now, before work is lost, where a package of an extra is missing."""
     if importlib.util.find_spec(package) is None:
         raise ModuleNotFoundError(f"No module named {package!r}", name=package)
-
-
-def _missing(package: str, extra: str) -> str:
-    return f"{package} is not installed. Install it: pip install 'pad-vllm[{extra}]'"

@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -178,14 +179,15 @@ def _require_converter() -> None:
 
 @contextmanager
 def _step(console: Console, what: str) -> Iterator[None]:
-    """A spinner on a terminal; in a log, one line when the step starts."""
+    """A spinner on a terminal; in a log, a line when the step starts. Either way its seconds at the end."""
+    start = time.monotonic()
     if console.is_terminal:
         with console.status(what):
             yield
-        console.print(f"{what}: done", highlight=False)
     else:
         console.print(what, highlight=False)
         yield
+    console.print(f"{what}: {time.monotonic() - start:.0f} s", highlight=False)
 
 
 def _stage_gguf(source: ModelSource, staging: Path, progress: Console) -> Path:
