@@ -28,3 +28,17 @@ def test_perplexity_is_the_models_own():
     logits = model(torch.tensor([prompt + answer])).logits[0, 2:-1]
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor(answer)).item()
     assert perplexity([(total, count)]) == pytest.approx(math.exp(expected), rel=1e-4)
+
+
+def test_token_ids_are_made_on_the_models_device():
+    class Seen(Exception):
+        pass
+
+    class Elsewhere:
+        device = torch.device("meta")
+
+        def model(self, input_ids):
+            raise Seen(input_ids.device)
+
+    with pytest.raises(Seen, match="meta"):
+        token_losses(Elsewhere(), [([3], [4, 5])])

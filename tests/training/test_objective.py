@@ -253,3 +253,20 @@ def test_beginnings_are_sums_up_to_every_cut():
         start += length
         for place, cut in enumerate((*CUTS, None)):
             assert torch.allclose(found[place, :, number], own[:cut].sum(0), atol=1e-4)
+
+
+def test_prompts_with_different_numbers_of_preferences_share_a_batch(model, batch):
+    objective = Objective(model, RECIPE)
+    few = [batch[0], replace(batch[1], w=batch[1].w[:1]), batch[2]]
+    together = objective(few, 3)
+    alone = sum(objective([example], 3) for example in few)
+    assert float(together) == pytest.approx(float(alone), rel=1e-5)
+
+
+def test_a_worker_without_a_prompt_adds_nothing_and_takes_part(model):
+    loss = Objective(model, RECIPE)([], 3)
+    assert float(loss) == 0.0
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    grads = gradients(model, loss)
+    assert set(grads) == trained
+    assert not any(grad.any() for grad in grads.values())

@@ -249,3 +249,35 @@ def test_responses_of_a_bfloat16_backbone_keep_its_type(model, groups, tmp_path)
     fresh = dataclasses.replace(one.settings, cached=False)
     computed = Store(half, TOKENIZER, fresh, tmp_path, "weights").responses(groups[0])
     assert torch.equal(response.forked, computed[0].forked)
+
+
+@pytest.mark.parametrize("scorers", [(None, "letters"), ("letters", "other"), ("letters",)])
+def test_other_scorers_or_another_order_read_no_scores_of_the_first(
+    groups, model, tmp_path, monkeypatch, scorers
+):
+    monkeypatch.setitem(branches.SCORERS, "other", lambda text: float(len(text)))
+    for wanted in (SCORERS, scorers):
+        asked = [dataclasses.replace(group, scorers=wanted) for group in groups]
+        store = Store(model, TOKENIZER, settings(), tmp_path, "id")
+        store.build(asked, 0, 1, lambda *_: None, scored=True)
+        plain = Store(model, TOKENIZER, settings(cached=False), tmp_path, "id")
+        for group in asked:
+            kept, made = (one.responses(group, scored=True) for one in (store, plain))
+            for a, b in zip(kept, made, strict=True):
+                assert torch.equal(a.branch_scores, b.branch_scores)
+
+
+def test_a_trunk_frozen_again_is_the_new_one(groups, model, tmp_path):
+    store = Store(model, TOKENIZER, settings(), tmp_path / "cache", "id")
+    store.build(groups, 0, 1, lambda *_: None, scored=False)
+    for _ in range(2):
+        with torch.no_grad():
+            for _, b in model.lora_weights().values():
+                b.add_(0.05)
+        store.freeze_trunk(groups, tmp_path / "trunk", 0, 1, lambda *_: None)
+        for group in groups:
+            forked = store.forks.read(group)
+            whole = [module.CachedResponse(**tensors) for tensors in forked]
+            fresh = trunk_hidden(model, whole)
+            for kept, wanted in zip(store.responses(group), fresh, strict=True):
+                assert torch.allclose(kept.h_T, wanted, atol=1e-6)
