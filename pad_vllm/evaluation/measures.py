@@ -35,13 +35,13 @@ def token_losses(
     losses: dict[int, tuple[float, int]] = {}
     for start in range(0, len(order), batch):
         chunk = order[start : start + batch]
-        ids = [torch.tensor(pairs[i][0] + pairs[i][1]) for i in chunk]
+        ids = [torch.tensor(pairs[i][0] + pairs[i][1], device=model.device) for i in chunk]
         hidden = model.model(input_ids=pad_sequence(ids, batch_first=True)).last_hidden_state
         for row, i in enumerate(chunk):
             prompt, answer = pairs[i]
             first = len(prompt) - 1
             logits = model.lm_head(hidden[row, first : first + len(answer)]).float()
-            target = torch.tensor(answer, dtype=torch.long)
+            target = torch.tensor(answer, dtype=torch.long, device=logits.device)
             loss = torch.nn.functional.cross_entropy(logits, target, reduction="sum")
             losses[i] = (loss.item(), len(answer))
     return [losses[i] for i in range(len(pairs))]

@@ -128,7 +128,8 @@ class StageRun:
         self.optimiser.zero_grad()
         self.step += 1
         # Each worker's loss is over the whole batch's prompts times the number of workers.
-        total = self.accelerator.reduce(torch.tensor(value), "mean").item()
+        own = torch.tensor(value, device=self.accelerator.device)
+        total = self.accelerator.reduce(own, "mean").item()
         row: HistoryRow = {"stage": self.stage.number, "step": self.step, "loss": total}
         if self.step % self.recipe.evaluate_every == 0 or self.step == self.steps:
             row["accuracy"] = self.data.accuracy()

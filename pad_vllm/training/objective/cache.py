@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -98,16 +98,23 @@ def _forward(
 class Kept:
     """Tensors of groups in a folder, one file a group.
 
-    depends_on: what the tensors depend on beside the group's tokens, as JSON.
+    depends_on: what the tensors depend on beside the group, as JSON; of_group: what of a group beside its
+    tokens.
     """
 
-    def __init__(self, folder: Path, depends_on: dict[str, Any]) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        depends_on: dict[str, Any],
+        of_group: Callable[[Group], list[Any]] = lambda _: [],
+    ) -> None:
+        self.folder, self.of_group = folder, of_group
         self.seed = hashlib.sha256(json.dumps([_FORMAT, depends_on], sort_keys=True).encode())
 
     def path(self, group: Group) -> Path:
         digest = self.seed.copy()
-        digest.update(json.dumps([group.prompt_ids, group.response_ids]).encode())
+        named = [group.prompt_ids, group.response_ids, *self.of_group(group)]
+        digest.update(json.dumps(named).encode())
         name = digest.hexdigest()[:32]
         return self.folder / name[:2] / f"{name}.safetensors"
 

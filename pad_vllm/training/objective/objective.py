@@ -56,12 +56,16 @@ class Objective(nn.Module):
         self.model, self.recipe = model, recipe
 
     def forward(self, batch: Sequence[Example], whole: int) -> Tensor:
+        if not batch:  # more workers than prompts; DDP still waits for this one's gradients
+            trained = [p for p in self.parameters() if p.requires_grad]
+            return torch.stack([p.sum() * 0.0 for p in trained]).sum()
         responses = [r for example in batch for r in example.responses]
         sizes = [len(example.responses) for example in batch]
         lengths = torch.tensor([len(r.chosen) for r in responses])
         phi = self._features(responses)
         z_B, chosen = torch.cat([r.z_B for r in responses]), _chosen(responses)
-        each_w = torch.cat([e.w.expand(len(e.responses), -1, -1) for e in batch])
+        most = max(len(e.w) for e in batch)
+        each_w = torch.cat([_filled(e.w, most).expand(len(e.responses), -1, -1) for e in batch])
         each_w = each_w.repeat_interleave(lengths.to(each_w.device), 0)
         reward = _beginnings(loss.taken_rewards(phi, each_w, chosen), lengths)
         policy = _beginnings(loss.log_ratios(phi, z_B.float(), each_w, chosen), lengths)
@@ -77,11 +81,11 @@ class Objective(nn.Module):
         return self.model.features(torch.cat([r.h_B for r in responses]), hidden, ids)
 
     def _pairs(self, example: Example, psi_w: Tensor, ratios: Tensor) -> Tensor:
-        """psi_w, ratios [C + 1, W, R] of one prompt -> its loss."""
-        recipe = self.recipe
+        """psi_w, ratios [C + 1, most W of the batch, R] of one prompt -> its loss."""
+        recipe, count = self.recipe, len(example.w)
         margins = loss.pair_margins(example.scores.transpose(0, 1), example.w)
         reward, policy = (
-            loss.bradley_terry(values, margins, recipe.b, recipe.sharpness)
+            loss.bradley_terry(values[:, :count], margins, recipe.b, recipe.sharpness)
             for values in (psi_w, ratios)
         )
         return recipe.reward_weight * reward + recipe.policy_weight * policy
@@ -100,6 +104,11 @@ class Objective(nn.Module):
                 pairs = torch.cat(features), example.w, torch.cat(scores)
                 total = total + loss.branch_loss(*pairs, recipe.branch_b, recipe.sharpness)
         return recipe.branch_weight * total
+
+
+def _filled(w: Tensor, count: int) -> Tensor:
+    """w [W, D] with rows of zeros below it -> [count, D]."""
+    return torch.nn.functional.pad(w, (0, 0, 0, count - len(w)))
 
 
 def _chosen(responses: Sequence[CachedResponse]) -> Tensor:

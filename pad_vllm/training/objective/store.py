@@ -43,7 +43,11 @@ class Store:
         self.of_fork = [identity, model.fork_layer, settings.dtype, recipe.candidates]
         self.forks = Kept(folder / "forks", {"fork": self.of_fork})
         drawn = [recipe.branch_share, recipe.seed, branches.WINDOW]
-        self.branches = Kept(folder / "branches", {"fork": self.of_fork, "drawn": drawn})
+        self.branches = Kept(
+            folder / "branches",
+            {"fork": self.of_fork, "drawn": drawn},
+            of_group=lambda group: [group.scorers],
+        )
         self.trunk: Kept | None = None
 
     def build(
@@ -106,6 +110,7 @@ class Store:
             digest.update(a.detach().cpu().numpy().tobytes())
             digest.update(b.detach().cpu().numpy().tobytes())
         kept = Kept(folder, {"fork": self.of_fork, "lora": digest.hexdigest()})
+        self.trunk = None  # until it is all there: what is read to make it has no h_T
         missing = kept.missing(groups[rank::world])
         for number, group in enumerate(missing):
             if number % 50 == 0:
