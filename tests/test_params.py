@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import time
 
 import pytest
 from hypothesis import given
@@ -272,3 +273,29 @@ def test_whatever_a_client_sends_is_guidance_within_limits_or_a_value_error(extr
     assert all(abs(weight) <= MAX_WEIGHT for weight in guidance.weights)
     assert abs(guidance.beta) <= LIMITS.max_beta
     assert 1 <= guidance.top_k <= LIMITS.max_top_k
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        "helpful=1," * 1_000_000,
+        '{"helpful": 1' + " " * 10_000_000 + "}",
+        ["helpful=1"] * 1_000_000,
+        ["helpful=" + "1" * 10_000_000],
+        {str(number): 1 for number in range(100_000)},
+    ],
+    ids=["text", "json", "list", "one long item", "mapping"],
+)
+def test_megabytes_of_weights_are_refused_before_they_are_parsed(weights):
+    begin = time.perf_counter()
+    with pytest.raises(ValueError, match="at most 10,000 characters"):
+        check_syntax({"pad_weights": weights})
+    assert time.perf_counter() - begin < 0.05
+
+
+@pytest.mark.parametrize("name", ["pad_beta", "pad_top_k"])
+def test_a_number_of_megabytes_is_refused_unread(name):
+    begin = time.perf_counter()
+    with pytest.raises(ValueError, match=f"{name} is .*; accepted: "):
+        check_syntax({"pad_weights": "helpful=1", name: "1" * 10_000_000})
+    assert time.perf_counter() - begin < 0.05
