@@ -18,6 +18,7 @@ WEIGHTS, BETA, TOP_K, PREFERENCE = "pad_weights", "pad_beta", "pad_top_k", "pad_
 KEYS = (WEIGHTS, BETA, TOP_K, PREFERENCE)
 PREFIX = "pad_"
 MAX_PREFERENCE = 2000  # characters; part of the reward model's prefill of the request
+MAX_WEIGHTS = 10_000  # characters of pad_weights in all: it is parsed in the server's event loop
 MAX_WEIGHT = 1e4  # keeps w, the sum of w and the rewards made from them finite in float32
 _FORM = """'helpful=1,humor=0.5', '{"helpful": 1}' or ["helpful=1", "humor=0.5"]"""
 
@@ -174,6 +175,10 @@ def _no_text(value: object, engine: str) -> ValueError:
 
 def _weights(value: object) -> Pairs:
     """Weights by name in the order given: names stripped and unique, numbers within bounds."""
+    if _size(value) > MAX_WEIGHTS:
+        raise _refusal(
+            WEIGHTS, value, f"at most {MAX_WEIGHTS:,} characters", "name only what is not 0"
+        )
     pairs = [(name.strip(), number) for name, number in _raw_pairs(value)]
     if not pairs:
         raise _refusal(
@@ -189,6 +194,17 @@ def _weights(value: object) -> Pairs:
             )
         seen.add(name)
     return [(name, _weight(name, number)) for name, number in pairs]
+
+
+def _size(value: object) -> int:
+    """Characters of a text; of a list or an object those of its texts and one for every entry."""
+    if isinstance(value, str):
+        return len(value)
+    if not isinstance(value, list | tuple | Mapping):
+        return 0
+    if len(value) > MAX_WEIGHTS:
+        return len(value)
+    return len(value) + sum(len(entry) for entry in value if isinstance(entry, str))
 
 
 def _raw_pairs(value: object) -> list[tuple[str, object]]:

@@ -215,8 +215,8 @@ def _join(ray: Any, address: str) -> None:
     quiet = {"log_to_driver": False, "configure_logging": False, "namespace": "pad_vllm"}
     if address:
         ray.init(address=address, **quiet)
-    else:
-        ray.init(include_dashboard=False, **quiet)
+    else:  # without "local" Ray joins RAY_ADDRESS, or whatever cluster runs on this machine
+        ray.init(address="local", include_dashboard=False, **quiet)
 
 
 def _options(resources: Any) -> dict[str, Any]:

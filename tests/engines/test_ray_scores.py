@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pad_vllm.config import PADConfig
-from pad_vllm.engines.ray import PersRMActor, RayScores
+from pad_vllm.engines.ray import PersRMActor, RayScores, _join
 from pad_vllm.engines.reward_model.ask import Ask
 
 
@@ -193,3 +193,10 @@ def test_an_actor_asks_ray_for_what_the_settings_say(ray):
     assert ray.options["num_gpus"] == 1
     assert ray.options["resources"] == {"fast": 2}
     assert (ray.options["max_restarts"], ray.options["max_task_retries"]) == (-1, 0)
+
+
+@pytest.mark.parametrize(("given", "joined"), [("", "local"), ("ray://head:10001",) * 2])
+def test_an_empty_address_starts_a_cluster_of_its_own_and_joins_no_other(given, joined):
+    calls = []
+    _join(SimpleNamespace(init=lambda **arguments: calls.append(arguments)), given)
+    assert [call["address"] for call in calls] == [joined]
