@@ -26,7 +26,10 @@ install() {
     uv=$(command -v uv) || { pip_install uv 2>/dev/null && uv=.venv/bin/uv; } || uv=""
     if [ -n "$uv" ]; then
         local -a options=(-q --compile-bytecode --python "$VENV_PYTHON")
-        if [ "$build" = cpu ]; then options+=(--override <(printf '%s; python_version < "3"\n' $MEDIA)); fi
+        if [ "$build" = cpu ]; then
+            printf '%s; python_version < "3"\n' $MEDIA >.venv/left-out.txt
+            options+=(--override .venv/left-out.txt)
+        fi
         "$uv" pip install "${options[@]}" "$@" && return
         say "uv did not find everything; pip goes on"
     fi
