@@ -7,7 +7,7 @@ import tiny
 from cases import greedy, preferences, tokens
 from harness import engine, engines, pad, plain
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.exhaustive]  # five compilations, a process each
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from twin import Twin
 
 pytestmark = pytest.mark.engine
 
-FORKS = {"llama": 2, "gemma3": 3}
+FORKS = {"gemma3": 3}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_a_small_compiled_model_says_what_its_twin_says(families, family):
 
 
 def test_unguided_requests_in_a_guided_batch_say_what_plain_compiled_vllm_says(families):
-    base, _, requests, result = families["llama"]
+    base, _, requests, result = families["gemma3"]
     unguided = [
         greedy(request["prompt"], request["sampling"]["max_tokens"])
         for request in requests[KINDS - 1 :: KINDS]

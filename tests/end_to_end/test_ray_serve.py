@@ -20,7 +20,7 @@ import pytest
 import tiny
 from harness import engine_slot, environment, tail
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.exhaustive]  # two replicas, each a server of its own
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ray_serve.py"
 START_S = 300

@@ -75,6 +75,7 @@ def test_a_killed_run_started_again_ends_with_the_same_numbers(root, alone, mome
     assert all((one[key] == other[key]).all() for key in one)
 
 
+@pytest.mark.exhaustive
 def test_two_ray_workers_give_the_loss_curve_of_one_and_survive_a_killed_worker(root, alone):
     process = start(root, "two", "--workers", "2")
     try:
