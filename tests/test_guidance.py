@@ -154,3 +154,37 @@ def test_candidates_in_two_rounds_are_those_of_one_topk(rows, size, k):
     z, ids = guidance.candidates(logits, torch.arange(rows), k)
     assert torch.equal(z, logits.topk(k).values)
     assert torch.equal(ids, logits.topk(k).indices)
+
+
+def ranked(row, k):
+    """The k best tokens of a row by hand: the higher logit first, among equals the lower token id."""
+    return sorted(range(len(row)), key=lambda token: (-float(row[token]), token))[:k]
+
+
+@pytest.mark.parametrize("size", [49, 64 * 8, 64 * 100, 64 * 30 + 17])
+def test_a_rows_candidates_are_its_own_whatever_k_its_neighbours_ask_for(size):
+    torch.manual_seed(size)
+    logits = (torch.randn(6, size) * 3).bfloat16().float()  # ties everywhere, as in a served model
+    logits[:, ::7] = NEG_INF
+    for k in (1, 5, 20, 48):
+        alone = [guidance.candidates(logits[row : row + 1], torch.tensor([0]), k) for row in (1, 4)]
+        for company in (k, 49, 400):
+            z, ids = guidance.candidates(logits, torch.tensor([1, 2, 4]), company)
+            for place, row, own in ((0, 1, alone[0]), (2, 4, alone[1])):
+                assert ids[place, :k].tolist() == ranked(logits[row], k)
+                assert torch.equal(ids[place, :k], own[1][0])
+                assert torch.equal(z[place, :k], own[0][0])
+
+
+def test_equal_logits_of_either_zero_go_by_token_id():
+    logits = torch.tensor([[0.0, -0.0, 0.0, -0.0, -1.0]]).repeat(1, 100)
+    _, ids = guidance.candidates(logits, torch.tensor([0]), 10)
+    assert ids[0].tolist() == ranked(logits[0], 10)
+
+
+def test_candidates_of_some_rows_among_many_are_found_in_bounded_pieces(monkeypatch):
+    monkeypatch.setattr(guidance, "_AT_ONCE", 3 * 640)
+    logits = torch.randn(20, 640).bfloat16().float()
+    rows = torch.arange(0, 20, 2)
+    _, ids = guidance.candidates(logits, rows, 9)
+    assert ids.tolist() == [ranked(logits[row], 9) for row in rows]
