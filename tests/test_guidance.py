@@ -188,3 +188,11 @@ def test_candidates_of_some_rows_among_many_are_found_in_bounded_pieces(monkeypa
     rows = torch.arange(0, 20, 2)
     _, ids = guidance.candidates(logits, rows, 9)
     assert ids.tolist() == [ranked(logits[row], 9) for row in rows]
+
+
+def test_rewards_of_many_candidates_are_gathered_in_bounded_pieces(monkeypatch):
+    torch.manual_seed(0)
+    d_w, ids, embedding = torch.randn(7, 8), torch.randint(50, (7, 5)), torch.randn(50, 8)
+    whole = guidance.rewards(d_w, embedding[ids])
+    monkeypatch.setattr(guidance, "_AT_ONCE", 2 * 5 * 8)
+    torch.testing.assert_close(guidance.token_rewards(d_w, ids, embedding), whole)

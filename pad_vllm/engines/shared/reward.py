@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from pad_vllm import guidance
@@ -38,5 +37,4 @@ class SharedRewards:
             return None
         h_B, h_T = (hidden.index_select(0, step.rows).float() for hidden in kept)
         d_w = guidance.direction(h_B, h_T, step.w, *self._heads)
-        e = torch.nn.functional.embedding(step.ids, self._embedding).float()
-        return guidance.rewards(d_w, e)
+        return guidance.token_rewards(d_w, step.ids, self._embedding)
