@@ -43,7 +43,7 @@ def rewards(d_w: Tensor, e: Tensor) -> Tensor:
 
 
 def token_rewards(d_w: Tensor, ids: Tensor, embedding: Tensor) -> Tensor:
-    """R_w of tokens by their ids: d_w [G, H], ids [G, K], embedding [V, H] of any float type -> [G, K] float32.
+    """R_w of tokens by id: d_w [G, H], ids [G, K], embedding [V, H] of any float type -> [G, K] float32.
 
     At most 64 MiB of embeddings are gathered at once, as float32, whatever G and K are.
     """
@@ -91,7 +91,7 @@ def _top(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _order(z: Tensor, numbers: Tensor) -> Tensor:
-    """Integers, all different, that rank by z [..., n] and, among equal ones, by the lower of numbers [..., n].
+    """Integers, all different, that rank by z [..., n] and, among equals, by the lower of numbers [..., n].
 
     A float32's bits, the lower ones of a negative flipped, are ordered as its values are.
     """
