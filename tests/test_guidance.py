@@ -196,3 +196,13 @@ def test_rewards_of_many_candidates_are_gathered_in_bounded_pieces(monkeypatch):
     whole = guidance.rewards(d_w, embedding[ids])
     monkeypatch.setattr(guidance, "_AT_ONCE", 2 * 5 * 8)
     torch.testing.assert_close(guidance.token_rewards(d_w, ids, embedding), whole)
+
+
+def test_a_row_ends_only_where_what_came_before_lets_it_end():
+    logits = torch.randn(4, 6)
+    logits[1, 5] = NEG_INF  # a grammar, or min_tokens, that goes on
+    before = logits.clone()
+    ended = guidance.end(logits, torch.tensor([0, 1, 3]), 5, torch.tensor([True, True, False]))
+    assert ended.tolist() == [True, False, False]
+    assert logits[0].tolist() == [NEG_INF] * 5 + [0.0]
+    assert torch.equal(logits[1:], before[1:])

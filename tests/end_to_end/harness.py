@@ -87,7 +87,7 @@ def engine(
         record: true notes the candidates of every guided row (one process only, no partial prefill)
     result:
         outputs: a request each, in order: prompt_token_ids; choices [{text, token_ids,
-            finish_reason, logprobs [{token id as text: logprob}] or None}]; cached_tokens; the
+            finish_reason, logprobs [{token id as text: logprob}] or None}]; cached_tokens; pad; the
             first choice's entries again
         rounds: the outputs of each further batch
         counters: vLLM's own, where disable_log_stats is False

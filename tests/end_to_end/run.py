@@ -136,6 +136,7 @@ def _output(output: Any) -> dict[str, Any]:
     return {
         "prompt_token_ids": list(output.prompt_token_ids),
         "cached_tokens": output.num_cached_tokens,
+        "pad": getattr(output, "pad", None),
         "choices": choices,
         **choices[0],
     }

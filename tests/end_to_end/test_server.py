@@ -133,6 +133,43 @@ def test_a_stream_has_the_same_text(client, guidance, offline, api):
     assert sum(map(bool, pieces)) > 5
 
 
+def told(answer):
+    """The field `pad` of a response or of an event of a stream."""
+    return (getattr(answer, "response", None) or answer).model_dump().get("pad")
+
+
+GUIDED_THROUGHOUT = {"unguided_tokens": 0, "stopped": False}
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_a_guided_answer_says_that_no_token_of_it_went_unguided(client, guidance, api):
+    assert told(client.create(api, guidance)) == GUIDED_THROUGHOUT
+    assert told(client.create(api)) is None
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_the_last_event_of_a_stream_says_it_too_and_no_other_does(client, guidance, api):
+    *others, last = [told(event) for event in client.create(api, guidance, stream=True)]
+    assert last == GUIDED_THROUGHOUT
+    assert not any(others)
+    assert not any(told(event) for event in client.create(api, stream=True))
+
+
+def test_a_streams_usage_is_its_last_event_where_it_is_asked_for(client, guidance):
+    wanted = {"stream": True, "stream_options": {"include_usage": True}}
+    *_, last = client.create("completions", guidance, prompt=["One", "Two"], **wanted)
+    assert last.usage.completion_tokens
+    assert told(last) == GUIDED_THROUGHOUT
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_an_argument_beside_vllm_xargs_is_a_400_that_shows_its_place(client, dimensions, api):
+    beside = {"pad_weights": f"{dimensions[0]}=1"}
+    said = client.refusal(api, None, extra=beside)
+    assert '"vllm_xargs": {"pad_weights": "' in said
+    assert "vllm_xargs" in client.refusal(api, None, extra=beside, stream=True)
+
+
 def test_weights_may_be_written_in_three_ways(client, guidance, dimensions, offline):
     for weights in (
         json.dumps({dimensions[0]: 1}),

@@ -209,6 +209,135 @@ def test_rows_with_broken_rewards_are_counted_and_reported(runner, engine, monke
     assert said[0][1] == 1
 
 
+def outcomes(runner, *marks):
+    """What the worker says of answers, by their marks."""
+    return logits_processor.answers.outcomes(runner.processor._instance, list(marks))
+
+
+def marked(mark, **more):
+    return {**HELPFUL, "_pad_answer": mark, **more}
+
+
+def test_an_answers_unguided_tokens_are_counted_for_that_answer_alone(runner, engine):
+    fill(runner, marked("a"), marked("b"), None, marked("c"))
+    for _ in range(3):
+        engine.keep(torch.randn(R, H), torch.randn(R, H))
+        engine._kept[1][0] = float("nan")
+        runner.apply(torch.randn(R, V))
+    assert outcomes(runner, "a", "b") == [
+        {"unguided_tokens": 3, "stopped": False},
+        {"unguided_tokens": 0, "stopped": False},
+    ]
+    runner.apply(torch.randn(R, V))  # nothing was kept for this step
+    assert outcomes(runner, "c", "nobody") == [
+        {"unguided_tokens": 1, "stopped": False},
+        {"unguided_tokens": None, "stopped": False},
+    ]
+
+
+def test_an_answer_that_comes_back_after_a_preemption_keeps_its_count(runner, engine):
+    fill(runner, marked("a"))
+    runner.apply(torch.full((R, V), float("nan")))
+    engine._kept = None
+    fill(runner, None)
+    fill(runner, marked("a"))
+    runner.apply(torch.randn(R, V))
+    assert outcomes(runner, "a")[0]["unguided_tokens"] == 2
+
+
+def test_answers_nobody_asked_about_make_room_for_others(runner, engine, monkeypatch):
+    many = len(runner.processor._answers._counts) + 5
+    for number in range(many):
+        fill(runner, marked(f"gone {number}"), marked("stays"))
+        runner.apply(torch.randn(R, V))
+        fill(runner, None)
+    runner.add(runner.order[0], marked("new"))
+    engine._kept = None
+    runner.apply(torch.randn(R, V))
+    assert outcomes(runner, "new")[0]["unguided_tokens"] == 1
+    assert outcomes(runner, "gone 0")[0]["unguided_tokens"] is None
+
+
+@pytest.fixture
+def stopping(config, adapter, request):
+    """A processor that ends answers which cannot go on guided, with token 5."""
+    config.additional_config["pad"]["on_failure"] = "stop"
+    config.model_config.hf_text_config = SimpleNamespace(eos_token_id=5)
+
+
+@pytest.mark.usefixtures("stopping")
+def test_an_answer_that_is_to_stop_does_so_as_soon_as_its_grammar_lets_it(runner, engine):
+    fill(runner, marked("a"), marked("b"))
+    masked = torch.randn(R, V)
+    masked[0, 5] = float("-inf")
+    engine._kept[1][0] = float("nan")
+    before = masked.clone()
+    runner.apply(masked)
+    assert torch.equal(masked[0], before[0])  # unguided, and not cut off
+    engine.keep(torch.randn(R, H), torch.randn(R, H))
+    logits = torch.randn(R, V)
+    runner.apply(logits)
+    assert logits[0].isfinite().nonzero().tolist() == [[5]]
+    assert logits[1].isfinite().sum() > 1
+    assert outcomes(runner, "a", "b") == [
+        {"unguided_tokens": 1, "stopped": True},
+        {"unguided_tokens": 0, "stopped": False},
+    ]
+
+
+@pytest.mark.parametrize(
+    "where", ["candidates", "guide", "token_rewards", "select", "keep", "count"]
+)
+def test_whatever_fails_in_a_step_raises_nothing_and_is_told(runner, engine, monkeypatch, where):
+    def fail(*_args, **_kwargs):
+        raise RuntimeError("out of memory")
+
+    fill(runner, marked("a"))
+    processor = runner.processor
+    owner = {"select": processor._slots, "keep": engine, "count": processor._answers}
+    if where == "keep":
+        kept(engine, torch.randn(R, H), torch.randn(R, H))
+    with monkeypatch.context() as patch:
+        patch.setattr(owner.get(where, guidance), where, fail)
+        if where == "keep":
+            kept(engine, torch.randn(R, H), torch.randn(R, H))
+        logits = torch.randn(R, V)
+        before = logits.clone()
+        runner.apply(logits)
+    if where != "count":
+        assert torch.equal(logits, before)
+        assert outcomes(runner, "a")[0]["unguided_tokens"] == 1
+    engine.keep(torch.randn(R, H), torch.randn(R, H))
+    runner.apply(logits)
+    assert not torch.equal(logits, before)
+
+
+def kept(engine, h_B, h_T):
+    """As the forked model hands its hidden states over, in compute_logits."""
+    base.hand_over(engine, h_B, h_T)
+
+
+def test_v1_tables_that_cannot_follow_the_batch_guide_nothing_rather_than_another(
+    config, engine, monkeypatch
+):
+    runner = V1(config)
+    fill(runner, marked("a"), marked("b"))
+    monkeypatch.setattr(runner.processor._slots, "move", None)
+    runner.processor.update_state(BatchUpdate(3, [], [], [(1, 0, MoveDirectionality.SWAP)]))
+    logits = torch.randn(R, V)
+    before = logits.clone()
+    assert torch.equal(runner.apply(logits), before)
+    assert [told["unguided_tokens"] for told in outcomes(runner, "a", "b")] == [None, None]
+
+
+def test_v2_tokens_that_cannot_be_read_raise_nothing(config, engine, monkeypatch):
+    runner = V2(config)
+    monkeypatch.setattr(runner.processor, "_reads_tokens", True)
+    assert runner.add(5, HELPFUL) is True
+    runner.processor.apply_staged_writes()
+    assert runner.processor._unread == []
+
+
 def test_v1_follows_requests_that_leave_move_and_swap(config):
     runner = V1(config)
     fill(runner, HELPFUL, None, HELPFUL, None)
