@@ -7,11 +7,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
+from pad_vllm.adapter.folder import load_adapter
 from pad_vllm.config import PADConfig
 from pad_vllm.engines.ray import PersRMActor, RayScores, _join
 from pad_vllm.engines.reward_model.ask import Ask
+
+DIGEST = "0" * 64
 
 
 class RayError(Exception):
@@ -44,7 +48,7 @@ class FakeRay:
     exceptions = SimpleNamespace(RayError=RayError)
 
     def __init__(self):
-        self.actors, self.options = [], None
+        self.actors, self.options, self.given = [], None, None
 
     def is_initialized(self):
         return True
@@ -56,7 +60,8 @@ class FakeRay:
         self.options = options
         return SimpleNamespace(remote=self._make)
 
-    def _make(self, *_given):
+    def _make(self, *given):
+        self.given = given
         actor = Actor()
         self.actors.append(actor)
         return SimpleNamespace(
@@ -101,7 +106,7 @@ def ray(monkeypatch):
 
 def scores(actors=1, **settings):
     pad = PADConfig("/a", engine="ray", ray_actors=actors, **settings)
-    return RayScores(pad, torch.float32, lambda _: None)
+    return RayScores(pad, DIGEST, torch.float32, lambda _: None)
 
 
 def ask(key, length, *, changes=1, must=True):
@@ -193,6 +198,22 @@ def test_an_actor_asks_ray_for_what_the_settings_say(ray):
     assert ray.options["num_gpus"] == 1
     assert ray.options["resources"] == {"fast": 2}
     assert (ray.options["max_restarts"], ray.options["max_task_retries"]) == (-1, 0)
+
+
+def test_every_actor_is_told_which_adapter_the_server_has(ray):
+    scores()
+    assert DIGEST in ray.given
+
+
+def test_an_actor_whose_host_has_another_adapter_refuses_to_start_and_names_both(tmp_path):
+    base = tiny.checkpoint("llama", tmp_path / "base")
+    folder = tiny.write_adapter(base, tmp_path / "adapter", fork_layer=2, std=0.1)
+    own = load_adapter(folder).digest
+    settings = {"adapter": str(folder), "engine": "ray", "cache_gib": 0.01, "device": "cpu"}
+    assert PersRMActor(settings, own, "float32").ready()["steps"] == 0
+    with pytest.raises(ValueError, match=f"{own}.*{DIGEST}.*Copy") as refusal:
+        PersRMActor(settings, DIGEST, "float32")
+    assert str(folder) in str(refusal.value)
 
 
 @pytest.mark.parametrize(("given", "joined"), [("", "local"), ("ray://head:10001",) * 2])
