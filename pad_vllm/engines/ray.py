@@ -8,6 +8,7 @@ models run at once; the candidates follow when the logits are there. Only new to
 from __future__ import annotations
 
 import os
+import platform
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -44,13 +45,15 @@ class Update:
 class PersRMActor:
     """One reward model in a process of its own, started by Ray. Imports no vLLM."""
 
-    def __init__(self, settings: dict[str, Any], dtype: str) -> None:
+    def __init__(self, settings: dict[str, Any], digest: str, dtype: str) -> None:
+        """digest: of the server's adapter; raises ValueError where this host's is another one."""
         from pad_vllm.adapter.folder import load_adapter
         from pad_vllm.engines.reward_model.load import make_scorer, require_reward_backbone
 
         pad = PADConfig(**settings)
         device = pad.device or ("cuda" if torch.cuda.is_available() else "cpu")
         adapter = load_adapter(pad.adapter)
+        _require_digest(pad.adapter, adapter.digest, digest)
         require_reward_backbone(pad, adapter)  # of the files that this host has
         self._scorer = make_scorer(
             pad, adapter, dtype=getattr(torch, dtype), device=torch.device(device)
@@ -124,8 +127,12 @@ class _Actor:
 class RayScores:
     """engines.resident.Scores over the pool."""
 
-    def __init__(self, pad: PADConfig, dtype: torch.dtype, log: Callable[[str], None]) -> None:
-        """Joins or starts Ray, makes the actors, waits until their models are loaded. Raises Ray's errors."""
+    def __init__(
+        self, pad: PADConfig, digest: str, dtype: torch.dtype, log: Callable[[str], None]
+    ) -> None:
+        """Joins or starts Ray, makes the actors, waits until their models are loaded. Raises Ray's errors;
+        digest: of the adapter that every actor must find under its path.
+        """
         import ray
 
         self._ray, self._log, self._deadline = ray, log, pad.ray_deadline_s
@@ -136,7 +143,7 @@ class RayScores:
         options = {"max_restarts": -1, "max_task_retries": 0, **_options(pad.ray_resources)}
         made = ray.remote(PersRMActor).options(**options)
         self._actors = [
-            _Actor(made.remote(settings, str(dtype).removeprefix("torch.")), number)
+            _Actor(made.remote(settings, digest, str(dtype).removeprefix("torch.")), number)
             for number in range(pad.ray_actors)
         ]
         ray.get([actor.handle.ready.remote() for actor in self._actors], timeout=_START_S)
@@ -209,6 +216,15 @@ class RayScores:
             places.setdefault(actor, []).append(place)
         self._home = {key: actor for key, actor in home.items() if actor is not None}
         return places
+
+
+def _require_digest(path: str, here: str, wanted: str) -> None:
+    if here != wanted:
+        raise ValueError(
+            f"the adapter {path} on the actor's host {platform.node()} has digest {here}; accepted is "
+            f"the server's, {wanted}. Copy the server's folder to that host, or name one that all "
+            "hosts of the cluster share."
+        )
 
 
 def _join(ray: Any, address: str) -> None:

@@ -123,7 +123,8 @@ def _ray(loaded: Loaded) -> base.RewardEngine:
     from pad_vllm.engines.resident import ResidentRewards
 
     pad = loaded.pad
-    scores = RayScores(pad, loaded.model_config.dtype, logger.warning)
+    digest, dtype = loaded.adapter.digest, loaded.model_config.dtype
+    scores = RayScores(pad, digest, dtype, logger.warning)
     reader = admission.reader(loaded.config, pad)
     rewards = ResidentRewards(
         reader, scores, logger.warning, early=scores.begin, last_tokens=last_tokens

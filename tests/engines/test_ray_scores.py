@@ -209,7 +209,7 @@ def test_an_actor_whose_host_has_another_adapter_refuses_to_start_and_names_both
     base = tiny.checkpoint("llama", tmp_path / "base")
     folder = tiny.write_adapter(base, tmp_path / "adapter", fork_layer=2, std=0.1)
     own = load_adapter(folder).digest
-    settings = {"adapter": str(folder), "engine": "ray", "cache_gib": 0.01, "device": "cpu"}
+    settings = {"adapter": str(folder), "backbone": str(base), "cache_gib": 0.01, "device": "cpu"}
     assert PersRMActor(settings, own, "float32").ready()["steps"] == 0
     with pytest.raises(ValueError, match=f"{own}.*{DIGEST}.*Copy") as refusal:
         PersRMActor(settings, DIGEST, "float32")
