@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,11 +23,21 @@ class RayError(Exception):
     """What Ray raises."""
 
 
+class Clock:
+    """Seconds that pass only when a test says so, or where somebody waits."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
 class Actor(PersRMActor):
     """The actor's own bookkeeping over a scorer that rewards a candidate with the text's length."""
 
     def __init__(self, *_):
         self.alive, self.late, self.steps = True, False, []
+        self.takes, self.free = 0.0, 0.0  # seconds a step; when it has done what it was asked
         self.restart()
 
     def restart(self):
@@ -43,12 +54,13 @@ class Actor(PersRMActor):
 
 
 class FakeRay:
-    """Calls run when they are made; a dead actor's fail, a late one's wait."""
+    """Calls run when they are made; a dead actor's fail, a late one's wait, a slow one's take their time."""
 
     exceptions = SimpleNamespace(RayError=RayError)
 
     def __init__(self):
         self.actors, self.options, self.given = [], None, None
+        self.clock = Clock()
 
     def is_initialized(self):
         return True
@@ -71,20 +83,25 @@ class FakeRay:
     def _method(self, actor, name):
         def call(*given):
             if not actor.alive:
-                return actor, RayError("dead")
+                return actor, RayError("dead"), self.clock.now
             if actor.late:
-                return actor, TimeoutError("late")
+                return actor, TimeoutError("late"), self.clock.now
+            actor.free = max(actor.free, self.clock.now) + actor.takes * (name == "step")
             try:
-                return actor, getattr(actor, name)(*given)
+                return actor, getattr(actor, name)(*given), actor.free
             except Exception as error:  # noqa: BLE001, Ray hands it to whoever gets the result
-                return actor, RayError(str(error))
+                return actor, RayError(str(error)), actor.free
 
         return SimpleNamespace(remote=call)
 
-    def get(self, ref, timeout=None):
+    def get(self, ref, timeout=float("inf")):
         if isinstance(ref, list):
             return [self.get(one) for one in ref]
-        actor, found = ref
+        actor, found, done = ref
+        if done > self.clock.now + timeout:
+            self.clock.now += timeout
+            raise TimeoutError("late")
+        self.clock.now = max(self.clock.now, done)
         if isinstance(found, TimeoutError) and not actor.late:
             return {}  # the answer has come in the meantime
         if isinstance(found, Exception):
@@ -92,9 +109,9 @@ class FakeRay:
         return found
 
     def wait(self, refs, timeout):
-        actor, found = refs[0]
-        done = not (isinstance(found, TimeoutError) and actor.late)
-        return (refs, []) if done else ([], refs)
+        actor, found, done = refs[0]
+        waits = done > self.clock.now or (isinstance(found, TimeoutError) and actor.late)
+        return ([], refs) if waits else (refs, [])
 
 
 @pytest.fixture
@@ -104,9 +121,9 @@ def ray(monkeypatch):
     return fake
 
 
-def scores(actors=1, **settings):
+def scores(actors=1, clock=time.monotonic, **settings):
     pad = PADConfig("/a", engine="ray", ray_actors=actors, **settings)
-    return RayScores(pad, DIGEST, torch.float32, lambda _: None)
+    return RayScores(pad, DIGEST, torch.float32, lambda _: None, clock=clock)
 
 
 def ask(key, length, *, changes=1, must=True):
@@ -191,6 +208,63 @@ def test_rows_that_look_ahead_are_not_counted_as_unguided(ray):
     ray.actors[0].alive = False
     pool([ask(0, 3, must=False), ask(1, 3)])
     assert pool.unguided == 1
+
+
+def waited(ray, pool, asks):
+    """Seconds that one step of the base waits for its rewards."""
+    before = ray.clock.now
+    pool(asks)
+    return ray.clock.now - before
+
+
+def test_an_actor_that_is_always_late_costs_a_vanishing_share_of_the_time(ray):
+    pool, (actor,) = scores(clock=ray.clock), ray.actors
+    actor.takes, lost = 3.0, 0.0  # it answers `ready`, and every step a second after the deadline
+    while ray.clock.now < 7200:
+        lost += waited(ray, pool, [ask(0, 3)])
+        ray.clock.now += 1.0
+    assert lost < 0.02 * 7200
+    actor.takes, guided = 0.01, ray.clock.now + 201
+    while ray.clock.now < guided:
+        pool([ask(0, 3)])
+        ray.clock.now += 1.0
+    assert pool([ask(0, 3)]).tolist() == [[3.0]]
+
+
+def test_an_actor_that_was_late_once_is_asked_as_soon_as_it_has_answered(ray):
+    pool, (actor,) = scores(clock=ray.clock), ray.actors
+    for _ in range(3):
+        actor.takes = 3.0
+        assert pool([ask(0, 3)]).isnan().all()
+        actor.takes = 0.01
+        ray.clock.now += 0.5
+        assert waited(ray, pool, [ask(0, 3)]) == 0
+        ray.clock.now += 0.6
+        assert pool([ask(0, 3)]).tolist() == [[3.0]]
+
+
+def test_a_step_in_which_the_base_only_reads_prompts_does_not_wait(ray):
+    pool, (actor,) = scores(clock=ray.clock), ray.actors
+    actor.takes = 1.0
+    asks = [ask(0, 3, changes=0, must=False), ask(1, 3, changes=0, must=False)]
+    assert waited(ray, pool, asks) == 0
+    assert len(actor.steps) == 1  # but the reward model reads them too
+    assert pool.failures == 0
+    assert waited(ray, pool, [ask(0, 3), asks[1]]) == 2.0
+
+
+def test_rows_that_need_no_reward_are_not_among_those_without_one(ray):
+    pool = scores()
+    ray.actors[0].alive = False
+    assert pool([ask(0, 3, must=False), ask(1, 3)]).isnan().tolist() == [[False], [True]]
+
+
+def test_a_step_waits_in_proportion_to_the_actors_last_answers(ray):
+    pool, (actor,) = scores(clock=ray.clock), ray.actors
+    for actor.takes in (0.1, 0.01, 0.01):
+        assert pool([ask(0, 3)]).tolist() == [[3.0]]
+    actor.takes = 3.0
+    assert waited(ray, pool, [ask(0, 3)]) == pytest.approx(0.4)
 
 
 def test_an_actor_asks_ray_for_what_the_settings_say(ray):
