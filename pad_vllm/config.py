@@ -111,7 +111,10 @@ class PADConfig:
     """What each actor asks Ray for, such as {"num_gpus": 1}; {} asks for one CPU."""
 
     ray_deadline_s: _Positive = 2.0
-    """Longest wait of a step for its rewards."""
+    """Longest wait of a step for its rewards. It is waited out while an actor's answer times are not known,
+    and after it was late; else a step waits four times the slowest of the last answers, and at least a
+    quarter of this. One that stays late is asked ever more rarely: a hundredth of the time goes to it.
+    """
 
     on_failure: Annotated[Literal["unguided", "stop"], Field(description="unguided, stop")] = (
         "unguided"

@@ -3,6 +3,10 @@
 In: the asks of a step. Out: rewards, NaN for rows whose actor is down or late. A row stays with the actor
 that holds its cache. The text of a step is sent when the base's forward starts (`begin`), so that both
 models run at once; the candidates follow when the logits are there. Only new tokens are sent.
+
+A step waits only for actors that have rows to sample now, and for each as long as patience.py says: in
+proportion to its last answers, at most `ray_deadline_s`. One that was late is asked again once it has
+answered, and after a pause that grows while it stays late.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import torch
 from torch import Tensor
 
 from pad_vllm.config import PADConfig
+from pad_vllm.engines.patience import Patience
 from pad_vllm.engines.reward_model.ask import Ask, common
 from pad_vllm.text.answer import Change
 
@@ -94,6 +99,7 @@ class PersRMActor:
 class _Actor:
     handle: Any
     number: int
+    patience: Patience
     sent: dict[int, list[int]] = field(default_factory=dict)  # row -> the tokens that it has
     back: Any = None  # while it is down: the ref that is done when it is up again
 
@@ -109,8 +115,12 @@ class _Actor:
         return made
 
     def up(self, ray: Any) -> bool:
-        """Whether it takes updates; after a failure, once it has answered again."""
-        if self.back is not None and ray.wait([self.back], timeout=0)[0]:
+        """Whether it takes updates; after a failure, once it has answered again and its pause is over."""
+        if (
+            self.back is not None
+            and not self.patience.paused
+            and ray.wait([self.back], timeout=0)[0]
+        ):
             try:
                 ray.get(self.back)
                 self.back = None
@@ -121,6 +131,7 @@ class _Actor:
     def down(self) -> None:
         """It failed or was late, and may have lost its rows: send them whole when it has answered again."""
         self.sent = {}
+        self.patience.lost()
         self.back = self.handle.ready.remote()
 
 
@@ -128,14 +139,20 @@ class RayScores:
     """engines.resident.Scores over the pool."""
 
     def __init__(
-        self, pad: PADConfig, digest: str, dtype: torch.dtype, log: Callable[[str], None]
+        self,
+        pad: PADConfig,
+        digest: str,
+        dtype: torch.dtype,
+        log: Callable[[str], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Joins or starts Ray, makes the actors, waits until their models are loaded. Raises Ray's errors;
         digest: of the adapter that every actor must find under its path.
         """
         import ray
 
-        self._ray, self._log, self._deadline = ray, log, pad.ray_deadline_s
+        self._ray, self._log, self._clock = ray, log, clock
         if not ray.is_initialized():
             _join(ray, pad.ray_address)
         settings = {**vars(pad), "ray_resources": dict(pad.ray_resources)}
@@ -143,7 +160,11 @@ class RayScores:
         options = {"max_restarts": -1, "max_task_retries": 0, **_options(pad.ray_resources)}
         made = ray.remote(PersRMActor).options(**options)
         self._actors = [
-            _Actor(made.remote(settings, digest, str(dtype).removeprefix("torch.")), number)
+            _Actor(
+                made.remote(settings, digest, str(dtype).removeprefix("torch.")),
+                number,
+                Patience(pad.ray_deadline_s, clock),
+            )
             for number in range(pad.ray_actors)
         ]
         ray.get([actor.handle.ready.remote() for actor in self._actors], timeout=_START_S)
@@ -162,26 +183,29 @@ class RayScores:
                 actor.handle.step.remote(actor.updates([asks[place] for place in places]))
 
     def __call__(self, asks: Sequence[Ask]) -> Tensor:
-        """Rewards [G, K]; NaN for rows of an actor that is down, or does not answer in time."""
-        result = torch.full((len(asks), max((len(a.changes) for a in asks), default=0)), NAN)
+        """Rewards [G, K]; NaN for `must` rows of an actor that is down, or does not answer in time."""
+        result = torch.zeros(len(asks), max((len(a.changes) for a in asks), default=0))
+        result[[place for place, ask in enumerate(asks) if ask.must]] = NAN
         refs = {}
         routed = self._routed(asks)
         for actor, places in routed.items():
             if actor.up(self._ray):
-                updates = actor.updates([asks[place] for place in places])
-                refs[actor] = actor.handle.step.remote(updates)
-        end = time.monotonic() + self._deadline
+                ref = actor.handle.step.remote(actor.updates([asks[place] for place in places]))
+                if any(asks[place].must for place in places):  # the others need no answer
+                    refs[actor] = ref
+        begun = self._clock()
         for actor, ref in refs.items():
-            self._collect(actor, ref, routed[actor], result, end)
+            self._collect(actor, ref, routed[actor], result, begun)
         missing = result.isnan().any(1).tolist()
-        self.unguided += sum(ask.must for ask, gone in zip(asks, missing, strict=True) if gone)
+        self.unguided += sum(missing)
         return result
 
     def _collect(
-        self, actor: _Actor, ref: Any, places: list[int], result: Tensor, end: float
+        self, actor: _Actor, ref: Any, places: list[int], result: Tensor, begun: float
     ) -> None:
+        wait = begun + actor.patience.seconds - self._clock()
         try:
-            rewards = self._ray.get(ref, timeout=max(end - time.monotonic(), 0.0))
+            rewards = self._ray.get(ref, timeout=max(wait, 0.0))
         except Exception as error:  # noqa: BLE001, dead, late, restarting or failed: all leave rows unguided
             self.failures += 1
             actor.down()
@@ -190,6 +214,7 @@ class RayScores:
                 f"have no rewards until it is back. Failures so far: {self.failures}"
             )
             return
+        actor.patience.answered(self._clock() - begun)
         result[places, : rewards.shape[1]] = torch.from_numpy(rewards.copy())
         result[places, rewards.shape[1] :] = 0.0
 

@@ -261,10 +261,10 @@ def test_rows_that_need_no_reward_are_not_among_those_without_one(ray):
 
 def test_a_step_waits_in_proportion_to_the_actors_last_answers(ray):
     pool, (actor,) = scores(clock=ray.clock), ray.actors
-    for actor.takes in (0.1, 0.01, 0.01):
+    for actor.takes in (0.2, 0.01, 0.01):
         assert pool([ask(0, 3)]).tolist() == [[3.0]]
     actor.takes = 3.0
-    assert waited(ray, pool, [ask(0, 3)]) == pytest.approx(0.4)
+    assert waited(ray, pool, [ask(0, 3)]) == pytest.approx(0.8)
 
 
 def test_an_actor_asks_ray_for_what_the_settings_say(ray):
