@@ -38,7 +38,7 @@ def main(given: str, made: str) -> None:
     )
     rewards = getattr(runner.get_model(), "pad_rewards", None)
     if hasattr(rewards, "scores"):
-        result["lost"] = rewards.lost
+        result["declined"] = dict(rewards.declined.counts)
         result["counts"] = dict(vars(rewards.scores.counts))
         rewards.scores([])
         result["blocks_left"] = rewards.scores.used_blocks

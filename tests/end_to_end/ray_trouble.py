@@ -35,11 +35,11 @@ def main(given: str, made: str) -> None:
     result: dict[str, Any] = {"calm": calm}
     for kind in job["troubles"]:
         scores = rewards.scores
-        before = scores.failures, scores.unguided
+        before = scores.failures, scores.declined.rows
         troubled = _run(llm, prompts, params, lambda kind=kind: _trouble(rewards, kind))
         counts = {
             "failures": scores.failures - before[0],
-            "unguided": scores.unguided - before[1],
+            "unguided": scores.declined.rows - before[1],
         }
         back = _until_guided(llm, prompts[0], params[0], calm["said"][0]) if job["wait"] else None
         result[kind] = {**troubled, **counts, "back_s": back}

@@ -13,6 +13,7 @@ import torch
 
 from pad_vllm.adapter.folder import load_adapter
 from pad_vllm.config import PADConfig
+from pad_vllm.engines.declined import Declined
 from pad_vllm.engines.ray import PersRMActor, RayScores, _join
 from pad_vllm.engines.reward_model.ask import Ask
 
@@ -123,7 +124,7 @@ def ray(monkeypatch):
 
 def scores(actors=1, clock=time.monotonic, **settings):
     pad = PADConfig("/a", engine="ray", ray_actors=actors, **settings)
-    return RayScores(pad, DIGEST, torch.float32, lambda _: None, clock=clock)
+    return RayScores(pad, DIGEST, torch.float32, Declined(lambda _: None), clock=clock)
 
 
 def ask(key, length, *, changes=1, must=True):
@@ -166,7 +167,7 @@ def test_a_dead_actor_costs_its_rows_their_rewards_until_it_is_back(ray):
     actor.alive = False
     assert pool([ask(0, 4)]).isnan().all()
     assert pool([ask(0, 5)]).isnan().all()
-    assert (pool.failures, pool.unguided) == (1, 2)
+    assert (pool.failures, pool.declined.counts) == (1, {"lost actor": 2})
     actor.alive = True
     actor.restart()
     pool([ask(0, 6)])  # finds out that the last look failed, and asks again
@@ -179,7 +180,7 @@ def test_a_late_actor_is_not_waited_for_a_second_time(ray):
     assert pool([ask(0, 3)]).isnan().all()
     pool.begin([ask(0, 4)])
     assert pool([ask(0, 4)]).isnan().all()
-    assert pool.failures == 1
+    assert (pool.failures, pool.declined.counts) == (1, {"late actor": 2})
     actor.late = False
     assert pool([ask(0, 5)]).tolist() == [[5.0]]
 
@@ -200,14 +201,14 @@ def test_rows_of_a_dead_actor_move_to_one_that_lives(ray):
     ray.actors[0].alive = False
     assert pool(asks).isnan().any(1).sum() == 1
     assert not pool(asks).isnan().any()
-    assert pool.unguided == 1
+    assert pool.declined.counts == {"lost actor": 1}
 
 
 def test_rows_that_look_ahead_are_not_counted_as_unguided(ray):
     pool = scores()
     ray.actors[0].alive = False
     pool([ask(0, 3, must=False), ask(1, 3)])
-    assert pool.unguided == 1
+    assert pool.declined.counts == {"lost actor": 1}
 
 
 def waited(ray, pool, asks):

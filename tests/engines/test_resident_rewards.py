@@ -7,6 +7,7 @@ import torch
 
 from pad_vllm.engines import inputs
 from pad_vllm.engines.base import Request, Step
+from pad_vllm.engines.declined import Declined
 from pad_vllm.engines.resident import ResidentRewards
 from pad_vllm.params import Guidance
 from pad_vllm.text.tokens import Reading
@@ -47,7 +48,7 @@ def logged():
 
 @pytest.fixture
 def engine(logged):
-    return ResidentRewards(Texts(), Scores(), logged.append)
+    return ResidentRewards(Texts(), Scores(), Declined(logged.append))
 
 
 def request(tokens, prompt, *, top_k=K, preference=""):
@@ -109,7 +110,7 @@ def test_a_request_with_a_gap_stays_unguided_and_is_counted(engine, logged):
     found = step(engine, [lost, sound], [(9, 3), (6, 0)])
     assert found[0].isnan().all()
     assert found[1].tolist() == [103.0, 104.0, 105.0]
-    assert engine.lost == 1
+    assert engine.declined.counts == {"text lost": 1}
     assert "lost" in logged[0]
 
 
@@ -130,7 +131,7 @@ def test_rows_that_are_not_the_ones_fed_get_nothing(engine):
 def test_it_begins_with_the_text_when_the_forward_starts_and_does_not_read_it_twice():
     early = []
     engine = ResidentRewards(
-        Texts(), Scores(), print, early=early.append, last_tokens=lambda: [0, 3]
+        Texts(), Scores(), Declined(print), early=early.append, last_tokens=lambda: [0, 3]
     )
     running, joining = request([5, 6], 2), request([7, 8, 9], 3)
     step(engine, [running], [(6, 1)])
@@ -149,11 +150,15 @@ def test_an_error_at_the_start_of_a_forward_is_reported_and_not_raised(logged):
         raise RuntimeError("no actor")
 
     engine = ResidentRewards(
-        Texts(), Scores(), logged.append, early=broken, last_tokens=lambda: [0]
+        Texts(), Scores(), Declined(logged.append), early=broken, last_tokens=lambda: [0]
     )
     engine.batch({0: request([5], 1)})
     engine.begin(torch.tensor([5]), torch.tensor([0]))
     assert "no actor" in logged[0]
+    engine.batch({0: request([5], 1)})
+    engine.begin(torch.tensor([5]), torch.tensor([0]))
+    assert len(logged) == 1
+    assert engine.declined.counts == {"late start": 2}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -10,6 +10,7 @@ import torch
 from slow import Slow
 
 from pad_vllm.adapter.folder import load_adapter
+from pad_vllm.engines.declined import Declined
 from pad_vllm.engines.reward_model.ask import Ask
 from pad_vllm.engines.reward_model.decoder import BLOCK, DecoderError, ForkedDecoder
 from pad_vllm.engines.reward_model.scorer import Scorer
@@ -48,7 +49,7 @@ def scorer(base, adapter, *, exact=True, budget=64, blocks=40):
         cache_bytes=each * blocks,
     )
     assert decoder.blocks == blocks
-    return Scorer(decoder, adapter, exact=exact, budget=budget)
+    return Scorer(decoder, adapter, Declined(print), exact=exact, budget=budget)
 
 
 def changes(rng, length, count, *, back=3):
@@ -91,7 +92,7 @@ def test_rows_that_join_grow_shrink_and_leave_get_the_rewards_of_their_text(made
             back = rng.choice([0, 0, 1, 2])
             del tokens[max(1, len(tokens) - back) :]
             tokens += [rng.randrange(3, V) for _ in range(rng.choice([1, 1, 2]))]
-    assert fast.counts.declined == 0
+    assert fast.declined.counts == {}
     assert fast([]).shape == (0, 0)
     assert fast.used_blocks == 0
 
@@ -110,7 +111,8 @@ def test_a_cache_too_small_for_all_rows_gives_the_same_rewards_with_more_work(ma
             tokens.append(rng.randrange(3, V))
     assert small.counts.preempted > 0
     assert small.counts.tokens > large.counts.tokens
-    assert small.counts.declined == large.counts.declined == large.counts.preempted == 0
+    assert small.declined.counts == large.declined.counts == {}
+    assert large.counts.preempted == 0
 
 
 def test_a_row_that_no_cache_holds_is_declined_and_the_others_are_not(made):
@@ -124,7 +126,7 @@ def test_a_row_that_no_cache_holds_is_declined_and_the_others_are_not(made):
     found = fast(asks)
     assert found[0].isnan().all()
     check(found[1:], asks[1:], slow, exact=True)
-    assert fast.counts.declined == 1
+    assert fast.declined.counts == {"no room": 1}
 
 
 def test_a_common_prefix_is_computed_once_also_by_rows_that_join_together(made):

@@ -156,6 +156,7 @@ def test_bad_arguments_that_got_past_the_front_end_raise_nothing_and_guide_nothi
     runner.apply(logits)
     assert torch.equal(logits[0], before[0])
     assert not torch.equal(logits[1], before[1])
+    assert runner.processor._declined.counts == {"bad request": 1}
 
 
 @pytest.mark.parametrize("kept", [None, R - 1, R + 1])
@@ -165,7 +166,8 @@ def test_hidden_states_of_other_rows_leave_the_logits_as_they_came(runner, engin
     logits = torch.randn(R, V)
     before = logits.clone()
     assert torch.equal(runner.apply(logits), before)
-    assert runner.processor._misaligned == 1
+    runner.apply(logits)
+    assert runner.processor._declined.counts == {"misaligned": 2}
 
 
 def test_hidden_states_serve_one_step_only(runner, engine):
@@ -183,9 +185,15 @@ def test_an_engine_that_fails_leaves_the_logits_as_they_came_and_raises_nothing(
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(engine, "rewards", fail)
+    said = []
+    monkeypatch.setattr(runner.processor._declined, "_log", said.append)
     fill(runner, HELPFUL)
     logits = torch.randn(R, V)
-    assert torch.equal(runner.apply(logits.clone()), logits)
+    for _ in range(3):
+        assert torch.equal(runner.apply(logits.clone()), logits)
+    assert runner.processor._declined.counts == {"engine failed": 3}
+    assert len(said) == 1
+    assert "RuntimeError: out of memory" in said[0]
 
 
 def test_without_a_running_engine_nothing_is_guided_and_nothing_raises(runner):
@@ -198,7 +206,7 @@ def test_without_a_running_engine_nothing_is_guided_and_nothing_raises(runner):
 def test_rows_with_broken_rewards_are_counted_and_reported(runner, engine, monkeypatch):
     said = []
     monkeypatch.setattr(logits_processor, "_REPORT_EVERY", 1)
-    monkeypatch.setattr(logits_processor.logger, "warning", lambda *args: said.append(args))
+    monkeypatch.setattr(runner.processor._declined, "_log", said.append)
     fill(runner, HELPFUL, HELPFUL)
     engine._kept[1][0] = float("nan")
     logits = torch.randn(R, V)
@@ -206,7 +214,19 @@ def test_rows_with_broken_rewards_are_counted_and_reported(runner, engine, monke
     runner.apply(logits)
     assert torch.equal(logits[0], before[0])
     assert not torch.equal(logits[1], before[1])
-    assert said[0][1] == 1
+    assert runner.processor._declined.counts == {"not finite": 1}
+    assert len(said) == 1
+
+
+def test_rows_that_were_declined_for_another_reason_are_not_counted_as_broken(
+    runner, engine, monkeypatch
+):
+    monkeypatch.setattr(logits_processor, "_REPORT_EVERY", 1)
+    fill(runner, HELPFUL)
+    engine._kept = None
+    runner.apply(torch.randn(R, V))
+    runner.apply(torch.randn(R, V))
+    assert runner.processor._declined.counts == {"misaligned": 2}
 
 
 def outcomes(runner, *marks):
