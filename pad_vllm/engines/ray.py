@@ -11,6 +11,7 @@ answered, and after a pause that grows while it stays late.
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import time
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from pad_vllm.config import PADConfig
+from pad_vllm.engines.declined import Declined
 from pad_vllm.engines.patience import Patience
 from pad_vllm.engines.reward_model.ask import Ask, common
 from pad_vllm.text.answer import Change
@@ -61,7 +63,11 @@ class PersRMActor:
         _require_digest(pad.adapter, adapter.digest, digest)
         require_reward_backbone(pad, adapter)  # of the files that this host has
         self._scorer = make_scorer(
-            pad, adapter, dtype=getattr(torch, dtype), device=torch.device(device)
+            pad,
+            adapter,
+            Declined(logging.getLogger(__name__).warning),
+            dtype=getattr(torch, dtype),
+            device=torch.device(device),
         )
         self._tokens: dict[int, list[int]] = {}
         self._busy: deque[tuple[float, float]] = deque(maxlen=1000)
@@ -102,6 +108,7 @@ class _Actor:
     patience: Patience
     sent: dict[int, list[int]] = field(default_factory=dict)  # row -> the tokens that it has
     back: Any = None  # while it is down: the ref that is done when it is up again
+    error: Exception | None = None  # why it is down
 
     def updates(self, asks: Sequence[Ask]) -> list[Update]:
         """The asks as updates of what was sent before, noted as sent."""
@@ -123,13 +130,14 @@ class _Actor:
         ):
             try:
                 ray.get(self.back)
-                self.back = None
+                self.back = self.error = None
             except ray.exceptions.RayError:
                 self.back = self.handle.ready.remote()  # dead, and Ray has not restarted it yet
         return self.back is None
 
-    def down(self) -> None:
+    def down(self, error: Exception) -> None:
         """It failed or was late, and may have lost its rows: send them whole when it has answered again."""
+        self.error = error
         self.sent = {}
         self.patience.lost()
         self.back = self.handle.ready.remote()
@@ -143,7 +151,7 @@ class RayScores:
         pad: PADConfig,
         digest: str,
         dtype: torch.dtype,
-        log: Callable[[str], None],
+        declined: Declined,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -152,7 +160,7 @@ class RayScores:
         """
         import ray
 
-        self._ray, self._log, self._clock = ray, log, clock
+        self._ray, self.declined, self._clock = ray, declined, clock
         if not ray.is_initialized():
             _join(ray, pad.ray_address)
         settings = {**vars(pad), "ray_resources": dict(pad.ray_resources)}
@@ -170,7 +178,6 @@ class RayScores:
         ray.get([actor.handle.ready.remote() for actor in self._actors], timeout=_START_S)
         self._home: dict[int, _Actor] = {}
         self.failures = 0
-        self.unguided = 0
 
     def busy(self) -> list[list[tuple[float, float]]]:
         """When each actor's last steps began and ended, in Unix time."""
@@ -196,8 +203,9 @@ class RayScores:
         begun = self._clock()
         for actor, ref in refs.items():
             self._collect(actor, ref, routed[actor], result, begun)
-        missing = result.isnan().any(1).tolist()
-        self.unguided += sum(missing)
+        missing = result.isnan().any(1)
+        for actor, places in routed.items():
+            self._count(actor, int(missing[places].sum()))
         return result
 
     def _collect(
@@ -208,15 +216,19 @@ class RayScores:
             rewards = self._ray.get(ref, timeout=max(wait, 0.0))
         except Exception as error:  # noqa: BLE001, dead, late, restarting or failed: all leave rows unguided
             self.failures += 1
-            actor.down()
-            self._log(
-                f"PAD: reward actor {actor.number}: {type(error).__name__}; its {len(places)} rows "
-                f"have no rewards until it is back. Failures so far: {self.failures}"
-            )
+            actor.down(error)
             return
         actor.patience.answered(self._clock() - begun)
         result[places, : rewards.shape[1]] = torch.from_numpy(rewards.copy())
         result[places, rewards.shape[1] :] = 0.0
+
+    def _count(self, actor: _Actor, rows: int) -> None:
+        if actor.back is None:
+            self.declined.add("no room", rows, f"reward actor {actor.number} has no room for a row")
+        else:
+            late = isinstance(actor.error, TimeoutError)
+            said = f"reward actor {actor.number} is down: its rows have no rewards until it is back"
+            self.declined.add("late actor" if late else "lost actor", rows, said, actor.error)
 
     def _routed(self, asks: Sequence[Ask]) -> dict[_Actor, list[int]]:
         """Every row's actor: the one that has its cache, else the one with the fewest rows."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pad_vllm.engines.base import Request, Step
+from pad_vllm.engines.declined import Declined
 from pad_vllm.engines.reward_model.ask import Ask
 from pad_vllm.text.tokens import Reader, Reading
 
@@ -43,21 +44,20 @@ class ResidentRewards:
         self,
         reader: Reader,
         scores: Scores,
-        log: Callable[[str], None],
+        declined: Declined,
         *,
         early: Callable[[Sequence[Ask]], None] | None = None,
         last_tokens: Callable[[], list[int] | None] = lambda: None,
     ) -> None:
-        """scores: of one step's asks; log: takes warnings; early: takes the asks without candidates when
+        """scores: of one step's asks; early: takes the asks without candidates when
         the base's forward starts; last_tokens: index of each row's last token among those of that
         forward, None where it is not known.
         """
-        self._reader, self.scores, self._log = reader, scores, log
+        self._reader, self.scores, self.declined = reader, scores, declined
         self._early, self._last_tokens = early, last_tokens
         self._batch: Mapping[int, Request] = {}
         self._keys = itertools.count()
         self._kept: Tensor | None = None
-        self.lost = 0
 
     def batch(self, requests: Mapping[int, Request]) -> None:
         """See engines.base.RewardEngine."""
@@ -71,7 +71,7 @@ class ResidentRewards:
             if last is not None and self._early is not None and max(batch) < len(last):
                 self._early(self._begun(batch, last, ids, positions))
         except Exception as error:  # noqa: BLE001, an error in a step would end the server
-            self._log(f"PAD: the reward model starts late: {type(error).__name__}: {error}")
+            self.declined.add("late start", 1, "the reward model starts late", error)
 
     def _begun(
         self, batch: Mapping[int, Request], last: list[int], ids: Tensor, positions: Tensor
@@ -102,11 +102,8 @@ class ResidentRewards:
             )
             if position <= len(request.tokens)
         ]
-        if len(known) < len(newest):
-            self.lost += len(newest) - len(known)
-            self._log(
-                f"PAD: a request's text was lost, its row stays unguided. So far: {self.lost}"
-            )
+        gone = len(newest) - len(known)
+        self.declined.add("text lost", gone, "a request's text was lost: its row stays unguided")
         ids = step.ids.tolist()
         asks = [
             self._ask(step.requests[place], newest[place][0], newest[place][1], ids[place])

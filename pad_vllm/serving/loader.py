@@ -16,7 +16,7 @@ from torch import nn
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.folder import load_adapter
 from pad_vllm.config import KEY, PADConfig
-from pad_vllm.engines import base, inputs
+from pad_vllm.engines import base, declined, inputs
 from pad_vllm.engines.shared.fork import fork_model
 from pad_vllm.serving import admission
 from pad_vllm.version import __version__
@@ -108,9 +108,10 @@ def _resident(loaded: Loaded) -> base.RewardEngine:
 
     pad = loaded.pad
     device = torch.device(pad.device) if pad.device else next(loaded.model.parameters()).device
-    scorer = make_scorer(pad, loaded.adapter, dtype=loaded.model_config.dtype, device=device)
+    count = declined.of(loaded.config.instance_id, logger.warning)
+    scorer = make_scorer(pad, loaded.adapter, count, dtype=loaded.model_config.dtype, device=device)
     reader = admission.reader(loaded.config, pad)
-    rewards = ResidentRewards(reader, scorer, logger.warning)
+    rewards = ResidentRewards(reader, scorer, count)
     inputs.carry(loaded.model, rewards.keep)
     # The model owns its engine: engines.base holds it weakly.
     loaded.model.pad_rewards = rewards
@@ -124,11 +125,10 @@ def _ray(loaded: Loaded) -> base.RewardEngine:
 
     pad = loaded.pad
     digest, dtype = loaded.adapter.digest, loaded.model_config.dtype
-    scores = RayScores(pad, digest, dtype, logger.warning)
+    count = declined.of(loaded.config.instance_id, logger.warning)
+    scores = RayScores(pad, digest, dtype, count)
     reader = admission.reader(loaded.config, pad)
-    rewards = ResidentRewards(
-        reader, scores, logger.warning, early=scores.begin, last_tokens=last_tokens
-    )
+    rewards = ResidentRewards(reader, scores, count, early=scores.begin, last_tokens=last_tokens)
     inputs.carry(loaded.model, rewards.keep, rewards.begin)
     loaded.model.pad_rewards = rewards
     logger.info("PAD: %d reward models in Ray actors, %s", pad.ray_actors, pad.adapter)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pad_vllm import guidance
 from pad_vllm.adapter.manifest import read_config
-from pad_vllm.engines import base
+from pad_vllm.engines import base, declined
 from pad_vllm.params import check_syntax, parse
 from pad_vllm.serving import admission
 from pad_vllm.serving.slots import Selection, Slots
@@ -53,9 +53,8 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         # The token that ends a row without rewards; None where such a row goes on unguided.
         self._end = admission.end_token(vllm_config) if pad.on_failure == "stop" else None
         self._slots = Slots(device)
-        self._declined = torch.zeros((), dtype=torch.int64, device=device)
-        self._reported = 0
-        self._misaligned = 0
+        self._declined = declined.of(self._instance, logger.warning)
+        self._unguided = torch.zeros((), dtype=torch.int64, device=device)
         self._steps = 0
 
     @classmethod
@@ -119,13 +118,10 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             base.Step(len(logits), selection.rows, ids, selection.w, selection.requests)
         )
         if reward is None:
-            self._misaligned += 1
-            logger.warning_once(
-                "PAD: no rewards for these logits rows; they are not guided. Batches so far: %d",
-                self._misaligned,
-            )
+            said = "no rewards for these logits rows: they stay unguided"
+            self._declined.add("misaligned", len(z), said)
             reward = torch.full_like(z, float("nan"))
-        self._declined += guidance.guide(
+        self._unguided += guidance.guide(
             logits, selection.rows, z, ids, reward, selection.beta, selection.top_k
         )
         if self._end is not None:
@@ -136,20 +132,22 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         engine = base.running(self._instance)
         try:
             return None if engine is None else engine.rewards(step)
-        except Exception:  # an error in a step would end the server and all its requests
-            logger.exception("PAD: the reward engine failed; this step stays unguided")
-            return None
+        except Exception as error:  # noqa: BLE001, it would end the server and all its requests
+            said = "the reward engine failed: its rows stay unguided"
+            self._declined.add("engine failed", len(step.rows), said, error)
+            return torch.full(step.ids.shape, float("nan"), device=step.ids.device)
 
     def _report(self) -> None:
         self._steps += 1
-        if self._steps % _REPORT_EVERY == 0 and (count := int(self._declined)) > self._reported:
-            self._reported = count
-            logger.warning("PAD: %d rows had a NaN or inf reward and stayed unguided", count)
+        if self._steps % _REPORT_EVERY == 0:
+            broken = max(int(self._unguided) - self._declined.rows, 0)
+            said = "rows with a NaN or inf reward stay unguided"
+            self._declined.add("not finite", broken, said)
 
     def _request(self, params: SamplingParams) -> base.Request | None:
         try:
             asked = parse(params.extra_args, self._limits)
             return None if asked is None else base.Request(asked)
         except ValueError as error:  # the front end refuses these; a step must not raise
-            logger.warning("PAD: a request stays unguided: %s", error)
+            self._declined.add("bad request", 1, "a request stays unguided", error)
             return None

@@ -16,6 +16,7 @@ from pad_vllm.adapter.manifest import AdapterConfig, Backbone, require_backbone
 from pad_vllm.adapter.shapes import require_shapes
 from pad_vllm.config import PADConfig
 from pad_vllm.demo.names import local_base
+from pad_vllm.engines.declined import Declined
 from pad_vllm.engines.reward_model.decoder import ForkedDecoder, require_known
 from pad_vllm.engines.reward_model.scorer import Scorer
 
@@ -63,7 +64,12 @@ def tokenizer_of(pad: PADConfig, adapter: AdapterConfig) -> Any:
 
 
 def make_scorer(
-    pad: PADConfig, adapter: Adapter, *, dtype: torch.dtype, device: torch.device
+    pad: PADConfig,
+    adapter: Adapter,
+    declined: Declined,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Scorer:
     """The reward model, its KV cache allocated; `require_reward_backbone` comes before."""
     decoder = ForkedDecoder(
@@ -74,4 +80,4 @@ def make_scorer(
         cache_bytes=int(pad.cache_gib * 2**30),
     )
     exact = pad.candidates == "exact"
-    return Scorer(decoder, adapter, exact=exact, budget=pad.pass_tokens)
+    return Scorer(decoder, adapter, declined, exact=exact, budget=pad.pass_tokens)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pad_vllm import guidance
 from pad_vllm.adapter.adapter import Adapter
+from pad_vllm.engines.declined import Declined
 from pad_vllm.engines.reward_model.ask import After, Ask, Tree, grow
 from pad_vllm.engines.reward_model.blocks import Blocks
 from pad_vllm.engines.reward_model.decoder import BLOCK, ForkedDecoder
@@ -55,21 +56,26 @@ class Counts:
     tokens: int = 0
     nodes: int = 0
     preempted: int = 0
-    declined: int = 0
 
 
 class Scorer:
     """Rewards from one PersRM and its cache."""
 
     def __init__(
-        self, decoder: ForkedDecoder, adapter: Adapter, *, exact: bool, budget: int
+        self,
+        decoder: ForkedDecoder,
+        adapter: Adapter,
+        declined: Declined,
+        *,
+        exact: bool,
+        budget: int,
     ) -> None:
         """exact: score all tokens of a candidate, not the first alone; budget: tokens a pass."""
         self._decoder, self._exact, self._budget = decoder, exact, budget
         self._heads = (adapter.head_A.to(decoder.device), adapter.head_B.to(decoder.device))
         self._blocks = Blocks(decoder.blocks, BLOCK)
         self._rows: dict[int, CachedRow] = {}
-        self.counts = Counts()
+        self.counts, self.declined = Counts(), declined
 
     @property
     def used_blocks(self) -> int:
@@ -184,7 +190,10 @@ class Scorer:
 
     def _decline(self, work: _Work) -> None:
         work.row.release()
-        self.counts.declined += work.ask.must
+        size = f"{len(work.ask.tokens)} tokens and {len(work.tree.nodes)} of its candidates"
+        self.declined.add(
+            "no room", work.ask.must, f"a row of {size} does not fit: it has no rewards"
+        )
 
     def _rewards(self, asks: Sequence[Ask], done: list[_Work]) -> Tensor:
         """[G, K]: the sum of each candidate's terms; NaN for `must` rows that are not done."""
