@@ -114,7 +114,8 @@ def guide(
     reward [G, K]; beta [G]; top_k [G] integers.
     A candidate that arrives as -inf (a grammar mask, banned words) stays -inf. A row with a NaN
     or inf score among its legal candidates is left as it came.
-    Returns the number of such rows, a 0-dim int64 tensor (no device synchronisation).
+    Returns [G] bool, which rows were left (no device synchronisation). What may fail comes before
+    the first write.
     """
     position = torch.arange(z.shape[-1], device=z.device)
     legal = z.isfinite() & (position < top_k.unsqueeze(-1))
@@ -122,17 +123,29 @@ def guide(
     sound = (score.isfinite() | ~legal).all(-1, keepdim=True)
     # An upper limit a row: -inf where the row is rewritten, none elsewhere. One pass, in place; on a CPU
     # five to ten times as fast as masked_fill_ with a [R, 1] mask.
-    ceiling = torch.full((len(logits), 1), -NEG_INF, dtype=logits.dtype, device=logits.device)
-    logits.clamp_(max=ceiling.index_put_((rows,), torch.where(sound, NEG_INF, -NEG_INF)))
     guided = torch.where(sound, score.masked_fill(~legal, NEG_INF), z)
+    logits.clamp_(max=_ceiling(logits, rows, sound))
     logits.index_put_((rows.unsqueeze(-1), ids), guided)
-    return (~sound).sum()
+    return ~sound.squeeze(-1)
 
 
-def end(logits: Tensor, rows: Tensor, token: int) -> None:
-    """Set rows [n] of logits [R, V] to -inf, and to 0 at `token`. In place."""
-    logits.index_fill_(0, rows, NEG_INF)
-    logits[rows, token] = 0.0
+def _ceiling(logits: Tensor, rows: Tensor, on: Tensor) -> Tensor:
+    """[R, 1]: -inf in the rows [G] where `on` [G, 1] says so, inf in all others."""
+    ceiling = torch.full((len(logits), 1), -NEG_INF, dtype=logits.dtype, device=logits.device)
+    return ceiling.index_put_((rows,), torch.where(on, NEG_INF, -NEG_INF).to(logits.dtype))
+
+
+def end(logits: Tensor, rows: Tensor, token: int, wanted: Tensor) -> Tensor:
+    """Leave the wanted ones of rows [G] nothing but `token`, the end; in place. wanted [G] bool.
+
+    A row whose end arrives as -inf (a grammar, min_tokens) is not over yet, and left as it came.
+    Returns [G] bool, which rows end.
+    """
+    last = logits[rows, token]
+    ends = wanted & last.isfinite()
+    logits.clamp_(max=_ceiling(logits, rows, ends.unsqueeze(-1)))
+    logits[rows, token] = last.masked_fill(ends, 0.0)
+    return ends
 
 
 def guide_row(z_B: Tensor, reward: Tensor, beta: float, top_k: int) -> Tensor:

@@ -30,6 +30,9 @@ class Request:
     prompt: int = 0
     """How many of them are the prompt."""
 
+    ticket: int = 0
+    """Its place in the table of serving/answers.py."""
+
     state: Any = None
     """Whatever the engine keeps for this request."""
 

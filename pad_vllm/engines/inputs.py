@@ -9,7 +9,7 @@ takes them off. In: a loaded vLLM model. It knows no requests.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,16 +20,23 @@ _DIGITS = 3  # base 256: up to 16.7 million
 _SHIFTS = tuple(8 * digit for digit in range(_DIGITS))
 
 
+class Keeper(Protocol):
+    """Who is told."""
+
+    def keep(self, fed: Tensor) -> None: ...
+
+    def lose(self) -> None:
+        """`keep` failed."""
+
+
 def carry(
-    model: Any,
-    keep: Callable[[Tensor], None],
-    begin: Callable[[Tensor, Tensor], None] | None = None,
+    model: Any, keeper: Keeper, begin: Callable[[Tensor, Tensor], None] | None = None
 ) -> None:
-    """From here on `keep` is called with [R, 2] int64, token and position of each logits row, before
-    their logits are computed; and `begin` with ids and positions [T] where a forward starts, but not
-    where a captured graph replays it.
+    """From here on `keeper.keep` is called with [R, 2] int64, token and position of each logits row,
+    before their logits are computed; and `begin` with ids and positions [T] where a forward starts,
+    but not where a captured graph replays it.
     """
-    model.pad_keep, model.pad_begin = keep, begin
+    model.pad_keeper, model.pad_begin = keeper, begin
     become(model, CarryingInputs)
 
 
@@ -48,7 +55,7 @@ def read(carried: Tensor) -> Tensor:
 class CarryingInputs:
     """A model whose forward returns [T, H + 6], and whose compute_logits takes that."""
 
-    pad_keep: Callable[[Tensor], None]
+    pad_keeper: Keeper
     pad_begin: Callable[[Tensor, Tensor], None] | None
 
     def forward(self, input_ids: Tensor, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -59,5 +66,8 @@ class CarryingInputs:
 
     def compute_logits(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         hidden, fed = hidden_states[:, : -2 * _DIGITS], hidden_states[:, -2 * _DIGITS :]
-        self.pad_keep(read(fed))
+        try:
+            self.pad_keeper.keep(read(fed))
+        except Exception:  # noqa: BLE001, it would end the server; rewards() then has nothing to say
+            self.pad_keeper.lose()
         return super().compute_logits(hidden.contiguous(), *args, **kwargs)  # type: ignore[misc]

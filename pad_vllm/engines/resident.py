@@ -85,6 +85,10 @@ class ResidentRewards:
             if position <= len(batch[row].tokens)
         ]
 
+    def lose(self) -> None:
+        """It could not be kept: the next step's rows have none."""
+        self._kept = None
+
     def keep(self, fed: Tensor) -> None:
         """[R, 2] int64: token and position of the rows whose logits are computed now."""
         self._kept = fed

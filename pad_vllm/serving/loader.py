@@ -112,7 +112,7 @@ def _resident(loaded: Loaded) -> base.RewardEngine:
     scorer = make_scorer(pad, loaded.adapter, count, dtype=loaded.model_config.dtype, device=device)
     reader = admission.reader(loaded.config, pad)
     rewards = ResidentRewards(reader, scorer, count)
-    inputs.carry(loaded.model, rewards.keep)
+    inputs.carry(loaded.model, rewards)
     # The model owns its engine: engines.base holds it weakly.
     loaded.model.pad_rewards = rewards
     logger.info("PAD: a reward model of its own beside the base, %s", pad.adapter)
@@ -129,7 +129,7 @@ def _ray(loaded: Loaded) -> base.RewardEngine:
     scores = RayScores(pad, digest, dtype, count)
     reader = admission.reader(loaded.config, pad)
     rewards = ResidentRewards(reader, scores, count, early=scores.begin, last_tokens=last_tokens)
-    inputs.carry(loaded.model, rewards.keep, rewards.begin)
+    inputs.carry(loaded.model, rewards, rewards.begin)
     loaded.model.pad_rewards = rewards
     logger.info("PAD: %d reward models in Ray actors, %s", pad.ray_actors, pad.adapter)
     return rewards

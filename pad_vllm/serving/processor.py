@@ -1,7 +1,8 @@
 """PADLogitsProcessor: one class for vLLM's V1 and V2 model runners; guidance.py does the maths.
 
 In: logits and the batch layout from vLLM. Out: the guided rows rewritten. Nothing in it raises during a
-step: a row that cannot be guided keeps the base's logits, or ends (`on_failure` "stop"), and is logged.
+step: a row that cannot be guided keeps the base's logits, or ends as soon as it may (`on_failure` "stop"),
+and is counted, for the log (engines/declined.py) and for its client (answers.py).
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from torch import Tensor
 from pad_vllm import guidance
 from pad_vllm.adapter.manifest import read_config
 from pad_vllm.engines import base, declined
-from pad_vllm.params import check_syntax, parse
-from pad_vllm.serving import admission
+from pad_vllm.params import ANSWER, check_syntax, parse
+from pad_vllm.serving import admission, answers
 from pad_vllm.serving.slots import Selection, Slots
 from pad_vllm.vllm_api.names import (
     BatchUpdate,
@@ -52,7 +53,9 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._instance = vllm_config.instance_id
         # The token that ends a row without rewards; None where such a row goes on unguided.
         self._end = admission.end_token(vllm_config) if pad.on_failure == "stop" else None
-        self._slots = Slots(device)
+        self._answers = answers.Answers(device, vllm_config.scheduler_config.max_num_seqs)
+        answers.start(self._instance, self._answers)
+        self._slots = Slots(device, lambda request: self._answers.leave(request.ticket))
         self._declined = declined.of(self._instance, logger.warning)
         self._unguided = torch.zeros((), dtype=torch.int64, device=device)
         self._steps = 0
@@ -68,11 +71,15 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         """V1: requests removed, added, moved, in the order vLLM asks for; called before every forward."""
-        if batch_update is not None:
-            self._update(batch_update)
-        engine = base.running(self._instance)
-        if engine is not None:
-            engine.batch(self._slots.guided)
+        try:
+            if batch_update is not None:
+                self._update(batch_update)
+            engine = base.running(self._instance)
+            if engine is not None:
+                engine.batch(self._slots.guided)
+        except Exception as error:  # noqa: BLE001, it would end the server and all its requests
+            self._lose(error)
+            self._slots.clear()  # a table that missed a move would guide one request as another
 
     def _update(self, batch_update: BatchUpdate) -> None:
         for index in batch_update.removed:
@@ -97,47 +104,68 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     def apply_staged_writes(self) -> None:
         """V2: reads the tokens of requests that entered; they are on the device now."""
+        unread, self._unread = self._unread, []
+        try:
+            for index, request in unread:
+                self._read(index, request)
+        except Exception as error:  # noqa: BLE001, it would end the server and all its requests
+            said = "a request's tokens could not be read: its rows stay unguided"
+            self._declined.add("text lost", 1, said, error)
+
+    def _read(self, index: int, request: base.Request) -> None:
         states = self._v2_states
-        for index, request in self._unread:
-            length = int(states.prefill_len.np[index])
-            request.tokens = states.all_token_ids.gpu[index, :length].tolist()
-            request.prompt = int(states.prompt_len.np[index])
-        self._unread.clear()
+        length = int(states.prefill_len.np[index])
+        request.tokens = states.all_token_ids.gpu[index, :length].tolist()
+        request.prompt = int(states.prompt_len.np[index])
 
     def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
         """Rewrite the guided rows of logits [rows, V] float32 in place; ctx is V2's batch layout."""
-        slots = np.arange(len(logits)) if ctx is None else ctx.idx_mapping_np
-        selection = self._slots.select(slots)
-        if selection is not None:
-            self._guide(logits, selection)
+        try:
+            slots = np.arange(len(logits)) if ctx is None else ctx.idx_mapping_np
+            selection = self._slots.select(slots)
+            if selection is not None:
+                self._guide(logits, selection)
+        except Exception as error:  # noqa: BLE001, it would end the server and all its requests
+            self._lose(error)
         return logits
 
     def _guide(self, logits: Tensor, selection: Selection) -> None:
+        try:
+            unguided = self._rewrite(logits, selection)
+        except Exception as error:  # noqa: BLE001, as above
+            said = "the reward engine failed: its rows stay unguided"
+            self._declined.add("engine failed", len(selection.rows), said, error)
+            unguided = torch.ones_like(selection.rows, dtype=torch.bool)
+        ever = self._answers.count(selection.tickets, unguided)
+        if self._end is not None:
+            ended = guidance.end(logits, selection.rows, self._end, ever)
+            self._answers.stop(selection.tickets, ended)
+        self._report(unguided)
+
+    def _rewrite(self, logits: Tensor, selection: Selection) -> Tensor:
+        """[G] bool: which of the guided rows stay unguided."""
         z, ids = guidance.candidates(logits, selection.rows, selection.k_max)
-        reward = self._rewards(
-            base.Step(len(logits), selection.rows, ids, selection.w, selection.requests)
-        )
+        engine = base.running(self._instance)
+        step = base.Step(len(logits), selection.rows, ids, selection.w, selection.requests)
+        reward = None if engine is None else engine.rewards(step)
         if reward is None:
             said = "no rewards for these logits rows: they stay unguided"
             self._declined.add("misaligned", len(z), said)
             reward = torch.full_like(z, float("nan"))
-        self._unguided += guidance.guide(
+        return guidance.guide(
             logits, selection.rows, z, ids, reward, selection.beta, selection.top_k
         )
-        if self._end is not None:
-            guidance.end(logits, selection.rows[reward.isnan().all(1)], self._end)
-        self._report()
 
-    def _rewards(self, step: base.Step) -> Tensor | None:
-        engine = base.running(self._instance)
-        try:
-            return None if engine is None else engine.rewards(step)
-        except Exception as error:  # noqa: BLE001, it would end the server and all its requests
-            said = "the reward engine failed: its rows stay unguided"
-            self._declined.add("engine failed", len(step.rows), said, error)
-            return torch.full(step.ids.shape, float("nan"), device=step.ids.device)
+    def _lose(self, error: Exception) -> None:
+        """What becomes of the answers in the batch is not known any more."""
+        guided = list(self._slots.guided.values())
+        for request in guided:
+            self._answers.forget(request.ticket)
+        said = "a step's guidance failed: its rows may be unguided"
+        self._declined.add("engine failed", max(len(guided), 1), said, error)
 
-    def _report(self) -> None:
+    def _report(self, unguided: Tensor) -> None:
+        self._unguided += unguided.sum()
         self._steps += 1
         if self._steps % _REPORT_EVERY == 0:
             broken = max(int(self._unguided) - self._declined.rows, 0)
@@ -147,7 +175,10 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def _request(self, params: SamplingParams) -> base.Request | None:
         try:
             asked = parse(params.extra_args, self._limits)
-            return None if asked is None else base.Request(asked)
-        except ValueError as error:  # the front end refuses these; a step must not raise
+            if asked is None:
+                return None
+            ticket = self._answers.enter((params.extra_args or {}).get(ANSWER))
+            return base.Request(asked, ticket=ticket)
+        except Exception as error:  # noqa: BLE001, the front end refuses these; a step must not raise
             self._declined.add("bad request", 1, "a request stays unguided", error)
             return None

@@ -6,7 +6,7 @@ when the slots or the row order changed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ class Selection:
     w: Tensor  # [G, D] float32
     beta: Tensor  # [G] float32
     top_k: Tensor  # [G] int64
+    tickets: Tensor  # [G] int64, Request.ticket
     k_max: int  # the largest of top_k, on the host
     requests: tuple[Request, ...]  # of the rows
 
@@ -31,8 +32,9 @@ class Selection:
 class Slots:
     """Which slots are guided, and how. Slots are reused: `put` overwrites all of one."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, left: Callable[[Request], None]) -> None:
+        """left: called with every request that leaves."""
+        self._device, self._left = device, left
         self._guided: dict[int, Request] = {}
         self._known: tuple[bytes, Selection | None] | None = None
 
@@ -53,13 +55,21 @@ class Slots:
     def drop(self, slot: int) -> None:
         """The slot's request left."""
         self._known = None
-        self._guided.pop(slot, None)
+        if (request := self._guided.pop(slot, None)) is not None:
+            self._left(request)
 
     def move(self, source: int, target: int, *, swap: bool) -> None:
         """The request at `source` goes to `target`; with swap, that one's comes back."""
-        moved, other = self._guided.get(source), self._guided.get(target)
+        moved, other = self._guided.pop(source, None), self._guided.pop(target, None)
+        if other is not None and not swap:
+            self._left(other)
         self.put(source, other if swap else None)
         self.put(target, moved)
+
+    def clear(self) -> None:
+        """All requests left."""
+        for slot in list(self._guided):
+            self.drop(slot)
 
     def select(self, slots: np.ndarray) -> Selection | None:
         """The guided rows; slots [rows]: row i is slot `slots[i]`. None when there are none."""
@@ -88,6 +98,7 @@ class Slots:
             w=on_device([g.weights for g in guided], torch.float32),
             beta=on_device([g.beta for g in guided], torch.float32),
             top_k=on_device([g.top_k for g in guided], torch.int64),
+            tickets=on_device([request.ticket for _, request in pairs], torch.int64),
             k_max=max(g.top_k for g in guided),
             requests=tuple(request for _, request in pairs),
         )

@@ -19,6 +19,8 @@ from pad_vllm.adapter.folder import save_adapter
 from pad_vllm.adapter.manifest import Backbone
 from pad_vllm.adapter.random import random_adapter
 from pad_vllm.engines import base
+from pad_vllm.engines.become import become
+from pad_vllm.engines.shared.fork import ForkedModel
 from pad_vllm.engines.shared.reward import SharedRewards
 from pad_vllm.serving import processor as logits_processor
 from pad_vllm.serving.processor import PADLogitsProcessor
@@ -63,6 +65,7 @@ def config(adapter, request):
         speculative_config=None,
         kv_transfer_config=None,
         cache_config=SimpleNamespace(cache_dtype="auto"),
+        scheduler_config=SimpleNamespace(max_num_seqs=16),
         model_config=SimpleNamespace(
             runner_type="generate",
             architectures=["LlamaForCausalLM"],
@@ -256,26 +259,12 @@ def test_an_answers_unguided_tokens_are_counted_for_that_answer_alone(runner, en
 
 
 def test_an_answer_that_comes_back_after_a_preemption_keeps_its_count(runner, engine):
-    fill(runner, marked("a"))
-    runner.apply(torch.full((R, V), float("nan")))
-    engine._kept = None
-    fill(runner, None)
-    fill(runner, marked("a"))
-    runner.apply(torch.randn(R, V))
-    assert outcomes(runner, "a")[0]["unguided_tokens"] == 2
-
-
-def test_answers_nobody_asked_about_make_room_for_others(runner, engine, monkeypatch):
-    many = len(runner.processor._answers._counts) + 5
-    for number in range(many):
-        fill(runner, marked(f"gone {number}"), marked("stays"))
+    engine.lose()
+    for _ in range(2):
+        fill(runner, marked("a"))
         runner.apply(torch.randn(R, V))
         fill(runner, None)
-    runner.add(runner.order[0], marked("new"))
-    engine._kept = None
-    runner.apply(torch.randn(R, V))
-    assert outcomes(runner, "new")[0]["unguided_tokens"] == 1
-    assert outcomes(runner, "gone 0")[0]["unguided_tokens"] is None
+    assert outcomes(runner, "a")[0]["unguided_tokens"] == 2
 
 
 @pytest.fixture
@@ -324,17 +313,27 @@ def test_whatever_fails_in_a_step_raises_nothing_and_is_told(runner, engine, mon
         logits = torch.randn(R, V)
         before = logits.clone()
         runner.apply(logits)
-    if where != "count":
-        assert torch.equal(logits, before)
-        assert outcomes(runner, "a")[0]["unguided_tokens"] == 1
+    unknown = where in ("select", "count")
+    assert torch.equal(logits, before) or where == "count"
+    assert outcomes(runner, "a")[0]["unguided_tokens"] == (None if unknown else 1)
     engine.keep(torch.randn(R, H), torch.randn(R, H))
     runner.apply(logits)
     assert not torch.equal(logits, before)
 
 
+class Model:
+    """A model whose logits are its hidden states."""
+
+    def compute_logits(self, hidden_states):
+        return hidden_states
+
+
 def kept(engine, h_B, h_T):
-    """As the forked model hands its hidden states over, in compute_logits."""
-    base.hand_over(engine, h_B, h_T)
+    """As the forked model hands its hidden states over."""
+    model = Model()
+    model.pad_rewards = engine
+    become(model, ForkedModel)
+    model.compute_logits(torch.cat((h_B, h_T), dim=-1))
 
 
 def test_v1_tables_that_cannot_follow_the_batch_guide_nothing_rather_than_another(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -62,9 +64,12 @@ def happen(model, event):
 @settings(deadline=None, max_examples=400)
 @given(st.lists(st.tuples(st.one_of(events), layouts), max_size=25))
 def test_any_story_gives_what_a_dict_gives(story):
-    slots, model = Slots(CPU), {}
+    entered, left = Counter(), Counter()
+    slots, model = Slots(CPU, lambda request: left.update([id(request)])), {}
     for event, layout in story:
         kind, *rest = event
+        if kind == "put" and rest[1] is not None:
+            entered[id(rest[1])] += 1
         if kind == "move":
             slots.move(rest[0], rest[1], swap=rest[2])
         else:
@@ -75,11 +80,13 @@ def test_any_story_gives_what_a_dict_gives(story):
         }
         for _ in range(2):  # the second answer comes from the cache
             assert read(slots.select(np.array(layout, dtype=np.int64))) == expected
-        assert len(slots) == sum(one is not None for one in model.values())
+        there = [id(one) for one in model.values() if one is not None]
+        assert len(slots) == len(there)
+        assert entered == left + Counter(there)
 
 
 def test_the_tensors_are_made_once_for_steps_alike():
-    slots = Slots(CPU)
+    slots = Slots(CPU, lambda request: None)
     slots.put(1, ONE)
     first = slots.select(np.arange(3))
     assert slots.select(np.arange(3)) is first
@@ -87,7 +94,7 @@ def test_the_tensors_are_made_once_for_steps_alike():
 
 
 def test_a_reused_slot_forgets_its_last_request():
-    slots = Slots(CPU)
+    slots = Slots(CPU, lambda request: None)
     slots.put(0, ONE)
     slots.select(np.arange(1))
     slots.put(0, None)
@@ -96,18 +103,27 @@ def test_a_reused_slot_forgets_its_last_request():
 
 
 def test_a_move_onto_itself_changes_nothing():
-    slots = Slots(CPU)
+    slots = Slots(CPU, lambda request: None)
     slots.put(0, ONE)
     for swap in (False, True):
         slots.move(0, 0, swap=swap)
         assert read(slots.select(np.arange(1))) == {0: ONE}
 
 
+def test_cleared_of_all_its_requests_each_of_them_leaves():
+    left = []
+    slots = Slots(CPU, left.append)
+    slots.put(0, ONE)
+    slots.clear()
+    assert (left, slots.select(np.arange(2))) == ([ONE], None)
+
+
 def test_rows_and_types_are_what_the_rule_wants():
-    slots = Slots(CPU)
+    slots = Slots(CPU, lambda request: None)
     for number in (4, 2):
         slots.put(number, Request(Guidance((1.0, 2.0), 1.0, number)))
     selection = slots.select(np.array([4, 0, 2], dtype=np.int32))
+    assert selection.tickets.dtype == torch.int64
     assert selection.rows.tolist() == [0, 2]
     assert selection.rows.dtype == selection.top_k.dtype == torch.int64
     assert selection.w.dtype == selection.beta.dtype == torch.float32

@@ -142,5 +142,8 @@ class ForkedModel:
 
     def compute_logits(self, hidden_states: Tensor) -> Any:
         h_B, h_T = hidden_states.chunk(2, dim=-1)
-        self.pad_rewards.keep(h_B, h_T)
+        try:
+            self.pad_rewards.keep(h_B, h_T)
+        except Exception:  # noqa: BLE001, it would end the server; rewards() then has nothing to say
+            self.pad_rewards.lose()
         return super().compute_logits(h_B.contiguous())  # type: ignore[misc]

@@ -27,6 +27,10 @@ class SharedRewards:
         """Hidden states [R, H] of the rows whose logits are computed now."""
         self._kept = (h_B, h_T)
 
+    def lose(self) -> None:
+        """They could not be kept: the next step's rows have none."""
+        self._kept = None
+
     def batch(self, requests: Mapping[int, Request]) -> None:
         """Nothing to do: the hidden states come from the base's own forward."""
 

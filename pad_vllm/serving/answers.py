@@ -1,0 +1,98 @@
+"""What became of each guided answer: how many of its tokens went unguided, and whether it was stopped.
+
+In: the rows of every step, and which of them stayed unguided. Out: an Outcome for each mark that the front
+end gave a request (vllm_api/answers.py). Counts are kept on the device: only asking waits for it. No vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+Outcome = dict[str, Any]
+"""`unguided_tokens`: how many, None where that is not known any more; `stopped`: whether PAD ended it."""
+
+UNKNOWN: Outcome = {"unguided_tokens": None, "stopped": False}
+_SPARE = 4096  # answers that ended, and whose outcome nobody has asked for yet
+
+
+class Answers:
+    """Tickets, places in a table on the device, for the answers of one engine.
+
+    An answer has one for each of its rows: several with `n`, and a new one after a preemption.
+    """
+
+    def __init__(self, device: torch.device, rows: int) -> None:
+        """rows: the most that a batch has."""
+        self._counts = torch.zeros(2 * rows + _SPARE, 2, dtype=torch.int32, device=device)
+        self._free = list(range(len(self._counts)))
+        self._marks: dict[int, str | None] = {}  # ticket -> mark, None where nobody will ask
+        self._tickets: dict[str, list[int]] = {}  # the reverse
+        self._left: dict[int, None] = {}  # tickets whose row left the batch, oldest first
+
+    def enter(self, mark: str | None) -> int:
+        """A ticket for a row of the answer with this mark; None where nobody will ask for it."""
+        if not self._free:
+            self.forget(next(iter(self._left)))
+        ticket = self._free.pop()
+        self._counts[ticket] = 0
+        self._marks[ticket] = mark
+        if mark is not None:
+            self._tickets.setdefault(mark, []).append(ticket)
+        return ticket
+
+    def leave(self, ticket: int) -> None:
+        """Its row left the batch."""
+        self._left[ticket] = None
+        if self._marks[ticket] is None:
+            self._release(ticket)
+
+    def count(self, tickets: Tensor, unguided: Tensor) -> Tensor:
+        """One more step: tickets [G] int64, unguided [G] bool -> [G] bool, which rows ever were unguided."""
+        self._counts[:, 0].index_add_(0, tickets, unguided.int())
+        return self._counts[:, 0].index_select(0, tickets) > 0
+
+    def stop(self, tickets: Tensor, stopped: Tensor) -> None:
+        """Which rows end in this step because they were unguided: tickets [G] int64, stopped [G] bool."""
+        self._counts[:, 1].index_add_(0, tickets, stopped.int())
+
+    def outcome(self, mark: str) -> Outcome:
+        """Of the answer with this mark, which is forgotten."""
+        tickets = self._tickets.get(mark)
+        if tickets is None:
+            return dict(UNKNOWN)
+        unguided, stopped = self._counts[tickets].sum(0).tolist()
+        self.forget(tickets[0])
+        return {"unguided_tokens": unguided, "stopped": bool(stopped)}
+
+    def forget(self, ticket: int) -> None:
+        """Nobody will learn the outcome of this row's answer: it is told, or not known."""
+        mark = self._marks[ticket]
+        for one in self._tickets.pop(mark, ()) if mark is not None else ():
+            self._marks[one] = None
+            if one in self._left:
+                self._release(one)
+
+    def _release(self, ticket: int) -> None:
+        del self._left[ticket], self._marks[ticket]
+        self._free.append(ticket)
+
+
+_running: WeakValueDictionary[str, Answers] = WeakValueDictionary()
+
+
+def start(instance_id: str, answers: Answers) -> None:
+    """Make the answers of one vLLM instance (`VllmConfig.instance_id`) known in this process."""
+    _running[instance_id] = answers
+
+
+def outcomes(instance_id: str, marks: Sequence[str]) -> list[Outcome]:
+    """Of the answers with these marks, in their order."""
+    answers = _running.get(instance_id)
+    if answers is None:
+        return [dict(UNKNOWN) for _ in marks]
+    return [answers.outcome(mark) for mark in marks]

@@ -1,0 +1,78 @@
+"""What is told of answers: their counts, whoever asks and whenever, in a table that does not grow."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pad_vllm.serving import answers
+
+CPU = torch.device("cpu")
+UNKNOWN = {"unguided_tokens": None, "stopped": False}
+
+
+@pytest.fixture
+def table(monkeypatch):
+    """Room for three rows, and for one answer that nobody asked about."""
+    monkeypatch.setattr(answers, "_SPARE", 1)
+    return answers.Answers(CPU, 2)
+
+
+def count(table, *tickets, unguided=True):
+    where = torch.tensor(tickets)
+    return table.count(where, torch.full_like(where, unguided, dtype=torch.bool)).tolist()
+
+
+def test_all_rows_of_an_answer_are_added_up(table):
+    tickets = [table.enter("a"), table.enter("a"), table.enter("b")]
+    assert count(table, *tickets) == [True] * 3
+    assert count(table, tickets[0], unguided=False) == [True]
+    assert table.outcome("a") == {"unguided_tokens": 2, "stopped": False}
+    assert table.outcome("b") == {"unguided_tokens": 1, "stopped": False}
+
+
+def test_an_outcome_is_told_once(table):
+    table.enter("a")
+    assert table.outcome("a")["unguided_tokens"] == 0
+    assert table.outcome("a") == UNKNOWN
+
+
+def test_whether_an_answer_was_stopped_is_told(table):
+    ticket = torch.tensor([table.enter("a")])
+    table.stop(ticket, torch.tensor([True]))
+    table.stop(ticket, torch.tensor([True]))  # a step that ran ahead
+    assert table.outcome("a")["stopped"] is True
+
+
+@pytest.mark.parametrize("asked", ["before it leaves", "after", "never", "cannot be"])
+def test_tickets_come_back_and_start_from_zero(table, asked):
+    for number in range(40):
+        mark = None if asked == "cannot be" else f"answer {number}"
+        ticket = table.enter(mark)
+        assert count(table, ticket, unguided=False) == [False]
+        count(table, ticket)
+        if asked == "before it leaves":
+            assert table.outcome(mark)["unguided_tokens"] == 1
+        table.leave(ticket)
+        if asked == "after":
+            assert table.outcome(mark)["unguided_tokens"] == 1
+    assert table.outcome("answer 0") == UNKNOWN
+
+
+def test_a_row_in_the_batch_is_never_pushed_out(table):
+    stays = table.enter("stays")
+    for number in range(40):
+        table.leave(table.enter(f"gone {number}"))
+    count(table, stays)
+    assert table.outcome("stays")["unguided_tokens"] == 1
+
+
+def test_an_answer_whose_rows_were_lost_is_unknown(table):
+    ticket = table.enter("a")
+    table.forget(ticket)
+    table.leave(ticket)
+    assert table.outcome("a") == UNKNOWN
+
+
+def test_an_instance_without_a_processor_knows_nothing():
+    assert answers.outcomes("nobody", ["a", "b"]) == [UNKNOWN] * 2
