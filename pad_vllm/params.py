@@ -17,8 +17,6 @@ from pad_vllm.wording import did_you_mean, listed, show
 WEIGHTS, BETA, TOP_K, PREFERENCE = "pad_weights", "pad_beta", "pad_top_k", "pad_preference"
 KEYS = (WEIGHTS, BETA, TOP_K, PREFERENCE)
 PREFIX = "pad_"
-ANSWER = "_pad_answer"
-"""In a guided request's `extra_args`: the front end's mark, by which the worker tells what became of it."""
 MAX_PREFERENCE = 2000  # characters; part of the reward model's prefill of the request
 MAX_WEIGHTS = 10_000  # characters of pad_weights in all: it is parsed in the server's event loop
 MAX_WEIGHT = 1e4  # keeps w, the sum of w and the rewards made from them finite in float32

@@ -8,9 +8,7 @@ ValueError that says what to do. It loads the adapter, to refuse a broken one ea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.fingerprint import fingerprint, local_checkpoint
@@ -19,12 +17,13 @@ from pad_vllm.adapter.manifest import AdapterConfig, Backbone, read_config, requ
 from pad_vllm.adapter.shapes import attention_kinds, require_boundary, require_shapes
 from pad_vllm.config import PADConfig
 from pad_vllm.engines.reward_model.load import require_reward_backbone, tokenizer_of
-from pad_vllm.params import PREFIX, Limits, parse
+from pad_vllm.params import PREFERENCE, Limits, parse
+from pad_vllm.serving import requests
 from pad_vllm.serving.refusals import require_servable, require_wiring, wants_pad
 from pad_vllm.text.tokens import Reader
-from pad_vllm.vllm_api.front_end import on_beam_search
-from pad_vllm.vllm_api.names import SamplingParams, VllmConfig, init_logger
-from pad_vllm.wording import listed
+from pad_vllm.vllm_api.front_end import Admit
+from pad_vllm.vllm_api.names import VllmConfig, init_logger
+from pad_vllm.vllm_api.requests import on_request
 
 logger = init_logger(__name__)
 
@@ -126,7 +125,7 @@ def end_token(config: VllmConfig) -> int:
     return token
 
 
-def front_end(config: VllmConfig) -> Callable[[SamplingParams], None] | None:
+def front_end(config: VllmConfig) -> Admit | None:
     """Raises ValueError for a config PAD cannot serve; returns the check of requests, None without PAD."""
     if not wants_pad(config):
         return None
@@ -139,23 +138,11 @@ def front_end(config: VllmConfig) -> Callable[[SamplingParams], None] | None:
         base = config.model_config.hf_config
         require_shapes(adapter, base)
         require_boundary(attention_kinds(base), adapter.config.fork_layer)
+        on_request(requests.checked(lambda _: False))
     else:
         require_reward_backbone(pad, adapter)
-        reader(config, pad)
+        read = reader(config, pad)
+        on_request(requests.checked(lambda asked: not read.same or bool(asked.get(PREFERENCE))))
     if pad.on_failure == "stop":
         end_token(config)
-    on_beam_search(_refuse_beam_search)
-
-    def admit(params: SamplingParams) -> None:
-        parse(params.extra_args, accepted)
-
-    return admit
-
-
-def _refuse_beam_search(arguments: Mapping[str, Any] | None) -> None:
-    ours = [name for name in arguments or () if name.startswith(PREFIX)]
-    if ours:
-        raise ValueError(
-            f"use_beam_search together with {listed(ours)}: vLLM's beam search cannot be guided. "
-            f"Drop use_beam_search (n and temperature give several answers), or {listed(ours)}."
-        )
+    return lambda params: parse(params.extra_args, accepted) is not None

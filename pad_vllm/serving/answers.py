@@ -7,16 +7,13 @@ end gave a request (vllm_api/answers.py). Counts are kept on the device: only as
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-Outcome = dict[str, Any]
-"""`unguided_tokens`: how many, None where that is not known any more; `stopped`: whether PAD ended it."""
+from pad_vllm.outcome import Outcome, unknown
 
-UNKNOWN: Outcome = {"unguided_tokens": None, "stopped": False}
 _SPARE = 4096  # answers that ended, and whose outcome nobody has asked for yet
 
 
@@ -64,7 +61,7 @@ class Answers:
         """Of the answer with this mark, which is forgotten."""
         tickets = self._tickets.get(mark)
         if tickets is None:
-            return dict(UNKNOWN)
+            return unknown()
         unguided, stopped = self._counts[tickets].sum(0).tolist()
         self.forget(tickets[0])
         return {"unguided_tokens": unguided, "stopped": bool(stopped)}
@@ -94,5 +91,5 @@ def outcomes(instance_id: str, marks: Sequence[str]) -> list[Outcome]:
     """Of the answers with these marks, in their order."""
     answers = _running.get(instance_id)
     if answers is None:
-        return [dict(UNKNOWN) for _ in marks]
+        return [unknown() for _ in marks]
     return [answers.outcome(mark) for mark in marks]

@@ -19,7 +19,9 @@ from pad_vllm.config import KEY, PADConfig
 from pad_vllm.engines import base, declined, inputs
 from pad_vllm.engines.shared.fork import fork_model
 from pad_vllm.serving import admission
+from pad_vllm.serving.answers import outcomes
 from pad_vllm.version import __version__
+from pad_vllm.vllm_api.answers import answer_workers
 from pad_vllm.vllm_api.attention import AttentionRecord, last_tokens, recorded_attention
 from pad_vllm.vllm_api.names import (
     BaseModelLoader,
@@ -80,6 +82,7 @@ class PADModelLoader(BaseModelLoader):
             Loaded(model, vllm_config, model_config, pad, adapter, record)
         )
         base.start(vllm_config.instance_id, engine)
+        answer_workers(outcomes)
         return model
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from pad_vllm import guidance
 from pad_vllm.adapter.manifest import read_config
 from pad_vllm.engines import base, declined
-from pad_vllm.params import ANSWER, check_syntax, parse
+from pad_vllm.outcome import MARK
+from pad_vllm.params import check_syntax, parse
 from pad_vllm.serving import admission, answers
 from pad_vllm.serving.slots import Selection, Slots
 from pad_vllm.vllm_api.names import (
@@ -177,7 +178,7 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             asked = parse(params.extra_args, self._limits)
             if asked is None:
                 return None
-            ticket = self._answers.enter((params.extra_args or {}).get(ANSWER))
+            ticket = self._answers.enter((params.extra_args or {}).get(MARK))
             return base.Request(asked, ticket=ticket)
         except Exception as error:  # noqa: BLE001, the front end refuses these; a step must not raise
             self._declined.add("bad request", 1, "a request stays unguided", error)

@@ -19,8 +19,7 @@ from pad_vllm.config import PROCESSOR
 from pad_vllm.serving import admission, connection, refusals
 from pad_vllm.serving.connection import connect
 from pad_vllm.serving.refusals import REFUSED
-from pad_vllm.vllm_api.front_end import on_beam_search
-from pad_vllm.vllm_api.names import BaseModelLoader, VLLMValidationError
+from pad_vllm.vllm_api.names import BaseModelLoader
 from pad_vllm.vllm_api.probe import probe
 from pad_vllm.vllm_api.versions import IncompatibleVLLM
 
@@ -79,7 +78,7 @@ def config(base, folder):
 @pytest.fixture(autouse=True)
 def hooks(monkeypatch):
     """Hooks that front ends of this process set are taken back after the test."""
-    monkeypatch.setattr(admission, "on_beam_search", lambda check: None)
+    monkeypatch.setattr(admission, "on_request", lambda check: None)
 
 
 class Extra(dict):
@@ -100,8 +99,8 @@ def test_an_engine_that_does_not_ask_for_pad_is_left_alone(config):
 def test_a_request_within_the_limits_passes_and_another_is_refused_by_name(config):
     admit = admission.front_end(config())
 
-    admit(Extra())
-    admit(Extra(pad_weights="helpful=1", pad_beta=3, somebody_elses=1))
+    assert admit(Extra()) is False
+    assert admit(Extra(pad_weights="helpful=1", pad_beta=3, somebody_elses=1)) is True
     with pytest.raises(ValueError, match="helpfull.*Accepted dimensions: helpful, brief, humor"):
         admit(Extra(pad_weights="helpfull=1"))
 
@@ -303,35 +302,6 @@ def look_at_weights(config):
     """What the worker does when they are there."""
     pad = admission.settings(config)
     admission.check_backbone(config, pad, load_adapter(pad.adapter))
-
-
-@pytest.fixture
-def requests(monkeypatch):
-    """vLLM's own request classes, with the hook in place until the end of the test."""
-    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-
-    for request in (ChatCompletionRequest, CompletionRequest):
-        monkeypatch.setattr(request, "to_beam_search_params", request.to_beam_search_params)
-    on_beam_search(admission._refuse_beam_search)
-    on_beam_search(admission._refuse_beam_search)
-    chat = [{"role": "user", "content": "Hello"}]
-    return lambda **changes: [
-        ChatCompletionRequest(messages=chat, use_beam_search=True, n=2, **changes),
-        CompletionRequest(prompt="Hello", use_beam_search=True, n=2, **changes),
-    ]
-
-
-def test_beam_search_with_pad_arguments_is_refused_because_vllm_would_drop_them(requests):
-    for request in requests(vllm_xargs={"pad_weights": "helpful=1", "other": 1}):
-        with pytest.raises(VLLMValidationError, match="use_beam_search together with pad_w"):
-            request.to_beam_search_params(5, {})
-
-
-@pytest.mark.parametrize("arguments", [None, {}, {"other": 1}])
-def test_beam_search_without_pad_arguments_is_left_alone(requests, arguments):
-    for request in requests(vllm_xargs=arguments):
-        assert request.to_beam_search_params(5, {}).beam_width == 2
 
 
 def test_an_unknown_vllm_ends_only_engines_that_ask_for_pad(monkeypatch, caplog):

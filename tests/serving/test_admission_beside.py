@@ -25,7 +25,7 @@ def base(tmp_path_factory):
 @pytest.fixture
 def config(base, backbone, tmp_path, monkeypatch):
     """A function that makes a config which `resident` serves, but for the changes it is given."""
-    monkeypatch.setattr(admission, "on_beam_search", lambda check: None)
+    monkeypatch.setattr(admission, "on_request", lambda check: None)
     folder = tiny.write_adapter(backbone, tmp_path / "adapter", fork_layer=2, std=0.05)
     parallel = dict.fromkeys(
         ("pipeline_parallel_size", "tensor_parallel_size", "data_parallel_size"), 1

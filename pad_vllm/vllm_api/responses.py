@@ -1,0 +1,139 @@
+"""The field `pad` of the server's responses and streams: that of the outputs that they are made of.
+
+In: vLLM's classes of chat, completions and responses. Leans on the names of the methods that make responses
+and on those of their arguments; the responses' classes allow more fields. It asks no worker (answers.py).
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import aclosing
+from importlib import import_module
+from typing import Any
+
+from pad_vllm.outcome import Outcome, total
+from pad_vllm.vllm_api.names import init_logger
+
+logger = init_logger(__name__)
+
+_DONE = "data: [DONE]\n\n"
+_SERVING = "vllm.entrypoints.openai"
+
+
+def fill_responses() -> None:
+    """In this process, the server's responses and streams carry the field `pad` of the outputs that they are
+    made of. Calling twice changes nothing; an API that this vLLM does not have is passed over.
+    """
+    chat = f"{_SERVING}.chat_completion.serving", "OpenAIServingChat"
+    completion = f"{_SERVING}.completion.serving", "OpenAIServingCompletion"
+    responses = f"{_SERVING}.responses.serving", "OpenAIServingResponses"
+    _wrap(*chat, "chat_completion_full_generator", _full)
+    _wrap(*chat, "chat_completion_stream_generator", _stream)
+    _wrap(*completion, "completion_stream_generator", _stream)
+    _wrap(*completion, "request_output_to_completion_response", _completion)
+    _wrap(*responses, "_generate_with_builtin_tools", _noting_context)
+    _wrap(*responses, "responses_full_generator", _response)
+
+
+def _wrap(module: str, cls: str, method: str, around: Callable[[Any, Any], Any]) -> None:
+    """Replace a method by `around(method, arguments by name)`."""
+    try:
+        owner = getattr(import_module(module), cls)
+        original = getattr(owner, method)
+    except (ImportError, AttributeError):
+        logger.warning("PAD: this vLLM has no %s.%s; its answers have no field `pad`", cls, method)
+        return
+    if getattr(original, "pad_told", False):
+        return
+    signature = inspect.signature(original)
+
+    def told(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        return around(lambda: original(*bound.args, **bound.kwargs), bound.arguments)
+
+    told.pad_told = True  # type: ignore[attr-defined]
+    told.pad_hooked = getattr(original, "pad_hooked", False)  # type: ignore[attr-defined]
+    setattr(owner, method, told)
+
+
+class _Watched:
+    """An iterator of a request's outputs, alone or as (prompt, output), that keeps what their `pad` says."""
+
+    def __init__(self, outputs: Any, prompts: int = 1) -> None:
+        self._outputs, self._prompts = outputs, prompts
+        self._told: list[Outcome] = []
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        async for item in self._outputs:
+            self._told += _outcomes([item[1] if isinstance(item, tuple) else item])
+            yield item
+
+    @property
+    def told(self) -> Outcome | None:
+        """Once all prompts' answers ended; None before, and of unguided ones."""
+        return total(self._told) if len(self._told) == self._prompts else None
+
+
+async def _full(original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+    watched = arguments["result_generator"] = _Watched(arguments["result_generator"])
+    return _filled(await original(), watched.told)
+
+
+async def _stream(original: Callable[[], Any], arguments: dict[str, Any]) -> AsyncIterator[str]:
+    prompts = len(arguments.get("engine_inputs", (None,)))
+    watched = _Watched(arguments["result_generator"], prompts)
+    arguments["result_generator"] = watched
+    held: list[str] = []  # what may be the last event, once the answers are there
+    async with aclosing(original()) as events:
+        async for event in events:
+            if event == _DONE and held and watched.told is not None:
+                held = [_with_pad(held[0], watched.told)]
+            for one in held:
+                yield one
+            held = [event]
+            if watched.told is None or event == _DONE:
+                yield held.pop()
+
+
+def _with_pad(event: str, outcome: Outcome) -> str:
+    try:
+        return (
+            f"data: {json.dumps({**json.loads(event.removeprefix('data: ')), 'pad': outcome})}\n\n"
+        )
+    except ValueError:
+        return event
+
+
+def _completion(original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+    outcomes = _outcomes(arguments["final_res_batch"])
+    return _filled(original(), total(outcomes))
+
+
+def _noting_context(original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+    """Outputs reach a responses API's context only; it notes their outcomes."""
+    context = arguments["context"]
+    context.pad_outcomes, append = [], context.append_output
+
+    def append_output(output: Any) -> Any:
+        context.pad_outcomes += _outcomes([output])
+        return append(output)
+
+    context.append_output = append_output
+    return original()
+
+
+async def _response(original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+    response = await original()
+    return _filled(response, total(getattr(arguments["context"], "pad_outcomes", [])))
+
+
+def _outcomes(outputs: Iterable[Any]) -> list[Outcome]:
+    return [output.pad for output in outputs if getattr(output, "pad", None) is not None]
+
+
+def _filled(response: Any, outcome: Outcome | None) -> Any:
+    if outcome is not None and not hasattr(response, "error"):
+        response.pad = outcome
+    return response
