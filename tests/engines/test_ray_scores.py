@@ -161,6 +161,17 @@ def test_rows_of_fewer_candidates_end_in_zeros(ray):
     assert np.isfinite(found.numpy()).all()
 
 
+def test_a_row_that_an_actor_has_no_room_for_has_no_reward_for_any_candidate(ray):
+    pool = scores(actors=2)
+    for actor in ray.actors:
+        actor._scorer = lambda asks: torch.tensor(
+            [[float("nan") if ask.key == 0 else 1.0] * len(ask.changes) for ask in asks]
+        )
+    found = pool([ask(0, 3, changes=1), ask(1, 3, changes=2)])
+    assert found.isnan().tolist() == [[True, True], [False, False]]
+    assert pool.declined.counts == {"no room": 1}
+
+
 def test_a_dead_actor_costs_its_rows_their_rewards_until_it_is_back(ray):
     pool, (actor,) = scores(), ray.actors
     pool([ask(0, 3)])

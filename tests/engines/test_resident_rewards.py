@@ -120,6 +120,22 @@ def test_a_row_asks_for_no_more_candidates_than_it_may_take(engine):
     assert found.tolist() == [[100.0, 0.0, 0.0], [103.0, 104.0, 105.0]]
 
 
+def test_a_row_without_rewards_has_none_for_any_candidate_of_the_step():
+    def declines(asks):
+        widest = max(len(ask.changes) for ask in asks)
+        return torch.tensor([[float("nan")] * widest, [1.0] * widest])
+
+    engine = ResidentRewards(Texts(), declines, Declined(print))
+    found = step(engine, [request([5], 1, top_k=1), request([6], 1, top_k=1)], [(5, 0), (6, 0)])
+    assert found[0].isnan().all()
+    assert found[1].tolist() == [1.0, 0.0, 0.0]
+
+
+def test_a_row_whose_prompt_the_base_is_still_reading_needs_no_reward(engine):
+    found = step(engine, [request([5, 6, 7], 3)], [(6, 1)])
+    assert found.tolist() == [[0.0, 0.0, 0.0]]
+
+
 def test_rows_that_are_not_the_ones_fed_get_nothing(engine):
     one = request([5], 1)
     assert step(engine, [one], [(5, 0)], total=2) is None
