@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
+import torch
 from torch import Tensor
 
 from pad_vllm.params import Guidance
@@ -60,6 +61,16 @@ class RewardEngine(Protocol):
         """R_w of the candidates, [G, K] float32 in logit units; NaN in a row that stays unguided. None
         where the hidden states or tokens that the engine kept are not of these rows. Call once a step.
         """
+
+
+def widen(reward: Tensor, width: int) -> Tensor:
+    """Rewards [G, k] as [G, width]: candidates that a row did not ask for earn 0, and NaN where the row
+    has no rewards at all. A row that asked for none, k 0, has all it wants.
+    """
+    wide = torch.nn.functional.pad(reward, (0, width - reward.shape[1]))
+    if reward.shape[1]:
+        wide = wide.masked_fill(reward.isnan().all(1, keepdim=True), float("nan"))
+    return wide
 
 
 # Weak: the model holds its engine, and both are freed together.

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from pad_vllm.config import PADConfig
+from pad_vllm.engines.base import widen
 from pad_vllm.engines.declined import Declined
 from pad_vllm.engines.patience import Patience
 from pad_vllm.engines.reward_model.ask import Ask, common
@@ -219,8 +220,7 @@ class RayScores:
             actor.down(error)
             return
         actor.patience.answered(self._clock() - begun)
-        result[places, : rewards.shape[1]] = torch.from_numpy(rewards.copy())
-        result[places, rewards.shape[1] :] = 0.0
+        result[places] = widen(torch.from_numpy(rewards.copy()), result.shape[1])
 
     def _count(self, actor: _Actor, rows: int) -> None:
         if actor.back is None:

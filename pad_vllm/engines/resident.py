@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pad_vllm.engines.base import Request, Step
+from pad_vllm.engines.base import Request, Step, widen
 from pad_vllm.engines.declined import Declined
 from pad_vllm.engines.reward_model.ask import Ask
 from pad_vllm.text.tokens import Reader, Reading
@@ -115,8 +115,7 @@ class ResidentRewards:
         ]
         result = torch.full(step.ids.shape, NAN, device=step.ids.device)
         if asks:
-            scores = self.scores(asks).to(step.ids.device)
-            result[known] = torch.nn.functional.pad(scores, (0, result.shape[1] - scores.shape[1]))
+            result[known] = widen(self.scores(asks).to(step.ids.device), result.shape[1])
         return result
 
     def _ask(self, request: Request, token: int, position: int, ids: list[int]) -> Ask:
