@@ -236,6 +236,17 @@ def serving(
     command: list[Any], log: Path, port: int, env: dict[str, str] | None = None
 ) -> Iterator[str]:
     """The address of a server that `command` starts on `port`; it ends with the block, whole."""
+    with launched(command, log, env) as process:
+        url = f"http://127.0.0.1:{port}"
+        _wait_until_up(process, url, log)
+        yield url
+
+
+@contextlib.contextmanager
+def launched(
+    command: list[Any], log: Path, env: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The process of `command`, all output to `log`; it ends with the block, and its group."""
     with engine_slot(), log.open("wb") as out:
         process = subprocess.Popen(
             list(map(str, command)),
@@ -245,9 +256,7 @@ def serving(
             start_new_session=True,
         )
         try:
-            url = f"http://127.0.0.1:{port}"
-            _wait_until_up(process, url, log)
-            yield url
+            yield process
         finally:
             _stop(process)
 

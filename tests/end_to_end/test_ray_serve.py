@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -18,7 +16,7 @@ import httpx
 import psutil
 import pytest
 import tiny
-from harness import engine_slot, environment, tail
+from harness import free_port, launched, tail
 
 pytestmark = [pytest.mark.engine, pytest.mark.exhaustive]  # two replicas, each a server of its own
 
@@ -114,9 +112,7 @@ def started(tmp_path_factory):
     model = tiny.checkpoint("llama", folder / "model")
     adapter = tiny.write_adapter(model, folder / "adapter", fork_layer=2, std=0.3)
     log = folder / "log"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, EXAMPLE, model, "--adapter", adapter, "--replicas", 2]
     command += ["--port", port, "--", "--served-model-name", "base", "--dtype", "float32"]
     command += ["--enforce-eager", "--max-model-len", 256, "--max-num-seqs", 8]
@@ -125,20 +121,12 @@ def started(tmp_path_factory):
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",  # every line says which replica it is from
     }
-    with engine_slot(), log.open("wb") as out:
-        process = subprocess.Popen(
-            list(map(str, command)),
-            env=environment(env),
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
+    with launched(command, log, env) as process:
         try:
             yield process, f"http://127.0.0.1:{port}", log
         finally:
             for left in alive(process.pid):
                 left.kill()
-            process.wait()
 
 
 @pytest.fixture(scope="module")
