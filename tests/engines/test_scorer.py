@@ -129,6 +129,20 @@ def test_a_row_that_no_cache_holds_is_declined_and_the_others_are_not(made):
     assert fast.declined.counts == {"no room": 1}
 
 
+def test_tokens_that_only_a_larger_base_has_earn_nothing_and_spoil_nothing(made):
+    base, adapter = made("llama")
+    fast, slow, w = scorer(base, adapter), Slow(base, adapter), (1.0, 0.5, 0.0)
+    asks = [
+        Ask(0, [3, 4, V + 5, 6], w, [(4, (V + 7,)), (4, (5,))]),
+        Ask(1, [4] * 20, w, [(20, (5,)), (20, (6,))]),
+    ]
+    found = fast(asks)
+    assert found[0, 0] == 0
+    check(found[1:], asks[1:], slow, exact=True)
+    wanted = slow.reward([3, 4, V - 1, 6], (4, (5,)), w, exact=True)
+    assert found[0, 1].item() == pytest.approx(wanted, abs=2e-4)
+
+
 def test_a_common_prefix_is_computed_once_also_by_rows_that_join_together(made):
     base, adapter = made("llama")
     fast, slow = scorer(base, adapter, budget=400), Slow(base, adapter)
