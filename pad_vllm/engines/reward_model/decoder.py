@@ -83,7 +83,9 @@ class ForkedDecoder:
     def run(
         self, ids: Tensor, positions: Tensor, batch: Batch, wanted: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """ids, positions [T], wanted [n] among them -> h_B, h_T, each [n, H] float32."""
+        """ids, positions [T], wanted [n] among them -> h_B, h_T, each [n, H] float32. An id beyond the
+        vocabulary is read as the last one.
+        """
         if self.device.type == "cpu":
             extra = cpu.even(len(ids)) - len(ids)
             ids, positions = (
@@ -91,7 +93,8 @@ class ForkedDecoder:
             )
         more: dict[str, Any] = {"use_cache": False, "pad_batch": batch}
         more["position_ids"] = positions.unsqueeze(0)
-        x = self._embed(ids.unsqueeze(0))
+        # A base of the same tokenizer may have more rows than tokens, and more than this model.
+        x = self._embed(ids.clamp(max=len(self.embedding) - 1).unsqueeze(0))
         if self.fork:
             x = self._lower(inputs_embeds=x, **more).last_hidden_state
         both = self._upper(inputs_embeds=x.expand(2, -1, -1), **more).last_hidden_state

@@ -209,7 +209,11 @@ class Scorer:
             tokens = torch.tensor([term.token for _, term in terms], device=device)
             signs = torch.tensor([term.sign for _, term in terms], device=device)
             places = [work.place * K + term.candidate for work, term in terms]
-            e = torch.nn.functional.embedding(tokens, self._decoder.embedding).float()
+            last = len(self._decoder.embedding) - 1
+            signs *= tokens <= last  # what this model does not know earns nothing
+            e = torch.nn.functional.embedding(
+                tokens.clamp(max=last), self._decoder.embedding
+            ).float()
             d_w = d_w.index_select(0, torch.tensor(after, device=device))
             reward = guidance.rewards(d_w, e.unsqueeze(1)).squeeze(1) * signs
             result.index_add_(0, torch.tensor(places, device=device), reward)
