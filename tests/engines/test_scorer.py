@@ -143,6 +143,18 @@ def test_tokens_that_only_a_larger_base_has_earn_nothing_and_spoil_nothing(made)
     assert found[0, 1].item() == pytest.approx(wanted, abs=2e-4)
 
 
+def test_a_row_that_overflows_spoils_neither_its_neighbours_nor_who_gets_its_blocks(made):
+    base, adapter = made("llama")
+    fast, slow, w = scorer(base, adapter, blocks=4), Slow(base, adapter), (1.0, 0.5, 0.0)
+    fast._decoder._embed.weight[7] = float("inf")
+    broken = Ask(0, [7] * 20, w, [(20, (5,))])
+    sound = [Ask(key, [key] * 18, w, [(18, (5,)), (18, (6,))]) for key in (11, 12)]
+    found = fast([broken, sound[0]])
+    assert found[0, 0].isnan()
+    check(found[1:], sound[:1], slow, exact=True)
+    check(fast(sound), sound, slow, exact=True)
+
+
 def test_a_common_prefix_is_computed_once_also_by_rows_that_join_together(made):
     base, adapter = made("llama")
     fast, slow = scorer(base, adapter, budget=400), Slow(base, adapter)
