@@ -84,7 +84,8 @@ def engine(
         requests: [{"prompt": text or token ids | "messages": chat, "sampling": SamplingParams'
             keyword arguments; structured_outputs is a mapping}]
         rounds: further batches of requests, run one after the other on the same engine
-        record: true notes the candidates of every guided row (one process only, no partial prefill)
+        record: true notes the candidates of every guided row (one process only, no partial prefill);
+            "hidden" the hidden states h_B and h_T of `shared` too
     result:
         outputs: a request each, in order: prompt_token_ids; choices [{text, token_ids,
             finish_reason, logprobs [{token id as text: logprob}] or None}]; cached_tokens; pad; the

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+HIDDEN = ("h_B", "h_T")
+
 
 def main() -> None:
     _import_all()
@@ -157,9 +159,12 @@ def _runner(llm: Any) -> str | None:
 
 
 @contextmanager
-def _recorder(llm: Any, *, on: bool) -> Any:
-    """Notes the candidates of guided rows: request -> [{"ids", "z", "reward"}], one a step."""
+def _recorder(llm: Any, *, on: bool | str) -> Any:
+    """Notes the candidates of guided rows: request -> [{"ids", "z", "reward"}], one a step; with "hidden"
+    the hidden states of `shared` too, under HIDDEN.
+    """
     from pad_vllm import guidance
+    from pad_vllm.engines.shared.reward import SharedRewards
     from pad_vllm.serving.processor import PADLogitsProcessor
 
     steps: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -178,19 +183,27 @@ def _recorder(llm: Any, *, on: bool) -> Any:
         return apply(self, logits, ctx)
 
     def noting_guide(logits: Any, rows: Any, z: Any, ids: Any, reward: Any, *rest: Any) -> Any:
-        for row, *values in zip(
-            rows.tolist(), ids.tolist(), z.tolist(), reward.tolist(), strict=True
-        ):
+        columns = {"ids": ids, "z": z, "reward": reward, **hidden}
+        for place, row in enumerate(rows.tolist()):
             # vLLM appends a random part to the name of a request.
             request = names[row].split("-")[0]
-            steps[request].append(dict(zip(("ids", "z", "reward"), values, strict=True)))
+            steps[request].append({name: of[place].tolist() for name, of in columns.items()})
         return guide(logits, rows, z, ids, reward, *rest)
 
+    def noting_rewards(self: Any, step: Any) -> Any:
+        kept = self._kept or ()
+        hidden.update({name: h[step.rows].float() for name, h in zip(HIDDEN, kept, strict=False)})
+        return rewards(self, step)
+
+    hidden: dict[str, Any] = {}
+    rewards = SharedRewards.rewards
     guidance.guide, PADLogitsProcessor.apply = noting_guide, noting_apply
+    SharedRewards.rewards = noting_rewards if on == "hidden" else rewards
     try:
         yield steps
     finally:
         guidance.guide, PADLogitsProcessor.apply = guide, apply
+        SharedRewards.rewards = rewards
 
 
 def _clean_up() -> None:

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.engine
 
 FAMILIES = ("llama", "gemma3")
 LENGTHS = (5, 40, 19)
+PENALTY = 0.5
 
 
 def pairs(everything):
@@ -26,8 +27,18 @@ def pairs(everything):
         for request in requests[KINDS - 1 :: KINDS]
     ]
     jobs.append({"llm": plain(base), "requests": unguided})
+    base, adapter, requests = everything[next(iter(everything))]
+    jobs.append({"llm": pad(base, adapter), "requests": penalised(requests[0]), "record": True})
     results = zip(engines(jobs, V2_ENV), engines(jobs), strict=True)
-    return everything, dict(zip([*everything, "plain"], results, strict=True))
+    return everything, dict(zip([*everything, "plain", "penalised"], results, strict=True))
+
+
+def penalised(request):
+    """A request, and the same with a penalty on every token that was said."""
+    few = {**request["sampling"], "max_tokens": 3}
+    return [
+        {**request, "sampling": {**few, "presence_penalty": penalty}} for penalty in (0, PENALTY)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +101,16 @@ def test_both_runners_say_the_same(runs, name):
 def test_unguided_requests_say_what_plain_v2_says(runs, name):
     (guided, _), (unguided, _) = runs[1][name], runs[1]["plain"]
     assert tokens(guided)[KINDS - 1 :: KINDS] == tokens(unguided)
+
+
+@pytest.mark.parametrize(("runs", "name"), [("small", FAMILIES[0]), REAL], indirect=["runs"])
+def test_penalties_come_before_guidance_on_v2_and_after_it_on_v1(runs, name):
+    for result, expected in zip(runs[1]["penalised"], (PENALTY, 0.0), strict=True):
+        free, held = result["outputs"]
+        first = free["token_ids"][0]
+        assert held["token_ids"][0] == first
+        seen = [
+            dict(zip(steps[1]["ids"], steps[1]["z"], strict=True))[first]
+            for steps in result["steps"]
+        ]
+        assert seen[0] - seen[1] == pytest.approx(expected, abs=1e-4)
