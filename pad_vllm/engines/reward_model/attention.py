@@ -70,10 +70,8 @@ def attend(
     T = len(pad_batch.slots)
     cache = pad_batch.caches[module.layer_idx]
     flat = cache.flatten(2, 3)
-    for half, new in zip(flat, (key, value), strict=True):
-        # No NaN or inf: masked, it would still be one, in every row that gathers its block.
-        sound = new[:, :, :T].transpose(1, 2).nan_to_num(0.0, 0.0, 0.0)
-        half.index_copy_(1, pad_batch.slots, sound)
+    flat[0].index_copy_(1, pad_batch.slots, key[:, :, :T].transpose(1, 2))
+    flat[1].index_copy_(1, pad_batch.slots, value[:, :, :T].transpose(1, 2))
     packed = query.transpose(1, 2)  # [S, T, heads, width]
     out = torch.empty_like(packed, memory_format=torch.contiguous_format)
     out[:, T:] = 0
