@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from watched import Watched
 
 from pad_vllm.config import PADConfig
 from pad_vllm.engines.ray import PersRMActor, RayScores, _join
@@ -22,7 +23,7 @@ class Actor(PersRMActor):
     """The actor's own bookkeeping over a scorer that rewards a candidate with the text's length."""
 
     def __init__(self, *_):
-        self.alive, self.late, self.steps = True, False, []
+        self.alive, self.late, self.steps, self.stays = True, False, [], []
         self.restart()
 
     def restart(self):
@@ -31,6 +32,7 @@ class Actor(PersRMActor):
 
     def _lengths(self, asks):
         self.steps.append([(ask.key, list(ask.tokens)) for ask in asks])
+        self.stays.append([ask.stays for ask in asks])
         width = max((len(ask.changes) for ask in asks), default=0)
         return torch.tensor([[float(len(ask.tokens))] * width for ask in asks])
 
@@ -200,3 +202,28 @@ def test_an_empty_address_starts_a_cluster_of_its_own_and_joins_no_other(given, 
     calls = []
     _join(SimpleNamespace(init=lambda **arguments: calls.append(arguments)), given)
     assert [call["address"] for call in calls] == [joined]
+
+
+def test_a_step_looks_at_the_new_tokens_alone(ray):
+    pool, (actor,) = scores(), ray.actors
+    tokens = Watched(range(1000))
+    pool([Ask(0, tokens, (1.0,), [(1000, (7,))])])
+    for _ in range(5):
+        stays, tokens.read = len(tokens) - 2, 0
+        tokens[-2:] = (8, 9, 10)
+        found = pool([Ask(0, tokens, (1.0,), [(len(tokens), (7,))], stays=stays)])
+        assert found.tolist() == [[float(len(tokens))]]
+        assert tokens.read < 10
+    assert actor.steps[-1] == [(0, list(tokens))]
+    assert actor.stays[-1] == [len(tokens) - 3]
+
+
+def test_after_a_step_that_failed_an_actor_has_nothing_that_stays(ray):
+    pool, (actor,) = scores(), ray.actors
+    pool([ask(0, 3)])
+    actor._scorer = None
+    pool.begin([Ask(0, [7, 8], (1.0,))])  # nobody looks at what becomes of it
+    actor._scorer = actor._lengths
+    assert pool([ask(0, 4)]).isnan().all()
+    assert pool([ask(0, 5)]).tolist() == [[5.0]]
+    assert actor.stays[-1] == [0]

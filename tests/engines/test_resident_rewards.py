@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
@@ -163,3 +165,70 @@ def test_token_and_position_travel_in_every_float_type(dtype):
     found = inputs.read(inputs.columns(ids, positions, dtype))
     assert found.tolist() == torch.stack((ids, positions), -1).tolist()
     assert inputs.columns(ids, positions, dtype).dtype == dtype
+
+
+def test_an_ask_holds_the_rows_own_tokens_and_says_how_many_of_them_stay(engine):
+    one = request([5, 6, 7], 3)
+    step(engine, [one], [(7, 2)])
+    tokens = engine.scores.asked[-1][0].tokens
+    assert engine.scores.asked[-1][0].stays == 0
+    for number in range(3):
+        step(engine, [one], [(8, 3 + number)])
+        (ask,) = engine.scores.asked[-1]
+        assert ask.tokens is tokens, "copied"
+        assert ask.stays == 3 + number == len(tokens) - 1
+
+
+def test_after_a_step_without_rewards_only_what_stayed_all_the_time_counts(engine):
+    one, scores = request([5, 6, 7], 3), engine.scores
+    step(engine, [one], [(7, 2)])
+
+    def broken(_asks):
+        raise RuntimeError("out of memory")
+
+    engine.scores = broken
+    with pytest.raises(RuntimeError):
+        step(engine, [one], [(8, 3)])
+    engine.scores = scores
+    step(engine, [one], [(9, 4)])
+    assert engine.scores.asked[-1][0].stays == 3
+    assert texts(engine) == [[5, 6, 7, 8, 9]]
+
+
+class Slow(Texts):
+    """A reader that is not done with a prompt before it may be."""
+
+    def __init__(self):
+        super().__init__()
+        self.may = threading.Event()
+
+    def open(self, prompt, preference=""):
+        assert self.may.wait(10)
+        return super().open(prompt, preference)
+
+
+def test_no_step_waits_for_a_prompt_while_the_base_itself_still_reads_it(logged):
+    reader = Slow()
+    engine = ResidentRewards(reader, Scores(), logged.append)
+    long = request([5, 6, 7, 8], 4)
+    engine.join(long)
+    assert step(engine, [long], [(5, 0)]).isnan().all()
+    assert step(engine, [long], [(6, 1)]).isnan().all()
+    assert engine.scores.asked == []
+    reader.may.set()
+    assert step(engine, [long], [(8, 3)]).tolist() == [[400.0, 401.0, 402.0]]
+    assert (engine.lost, logged, len(reader.opened)) == (0, [], 1)
+
+
+def test_a_forward_does_not_wait_for_a_prompt_either():
+    early, reader = [], Slow()
+    engine = ResidentRewards(
+        reader, Scores(), print, early=early.append, last_tokens=lambda: torch.tensor([0])
+    )
+    one = request([5], 1)
+    engine.join(one)
+    engine.batch({0: one})
+    engine.begin(torch.tensor([5]), torch.tensor([0]))
+    assert early == [[]]
+    reader.may.set()
+    assert step(engine, [one], [(5, 0)]).tolist() == [[100.0, 101.0, 102.0]]

@@ -300,3 +300,17 @@ def test_ten_candidates_take_well_under_a_step(real, capsys):
         with capsys.disabled():
             print(f"\n{names}: {milliseconds:.2f} ms for 10 candidates, median of {len(ids)} steps")
         assert milliseconds < 20  # an order of magnitude of room: machines are shared
+
+
+@pytest.mark.parametrize("persrm", ["llama", "bytewise"])
+def test_a_reading_knows_how_many_of_its_tokens_stayed(persrm):
+    base = TINY["bytewise"]()
+    reading, known = reader("bytewise", persrm).open(base.encode("Hi")), []
+    for number, token in enumerate(base.encode(CORPUS[1] + CORPUS[2], add_special_tokens=False)):
+        reading.extend([token])
+        assert reading.tokens[: reading.stays] == known[: reading.stays]
+        assert reading.stays >= len(known) - 8
+        if number % 3:
+            known = list(reading.tokens)
+            reading.settle()
+            assert reading.stays == len(known)
