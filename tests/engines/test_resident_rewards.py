@@ -132,7 +132,7 @@ def test_rows_that_are_not_the_ones_fed_get_nothing(engine):
 def test_it_begins_with_the_text_when_the_forward_starts_and_does_not_read_it_twice():
     early = []
     engine = ResidentRewards(
-        Texts(), Scores(), print, early=early.append, last_tokens=lambda: [0, 3]
+        Texts(), Scores(), print, early=early.append, last_tokens=lambda: torch.tensor([0, 3])
     )
     running, joining = request([5, 6], 2), request([7, 8, 9], 3)
     step(engine, [running], [(6, 1)])
@@ -151,7 +151,7 @@ def test_an_error_at_the_start_of_a_forward_is_reported_and_not_raised(logged):
         raise RuntimeError("no actor")
 
     engine = ResidentRewards(
-        Texts(), Scores(), logged.append, early=broken, last_tokens=lambda: [0]
+        Texts(), Scores(), logged.append, early=broken, last_tokens=lambda: torch.tensor([0])
     )
     engine.batch({0: request([5], 1)})
     engine.begin(torch.tensor([5]), torch.tensor([0]))

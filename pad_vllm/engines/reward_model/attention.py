@@ -8,6 +8,7 @@ In: q, k, v of one layer and the Batch in the keyword arguments. Knows neither r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,8 +28,26 @@ class Group:
     table: Tensor  # [R, blocks] int64, blocks of each row, C = blocks * size
     sees: Tensor  # [R, Q, C] bool
     at: Tensor  # [R, Q] int64, position of each token in its row
-    slot_at: Tensor  # [R, C] int64, position of what each key slot holds
+    nodes: Tensor  # [n, 2] int64, a candidate's token: its slot among the R * C, its position
     masks: dict[tuple[int | None, int, int], Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, parts: Sequence[Tensor], block: int) -> Group:
+        """From place, inside, table, at, how many of the row's own tokens each token keeps [R, Q], which
+        others it sees [m] among the R * Q * C, and nodes.
+        """
+        place, inside, table, at, keeps, also, nodes = parts
+        slots = torch.arange(table.shape[1] * block, dtype=torch.int32, device=table.device)
+        sees = slots < keeps.int().unsqueeze(-1)
+        sees.view(-1).index_fill_(0, also, 1)
+        whole = len(inside) == place.numel()
+        return cls(place, None if whole else inside, table, sees, at, nodes)
+
+    def _slot_at(self) -> Tensor:
+        """[R, C] int64, position of what each key slot holds: a row's own tokens lie at theirs."""
+        R, _, C = self.sees.shape
+        slot_at = torch.arange(C, device=self.sees.device).repeat(R)
+        return slot_at.index_copy_(0, *self.nodes.unbind(1)).view(R, C)
 
     def mask(self, window: int | None, streams: int, copies: int) -> Tensor:
         """[S * R, 1, copies * Q, C] bool under a sliding window of so many tokens; made once a pass."""
@@ -36,7 +55,7 @@ class Group:
         if key not in self.masks:
             sees = self.sees
             if window is not None:
-                behind = self.at.unsqueeze(-1) - self.slot_at.unsqueeze(1)
+                behind = self.at.unsqueeze(-1) - self._slot_at().unsqueeze(1)
                 sees = sees & (behind < window)
             self.masks[key] = sees.repeat(streams, copies, 1).unsqueeze(1)
         return self.masks[key]

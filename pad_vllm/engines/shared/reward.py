@@ -28,6 +28,9 @@ class SharedRewards:
         """Hidden states [R, H] of the rows whose logits are computed now."""
         self._kept = (h_B, h_T)
 
+    def join(self, request: Request) -> None:
+        """Nothing to do: it needs no tokens."""
+
     def batch(self, requests: Mapping[int, Request]) -> None:
         """Nothing to do: the hidden states come from the base's own forward."""
 
