@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tiny_tokenizers import CHAT, CORPUS, bytewise, lossy, sentencepiece, wrapped
 from tokenizers import Tokenizer, decoders, models
 
+from pad_vllm.text import answer
 from pad_vllm.text.conversation import prompt_ids
 from pad_vllm.text.pieces import Pieces
 from pad_vllm.text.tokens import Reader
@@ -314,3 +315,13 @@ def test_a_reading_knows_how_many_of_its_tokens_stayed(persrm):
             known = list(reading.tokens)
             reading.settle()
             assert reading.stays == len(known)
+
+
+def test_encoded_windows_are_kept_up_to_so_many_characters(monkeypatch):
+    monkeypatch.setattr(answer, "_MEMO", 1000)
+    encoder = answer.Encoder(TINY["llama"]().backend_tokenizer)
+    for number in range(30):
+        texts = [f"{number} " + "dog " * 50, f"cat {number}"]
+        assert encoder(texts) == encoder(texts)
+        assert sum(map(len, encoder._known)) < 1000 + sum(map(len, texts))
+    assert len(encoder._known) > 2
