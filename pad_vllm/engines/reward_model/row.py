@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from pad_vllm.engines.reward_model.ask import common
@@ -91,7 +92,9 @@ class CachedRow:
     def append(self, tokens: Sequence[int], tail: Sequence[Tensor]) -> None:
         """`tokens` are in the cache now; tail: d_w of the last of them, each [H]."""
         self.tokens += tokens
-        self.tail = [*(self.tail if len(tail) == len(tokens) else ()), *tail][-TAIL:]
+        # Copies: a view would keep all of the pass's directions in memory.
+        new = torch.stack(list(tail[-TAIL:])).unbind() if tail else ()
+        self.tail = [*(self.tail if len(tail) == len(tokens) else ()), *new][-TAIL:]
         size = self._blocks.size
         for place in range(len(self._chain), len(self.tokens) // size):
             full = self.tokens[place * size : (place + 1) * size]
