@@ -218,3 +218,26 @@ def test_the_numbers_of_a_pass_reach_the_device_in_one_piece():
     assert made.batch.slots.tolist() == [7 * 16 + 6, 7 * 16 + 7, 7 * 16 + 8, 7 * 16 + 9, 2 * 16]
     assert made.wanted.tolist() == [1, 2, 3, 4]
     assert made.owner.tolist() == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_what_a_block_held_before_does_not_reach_a_row(made, family):
+    base, adapter = made(family)
+    clean, poisoned, rng = scorer(base, adapter), scorer(base, adapter), random.Random(2)
+    rows = {key: [rng.randrange(3, V) for _ in range(length)] for key, length in enumerate((5, 90))}
+
+    def poison(blocks):
+        for cache in poisoned._decoder.caches.values():
+            cache.movedim(cache.shape.index(poisoned._decoder.blocks), 0)[blocks] = float("nan")
+
+    poison(range(40))
+    for _ in range(20):
+        asks = [Ask(k, list(t), (1.0, -1.0, 0.5), changes(rng, len(t), 4)) for k, t in rows.items()]
+        found = poisoned(asks)
+        assert not found.isnan().any()
+        assert torch.equal(found, clean(asks))
+        blocks = poisoned._blocks  # what can still be found is not poisoned
+        poison([block for block in blocks._unused if block not in blocks._keys])
+        for tokens in rows.values():
+            del tokens[len(tokens) - rng.choice([0, 0, 1, 2]) :]
+            tokens += [rng.randrange(3, V) for _ in range(rng.choice([1, 2]))]
