@@ -66,6 +66,7 @@ class Batch:
     """One pass over T packed tokens."""
 
     slots: Tensor  # [T] int64, where in the cache each token's key and value go
+    unwritten: Tensor  # [n] int64, the slots that the rows' last blocks have left
     groups: list[Group]
     caches: dict[int, Tensor]  # layer -> [2, S, blocks, size, KV heads, head width]
 
@@ -91,6 +92,8 @@ def attend(
     flat = cache.flatten(2, 3)
     flat[0].index_copy_(1, pad_batch.slots, key[:, :, :T].transpose(1, 2))
     flat[1].index_copy_(1, pad_batch.slots, value[:, :, :T].transpose(1, 2))
+    # They are masked, but what they held may be NaN, and 0 times NaN is NaN.
+    flat.index_fill_(2, pad_batch.unwritten, 0)
     packed = query.transpose(1, 2)  # [S, T, heads, width]
     out = torch.empty_like(packed, memory_format=torch.contiguous_format)
     out[:, T:] = 0

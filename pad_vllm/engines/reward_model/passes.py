@@ -65,15 +65,18 @@ def pack(
     arrays = [
         np.array([i for p in pieces for i in (*p.tokens, *(n.token for n in p.nodes))], np.int64),
         np.concatenate([_positions(p) for p in pieces]),
-        np.concatenate([_slots(p, block) for p in pieces]),
+        np.concatenate([_slots(p, block, p.start, p.start + p.size) for p in pieces]),
+        np.concatenate(
+            [_slots(p, block, p.start + p.size, _blocks(p, block) * block) for p in pieces]
+        ),
         np.concatenate([start + some for start, some in zip(starts, wanted, strict=False)]),
         np.repeat(np.arange(len(pieces)), [len(some) for some in wanted]),
     ]
     for some in groups.values():
         arrays += _group([pieces[n] for n in some], [starts[n] for n in some], block)
-    ids, positions, slots, places, owner, *rest = send(arrays, device)
+    ids, positions, slots, unwritten, places, owner, *rest = send(arrays, device)
     made = [Group.of(rest[at : at + _PARTS], block) for at in range(0, len(rest), _PARTS)]
-    return Pass(ids, positions, Batch(slots, made, caches), places, owner)
+    return Pass(ids, positions, Batch(slots, unwritten, made, caches), places, owner)
 
 
 def _positions(piece: Piece) -> np.ndarray:
@@ -82,8 +85,13 @@ def _positions(piece: Piece) -> np.ndarray:
     return positions
 
 
-def _slots(piece: Piece, block: int) -> np.ndarray:
-    at = np.arange(piece.start, piece.start + piece.size)
+def _blocks(piece: Piece, block: int) -> int:
+    return -(-(piece.start + piece.size) // block)
+
+
+def _slots(piece: Piece, block: int, start: int, end: int) -> np.ndarray:
+    """The cache's slots of the row's places from `start` up to `end`."""
+    at = np.arange(start, end)
     return np.asarray(piece.blocks, np.int64)[at // block] * block + at % block
 
 
@@ -93,13 +101,14 @@ _PARTS = 7  # arrays of a group
 def _group(pieces: list[Piece], starts: list[int], block: int) -> list[np.ndarray]:
     """What Group.of takes."""
     R, Q = len(pieces), max(p.size for p in pieces)
-    used = [-(-(p.start + p.size) // block) for p in pieces]
+    used = [_blocks(p, block) for p in pieces]
     C = max(used) * block
     table = np.zeros((R, max(used)), np.int64)
     at, place, keeps = (np.zeros((R, Q), np.int64) for _ in range(3))
     also: list[int] = []
     nodes: list[tuple[int, int]] = []
     for row, (p, start) in enumerate(zip(pieces, starts, strict=True)):
+        table[row] = p.blocks[0]  # beyond its end a row reads itself again, and no other
         table[row, : used[row]] = p.blocks[: used[row]]
         at[row, : p.size] = _positions(p)
         place[row] = start
