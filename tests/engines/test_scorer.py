@@ -41,7 +41,7 @@ def scorer(base, adapter, *, exact=True, budget=64, blocks=40):
     probe = ForkedDecoder(
         str(base), adapter, dtype=torch.float32, device=torch.device("cpu"), cache_bytes=1 << 24
     )
-    each = sum(cache[:, :, :1].nbytes for cache in probe.caches.values())
+    each = sum(cache.nbytes // probe.blocks for cache in probe.caches.values())
     decoder = ForkedDecoder(
         str(base),
         adapter,
@@ -241,3 +241,13 @@ def test_what_a_block_held_before_does_not_reach_a_row(made, family):
         for tokens in rows.values():
             del tokens[len(tokens) - rng.choice([0, 0, 1, 2]) :]
             tokens += [rng.randrange(3, V) for _ in range(rng.choice([1, 2]))]
+
+
+def test_one_mask_serves_both_streams_and_all_heads():
+    pieces = [Piece([4, 7], 20, [5], [], 20), Piece([2, 3], 18, [5], [], 18)]
+    (group,) = pack(pieces, BLOCK, {}, torch.device("cpu")).batch.groups
+    once, folded = group.mask(None, 1), group.mask(None, 3)
+    assert once.shape == (2, 1, 1, 2 * BLOCK)
+    assert once.untyped_storage().data_ptr() == group.sees.untyped_storage().data_ptr()
+    assert folded.shape == (2, 1, 3, 2 * BLOCK)
+    assert folded.sum(-1).tolist() == [[[21] * 3], [[19] * 3]]
