@@ -52,6 +52,11 @@ class Step:
 class RewardEngine(Protocol):
     """Rewards for the logits rows of the current step."""
 
+    def join(self, request: Request) -> None:
+        """A guided request joined the batch, its tokens are known; called where `Request.tokens` are given.
+        An engine may begin to read them then.
+        """
+
     def batch(self, requests: Mapping[int, Request]) -> None:
         """The guided requests of the step that begins, by logits row; called before the base's forward, on
         the V1 runner alone. An engine may begin its own work then.

@@ -49,6 +49,13 @@ class Update:
     changes: tuple[Change, ...]
     must: bool
 
+    def to(self, tokens: list[int]) -> list[int]:
+        """The row's tokens, changed in place. Raises LookupError where those that should stay are gone."""
+        if len(tokens) < self.keep:  # Ray restarted the actor between two calls, or a step failed
+            raise LookupError(f"row {self.key}: {len(tokens)} of {self.keep} tokens are here")
+        tokens[self.keep :] = self.added
+        return tokens
+
 
 class PersRMActor:
     """One reward model in a process of its own, started by Ray. Imports no vLLM."""
@@ -80,18 +87,16 @@ class PersRMActor:
     def step(self, updates: list[Update]) -> Any:
         """Rewards [G, K] as numpy. Raises LookupError where tokens that it should have are gone."""
         begun = time.time()
-        asks = [self._ask(update) for update in updates]
-        self._tokens = {ask.key: list(ask.tokens) for ask in asks}
+        known, self._tokens = (
+            self._tokens,
+            {},
+        )  # a step that fails leaves none: they come whole again
+        tokens = {update.key: update.to(known.get(update.key, [])) for update in updates}
+        asks = [Ask(u.key, tokens[u.key], u.w, u.changes, u.must, u.keep) for u in updates]
         rewards = self._scorer(asks).cpu().numpy()
+        self._tokens = tokens
         self._busy.append((begun, time.time()))
         return rewards
-
-    def _ask(self, update: Update) -> Ask:
-        known = self._tokens.get(update.key, [])
-        if len(known) < update.keep:  # Ray restarted it between two calls
-            raise LookupError(f"row {update.key}: {len(known)} of {update.keep} tokens are here")
-        tokens = [*known[: update.keep], *update.added]
-        return Ask(update.key, tokens, update.w, update.changes, update.must)
 
     def pid(self) -> int:
         """Its process id."""
@@ -113,13 +118,14 @@ class _Actor:
 
     def updates(self, asks: Sequence[Ask]) -> list[Update]:
         """The asks as updates of what was sent before, noted as sent."""
-        made = []
+        made, sent = [], {}
         for ask in asks:
-            known = self.sent.get(ask.key, [])
-            keep = common(known, ask.tokens)
+            known = sent[ask.key] = self.sent.get(ask.key, [])
+            keep = common(known, ask.tokens, ask.stays)
             added = tuple(ask.tokens[keep:])
+            known[keep:] = added
             made.append(Update(ask.key, keep, added, ask.w, tuple(ask.changes), ask.must))
-        self.sent = {ask.key: list(ask.tokens) for ask in asks}
+        self.sent = sent
         return made
 
     def up(self, ray: Any) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,7 +35,17 @@ class Text:
     """What the engine keeps of a request: its number, and its tokens for the reward model."""
 
     key: int
-    reading: Reading
+    opened: Future[Reading]
+    read: int
+    """How many of the base's tokens are in it."""
+
+    def reading(self, tokens: Sequence[int]) -> Reading:
+        """With all of the base's tokens; waits until its prompt is read."""
+        reading = self.opened.result()
+        if self.read < len(tokens):
+            reading.extend(tokens[self.read :])
+            self.read = len(tokens)
+        return reading
 
 
 class ResidentRewards:
@@ -47,7 +58,7 @@ class ResidentRewards:
         declined: Declined,
         *,
         early: Callable[[Sequence[Ask]], None] | None = None,
-        last_tokens: Callable[[], list[int] | None] = lambda: None,
+        last_tokens: Callable[[], Tensor | None] = lambda: None,
     ) -> None:
         """scores: of one step's asks; early: takes the asks without candidates when
         the base's forward starts; last_tokens: index of each row's last token among those of that
@@ -56,8 +67,19 @@ class ResidentRewards:
         self._reader, self.scores, self.declined = reader, scores, declined
         self._early, self._last_tokens = early, last_tokens
         self._batch: Mapping[int, Request] = {}
+        # One thread: prompts are read one by one, while the base's forwards run.
+        self._prompts = ThreadPoolExecutor(1, "pad-prompts")
         self._keys = itertools.count()
         self._kept: Tensor | None = None
+
+    def join(self, request: Request) -> None:
+        """See engines.base.RewardEngine: its prompt is read beside the steps."""
+        request.state = self._open(request)
+
+    def _open(self, request: Request) -> Text:
+        prompt, preference = request.tokens[: request.prompt], request.guidance.preference
+        opened = self._prompts.submit(self._reader.open, prompt, preference)
+        return Text(next(self._keys), opened, len(prompt))
 
     def batch(self, requests: Mapping[int, Request]) -> None:
         """See engines.base.RewardEngine."""
@@ -74,16 +96,17 @@ class ResidentRewards:
             self.declined.add("late start", 1, "the reward model starts late", error)
 
     def _begun(
-        self, batch: Mapping[int, Request], last: list[int], ids: Tensor, positions: Tensor
+        self, batch: Mapping[int, Request], last: Tensor, ids: Tensor, positions: Tensor
     ) -> list[Ask]:
         rows = sorted(batch)
-        places = torch.tensor([last[row] for row in rows], device=ids.device)
-        fed = zip(ids[places].tolist(), positions[places].tolist(), strict=True)
-        return [
-            self._ask(batch[row], token, position, [])
-            for row, (token, position) in zip(rows, fed, strict=True)
-            if position <= len(batch[row].tokens)
-        ]
+        places = last[rows]
+        fed = torch.stack((ids[places], positions[places]), 1).tolist()
+        asks = []
+        for row, (token, position) in zip(rows, fed, strict=True):
+            request = batch[row]
+            if position <= len(request.tokens) and self._follow(request, token, position):
+                asks.append(_ask(request, position, []))
+        return asks
 
     def lose(self) -> None:
         """It could not be kept: the next step's rows have none."""
@@ -98,46 +121,58 @@ class ResidentRewards:
         kept, self._kept = self._kept, None
         if kept is None or len(kept) != step.total:
             return None
-        newest = kept.index_select(0, step.rows).tolist()
-        known = [
-            place
-            for place, (request, (_, position)) in enumerate(
-                zip(step.requests, newest, strict=True)
-            )
-            if position <= len(request.tokens)
-        ]
-        gone = len(newest) - len(known)
-        self.declined.add("text lost", gone, "a request's text was lost: its row stays unguided")
-        ids = step.ids.tolist()
-        asks = [
-            self._ask(step.requests[place], newest[place][0], newest[place][1], ids[place])
-            for place in known
-        ]
+        # One transfer: the host waits for the device here, and nowhere else before the scorer.
+        numbers = torch.cat((kept.index_select(0, step.rows), step.ids), 1).tolist()
+        asks, places, idle = [], [], []
+        for place, (request, row) in enumerate(zip(step.requests, numbers, strict=True)):
+            try:
+                ask = self._asked(request, *row)
+            except Exception as error:  # noqa: BLE001, of this text alone
+                said = "a request's text was lost: its row stays unguided"
+                self.declined.add("text lost", 1, said, error)
+                continue
+            if ask is None:
+                idle.append(place)
+            else:
+                asks.append(ask)
+                places.append(place)
         result = torch.full(step.ids.shape, NAN, device=step.ids.device)
+        result[idle] = 0.0
         if asks:
-            result[known] = widen(self.scores(asks).to(step.ids.device), result.shape[1])
+            result[places] = widen(self.scores(asks).to(step.ids.device), result.shape[1])
+        for place in places:
+            step.requests[place].state.opened.result().settle()
         return result
 
-    def _ask(self, request: Request, token: int, position: int, ids: list[int]) -> Ask:
-        """What to ask for a request that was just fed `token` at `position`."""
-        text = self._follow(request, token, position)
-        must = position == len(request.tokens) - 1  # else the base is still reading its prompt
-        wanted = ids[: request.guidance.top_k] if must else []
-        changes = text.reading.candidates(wanted)
-        # A copy: the scorer or Ray may read it after the next token was appended.
-        return Ask(text.key, list(text.reading.tokens), request.guidance.weights, changes, must)
+    def _asked(self, request: Request, token: int, position: int, *ids: int) -> Ask | None:
+        """What to ask for a request that was just fed `token` at `position`; None where nothing is, as
+        both models still read its prompt. Raises LookupError where tokens before it are not known.
+        """
+        if position > len(request.tokens):
+            raise LookupError(f"fed at {position}, and {len(request.tokens)} tokens are known")
+        ready = self._follow(request, token, position)
+        return _ask(request, position, [*ids]) if ready or _must(request, position) else None
 
-    def _follow(self, request: Request, token: int, position: int) -> Text:
-        """The request's tokens for the reward model, up to and with the token it was fed."""
+    def _follow(self, request: Request, token: int, position: int) -> bool:
+        """Note what the request was fed. False where its prompt is still being read."""
         if position == len(request.tokens):
             request.tokens.append(token)
-            if request.state is not None:
-                request.state.reading.extend([token])
         elif position == len(request.tokens) - 1 and request.tokens[position] != token:
             request.tokens[position], request.state = token, None  # the fed one is in the KV cache
-        if request.state is None:
-            prompt, answer = request.tokens[: request.prompt], request.tokens[request.prompt :]
-            reading = self._reader.open(prompt, request.guidance.preference)
-            reading.extend(answer)
-            request.state = Text(next(self._keys), reading)
-        return request.state
+        if request.state is None:  # nobody could know before
+            request.state = self._open(request)
+            request.state.opened.result()
+        return bool(request.state.opened.done())
+
+
+def _must(request: Request, position: int) -> bool:
+    """Whether a request just fed at `position` needs rewards; else the base is still reading its prompt."""
+    return position == len(request.tokens) - 1
+
+
+def _ask(request: Request, position: int, ids: list[int]) -> Ask:
+    """What to ask for a request that was just fed at `position`."""
+    text: Text = request.state
+    reading, must = text.reading(request.tokens), _must(request, position)
+    changes = reading.candidates(ids[: request.guidance.top_k] if must else [])
+    return Ask(text.key, reading.tokens, request.guidance.weights, changes, must, reading.stays)

@@ -74,12 +74,15 @@ def clean(text: str) -> float:
     if not (count := len(_WORD.findall(text))):
         return 0.0
     words = [word.strip(".,;:!?\"'()[]").lower() for word in text.split()]
+    if len(_PROFANE) > _WORDS:
+        _PROFANE.clear()
     _look_up([word for word in dict.fromkeys(words) if word not in _PROFANE])
     return 0.0 - 100.0 * sum(_PROFANE[word] for word in words) / count
 
 
+_WORDS = 100_000
 _PROFANE: dict[str, bool] = {}
-"""Every word seen so far: the matcher's hundred patterns take milliseconds a call, texts repeat words."""
+"""Words seen, about _WORDS: the matcher's hundred patterns take milliseconds a call, texts repeat words."""
 
 
 def _look_up(words: list[str]) -> None:

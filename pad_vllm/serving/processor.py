@@ -89,8 +89,9 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             request = self._request(params)
             if request is not None and self._reads_tokens:
                 # vLLM marks tokens that the host does not know yet, the last ones, with -1.
-                request.tokens = [token for token in (*(prompt or ()), *answer) if token >= 0]
+                request.tokens = [*(prompt or ()), *(token for token in answer if token >= 0)]
                 request.prompt = len(prompt or ())
+                self._join(request)
             self._slots.put(index, request)
         for source, target, how in batch_update.moved:
             self._slots.move(source, target, swap=how == MoveDirectionality.SWAP)
@@ -118,6 +119,12 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         length = int(states.prefill_len.np[index])
         request.tokens = states.all_token_ids.gpu[index, :length].tolist()
         request.prompt = int(states.prompt_len.np[index])
+        self._join(request)
+
+    def _join(self, request: base.Request) -> None:
+        engine = base.running(self._instance)
+        if engine is not None:
+            engine.join(request)
 
     def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
         """Rewrite the guided rows of logits [rows, V] float32 in place; ctx is V2's batch layout."""

@@ -16,7 +16,9 @@ Change = tuple[int, tuple[int, ...]]
 
 _MEET = 4  # tokens in a row that a window must share with the known ones to be accepted
 _BACK = 6  # tokens before the change that the first window begins at; the next begin at 12, 24, ...
-_MEMO = 4096  # encoded windows memoised, over all requests
+_MEMO = (
+    2**18
+)  # characters of the encoded windows memoised, over all requests: some 10 MB with tokens
 
 
 class Splice(NamedTuple):
@@ -43,6 +45,7 @@ class Encoder:
         backend.no_padding()
         self._backend = backend
         self._known: dict[str, tuple[list[int], list[tuple[int, int]]]] = {}
+        self._size = 0  # characters in it
         added = backend.get_added_tokens_decoder().values()
         self._reach = max((len(token.content) for token in added), default=0)
         self._blanks = any(token.lstrip for token in added)
@@ -59,13 +62,15 @@ class Encoder:
         return place
 
     def __call__(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        if len(self._known) > _MEMO:
+        if self._size > _MEMO:
             self._known.clear()
+            self._size = 0
         unknown = [text for text in dict.fromkeys(texts) if text not in self._known]
         if unknown:
             made = self._backend.encode_batch(unknown, add_special_tokens=False)
             for text, encoding in zip(unknown, made, strict=True):
                 self._known[text] = (encoding.ids, encoding.offsets)
+                self._size += len(text)
         return [self._known[text] for text in texts]
 
 

@@ -58,6 +58,12 @@ class Reading:
     def __init__(self, prompt: Sequence[int]) -> None:
         self.tokens = list(prompt)
         """The PersRM's: prompt and answer so far."""
+        self.stays = 0
+        """How many of the first of them have not changed since `settle`."""
+
+    def settle(self) -> None:
+        """From here on `stays` counts anew."""
+        self.stays = len(self.tokens)
 
     def extend(self, ids: Sequence[int]) -> None:
         """Append tokens that the base generated."""
@@ -93,8 +99,8 @@ class _Translation(Reading):
         self._answer.apply(edit)
         self._settled += len(text)
         self._tail = tail
-        del self.tokens[self._prompt + keep :]
-        self.tokens += added
+        self.tokens[self._prompt + keep :] = added
+        self.stays = min(self.stays, self._prompt + keep)
 
     def candidates(self, ids: Sequence[int]) -> list[Change]:
         splices = [

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
+
 from pad_vllm.vllm_api.names import Attention
 
 
@@ -52,7 +54,7 @@ def recorded_attention() -> Iterator[AttentionRecord]:
         Attention.__init__ = original
 
 
-def last_tokens() -> list[int] | None:
+def last_tokens() -> Tensor | None:
     """Inside a forward, the index of each batch row's last token among the T packed ones; None where the
     attention backend's metadata does not say (vllm/forward_context.py).
     """
@@ -64,4 +66,4 @@ def last_tokens() -> list[int] | None:
     if not isinstance(metadata, dict) or not metadata:
         return None
     starts = getattr(next(iter(metadata.values())), "query_start_loc", None)
-    return None if starts is None else (starts[1:] - 1).tolist()
+    return None if starts is None else starts[1:] - 1

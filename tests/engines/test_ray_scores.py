@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from watched import Watched
 
 from pad_vllm.adapter.folder import load_adapter
 from pad_vllm.config import PADConfig
@@ -37,7 +38,7 @@ class Actor(PersRMActor):
     """The actor's own bookkeeping over a scorer that rewards a candidate with the text's length."""
 
     def __init__(self, *_):
-        self.alive, self.late, self.steps = True, False, []
+        self.alive, self.late, self.steps, self.stays = True, False, [], []
         self.takes, self.free = 0.0, 0.0  # seconds a step; when it has done what it was asked
         self.restart()
 
@@ -47,6 +48,7 @@ class Actor(PersRMActor):
 
     def _lengths(self, asks):
         self.steps.append([(ask.key, list(ask.tokens)) for ask in asks])
+        self.stays.append([ask.stays for ask in asks])
         width = max((len(ask.changes) for ask in asks), default=0)
         return torch.tensor([[float(len(ask.tokens))] * width for ask in asks])
 
@@ -307,3 +309,28 @@ def test_an_empty_address_starts_a_cluster_of_its_own_and_joins_no_other(given, 
     calls = []
     _join(SimpleNamespace(init=lambda **arguments: calls.append(arguments)), given)
     assert [call["address"] for call in calls] == [joined]
+
+
+def test_a_step_looks_at_the_new_tokens_alone(ray):
+    pool, (actor,) = scores(), ray.actors
+    tokens = Watched(range(1000))
+    pool([Ask(0, tokens, (1.0,), [(1000, (7,))])])
+    for _ in range(5):
+        stays, tokens.read = len(tokens) - 2, 0
+        tokens[-2:] = (8, 9, 10)
+        found = pool([Ask(0, tokens, (1.0,), [(len(tokens), (7,))], stays=stays)])
+        assert found.tolist() == [[float(len(tokens))]]
+        assert tokens.read < 10
+    assert actor.steps[-1] == [(0, list(tokens))]
+    assert actor.stays[-1] == [len(tokens) - 3]
+
+
+def test_after_a_step_that_failed_an_actor_has_nothing_that_stays(ray):
+    pool, (actor,) = scores(), ray.actors
+    pool([ask(0, 3)])
+    actor._scorer = None
+    pool.begin([Ask(0, [0, 1, 9], (1.0,))])  # nobody looks at what becomes of it
+    actor._scorer = actor._lengths
+    assert pool([ask(0, 4)]).isnan().all()
+    assert pool([ask(0, 5)]).tolist() == [[5.0]]
+    assert actor.stays[-1] == [0]

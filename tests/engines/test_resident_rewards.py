@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
@@ -147,7 +149,11 @@ def test_rows_that_are_not_the_ones_fed_get_nothing(engine):
 def test_it_begins_with_the_text_when_the_forward_starts_and_does_not_read_it_twice():
     early = []
     engine = ResidentRewards(
-        Texts(), Scores(), Declined(print), early=early.append, last_tokens=lambda: [0, 3]
+        Texts(),
+        Scores(),
+        Declined(print),
+        early=early.append,
+        last_tokens=lambda: torch.tensor([0, 3]),
     )
     running, joining = request([5, 6], 2), request([7, 8, 9], 3)
     step(engine, [running], [(6, 1)])
@@ -166,7 +172,11 @@ def test_an_error_at_the_start_of_a_forward_is_reported_and_not_raised(logged):
         raise RuntimeError("no actor")
 
     engine = ResidentRewards(
-        Texts(), Scores(), Declined(logged.append), early=broken, last_tokens=lambda: [0]
+        Texts(),
+        Scores(),
+        Declined(logged.append),
+        early=broken,
+        last_tokens=lambda: torch.tensor([0]),
     )
     engine.batch({0: request([5], 1)})
     engine.begin(torch.tensor([5]), torch.tensor([0]))
@@ -184,3 +194,71 @@ def test_token_and_position_travel_in_every_float_type(dtype):
     found = inputs.read(inputs.columns(ids, positions, dtype))
     assert found.tolist() == torch.stack((ids, positions), -1).tolist()
     assert inputs.columns(ids, positions, dtype).dtype == dtype
+
+
+def test_an_ask_holds_the_rows_own_tokens_and_says_how_many_of_them_stay(engine):
+    one = request([5, 6, 7], 3)
+    step(engine, [one], [(7, 2)])
+    tokens = engine.scores.asked[-1][0].tokens
+    assert engine.scores.asked[-1][0].stays == 0
+    for number in range(3):
+        step(engine, [one], [(8, 3 + number)])
+        (ask,) = engine.scores.asked[-1]
+        assert ask.tokens is tokens, "copied"
+        assert ask.stays == 3 + number == len(tokens) - 1
+
+
+def test_after_a_step_without_rewards_only_what_stayed_all_the_time_counts(engine):
+    one, scores = request([5, 6, 7], 3), engine.scores
+    step(engine, [one], [(7, 2)])
+
+    def broken(_asks):
+        raise RuntimeError("out of memory")
+
+    engine.scores = broken
+    with pytest.raises(RuntimeError):
+        step(engine, [one], [(8, 3)])
+    engine.scores = scores
+    step(engine, [one], [(9, 4)])
+    assert engine.scores.asked[-1][0].stays == 3
+    assert texts(engine) == [[5, 6, 7, 8, 9]]
+
+
+class Slow(Texts):
+    """A reader that is not done with a prompt before it may be."""
+
+    def __init__(self):
+        super().__init__()
+        self.may = threading.Event()
+
+    def open(self, prompt, preference=""):
+        assert self.may.wait(10)
+        return super().open(prompt, preference)
+
+
+def test_no_step_waits_for_a_prompt_while_the_base_itself_still_reads_it(logged):
+    reader = Slow()
+    engine = ResidentRewards(reader, Scores(), Declined(logged.append))
+    long = request([5, 6, 7, 8], 4)
+    engine.join(long)
+    # Not NaN: no token goes unguided, as none is taken from these rows.
+    assert not step(engine, [long], [(5, 0)]).any()
+    assert not step(engine, [long], [(6, 1)]).any()
+    assert engine.scores.asked == []
+    reader.may.set()
+    assert step(engine, [long], [(8, 3)]).tolist() == [[400.0, 401.0, 402.0]]
+    assert (logged, len(reader.opened)) == ([], 1)
+
+
+def test_a_forward_does_not_wait_for_a_prompt_either():
+    early, reader = [], Slow()
+    engine = ResidentRewards(
+        reader, Scores(), print, early=early.append, last_tokens=lambda: torch.tensor([0])
+    )
+    one = request([5], 1)
+    engine.join(one)
+    engine.batch({0: one})
+    engine.begin(torch.tensor([5]), torch.tensor([0]))
+    assert early == [[]]
+    reader.may.set()
+    assert step(engine, [one], [(5, 0)]).tolist() == [[100.0, 101.0, 102.0]]

@@ -8,11 +8,13 @@ import pytest
 import tiny
 import torch
 from slow import Slow
+from watched import Watched
 
 from pad_vllm.adapter.folder import load_adapter
 from pad_vllm.engines.declined import Declined
-from pad_vllm.engines.reward_model.ask import Ask
+from pad_vllm.engines.reward_model.ask import Ask, Node
 from pad_vllm.engines.reward_model.decoder import BLOCK, DecoderError, ForkedDecoder
+from pad_vllm.engines.reward_model.passes import Piece, pack
 from pad_vllm.engines.reward_model.scorer import Scorer
 
 FORKS = {"llama": 2, "mistral": 3, "qwen2": 1, "qwen3": 0, "gemma3": 3}
@@ -40,7 +42,7 @@ def scorer(base, adapter, *, exact=True, budget=64, blocks=40):
     probe = ForkedDecoder(
         str(base), adapter, dtype=torch.float32, device=torch.device("cpu"), cache_bytes=1 << 24
     )
-    each = sum(cache[:, :, :1].nbytes for cache in probe.caches.values())
+    each = sum(cache.nbytes // probe.blocks for cache in probe.caches.values())
     decoder = ForkedDecoder(
         str(base),
         adapter,
@@ -215,3 +217,65 @@ def test_a_cache_without_room_for_two_blocks_is_refused(made):
         ForkedDecoder(
             str(base), adapter, dtype=torch.float32, device=torch.device("cpu"), cache_bytes=1000
         )
+
+
+def test_what_an_ask_says_to_stay_is_not_looked_at_again(made):
+    base, adapter = made("llama")
+    fast, twin, rng = scorer(base, adapter), scorer(base, adapter), random.Random(1)
+    w, stays = (1.0, -1.0, 0.5), 0
+    tokens = Watched(rng.randrange(3, V) for _ in range(100))
+    for _ in range(20):
+        one = Ask(0, tokens, w, changes(rng, len(tokens), 4), stays=stays)
+        tokens.read = 0
+        found = fast([one])
+        assert not stays or tokens.read < 4 * BLOCK
+        assert torch.equal(found, twin([Ask(0, list(tokens), w, one.changes)]))
+        stays = len(tokens) - rng.choice([0, 1, 2])
+        tokens[stays:] = [rng.randrange(3, V) for _ in range(rng.choice([1, 2, 3]))]
+
+
+def test_the_numbers_of_a_pass_reach_the_device_in_one_piece():
+    nodes = [Node(9, 40, ()), Node(8, 41, (0,))]
+    pieces = [Piece([4, 0, 7], 38, [5, 6], nodes, 39), Piece([2], 0, [5], [], 0)]
+    made = pack(pieces, BLOCK, {}, torch.device("cpu"))
+    sent = [made.ids, made.positions, made.wanted, made.owner, made.batch.slots]
+    sent += [part for group in made.batch.groups for part in (group.place, group.table, group.at)]
+    assert len({tensor.untyped_storage().data_ptr() for tensor in sent}) == 1
+    assert made.ids.tolist() == [5, 6, 9, 8, 5]
+    assert made.positions.tolist() == [38, 39, 40, 41, 0]
+    assert made.batch.slots.tolist() == [7 * 16 + 6, 7 * 16 + 7, 7 * 16 + 8, 7 * 16 + 9, 2 * 16]
+    assert made.wanted.tolist() == [1, 2, 3, 4]
+    assert made.owner.tolist() == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_what_a_block_held_before_does_not_reach_a_row(made, family):
+    base, adapter = made(family)
+    clean, poisoned, rng = scorer(base, adapter), scorer(base, adapter), random.Random(2)
+    rows = {key: [rng.randrange(3, V) for _ in range(length)] for key, length in enumerate((5, 90))}
+
+    def poison(blocks):
+        for cache in poisoned._decoder.caches.values():
+            cache.movedim(cache.shape.index(poisoned._decoder.blocks), 0)[blocks] = float("nan")
+
+    poison(range(40))
+    for _ in range(20):
+        asks = [Ask(k, list(t), (1.0, -1.0, 0.5), changes(rng, len(t), 4)) for k, t in rows.items()]
+        found = poisoned(asks)
+        assert not found.isnan().any()
+        assert torch.equal(found, clean(asks))
+        blocks = poisoned._blocks  # what can still be found is not poisoned
+        poison([block for block in blocks._unused if block not in blocks._keys])
+        for tokens in rows.values():
+            del tokens[len(tokens) - rng.choice([0, 0, 1, 2]) :]
+            tokens += [rng.randrange(3, V) for _ in range(rng.choice([1, 2]))]
+
+
+def test_one_mask_serves_both_streams_and_all_heads():
+    pieces = [Piece([4, 7], 20, [5], [], 20), Piece([2, 3], 18, [5], [], 18)]
+    (group,) = pack(pieces, BLOCK, {}, torch.device("cpu")).batch.groups
+    once, folded = group.mask(None, 1), group.mask(None, 3)
+    assert once.shape == (2, 1, 1, 2 * BLOCK)
+    assert once.untyped_storage().data_ptr() == group.sees.untyped_storage().data_ptr()
+    assert folded.shape == (2, 1, 3, 2 * BLOCK)
+    assert folded.sum(-1).tolist() == [[[21] * 3], [[19] * 3]]

@@ -77,6 +77,15 @@ def test_clean_says_the_same_of_words_it_has_seen(monkeypatch):
     assert clean("a dog") == 0
 
 
+def test_clean_keeps_so_many_words_and_no_more(monkeypatch):
+    monkeypatch.setattr(scorers, "_PROFANE", {})
+    monkeypatch.setattr(scorers, "_WORDS", 10)
+    for time in range(5):
+        text = " ".join(f"word{time}x{place}" for place in range(8)) + " shit"
+        assert clean(text) < 0
+        assert len(scorers._PROFANE) <= 10 + 9
+
+
 def test_a_local_scorer_goes_by_its_name_or_another():
     assert parse_scorer("brief")[0] == "brief"
     dimension, scorer = parse_scorer("cheerful=positive")

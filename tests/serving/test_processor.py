@@ -386,3 +386,34 @@ def test_what_is_wrong_under_every_adapter_is_refused_at_admission(bad):
 @pytest.mark.parametrize("good", [None, {}, HELPFUL, {"other": 1}])
 def test_what_may_be_right_passes_admission(good):
     PADLogitsProcessor.validate_params(SamplingParams(extra_args=good))
+
+
+class Joined(SharedRewards):
+    """Notes the tokens of the requests that it is told of."""
+
+    def __init__(self):
+        self.joined = []
+
+    def batch(self, requests):
+        pass
+
+    def join(self, request):
+        self.joined.append((list(request.tokens), request.prompt))
+
+
+def test_an_engine_that_reads_tokens_is_told_of_a_guided_request_when_it_joins(config, monkeypatch):
+    engine = Joined()
+    monkeypatch.setitem(base._running, config.instance_id, engine)
+    v1, v2 = V1(config), V2(config)
+    v1.processor._reads_tokens = v2.processor._reads_tokens = True
+    v1.add(0, HELPFUL)
+    v1.add(1, None)
+    assert engine.joined == [([1], 1)]
+    v2.processor._v2_states = SimpleNamespace(
+        prefill_len=SimpleNamespace(np=[3]),
+        prompt_len=SimpleNamespace(np=[2]),
+        all_token_ids=SimpleNamespace(gpu=torch.tensor([[5, 6, 7, 0]])),
+    )
+    v2.add(0, HELPFUL)
+    v2.processor.apply_staged_writes()
+    assert engine.joined[1:] == [([5, 6, 7], 2)]

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tiny_tokenizers import CHAT, CORPUS, bytewise, lossy, sentencepiece, wrapped
 from tokenizers import Tokenizer, decoders, models
 
+from pad_vllm.text import answer
 from pad_vllm.text.conversation import prompt_ids
 from pad_vllm.text.pieces import Pieces
 from pad_vllm.text.tokens import Reader
@@ -300,3 +301,27 @@ def test_ten_candidates_take_well_under_a_step(real, capsys):
         with capsys.disabled():
             print(f"\n{names}: {milliseconds:.2f} ms for 10 candidates, median of {len(ids)} steps")
         assert milliseconds < 20  # an order of magnitude of room: machines are shared
+
+
+@pytest.mark.parametrize("persrm", ["llama", "bytewise"])
+def test_a_reading_knows_how_many_of_its_tokens_stayed(persrm):
+    base = TINY["bytewise"]()
+    reading, known = reader("bytewise", persrm).open(base.encode("Hi")), []
+    for number, token in enumerate(base.encode(CORPUS[1] + CORPUS[2], add_special_tokens=False)):
+        reading.extend([token])
+        assert reading.tokens[: reading.stays] == known[: reading.stays]
+        assert reading.stays >= len(known) - 8
+        if number % 3:
+            known = list(reading.tokens)
+            reading.settle()
+            assert reading.stays == len(known)
+
+
+def test_encoded_windows_are_kept_up_to_so_many_characters(monkeypatch):
+    monkeypatch.setattr(answer, "_MEMO", 1000)
+    encoder = answer.Encoder(TINY["llama"]().backend_tokenizer)
+    for number in range(30):
+        texts = [f"{number} " + "dog " * 50, f"cat {number}"]
+        assert encoder(texts) == encoder(texts)
+        assert sum(map(len, encoder._known)) < 1000 + sum(map(len, texts))
+    assert len(encoder._known) > 2

@@ -22,7 +22,8 @@ class Ask:
     """The row's own number while it is in the batch."""
 
     tokens: Sequence[int]
-    """The reward model's tokens, prompt and answer so far; at least one."""
+    """The reward model's tokens, prompt and answer so far; at least one. They are the row's own list, which
+    grows in the next step: whoever needs them longer copies what changed."""
 
     w: tuple[float, ...]
     """Preference weights, the same in all steps of a row."""
@@ -33,17 +34,20 @@ class Ask:
     must: bool = True
     """False: prefill with what is left of the step's token budget, and go on in the next step."""
 
+    stays: int = 0
+    """At least so many of the first tokens are those of every ask for this key since the last one that was
+    answered, that one included; 0 where nothing is known."""
 
-def common(known: Sequence[int], wanted: Sequence[int]) -> int:
-    """How many tokens two rows begin with alike."""
+
+def common(known: Sequence[int], wanted: Sequence[int], stays: int) -> int:
+    """How many tokens two rows begin with alike; at least the first `stays` are, as far as both go."""
     n = min(len(known), len(wanted))
-    if known[:n] == wanted[:n]:
+    if known[stays:n] == wanted[stays:n]:
         return n
-    return next(place for place in range(n) if known[place] != wanted[place])
+    return next(place for place in range(stays, n) if known[place] != wanted[place])
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """One token of a candidate that another of its tokens follows."""
 
     token: int
@@ -62,13 +66,12 @@ class After(NamedTuple):
     """Whether it is a node."""
 
 
-@dataclass(frozen=True)
-class Term:
+class Term(NamedTuple):
     """One summand of a candidate's reward: sign * R_w(token) after `after`."""
 
     candidate: int
     token: int
-    sign: float
+    sign: int
     after: After
 
 
@@ -89,13 +92,13 @@ def grow(tokens: Sequence[int], changes: Sequence[Change], *, exact: bool) -> Tr
     known: dict[tuple[int, tuple[int, ...]], int] = {}
     for candidate, (keep, added) in enumerate(changes):
         terms += [
-            Term(candidate, tokens[place], -1.0, After(place - 1))
+            Term(candidate, tokens[place], -1, After(place - 1))
             for place in range(keep, len(tokens))
         ]
         after = After(keep - 1)
         above: tuple[int, ...] = ()
         for depth, token in enumerate(added if exact else added[:1]):
-            terms.append(Term(candidate, token, 1.0, after))
+            terms.append(Term(candidate, token, 1, after))
             if depth + 1 == len(added) or not exact:
                 break
             key = (keep, added[: depth + 1])

@@ -8,6 +8,7 @@ In: q, k, v of one layer and the Batch in the keyword arguments. Knows neither r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,18 +28,41 @@ class Group:
     table: Tensor  # [R, blocks] int64, blocks of each row, C = blocks * size
     sees: Tensor  # [R, Q, C] bool
     at: Tensor  # [R, Q] int64, position of each token in its row
-    slot_at: Tensor  # [R, C] int64, position of what each key slot holds
-    masks: dict[tuple[int | None, int, int], Tensor] = field(default_factory=dict)
+    nodes: Tensor  # [n, 2] int64, a candidate's token: its slot among the R * C, its position
+    masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
 
-    def mask(self, window: int | None, streams: int, copies: int) -> Tensor:
-        """[S * R, 1, copies * Q, C] bool under a sliding window of so many tokens; made once a pass."""
-        key = (window, streams, copies)
+    @classmethod
+    def of(cls, parts: Sequence[Tensor], block: int) -> Group:
+        """From place, inside, table, at, how many of the row's own tokens each token keeps [R, Q], which
+        others it sees [m] among the R * Q * C, and nodes.
+        """
+        place, inside, table, at, keeps, also, nodes = parts
+        slots = torch.arange(table.shape[1] * block, dtype=torch.int32, device=table.device)
+        sees = slots < keeps.int().unsqueeze(-1)
+        sees.view(-1).index_fill_(0, also, 1)
+        whole = len(inside) == place.numel()
+        return cls(place, None if whole else inside, table, sees, at, nodes)
+
+    def _slot_at(self) -> Tensor:
+        """[R, C] int64, position of what each key slot holds: a row's own tokens lie at theirs."""
+        R, _, C = self.sees.shape
+        slot_at = torch.arange(C, device=self.sees.device).repeat(R)
+        return slot_at.index_copy_(0, *self.nodes.unbind(1)).view(R, C)
+
+    def mask(self, window: int | None, copies: int) -> Tensor:
+        """[R, 1, copies * Q, C] bool under a sliding window of so many tokens; made once a pass.
+
+        Both streams and all KV heads share it. Rows of a group differ in Q by less than a factor of two, so
+        that it has fewer than 2 * copies * C * (tokens of the pass) elements.
+        """
+        key = (window, copies)
         if key not in self.masks:
             sees = self.sees
             if window is not None:
-                behind = self.at.unsqueeze(-1) - self.slot_at.unsqueeze(1)
+                behind = self.at.unsqueeze(-1) - self._slot_at().unsqueeze(1)
                 sees = sees & (behind < window)
-            self.masks[key] = sees.repeat(streams, copies, 1).unsqueeze(1)
+            folded = sees if copies == 1 else sees.repeat(1, copies, 1)
+            self.masks[key] = folded.unsqueeze(1)
         return self.masks[key]
 
 
@@ -47,8 +71,9 @@ class Batch:
     """One pass over T packed tokens."""
 
     slots: Tensor  # [T] int64, where in the cache each token's key and value go
+    unwritten: Tensor  # [n] int64, the slots that the rows' last blocks have left
     groups: list[Group]
-    caches: dict[int, Tensor]  # layer -> [2, S, blocks, size, KV heads, head width]
+    caches: dict[int, Tensor]  # layer -> [2, blocks, size, S * KV heads, head width]
 
 
 def attend(
@@ -69,9 +94,11 @@ def attend(
     """
     T = len(pad_batch.slots)
     cache = pad_batch.caches[module.layer_idx]
-    flat = cache.flatten(2, 3)
-    flat[0].index_copy_(1, pad_batch.slots, key[:, :, :T].transpose(1, 2))
-    flat[1].index_copy_(1, pad_batch.slots, value[:, :, :T].transpose(1, 2))
+    flat = cache.flatten(1, 2)
+    for half, new in zip(flat, (key, value), strict=True):
+        half.index_copy_(0, pad_batch.slots, new[:, :, :T].permute(2, 0, 1, 3).flatten(1, 2))
+    # They are masked, but what they held may be NaN, and 0 times NaN is NaN.
+    flat.index_fill_(1, pad_batch.unwritten, 0)
     packed = query.transpose(1, 2)  # [S, T, heads, width]
     out = torch.empty_like(packed, memory_format=torch.contiguous_format)
     out[:, T:] = 0
@@ -88,22 +115,23 @@ def attend(
 def _group(
     packed: Tensor, cache: Tensor, group: Group, scaling: float | None, window: int | None
 ) -> Tensor:
-    """packed [S, T, heads, width], cache [2, S, blocks, size, KV heads, width] -> [S, R * Q, heads, width].
+    """packed [S, T, heads, width], cache [2, blocks, size, S * KV heads, width] -> [S, R * Q, heads, width].
 
-    Query heads of one KV head are folded into the query dimension, so that keys are not repeated.
+    Streams are heads, so that they share a mask. Query heads of one KV head are folded into the query
+    dimension, so that keys are not repeated.
     """
     S, _, heads, width = packed.shape
     R, Q = group.place.shape
-    kv = cache.shape[-2]
-    q = packed.index_select(1, group.place.flatten()).view(S * R, Q, kv, heads // kv, width)
-    q = q.permute(0, 2, 3, 1, 4).reshape(S * R, kv, -1, width)
+    kv = cache.shape[-2] // S
+    q = packed.index_select(1, group.place.flatten()).view(S, R, Q, kv, heads // kv, width)
+    q = q.permute(1, 0, 3, 4, 2, 5).reshape(R, S * kv, -1, width)
     k, v = (
-        half.index_select(1, group.table.flatten()).view(S * R, -1, kv, width).transpose(1, 2)
+        half.index_select(0, group.table.flatten()).view(R, -1, S * kv, width).transpose(1, 2)
         for half in cache
     )
-    mask = group.mask(window, S, heads // kv)
+    mask = group.mask(window, heads // kv)
     attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, scale=scaling)
-    attended = attended.view(S * R, kv, heads // kv, Q, width).permute(0, 3, 1, 2, 4)
+    attended = attended.view(R, S, kv, heads // kv, Q, width).permute(1, 0, 4, 2, 3, 5)
     return attended.reshape(S, R * Q, heads, width)
 
 

@@ -50,14 +50,16 @@ class Blocks:
             if not self._refs[block]:
                 self._unused[block] = None
 
-    def match(self, before: int, tokens: Sequence[int], most: int) -> tuple[list[int], list[int]]:
-        """The blocks that hold the first whole blocks of `tokens` after content `before`, at most
-        `most`, with a reference on each, and their content numbers.
+    def match(
+        self, before: int, tokens: Sequence[int], start: int, end: int
+    ) -> tuple[list[int], list[int]]:
+        """The blocks that hold the first whole blocks of tokens[start:end] after content `before`, with a
+        reference on each, and their content numbers.
         """
         blocks: list[int] = []
         chain: list[int] = []
-        for start in range(0, most * self.size, self.size):
-            entry = self._known.get((before, tuple(tokens[start : start + self.size])))
+        for at in range(start, end - self.size + 1, self.size):
+            entry = self._known.get((before, tuple(tokens[at : at + self.size])))
             if entry is None:
                 break
             block, before = entry

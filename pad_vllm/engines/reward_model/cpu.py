@@ -23,8 +23,8 @@ def even(tokens: int) -> int:
 
 
 def pack_linears(model: nn.Module) -> None:
-    """Every nn.Linear of `model`, where this torch has oneDNN for its type."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops, "mkldnn"):
+    """Every nn.Linear of `model`, where this torch has oneDNN and its two operators for the type."""
+    if not (torch.backends.mkldnn.is_available() and all(hasattr(_ONEDNN, op) for op in _USED)):
         return
     for linear in [module for module in model.modules() if type(module) is nn.Linear]:
         if linear.weight.device.type == "cpu" and linear.weight.dtype in _TYPES:
@@ -32,6 +32,7 @@ def pack_linears(model: nn.Module) -> None:
 
 
 _ONEDNN = torch.ops.mkldnn
+_USED = ("_reorder_linear_weight", "_linear_pointwise")
 _TYPES = (torch.float32, torch.bfloat16)
 _ROWS = 16  # a step's rows, about; oneDNN lays the weight out for so many
 

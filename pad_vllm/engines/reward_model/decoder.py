@@ -72,12 +72,13 @@ class ForkedDecoder:
         return int(count)
 
     def _caches(self, config: Any, layers: int) -> dict[int, Tensor]:
-        shape = (self.blocks, BLOCK, config.num_key_value_heads, _width(config))
+        kv, width = config.num_key_value_heads, _width(config)
+        shapes = [
+            (2, self.blocks, BLOCK, kv * (1 if n < self.fork else 2), width) for n in range(layers)
+        ]
         return {
-            layer: torch.zeros(
-                2, 1 if layer < self.fork else 2, *shape, dtype=self.dtype, device=self.device
-            )
-            for layer in range(layers)
+            layer: torch.zeros(shape, dtype=self.dtype, device=self.device)
+            for layer, shape in enumerate(shapes)
         }
 
     def run(
@@ -104,7 +105,7 @@ class ForkedDecoder:
     def copy_block(self, source: int, target: int) -> None:
         """Copy the keys and values of block `source` to block `target`, in every layer."""
         for cache in self.caches.values():
-            cache[:, :, target] = cache[:, :, source]
+            cache[:, target] = cache[:, source]
 
 
 def _width(config: Any) -> int:

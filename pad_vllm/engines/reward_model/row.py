@@ -6,8 +6,10 @@ Knows no weights and no reward; `tail` (d_w of the last tokens) is stored here a
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from pad_vllm.engines.reward_model.ask import common
@@ -23,7 +25,7 @@ class CachedRow:
         """copy: copies the content of one block into another."""
         self._blocks, self._copy = blocks, copy
         self.tokens: list[int] = []
-        self.blocks: list[int] = []
+        self.blocks = array("q")  # which numpy reads in one go
         self._chain: list[int] = []  # content numbers of the full blocks
         self.tail: list[Tensor] = []  # d_w of the last tokens, each [H]
 
@@ -32,9 +34,9 @@ class CachedRow:
         size, done = self._blocks.size, len(self.tokens)
         if done % size or len(self.blocks) * size > done:
             return
-        blocks, chain = self._blocks.match(self._last(), wanted[done:most], (most - done) // size)
+        blocks, chain = self._blocks.match(self._last(), wanted, done, most)
         if blocks:
-            self.blocks += blocks
+            self.blocks.extend(blocks)
             self._chain += chain
             self.tokens += wanted[done : done + len(blocks) * size]
             self.tail = []
@@ -42,9 +44,9 @@ class CachedRow:
     def _last(self) -> int:
         return self._chain[-1] if self._chain else ROOT
 
-    def common(self, wanted: Sequence[int]) -> int:
-        """How many tokens are cached already."""
-        return common(self.tokens, wanted)
+    def common(self, wanted: Sequence[int], stays: int) -> int:
+        """How many tokens are cached already; those among the first `stays` are the wanted ones."""
+        return common(self.tokens, wanted, stays)
 
     def cut(self, length: int) -> bool:
         """Drop the tokens after the first `length`. False where the block that these end in is shared
@@ -90,7 +92,9 @@ class CachedRow:
     def append(self, tokens: Sequence[int], tail: Sequence[Tensor]) -> None:
         """`tokens` are in the cache now; tail: d_w of the last of them, each [H]."""
         self.tokens += tokens
-        self.tail = [*(self.tail if len(tail) == len(tokens) else ()), *tail][-TAIL:]
+        # Copies: a view would keep all of the pass's directions in memory.
+        new = torch.stack(list(tail[-TAIL:])).unbind() if tail else ()
+        self.tail = [*(self.tail if len(tail) == len(tokens) else ()), *new][-TAIL:]
         size = self._blocks.size
         for place in range(len(self._chain), len(self.tokens) // size):
             full = self.tokens[place * size : (place + 1) * size]
@@ -108,4 +112,4 @@ class CachedRow:
     def release(self) -> None:
         """Give all blocks back; their content may be found again until it is overwritten."""
         self._blocks.drop(self.blocks)
-        self.tokens, self.blocks, self._chain, self.tail = [], [], [], []
+        self.tokens, self.blocks, self._chain, self.tail = [], array("q"), [], []

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from pad_vllm.engines.declined import Declined
 from pad_vllm.engines.reward_model.ask import After, Ask, Tree, grow
 from pad_vllm.engines.reward_model.blocks import Blocks
 from pad_vllm.engines.reward_model.decoder import BLOCK, ForkedDecoder
+from pad_vllm.engines.reward_model.parcel import send
 from pad_vllm.engines.reward_model.passes import Piece, pack
 from pad_vllm.engines.reward_model.row import TAIL, CachedRow
 
@@ -99,7 +101,7 @@ class Scorer:
         """The row, its cached tokens cut to those that this step can keep."""
         tree = grow(ask.tokens, ask.changes, exact=self._exact)
         row = self._rows.setdefault(ask.key, CachedRow(self._blocks, self._decoder.copy_block))
-        start = row.common(ask.tokens)
+        start = row.common(ask.tokens, ask.stays)
         kept = len(row.tokens) - len(row.tail)  # the first position whose direction is known
         if ask.changes and tree.first < min(start, kept):
             start = tree.first
@@ -157,26 +159,26 @@ class Scorer:
             return False
         length = len(work.row.tokens) + count
         length += len(work.tree.nodes) if count == work.left else 0
+        if work.row.reserve(length):
+            return True
         idle = [*done, *reversed(queue[queue.index(work) + 1 :])] if work.ask.must else []
-        victims = iter([other.row for other in idle if other.row.blocks])
-        while not work.row.reserve(length):
-            victim = next(victims, None)
-            if victim is None:
-                return False
+        for victim in [other.row for other in idle if other.row.blocks]:
             victim.release()
             self.counts.preempted += 1
-        return True
+            if work.row.reserve(length):
+                return True
+        return False
 
     def _pass(self, taken: list[tuple[_Work, Piece]]) -> None:
         """Run the pieces, and keep the d_w that candidates or later steps need."""
         pieces = [piece for _, piece in taken]
         decoder = self._decoder
         made = pack(pieces, BLOCK, decoder.caches, decoder.device)
+        weights = np.array([work.ask.w for work, _ in taken], np.float32)
+        (w,) = send([weights], decoder.device)
         h_B, h_T = decoder.run(made.ids, made.positions, made.batch, made.wanted)
+        w = w.index_select(0, made.owner)
         counts = [piece.end - min(max(piece.wanted, piece.start), piece.end) for piece in pieces]
-        each = [count + len(piece.nodes) for count, piece in zip(counts, pieces, strict=True)]
-        w = torch.tensor([work.ask.w for work, _ in taken], device=decoder.device)
-        w = w.repeat_interleave(torch.tensor(each, device=decoder.device), dim=0)
         directions = iter(guidance.direction(h_B, h_T, w, *self._heads).unbind())
         for (work, piece), count in zip(taken, counts, strict=True):
             tail = [next(directions) for _ in range(count)]
@@ -206,17 +208,18 @@ class Scorer:
             after = [number.setdefault((w.place, t.after), len(number)) for w, t in terms]
             where = {work.place: work for work in done}
             d_w = torch.stack([where[place].directions[at] for place, at in number])
-            tokens = torch.tensor([term.token for _, term in terms], device=device)
-            signs = torch.tensor([term.sign for _, term in terms], device=device)
-            places = [work.place * K + term.candidate for work, term in terms]
+            numbers = [
+                (at, term.token, term.sign, work.place * K + term.candidate)
+                for at, (work, term) in zip(after, terms, strict=True)
+            ]
+            (sent,) = send([np.array(numbers, np.int64).T], device)
+            after_d, tokens, signs, places = sent
             last = len(self._decoder.embedding) - 1
-            signs *= tokens <= last  # what this model does not know earns nothing
-            e = torch.nn.functional.embedding(
-                tokens.clamp(max=last), self._decoder.embedding
-            ).float()
-            d_w = d_w.index_select(0, torch.tensor(after, device=device))
-            reward = guidance.rewards(d_w, e.unsqueeze(1)).squeeze(1) * signs
-            result.index_add_(0, torch.tensor(places, device=device), reward)
+            signs = signs * (tokens <= last)  # what this model does not know earns nothing
+            known = tokens.clamp(max=last).unsqueeze(1)
+            d_w = d_w.index_select(0, after_d)
+            reward = guidance.token_rewards(d_w, known, self._decoder.embedding).squeeze(1)
+            result.index_add_(0, places, reward * signs)
         result = result.view(len(asks), K)
         ended = {work.place for work in done}
         for place, ask in enumerate(asks):

@@ -31,6 +31,9 @@ class SharedRewards:
         """They could not be kept: the next step's rows have none."""
         self._kept = None
 
+    def join(self, request: Request) -> None:
+        """Nothing to do: it needs no tokens."""
+
     def batch(self, requests: Mapping[int, Request]) -> None:
         """Nothing to do: the hidden states come from the base's own forward."""
 

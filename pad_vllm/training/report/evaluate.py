@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -33,6 +34,9 @@ PROMPTED = 160
 
 REWORDED = 48
 """Of these, the responses that are evaluated in all other wordings too."""
+
+KEPT = 1024
+"""Prompts with their responses whose losses are kept: every preference asks for the plain ones again."""
 
 FigureRow = dict[str, Any]
 
@@ -103,28 +107,29 @@ def _tells(group: Group, w: Tensor) -> bool:
 
 
 class _Words:
-    """Log-likelihoods of the base where the prompt states the preference. Forward passes are cached."""
+    """Log-likelihoods of the base where the prompt states the preference. The last losses are kept."""
 
     def __init__(self, model: PersRM, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.kept: dict[str, Tensor] = {}
+        self._kept = lru_cache(KEPT)(self._losses)
 
     def values(self, group: Group, w: Tensor, wording: int) -> Tensor:
         """log pi_B(y | words, prompt) - log pi_B(y | prompt): w [W, D] -> [W, R]."""
-        plain = self._losses(group.prompt_ids, group.response_ids)
+        plain = self.losses(group.prompt_ids, group.response_ids)
         log_ratios = []
         for row in w:
             weights = dict(zip(self.model.dimensions, row.tolist(), strict=True))
             text = describe({k: v for k, v in weights.items() if v}, wording=wording)
             asked = chat_ids(self.tokenizer, with_preference(list(group.prompt), text))
-            log_ratios.append(plain - self._losses(asked, group.response_ids))
+            log_ratios.append(plain - self.losses(asked, group.response_ids))
         return torch.stack(log_ratios)
 
-    def _losses(self, prompt_ids: list[int], responses: list[list[int]]) -> Tensor:
-        key = str((prompt_ids, responses))
-        if key not in self.kept:
-            pairs = [(prompt_ids, ids) for ids in responses]
-            with self.model.lora.disable_adapter():
-                losses = token_losses(self.model.backbone, pairs)
-            self.kept[key] = torch.tensor([nll for nll, _ in losses])
-        return self.kept[key]
+    def losses(self, prompt_ids: list[int], responses: list[list[int]]) -> Tensor:
+        """-log pi_B(y | prompt) of each response."""
+        return self._kept(tuple(prompt_ids), tuple(map(tuple, responses)))
+
+    def _losses(self, prompt: tuple[int, ...], responses: tuple[tuple[int, ...], ...]) -> Tensor:
+        pairs = [(list(prompt), list(ids)) for ids in responses]
+        with self.model.lora.disable_adapter():
+            losses = token_losses(self.model.backbone, pairs)
+        return torch.tensor([nll for nll, _ in losses])
