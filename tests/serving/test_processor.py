@@ -62,11 +62,14 @@ def config(adapter, request):
         lora_config=None,
         speculative_config=None,
         kv_transfer_config=None,
+        quant_config=None,
         cache_config=SimpleNamespace(cache_dtype="auto"),
         model_config=SimpleNamespace(
             runner_type="generate",
             architectures=["LlamaForCausalLM"],
             logits_processors=[PADLogitsProcessor],
+            model_impl="auto",
+            dtype=torch.float32,
         ),
     )
 
