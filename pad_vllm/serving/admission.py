@@ -47,8 +47,10 @@ def check_backbone(
     compares config and what is there, the other engines nothing.
     """
     if pad.engine != "shared":
-        for warning in require_reward_backbone(pad, adapter) if fetched else ():
-            logger.warning("%s", warning)
+        if fetched:  # `ray` runs its reward models elsewhere
+            weights = pad.engine == "resident"
+            for warning in require_reward_backbone(pad, adapter, weights=weights):
+                logger.warning("%s", warning)
         return
     model = config.model_config
     mark = None if pad.load_format == "dummy" else _fingerprint(config, fetched=fetched)
@@ -140,7 +142,7 @@ def front_end(config: VllmConfig) -> Callable[[SamplingParams], None] | None:
         require_shapes(adapter, base)
         require_boundary(attention_kinds(base), adapter.config.fork_layer)
     else:
-        require_reward_backbone(pad, adapter)
+        require_reward_backbone(pad, adapter, weights=False)
         reader(config, pad)
     if pad.on_failure == "stop":
         end_token(config)

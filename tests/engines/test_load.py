@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -69,6 +70,19 @@ def test_the_front_end_and_a_tokenizer_leave_the_weights_to_the_process_that_run
     load.require_reward_backbone(settings("org/model"), adapter, weights=False)
     assert load.tokenizer_of(settings("org/model"), adapter.config).eos_token == "<eos>"
     assert all(WEIGHTS not in patterns for _, _, patterns in hub.asked)
+
+
+def test_a_download_that_was_broken_off_is_finished_by_the_process_that_needs_it(
+    adapter, hub, backbone, tmp_path
+):
+    hub.folder = tmp_path / "half"
+    shutil.copytree(backbone, hub.folder)
+    weights = hub.folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    unknown = load.require_reward_backbone(settings("org/model"), adapter, weights=False)
+    assert "could not be fingerprinted" in unknown[0]
+    with pytest.raises(ValueError, match="is cut short"):
+        load.require_reward_backbone(settings("org/model"), adapter)
 
 
 def test_fetched_weights_that_are_not_the_adapters_are_refused_before_they_are_loaded(
