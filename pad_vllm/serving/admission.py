@@ -20,7 +20,7 @@ from pad_vllm.adapter.shapes import attention_kinds, require_boundary, require_s
 from pad_vllm.config import PADConfig
 from pad_vllm.engines.reward_model.load import require_reward_backbone, tokenizer_of
 from pad_vllm.params import PREFIX, Limits, parse
-from pad_vllm.serving.refusals import require_servable, require_wiring, wants_pad
+from pad_vllm.serving.refusals import require_servable, require_wiring
 from pad_vllm.text.tokens import Reader
 from pad_vllm.vllm_api.front_end import on_beam_search
 from pad_vllm.vllm_api.names import SamplingParams, VllmConfig, init_logger
@@ -128,10 +128,8 @@ def end_token(config: VllmConfig) -> int:
     return token
 
 
-def front_end(config: VllmConfig) -> Callable[[SamplingParams], None] | None:
-    """Raises ValueError for a config PAD cannot serve; returns the check of requests, None without PAD."""
-    if not wants_pad(config):
-        return None
+def front_end(config: VllmConfig) -> Callable[[SamplingParams], None]:
+    """Raises ValueError for a config PAD cannot serve; returns the check of requests."""
     pad = settings(config)
     # The worker loads it again; loaded here too, a broken one is reported without a worker's traceback.
     adapter = load_adapter(pad.adapter)

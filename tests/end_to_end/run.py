@@ -38,6 +38,7 @@ def _import_all() -> None:
     import vllm.v1.worker.cpu_worker  # noqa: F401
 
     import pad_vllm.serving.connection
+    import pad_vllm.serving.loader
     import pad_vllm.serving.processor  # noqa: F401
 
 

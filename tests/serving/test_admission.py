@@ -99,7 +99,7 @@ def test_an_engine_that_does_not_ask_for_pad_is_left_alone(config):
     bare = config(load_format="auto", processors=())
     bare.additional_config = {}
 
-    assert admission.front_end(bare) is None
+    assert connection.front_end(bare) is None
 
 
 def test_a_request_within_the_limits_passes_and_another_is_refused_by_name(config):
