@@ -57,8 +57,8 @@ class PADConfig:
     """
 
     backbone: _Text = ""
-    """The reward model's backbone, a folder or hub name, for `resident` and `ray`; empty: the one that
-    the adapter names.
+    """The reward model's backbone, for `resident` and `ray`: a folder, or a hub name, which may end in
+    `@revision`. Empty: the one that the adapter names, which has to be on this machine.
     """
 
     device: _Text = ""

@@ -19,7 +19,7 @@ from pad_vllm.config import PADConfig
 from pad_vllm.engines.reward_model.load import require_reward_backbone, tokenizer_of
 from pad_vllm.params import PREFERENCE, Limits, parse
 from pad_vllm.serving import requests
-from pad_vllm.serving.refusals import require_servable, require_wiring, wants_pad
+from pad_vllm.serving.refusals import require_servable, require_wiring
 from pad_vllm.text.tokens import Reader
 from pad_vllm.vllm_api.front_end import Admit
 from pad_vllm.vllm_api.names import VllmConfig, init_logger
@@ -46,8 +46,10 @@ def check_backbone(
     compares config and what is there, the other engines nothing.
     """
     if pad.engine != "shared":
-        for warning in require_reward_backbone(pad, adapter) if fetched else ():
-            logger.warning("%s", warning)
+        if fetched:  # `ray` runs its reward models elsewhere
+            weights = pad.engine == "resident"
+            for warning in require_reward_backbone(pad, adapter, weights=weights):
+                logger.warning("%s", warning)
         return
     model = config.model_config
     mark = None if pad.load_format == "dummy" else _fingerprint(config, fetched=fetched)
@@ -125,10 +127,8 @@ def end_token(config: VllmConfig) -> int:
     return token
 
 
-def front_end(config: VllmConfig) -> Admit | None:
-    """Raises ValueError for a config PAD cannot serve; returns the check of requests, None without PAD."""
-    if not wants_pad(config):
-        return None
+def front_end(config: VllmConfig) -> Admit:
+    """Raises ValueError for a config PAD cannot serve; returns the check of requests."""
     pad = settings(config)
     # The worker loads it again; loaded here too, a broken one is reported without a worker's traceback.
     adapter = load_adapter(pad.adapter)
@@ -140,7 +140,7 @@ def front_end(config: VllmConfig) -> Admit | None:
         require_boundary(attention_kinds(base), adapter.config.fork_layer)
         on_request(requests.checked(lambda _: False))
     else:
-        require_reward_backbone(pad, adapter)
+        require_reward_backbone(pad, adapter, weights=False)
         read = reader(config, pad)
         on_request(requests.checked(lambda asked: not read.same or bool(asked.get(PREFERENCE))))
     if pad.on_failure == "stop":

@@ -285,7 +285,7 @@ def _reward_model(both: _Both) -> str:
     from pad_vllm.engines.reward_model.load import backbone_of, require_reward_backbone
 
     pad = _pad(both)
-    warnings = require_reward_backbone(pad, both.adapter)
+    warnings = require_reward_backbone(pad, both.adapter, weights=False)
     return "; ".join([f"its own, {backbone_of(pad, both.adapter.config)}", *warnings])
 
 

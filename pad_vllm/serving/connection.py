@@ -1,12 +1,21 @@
-"""What PAD enters into vLLM, in every process of it: load format "pad" and the front end's request check."""
+"""What PAD enters into vLLM, in every process of it: load format "pad" and the front end's request check.
+
+Most of these processes serve without PAD: what is more than a look at their config is imported when a
+config asks for it.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 from pad_vllm.config import LOAD_FORMAT
-from pad_vllm.serving.admission import front_end
-from pad_vllm.serving.loader import PADModelLoader
-from pad_vllm.vllm_api.front_end import on_admission
-from pad_vllm.vllm_api.names import register_model_loader
+from pad_vllm.serving.refusals import wants_pad
+from pad_vllm.vllm_api.front_end import Admit, on_admission
+from pad_vllm.vllm_api.names import (
+    BaseModelLoader,
+    VllmConfig,
+    register_model_loader,
+)
 from pad_vllm.vllm_api.probe import probe
 
 
@@ -16,5 +25,23 @@ def connect() -> None:
     Safe to call again. Raises what is wrong with this vLLM.
     """
     probe()
-    register_model_loader(LOAD_FORMAT)(PADModelLoader)
+    register_model_loader(LOAD_FORMAT)(_Loader)
     on_admission(front_end)
+
+
+def front_end(config: VllmConfig) -> Admit | None:
+    """The check of requests, None where the config asks for no PAD. See admission.front_end."""
+    if not wants_pad(config):
+        return None
+    from pad_vllm.serving import admission
+
+    return admission.front_end(config)
+
+
+class _Loader(BaseModelLoader):
+    """Becomes a PADModelLoader where one is made."""
+
+    def __new__(cls, load_config: Any) -> Any:
+        from pad_vllm.serving.loader import PADModelLoader
+
+        return PADModelLoader(load_config)

@@ -7,7 +7,7 @@ sizes its KV cache: memory that an engine allocates here is subtracted from that
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from pad_vllm.vllm_api.attention import AttentionRecord, last_tokens, recorded_a
 from pad_vllm.vllm_api.names import (
     BaseModelLoader,
     VllmConfig,
+    get_current_vllm_config,
     get_model_loader,
     init_logger,
     set_current_vllm_config,
@@ -63,6 +64,24 @@ class PADModelLoader(BaseModelLoader):
     def load_weights(self, model: nn.Module, model_config: Any) -> None:
         """Load weights into a model that may be forked already: parameter names are unchanged."""
         self._inner.load_weights(model, model_config)
+
+    def get_all_weights(
+        self, model_config: Any, model: nn.Module
+    ) -> Iterable[tuple[str, torch.Tensor]]:
+        """A checkpoint's weights, for a reload. Raises ValueError where they are not the adapter's, before
+        the model is touched.
+        """
+        config = get_current_vllm_config()
+        pad = admission.settings(config)
+        inner: Any = self._loader(pad.load_format)
+        if not hasattr(inner, "get_all_weights"):
+            raise NotImplementedError(
+                f"Model reloading with `{pad.load_format}` format: vLLM reloads with `auto`"
+            )
+        inner.download_model(model_config)
+        admission.check_backbone(config, pad, load_adapter(pad.adapter))
+        weights: Iterable[tuple[str, torch.Tensor]] = inner.get_all_weights(model_config, model)
+        return weights
 
     def load_model(
         self, vllm_config: VllmConfig, model_config: Any, *args: Any, **kwargs: Any

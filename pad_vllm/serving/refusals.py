@@ -61,9 +61,9 @@ REFUSED: tuple[_Refusal, ...] = (
         "drop --kv-transfer-config; its block hash does not know the adapter",
     ),
     (
-        "a quantised KV cache",
-        lambda c: c.cache_config.cache_dtype.startswith(("fp8", "nvfp4", "int8")),
-        "drop --kv-cache-dtype",
+        "elastic expert parallelism",
+        lambda c: getattr(c.parallel_config, "enable_elastic_ep", False),
+        "drop --enable-elastic-ep; workers that join later would not be guided",
     ),
     (
         "vLLM's Rust front end",
@@ -75,11 +75,33 @@ REFUSED: tuple[_Refusal, ...] = (
         lambda c: c.model_config.runner_type == "pooling",
         "serve a model that generates",
     ),
+    (
+        "diffusion models",
+        lambda c: getattr(c.model_config, "is_diffusion", False),
+        "serve a model that writes token by token; vLLM samples these without logits processors",
+    ),
 )
 """Features refused by name until they are tested: name, where it is on, the way out."""
 
+_SHARED: tuple[_Refusal, ...] = (
+    (
+        "weight offloading",
+        lambda c: _offloads(getattr(c, "offload_config", None)),
+        "drop --cpu-offload-gb and --offload-group-size; offloaded layers would bypass the fork",
+    ),
+    (
+        "weight transfer",
+        lambda c: getattr(c, "weight_transfer_config", None) is not None,
+        "drop --weight-transfer-config; an adapter belongs to the weights it was trained on",
+    ),
+    (
+        "an implementation other than vLLM's own",
+        lambda c: c.model_config.model_impl not in ("auto", "vllm"),
+        "drop --model-impl",
+    ),
+)
 
-REFUSED_BESIDE: tuple[_Refusal, ...] = (
+_BESIDE: tuple[_Refusal, ...] = (
     (
         "multimodal bases",
         lambda c: c.model_config.is_multimodal_model,
@@ -96,7 +118,19 @@ REFUSED_BESIDE: tuple[_Refusal, ...] = (
         "drop --skip-tokenizer-init; the reward model reads the base's text",
     ),
 )
-"""Refused for `resident` and `ray` alone, whose reward model needs the base's tokens and text."""
+
+_RESIDENT: tuple[_Refusal, ...] = (
+    (
+        "sleep mode",
+        lambda c: c.model_config.enable_sleep_mode,
+        "drop --enable-sleep-mode, or use the ray engine; the reward model would not wake up",
+    ),
+)
+
+REFUSED_BY = {"shared": _SHARED, "resident": (*_BESIDE, *_RESIDENT), "ray": _BESIDE}
+"""Refused by one engine and not by all: `shared` forks the base's layers, the reward model of the others
+needs the base's tokens and text.
+"""
 
 
 def wants_pad(config: VllmConfig) -> bool:
@@ -114,14 +148,33 @@ def require_servable(config: VllmConfig, pad: PADConfig) -> None:
     for name, on, way_out in REFUSED:
         if on(config):
             raise ValueError(f"pad_vllm does not support {name} yet; {way_out}.")
-    if pad.engine == "shared":
-        _require_architecture(config)
-        return
-    for name, on, way_out in REFUSED_BESIDE:
+    for name, on, way_out in REFUSED_BY[pad.engine]:
         if on(config):
             raise ValueError(
                 f"pad_vllm's {pad.engine} engine does not support {name} yet; {way_out}."
             )
+    _require_plain_cache(config)
+    if pad.engine == "shared":
+        _require_architecture(config)
+
+
+def _offloads(offload: Any) -> bool:
+    return offload is not None and (
+        offload.uva.cpu_offload_gb > 0 or offload.prefetch.offload_group_size > 0
+    )
+
+
+def _require_plain_cache(config: VllmConfig) -> None:
+    given = config.cache_config.cache_dtype
+    if given == "auto" and getattr(config.quant_config, "kv_cache_scheme", None) is not None:
+        given = "fp8"  # what vLLM's attention layers make of the checkpoint's scheme
+    own = str(config.model_config.dtype).removeprefix("torch.")
+    if given not in ("auto", own):
+        way_out = own if own in ("bfloat16", "float16") else "auto"
+        raise ValueError(
+            f"pad_vllm does not support a KV cache of type {given!r} yet; accepted is the model's own, "
+            f"{own}: start with --kv-cache-dtype {way_out}."
+        )
 
 
 def _require_architecture(config: VllmConfig) -> None:

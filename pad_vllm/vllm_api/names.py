@@ -5,7 +5,7 @@ Official: model loaders, logits processors (V1 and, from 0.32, V2), Attention, s
 
 from __future__ import annotations
 
-from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.config import VllmConfig, get_current_vllm_config, set_current_vllm_config
 from vllm.logger import init_logger
 from vllm.model_executor.model_loader import get_model_loader, register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
@@ -45,6 +45,7 @@ __all__ = [
     "V2LogitsProcessor",
     "VLLMValidationError",
     "VllmConfig",
+    "get_current_vllm_config",
     "get_model_loader",
     "init_logger",
     "register_model_loader",

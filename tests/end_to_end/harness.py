@@ -84,6 +84,7 @@ def engine(
         requests: [{"prompt": text or token ids | "messages": chat, "sampling": SamplingParams'
             keyword arguments; structured_outputs is a mapping}]
         rounds: further batches of requests, run one after the other on the same engine
+        calls: [method, keyword arguments] of the worker, or of run.py, before each of the rounds
         record: true notes the candidates of every guided row (one process only, no partial prefill);
             "hidden" the hidden states h_B and h_T of `shared` too
     result:
@@ -91,6 +92,7 @@ def engine(
             finish_reason, logprobs [{token id as text: logprob}] or None}]; cached_tokens; pad; the
             first choice's entries again
         rounds: the outputs of each further batch
+        said: a call each, the error that it raised as text, None where it raised none
         counters: vLLM's own, where disable_log_stats is False
         steps: a request each: [{ids, z, reward}], one a step; empty where nothing was noted
         runner: "v1" or "v2", None where the engine has a process of its own

@@ -40,6 +40,7 @@ def _import_all() -> None:
     import vllm.v1.worker.cpu_worker  # noqa: F401
 
     import pad_vllm.serving.connection
+    import pad_vllm.serving.loader
     import pad_vllm.serving.processor  # noqa: F401
 
 
@@ -72,12 +73,17 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     tokenizer = llm.get_tokenizer() if not job["llm"].get("skip_tokenizer_init") else None
     with _recorder(llm, on=job.get("record", False)) as record:
         outputs = _batch(llm, tokenizer, job.get("requests", []))
-    rounds = [_batch(llm, tokenizer, requests) for requests in job.get("rounds", [])]
+    calls = iter(job.get("calls", []))
+    said, rounds = [], []
+    for requests in job.get("rounds", []):
+        said.append(_call(llm, *next(calls, (None, None))))
+        rounds.append(_batch(llm, tokenizer, requests))
     finished = time.monotonic()
     result = {
         "outputs": [_output(output) for output in outputs],
         "steps": [record.get(output.request_id, []) for output in outputs],
         "rounds": [[_output(output) for output in outputs] for outputs in rounds],
+        "said": said,
         "counters": _counters(llm),
         "runner": _runner(llm),
         "start_s": started - begin,
@@ -93,6 +99,37 @@ def _batch(llm: Any, tokenizer: Any, requests: list[dict[str, Any]]) -> list[Any
     prompts = [_prompt(request, tokenizer) for request in requests]
     params = [_params(**request.get("sampling", {})) for request in requests]
     return llm.generate(prompts, params, use_tqdm=False) if requests else []
+
+
+def _call(llm: Any, method: str | None, arguments: Any) -> str | None:
+    """Have the worker do something -> the error it raised, as text."""
+    try:
+        if method is not None:
+            llm.collective_rpc(_OURS.get(method, method), kwargs=arguments)
+    except Exception as error:  # noqa: BLE001, whatever it is, the test wants to see it
+        return str(error)
+    return None
+
+
+def _lose_weights(worker: Any) -> None:
+    """What a level-2 sleep does to a model and waking up makes good: buffers are kept, the rest is not."""
+    model = worker.model_runner.model
+    kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    for tensor in (*model.parameters(), *model.buffers(), *_tensors(vars(model.pad_rewards))):
+        tensor.data.zero_()
+    for name, buffer in model.named_buffers():
+        buffer.data.copy_(kept[name])
+
+
+def _tensors(thing: Any) -> Any:
+    if hasattr(thing, "untyped_storage"):
+        yield thing
+    elif isinstance(thing, dict | tuple):
+        for part in thing.values() if isinstance(thing, dict) else thing:
+            yield from _tensors(part)
+
+
+_OURS = {"lose_weights": _lose_weights}
 
 
 def _params(structured_outputs: dict[str, Any] | None = None, **sampling: Any) -> Any:

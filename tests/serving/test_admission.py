@@ -6,11 +6,13 @@ import dataclasses
 import logging
 import re
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
+from vllm.config.cache import CacheDType
 
 from pad_vllm import plugin
 from pad_vllm.adapter.folder import load_adapter
@@ -18,7 +20,6 @@ from pad_vllm.adapter.manifest import AdapterError
 from pad_vllm.config import PROCESSOR
 from pad_vllm.serving import admission, connection, refusals
 from pad_vllm.serving.connection import connect
-from pad_vllm.serving.refusals import REFUSED
 from pad_vllm.vllm_api.names import BaseModelLoader
 from pad_vllm.vllm_api.probe import probe
 from pad_vllm.vllm_api.versions import IncompatibleVLLM
@@ -50,12 +51,15 @@ def config(base, folder):
         cache_dtype="auto",
         runner_type="generate",
         parallel=None,
+        model_config=None,
         **rest,
     ):
         hf_config = tiny.config(family)
         hf_config.architectures = rest.pop("architectures", ["LlamaForCausalLM"])
         sizes = {"pipeline_parallel_size": 1, "tensor_parallel_size": 1, "data_parallel_size": 1}
-        features = {"lora_config": None, "speculative_config": None, "kv_transfer_config": None}
+        features = dict.fromkeys(
+            ("lora_config", "speculative_config", "kv_transfer_config", "quant_config")
+        )
         return SimpleNamespace(
             additional_config={"pad": {"adapter": str(folder), **(settings or {})}},
             load_config=SimpleNamespace(load_format=load_format, download_dir=None),
@@ -66,6 +70,7 @@ def config(base, folder):
                 model=str(model),
                 revision=None,
                 hf_config=hf_config,
+                **{"dtype": torch.bfloat16, "model_impl": "auto", **(model_config or {})},
             ),
             parallel_config=SimpleNamespace(**{**sizes, **(parallel or {})}),
             cache_config=SimpleNamespace(cache_dtype=cache_dtype),
@@ -93,7 +98,7 @@ def test_an_engine_that_does_not_ask_for_pad_is_left_alone(config):
     bare = config(load_format="auto", processors=())
     bare.additional_config = {}
 
-    assert admission.front_end(bare) is None
+    assert connection.front_end(bare) is None
 
 
 def test_a_request_within_the_limits_passes_and_another_is_refused_by_name(config):
@@ -138,6 +143,14 @@ def test_settings_alone_are_refused_and_not_passed_over(config):
         admission.front_end(config(load_format="auto", processors=()))
 
 
+def offload(cpu_offload_gb=0, offload_group_size=0):
+    """vLLM's settings for weights that stay on the host."""
+    return SimpleNamespace(
+        uva=SimpleNamespace(cpu_offload_gb=cpu_offload_gb),
+        prefetch=SimpleNamespace(offload_group_size=offload_group_size),
+    )
+
+
 ON = {
     "pipeline parallelism": {"parallel": {"pipeline_parallel_size": 2}},
     "tensor parallelism": {"parallel": {"tensor_parallel_size": 2}},
@@ -147,20 +160,71 @@ ON = {
     "--enable-lora": {"lora_config": object()},
     "speculative decoding": {"speculative_config": object()},
     "KV connectors": {"kv_transfer_config": object()},
-    "a quantised KV cache": {"cache_dtype": "fp8_e4m3"},
+    "elastic expert parallelism": {"parallel": {"enable_elastic_ep": True}},
     "vLLM's Rust front end": {},
     "pooling": {"runner_type": "pooling"},
+    "diffusion models": {"model_config": {"is_diffusion": True}},
+    "weight offloading": {"offload_config": offload(cpu_offload_gb=1)},
+    "weight transfer": {"weight_transfer_config": object()},
+    "an implementation other than vLLM's own": {"model_config": {"model_impl": "transformers"}},
 }
 
 
-@pytest.mark.parametrize(("name", "way_out"), [(name, way_out) for name, _, way_out in REFUSED])
-def test_a_feature_that_is_not_supported_is_refused_with_the_way_out(
-    config, monkeypatch, name, way_out
-):
+@pytest.mark.parametrize("name", ON)
+def test_a_feature_that_is_not_supported_is_refused_with_the_way_out(config, monkeypatch, name):
+    way_out = ways_out()[name]
     if "Rust" in name:
         monkeypatch.setattr(refusals, "rust_front_end", lambda: True)
     with pytest.raises(ValueError, match=re.escape(f"not support {name} yet; {way_out}.")):
         admission.front_end(config(**ON[name]))
+
+
+def ways_out():
+    """Everything that `shared` refuses by name."""
+    return {
+        name: way_out for name, _, way_out in (*refusals.REFUSED, *refusals.REFUSED_BY["shared"])
+    }
+
+
+def test_every_refusal_by_name_is_looked_at():
+    assert set(ON) == set(ways_out())
+
+
+def test_layers_that_vllm_prefetches_would_bypass_the_fork_and_are_refused(config):
+    assert admission.front_end(config(offload_config=offload())) is not None
+    with pytest.raises(ValueError, match="not support weight offloading yet"):
+        admission.front_end(config(offload_config=offload(offload_group_size=2)))
+
+
+QUANTISED = [name for name in get_args(CacheDType) if name not in {"auto", "bfloat16", "float16"}]
+
+
+@pytest.mark.parametrize("cache_dtype", [*QUANTISED, "float16", "a_type_of_tomorrow"])
+def test_a_kv_cache_of_another_type_than_the_models_is_refused_by_its_name(config, cache_dtype):
+    with pytest.raises(
+        ValueError, match=f"KV cache of type '{cache_dtype}' .*--kv-cache-dtype bfloat16"
+    ):
+        admission.front_end(config(cache_dtype=cache_dtype))
+
+
+def test_a_kv_cache_of_the_models_own_type_is_served_however_it_is_asked_for(config):
+    for dtype, cache_dtype in (
+        (torch.bfloat16, "auto"),
+        (torch.bfloat16, "bfloat16"),
+        (torch.float16, "float16"),
+        (torch.float32, "auto"),
+    ):
+        given = config(cache_dtype=cache_dtype, model_config={"dtype": dtype})
+        assert admission.front_end(given) is not None
+    with pytest.raises(ValueError, match="type 'float16' .*--kv-cache-dtype auto"):
+        admission.front_end(config(cache_dtype="float16", model_config={"dtype": torch.float32}))
+
+
+def test_a_checkpoint_that_would_quantise_the_kv_cache_is_refused_unless_told_otherwise(config):
+    scheme = SimpleNamespace(kv_cache_scheme={"num_bits": 8, "type": "float"})
+    assert admission.front_end(config(cache_dtype="bfloat16", quant_config=scheme)) is not None
+    with pytest.raises(ValueError, match="type 'fp8' .*--kv-cache-dtype bfloat16"):
+        admission.front_end(config(quant_config=scheme))
 
 
 def test_a_model_that_cannot_be_forked_is_refused_with_those_that_can(config):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
+import torch
 
 from pad_vllm.config import PROCESSOR
 from pad_vllm.serving import admission
@@ -45,6 +46,8 @@ def config(base, backbone, tmp_path, monkeypatch):
             "trust_remote_code": False,
             "try_get_generation_config": lambda: {"eos_token_id": [1, 7]},
             "hf_text_config": SimpleNamespace(eos_token_id=1),
+            "dtype": torch.bfloat16,
+            "enable_sleep_mode": False,
         }
         return SimpleNamespace(
             additional_config={"pad": {**pad, **(settings or {})}},
@@ -55,6 +58,7 @@ def config(base, backbone, tmp_path, monkeypatch):
             lora_config=None,
             speculative_config=None,
             kv_transfer_config=None,
+            quant_config=None,
         )
 
     return make
@@ -87,6 +91,12 @@ def test_a_base_of_any_family_is_served_and_may_be_asked_with_a_preference_in_wo
 def test_what_hides_the_bases_words_is_refused(config, feature, said):
     with pytest.raises(ValueError, match=f"resident engine does not support {said}"):
         admission.front_end(config(**feature))
+
+
+def test_sleep_would_lose_a_reward_model_in_the_worker_but_not_one_in_an_actor(config):
+    with pytest.raises(ValueError, match="resident engine does not support sleep mode"):
+        admission.front_end(config(enable_sleep_mode=True))
+    assert admission.front_end(config({"engine": "ray"}, enable_sleep_mode=True)) is not None
 
 
 def test_a_backbone_that_is_not_the_adapters_is_refused(config, base):

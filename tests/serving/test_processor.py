@@ -64,12 +64,15 @@ def config(adapter, request):
         lora_config=None,
         speculative_config=None,
         kv_transfer_config=None,
+        quant_config=None,
         cache_config=SimpleNamespace(cache_dtype="auto"),
         scheduler_config=SimpleNamespace(max_num_seqs=16),
         model_config=SimpleNamespace(
             runner_type="generate",
             architectures=["LlamaForCausalLM"],
             logits_processors=[PADLogitsProcessor],
+            model_impl="auto",
+            dtype=torch.float32,
         ),
     )
 

@@ -6,6 +6,7 @@ KV cache's tensors; blocks.py and row.py keep which row has which blocks.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,18 +34,22 @@ class ForkedDecoder:
 
     def __init__(
         self,
-        path: str,
+        path: str | Path,
         adapter: Adapter,
         *,
         dtype: torch.dtype,
         device: torch.device,
         cache_bytes: int,
     ) -> None:
-        """path: folder or hub name of the adapter's backbone. Raises DecoderError."""
+        """path: folder of the adapter's backbone. Raises DecoderError."""
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation=NAME
+            path,
+            dtype=dtype,
+            attn_implementation=NAME,
+            use_safetensors=True,
+            trust_remote_code=False,
         ).to(device)
         require_known(model.config)
         model.requires_grad_(False).eval()

@@ -6,6 +6,7 @@ backbone is not the adapter's. Runs in vLLM's worker and in Ray actors alike, an
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,47 +21,110 @@ from pad_vllm.engines.declined import Declined
 from pad_vllm.engines.reward_model.decoder import ForkedDecoder, require_known
 from pad_vllm.engines.reward_model.scorer import Scorer
 
+_TEXT = ["*.json", "*.jinja", "*.model", "*.txt"]
+_WEIGHTS = ["*.safetensors"]
+_UNREAD = ["*/*", "consolidated*"]  # other formats of the same weights
+
 
 def backbone_of(pad: PADConfig, adapter: AdapterConfig) -> str:
     """Folder or hub name of the reward model's backbone."""
     return local_base(pad.backbone or adapter.backbone.name)
 
 
-def require_reward_backbone(pad: PADConfig, adapter: Adapter) -> list[str]:
+def checkpoint(pad: PADConfig, adapter: AdapterConfig, *, weights: bool) -> Path:
+    """The backbone's folder on this machine. Raises ValueError where there is none.
+
+    What the operator named may come from the hub, with its weights or without; what an adapter names
+    must be here: an adapter may be anybody's.
+    """
+    name = backbone_of(pad, adapter)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if pad.backbone:
+        return _snapshot(name, _TEXT + _WEIGHTS if weights else _TEXT)
+    cached = local_checkpoint(name)
+    if cached is None:
+        raise ValueError(
+            f"the reward model's backbone {name!r}, named by the adapter, is not on this machine, and "
+            "only what additional_config names is fetched. If you trust it: "
+            f"--additional-config.pad.backbone {name}"
+        )
+    return cached
+
+
+def _snapshot(named: str, files: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = named.partition("@")
+    pinned = revision or None
+    try:
+        return Path(
+            snapshot_download(name, revision=pinned, allow_patterns=files, ignore_patterns=_UNREAD)
+        )
+    except (OSError, ValueError) as error:
+        cached = local_checkpoint(name, pinned)
+        if cached is None:
+            raise ValueError(
+                f"the reward model's backbone {named!r}, named by additional_config['pad']['backbone'], "
+                f"is no folder and cannot be fetched ({_first_line(error)}). Name its folder or hub "
+                "name, NAME or NAME@REVISION: --additional-config.pad.backbone PATH"
+            ) from None
+        return cached
+
+
+def require_reward_backbone(pad: PADConfig, adapter: Adapter, *, weights: bool = True) -> list[str]:
     """Checks the reward model's backbone; returns warnings. Raises ValueError where it is not the adapter's,
     or of a family that is not supported. Reads its config and fingerprint, and loads no weights.
+
+    weights: whether this process will run it. Elsewhere a hub's weights may be missing, and are not
+    fetched.
     """
-    path = backbone_of(pad, adapter.config)
-    config = _config(path, pad)
+    name, folder = (
+        backbone_of(pad, adapter.config),
+        checkpoint(pad, adapter.config, weights=weights),
+    )
+    config = _config(name, folder)
     require_known(config)
-    folder = local_checkpoint(path)
-    weights = folder is not None and any(folder.glob("*.safetensors"))
-    mark = fingerprint(folder) if folder is not None and weights else None
-    served = Backbone.from_hf_config(config, name=path, fingerprint=mark)
+    needed = weights or folder == Path(name).expanduser()
+    mark = _fingerprint(folder, needed=needed)
+    served = Backbone.from_hf_config(config, name=name, fingerprint=mark)
     warnings = require_backbone(adapter.config, served, allow_mismatch=pad.allow_backbone_mismatch)
     require_shapes(adapter, config)
     return warnings
 
 
-def _config(path: str, pad: PADConfig) -> Any:
+def _fingerprint(folder: Path, *, needed: bool) -> str | None:
+    try:
+        return fingerprint(folder)
+    except ValueError:
+        if needed:
+            raise
+        return None
+
+
+def _config(name: str, folder: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        said = "additional_config['pad']['backbone']" if pad.backbone else "the adapter"
         raise ValueError(
-            f"the reward model's backbone {path!r}, named by {said}, has no config that "
-            f"Transformers reads ({str(error).strip().splitlines()[0]}). Name its folder or hub "
-            """name: --additional-config.pad.backbone PATH"""
+            f"the reward model's backbone {name!r} has no config that Transformers reads "
+            f"({_first_line(error)}). Name another: --additional-config.pad.backbone PATH"
         ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def tokenizer_of(pad: PADConfig, adapter: AdapterConfig) -> Any:
     """The reward model's tokenizer."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(backbone_of(pad, adapter))
+    folder = checkpoint(pad, adapter, weights=False)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def make_scorer(
@@ -73,7 +137,7 @@ def make_scorer(
 ) -> Scorer:
     """The reward model, its KV cache allocated; `require_reward_backbone` comes before."""
     decoder = ForkedDecoder(
-        backbone_of(pad, adapter.config),
+        checkpoint(pad, adapter.config, weights=True),
         adapter,
         dtype=dtype,
         device=device,

@@ -43,9 +43,10 @@ def fork_model(model: Any, adapter: Adapter, record: AttentionRecord) -> SharedR
     require_boundary([layer.self_attn.attn.sliding_window for layer in layers], fork)
     for index in range(fork, len(layers)):
         _fork_layer(layers[index], index, adapter, record, first=index == fork)
-    rewards = SharedRewards(
-        adapter.head_A.to(embedding.device), adapter.head_B.to(embedding.device), embedding
-    )
+    # Buffers of the model: those are what vLLM keeps of a model that sleeps.
+    model.register_buffer("pad_head_A", adapter.head_A.to(embedding.device), persistent=False)
+    model.register_buffer("pad_head_B", adapter.head_B.to(embedding.device), persistent=False)
+    rewards = SharedRewards(model.pad_head_A, model.pad_head_B, embedding)
     model.pad_rewards = rewards
     become(model, ForkedModel)
     return rewards

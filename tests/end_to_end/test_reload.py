@@ -1,0 +1,61 @@
+"""Weights that are lost, or read again, under a running engine: guidance is as before, or refused."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import tiny
+from cases import mixed_batch
+from harness import engines, pad
+
+pytestmark = pytest.mark.engine
+
+FORKS = {"llama": 2, "qwen2": 2}  # lm_head of its own; lm_head tied to the embedding
+PROMPTS = [[3 + (7 * i + length) % 256 for i in range(length)] for length in (5, 40)]
+
+
+@pytest.fixture(scope="module", params=FORKS)
+def again(request, tmp_path_factory):
+    """One engine's answers at first, after what happened to its weights, and what was said to that."""
+    root = tmp_path_factory.mktemp(request.param)
+    base = tiny.checkpoint(request.param, root / "base")
+    retrained = root / "retrained"
+    shutil.copytree(base, retrained)
+    tiny.model(request.param, seed=1).save_pretrained(retrained)
+    fork = FORKS[request.param]
+    adapter = tiny.write_adapter(base, root / "adapter", fork_layer=fork, std=0.15, beta=1.0)
+    requests = mixed_batch(adapter, PROMPTS, 8)
+    job = {
+        # vLLM leaves it to its callers to forget what older weights put into the prefix cache.
+        "llm": pad(base, adapter, enable_prefix_caching=False),
+        "requests": requests,
+        "calls": [
+            ["reload_weights", {}],
+            ["lose_weights", {}],
+            ["reload_weights", {"weights_path": str(base)}],
+            ["reload_weights", {"weights_path": str(retrained)}],
+        ],
+        "rounds": [requests] * 4,
+    }
+    return engines([job])[0]
+
+
+def test_the_adapters_own_weights_are_reloaded_and_guide_as_before(again):
+    assert again["said"][0] is None
+    assert answers(again["rounds"][0]) == answers(again["outputs"])
+
+
+def test_what_a_deep_sleep_loses_comes_back_with_the_buffers_and_the_weights(again):
+    assert again["said"][1:3] == [None, None]
+    assert answers(again["rounds"][1]) != answers(again["outputs"])
+    assert answers(again["rounds"][2]) == answers(again["outputs"])
+
+
+def test_other_weights_are_refused_and_the_engine_keeps_its_own(again):
+    assert "set allow_backbone_mismatch to true" in again["said"][3]
+    assert answers(again["rounds"][3]) == answers(again["outputs"])
+
+
+def answers(outputs):
+    return [one["token_ids"] for one in outputs]
