@@ -39,7 +39,7 @@ class CachedResponse:
     chosen: Tensor  # [n] the taken token's place in ids
     h_T: Tensor | None = None  # [n, H] where the trunk is frozen
     branch_at: Tensor | None = None  # [m] tokens where the alternatives were scored
-    branch_scores: Tensor | None = None  # [m, K, D] scores with each candidate instead
+    branch_scores: Tensor | None = None  # [m, K, D] with each candidate instead, in spreads
 
     def tail(self, hidden: Tensor) -> Tensor:
         """The rows of hidden [>= S - 1, H] that predict the response's tokens -> [n, H]."""
