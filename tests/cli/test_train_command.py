@@ -84,3 +84,13 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch):
     result = run("--workers", "2")
     assert result.exit_code == 1
     assert "pip install 'pad-vllm[ray]'" in result.output
+
+
+def test_a_chat_templates_text_is_a_setting_so_that_other_machines_have_it_too(asked, tmp_path):
+    file = tmp_path / "template.jinja"
+    file.write_text("{{ messages }}", "utf-8")
+    assert run("--chat-template", str(file)).exit_code == 0
+    assert asked[0][0].chat_template == "{{ messages }}"
+    result = run("--chat-template", "missing.jinja")
+    assert result.exit_code == 1
+    assert "--chat-template is 'missing.jinja'" in " ".join(result.output.split())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -14,6 +16,7 @@ import typer
 from typer.testing import CliRunner
 
 from pad_vllm.adapter.folder import load_adapter
+from pad_vllm.adapter.manifest import read_config
 from pad_vllm.cli import fit as fit_command
 from pad_vllm.params import Limits, parse
 from pad_vllm.persrm import PersRM
@@ -290,3 +293,33 @@ def test_the_command_line_can_import_it_without_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The base's twin without a chat template."""
+    folder = tiny.checkpoint("llama", tmp_path_factory.mktemp("plain") / "tiny")
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = None
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_base_without_a_chat_template_is_fitted_with_the_adapters_or_a_given_one(
+    run, plain, folders, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(fit_command, "resolve_base", lambda base: str(plain))
+    file = write(tmp_path / "choices.jsonl", [GOOD, {**GOOD, "chosen": "Welcome!"}])
+    result = run(file)
+    assert result.exit_code == 1
+    assert "has no chat template" in result.stderr
+    assert "--chat-template FILE" in result.stderr
+    given = run(file, "--chat-template", "{{ messages[0]['content'] }}>")
+    assert given.exit_code == 0, given.stderr
+    trained = shutil.copytree(folders[1], tmp_path / "trained")
+    config = read_config(trained)
+    config = dataclasses.replace(config, chat_template="{{ messages[0]['content'] }}>")
+    (trained / "pad_config.json").write_text(config.to_json())
+    monkeypatch.setattr(fit_command, "resolve_adapter", lambda adapter: str(trained))
+    assert run(file).stdout == given.stdout

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,7 +40,8 @@ class Echo:
         tokenizer.chat_template = system + tokenizer.chat_template
         return tokenizer
 
-    def chat(self, messages, sampling_params, *, use_tqdm):
+    def chat(self, messages, sampling_params, *, use_tqdm, chat_template=None):
+        self.template = chat_template
         if len(self.batches) == self.kill_after:
             raise KeyboardInterrupt
         self.batches.append(messages)
@@ -123,6 +125,26 @@ def test_a_conversation_stays_one_and_a_template_may_refuse_it(tmp_path, out):
     assert [m.model_dump() for m in records(out)[0].prompt] == chat
     (declined,) = jsonl.read(declined_path(out))
     assert declined == {"prompt": refused, "declined": "the chat template refuses it: no system"}
+
+
+class Pretrained(Echo):
+    """An engine of a base that has no chat template."""
+
+    def get_tokenizer(self):
+        tokenizer = tiny.tokenizer()
+        tokenizer.chat_template = None
+        return tokenizer
+
+
+def test_a_base_without_a_chat_template_is_drawn_from_with_a_given_one(prompts, out):
+    with pytest.raises(ValueError, match="org/base has no chat template.*--chat-template FILE"):
+        draw("org/base", prompts, out, ROOMY, build=building(Pretrained()))
+    engine = Pretrained()
+    given = replace(ROOMY, chat_template="{{ messages[0]['content'] }}:")
+    draw("org/base", prompts, out, given, build=building(engine))
+    assert engine.template == given.chat_template
+    assert len(records(out)) == 3
+    assert list(jsonl.read(declined_path(out)))[-1]["declined"].startswith("250 tokens")
 
 
 def test_a_killed_run_continues_with_the_prompts_it_had_not_written(prompts, out):
