@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pad_vllm.cli.arguments import Cache
+from pad_vllm.cli.arguments import Cache, ChatTemplate, template_of
 from pad_vllm.cli.errors import plain_errors
 from pad_vllm.demo.models import train_cache
 from pad_vllm.demo.names import resolve_adapter
@@ -33,13 +33,15 @@ def evaluate(
     choices: Annotated[
         int, typer.Option(help="Pairs that an unseen dimension is fitted from.")
     ] = 200,
+    chat_template: ChatTemplate = None,
 ) -> None:
     """Recompute an adapter's held-out figures: the split is the one it was trained with."""
     with plain_errors():
         from pad_vllm.training.report.reevaluate import reevaluate
 
-        folder = Path(resolve_adapter(adapter))
-        rows = reevaluate(folder, base, data, cache or train_cache(), unseen or [], choices)
+        folder, template = Path(resolve_adapter(adapter)), template_of(chat_template)
+        kept = cache or train_cache()
+        rows = reevaluate(folder, base, data, kept, unseen or [], choices, template)
     Console().print(_table(rows))
 
 

@@ -24,6 +24,7 @@ import torch
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.folder import save_adapter
 from pad_vllm.adapter.manifest import Backbone
+from pad_vllm.text.chat import chat_tokenizer
 from pad_vllm.training.data.prepare import checkpoint_folder, prepare
 from pad_vllm.training.loop.log import Log
 from pad_vllm.training.loop.prompts import Prompts
@@ -37,13 +38,15 @@ from pad_vllm.training.report.curves import plot
 from pad_vllm.training.settings import Settings
 from pad_vllm.version import __version__
 
+_BESIDE = ("out", "recipe", "chat_template")
+"""Settings that stand elsewhere in pad_config.json, or nowhere."""
+
 
 class Run:
     """One worker's part of a run. cache: folder of fork activations. command: for the card."""
 
     def __init__(self, settings: Settings, cache: Path, command: str) -> None:
         from accelerate import Accelerator
-        from transformers import AutoTokenizer
 
         self.settings, self.command = settings, command
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
@@ -53,7 +56,7 @@ class Run:
         self.seconds: dict[str, float] = {}
         folder = checkpoint_folder(settings.base)
         self.backbone = Backbone.from_checkpoint(folder, settings.name)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = chat_tokenizer(folder, settings.base, settings.chat_template)
         self.prepared = prepare(settings, tokenizer)
         if self.rank == 0:
             _claim(self.work, settings)
@@ -131,7 +134,7 @@ class Run:
             "command": self.command,
             "revision": revision(),
             "versions": versions(),
-            "settings": {k: v for k, v in settings.as_dict().items() if k not in ("out", "recipe")},
+            "settings": {k: v for k, v in settings.as_dict().items() if k not in _BESIDE},
             "recipe": asdict(settings.recipe),
             "seed": settings.recipe.seed,
             "data": prepared.report.as_dict(),
@@ -140,7 +143,12 @@ class Run:
             "peak_memory_gib": round(peak_memory_gib(), 2),
         }
         return to_adapter(
-            self.model, self.backbone, training, beta=settings.beta, top_k=settings.top_k
+            self.model,
+            self.backbone,
+            training,
+            beta=settings.beta,
+            top_k=settings.top_k,
+            chat_template=settings.chat_template,
         )
 
     def _write(self, adapter: Adapter, history: list[HistoryRow]) -> None:

@@ -81,6 +81,7 @@ class Settings:
     cached: Annotated[bool, _said("Keep fork activations on disk.")] = True
     beta: Annotated[float, _said("The adapter's default strength.")] = 1.0
     top_k: Annotated[int, _said("Its default candidates.")] = 20
+    chat_template: str | None = None  # text; None is the base's own
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
 
     def __post_init__(self) -> None:

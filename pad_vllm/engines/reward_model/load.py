@@ -56,10 +56,13 @@ def _config(path: str, pad: PADConfig) -> Any:
 
 
 def tokenizer_of(pad: PADConfig, adapter: AdapterConfig) -> Any:
-    """The reward model's tokenizer."""
+    """The reward model's tokenizer, with the chat template that the adapter was trained with."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(backbone_of(pad, adapter))
+    tokenizer = AutoTokenizer.from_pretrained(backbone_of(pad, adapter))
+    if adapter.chat_template is not None:
+        tokenizer.chat_template = adapter.chat_template
+    return tokenizer
 
 
 def make_scorer(
