@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,7 +125,8 @@ class Kept:
         """The tensors of every response; an empty tensor keeps its shape."""
         path = self.path(group)
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        # Not the process's number, which another host on the same folder may have too.
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         named = {
             f"{row}.{name}": tensor.contiguous()
             for row, tensors in enumerate(responses)
