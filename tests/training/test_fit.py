@@ -20,7 +20,7 @@ from pad_vllm.adapter.manifest import read_config
 from pad_vllm.cli import fit as fit_command
 from pad_vllm.params import Limits, parse
 from pad_vllm.persrm import PersRM
-from pad_vllm.training.choices import as_json, read_choices
+from pad_vllm.training.choices import FORM, as_json, read_choices
 from pad_vllm.training.data.preferences import draw
 from pad_vllm.training.fit import feature_sums, fit
 
@@ -287,8 +287,13 @@ def test_other_weights_of_the_same_shape_are_warned_of(run, tmp_path, monkeypatc
     assert "Warning: the adapter was trained on" in result.stderr
 
 
-def test_the_command_line_can_import_it_without_torch():
-    code = "import sys, pad_vllm.cli.fit; print([m for m in ('torch', 'vllm') if m in sys.modules])"
+def test_the_form_of_a_choice_is_written_once():
+    assert fit_command.FORM is FORM
+
+
+@pytest.mark.parametrize("module", ["pad_vllm.cli.fit", "pad_vllm.training.choices"])
+def test_the_command_line_can_import_it_without_torch(module):
+    code = f"import sys, {module}; print([m for m in ('torch', 'vllm') if m in sys.modules])"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
