@@ -15,17 +15,16 @@ from rich.table import Table
 from pad_vllm.cli.arguments import AdapterName, Base, ChatTemplate, template_of
 from pad_vllm.cli.errors import plain_errors, require
 from pad_vllm.demo.names import resolve_adapter, resolve_base
+from pad_vllm.training.choices import FORM, as_json, learn, read_choices
 
 if TYPE_CHECKING:
     from pad_vllm.persrm import PersRM
     from pad_vllm.training.fit import Fit
 
-_FORM = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
-
 
 def fit(
     base: Base,
-    choices: Annotated[Path, typer.Argument(metavar="CHOICES", help=f"JSONL of {_FORM}.")],
+    choices: Annotated[Path, typer.Argument(metavar="CHOICES", help=f"JSONL of {FORM}.")],
     adapter: AdapterName,
     strength: Annotated[
         float, typer.Option(help="How strongly weights are held near 0; more for fewer choices.")
@@ -36,8 +35,6 @@ def fit(
     """Learn one user's pad_weights from their CHOICES between two answers."""
     with plain_errors():
         require("peft")
-        from pad_vllm.training.choices import as_json, learn, read_choices
-
         read = read_choices(choices)
         named = resolve_base(base), resolve_adapter(adapter)
         model, tokenizer = _opened(*named, template_of(chat_template))

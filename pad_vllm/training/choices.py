@@ -1,7 +1,7 @@
 """One user's choices between two answers, from a JSONL to the fit of their weights.
 
 A line is {"prompt": text or messages, "chosen": text, "rejected": text}. In: a file, a PersRM and its
-tokenizer. Out: a Fit, also as JSON. fit.py knows the regression.
+tokenizer. Out: a Fit, also as JSON. fit.py knows the regression; torch is imported for it alone.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pad_vllm.persrm import PersRM
 from pad_vllm.text.chat import chat_ids
-from pad_vllm.training.fit import LEAST, Fit, feature_sums, fit
 from pad_vllm.wording import show
+
+if TYPE_CHECKING:
+    from pad_vllm.persrm import PersRM
+    from pad_vllm.training.fit import Fit
 
 FORM = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
 
@@ -80,6 +82,8 @@ def _conversation(prompt: Any) -> list[dict[str, str]]:
 
 def learn(model: PersRM, tokenizer: Any, choices: list[Choice], *, strength: float = 1.0) -> Fit:
     """The fit of `choices`, tokenised as the base's chat template has them."""
+    from pad_vllm.training.fit import LEAST, feature_sums, fit
+
     if len(choices) < LEAST:
         raise ValueError(f"{len(choices)} choices; accepted: at least {LEAST}. Add lines.")
     limit = getattr(model.backbone.config, "max_position_embeddings", math.inf)
