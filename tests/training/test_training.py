@@ -333,3 +333,29 @@ def test_a_base_without_a_chat_template_is_trained_with_a_given_one_which_the_ad
     rows = reevaluate(root / "kept", str(plain), None, root / "cache", [], 0)
     held_out = adapter.config.training["held_out"]
     assert [row["prompted"] for row in rows] == [row["prompted"] for row in held_out]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"top_k": 0}, "top_k is 0; accepted: an integer from 1 to 333"),
+        ({"beta": 2e6}, "beta is 2000000"),
+        ({"dimensions": ("brief", "brief")}, "'brief' is there twice"),
+        ({"dimensions": ("brief", "postive")}, "dimension postive: no two responses.*--dimensions"),
+    ],
+)
+def test_what_the_adapters_files_would_refuse_is_refused_before_anything_is_trained(
+    root, changes, message
+):
+    settings = dataclasses.replace(planted.settings(root, "refused"), **changes)
+    with pytest.raises(ValueError, match=message):
+        Run(settings, root / "cache", "pad-vllm train ...")
+    assert not (work_folder(settings) / "settings.json").exists()
+
+
+def test_a_folder_that_an_adapter_may_not_replace_is_refused_before_anything_is_trained(root):
+    settings = planted.settings(root, "mine")
+    (root / "mine").mkdir()
+    (root / "mine" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match=r"thesis\.tex.*Save into a new folder"):
+        Run(settings, root / "cache", "pad-vllm train ...")
