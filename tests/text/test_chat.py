@@ -51,3 +51,8 @@ def test_a_given_template_stands_before_the_bases_own(folder):
 def test_a_template_that_takes_no_conversation_is_refused_before_any_is_put_to_it(template):
     with pytest.raises(ValueError, match="the chat template of org/base takes no user's turn"):
         with_template(tiny.tokenizer(), "org/base", template)
+
+
+def test_a_template_that_leaves_out_what_the_user_says_is_refused():
+    with pytest.raises(ValueError, match="the chat template of org/base leaves out what the user"):
+        with_template(tiny.tokenizer(), "org/base", "{{ bos_token }}")

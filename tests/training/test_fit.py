@@ -328,3 +328,26 @@ def test_a_base_without_a_chat_template_is_fitted_with_the_adapters_or_a_given_o
     (trained / "pad_config.json").write_text(config.to_json())
     monkeypatch.setattr(fit_command, "resolve_adapter", lambda adapter: str(trained))
     assert run(file).stdout == given.stdout
+
+
+def test_a_prompt_that_the_template_does_not_take_is_named_by_its_line(run, tmp_path):
+    template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{{ messages[0]['content'] }}>"
+    )
+    told = {
+        **GOOD,
+        "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}],
+    }
+    file = write(tmp_path / "choices.jsonl", [GOOD, told])
+    result = run(file, "--chat-template", template)
+    assert result.exit_code == 1
+    assert "line 2: the chat template refuses the prompt (no system)" in result.stderr
+
+
+def test_text_that_is_no_unicode_is_named_by_its_line(tmp_path):
+    file = tmp_path / "choices.jsonl"
+    for bad in ({"chosen": "\ud800"}, {"prompt": "\ud800"}):
+        file.write_text(json.dumps(GOOD) + "\n" + json.dumps({**GOOD, **bad}))
+        with pytest.raises(ValueError, match="line 2: .* lone surrogate"):
+            read_choices(file)

@@ -263,3 +263,15 @@ def test_ray_draws_what_one_process_draws(prompts, out, monkeypatch):
     assert (tally.drawn, tally.declined) == (3, 3)
     assert sorted(out.read_text("utf-8")) == sorted(here.read_text("utf-8"))
     assert {r.key for r in records(out)} == {r.key for r in records(here)}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_prompt(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("one\ntwo\n", "utf-8-sig")
+    assert [json.loads(p)[0]["content"] for p in read_prompts(path)] == ["one", "two"]
+
+
+def test_responses_that_leave_a_prompt_no_room_are_refused_before_any_is_declined(prompts, out):
+    with pytest.raises(ValueError, match="max_tokens 120 of max_model_len 120 leave no room"):
+        Sampling(max_tokens=120, max_model_len=120)
+    Sampling(max_tokens=119, max_model_len=120)
