@@ -15,8 +15,14 @@ def chat_ids(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
 
     Raises jinja2.TemplateError for a conversation that the template does not take.
     """
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    text = _rendered(tokenizer, messages)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _rendered(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
+    return str(
+        tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    )
 
 
 def chat_tokenizer(folder: str | Path, base: str, template: str | None) -> Any:
@@ -42,12 +48,17 @@ def with_template(tokenizer: Any, base: str, template: str | None) -> Any:
             "be served with"
         )
     try:
-        chat_ids(tokenizer, [{"role": "user", "content": "Hi"}])
+        shown = _rendered(tokenizer, [{"role": "user", "content": "Hi"}])
     except TemplateError as error:
         raise ValueError(
             f"the chat template of {base} takes no user's turn ({error}). Correct it, or give "
             "another: --chat-template FILE"
         ) from error
+    if "Hi" not in shown:
+        raise ValueError(
+            f"the chat template of {base} leaves out what the user says. Correct it, or give another: "
+            "--chat-template FILE"
+        )
     return tokenizer
 
 

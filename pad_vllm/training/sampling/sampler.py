@@ -34,6 +34,13 @@ class Sampling:
     max_num_seqs: int = 128
     chat_template: str | None = None  # None is the base's own
 
+    def __post_init__(self) -> None:
+        if self.max_tokens >= self.max_model_len:
+            raise ValueError(
+                f"max_tokens {self.max_tokens} of max_model_len {self.max_model_len} leave no room for "
+                "a prompt. Lower --max-tokens, or raise --max-model-len"
+            )
+
 
 class Engine(Protocol):
     """What is used of vllm.LLM."""
