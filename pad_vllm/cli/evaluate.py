@@ -54,15 +54,20 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     for column in ("angle", "pairs", "trained", "clear", "untrained", "prompted", "reworded"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        prompted, wordings = row.get("prompted"), row.get("wordings", [])
+        wordings = row.get("wordings", [])
         table.add_row(
             row["preference"],
             f"{row['distance']:.0f}°",
             str(row["count"]),
-            f"{row['trained']['pairs']:.1%}",
-            f"{row['trained']['clear']:.1%}",
-            f"{row['untrained']['pairs']:.0%}" if "untrained" in row else "",
-            f"{prompted['pairs']:.0%}" if prompted else "",
+            _share(row, "trained", "pairs", digits=1),
+            _share(row, "trained", "clear", digits=1),
+            _share(row, "untrained", "pairs", digits=0),
+            _share(row, "prompted", "pairs", digits=0),
             f"{min(wordings):.0%}-{max(wordings):.0%}" if wordings else "",
         )
     return table
+
+
+def _share(row: dict[str, Any], model: str, kind: str, *, digits: int) -> str:
+    share = row.get(model, {}).get(kind)
+    return "" if share is None else f"{share:.{digits}%}"

@@ -123,7 +123,7 @@ def _unseen(
     return {
         "preference": f"{name} (fitted from {len(differences)})",
         "distance": round(tested.distance, 1),
-        "trained": {"pairs": round(accuracy.pairs, 4), "clear": round(accuracy.clear, 4)},
+        **evaluate.figures("trained", accuracy),
         "count": accuracy.count,
     }
 
