@@ -53,7 +53,7 @@ def save_adapter(adapter: Adapter, path: str | Path, card: str) -> None:
     is replaced; AdapterError for a folder with anything else in it.
     """
     target = Path(path).expanduser()
-    _require_replaceable(target)
+    require_replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.parent / f".{target.name}.{uuid.uuid4().hex}"
     fresh.mkdir()
@@ -119,7 +119,8 @@ def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
     file.chmod(0o644)  # safetensors writes for the owner alone
 
 
-def _require_replaceable(target: Path) -> None:
+def require_replaceable(target: Path) -> None:
+    """Raises AdapterError for a folder that `save_adapter` would not write to."""
     if not target.exists():
         return
     names = sorted(p.name for p in target.iterdir()) if target.is_dir() else [target.name]

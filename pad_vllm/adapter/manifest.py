@@ -138,6 +138,9 @@ class AdapterConfig:
     training: dict[str, Any] = field(default_factory=dict)
     """How it was trained and what it scored held out: free-form JSON, for people."""
 
+    chat_template: str | None = None
+    """What its prompts were rendered with, where training was given it; None is the backbone's own."""
+
     def __post_init__(self) -> None:
         _require_version(self.format_version)
         _require(isinstance(self.backbone, Backbone), "backbone", self.backbone, "an object")
@@ -148,13 +151,19 @@ class AdapterConfig:
         _require(within, "beta", self.beta, f"a number from -{MAX_BETA:g} to {MAX_BETA:g}")
         _require_whole("top_k", self.top_k, 1, self.backbone.vocab_size)
         _require(isinstance(self.training, dict), "training", self.training, "a JSON object")
+        template = self.chat_template
+        named = template is None or (isinstance(template, str) and template)
+        _require(named, "chat_template", template, "a Jinja template's text, or none at all")
         # 1 and 1.0 are one default, and have to give one digest.
         object.__setattr__(self, "beta", float(self.beta))
 
     def to_json(self) -> str:
         """Text of pad_config.json: sorted keys, indent 2, a newline at the end."""
+        values = dataclasses.asdict(self)
+        if self.chat_template is None:  # as before there was such a field: one text, one digest
+            del values["chat_template"]
         try:
-            text = json.dumps(dataclasses.asdict(self), sort_keys=True, indent=2, allow_nan=False)
+            text = json.dumps(values, sort_keys=True, indent=2, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise AdapterError(
                 f"{CONFIG_FILE}: 'training' is not plain JSON ({error}); accepted are finite "
@@ -167,7 +176,7 @@ class AdapterConfig:
         """The config in `text`. Raises AdapterError, for another format version before anything else."""
         raw = _parse(text)
         _require_version(raw.get("format_version"))
-        _require_keys("", raw, cls)
+        _require_keys("", {"chat_template": None, **raw}, cls)
         backbone = raw["backbone"]
         _require(isinstance(backbone, dict), "backbone", backbone, "an object")
         _require_keys("backbone.", backbone, Backbone)

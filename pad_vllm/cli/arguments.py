@@ -10,6 +10,8 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from pad_vllm.text.chat import template_text
+
 Command = TypeVar("Command", bound=Callable[..., None])
 
 Base = Annotated[
@@ -23,10 +25,23 @@ Cache = Annotated[
     Path | None,
     typer.Option(help="Folder of fork activations (default: $PAD_VLLM_CACHE/train)."),
 ]
+ChatTemplate = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template",
+        metavar="FILE",
+        help="Jinja template that puts conversations to BASE, where it has none of its own.",
+    ),
+]
 Out = Annotated[
     Path,
     typer.Option(help="JSONL to append to; the same command again continues where it stopped."),
 ]
+
+
+def template_of(given: str | None) -> str | None:
+    """The text of a ChatTemplate."""
+    return None if given is None else template_text(given, "--chat-template")
 
 
 def options_of(settings: Any, names: Collection[str]) -> list[inspect.Parameter]:

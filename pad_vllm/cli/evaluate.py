@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pad_vllm.cli.arguments import Cache
+from pad_vllm.cli.arguments import Cache, ChatTemplate, template_of
 from pad_vllm.cli.errors import plain_errors
 from pad_vllm.demo.models import train_cache
 from pad_vllm.demo.names import resolve_adapter
@@ -33,13 +33,15 @@ def evaluate(
     choices: Annotated[
         int, typer.Option(help="Pairs that an unseen dimension is fitted from.")
     ] = 200,
+    chat_template: ChatTemplate = None,
 ) -> None:
     """Recompute an adapter's held-out figures: the split is the one it was trained with."""
     with plain_errors():
         from pad_vllm.training.report.reevaluate import reevaluate
 
-        folder = Path(resolve_adapter(adapter))
-        rows = reevaluate(folder, base, data, cache or train_cache(), unseen or [], choices)
+        folder, template = Path(resolve_adapter(adapter)), template_of(chat_template)
+        kept = cache or train_cache()
+        rows = reevaluate(folder, base, data, kept, unseen or [], choices, template)
     Console().print(_table(rows))
 
 
@@ -52,15 +54,20 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     for column in ("angle", "pairs", "trained", "clear", "untrained", "prompted", "reworded"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        prompted, wordings = row.get("prompted"), row.get("wordings", [])
+        wordings = row.get("wordings", [])
         table.add_row(
             row["preference"],
             f"{row['distance']:.0f}°",
             str(row["count"]),
-            f"{row['trained']['pairs']:.1%}",
-            f"{row['trained']['clear']:.1%}",
-            f"{row['untrained']['pairs']:.0%}" if "untrained" in row else "",
-            f"{prompted['pairs']:.0%}" if prompted else "",
+            _share(row, "trained", "pairs", digits=1),
+            _share(row, "trained", "clear", digits=1),
+            _share(row, "untrained", "pairs", digits=0),
+            _share(row, "prompted", "pairs", digits=0),
             f"{min(wordings):.0%}-{max(wordings):.0%}" if wordings else "",
         )
     return table
+
+
+def _share(row: dict[str, Any], model: str, kind: str, *, digits: int) -> str:
+    share = row.get(model, {}).get(kind)
+    return "" if share is None else f"{share:.{digits}%}"

@@ -12,33 +12,32 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pad_vllm.cli.arguments import AdapterName, Base
+from pad_vllm.cli.arguments import AdapterName, Base, ChatTemplate, template_of
 from pad_vllm.cli.errors import plain_errors, require
 from pad_vllm.demo.names import resolve_adapter, resolve_base
+from pad_vllm.training.choices import FORM, as_json, learn, read_choices
 
 if TYPE_CHECKING:
     from pad_vllm.persrm import PersRM
     from pad_vllm.training.fit import Fit
 
-_FORM = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
-
 
 def fit(
     base: Base,
-    choices: Annotated[Path, typer.Argument(metavar="CHOICES", help=f"JSONL of {_FORM}.")],
+    choices: Annotated[Path, typer.Argument(metavar="CHOICES", help=f"JSONL of {FORM}.")],
     adapter: AdapterName,
     strength: Annotated[
         float, typer.Option(help="How strongly weights are held near 0; more for fewer choices.")
     ] = 1.0,
     out: Annotated[Path | None, typer.Option(help="Write the result as JSON, too.")] = None,
+    chat_template: ChatTemplate = None,
 ) -> None:
     """Learn one user's pad_weights from their CHOICES between two answers."""
     with plain_errors():
         require("peft")
-        from pad_vllm.training.choices import as_json, learn, read_choices
-
         read = read_choices(choices)
-        model, tokenizer = _opened(resolve_base(base), resolve_adapter(adapter))
+        named = resolve_base(base), resolve_adapter(adapter)
+        model, tokenizer = _opened(*named, template_of(chat_template))
         fitted = learn(model, tokenizer, read, strength=strength)
         _print(fitted, model.dimensions)
         if out is not None:
@@ -47,16 +46,18 @@ def fit(
             out.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", "utf-8")
 
 
-def _opened(base: str, folder: str) -> tuple[PersRM, Any]:
+def _opened(base: str, folder: str, template: str | None) -> tuple[PersRM, Any]:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     from pad_vllm.adapter.fingerprint import local_checkpoint
     from pad_vllm.adapter.folder import load_adapter
     from pad_vllm.adapter.manifest import Backbone, require_backbone
     from pad_vllm.persrm import PersRM
+    from pad_vllm.text.chat import chat_tokenizer
 
     adapter = load_adapter(folder)
+    tokenizer = chat_tokenizer(base, base, template or adapter.config.chat_template)
     backbone = AutoModelForCausalLM.from_pretrained(base)
     checkpoint = local_checkpoint(base)
     served = (
@@ -69,7 +70,7 @@ def _opened(base: str, folder: str) -> tuple[PersRM, Any]:
         Console(stderr=True).print(f"[yellow]Warning:[/yellow] {escape(warning)}", soft_wrap=True)
     model = PersRM.from_adapter(backbone, adapter)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device), AutoTokenizer.from_pretrained(base)
+    return model.to(device), tokenizer
 
 
 def _print(fitted: Fit, dimensions: Sequence[str]) -> None:

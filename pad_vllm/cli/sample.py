@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pad_vllm.cli.arguments import Base, Out
+from pad_vllm.cli.arguments import Base, ChatTemplate, Out, template_of
 from pad_vllm.cli.errors import plain_errors
 
 
@@ -36,13 +36,22 @@ def sample(
     ray: Annotated[
         int, typer.Option(min=0, help="Draw through Ray Data with this many engines; 0: in here.")
     ] = 0,
+    chat_template: ChatTemplate = None,
 ) -> None:
     """Draw responses of BASE itself to your prompts, through vLLM."""
     with plain_errors():
         from pad_vllm.training.sampling.sample import declined_path, draw, read_prompts
         from pad_vllm.training.sampling.sampler import Sampling
 
-        sampling = Sampling(n, max_tokens, temperature, top_k, seed, max_model_len)
+        sampling = Sampling(
+            n,
+            max_tokens,
+            temperature,
+            top_k,
+            seed,
+            max_model_len,
+            chat_template=template_of(chat_template),
+        )
         done = draw(base, read_prompts(prompts), out, sampling, batch=batch, ray=ray)
     typer.echo(f"{out}: {done.drawn} prompts drawn for, {done.known} were done before")
     if done.declined:

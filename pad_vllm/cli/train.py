@@ -11,13 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
-from pad_vllm.cli.arguments import Base, Cache, options_of, with_options
+from pad_vllm.cli.arguments import Base, Cache, ChatTemplate, options_of, template_of, with_options
 from pad_vllm.cli.errors import plain_errors, require
 from pad_vllm.demo.models import train_cache
 from pad_vllm.training.settings import Recipe, Settings
 
 _DEFAULT, _RECIPE = Settings("", (), ""), Recipe()
-_WRITTEN_OUT = ("base", "data", "out", "dimensions", "recipe")
+_WRITTEN_OUT = ("base", "data", "out", "dimensions", "chat_template", "recipe")
 _SETTINGS = [f.name for f in dataclasses.fields(Settings) if f.name not in _WRITTEN_OUT]
 _OFTEN = ("epochs", "head_epochs", "seed")
 
@@ -48,6 +48,7 @@ def train(
     restart: Annotated[
         bool, typer.Option("--restart", help="Forget an unfinished run in OUT.run.")
     ] = False,
+    chat_template: ChatTemplate = None,
     **chosen: Any,
 ) -> None:
     """Train a reward adapter for BASE. Stopped at any moment, the same command goes on."""
@@ -58,6 +59,7 @@ def train(
             data=tuple(data),
             out=str(out),
             dimensions=tuple(part.strip() for part in dimensions.split(",") if part.strip()),
+            chat_template=template_of(chat_template),
             recipe=Recipe(**{**often, **_parsed(recipe or [])}),
             **chosen,
         )

@@ -20,6 +20,7 @@ from pad_vllm.engines.reward_model.load import require_reward_backbone, tokenize
 from pad_vllm.params import PREFERENCE, Limits, parse
 from pad_vllm.serving import requests
 from pad_vllm.serving.refusals import require_servable, require_wiring
+from pad_vllm.text.chat import template_text
 from pad_vllm.text.tokens import Reader
 from pad_vllm.vllm_api.front_end import Admit
 from pad_vllm.vllm_api.names import VllmConfig, init_logger
@@ -93,26 +94,14 @@ def reader(config: VllmConfig, pad: PADConfig) -> Reader:
         trust_remote_code=model.trust_remote_code,
     )
     if pad.chat_template:
-        base.chat_template = _template(pad.chat_template)
+        setting = "additional_config['pad']['chat_template']"
+        base.chat_template = template_text(pad.chat_template, setting)
     ends = model.try_get_generation_config().get("eos_token_id") or ()
     return Reader(
         base,
         tokenizer_of(pad, read_config(pad.adapter)),
         ends=[ends] if isinstance(ends, int) else ends,
     )
-
-
-def _template(given: str) -> str:
-    """A chat template's text, from a file's name or the text itself, as vLLM takes it."""
-    if "{" in given or "\n" in given:
-        return given
-    try:
-        return Path(given).read_text("utf-8")
-    except OSError as error:
-        raise ValueError(
-            f"additional_config['pad']['chat_template'] is {given!r}, which is neither a template nor a "
-            f"file that can be read ({error.strerror}). Name the file that --chat-template names."
-        ) from None
 
 
 def end_token(config: VllmConfig) -> int:

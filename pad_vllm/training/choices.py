@@ -1,7 +1,7 @@
 """One user's choices between two answers, from a JSONL to the fit of their weights.
 
 A line is {"prompt": text or messages, "chosen": text, "rejected": text}. In: a file, a PersRM and its
-tokenizer. Out: a Fit, also as JSON. fit.py knows the regression.
+tokenizer. Out: a Fit, also as JSON. fit.py knows the regression; torch is imported for it alone.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pad_vllm.persrm import PersRM
 from pad_vllm.text.chat import chat_ids
-from pad_vllm.training.fit import LEAST, Fit, feature_sums, fit
 from pad_vllm.wording import show
+
+if TYPE_CHECKING:
+    from pad_vllm.persrm import PersRM
+    from pad_vllm.training.fit import Fit
 
 FORM = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
 
@@ -40,6 +42,7 @@ def _choice(path: Path, number: int, line: str) -> Choice:
     try:
         raw = json.loads(line)
         prompt, chosen, rejected = _fields(raw)
+        _require_unicode([chosen, rejected, *(turn["content"] for turn in prompt)])
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} line {number}: {error}. Accepted: {FORM}. Correct or drop the line."
@@ -62,6 +65,13 @@ def _fields(raw: Any) -> tuple[list[dict[str, str]], str, str]:
     return _conversation(raw["prompt"]), raw["chosen"], raw["rejected"]
 
 
+def _require_unicode(texts: list[str]) -> None:
+    """JSON can carry half a character, which no tokenizer takes."""
+    for text in texts:
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError(f"{show(text)} holds a lone surrogate, which is no character")
+
+
 def _conversation(prompt: Any) -> list[dict[str, str]]:
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     sound = isinstance(turns, list) and all(
@@ -80,12 +90,14 @@ def _conversation(prompt: Any) -> list[dict[str, str]]:
 
 def learn(model: PersRM, tokenizer: Any, choices: list[Choice], *, strength: float = 1.0) -> Fit:
     """The fit of `choices`, tokenised as the base's chat template has them."""
+    from pad_vllm.training.fit import LEAST, feature_sums, fit
+
     if len(choices) < LEAST:
         raise ValueError(f"{len(choices)} choices; accepted: at least {LEAST}. Add lines.")
     limit = getattr(model.backbone.config, "max_position_embeddings", math.inf)
     sequences = []
     for choice in choices:
-        prompt = chat_ids(tokenizer, choice.prompt)
+        prompt = _prompt_ids(tokenizer, choice)
         # With the end-of-sequence token, as training's samples have it: where to end is part of the choice.
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         for answer in (choice.chosen, choice.rejected):
@@ -98,6 +110,18 @@ def learn(model: PersRM, tokenizer: Any, choices: list[Choice], *, strength: flo
             sequences.append((prompt, response))
     sums = feature_sums(model, sequences)
     return fit(sums[0::2] - sums[1::2], strength=strength)
+
+
+def _prompt_ids(tokenizer: Any, choice: Choice) -> list[int]:
+    from jinja2 import TemplateError
+
+    try:
+        return chat_ids(tokenizer, choice.prompt)
+    except TemplateError as error:  # such as a system turn for a model that knows none
+        raise ValueError(
+            f"line {choice.line}: the chat template refuses the prompt ({error}). Reword or drop the "
+            "line."
+        ) from error
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -22,8 +23,10 @@ from typing import Any
 import torch
 
 from pad_vllm.adapter.adapter import Adapter
-from pad_vllm.adapter.folder import save_adapter
+from pad_vllm.adapter.folder import require_replaceable, save_adapter
 from pad_vllm.adapter.manifest import Backbone
+from pad_vllm.text.chat import chat_tokenizer
+from pad_vllm.training.data.groups import DataReport
 from pad_vllm.training.data.prepare import checkpoint_folder, prepare
 from pad_vllm.training.loop.log import Log
 from pad_vllm.training.loop.prompts import Prompts
@@ -37,13 +40,15 @@ from pad_vllm.training.report.curves import plot
 from pad_vllm.training.settings import Settings
 from pad_vllm.version import __version__
 
+_BESIDE = ("out", "recipe", "chat_template")
+"""Settings that stand elsewhere in pad_config.json, or nowhere."""
+
 
 class Run:
     """One worker's part of a run. cache: folder of fork activations. command: for the card."""
 
     def __init__(self, settings: Settings, cache: Path, command: str) -> None:
         from accelerate import Accelerator
-        from transformers import AutoTokenizer
 
         self.settings, self.command = settings, command
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
@@ -53,11 +58,9 @@ class Run:
         self.seconds: dict[str, float] = {}
         folder = checkpoint_folder(settings.base)
         self.backbone = Backbone.from_checkpoint(folder, settings.name)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = chat_tokenizer(folder, settings.base, settings.chat_template)
         self.prepared = prepare(settings, tokenizer)
-        if self.rank == 0:
-            _claim(self.work, settings)
-        self.accelerator.wait_for_everyone()
+        _require_told(settings.dimensions, self.prepared.report)
         torch.manual_seed(settings.recipe.seed)
         model = load_backbone(folder, settings.dtype)
         self.model = untrained_persrm(model, self.prepared.dimensions, settings).to(
@@ -68,6 +71,12 @@ class Run:
         identity = self.backbone.fingerprint or str(folder)
         self.store = Store(self.model, tokenizer, settings, cache, identity)
         self.tokenizer = tokenizer
+        # What would be refused when all is trained is refused now, and no run is begun.
+        self._adapter([])
+        require_replaceable(Path(settings.out).expanduser())
+        if self.rank == 0:
+            _claim(self.work, settings)
+        self.accelerator.wait_for_everyone()
 
     def train(self) -> Adapter | None:
         """The whole run; the adapter on worker 0, None on the others."""
@@ -131,7 +140,7 @@ class Run:
             "command": self.command,
             "revision": revision(),
             "versions": versions(),
-            "settings": {k: v for k, v in settings.as_dict().items() if k not in ("out", "recipe")},
+            "settings": {k: v for k, v in settings.as_dict().items() if k not in _BESIDE},
             "recipe": asdict(settings.recipe),
             "seed": settings.recipe.seed,
             "data": prepared.report.as_dict(),
@@ -140,7 +149,12 @@ class Run:
             "peak_memory_gib": round(peak_memory_gib(), 2),
         }
         return to_adapter(
-            self.model, self.backbone, training, beta=settings.beta, top_k=settings.top_k
+            self.model,
+            self.backbone,
+            training,
+            beta=settings.beta,
+            top_k=settings.top_k,
+            chat_template=settings.chat_template,
         )
 
     def _write(self, adapter: Adapter, history: list[HistoryRow]) -> None:
@@ -172,6 +186,19 @@ def work_folder(settings: Settings) -> Path:
     """Where an unfinished run lives: beside the adapter, so that the adapter's folder stays clean."""
     out = Path(settings.out)
     return out.with_name(out.name + ".run")
+
+
+def _require_told(dimensions: Sequence[str], report: DataReport) -> None:
+    """Raises ValueError for one of the dimensions asked for that the data says nothing of."""
+    pairs: Counter[str] = Counter()
+    for lengths in report.lengths.values():
+        pairs.update(lengths.pairs)
+    for name in dimensions:
+        if not pairs[name]:
+            raise ValueError(
+                f"dimension {name}: no two responses of the data have different scores of it, so "
+                "nothing can be learned. Correct --dimensions, or give data that scores it"
+            )
 
 
 def _claim(work: Path, settings: Settings) -> None:

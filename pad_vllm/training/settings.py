@@ -12,7 +12,7 @@ import hashlib
 import json
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 
@@ -24,15 +24,19 @@ def _said(description: str) -> Any:
     return Field(description=description)
 
 
-@dataclass(frozen=True)
+_FINITE = ConfigDict(allow_inf_nan=False)
+_Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, config=_FINITE)
 class Recipe:
     """How to train. The defaults made the shipped adapter."""
 
-    epochs: Annotated[int, _said("Stage 1: trunk and heads.")] = 1
-    head_epochs: Annotated[int, _said("Stage 2: heads.")] = 6  # runs no layer: costs little
-    groups: int = 8  # prompts an optimiser step
-    micro_groups: int = 4  # of them in one forward; the rest is gradient accumulation
-    preferences: int = 8  # w drawn for each prompt and step
+    epochs: Annotated[int, _whole(0, "Stage 1: trunk and heads.")] = 1
+    head_epochs: Annotated[int, _whole(0, "Stage 2: heads.")] = 6  # runs no layer: costs little
+    groups: _Count = 8  # prompts an optimiser step
+    micro_groups: _Count = 4  # of them in one forward; the rest is gradient accumulation
+    preferences: _Count = 8  # w drawn for each prompt and step
     lora_lr: float = 2e-4
     head_lr: float = 1e-3
     weight_decay: float = 0.01
@@ -45,16 +49,22 @@ class Recipe:
     policy_weight: float = 1.0  # of the loss over L_w (DPO)
     branch_weight: float = 1.0  # of the loss over next tokens
     branch_share: float = 0.05  # of the tokens whose alternatives are scored
-    candidates: int = 20  # the base's top-k that training sees
+    candidates: Annotated[int, Field(ge=2)] = 20  # the base's top-k that training sees
     least_margin: float = 0.3  # spreads between the responses of a "clear" held-out pair
-    evaluate_every: int = 100  # steps between looks at the validation pairs, and checkpoints
-    patience: int = 4  # looks without a better accuracy before a stage ends
-    validation_prompts: int = 96  # of the validation prompts, looked at each time
+    evaluate_every: _Count = 100  # steps between looks at the validation pairs, and checkpoints
+    patience: _Count = 4  # looks without a better accuracy before a stage ends
+    validation_prompts: _Count = 96  # of the validation prompts, looked at each time
     checkpointing: bool = False  # recompute activations in the backward pass: less memory
     seed: Annotated[int, _said("Of everything that is drawn.")] = 0
 
+    def __post_init__(self) -> None:
+        if not self.epochs and not self.head_epochs:
+            raise ValueError(
+                "epochs and head_epochs are both 0: nothing would be trained. Raise one"
+            )
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, config=_FINITE)
 class Settings:
     """What to train on what, and where it goes."""
 
@@ -73,7 +83,7 @@ class Settings:
     max_response: Annotated[int, _whole(2, "Tokens; longer responses are cut, and counted.")] = 128
     validation: Annotated[float, _said("Share of the prompts for early stopping.")] = 0.1
     held_out: Annotated[float, _said("Share of the prompts for the figures of the card.")] = 0.1
-    limit: Annotated[int | None, _said("Records of each source.")] = None
+    limit: Annotated[int | None, _whole(1, "Records of each source.")] = None
     strict: Annotated[bool, _said("A malformed record ends the run.")] = False
     text_preferences: Annotated[
         int, _whole(0, "Copies of each prompt with a preference in words; for the resident engine.")
@@ -81,6 +91,7 @@ class Settings:
     cached: Annotated[bool, _said("Keep fork activations on disk.")] = True
     beta: Annotated[float, _said("The adapter's default strength.")] = 1.0
     top_k: Annotated[int, _said("Its default candidates.")] = 20
+    chat_template: str | None = None  # text; None is the base's own
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
 
     def __post_init__(self) -> None:

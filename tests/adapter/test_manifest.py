@@ -306,3 +306,18 @@ def test_a_snapshot_in_the_hubs_cache_is_called_by_its_hub_name(tmp_path):
 def test_a_folder_without_config_is_refused(tmp_path):
     with pytest.raises(AdapterError, match=r"config.json does not exist. Point to the folder"):
         Backbone.from_config(tmp_path)
+
+
+def test_a_chat_template_is_written_where_one_was_given_and_nowhere_else(tmp_path):
+    assert "chat_template" not in json.loads(CONFIG.to_json())
+    assert read_config(written(tmp_path)).chat_template is None
+    given = dataclasses.replace(CONFIG, chat_template="{{ messages }}\n")
+    assert AdapterConfig.from_json(given.to_json()) == given
+    assert read_config(written(tmp_path, chat_template="{{ messages }}\n")) == given
+
+
+@pytest.mark.parametrize("value", [3, "", ["{{ messages }}"]])
+def test_a_chat_template_that_is_no_text_is_refused(tmp_path, value):
+    message = refusal(written(tmp_path, chat_template=value))
+    assert "chat_template is " in message
+    assert "accepted: a Jinja template" in message

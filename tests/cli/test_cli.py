@@ -184,3 +184,8 @@ def test_check_fails_where_no_engine_can_serve(run, adapter, monkeypatch):
     assert result.exit_code == 1
     assert "H 576, not 640" in result.output
     assert "No engine can serve" in result.output
+
+
+@pytest.mark.parametrize("command", ["sample", "train", "fit", "evaluate"])
+def test_every_command_that_renders_conversations_takes_a_chat_template(run, command):
+    assert "--chat-template" in run(command, "--help").output

@@ -47,6 +47,13 @@ def test_without_options_the_defaults_are_those_of_settings(asked):
         (("--recipe", "learning_rate=1"), "NAME one of epochs, head_epochs"),
         (("--recipe", "b=much"), "VALUE a number"),
         (("--recipe", "checkpointing=yes"), "true or false"),
+        (("--recipe", "groups=0"), "groups: Input should be greater than or equal to 1"),
+        (("--recipe", "evaluate_every=0"), "greater than or equal to 1"),
+        (("--recipe", "validation_prompts=0"), "greater than or equal to 1"),
+        (("--recipe", "candidates=1"), "greater than or equal to 2"),
+        (("--recipe", "lora_lr=nan"), "lora_lr: Input should be a finite number"),
+        (("--beta", "inf"), "beta: Input should be a finite number"),
+        (("--epochs", "0", "--head-epochs", "0"), "nothing would be trained"),
         (("--dtype", "int8"), "float32 and bfloat16 are accepted"),
         (("--validation", "0.5", "--held-out", "0.5"), "something is left to train on"),
     ],
@@ -84,3 +91,13 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch):
     result = run("--workers", "2")
     assert result.exit_code == 1
     assert "pip install 'pad-vllm[ray]'" in result.output
+
+
+def test_a_chat_templates_text_is_a_setting_so_that_other_machines_have_it_too(asked, tmp_path):
+    file = tmp_path / "template.jinja"
+    file.write_text("{{ messages }}", "utf-8")
+    assert run("--chat-template", str(file)).exit_code == 0
+    assert asked[0][0].chat_template == "{{ messages }}"
+    result = run("--chat-template", "missing.jinja")
+    assert result.exit_code == 1
+    assert "--chat-template is 'missing.jinja'" in " ".join(result.output.split())

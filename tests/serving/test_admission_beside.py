@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 
-from pad_vllm.config import PROCESSOR
+from pad_vllm.adapter.manifest import read_config
+from pad_vllm.config import PROCESSOR, PADConfig
+from pad_vllm.engines.reward_model.load import tokenizer_of
 from pad_vllm.serving import admission
 
 
@@ -124,3 +127,12 @@ def test_to_stop_rows_the_base_needs_a_token_that_ends_them(config):
     assert admission.end_token(config(hf_text_config=SimpleNamespace(eos_token_id=[5, 6]))) == 5
     with pytest.raises(ValueError, match="on_failure is 'stop'"):
         admission.front_end(config(stop, hf_text_config=SimpleNamespace(eos_token_id=None)))
+
+
+def test_the_reward_model_reads_prompts_by_the_template_it_was_trained_with(config):
+    pad = PADConfig.from_additional_config(config().additional_config)
+    trained = read_config(pad.adapter)
+    own = tokenizer_of(pad, trained)
+    assert own.chat_template == tiny.tokenizer().chat_template
+    given = dataclasses.replace(trained, chat_template="{{ messages[0]['content'] }}>")
+    assert tokenizer_of(pad, given).chat_template == given.chat_template

@@ -181,3 +181,13 @@ def test_a_compact_response_is_the_same_in_fewer_bits(tmp_path):
     assert (found.forked.dtype, found.h_B.dtype) == (torch.bfloat16, torch.bfloat16)
     assert (found.ids.dtype, found.chosen.dtype) == (torch.int32, torch.int16)
     assert found.h_T is found.branch_at is found.branch_scores is None
+
+
+def test_two_hosts_whose_processes_have_one_number_write_drafts_of_their_own(tmp_path, monkeypatch):
+    drafts, save = [], cache.save_file
+    monkeypatch.setattr(cache, "save_file", lambda named, to: drafts.append(to) or save(named, to))
+    kept, one = Kept(tmp_path, {}), group([3], [4], [5])
+    for _ in range(2):
+        kept.write(one, [{"a": torch.ones(1)}, {}])
+    assert len(set(drafts)) == 2
+    assert [path.name for path in kept.path(one).parent.iterdir()] == [kept.path(one).name]

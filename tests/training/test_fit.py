@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -14,10 +16,11 @@ import typer
 from typer.testing import CliRunner
 
 from pad_vllm.adapter.folder import load_adapter
+from pad_vllm.adapter.manifest import read_config
 from pad_vllm.cli import fit as fit_command
 from pad_vllm.params import Limits, parse
 from pad_vllm.persrm import PersRM
-from pad_vllm.training.choices import as_json, read_choices
+from pad_vllm.training.choices import FORM, as_json, read_choices
 from pad_vllm.training.data.preferences import draw
 from pad_vllm.training.fit import feature_sums, fit
 
@@ -284,9 +287,67 @@ def test_other_weights_of_the_same_shape_are_warned_of(run, tmp_path, monkeypatc
     assert "Warning: the adapter was trained on" in result.stderr
 
 
-def test_the_command_line_can_import_it_without_torch():
-    code = "import sys, pad_vllm.cli.fit; print([m for m in ('torch', 'vllm') if m in sys.modules])"
+def test_the_form_of_a_choice_is_written_once():
+    assert fit_command.FORM is FORM
+
+
+@pytest.mark.parametrize("module", ["pad_vllm.cli.fit", "pad_vllm.training.choices"])
+def test_the_command_line_can_import_it_without_torch(module):
+    code = f"import sys, {module}; print([m for m in ('torch', 'vllm') if m in sys.modules])"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The base's twin without a chat template."""
+    folder = tiny.checkpoint("llama", tmp_path_factory.mktemp("plain") / "tiny")
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = None
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_base_without_a_chat_template_is_fitted_with_the_adapters_or_a_given_one(
+    run, plain, folders, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(fit_command, "resolve_base", lambda base: str(plain))
+    file = write(tmp_path / "choices.jsonl", [GOOD, {**GOOD, "chosen": "Welcome!"}])
+    result = run(file)
+    assert result.exit_code == 1
+    assert "has no chat template" in result.stderr
+    assert "--chat-template FILE" in result.stderr
+    given = run(file, "--chat-template", "{{ messages[0]['content'] }}>")
+    assert given.exit_code == 0, given.stderr
+    trained = shutil.copytree(folders[1], tmp_path / "trained")
+    config = read_config(trained)
+    config = dataclasses.replace(config, chat_template="{{ messages[0]['content'] }}>")
+    (trained / "pad_config.json").write_text(config.to_json())
+    monkeypatch.setattr(fit_command, "resolve_adapter", lambda adapter: str(trained))
+    assert run(file).stdout == given.stdout
+
+
+def test_a_prompt_that_the_template_does_not_take_is_named_by_its_line(run, tmp_path):
+    template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{{ messages[0]['content'] }}>"
+    )
+    told = {
+        **GOOD,
+        "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}],
+    }
+    file = write(tmp_path / "choices.jsonl", [GOOD, told])
+    result = run(file, "--chat-template", template)
+    assert result.exit_code == 1
+    assert "line 2: the chat template refuses the prompt (no system)" in result.stderr
+
+
+def test_text_that_is_no_unicode_is_named_by_its_line(tmp_path):
+    file = tmp_path / "choices.jsonl"
+    for bad in ({"chosen": "\ud800"}, {"prompt": "\ud800"}):
+        file.write_text(json.dumps(GOOD) + "\n" + json.dumps({**GOOD, **bad}))
+        with pytest.raises(ValueError, match="line 2: .* lone surrogate"):
+            read_choices(file)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,7 +40,8 @@ class Echo:
         tokenizer.chat_template = system + tokenizer.chat_template
         return tokenizer
 
-    def chat(self, messages, sampling_params, *, use_tqdm):
+    def chat(self, messages, sampling_params, *, use_tqdm, chat_template=None):
+        self.template = chat_template
         if len(self.batches) == self.kill_after:
             raise KeyboardInterrupt
         self.batches.append(messages)
@@ -123,6 +125,26 @@ def test_a_conversation_stays_one_and_a_template_may_refuse_it(tmp_path, out):
     assert [m.model_dump() for m in records(out)[0].prompt] == chat
     (declined,) = jsonl.read(declined_path(out))
     assert declined == {"prompt": refused, "declined": "the chat template refuses it: no system"}
+
+
+class Pretrained(Echo):
+    """An engine of a base that has no chat template."""
+
+    def get_tokenizer(self):
+        tokenizer = tiny.tokenizer()
+        tokenizer.chat_template = None
+        return tokenizer
+
+
+def test_a_base_without_a_chat_template_is_drawn_from_with_a_given_one(prompts, out):
+    with pytest.raises(ValueError, match="org/base has no chat template.*--chat-template FILE"):
+        draw("org/base", prompts, out, ROOMY, build=building(Pretrained()))
+    engine = Pretrained()
+    given = replace(ROOMY, chat_template="{{ messages[0]['content'] }}:")
+    draw("org/base", prompts, out, given, build=building(engine))
+    assert engine.template == given.chat_template
+    assert len(records(out)) == 3
+    assert list(jsonl.read(declined_path(out)))[-1]["declined"].startswith("250 tokens")
 
 
 def test_a_killed_run_continues_with_the_prompts_it_had_not_written(prompts, out):
@@ -241,3 +263,15 @@ def test_ray_draws_what_one_process_draws(prompts, out, monkeypatch):
     assert (tally.drawn, tally.declined) == (3, 3)
     assert sorted(out.read_text("utf-8")) == sorted(here.read_text("utf-8"))
     assert {r.key for r in records(out)} == {r.key for r in records(here)}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_prompt(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("one\ntwo\n", "utf-8-sig")
+    assert [json.loads(p)[0]["content"] for p in read_prompts(path)] == ["one", "two"]
+
+
+def test_responses_that_leave_a_prompt_no_room_are_refused_before_any_is_declined(prompts, out):
+    with pytest.raises(ValueError, match="max_tokens 120 of max_model_len 120 leave no room"):
+        Sampling(max_tokens=120, max_model_len=120)
+    Sampling(max_tokens=119, max_model_len=120)

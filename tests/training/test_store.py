@@ -8,8 +8,8 @@ import pytest
 import tiny
 import torch
 
-from pad_vllm.training.data.groups import CUTS, Group
-from pad_vllm.training.objective import branches
+from pad_vllm.training.data.groups import CUTS, Group, scaled, spreads
+from pad_vllm.training.objective import branches, loss
 from pad_vllm.training.objective import store as module
 from pad_vllm.training.objective.objective import trunk_hidden
 from pad_vllm.training.objective.store import Store
@@ -281,3 +281,24 @@ def test_a_trunk_frozen_again_is_the_new_one(groups, model, tmp_path):
             fresh = trunk_hidden(model, whole)
             for kept, wanted in zip(store.responses(group), fresh, strict=True):
                 assert torch.allclose(kept.h_T, wanted, atol=1e-6)
+
+
+def test_two_scorers_of_very_different_scales_give_branch_losses_of_like_size(
+    groups, model, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(branches.SCORERS, "quiet", lambda text: sum(map(ord, text)) / 1000)
+    generator = torch.Generator().manual_seed(0)
+    score = torch.rand(len(groups), 2, len(CUTS) + 1, 1, generator=generator) / 5
+    both = torch.cat([score, 1000 * score], -1)
+    raw = [
+        dataclasses.replace(group, scores=scores, scorers=("quiet", "letters"))
+        for group, scores in zip(groups, both, strict=True)
+    ]
+    told = scaled(raw, spreads(raw))
+    for cached in (True, False):
+        one = build(store(model, tmp_path, cached=cached), told)
+        rows = [row for group in told for row in one.responses(group, scored=True)]
+        scores = torch.cat([row.branch_scores for row in rows])
+        phi = 3.0 * scores.sign()  # sure, and right about either
+        quiet, loud = (loss.branch_loss(phi, w[None], scores, 1.0, 1.0) for w in torch.eye(2))
+        assert float(loud) == pytest.approx(float(quiet), rel=1e-3)

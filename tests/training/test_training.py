@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 
 import planted
 import pytest
@@ -311,3 +312,50 @@ def test_the_fork_lies_three_quarters_up_unless_said(root):
     backbone = tiny.model("llama")
     settings = dataclasses.replace(planted.settings(root), fork_layer=None)
     assert untrained_persrm(backbone, ("a",), settings).fork_layer == 3
+
+
+def test_a_base_without_a_chat_template_is_trained_with_a_given_one_which_the_adapter_keeps(root):
+    plain = root / "plain"
+    shutil.copytree(planted.settings(root).base, plain)
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = None
+    (plain / "chat_template.jinja").unlink()
+    tokenizer.save_pretrained(plain)
+    short = {"epochs": 0, "head_epochs": 1}
+    settings = dataclasses.replace(planted.settings(root, "kept", recipe=short), base=str(plain))
+    with pytest.raises(ValueError, match="plain has no chat template.*--chat-template FILE"):
+        Run(settings, root / "cache", "pad-vllm train ...")
+    template = "{{ messages[0]['content'] }}>"
+    settings = dataclasses.replace(settings, chat_template=template)
+    adapter = Run(settings, root / "cache", "pad-vllm train ...").train()
+    assert load_adapter(root / "kept").config.chat_template == template
+    assert "chat_template" not in adapter.config.training["settings"]
+    rows = reevaluate(root / "kept", str(plain), None, root / "cache", [], 0)
+    held_out = adapter.config.training["held_out"]
+    assert [row["prompted"] for row in rows] == [row["prompted"] for row in held_out]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"top_k": 0}, "top_k is 0; accepted: an integer from 1 to 333"),
+        ({"beta": 2e6}, "beta is 2000000"),
+        ({"dimensions": ("brief", "brief")}, "'brief' is there twice"),
+        ({"dimensions": ("brief", "postive")}, "dimension postive: no two responses.*--dimensions"),
+    ],
+)
+def test_what_the_adapters_files_would_refuse_is_refused_before_anything_is_trained(
+    root, changes, message
+):
+    settings = dataclasses.replace(planted.settings(root, "refused"), **changes)
+    with pytest.raises(ValueError, match=message):
+        Run(settings, root / "cache", "pad-vllm train ...")
+    assert not (work_folder(settings) / "settings.json").exists()
+
+
+def test_a_folder_that_an_adapter_may_not_replace_is_refused_before_anything_is_trained(root):
+    settings = planted.settings(root, "mine")
+    (root / "mine").mkdir()
+    (root / "mine" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match=r"thesis\.tex.*Save into a new folder"):
+        Run(settings, root / "cache", "pad-vllm train ...")

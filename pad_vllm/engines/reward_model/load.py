@@ -120,11 +120,14 @@ def _first_line(error: Exception) -> str:
 
 
 def tokenizer_of(pad: PADConfig, adapter: AdapterConfig) -> Any:
-    """The reward model's tokenizer."""
+    """The reward model's tokenizer, with the chat template that the adapter was trained with."""
     from transformers import AutoTokenizer
 
     folder = checkpoint(pad, adapter, weights=False)
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if adapter.chat_template is not None:
+        tokenizer.chat_template = adapter.chat_template
+    return tokenizer
 
 
 def make_scorer(

@@ -39,6 +39,7 @@ class Group:
     prompt: tuple[dict[str, str], ...]  # the conversation before its template
     repeat: int = 1  # how often an epoch sees the group
     weights: tuple[float, ...] | None = None  # D: the preference that the prompt states in words
+    spread: Tensor | float = 1.0  # [D] that beginnings up to the first cut were divided by
 
 
 @dataclass
@@ -239,7 +240,8 @@ def scaled(groups: Iterable[Group], spreads: Mapping[str, Tensor]) -> list[Group
                 f"source {group.source!r} has no spread; {', '.join(spreads) or 'none'} have. None of "
                 "its prompts is in the training part: give it more records, or leave it out"
             )
-        groups_in_spreads.append(replace(group, scores=group.scores / spreads[group.source]))
+        spread = spreads[group.source]
+        groups_in_spreads.append(replace(group, scores=group.scores / spread, spread=spread[0]))
     return groups_in_spreads
 
 

@@ -46,7 +46,8 @@ def latest(folder: Path) -> tuple[dict[str, Tensor], Any, dict[str, Any]] | None
     newest = checkpoints[-1]
     return (
         load_file(newest / _TENSORS),
-        torch.load(newest / _OPTIMISER, weights_only=True),
+        # To the CPU: the device that wrote it may be another's, or on another machine.
+        torch.load(newest / _OPTIMISER, map_location="cpu", weights_only=True),
         json.loads((newest / _STATE).read_text()),
     )
 

@@ -6,6 +6,7 @@ nothing gets one half. Knows nothing of where values come from: a PersRM's Psi, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ class Tested:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares of the pairs ranked rightly, and how many pairs there were."""
+    """Shares of the pairs ranked rightly, NaN of no pairs, and how many pairs there were."""
 
     pairs: float
     clear: float
@@ -80,7 +81,10 @@ def measure(
                 clear = loss.pair_hits(value, margins, least)
                 counts += torch.stack([part.sum() for part in (*every, *clear)])
         hits, pairs, clear_hits, clear_pairs = counts.tolist()
-        accuracies[preference.name] = Accuracy(
-            hits / max(pairs, 1), clear_hits / max(clear_pairs, 1), int(pairs)
-        )
+        shares = _share(hits, pairs), _share(clear_hits, clear_pairs)
+        accuracies[preference.name] = Accuracy(*shares, int(pairs))
     return accuracies
+
+
+def _share(hits: float, pairs: float) -> float:
+    return hits / pairs if pairs else math.nan

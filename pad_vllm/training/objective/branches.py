@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 
 from pad_vllm.evaluation.scorers import SCORERS
+from pad_vllm.training.data.groups import CUTS
 
-WINDOW = 24
-"""Tokens before the candidate that a scorer reads: a sentence or two."""
+WINDOW = CUTS[0]
+"""Tokens before the candidate that a scorer reads: a sentence or two, as the shortest beginning, whose
+spread is therefore the measure of their scores.
+"""
 
 TokenScorer = Callable[[list[int]], list[float]]
 
@@ -35,7 +38,7 @@ def scored_by(tokenizer: Any, names: tuple[str | None, ...]) -> TokenScorer:
 def branches(
     response_ids: list[int], candidates: Tensor, scored: TokenScorer, share: float, seed: int
 ) -> dict[str, Tensor]:
-    """At a random `share` of the tokens, the candidates' scores about their mean.
+    """At a random `share` of the tokens, the candidates' scores about their mean, in their own units.
 
     response_ids n tokens, candidates [n, K] -> {"at": [m], "scores": [m, K, D]}. The draw depends on
     seed and tokens alone. Places where all candidates score the same are left out.
@@ -56,9 +59,3 @@ def branches(
         "at": torch.tensor(at, dtype=torch.long),
         "scores": torch.stack(rows) if rows else empty,
     }
-
-
-def spread(scores: Tensor) -> Tensor:
-    """Mean size of a difference, over candidates that differ: [m, K, D] -> [D]."""
-    flat = scores.flatten(0, 1).abs()
-    return (flat.sum(0) / (flat > 1e-6).sum(0).clamp_min(1)).clamp_min(1e-6)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +39,7 @@ class CachedResponse:
     chosen: Tensor  # [n] the taken token's place in ids
     h_T: Tensor | None = None  # [n, H] where the trunk is frozen
     branch_at: Tensor | None = None  # [m] tokens where the alternatives were scored
-    branch_scores: Tensor | None = None  # [m, K, D] scores with each candidate instead
+    branch_scores: Tensor | None = None  # [m, K, D] with each candidate instead, in spreads
 
     def tail(self, hidden: Tensor) -> Tensor:
         """The rows of hidden [>= S - 1, H] that predict the response's tokens -> [n, H]."""
@@ -125,7 +125,8 @@ class Kept:
         """The tensors of every response; an empty tensor keeps its shape."""
         path = self.path(group)
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        # Not the process's number, which another host on the same folder may have too.
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         named = {
             f"{row}.{name}": tensor.contiguous()
             for row, tensors in enumerate(responses)

@@ -88,8 +88,9 @@ class Store:
         if scored and self.settings.recipe.branch_share > 0:
             kept = self.branches.read(group) if self.settings.cached else None
             rows = kept or self._score(group, [response.ids for response in responses])
+            # Here, for files hold scorers' own units: a spread depends on all other prompts.
             responses = [
-                replace(response, branch_at=row["at"], branch_scores=row["scores"])
+                replace(response, branch_at=row["at"], branch_scores=row["scores"] / group.spread)
                 for response, row in zip(responses, rows, strict=True)
             ]
         if self.trunk is not None:

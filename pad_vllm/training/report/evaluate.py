@@ -10,6 +10,7 @@ Knows nothing of how the adapter was trained.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
@@ -57,15 +58,17 @@ def rows(
     for number, preference in enumerate(tested):
         progress("preferences in words", number, len(tested))
         row = {"preference": preference.name, "distance": round(preference.distance, 1)}
-        row |= _figures("trained", trained[preference.name])
-        row |= _figures("untrained", untrained[preference.name])
+        row |= figures("trained", trained[preference.name])
+        row |= figures("untrained", untrained[preference.name])
         row |= _prompted(words, groups, preference, least)
         figure_rows.append(row | {"count": trained[preference.name].count})
     return figure_rows
 
 
-def _figures(name: str, accuracy: Accuracy) -> FigureRow:
-    return {name: {key: round(value, 4) for key, value in asdict(accuracy).items()}}
+def figures(name: str, accuracy: Accuracy) -> FigureRow:
+    """Under the model's name what is known of it: there is no share of no pairs."""
+    known = {key: value for key, value in asdict(accuracy).items() if not math.isnan(value)}
+    return {name: {key: round(value, 4) for key, value in known.items()}}
 
 
 def _prompted(
@@ -86,7 +89,7 @@ def _prompted(
         )[preference.name]
 
     wordings = [round(figure(fewer, number).pairs, 4) for number in range(len(WORDINGS))]
-    return _figures("prompted", figure(some, 0)) | {"wordings": wordings}
+    return figures("prompted", figure(some, 0)) | {"wordings": wordings}
 
 
 def _worth(groups: Sequence[Group], most: int) -> list[Group]:

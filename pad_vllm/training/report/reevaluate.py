@@ -18,6 +18,7 @@ from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.folder import load_adapter
 from pad_vllm.adapter.manifest import Backbone, require_backbone
 from pad_vllm.persrm import PersRM
+from pad_vllm.text.chat import chat_tokenizer
 from pad_vllm.training.data.groups import Group
 from pad_vllm.training.data.preferences import distance
 from pad_vllm.training.data.prepare import Prepared, checkpoint_folder, prepare
@@ -38,18 +39,18 @@ def reevaluate(
     cache: Path,
     unseen: Sequence[str],
     choices: int,
+    template: str | None = None,
 ) -> list[evaluate.FigureRow]:
     """Rows for the adapter's dimensions and mixes, then one for each unseen dimension.
 
     specs: data sources; None are the adapter's own. choices: pairs an unseen one is fitted from.
+    template: the chat template; None is the adapter's, then the base's own.
     """
-    from transformers import AutoTokenizer
-
     where = checkpoint_folder(base)
     adapter = load_adapter(folder)
     require_backbone(adapter.config, Backbone.from_checkpoint(where))
     settings = _settings(adapter, base, specs, unseen)
-    tokenizer = AutoTokenizer.from_pretrained(where)
+    tokenizer = chat_tokenizer(where, base, template or adapter.config.chat_template)
     prepared = prepare(settings, tokenizer)
     model = PersRM.from_adapter(load_backbone(where, settings.dtype), adapter)
     identity = adapter.config.backbone.fingerprint or str(where)
@@ -122,7 +123,7 @@ def _unseen(
     return {
         "preference": f"{name} (fitted from {len(differences)})",
         "distance": round(tested.distance, 1),
-        "trained": {"pairs": round(accuracy.pairs, 4), "clear": round(accuracy.clear, 4)},
+        **evaluate.figures("trained", accuracy),
         "count": accuracy.count,
     }
 

@@ -44,7 +44,7 @@ def read_prompts(path: Path) -> list[str]:
     if path.suffix == ".jsonl":
         return list(dict.fromkeys(jsonl.read(path, _parse)))
     if path.suffix == ".txt":
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
         return list(dict.fromkeys(_key({"prompt": s.strip()}) for s in lines if s.strip()))
     raise ValueError(
         f"prompts {path}: accepted are .jsonl, lines of {_FORMS}; .txt, a prompt a line"

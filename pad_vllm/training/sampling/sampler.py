@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from jinja2 import TemplateError
 
-from pad_vllm.text.chat import chat_ids
+from pad_vllm.text.chat import chat_ids, with_template
 from pad_vllm.training.data.jsonl import to_line
 from pad_vllm.training.data.record import Record, Response
 
@@ -32,16 +32,31 @@ class Sampling:
     seed: int = 0  # the engine's: a generator for each request would halve the speed of sampling
     max_model_len: int = 1024
     max_num_seqs: int = 128
+    chat_template: str | None = None  # None is the base's own
+
+    def __post_init__(self) -> None:
+        if self.max_tokens >= self.max_model_len:
+            raise ValueError(
+                f"max_tokens {self.max_tokens} of max_model_len {self.max_model_len} leave no room for "
+                "a prompt. Lower --max-tokens, or raise --max-model-len"
+            )
 
 
 class Engine(Protocol):
     """What is used of vllm.LLM."""
 
-    def chat(self, messages: list[Messages], sampling_params: Any, *, use_tqdm: bool) -> Any:
+    def chat(
+        self,
+        messages: list[Messages],
+        sampling_params: Any,
+        *,
+        use_tqdm: bool,
+        chat_template: str | None,
+    ) -> Any:
         """One result a conversation; its outputs have text and token_ids."""
 
     def get_tokenizer(self) -> Any:
-        """One with a chat template."""
+        """The base's."""
 
 
 Build = Callable[[str, Sampling], tuple[Engine, Any]]
@@ -77,14 +92,14 @@ class Sampler:
     def __init__(self, base: str, sampling: Sampling, build: Build = vllm_engine) -> None:
         self.sampling = sampling
         self.engine, self.params = build(base, sampling)
-        self.tokenizer = self.engine.get_tokenizer()
+        self.tokenizer = with_template(self.engine.get_tokenizer(), base, sampling.chat_template)
 
     def __call__(self, batch: dict[str, Sequence[str]]) -> dict[str, list[Any]]:
         prompts = [json.loads(prompt) for prompt in batch["prompt"]]
         reasons = [self._unfit(prompt) for prompt in prompts]
         fit = [prompt for prompt, reason in zip(prompts, reasons, strict=True) if not reason]
         # vLLM raises on a prompt that is too long, which would fail the whole batch.
-        results = iter(self.engine.chat(fit, self.params, use_tqdm=False) if fit else ())
+        results = iter(self._drawn(fit) if fit else ())
         lines, declined = [], []
         for prompt, reason in zip(prompts, reasons, strict=True):
             responses = [] if reason else _responses(next(results))
@@ -95,6 +110,10 @@ class Sampler:
             else:
                 lines.append(to_line(Record(prompt=prompt, responses=responses)))
         return {"line": lines, "declined": declined}
+
+    def _drawn(self, prompts: list[Messages]) -> Any:
+        template = self.sampling.chat_template
+        return self.engine.chat(prompts, self.params, use_tqdm=False, chat_template=template)
 
     def _unfit(self, prompt: Messages) -> str:
         """Why the engine could not take a prompt; empty where it can."""
