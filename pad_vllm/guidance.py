@@ -93,9 +93,11 @@ def _top(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def _order(z: Tensor, numbers: Tensor) -> Tensor:
     """Integers, all different, that rank by z [..., n] and, among equals, by the lower of numbers [..., n].
 
-    A float32's bits, the lower ones of a negative flipped, are ordered as its values are.
+    A float32's bits, the lower ones of a negative flipped, are ordered as its values are. A NaN of either
+    sign ranks first, so that it is seen.
     """
-    bits = (z.float() + 0.0).view(torch.int32)  # + 0.0: the two zeros are equal
+    known = z.float().nan_to_num(nan=-NEG_INF, posinf=-NEG_INF, neginf=NEG_INF)
+    bits = (known + 0.0).view(torch.int32)  # + 0.0: the two zeros are equal
     return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32) - numbers
 
 
@@ -113,12 +115,12 @@ def guide(
     logits [R, V] float32; rows [G] int64, ascending and unique; z, ids [G, K] from `candidates`;
     reward [G, K]; beta [G]; top_k [G] integers.
     A candidate that arrives as -inf (a grammar mask, banned words) stays -inf. A row with a NaN
-    or inf score among its legal candidates is left as it came.
+    or inf logit or score among its other candidates is left as it came.
     Returns [G] bool, which rows were left (no device synchronisation). What may fail comes before
     the first write.
     """
     position = torch.arange(z.shape[-1], device=z.device)
-    legal = z.isfinite() & (position < top_k.unsqueeze(-1))
+    legal = (z != NEG_INF) & (position < top_k.unsqueeze(-1))
     score = z + beta.unsqueeze(-1) * reward.to(z.dtype)
     sound = (score.isfinite() | ~legal).all(-1, keepdim=True)
     # An upper limit a row: -inf where the row is rewritten, none elsewhere. One pass, in place; on a CPU
@@ -152,7 +154,7 @@ def guide_row(z_B: Tensor, reward: Tensor, beta: float, top_k: int) -> Tensor:
     """Reference implementation of `guide` for one row, used in tests: z_B, reward [V] -> scores [V]."""
     scores = torch.full_like(z_B, NEG_INF)
     for token in z_B.topk(min(top_k, len(z_B))).indices.tolist():
-        if z_B[token].isfinite():
+        if z_B[token] != NEG_INF:
             scores[token] = z_B[token] + beta * reward[token]
             if not scores[token].isfinite():
                 return z_B.clone()

@@ -114,6 +114,20 @@ def test_fewer_legal_tokens_than_k_make_no_nan():
     assert logits.tolist() == [[NEG_INF, 3.0, NEG_INF]]
 
 
+@pytest.mark.parametrize("broken", [math.nan, -math.nan, math.inf])
+@pytest.mark.parametrize("where", [slice(None), 70])
+def test_a_row_that_arrives_broken_is_left_as_it_came_and_counted(broken, where):
+    logits = torch.randn(2, 200)
+    logits[0, where] = torch.tensor(broken)
+    before, one = logits.clone(), torch.ones(2)
+    left = guide(logits, torch.tensor([0, 1]), torch.zeros(2, 200), one, 4 * one)
+    assert left.tolist() == [True, False]
+    torch.testing.assert_close(logits[0], before[0], rtol=0, atol=0, equal_nan=True)
+    assert logits[1].isfinite().sum() == 4
+    expected = guidance.guide_row(before[0], torch.zeros(200), 1.0, 4)
+    torch.testing.assert_close(expected, before[0], rtol=0, atol=0, equal_nan=True)
+
+
 def test_zero_beta_only_cuts_to_the_top_k():
     logits = torch.randn(1, 8)
     before = logits.clone()

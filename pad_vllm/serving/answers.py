@@ -30,6 +30,7 @@ class Answers:
         self._marks: dict[int, str | None] = {}  # ticket -> mark, None where nobody will ask
         self._tickets: dict[str, list[int]] = {}  # the reverse
         self._left: dict[int, None] = {}  # tickets whose row left the batch, oldest first
+        self._lost: dict[str, None] = {}  # marks of answers not known any more, oldest first
 
     def enter(self, mark: str | None) -> int:
         """A ticket for a row of the answer with this mark; None where nobody will ask for it."""
@@ -37,6 +38,7 @@ class Answers:
             self.forget(next(iter(self._left)))
         ticket = self._free.pop()
         self._counts[ticket] = 0
+        mark = None if mark in self._lost else mark  # what is left of it would pass for the whole
         self._marks[ticket] = mark
         if mark is not None:
             self._tickets.setdefault(mark, []).append(ticket)
@@ -59,20 +61,27 @@ class Answers:
 
     def outcome(self, mark: str) -> Outcome:
         """Of the answer with this mark, which is forgotten."""
+        self._lost.pop(mark, None)
         tickets = self._tickets.get(mark)
         if tickets is None:
             return unknown()
         unguided, stopped = self._counts[tickets].sum(0).tolist()
-        self.forget(tickets[0])
+        self._unmark(mark)
         return {"unguided_tokens": unguided, "stopped": bool(stopped)}
 
     def forget(self, ticket: int) -> None:
-        """Nobody will learn the outcome of this row's answer: it is told, or not known."""
-        mark = self._marks[ticket]
-        for one in self._tickets.pop(mark, ()) if mark is not None else ():
-            self._marks[one] = None
-            if one in self._left:
-                self._release(one)
+        """The outcome of this row's answer is not known any more, whatever rows of it are still to come."""
+        if (mark := self._marks[ticket]) is not None:
+            self._unmark(mark)
+            self._lost[mark] = None
+            if len(self._lost) > _SPARE:
+                del self._lost[next(iter(self._lost))]
+
+    def _unmark(self, mark: str) -> None:
+        for ticket in self._tickets.pop(mark):
+            self._marks[ticket] = None
+            if ticket in self._left:
+                self._release(ticket)
 
     def _release(self, ticket: int) -> None:
         del self._left[ticket], self._marks[ticket]

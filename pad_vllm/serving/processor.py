@@ -7,6 +7,8 @@ and is counted, for the log (engines/declined.py) and for its client (answers.py
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,8 @@ from pad_vllm.vllm_api.names import (
 logger = init_logger(__name__)
 
 _REPORT_EVERY = 1000  # steps between looks at the counter that lives on the device
+
+_Known = tuple[list[int], int]  # a request's tokens, and how many of them are its prompt
 
 
 class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
@@ -75,24 +79,24 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         try:
             if batch_update is not None:
                 self._update(batch_update)
-            engine = base.running(self._instance)
-            if engine is not None:
-                engine.batch(self._slots.guided)
         except Exception as error:  # noqa: BLE001, it would end the server and all its requests
             self._lose(error)
             self._slots.clear()  # a table that missed a move would guide one request as another
+        try:
+            engine = base.running(self._instance)
+            if engine is not None:
+                engine.batch(self._slots.guided)
+        except Exception as error:  # noqa: BLE001, as above
+            self._declined.add("late start", 1, "the reward model starts late", error)
 
     def _update(self, batch_update: BatchUpdate) -> None:
         for index in batch_update.removed:
             self._slots.drop(index)
         for index, params, prompt, answer in batch_update.added:
             request = self._request(params)
-            if request is not None and self._reads_tokens:
-                # vLLM marks tokens that the host does not know yet, the last ones, with -1.
-                request.tokens = [*(prompt or ()), *(token for token in answer if token >= 0)]
-                request.prompt = len(prompt or ())
-                self._join(request)
             self._slots.put(index, request)
+            if request is not None and self._reads_tokens:
+                self._join(request, partial(_known, prompt or (), answer))
         for source, target, how in batch_update.moved:
             self._slots.move(source, target, swap=how == MoveDirectionality.SWAP)
 
@@ -107,24 +111,23 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def apply_staged_writes(self) -> None:
         """V2: reads the tokens of requests that entered; they are on the device now."""
         unread, self._unread = self._unread, []
-        try:
-            for index, request in unread:
-                self._read(index, request)
-        except Exception as error:  # noqa: BLE001, it would end the server and all its requests
-            said = "a request's tokens could not be read: its rows stay unguided"
-            self._declined.add("text lost", 1, said, error)
+        for index, request in unread:
+            self._join(request, partial(self._read, index))
 
-    def _read(self, index: int, request: base.Request) -> None:
+    def _read(self, index: int) -> _Known:
         states = self._v2_states
         length = int(states.prefill_len.np[index])
-        request.tokens = states.all_token_ids.gpu[index, :length].tolist()
-        request.prompt = int(states.prompt_len.np[index])
-        self._join(request)
+        return states.all_token_ids.gpu[index, :length].tolist(), int(states.prompt_len.np[index])
 
-    def _join(self, request: base.Request) -> None:
-        engine = base.running(self._instance)
-        if engine is not None:
-            engine.join(request)
+    def _join(self, request: base.Request, read: Callable[[], _Known]) -> None:
+        try:
+            request.tokens, request.prompt = read()
+            engine = base.running(self._instance)
+            if engine is not None:
+                engine.join(request)
+        except Exception as error:  # noqa: BLE001, it would end the server and all its requests
+            said = "a request's tokens could not be read: its rows may stay unguided"
+            self._declined.add("text lost", 1, said, error)
 
     def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
         """Rewrite the guided rows of logits [rows, V] float32 in place; ctx is V2's batch layout."""
@@ -190,3 +193,8 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         except Exception as error:  # noqa: BLE001, the front end refuses these; a step must not raise
             self._declined.add("bad request", 1, "a request stays unguided", error)
             return None
+
+
+def _known(prompt: Sequence[int], answer: Sequence[int]) -> _Known:
+    """vLLM marks tokens that the host does not know yet, the last ones, with -1."""
+    return [*prompt, *(token for token in answer if token >= 0)], len(prompt)

@@ -8,6 +8,7 @@ workers' base class.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -20,6 +21,7 @@ from pad_vllm.vllm_api.names import SamplingParams, init_logger
 logger = init_logger(__name__)
 
 METHOD = "pad_outcomes"
+_UNTOLD = "PAD: the worker did not say whether an answer was guided throughout"
 _process = uuid.uuid4().hex
 _numbers = itertools.count()
 
@@ -52,8 +54,16 @@ async def _asked(engine: Any, mark: str) -> Outcome:
     try:
         return _first(await engine.collective_rpc(METHOD, args=([mark],)))[0]
     except Exception:  # the answer is there, and stays
-        logger.exception("PAD: the worker did not say whether an answer was guided throughout")
+        logger.exception(_UNTOLD)
         return unknown()
+
+
+def _asked_offline(engine: Any, marks: list[str]) -> list[Outcome]:
+    try:
+        return _first(engine.collective_rpc(METHOD, args=(marks,)))
+    except Exception:  # as above
+        logger.exception(_UNTOLD)
+        return [unknown() for _ in marks]
 
 
 def _first(told: Iterable[list[Outcome] | None]) -> list[Outcome]:
@@ -71,6 +81,7 @@ def tell_offline(guided: Callable[[Any, Any], bool]) -> None:
     if getattr(add, "pad_hooked", False):
         return
 
+    @functools.wraps(add)
     def add_request(self: Any, request_id: str, prompt: Any, params: Any, *a: Any, **k: Any) -> Any:
         if not guided(self, params):
             return add(self, request_id, prompt, params, *a, **k)
@@ -79,13 +90,13 @@ def tell_offline(guided: Callable[[Any, Any], bool]) -> None:
         _marks(self)[request_id] = mark
         return added
 
+    @functools.wraps(step)
     def step_and_tell(self: Any) -> Any:
         outputs = step(self)
         marks = _marks(self)
         ended = [one for one in outputs if one.finished and one.request_id in marks]
         if ended:
-            asked = [marks.pop(one.request_id) for one in ended]
-            told = _first(self.collective_rpc(METHOD, args=(asked,)))
+            told = _asked_offline(self, [marks.pop(one.request_id) for one in ended])
             for output, outcome in zip(ended, told, strict=True):
                 output.pad = outcome
         if marks and not self.has_unfinished_requests():

@@ -27,10 +27,12 @@ def fill_responses() -> None:
     made of. Calling twice changes nothing; an API that this vLLM does not have is passed over.
     """
     chat = f"{_SERVING}.chat_completion.serving", "OpenAIServingChat"
+    batch = f"{_SERVING}.chat_completion.batch_serving", "OpenAIServingChatBatch"
     completion = f"{_SERVING}.completion.serving", "OpenAIServingCompletion"
     responses = f"{_SERVING}.responses.serving", "OpenAIServingResponses"
     _wrap(*chat, "chat_completion_full_generator", _full)
     _wrap(*chat, "chat_completion_stream_generator", _stream)
+    _wrap(*batch, "chat_completion_full_generator_batch", _batch)
     _wrap(*completion, "completion_stream_generator", _stream)
     _wrap(*completion, "request_output_to_completion_response", _completion)
     _wrap(*responses, "_generate_with_builtin_tools", _noting_context)
@@ -66,9 +68,10 @@ class _Watched:
         self._told: list[Outcome] = []
 
     async def __aiter__(self) -> AsyncIterator[Any]:
-        async for item in self._outputs:
-            self._told += _outcomes([item[1] if isinstance(item, tuple) else item])
-            yield item
+        async with aclosing(self._outputs) as outputs:
+            async for item in outputs:
+                self._told += _outcomes([item[1] if isinstance(item, tuple) else item])
+                yield item
 
     @property
     def told(self) -> Outcome | None:
@@ -81,29 +84,35 @@ async def _full(original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
     return _filled(await original(), watched.told)
 
 
+async def _batch(original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+    """Several conversations, with a generator each."""
+    watched = [_Watched(outputs) for outputs in arguments["generators"]]
+    arguments["generators"] = [aiter(one) for one in watched]
+    return _filled(await original(), total([one.told for one in watched if one.told is not None]))
+
+
 async def _stream(original: Callable[[], Any], arguments: dict[str, Any]) -> AsyncIterator[str]:
     prompts = len(arguments.get("engine_inputs", (None,)))
     watched = _Watched(arguments["result_generator"], prompts)
     arguments["result_generator"] = watched
-    held: list[str] = []  # what may be the last event, once the answers are there
+    held: str | None = None  # what may be the last event, once the answers are there
     async with aclosing(original()) as events:
         async for event in events:
-            if event == _DONE and held and watched.told is not None:
-                held = [_with_pad(held[0], watched.told)]
-            for one in held:
-                yield one
-            held = [event]
-            if watched.told is None or event == _DONE:
-                yield held.pop()
+            if held is not None:
+                yield _with_pad(held, watched.told) if event == _DONE else held
+            held = None if watched.told is None or event == _DONE else event
+            if held is None:
+                yield event
+    if held is not None:
+        yield _with_pad(held, watched.told)
 
 
-def _with_pad(event: str, outcome: Outcome) -> str:
+def _with_pad(event: str, outcome: Outcome | None) -> str:
     try:
-        return (
-            f"data: {json.dumps({**json.loads(event.removeprefix('data: ')), 'pad': outcome})}\n\n"
-        )
+        said = json.loads(event.removeprefix("data: "))
     except ValueError:
         return event
+    return event if "error" in said else f"data: {json.dumps({**said, 'pad': outcome})}\n\n"
 
 
 def _completion(original: Callable[[], Any], arguments: dict[str, Any]) -> Any:

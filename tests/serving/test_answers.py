@@ -74,5 +74,20 @@ def test_an_answer_whose_rows_were_lost_is_unknown(table):
     assert table.outcome("a") == UNKNOWN
 
 
+def test_a_lost_answer_stays_unknown_whatever_rows_of_it_come_later(table):
+    table.forget(table.enter("a"))
+    for _ in range(40):  # each preemption brings another
+        table.leave(table.enter("a"))
+    assert table.outcome("a") == UNKNOWN
+
+
+def test_what_was_lost_is_remembered_up_to_a_bound(table):
+    for number in range(40):
+        ticket = table.enter(f"answer {number}")
+        table.forget(ticket)
+        table.leave(ticket)
+    assert len(table._lost) == 1
+
+
 def test_an_instance_without_a_processor_knows_nothing():
     assert answers.outcomes("nobody", ["a", "b"]) == [UNKNOWN] * 2

@@ -352,6 +352,47 @@ def test_v1_tables_that_cannot_follow_the_batch_guide_nothing_rather_than_anothe
     assert [told["unguided_tokens"] for told in outcomes(runner, "a", "b")] == [None, None]
 
 
+def test_v1_a_reward_model_that_cannot_begin_early_costs_nobody_their_guidance(
+    config, engine, monkeypatch
+):
+    runner = V1(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "batch", None)
+        fill(runner, marked("a"), marked("b"))
+    logits = torch.randn(R, V)
+    before = logits.clone()
+    runner.apply(logits)
+    assert (logits != before).any(1).tolist() == [True, True, False, False]
+    assert [told["unguided_tokens"] for told in outcomes(runner, "a", "b")] == [0, 0]
+    assert set(runner.processor._declined.counts) == {"late start"}
+
+
+def test_a_request_whose_text_cannot_be_read_costs_no_other_its_guidance(
+    runner, engine, monkeypatch
+):
+    joined = []
+
+    def join(request):
+        if not joined:
+            joined.append(None)
+            raise RuntimeError("can't start new thread")
+        joined.append(request.tokens)
+
+    processor = runner.processor
+    monkeypatch.setattr(processor, "_reads_tokens", True)
+    monkeypatch.setattr(engine, "join", join)
+    processor._v2_states = SimpleNamespace(
+        prefill_len=SimpleNamespace(np=[1] * 10),
+        prompt_len=SimpleNamespace(np=[1] * 10),
+        all_token_ids=SimpleNamespace(gpu=torch.ones(10, 1, dtype=torch.int64)),
+    )
+    fill(runner, marked("a"), marked("b"), marked("c"))
+    processor.apply_staged_writes()
+    assert joined == [None, [1], [1]]
+    assert len(processor._slots) == 3
+    assert processor._declined.counts == {"text lost": 1}
+
+
 def test_v2_tokens_that_cannot_be_read_raise_nothing(config, engine, monkeypatch):
     runner = V2(config)
     monkeypatch.setattr(runner.processor, "_reads_tokens", True)

@@ -1,0 +1,90 @@
+"""The field `pad` of offline outputs, on a stand-in for vLLM's engine: told or unknown, never in the way."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm import SamplingParams
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from pad_vllm.outcome import MARK, unknown
+from pad_vllm.vllm_api.answers import tell_offline
+
+GUIDED = {"pad_weights": "helpful=1"}
+
+
+class Engine:
+    """Ends every request in the step after it came."""
+
+    def __init__(self, told):
+        self.told, self.marks, self.waiting = told, [], []
+
+    def has_unfinished_requests(self):
+        return bool(self.waiting)
+
+    def collective_rpc(self, _method, args):
+        return self.told(*args)
+
+
+def add_request(self, request_id, prompt, params, priority=0):
+    """As vLLM's."""
+    self.marks.append((params.extra_args or {}).get(MARK))
+    self.waiting.append(request_id)
+
+
+def step(self):
+    ended, self.waiting = self.waiting, []
+    return [SimpleNamespace(request_id=one, finished=True) for one in ended]
+
+
+@pytest.fixture(autouse=True)
+def hooked(monkeypatch):
+    """vLLM's engine class, its methods replaced until the end of the test."""
+    monkeypatch.setattr(LLMEngine, "add_request", add_request)
+    monkeypatch.setattr(LLMEngine, "step", step)
+    for _ in range(2):
+        tell_offline(lambda _engine, params: bool(params.extra_args))
+
+
+def run(engine, *extra_args):
+    """The outputs of one request for each of the arguments."""
+    for number, one in enumerate(extra_args):
+        LLMEngine.add_request(engine, str(number), "Hello", SamplingParams(extra_args=one))
+    return LLMEngine.step(engine)
+
+
+def test_each_guided_output_has_its_own_outcome_and_others_have_none():
+    engine = Engine(lambda marks: [[{"unguided_tokens": mark, "stopped": False} for mark in marks]])
+    outputs = run(engine, GUIDED, None, GUIDED)
+    assert engine.marks[1] is None
+    assert engine.marks[0] != engine.marks[2]
+    told = [getattr(output, "pad", {}).get("unguided_tokens") for output in outputs]
+    assert told == engine.marks
+
+
+def lost(_marks):
+    raise TimeoutError("the worker is busy")
+
+
+@pytest.mark.parametrize("told", [lost, lambda _marks: [None], lambda _marks: []])
+def test_answers_stay_where_the_worker_says_nothing_of_them(told, caplog):
+    outputs = run(Engine(told), GUIDED, GUIDED)
+    assert [output.pad for output in outputs] == [unknown()] * 2
+
+
+def test_requests_that_were_aborted_are_forgotten_once_none_is_left():
+    engine = Engine(lambda marks: [[unknown() for _ in marks]])
+    LLMEngine.add_request(engine, "gone", "Hello", SamplingParams(extra_args=GUIDED))
+    engine.waiting.clear()
+    run(engine)
+    assert engine.pad_marks == {}
+
+
+def test_the_methods_keep_the_names_and_arguments_of_vllms():
+    assert LLMEngine.add_request.__name__ == "add_request"
+    assert LLMEngine.add_request.__doc__ == "As vLLM's."
+    assert LLMEngine.step.__name__ == "step"
