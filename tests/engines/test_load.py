@@ -15,6 +15,7 @@ import transformers
 from pad_vllm.adapter.folder import load_adapter
 from pad_vllm.adapter.manifest import AdapterError
 from pad_vllm.config import PADConfig
+from pad_vllm.engines.declined import Declined
 from pad_vllm.engines.reward_model import load
 
 WEIGHTS = "*.safetensors"
@@ -143,5 +144,9 @@ def test_the_checked_folder_is_what_is_loaded_and_never_as_pickle(
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
     with pytest.raises(Loaded):
         load.make_scorer(
-            settings("org/model"), adapter, dtype=torch.float32, device=torch.device("cpu")
+            settings("org/model"),
+            adapter,
+            Declined(print),
+            dtype=torch.float32,
+            device=torch.device("cpu"),
         )
