@@ -116,17 +116,20 @@ class _Actor:
     back: Any = None  # while it is down: the ref that is done when it is up again
     error: Exception | None = None  # why it is down
 
-    def updates(self, asks: Sequence[Ask]) -> list[Update]:
-        """The asks as updates of what was sent before, noted as sent."""
-        made, sent = [], {}
+    def step(self, asks: Sequence[Ask]) -> Any:
+        """Send the asks, as updates of what was sent before: the ref of their rewards."""
+        before, sent = self.sent, {}
+        self.sent = {}  # should the call not be made, what the actor has is no longer known
+        made = []
         for ask in asks:
-            known = sent[ask.key] = self.sent.get(ask.key, [])
+            known = sent[ask.key] = before.get(ask.key, [])
             keep = common(known, ask.tokens, ask.stays)
             added = tuple(ask.tokens[keep:])
             known[keep:] = added
             made.append(Update(ask.key, keep, added, ask.w, tuple(ask.changes), ask.must))
+        ref = self.handle.step.remote(made)
         self.sent = sent
-        return made
+        return ref
 
     def up(self, ray: Any) -> bool:
         """Whether it takes updates; after a failure, once it has answered again and its pause is over."""
@@ -194,7 +197,7 @@ class RayScores:
         """The base's forward starts: send the rows' tokens, without waiting."""
         for actor, places in self._routed(asks).items():
             if actor.up(self._ray):
-                actor.handle.step.remote(actor.updates([asks[place] for place in places]))
+                actor.step([asks[place] for place in places])
 
     def __call__(self, asks: Sequence[Ask]) -> Tensor:
         """Rewards [G, K]; NaN for `must` rows of an actor that is down, or does not answer in time."""
@@ -204,7 +207,7 @@ class RayScores:
         routed = self._routed(asks)
         for actor, places in routed.items():
             if actor.up(self._ray):
-                ref = actor.handle.step.remote(actor.updates([asks[place] for place in places]))
+                ref = actor.step([asks[place] for place in places])
                 if any(asks[place].must for place in places):  # the others need no answer
                     refs[actor] = ref
         begun = self._clock()
@@ -258,6 +261,9 @@ class RayScores:
                 load[actor] += 1
             places.setdefault(actor, []).append(place)
         self._home = {key: actor for key, actor in home.items() if actor is not None}
+        for actor in self._actors:
+            if actor not in places:  # its rows left: one that comes back may have been elsewhere
+                actor.sent = {}
         return places
 
 
