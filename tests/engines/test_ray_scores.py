@@ -70,6 +70,9 @@ class FakeRay:
     def is_initialized(self):
         return True
 
+    def cluster_resources(self):
+        return {"CPU": 2.0, "memory": 1e9, "node:10.0.0.1": 1.0}
+
     def remote(self, _cls):
         return SimpleNamespace(options=self._options)
 
@@ -288,6 +291,26 @@ def test_an_actor_asks_ray_for_what_the_settings_say(ray):
     assert ray.options["num_gpus"] == 1
     assert ray.options["resources"] == {"fast": 2}
     assert (ray.options["max_restarts"], ray.options["max_task_retries"]) == (-1, 0)
+
+
+def test_a_cluster_without_what_the_actors_ask_for_is_named_with_what_it_has(ray, monkeypatch):
+    get = ray.get
+
+    def waits(refs, timeout=0.0):
+        assert timeout > 0
+        raise TimeoutError("Get timed out")
+
+    monkeypatch.setattr(ray, "get", waits)
+    with pytest.raises(TimeoutError) as refusal:
+        scores(actors=3, ray_resources={"num_gpus": 1, "fast": 2})
+    said = str(refusal.value)
+    assert "3 reward actors" in said
+    assert "each asks for num_cpus 1, num_gpus 1, fast 2" in said
+    assert "the cluster has CPU 2, GPU 0, fast 0." in said
+    assert "ray_actors" in said
+    assert "ray_resources" in said
+    monkeypatch.setattr(ray, "get", get)
+    assert scores()([ask(0, 3)]).tolist() == [[3.0]]
 
 
 def test_every_actor_is_told_which_adapter_the_server_has(ray):
