@@ -16,7 +16,7 @@ import os
 import platform
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ from pad_vllm.engines.declined import Declined
 from pad_vllm.engines.patience import Patience
 from pad_vllm.engines.reward_model.ask import Ask, common
 from pad_vllm.text.answer import Change
+from pad_vllm.wording import listed
 
 NAN = float("nan")
 _START_S = 600.0  # longest wait for an actor to load its model at start-up
@@ -165,8 +166,9 @@ class RayScores:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Joins or starts Ray, makes the actors, waits until their models are loaded. Raises Ray's errors;
-        digest: of the adapter that every actor must find under its path.
+        """Joins or starts Ray, makes the actors, waits until their models are loaded. Raises Ray's errors,
+        and TimeoutError where it waits too long; digest: of the adapter that every actor must find under
+        its path.
         """
         import ray
 
@@ -185,7 +187,10 @@ class RayScores:
             )
             for number in range(pad.ray_actors)
         ]
-        ray.get([actor.handle.ready.remote() for actor in self._actors], timeout=_START_S)
+        try:
+            ray.get([actor.handle.ready.remote() for actor in self._actors], timeout=_START_S)
+        except TimeoutError as error:
+            raise TimeoutError(_not_started(pad, ray.cluster_resources())) from error
         self._home: dict[int, _Actor] = {}
         self.failures = 0
 
@@ -284,8 +289,28 @@ def _join(ray: Any, address: str) -> None:
         ray.init(address="local", include_dashboard=False, **quiet)
 
 
+def _not_started(pad: PADConfig, cluster: dict[str, float]) -> str:
+    asked = {"num_cpus": 1, **pad.ray_resources}
+    names = [_CLUSTERS.get(name, name) for name in asked]
+    has = {name: cluster.get(name, 0.0) for name in names}
+    return (
+        f"the {pad.ray_actors} reward actors have not all started in {_START_S:g} s: each asks for "
+        f"{_amounts(asked)}, and the cluster has {_amounts(has)}. Ask for less (ray_actors and "
+        "ray_resources in additional_config['pad']), or add hosts; `ray status` says what is in use. "
+        "Where there is enough, the reward model loads too slowly: put its files on the hosts' own disks."
+    )
+
+
+_CLUSTERS = {"num_cpus": "CPU", "num_gpus": "GPU"}
+"""Ray's name of a resource in a request -> its name in a cluster."""
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    return listed(f"{name} {amount:g}" for name, amount in resources.items())
+
+
 def _options(resources: Any) -> dict[str, Any]:
     """Ray's own names as they are, the rest as custom resources."""
-    own = {name: resources[name] for name in ("num_cpus", "num_gpus") if name in resources}
+    own = {name: resources[name] for name in _CLUSTERS if name in resources}
     custom = {name: amount for name, amount in resources.items() if name not in own}
     return {"num_cpus": 1, **own, **({"resources": custom} if custom else {})}
