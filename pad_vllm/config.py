@@ -14,6 +14,9 @@ from pydantic.dataclasses import dataclass
 from pad_vllm.wording import did_you_mean, listed, show
 
 KEY = "pad"
+COMPILE_KEY = "_compile_key"
+"""The loader's entry beside the settings: vLLM hashes it into the key of its compile cache."""
+
 LOAD_FORMAT = "pad"
 PROCESSOR = "pad_vllm:PADLogitsProcessor"
 """With the settings under KEY, what switches PAD on: vLLM's --load-format and --logits-processors."""
@@ -123,10 +126,9 @@ class PADConfig:
 
     @classmethod
     def from_additional_config(cls, additional: Mapping[str, Any] | None) -> "PADConfig":
-        """Reads `additional["pad"]`. Keys that begin with `_` are the loader's own (its entry in
-        vLLM's compile cache key) and are passed over.
-        """
-        given = {name: value for name, value in _section(additional).items() if name[:1] != "_"}
+        """Reads `additional["pad"]`; COMPILE_KEY in it is the loader's own."""
+        given = dict(_section(additional))
+        given.pop(COMPILE_KEY, None)
         known = [field.name for field in dataclasses.fields(cls)]
         for name in given:
             if name not in known:

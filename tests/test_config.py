@@ -53,7 +53,7 @@ def test_every_setting_is_read():
     assert type(config.max_beta) is float
 
 
-def test_the_loaders_own_keys_are_passed_over():
+def test_the_loaders_own_key_is_passed_over():
     assert read(_compile_key={"fork": 3}) == read()
 
 
@@ -84,7 +84,12 @@ def test_a_missing_adapter_says_how_to_name_it():
 
 @pytest.mark.parametrize(
     ("key", "meant"),
-    [("max_betas", "max_beta"), ("Adapter", "adapter"), ("loadformat", "load_format")],
+    [
+        ("max_betas", "max_beta"),
+        ("Adapter", "adapter"),
+        ("loadformat", "load_format"),
+        ("_max_beta", "max_beta"),
+    ],
 )
 def test_an_unknown_key_is_refused_with_the_one_that_was_meant(key, meant):
     message = refusal({"pad": {"adapter": "/a", key: 1}})

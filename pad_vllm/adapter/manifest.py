@@ -90,7 +90,8 @@ class Backbone:
             # Transformers knows.
             from transformers import AutoConfig
 
-            return cls.from_hf_config(AutoConfig.from_pretrained(path), name=name or _name(path))
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            return cls.from_hf_config(config, name=name or _name(path))
         hidden_size, num_layers, vocab_size = shape
         return cls(name or _name(path), tuple(names), hidden_size, num_layers, vocab_size, None)
 

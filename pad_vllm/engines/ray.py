@@ -16,7 +16,7 @@ import os
 import platform
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ from pad_vllm.engines.declined import Declined
 from pad_vllm.engines.patience import Patience
 from pad_vllm.engines.reward_model.ask import Ask, common
 from pad_vllm.text.answer import Change
+from pad_vllm.wording import listed
 
 NAN = float("nan")
 _START_S = 600.0  # longest wait for an actor to load its model at start-up
@@ -116,17 +117,20 @@ class _Actor:
     back: Any = None  # while it is down: the ref that is done when it is up again
     error: Exception | None = None  # why it is down
 
-    def updates(self, asks: Sequence[Ask]) -> list[Update]:
-        """The asks as updates of what was sent before, noted as sent."""
-        made, sent = [], {}
+    def step(self, asks: Sequence[Ask]) -> Any:
+        """Send the asks, as updates of what was sent before: the ref of their rewards."""
+        before, sent = self.sent, {}
+        self.sent = {}  # should the call not be made, what the actor has is no longer known
+        made = []
         for ask in asks:
-            known = sent[ask.key] = self.sent.get(ask.key, [])
+            known = sent[ask.key] = before.get(ask.key, [])
             keep = common(known, ask.tokens, ask.stays)
             added = tuple(ask.tokens[keep:])
             known[keep:] = added
             made.append(Update(ask.key, keep, added, ask.w, tuple(ask.changes), ask.must))
+        ref = self.handle.step.remote(made)
         self.sent = sent
-        return made
+        return ref
 
     def up(self, ray: Any) -> bool:
         """Whether it takes updates; after a failure, once it has answered again and its pause is over."""
@@ -162,8 +166,9 @@ class RayScores:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Joins or starts Ray, makes the actors, waits until their models are loaded. Raises Ray's errors;
-        digest: of the adapter that every actor must find under its path.
+        """Joins or starts Ray, makes the actors, waits until their models are loaded. Raises Ray's errors,
+        and TimeoutError where it waits too long; digest: of the adapter that every actor must find under
+        its path.
         """
         import ray
 
@@ -182,7 +187,10 @@ class RayScores:
             )
             for number in range(pad.ray_actors)
         ]
-        ray.get([actor.handle.ready.remote() for actor in self._actors], timeout=_START_S)
+        try:
+            ray.get([actor.handle.ready.remote() for actor in self._actors], timeout=_START_S)
+        except TimeoutError as error:
+            raise TimeoutError(_not_started(pad, ray.cluster_resources())) from error
         self._home: dict[int, _Actor] = {}
         self.failures = 0
 
@@ -194,7 +202,7 @@ class RayScores:
         """The base's forward starts: send the rows' tokens, without waiting."""
         for actor, places in self._routed(asks).items():
             if actor.up(self._ray):
-                actor.handle.step.remote(actor.updates([asks[place] for place in places]))
+                actor.step([asks[place] for place in places])
 
     def __call__(self, asks: Sequence[Ask]) -> Tensor:
         """Rewards [G, K]; NaN for `must` rows of an actor that is down, or does not answer in time."""
@@ -204,7 +212,7 @@ class RayScores:
         routed = self._routed(asks)
         for actor, places in routed.items():
             if actor.up(self._ray):
-                ref = actor.handle.step.remote(actor.updates([asks[place] for place in places]))
+                ref = actor.step([asks[place] for place in places])
                 if any(asks[place].must for place in places):  # the others need no answer
                     refs[actor] = ref
         begun = self._clock()
@@ -258,6 +266,9 @@ class RayScores:
                 load[actor] += 1
             places.setdefault(actor, []).append(place)
         self._home = {key: actor for key, actor in home.items() if actor is not None}
+        for actor in self._actors:
+            if actor not in places:  # its rows left: one that comes back may have been elsewhere
+                actor.sent = {}
         return places
 
 
@@ -278,8 +289,28 @@ def _join(ray: Any, address: str) -> None:
         ray.init(address="local", include_dashboard=False, **quiet)
 
 
+def _not_started(pad: PADConfig, cluster: dict[str, float]) -> str:
+    asked = {"num_cpus": 1, **pad.ray_resources}
+    names = [_CLUSTERS.get(name, name) for name in asked]
+    has = {name: cluster.get(name, 0.0) for name in names}
+    return (
+        f"the {pad.ray_actors} reward actors have not all started in {_START_S:g} s: each asks for "
+        f"{_amounts(asked)}, and the cluster has {_amounts(has)}. Ask for less (ray_actors and "
+        "ray_resources in additional_config['pad']), or add hosts; `ray status` says what is in use. "
+        "Where there is enough, the reward model loads too slowly: put its files on the hosts' own disks."
+    )
+
+
+_CLUSTERS = {"num_cpus": "CPU", "num_gpus": "GPU"}
+"""Ray's name of a resource in a request -> its name in a cluster."""
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    return listed(f"{name} {amount:g}" for name, amount in resources.items())
+
+
 def _options(resources: Any) -> dict[str, Any]:
     """Ray's own names as they are, the rest as custom resources."""
-    own = {name: resources[name] for name in ("num_cpus", "num_gpus") if name in resources}
+    own = {name: resources[name] for name in _CLUSTERS if name in resources}
     custom = {name: amount for name, amount in resources.items() if name not in own}
     return {"num_cpus": 1, **own, **({"resources": custom} if custom else {})}

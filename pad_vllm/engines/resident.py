@@ -10,8 +10,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
+from weakref import finalize
 
 import torch
 from torch import Tensor
@@ -79,7 +81,9 @@ class ResidentRewards:
     def _open(self, request: Request) -> Text:
         prompt, preference = request.tokens[: request.prompt], request.guidance.preference
         opened = self._prompts.submit(self._reader.open, prompt, preference)
-        return Text(next(self._keys), opened, len(prompt))
+        text = Text(next(self._keys), opened, len(prompt))
+        finalize(text, opened.cancel)  # a request that left holds up nobody who came after it
+        return text
 
     def batch(self, requests: Mapping[int, Request]) -> None:
         """See engines.base.RewardEngine."""
@@ -104,8 +108,9 @@ class ResidentRewards:
         asks = []
         for row, (token, position) in zip(rows, fed, strict=True):
             request = batch[row]
-            if position <= len(request.tokens) and self._follow(request, token, position):
-                asks.append(_ask(request, position, []))
+            with suppress(Exception):  # of this text alone: `rewards` says what is wrong with it
+                if position <= len(request.tokens) and self._follow(request, token, position):
+                    asks.append(_ask(request, position, []))
         return asks
 
     def lose(self) -> None:

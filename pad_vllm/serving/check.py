@@ -124,7 +124,7 @@ def _config(base: str) -> tuple[Any, str]:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(base)
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
@@ -295,7 +295,7 @@ def _tokenizers(both: _Both) -> str:
     from pad_vllm.engines.reward_model.load import tokenizer_of
     from pad_vllm.text.tokens import Reader
 
-    base = AutoTokenizer.from_pretrained(both.base)
+    base = AutoTokenizer.from_pretrained(both.base, trust_remote_code=False)
     reader = Reader(base, tokenizer_of(_pad(both), both.adapter.config))
     if reader.same:
         return "the same: token ids are passed through"

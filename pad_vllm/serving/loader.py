@@ -15,7 +15,7 @@ from torch import nn
 
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.folder import load_adapter
-from pad_vllm.config import KEY, PADConfig
+from pad_vllm.config import COMPILE_KEY, KEY, PADConfig
 from pad_vllm.engines import base, declined, inputs
 from pad_vllm.engines.shared.fork import fork_model
 from pad_vllm.serving import admission
@@ -91,7 +91,7 @@ class PADModelLoader(BaseModelLoader):
         # Written before the model is built: the compile cache's key knows neither the load format
         # nor the adapter, and two forks would share one artefact.
         key = f"{__version__}:{pad.engine}:{adapter.config.fork_layer}:{adapter.digest}"
-        vllm_config.additional_config[KEY]["_compile_key"] = key
+        vllm_config.additional_config[KEY][COMPILE_KEY] = key
         self._inner = self._loader(pad.load_format)
         with recorded_attention() as record:
             model = self._inner.load_model(vllm_config, model_config, *args, **kwargs)

@@ -29,7 +29,8 @@ def chat_tokenizer(folder: str | Path, base: str, template: str | None) -> Any:
     """The tokenizer in a checkpoint's folder, as `with_template` has it."""
     from transformers import AutoTokenizer
 
-    return with_template(AutoTokenizer.from_pretrained(folder), base, template)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return with_template(tokenizer, base, template)
 
 
 def with_template(tokenizer: Any, base: str, template: str | None) -> Any:

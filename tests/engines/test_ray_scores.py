@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import time
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -67,6 +69,9 @@ class FakeRay:
 
     def is_initialized(self):
         return True
+
+    def cluster_resources(self):
+        return {"CPU": 2.0, "memory": 1e9, "node:10.0.0.1": 1.0}
 
     def remote(self, _cls):
         return SimpleNamespace(options=self._options)
@@ -288,6 +293,26 @@ def test_an_actor_asks_ray_for_what_the_settings_say(ray):
     assert (ray.options["max_restarts"], ray.options["max_task_retries"]) == (-1, 0)
 
 
+def test_a_cluster_without_what_the_actors_ask_for_is_named_with_what_it_has(ray, monkeypatch):
+    get = ray.get
+
+    def waits(refs, timeout=0.0):
+        assert timeout > 0
+        raise TimeoutError("Get timed out")
+
+    monkeypatch.setattr(ray, "get", waits)
+    with pytest.raises(TimeoutError) as refusal:
+        scores(actors=3, ray_resources={"num_gpus": 1, "fast": 2})
+    said = str(refusal.value)
+    assert "3 reward actors" in said
+    assert "each asks for num_cpus 1, num_gpus 1, fast 2" in said
+    assert "the cluster has CPU 2, GPU 0, fast 0." in said
+    assert "ray_actors" in said
+    assert "ray_resources" in said
+    monkeypatch.setattr(ray, "get", get)
+    assert scores()([ask(0, 3)]).tolist() == [[3.0]]
+
+
 def test_every_actor_is_told_which_adapter_the_server_has(ray):
     scores()
     assert DIGEST in ray.given
@@ -334,3 +359,111 @@ def test_after_a_step_that_failed_an_actor_has_nothing_that_stays(ray):
     assert pool([ask(0, 4)]).isnan().all()
     assert pool([ask(0, 5)]).tolist() == [[5.0]]
     assert actor.stays[-1] == [0]
+
+
+def test_a_text_whose_call_could_not_be_made_is_sent_whole_again(ray):
+    pool, (actor,) = scores(), ray.actors
+    pool([ask(0, 4)])
+    handle, works = pool._actors[0].handle, pool._actors[0].handle.step
+
+    def broken(_updates):
+        raise OSError("no connection")
+
+    handle.step = SimpleNamespace(remote=broken)
+    with pytest.raises(OSError, match="no connection"):
+        pool.begin([Ask(0, [0, 1, 9], (1.0,))])
+    handle.step = works
+    assert pool([Ask(0, [0, 1, 9], (1.0,), [(3, (7,))])]).tolist() == [[3.0]]
+    assert actor.steps[-1] == [(0, [0, 1, 9])]
+
+
+def test_a_row_that_comes_back_to_an_actor_it_left_is_sent_whole(ray):
+    pool, (first, second) = scores(actors=2), ray.actors
+    pool([ask(1, 1), ask(0, 3)])
+    assert second.steps[-1] == [(0, [0, 1, 2])]
+    pool.begin([])
+    pool([Ask(0, [0, 8, 9], (1.0,), [(3, (7,))], stays=1)])
+    assert first.steps[-1] == [(0, [0, 8, 9])]
+    pool([ask(2, 1)])
+    pool([ask(2, 1), Ask(0, [0, 8, 9], (1.0,), [(3, (7,))], stays=3)])
+    assert second.steps[-1] == [(0, [0, 8, 9])]
+
+
+class Row:
+    """A row as the engine keeps it: `stays` counts from the last step that answered."""
+
+    def __init__(self, rng, key):
+        self.rng, self.key = rng, key
+        self.tokens = [rng.randrange(3) for _ in range(rng.randrange(1, 9))]
+        self.stays = 0
+
+    def goes_on(self):
+        keep = max(1, len(self.tokens) - self.rng.choice([0, 0, 1, 3]))
+        self.tokens[keep:] = [self.rng.randrange(3) for _ in range(self.rng.choice([0, 1, 2]))]
+        self.stays = min(self.stays, keep)
+
+    def ask(self):
+        return Ask(self.key, self.tokens, (1.0,), [(len(self.tokens), (7,))], stays=self.stays)
+
+
+def trouble(rng, actors, handles):
+    """Actors die, restart, hang, fail in a step; calls cannot be made."""
+    for actor, handle in zip(actors, handles, strict=True):
+        fate = rng.random()
+        actor.late = fate < 0.05
+        if 0.05 < fate < 0.1:
+            actor.alive = False
+        elif not actor.alive and fate < 0.6:
+            actor.alive = True
+            actor.restart()
+        actor._scorer = None if 0.9 < fate < 0.95 else actor._lengths
+        handle.unreachable = fate > 0.97
+
+
+def unreachable_at_times(handle):
+    call, handle.unreachable = handle.step.remote, False
+
+    def step(updates):
+        if handle.unreachable:
+            raise OSError("no connection")
+        return call(updates)
+
+    handle.step = SimpleNamespace(remote=step)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_fails_no_actor_is_asked_about_a_text_that_is_not_the_rows(ray, seed):
+    rng, clock = random.Random(seed), ray.clock
+    pool = scores(actors=rng.choice([1, 2, 3]), clock=clock)
+    handles = [actor.handle for actor in pool._actors]
+    for handle in handles:
+        unreachable_at_times(handle)
+    rows, answered = {}, 0
+    for number in range(300):
+        trouble(rng, ray.actors, handles)
+        clock.now += rng.choice([0.1, 1.0, 10.0])
+        if rng.random() < 0.1 or not rows:
+            rows[number] = Row(rng, number)
+        if rng.random() < 0.08:
+            del rows[rng.choice(list(rows))]
+        asked = [row for row in rows.values() if rng.random() < 0.8]
+        for row in asked:
+            row.goes_on()
+        texts = {row.key: list(row.tokens) for row in asked}
+        for actor in ray.actors:
+            actor.steps.clear()
+        try:
+            with suppress(OSError):
+                if rng.random() < 0.5:
+                    pool.begin([row.ask() for row in asked if rng.random() < 0.9])
+            found = pool([row.ask() for row in asked]) if asked else []
+        except OSError:
+            continue
+        finally:
+            told = [pair for actor in ray.actors for step in actor.steps for pair in step]
+            assert all(texts[key] == tokens for key, tokens in told)
+        for row, reward in zip(asked, found, strict=True):
+            row.stays = len(row.tokens)
+            answered += not reward.isnan().any()
+            assert reward.isnan().any() or reward.tolist() == [len(row.tokens)]
+    assert answered > 100

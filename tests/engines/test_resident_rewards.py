@@ -262,3 +262,42 @@ def test_a_forward_does_not_wait_for_a_prompt_either():
     assert early == [[]]
     reader.may.set()
     assert step(engine, [one], [(5, 0)]).tolist() == [[100.0, 101.0, 102.0]]
+
+
+def test_prompts_of_requests_that_left_are_not_read(logged):
+    reader = Slow()
+    engine = ResidentRewards(reader, Scores(), Declined(logged.append))
+    first, left, last = request([5], 1), request([6], 1), request([7], 1)
+    for one in (first, left, last):
+        engine.join(one)
+    del left, one
+    reader.may.set()
+    assert step(engine, [last], [(7, 0)]).tolist() == [[100.0, 101.0, 102.0]]
+    assert reader.opened == [([5], ""), ([7], "")]
+
+
+class Broken(Texts):
+    """A reader that fails on one prompt."""
+
+    def open(self, prompt, preference=""):
+        if list(prompt) == [66]:
+            raise ValueError("cannot be read")
+        return super().open(prompt, preference)
+
+
+def test_a_text_that_cannot_be_read_costs_no_other_row_its_early_start(logged):
+    early = []
+    engine = ResidentRewards(
+        Broken(),
+        Scores(),
+        Declined(logged.append),
+        early=early.append,
+        last_tokens=lambda: torch.tensor([0, 1]),
+    )
+    lost, sound = request([66], 1), request([5], 1)
+    step(engine, [lost, sound], [(66, 0), (5, 0)])
+    engine.batch({0: lost, 1: sound})
+    engine.begin(torch.tensor([8, 9]), torch.tensor([1, 1]))
+    assert [[list(ask.tokens) for ask in asks] for asks in early] == [[[5, 9]]]
+    assert step(engine, [lost, sound], [(8, 1), (9, 1)]).isnan().all(1).tolist() == [True, False]
+    assert engine.declined.counts == {"text lost": 2}

@@ -279,3 +279,15 @@ def test_one_mask_serves_both_streams_and_all_heads():
     assert once.untyped_storage().data_ptr() == group.sees.untyped_storage().data_ptr()
     assert folded.shape == (2, 1, 3, 2 * BLOCK)
     assert folded.sum(-1).tolist() == [[[21] * 3], [[19] * 3]]
+
+
+def test_candidates_side_by_side_take_no_positions_from_a_row(made):
+    base, adapter = made("llama")
+    fast, slow = scorer(base, adapter), Slow(base, adapter)
+    length = tiny.COMMON["max_position_embeddings"] - 4
+    each = [(length, (number, 5, 6, 7)) for number in range(3, 8)]
+    asks = [Ask(0, [3 + i % 300 for i in range(length)], (1.0, 0.5, 0.0), each)]
+    check(fast(asks), asks, slow, exact=True)
+    assert fast.counts.nodes == 3 * len(each)
+    beyond = Ask(0, [3] * length, (1.0, 0.0, 0.0), [(length, (5,) * 6)])
+    assert fast([beyond]).isnan().all()

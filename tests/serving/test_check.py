@@ -6,10 +6,12 @@ import dataclasses
 import json
 import shutil
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
+import transformers
 
 from pad_vllm.adapter.folder import load_adapter, save_adapter
 from pad_vllm.serving import check, connection
@@ -123,6 +125,32 @@ def changed_config(base, tmp_path, **changes):
     file = folder / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), **changes}), "utf-8")
     return str(folder)
+
+
+def test_a_base_with_code_of_its_own_is_refused_and_nobody_is_asked(
+    base, folder, tmp_path, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr("builtins.input", asked.append)
+    other = changed_config(base, tmp_path, model_type="own", auto_map={"AutoConfig": "own.Own"})
+    (Path(other) / "own.py").write_text("raise SystemExit", "utf-8")
+
+    found = no(check.run(other, str(folder)))
+    assert "no config that Transformers reads" in found["base"]
+    assert asked == []
+
+
+def test_tokenizers_are_read_without_code_of_their_own(base, folder, monkeypatch):
+    given = []
+    read = transformers.AutoTokenizer.from_pretrained
+
+    def from_pretrained(path, **more):
+        given.append(more.get("trust_remote_code"))
+        return read(path, **more)
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
+    assert no(check.run(str(base), str(folder))) == {}
+    assert given == [False, False]
 
 
 def test_a_model_that_cannot_be_forked_fails(base, folder, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import tiny
+import transformers
 
 from pad_vllm.text.chat import chat_ids, chat_tokenizer, template_text, with_template
 
@@ -56,3 +57,16 @@ def test_a_template_that_takes_no_conversation_is_refused_before_any_is_put_to_i
 def test_a_template_that_leaves_out_what_the_user_says_is_refused():
     with pytest.raises(ValueError, match="the chat template of org/base leaves out what the user"):
         with_template(tiny.tokenizer(), "org/base", "{{ bos_token }}")
+
+
+def test_a_tokenizer_is_read_without_code_of_its_own(folder, monkeypatch):
+    given = []
+    read = transformers.AutoTokenizer.from_pretrained
+
+    def from_pretrained(path, **more):
+        given.append(more)
+        return read(path, **more)
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
+    chat_tokenizer(folder, "org/base", TEMPLATE)
+    assert given == [{"trust_remote_code": False}]

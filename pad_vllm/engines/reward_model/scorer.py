@@ -150,8 +150,10 @@ class Scorer:
 
     def _possible(self, work: _Work) -> bool:
         """Whether the cache and the backbone's positions could hold the row at all."""
-        length = len(work.ask.tokens) + len(work.tree.nodes)
-        return length <= min(self._blocks.count * BLOCK, self._decoder.longest)
+        tokens, nodes = len(work.ask.tokens), work.tree.nodes
+        last = max((node.position + 1 for node in nodes), default=0)
+        fits = tokens + len(nodes) <= self._blocks.count * BLOCK
+        return fits and max(tokens, last) <= self._decoder.longest
 
     def _hold(self, work: _Work, count: int, queue: list[_Work], done: list[_Work]) -> bool:
         """Reserve blocks for `count` more tokens of the row, if need be by releasing other rows'."""
