@@ -44,9 +44,10 @@ def fork_model(model: Any, adapter: Adapter, record: AttentionRecord) -> SharedR
     for index in range(fork, len(layers)):
         _fork_layer(layers[index], index, adapter, record, first=index == fork)
     # Buffers of the model: those are what vLLM keeps of a model that sleeps.
-    model.register_buffer("pad_head_A", adapter.head_A.to(embedding.device), persistent=False)
-    model.register_buffer("pad_head_B", adapter.head_B.to(embedding.device), persistent=False)
-    rewards = SharedRewards(model.pad_head_A, model.pad_head_B, embedding)
+    for letter, head in zip("ABC", adapter.heads, strict=True):
+        kept = head if head is None else head.to(embedding.device)
+        model.register_buffer(f"pad_head_{letter}", kept, persistent=False)
+    rewards = SharedRewards(model.pad_head_A, model.pad_head_B, embedding, model.pad_head_C)
     model.pad_rewards = rewards
     become(model, ForkedModel)
     return rewards
