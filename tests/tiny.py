@@ -46,7 +46,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 OTHERS: dict[str, dict[str, Any]] = {
     "gpt2": {
         "n_embd": 64,
-        "n_head": 4,
+        "n_head": 2,
         "n_layer": 3,
         "n_positions": 512,
         "initializer_range": 0.12,
