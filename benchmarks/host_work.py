@@ -56,7 +56,7 @@ class Timed:
     """engines.resident.Scores that notes what the scorer and the updates take."""
 
     def __init__(self) -> None:
-        heads = SimpleNamespace(head_A=torch.zeros(2, 4, H), head_B=torch.zeros(2, H, 4))
+        heads = SimpleNamespace(heads=(torch.zeros(2, 4, H), torch.zeros(2, H, 4), None))
         self.scorer = Scorer(Nothing(), heads, exact=True, budget=4096)  # type: ignore[arg-type]
         self.actor = _Actor(None, 0)
         self.scored, self.updated = 0.0, 0.0

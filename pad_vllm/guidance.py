@@ -1,10 +1,11 @@
 """THE RULE: reward and guided scores, tensors in, tensors out. Every engine and the training call this.
 
-    phi_i(a) = < e_a , (h_T - h_B) + B_i A_i h_T >      one feature a preference dimension
-    R_w(a)   = sum_i w_i phi_i(a) = < e_a , d_w >       w^T phi, PAD's decoupled reward (arXiv 2410.04070)
-    d_w      = (sum_i w_i) (h_T - h_B) + sum_i w_i B_i A_i h_T
+    phi_i(a) = < e_a , (h_T - h_B) + B_i A_i h_T + c_i >   one feature a preference dimension
+    R_w(a)   = sum_i w_i phi_i(a) = < e_a , d_w >          w^T phi, PAD's decoupled reward (arXiv 2410.04070)
+    d_w      = (sum_i w_i) (h_T - h_B) + sum_i w_i (B_i A_i h_T + c_i)
     score(a) = z_B(a) + beta * R_w(a)   for a in top-k of the base, -inf elsewhere
 
+The constants c_i are optional. Where nothing is forked h_T = h_B, and heads and constants are all there is.
 Shapes: H hidden size, V vocabulary, D preference dimensions, r head rank, G guided rows, K candidates.
 Rewards are in logit units. Nothing here knows requests, models, engines or vLLM.
 """
@@ -19,22 +20,42 @@ _BLOCK = 64
 _AT_ONCE = 1 << 24  # numbers that a copy may have
 
 
-def head_directions(h_T: Tensor, head_A: Tensor, head_B: Tensor) -> Tensor:
-    """`B_i A_i h_T` for every dimension: h_T [..., H], head_A [D, r, H], head_B [D, H, r] -> [..., D, H]."""
+def head_directions(
+    h_T: Tensor, head_A: Tensor, head_B: Tensor, head_C: Tensor | None = None
+) -> Tensor:
+    """`B_i A_i h_T + c_i` for every dimension: h_T [..., H], head_A [D, r, H], head_B [D, H, r],
+    head_C [D, H] -> [..., D, H].
+    """
     low = torch.einsum("drh,...h->...dr", head_A, h_T)
-    return torch.einsum("dhr,...dr->...dh", head_B, low)
+    made = torch.einsum("dhr,...dr->...dh", head_B, low)
+    return made if head_C is None else made + head_C
 
 
-def features(h_B: Tensor, h_T: Tensor, e: Tensor, head_A: Tensor, head_B: Tensor) -> Tensor:
+def features(
+    h_B: Tensor,
+    h_T: Tensor,
+    e: Tensor,
+    head_A: Tensor,
+    head_B: Tensor,
+    head_C: Tensor | None = None,
+) -> Tensor:
     """phi: h_B, h_T [..., H] and candidate embeddings e [..., K, H] -> [..., K, D]."""
-    directions = (h_T - h_B).unsqueeze(-2) + head_directions(h_T, head_A, head_B)
+    directions = (h_T - h_B).unsqueeze(-2) + head_directions(h_T, head_A, head_B, head_C)
     return torch.einsum("...kh,...dh->...kd", e, directions)
 
 
-def direction(h_B: Tensor, h_T: Tensor, w: Tensor, head_A: Tensor, head_B: Tensor) -> Tensor:
+def direction(
+    h_B: Tensor,
+    h_T: Tensor,
+    w: Tensor,
+    head_A: Tensor,
+    head_B: Tensor,
+    head_C: Tensor | None = None,
+) -> Tensor:
     """d_w, the one vector a row needs: h_B, h_T [..., H], weights w [..., D] -> [..., H]."""
     low = torch.einsum("drh,...h->...dr", head_A, h_T) * w.unsqueeze(-1)
-    return w.sum(-1, keepdim=True) * (h_T - h_B) + torch.einsum("dhr,...dr->...h", head_B, low)
+    made = w.sum(-1, keepdim=True) * (h_T - h_B) + torch.einsum("dhr,...dr->...h", head_B, low)
+    return made if head_C is None else made + w @ head_C
 
 
 def rewards(d_w: Tensor, e: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The personalised reward model in PyTorch: a frozen backbone, LoRA from the fork up, preference heads.
 
+A fork at the top is heads alone: no LoRA, h_T = h_B, and a backbone of any architecture, run once.
 In: token ids. Out: final hidden states with the adapter off (h_B) and on (h_T), features and rewards.
 Training runs on it and every engine is tested against it. Sequences are right-padded: causal
 attention keeps padding out of the real positions, so no mask is needed. Knows nothing of vLLM.
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +28,9 @@ class PersRM(nn.Module):
 
     backbone: a Transformers causal language model of `L` decoder layers; it is frozen, and LoRA
         modules are put into its layers `fork_layer .. L-1` (PEFT's `layers_to_transform`).
+    fork_layer: 0 to L; L is the top, without LoRA.
     dimensions: names of the D preference dimensions.
+    constants: whether a head has a constant too, `head_C`.
 
     Raises ValueError for a fork layer that the backbone does not have.
     """
@@ -42,35 +45,30 @@ class PersRM(nn.Module):
         lora_alpha: float = 32.0,
         lora_modules: Sequence[str] = tuple(LINEAR_MODULES),
         head_rank: int = 16,
+        constants: bool = False,
     ) -> None:
-        from peft import LoraConfig, get_peft_model
-
         super().__init__()
         layers = backbone.config.num_hidden_layers
-        if not 0 <= fork_layer < layers:
-            raise ValueError(f"fork_layer {fork_layer}: this backbone accepts 0..{layers - 1}")
+        if not 0 <= fork_layer <= layers:
+            raise ValueError(f"fork_layer {fork_layer}: this backbone accepts 0..{layers}")
         self.fork_layer = fork_layer
         self.dimensions = tuple(dimensions)
         backbone.requires_grad_(False)
-        self.lora = get_peft_model(
-            backbone,
-            LoraConfig(
-                r=lora_rank,
-                lora_alpha=lora_alpha,
-                target_modules=list(lora_modules),
-                layers_to_transform=list(range(fork_layer, layers)),
-                layers_pattern="layers",
-            ),
-        )
+        self.heads_only = fork_layer == layers
+        self.lora: Any = None
+        if not self.heads_only:
+            self.lora = _with_lora(
+                backbone, range(fork_layer, layers), lora_rank, lora_alpha, lora_modules
+            )
         self.backbone = backbone
         hidden = backbone.config.hidden_size
         count = len(self.dimensions)
         self.head_A = nn.Parameter(torch.randn(count, head_rank, hidden) / hidden**0.5)
         self.head_B = nn.Parameter(torch.zeros(count, hidden, head_rank))
+        self.head_C = nn.Parameter(torch.zeros(count, hidden)) if constants else None
         # A tuple, so that shared modules are not registered a second time.
-        self._parts = (
-            decoder_slice(backbone.model, 0, fork_layer, norm=False),
-            decoder_slice(backbone.model, fork_layer, layers, norm=True),
+        self._parts: tuple[Any, ...] = (
+            () if self.heads_only else _halves(backbone.model, fork_layer, layers)
         )
 
     @classmethod
@@ -86,18 +84,34 @@ class PersRM(nn.Module):
             lora_alpha=lora.alpha,
             lora_modules=modules,
             head_rank=config.head_rank,
+            constants=adapter.head_C is not None,
         )
         with torch.no_grad():
             for key, (a, b) in model.lora_weights().items():
                 a.copy_(lora.weights[key][0])
                 b.copy_(lora.weights[key][1])
-            model.head_A.copy_(adapter.head_A)
-            model.head_B.copy_(adapter.head_B)
+            for ours, theirs in zip(model.heads, adapter.heads, strict=True):
+                if ours is not None and theirs is not None:
+                    ours.copy_(theirs)
         return model.eval()
+
+    @property
+    def heads(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """head_A [D, r, H], head_B [D, H, r], head_C [D, H] or None: guidance.direction's last arguments."""
+        return self.head_A, self.head_B, self.head_C
+
+    def base_alone(self) -> AbstractContextManager[None]:
+        """Within it the backbone is the base: its LoRA, where it has one, is off."""
+        off: AbstractContextManager[None] = (
+            nullcontext() if self.lora is None else self.lora.disable_adapter()
+        )
+        return off
 
     def lora_weights(self) -> dict[tuple[int, str], tuple[Tensor, Tensor]]:
         """(layer, module) -> (A [r, in], B [out, r]), the trainable parameters themselves."""
-        weights = {}
+        weights: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+        if self.heads_only:
+            return weights
         for index in range(self.fork_layer, len(self.backbone.model.layers)):
             for name, module in self.backbone.model.layers[index].named_modules():
                 if hasattr(module, "lora_A") and "default" in module.lora_A:
@@ -109,19 +123,27 @@ class PersRM(nn.Module):
         return weights
 
     def fork(self, input_ids: Tensor) -> Tensor:
-        """The residual stream below the fork, common to both: ids [N, T] -> [N, T, H]."""
+        """What both streams share: ids [N, T] -> the residual stream below the fork [N, T, H], or the final
+        hidden state where the fork is at the top.
+        """
+        if self.heads_only:
+            return self._whole(input_ids)
         if self.fork_layer == 0:
             return self.backbone.model.embed_tokens(input_ids)
-        with torch.no_grad(), self.lora.disable_adapter():
+        with torch.no_grad(), self.base_alone():
             return self._parts[0](input_ids=input_ids, use_cache=False).last_hidden_state
 
     def reference(self, forked: Tensor) -> Tensor:
         """h_B [N, T, H] from the fork's activations: the top layers with the adapter off."""
-        with torch.no_grad(), self.lora.disable_adapter():
+        if self.heads_only:
+            return forked
+        with torch.no_grad(), self.base_alone():
             return self._parts[1](inputs_embeds=forked, use_cache=False).last_hidden_state
 
     def trunk(self, forked: Tensor) -> Tensor:
         """h_T [N, T, H] from the fork's activations: the top layers with the adapter on."""
+        if self.heads_only:
+            return forked
         with self._in_backbone_type():
             return self._parts[1](inputs_embeds=forked, use_cache=False).last_hidden_state
 
@@ -147,9 +169,15 @@ class PersRM(nn.Module):
 
     def hidden_twice(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """`hidden` by two forwards of the whole backbone; the reference for tests."""
-        with torch.no_grad(), self.lora.disable_adapter():
-            h_B = self.backbone.model(input_ids=input_ids, use_cache=False).last_hidden_state
+        h_B = self._whole(input_ids)
+        if self.heads_only:
+            return h_B, h_B
         return h_B, self.backbone.model(input_ids=input_ids, use_cache=False).last_hidden_state
+
+    def _whole(self, input_ids: Tensor) -> Tensor:
+        """h_B [N, T, H] by one forward of the whole backbone, whatever its architecture."""
+        with torch.no_grad(), self.base_alone():
+            return self.backbone.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
 
     def base_logits(self, h_B: Tensor) -> Tensor:
         """z_B: h_B [..., H] -> [..., V] float32."""
@@ -161,13 +189,11 @@ class PersRM(nn.Module):
 
     def features(self, h_B: Tensor, h_T: Tensor, ids: Tensor) -> Tensor:
         """phi: h_B, h_T [..., H], candidate ids [..., K] -> [..., K, D]."""
-        return guidance.features(
-            h_B.float(), h_T.float(), self.embeddings(ids), self.head_A, self.head_B
-        )
+        return guidance.features(h_B.float(), h_T.float(), self.embeddings(ids), *self.heads)
 
     def rewards(self, h_B: Tensor, h_T: Tensor, ids: Tensor, w: Tensor) -> Tensor:
         """R_w: h_B, h_T [..., H], candidate ids [..., K], weights w [..., D] -> [..., K], in logit units."""
-        d_w = guidance.direction(h_B.float(), h_T.float(), w, self.head_A, self.head_B)
+        d_w = guidance.direction(h_B.float(), h_T.float(), w, *self.heads)
         return guidance.rewards(d_w, self.embeddings(ids))
 
     def scores(
@@ -176,6 +202,28 @@ class PersRM(nn.Module):
         """h_B, h_T [..., H], w [..., D] -> guided scores, ids, each [..., k], best base logit first."""
         z, ids = self.base_logits(h_B).topk(top_k)
         return z + beta * self.rewards(h_B, h_T, ids, w), ids
+
+
+def _with_lora(
+    backbone: Any, layers: Sequence[int], rank: int, alpha: float, modules: Sequence[str]
+) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=list(modules),
+        layers_to_transform=list(layers),
+        layers_pattern="layers",
+    )
+    return get_peft_model(backbone, settings)
+
+
+def _halves(decoder: Any, fork: int, layers: int) -> tuple[Any, Any]:
+    return (
+        decoder_slice(decoder, 0, fork, norm=False),
+        decoder_slice(decoder, fork, layers, norm=True),
+    )
 
 
 def decoder_slice(decoder: Any, start: int, stop: int, *, norm: bool) -> Any:

@@ -140,10 +140,11 @@ def test_one_direction_a_row_gives_the_weighted_sum_of_the_features(seed):
     torch.manual_seed(seed)
     G, K, D, r, H = 3, 5, 4, 2, 16
     h_B, h_T, w, e = torch.randn(G, H), torch.randn(G, H), torch.randn(G, D), torch.randn(G, K, H)
-    A, B = torch.randn(D, r, H), torch.randn(D, H, r)
-    phi = guidance.features(h_B, h_T, e, A, B)
-    fast = guidance.rewards(guidance.direction(h_B, h_T, w, A, B), e)
-    torch.testing.assert_close(torch.einsum("gkd,gd->gk", phi, w), fast, rtol=1e-4, atol=1e-3)
+    A, B, C = torch.randn(D, r, H), torch.randn(D, H, r), torch.randn(D, H)
+    for heads in ((A, B), (A, B, C)):
+        phi = guidance.features(h_B, h_T, e, *heads)
+        fast = guidance.rewards(guidance.direction(h_B, h_T, w, *heads), e)
+        torch.testing.assert_close(torch.einsum("gkd,gd->gk", phi, w), fast, rtol=1e-4, atol=1e-3)
 
 
 def test_features_are_the_formula_written_out():
@@ -153,6 +154,27 @@ def test_features_are_the_formula_written_out():
     A, B = torch.randn(D, r, H), torch.randn(D, H, r)
     expected = [float(e[0] @ ((h_T - h_B) + B[i] @ (A[i] @ h_T))) for i in range(D)]
     assert guidance.features(h_B, h_T, e, A, B)[0].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_features_with_constants_are_the_formula_written_out():
+    torch.manual_seed(1)
+    D, r, H = 3, 2, 8
+    h_B, h_T, e = torch.randn(H), torch.randn(H), torch.randn(1, H)
+    A, B, C = torch.randn(D, r, H), torch.randn(D, H, r), torch.randn(D, H)
+    expected = [float(e[0] @ ((h_T - h_B) + B[i] @ (A[i] @ h_T) + C[i])) for i in range(D)]
+    found = guidance.features(h_B, h_T, e, A, B, C)
+    assert found[0].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_at_the_top_heads_and_constants_alone_make_the_direction():
+    torch.manual_seed(2)
+    h, w, C = torch.randn(2, 8), torch.randn(2, 3), torch.randn(3, 8)
+    A, B = torch.randn(3, 2, 8), torch.randn(3, 8, 2)
+    expected = torch.stack(
+        [sum(w[g, i] * (B[i] @ (A[i] @ h[g]) + C[i]) for i in range(3)) for g in range(2)]
+    )
+    torch.testing.assert_close(guidance.direction(h, h, w, A, B, C), expected)
+    assert torch.equal(guidance.direction(h, h, w, A, B * 0, C), w @ C)
 
 
 def test_a_reward_trunk_like_the_base_and_empty_heads_give_no_reward():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import tiny
 import torch
@@ -129,5 +131,51 @@ def test_a_new_reward_model_rewards_nothing():
 
 
 def test_a_fork_beyond_the_layers_is_refused():
-    with pytest.raises(ValueError, match="fork_layer 4: this backbone accepts 0..3"):
-        PersRM(tiny.model("llama"), fork_layer=4, dimensions=DIMENSIONS)
+    with pytest.raises(ValueError, match="fork_layer 5: this backbone accepts 0..4"):
+        PersRM(tiny.model("llama"), fork_layer=5, dimensions=DIMENSIONS)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_at_the_top_both_hidden_states_are_the_plain_backbones_of_one_run(family):
+    plain = tiny.model(family)
+    layers = plain.config.num_hidden_layers
+    model = tiny.persrm(family, layers, DIMENSIONS, constants=True)
+    runs = []
+    model.backbone.model.layers[0].register_forward_hook(lambda *_: runs.append(1))
+    with torch.no_grad():
+        h_B, h_T = model.hidden(IDS)
+        expected = plain.model(input_ids=IDS).last_hidden_state
+    assert torch.equal(h_B, expected)
+    assert h_T is h_B
+    assert len(runs) == 1
+    assert model.lora_weights() == {}
+
+
+def test_heads_only_on_disk_come_back_on_an_architecture_that_is_not_forked(tmp_path):
+    base = tiny.other_checkpoint("gpt2", tmp_path / "base")
+    folder = tiny.write_adapter(base, tmp_path / "adapter", fork_layer=3, std=0.1, constants=True)
+    loaded, plain = load_adapter(folder), tiny.other("gpt2")
+    model, w = PersRM.from_adapter(tiny.other("gpt2"), loaded), torch.tensor([1.0, -0.5, 2.0])
+    with torch.no_grad():
+        h_B, h_T = model.hidden(IDS)
+        z = plain(input_ids=IDS).logits
+        rewards = model.rewards(h_B, h_T, IDS[..., None], w)
+    torch.testing.assert_close(model.base_logits(h_B), z)
+    A, B, C = loaded.heads
+    d_w = sum(w[i] * (h_B @ A[i].T @ B[i].T + C[i]) for i in range(3))
+    e = plain.lm_head.weight[IDS]
+    torch.testing.assert_close(rewards[..., 0], (e * d_w).sum(-1), rtol=1e-4, atol=1e-4)
+    assert all(map(torch.equal, model.heads, loaded.heads))
+
+
+def test_constants_stand_above_a_lower_fork_too(tmp_path):
+    base = tiny.checkpoint("llama", tmp_path / "base")
+    folder = tiny.write_adapter(base, tmp_path / "adapter", fork_layer=2, std=0.1, constants=True)
+    loaded = load_adapter(folder)
+    bare = PersRM.from_adapter(tiny.model("llama"), dataclasses.replace(loaded, head_C=None))
+    model, w = PersRM.from_adapter(tiny.model("llama"), loaded), torch.tensor([1.0, -0.5, 2.0])
+    with torch.no_grad():
+        hidden = model.hidden(IDS)
+        more = model.rewards(*hidden, IDS[..., None], w) - bare.rewards(*hidden, IDS[..., None], w)
+        expected = model.embeddings(IDS) @ (w @ loaded.head_C)
+    torch.testing.assert_close(more[..., 0], expected, rtol=1e-4, atol=1e-4)

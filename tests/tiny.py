@@ -43,6 +43,23 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 """Name -> what its config has beyond COMMON; the layers above the middle are those to fork."""
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "gpt2": {
+        "n_embd": 64,
+        "n_head": 2,
+        "n_layer": 3,
+        "n_positions": 512,
+        "initializer_range": 0.12,
+        "vocab_size": 333,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    },
+    "granite": {**COMMON, "logits_scaling": 4.0},
+}
+"""model_type -> its config: architectures that are not forked, whose layers are named otherwise or whose
+logits are not lm_head times the hidden state.
+"""
+
 _CHAT = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -73,19 +90,40 @@ def model(family: str, seed: int = 0, **more: Any) -> Any:
     return made
 
 
-def persrm(family: str, fork: int, dimensions: tuple[str, ...], std: float = 0.1) -> Any:
-    """A PersRM on `model(family)` whose trained parameters are random."""
+def persrm(
+    family: str, fork: int, dimensions: tuple[str, ...], std: float = 0.1, **more: Any
+) -> Any:
+    """A PersRM on `model(family)` whose trained parameters are random; more: of PersRM's arguments."""
     import torch
 
     from pad_vllm.persrm import PersRM
 
-    made = PersRM(model(family), fork_layer=fork, dimensions=dimensions, lora_rank=4)
+    made = PersRM(model(family), fork_layer=fork, dimensions=dimensions, lora_rank=4, **more)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.requires_grad:
                 parameter.normal_(std=std)
     return made.eval()
+
+
+def other(name: str) -> Any:
+    """One of OTHERS, random weights, a causal language model that can only carry heads."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(name, **OTHERS[name]), dtype=torch.float32
+    )
+    return made.eval()
+
+
+def other_checkpoint(name: str, folder: Path) -> Path:
+    """`other` and the byte-level tokenizer, as a folder that Transformers and vLLM open."""
+    other(name).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
 
 
 def checkpoint(family: str, folder: Path, words: Any = None) -> Path:
@@ -129,8 +167,11 @@ def write_adapter(
     head_rank: int = 4,
     seed: int = 1,
     dimensions: tuple[str, ...] = ("helpful", "brief", "humor"),
+    constants: bool = False,
 ) -> Path:
-    """A random adapter for the model in `checkpoint`; std 0 is the zero adapter."""
+    """A random adapter for the model in `checkpoint`; std 0 is the zero adapter. fork_layer: its number of
+    layers for heads only, which fits any architecture.
+    """
     from transformers import AutoConfig
 
     from pad_vllm.adapter.folder import save_adapter
@@ -138,15 +179,18 @@ def write_adapter(
     from pad_vllm.adapter.random import random_adapter
     from pad_vllm.adapter.shapes import module_shapes
 
+    backbone = Backbone.from_checkpoint(checkpoint)
+    heads_only = fork_layer == backbone.num_layers
     made = random_adapter(
-        Backbone.from_checkpoint(checkpoint),
+        backbone,
         fork_layer,
         dimensions,
         rank,
         head_rank,
-        shapes=module_shapes(AutoConfig.from_pretrained(checkpoint)),
+        shapes={} if heads_only else module_shapes(AutoConfig.from_pretrained(checkpoint)),
         std=std,
         seed=seed,
+        constants=constants,
     )
     made = dataclasses.replace(made, config=dataclasses.replace(made.config, beta=beta))
     save_adapter(made, folder, "# Random weights, for tests\n")

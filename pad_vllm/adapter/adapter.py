@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pad_vllm.adapter.manifest import CONFIG_FILE, AdapterConfig, AdapterError
+from pad_vllm.adapter.manifest import CONFIG_FILE, HEADS_VERSION, AdapterConfig, AdapterError
 from pad_vllm.adapter.peft_lora import LoRA
 
 
@@ -24,13 +24,16 @@ class Adapter:
     """What pad_config.json says."""
 
     lora: LoRA
-    """The trunk's LoRA, on every layer from the fork up."""
+    """The trunk's LoRA, on every layer from the fork up; NO_LORA where the fork is at the top."""
 
     head_A: Tensor
     """[D, r, H], down-projections of the preference heads."""
 
     head_B: Tensor
     """[D, H, r], up-projections."""
+
+    head_C: Tensor | None = field(default=None)
+    """[D, H], the heads' constants; None where they have none."""
 
     path: Path | None = field(default=None)
     """The folder it was loaded from; None for one made in memory."""
@@ -43,10 +46,18 @@ class Adapter:
         )
         _require_tensor("preference head A", self.head_A, (D, r, H), "[D, r, H]")
         _require_tensor("preference head B", self.head_B, (D, H, r), "[D, H, r]")
+        if self.head_C is not None:
+            _require_constants(self.config.format_version)
+            _require_tensor("preference head C", self.head_C, (D, H), "[D, H]")
         self.lora.require_layers(self.config.fork_layer, self.config.backbone.num_layers, H)
         for (layer, module), pair in self.lora.weights.items():
             for letter, tensor in zip("AB", pair, strict=True):
                 _require_finite(f"LoRA {letter} of layer {layer} {module}", tensor)
+
+    @property
+    def heads(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """head_A, head_B, head_C: the last arguments of guidance.direction."""
+        return self.head_A, self.head_B, self.head_C
 
     @property
     def digest(self) -> str:
@@ -60,8 +71,18 @@ class Adapter:
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield from (("head_A", self.head_A), ("head_B", self.head_B))
+        if self.head_C is not None:
+            yield "head_C", self.head_C
         for (layer, module), (a, b) in sorted(self.lora.weights.items()):
             yield from ((f"{layer}.{module}.A", a), (f"{layer}.{module}.B", b))
+
+
+def _require_constants(version: int) -> None:
+    if version < HEADS_VERSION:
+        raise AdapterError(
+            f"preference head C is there and format_version is {version}; accepted: constants from "
+            f"format_version {HEADS_VERSION} on. Set it in the config."
+        )
 
 
 def _require_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], letters: str) -> None:

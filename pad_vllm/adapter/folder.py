@@ -1,5 +1,6 @@
 """The adapter on disk: a folder that PEFT opens as a LoRA, plus heads and pad_config.json.
 
+Where the fork is at the top there is no LoRA: PEFT's two files are absent, and refused where they are not.
 In: a folder, or tensors and their config. Out: an `Adapter`, float32 on the CPU, everything
 checked; or the folder, written whole or not at all. safetensors only, never pickle. It does not
 know how an adapter was trained or who serves it. `manifest.py` reads pad_config.json alone.
@@ -18,8 +19,15 @@ from torch import Tensor
 
 from pad_vllm.adapter import peft_lora
 from pad_vllm.adapter.adapter import Adapter
-from pad_vllm.adapter.manifest import CONFIG_FILE, AdapterError, adapter_folder, read_config
-from pad_vllm.adapter.peft_lora import LORA_CONFIG_FILE, LORA_FILE
+from pad_vllm.adapter.manifest import (
+    CONFIG_FILE,
+    HEADS_VERSION,
+    AdapterConfig,
+    AdapterError,
+    adapter_folder,
+    read_config,
+)
+from pad_vllm.adapter.peft_lora import LORA_CONFIG_FILE, LORA_FILE, NO_LORA, LoRA
 from pad_vllm.wording import listed
 
 HEADS_FILE = "preference_heads.safetensors"
@@ -36,12 +44,9 @@ def load_adapter(path: str | Path) -> Adapter:
     folder = adapter_folder(path)
     config = read_config(folder)
     try:
-        settings, tensors = peft_lora.files(folder)
-        lora = peft_lora.unpack(
-            settings, _read(tensors), config.fork_layer, config.backbone.num_layers
-        )
-        head_A, head_B = _heads(folder / HEADS_FILE)
-        return Adapter(config, lora, head_A, head_B, folder)
+        lora = _lora(folder, config)
+        heads = _heads(folder / HEADS_FILE, config.format_version)
+        return Adapter(config, lora, heads["A"], heads["B"], heads.get("C"), folder)
     except AdapterError as error:
         raise AdapterError(f"adapter {folder}: {error}") from None
 
@@ -64,14 +69,24 @@ def save_adapter(adapter: Adapter, path: str | Path, card: str) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _heads(file: Path) -> tuple[Tensor, Tensor]:
+def _lora(folder: Path, config: AdapterConfig) -> LoRA:
+    if config.heads_only:
+        peft_lora.require_none(folder)
+        return NO_LORA
+    settings, tensors = peft_lora.files(folder)
+    return peft_lora.unpack(settings, _read(tensors), config.fork_layer, config.backbone.num_layers)
+
+
+def _heads(file: Path, version: int) -> dict[str, Tensor]:
     heads = _read(file)
-    if set(heads) != {"A", "B"}:
+    constants = version >= HEADS_VERSION
+    if set(heads) - ({"C"} if constants else set()) != {"A", "B"}:
+        accepted = "A, B and, for constants, C" if constants else "exactly A and B"
         raise AdapterError(
-            f"{file.name} holds the tensors {listed(sorted(heads))}; accepted: exactly A and B. "
+            f"{file.name} holds the tensors {listed(sorted(heads))}; accepted: {accepted}. "
             "Save the adapter again."
         )
-    return heads["A"], heads["B"]
+    return heads
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -96,17 +111,23 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 def _write(adapter: Adapter, folder: Path, card: str) -> None:
-    name = adapter.config.backbone.name
+    if not adapter.config.heads_only:
+        _write_lora(adapter, folder)
+    heads = zip("ABC", adapter.heads, strict=True)
+    _save({name: head for name, head in heads if head is not None}, folder / HEADS_FILE)
+    (folder / CONFIG_FILE).write_text(adapter.config.to_json(), "utf-8")
+    (folder / CARD_FILE).write_text(card, "utf-8")
+
+
+def _write_lora(adapter: Adapter, folder: Path) -> None:
+    backbone = adapter.config.backbone
     settings = peft_lora.settings(
-        adapter.lora, name, adapter.config.fork_layer, adapter.config.backbone.num_layers
+        adapter.lora, backbone.name, adapter.config.fork_layer, backbone.num_layers
     )
     (folder / LORA_CONFIG_FILE).write_text(
         json.dumps(settings, sort_keys=True, indent=2) + "\n", "utf-8"
     )
     _save(peft_lora.pack(adapter.lora), folder / LORA_FILE)
-    _save({"A": adapter.head_A, "B": adapter.head_B}, folder / HEADS_FILE)
-    (folder / CONFIG_FILE).write_text(adapter.config.to_json(), "utf-8")
-    (folder / CARD_FILE).write_text(card, "utf-8")
 
 
 def _save(tensors: Mapping[str, Tensor], file: Path) -> None:

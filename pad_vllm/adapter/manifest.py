@@ -17,6 +17,11 @@ from pad_vllm.adapter.fingerprint import fingerprint
 from pad_vllm.wording import did_you_mean, listed, show
 
 FORMAT_VERSION = 1
+"""What is written wherever it says enough, so that every release loads it."""
+
+HEADS_VERSION = 2
+"""Beyond version 1: a fork at the top, which has no LoRA, and constants in the heads."""
+
 CONFIG_FILE = "pad_config.json"
 DIMENSION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")  # free of the , = { } and blanks of pad_weights
 MAX_BETA = 1e6
@@ -116,13 +121,15 @@ class AdapterConfig:
     """pad_config.json. Raises AdapterError where a field is not what the format accepts."""
 
     format_version: int
-    """FORMAT_VERSION; any other is refused."""
+    """FORMAT_VERSION or HEADS_VERSION; any other is refused."""
 
     backbone: Backbone
     """The model it was trained on."""
 
     fork_layer: int
-    """First layer with LoRA; the base and the reward trunk share the layers below it."""
+    """First layer with LoRA; the base and the reward trunk share the layers below it. num_layers, the top,
+    from HEADS_VERSION on: heads only, no LoRA.
+    """
 
     dimensions: tuple[str, ...]
     """Names of the preference dimensions: the order of the heads and of every weight vector."""
@@ -145,7 +152,9 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         _require_version(self.format_version)
         _require(isinstance(self.backbone, Backbone), "backbone", self.backbone, "an object")
-        _require_whole("fork_layer", self.fork_layer, 0, self.backbone.num_layers - 1)
+        top = self.backbone.num_layers
+        last = top - 1 if self.format_version == FORMAT_VERSION else top
+        _require_whole("fork_layer", self.fork_layer, 0, last)
         _require_dimensions(self.dimensions)
         _require_whole("head_rank", self.head_rank, 1)
         within = _is_number(self.beta) and abs(self.beta) <= MAX_BETA
@@ -157,6 +166,11 @@ class AdapterConfig:
         _require(named, "chat_template", template, "a Jinja template's text, or none at all")
         # 1 and 1.0 are one default, and have to give one digest.
         object.__setattr__(self, "beta", float(self.beta))
+
+    @property
+    def heads_only(self) -> bool:
+        """Whether the fork is at the top: no LoRA, and the reward trunk is the base itself."""
+        return self.fork_layer == self.backbone.num_layers
 
     def to_json(self) -> str:
         """Text of pad_config.json: sorted keys, indent 2, a newline at the end."""
@@ -183,6 +197,11 @@ class AdapterConfig:
         _require_keys("backbone.", backbone, Backbone)
         backbone = Backbone(**{**backbone, "architectures": _tuple(backbone["architectures"])})
         return cls(**{**raw, "backbone": backbone, "dimensions": _tuple(raw["dimensions"])})
+
+
+def least_version(*, heads_only: bool, constants: bool) -> int:
+    """The format version that an adapter with these parts is written as."""
+    return HEADS_VERSION if heads_only or constants else FORMAT_VERSION
 
 
 def read_config(path: str | Path) -> AdapterConfig:
@@ -296,10 +315,11 @@ def _require(holds: object, name: str, value: object, accepted: str) -> None:
 
 
 def _require_version(version: object) -> None:
-    if version != FORMAT_VERSION or isinstance(version, bool):
+    if type(version) is not int or version not in (FORMAT_VERSION, HEADS_VERSION):
         raise AdapterError(
-            f"format_version is {show(version)}; this pad_vllm reads {FORMAT_VERSION}. Upgrade "
-            "pad_vllm, or train or convert the adapter with a release that writes this version."
+            f"format_version is {show(version)}; this pad_vllm reads {FORMAT_VERSION} and "
+            f"{HEADS_VERSION}. Upgrade pad_vllm, or train or convert the adapter with a release that "
+            "writes one of these versions."
         )
 
 

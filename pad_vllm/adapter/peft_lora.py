@@ -82,7 +82,12 @@ class LoRA:
         modules = {module for _, module in self.weights}
         wanted = {(layer, module) for layer in range(fork, num_layers) for module in modules}
         missing, extra = sorted(wanted - set(self.weights)), sorted(set(self.weights) - wanted)
-        if missing or extra or not wanted:
+        if extra and fork == num_layers:
+            raise AdapterError(
+                f"LoRA tensors extra: {_places(extra)}. Accepted: none, as the fork is at the top, layer "
+                f"{fork} of {num_layers}. Leave the LoRA out, or set fork_layer to its first layer."
+            )
+        if missing or extra or (fork < num_layers and not wanted):
             raise AdapterError(
                 f"LoRA tensors missing: {_places(missing)}; extra: {_places(extra)}. Accepted: "
                 f"the same modules in every layer {fork}..{num_layers - 1}, from the fork to the "
@@ -96,6 +101,21 @@ class LoRA:
                     f"accepted: hidden size H = {hidden}. The adapter's files are not of one "
                     "backbone: copy or save them together."
                 )
+
+
+NO_LORA = LoRA(rank=0, alpha=0.0, scaling=0.0, weights={})
+"""Of a fork at the top."""
+
+
+def require_none(folder: Path) -> None:
+    """Raises AdapterError where a folder whose fork is at the top holds PEFT's files all the same."""
+    found = [LORA_CONFIG_FILE] if (folder / LORA_CONFIG_FILE).exists() else []
+    found += sorted(path.name for path in folder.glob("adapter_model.*"))
+    if found:
+        raise AdapterError(
+            f"{listed(found)} would not be read: fork_layer is at the top, and so there is no LoRA. "
+            "Accepted: neither file. Remove what is of another adapter, or copy the right pad_config.json."
+        )
 
 
 def files(folder: Path) -> tuple[dict[str, Any], Path]:

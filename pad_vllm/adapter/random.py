@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pad_vllm.adapter.adapter import Adapter
-from pad_vllm.adapter.manifest import FORMAT_VERSION, AdapterConfig, Backbone
-from pad_vllm.adapter.peft_lora import LoRA
+from pad_vllm.adapter.manifest import AdapterConfig, Backbone, least_version
+from pad_vllm.adapter.peft_lora import NO_LORA, LoRA
 
 
 def random_adapter(
@@ -23,11 +23,14 @@ def random_adapter(
     shapes: Mapping[str, tuple[int, int]],
     std: float,
     seed: int,
+    constants: bool = False,
 ) -> Adapter:
     """An adapter of normally distributed weights, scaling 1, for tests and benchmarks.
 
     std: of every tensor; 0 gives an adapter without effect.
-    shapes: module name -> (out, in) of its weight, the same in every layer.
+    shapes: module name -> (out, in) of its weight, the same in every layer; unused where the fork is at the
+        top, backbone.num_layers.
+    constants: whether the heads have constants.
     """
     source = torch.Generator().manual_seed(seed)
 
@@ -40,8 +43,9 @@ def random_adapter(
         for module, (outside, inside) in sorted(shapes.items())
     }
     count, hidden = len(dimensions), backbone.hidden_size
+    heads_only = fork_layer == backbone.num_layers
     config = AdapterConfig(
-        format_version=FORMAT_VERSION,
+        format_version=least_version(heads_only=heads_only, constants=constants),
         backbone=backbone,
         fork_layer=fork_layer,
         dimensions=tuple(dimensions),
@@ -50,6 +54,6 @@ def random_adapter(
         top_k=min(10, backbone.vocab_size),
         training={"method": "random", "std": std, "seed": seed},
     )
-    lora = LoRA(rank=rank, alpha=float(rank), scaling=1.0, weights=weights)
+    lora = NO_LORA if heads_only else LoRA(rank, float(rank), 1.0, weights)
     head_A, head_B = draw(count, head_rank, hidden), draw(count, hidden, head_rank)
-    return Adapter(config, lora, head_A, head_B)
+    return Adapter(config, lora, head_A, head_B, draw(count, hidden) if constants else None)

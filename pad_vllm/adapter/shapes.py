@@ -36,7 +36,8 @@ def module_shapes(config: Any) -> dict[str, tuple[int, int]]:
 
 def require_shapes(adapter: Adapter, config: Any) -> None:
     """Raises AdapterError where the LoRA's matrices do not fit the base's linear layers."""
-    shapes = module_shapes(config)
+    # Of a base without a LoRA on it nothing is asked: it may have other linear layers.
+    shapes = module_shapes(config) if adapter.lora.weights else {}
     for (layer, module), (a, b) in sorted(adapter.lora.weights.items()):
         given, wanted = (b.shape[0], a.shape[1]), shapes[module]
         if given != wanted:
@@ -57,9 +58,9 @@ def require_boundary(kinds: Sequence[object], fork: int) -> None:
     """Raises AdapterError unless the layers above the fork have the same proportions of attention kinds
     as those below: vLLM would pad its KV cache groups.
 
-    kinds: one hashable value a layer of the model.
+    kinds: one hashable value a layer of the model. At the top there are none above, which is always accepted.
     """
-    accepted = [layer for layer in range(len(kinds)) if _even(kinds, layer)]
+    accepted = [layer for layer in range(len(kinds) + 1) if _even(kinds, layer)]
     if fork not in accepted:
         raise AdapterError(
             f"fork layer {fork} cuts the base's pattern of sliding-window and full attention. "

@@ -19,7 +19,7 @@ from pad_vllm.config import PADConfig
 from pad_vllm.engines.reward_model.load import require_reward_backbone, tokenizer_of
 from pad_vllm.params import PREFERENCE, Limits, parse
 from pad_vllm.serving import requests
-from pad_vllm.serving.refusals import require_servable, require_wiring
+from pad_vllm.serving.refusals import require_architecture, require_servable, require_wiring
 from pad_vllm.text.chat import template_text
 from pad_vllm.text.tokens import Reader
 from pad_vllm.vllm_api.front_end import Admit
@@ -52,6 +52,8 @@ def check_backbone(
             for warning in require_reward_backbone(pad, adapter, weights=weights):
                 logger.warning("%s", warning)
         return
+    if not adapter.config.heads_only:
+        require_architecture(config)
     model = config.model_config
     mark = None if pad.load_format == "dummy" else _fingerprint(config, fetched=fetched)
     served = Backbone.from_hf_config(model.hf_config, name=model.model, fingerprint=mark)

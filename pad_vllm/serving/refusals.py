@@ -154,8 +154,6 @@ def require_servable(config: VllmConfig, pad: PADConfig) -> None:
                 f"pad_vllm's {pad.engine} engine does not support {name} yet; {way_out}."
             )
     _require_plain_cache(config)
-    if pad.engine == "shared":
-        _require_architecture(config)
 
 
 def _offloads(offload: Any) -> bool:
@@ -177,12 +175,13 @@ def _require_plain_cache(config: VllmConfig) -> None:
         )
 
 
-def _require_architecture(config: VllmConfig) -> None:
+def require_architecture(config: VllmConfig) -> None:
+    """Raises ValueError for an architecture that `shared` cannot fork."""
     unknown = [a for a in config.model_config.architectures if a not in ARCHITECTURES]
     if unknown:
         raise ValueError(
             f"pad_vllm's shared engine cannot fork {unknown[0]}; it serves "
-            f"{', '.join(ARCHITECTURES)}."
+            f"{', '.join(ARCHITECTURES)}. An adapter with its fork at the top, heads only, needs no fork."
         )
 
 

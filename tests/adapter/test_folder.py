@@ -39,16 +39,17 @@ Q2 = "base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight"
 Q2B = Q2.replace("lora_A", "lora_B")
 
 
-def make(std: float = 0.1, seed: int = 0, shapes=None) -> Adapter:
+def make(std: float = 0.1, seed: int = 0, shapes=None, fork=FORK, constants=False) -> Adapter:
     return random_adapter(
         BACKBONE,
-        FORK,
+        fork,
         ("helpful", "humor"),
         RANK,
         HEAD_RANK,
         shapes=shapes or SHAPES,
         std=std,
         seed=seed,
+        constants=constants,
     )
 
 
@@ -81,8 +82,10 @@ def same(one: Adapter, other: Adapter) -> bool:
     return (
         one.config == other.config
         and one.lora.weights.keys() == other.lora.weights.keys()
-        and torch.equal(one.head_A, other.head_A)
-        and torch.equal(one.head_B, other.head_B)
+        and all(
+            torch.equal(mine, theirs) if mine is not None else theirs is None
+            for mine, theirs in zip(one.heads, other.heads, strict=True)
+        )
         and all(
             torch.equal(mine, theirs)
             for key, pair in one.lora.weights.items()
@@ -265,8 +268,8 @@ def test_a_pickled_lora_is_never_read(folder):
 
 
 def test_another_format_version_is_refused(folder):
-    edit(folder / "pad_config.json", lambda config: config.update(format_version=2))
-    assert "format_version is 2" in refusal(folder)
+    edit(folder / "pad_config.json", lambda config: config.update(format_version=3))
+    assert "format_version is 3; this pad_vllm reads 1 and 2. Upgrade" in refusal(folder)
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "pad_config.json"])
@@ -421,6 +424,72 @@ def test_an_adapter_made_in_memory_is_checked_like_one_from_disk():
         dataclasses.replace(ours.lora, scaling=2.0)
     with pytest.raises(AdapterError, match="layer 2 c_attn"):
         LoRA(1, 1.0, 1.0, {(2, "c_attn"): (torch.ones(1, H), torch.ones(H, 1))})
+
+
+@pytest.fixture
+def top(tmp_path):
+    """Heads only, with constants."""
+    save_adapter(make(fork=LAYERS, constants=True), tmp_path / "top", "")
+    return tmp_path / "top"
+
+
+@pytest.mark.parametrize("constants", [False, True])
+@pytest.mark.parametrize("fork", [FORK, LAYERS])
+def test_any_fork_with_or_without_constants_comes_back(tmp_path, fork, constants):
+    ours = make(fork=fork, constants=constants)
+    save_adapter(ours, tmp_path / "adapter", "")
+    loaded = load_adapter(tmp_path / "adapter")
+    assert same(loaded, ours)
+    assert loaded.digest == ours.digest
+    needed = 2 if fork == LAYERS or constants else 1
+    assert loaded.config.format_version == needed
+
+
+def test_a_fork_at_the_top_has_no_peft_files(top):
+    kept = ["README.md", "pad_config.json", "preference_heads.safetensors"]
+    assert sorted(path.name for path in top.iterdir()) == kept
+    assert load_adapter(top).lora.weights == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"]
+)
+def test_a_peft_file_beside_a_fork_at_the_top_is_refused(top, name):
+    (top / name).write_bytes(b"{}")
+    assert f"{name} would not be read: fork_layer is at the top" in refusal(top)
+
+
+def test_the_constants_are_seen_by_the_digest():
+    ours = make(fork=LAYERS, constants=True)
+    others = [
+        dataclasses.replace(ours, head_C=None),
+        dataclasses.replace(ours, head_C=ours.head_C + 1),
+    ]
+    assert len({other.digest for other in (ours, *others)}) == 3
+
+
+def test_an_adapter_is_replaced_by_heads_only_and_back(folder):
+    for other in (make(fork=LAYERS), make()):
+        save_adapter(other, folder, "")
+        assert same(load_adapter(folder), other)
+
+
+def test_constants_of_another_shape_or_version_are_refused(top):
+    edit(top / "preference_heads.safetensors", lambda t: t.update(C=torch.ones(2, 9)))
+    assert "head C has shape [2, 9]; accepted: [D, H] = [2, 32]" in refusal(top)
+    edit(top / "preference_heads.safetensors", lambda t: t.update(C=torch.full((2, H), torch.nan)))
+    assert "head C holds NaN" in refusal(top)
+    edit(top / "preference_heads.safetensors", lambda t: t.update(X=torch.ones(1)))
+    assert "accepted: A, B and, for constants, C" in refusal(top)
+    with pytest.raises(AdapterError, match="accepted: constants from format_version 2 on"):
+        dataclasses.replace(make(), head_C=torch.ones(2, H))
+
+
+def test_a_lora_in_memory_is_refused_where_the_fork_is_at_the_top():
+    with pytest.raises(
+        AdapterError, match="extra: layer 2 down_proj.* fork is at the top, layer 4"
+    ):
+        dataclasses.replace(make(fork=LAYERS), lora=make().lora)
 
 
 def test_an_adapter_saved_by_the_first_release_loads_as_it_was():

@@ -108,12 +108,23 @@ def test_what_is_no_json_object_is_refused(tmp_path, content):
     assert "pad_config.json: " in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, True, 1.5, ...])
+@pytest.mark.parametrize("version", [0, 3, "1", None, True, 1.5, 2.0, ...])
 def test_another_format_version_is_refused_before_anything_else(tmp_path, version):
     message = refusal(written(tmp_path, format_version=version, surprise=1))
     assert "format_version is " in message
-    assert "reads 1" in message
+    assert "reads 1 and 2" in message
     assert "Upgrade" in message
+
+
+def test_a_fork_at_the_top_needs_the_second_version_and_none_is_above_it():
+    config = dataclasses.replace(CONFIG, format_version=2, fork_layer=4)
+    assert config.heads_only
+    assert AdapterConfig.from_json(config.to_json()) == config
+    assert not dataclasses.replace(CONFIG, format_version=2).heads_only
+    with pytest.raises(AdapterError, match="fork_layer is 4; accepted: an integer from 0 to 3"):
+        dataclasses.replace(CONFIG, fork_layer=4)
+    with pytest.raises(AdapterError, match="fork_layer is 5; accepted: an integer from 0 to 4"):
+        dataclasses.replace(config, fork_layer=5)
 
 
 def test_missing_and_unknown_keys_are_both_named(tmp_path):

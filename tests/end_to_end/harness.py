@@ -44,7 +44,10 @@ ENV = {
 V2_ENV = {
     "VLLM_USE_V2_MODEL_RUNNER": "1",
     "TRITON_INTERPRET": "1",
-    "PYTHONPATH": str(HERE / "v2_site"),
+    # In front of what is there: pad_vllm may be found through it.
+    "PYTHONPATH": os.pathsep.join(
+        filter(None, (str(HERE / "v2_site"), os.environ.get("PYTHONPATH")))
+    ),
 }
 
 

@@ -76,7 +76,7 @@ def test_tokens_are_those_of_the_rule_at_the_engines_own_hidden_states(runs, twi
         others = z.index_fill(0, ids, float("-inf"))
         assert others.max() <= logits[-1] + near
         w = torch.tensor(asked.weights)
-        d_w = guidance.direction(noted["h_B"], noted["h_T"], w, adapter.head_A, adapter.head_B)
+        d_w = guidance.direction(noted["h_B"], noted["h_T"], w, *adapter.heads)
         reward = weight[ids].float() @ d_w
         torch.testing.assert_close(noted["reward"][:k], reward, rtol=REWARD, atol=REWARD)
         best = (logits + asked.beta * reward).topk(min(2, k))

@@ -86,7 +86,7 @@ class Twin:
         if guided is None:
             return z, torch.zeros_like(z), z
         w = torch.tensor(guided.weights)
-        d_w = guidance.direction(h_B, h_T, w, self.persrm.head_A, self.persrm.head_B)
+        d_w = guidance.direction(h_B, h_T, w, *self.persrm.heads)
         reward = d_w @ self.persrm.backbone.lm_head.weight.float().T
         rows = [
             guidance.guide_row(*row, guided.beta, guided.top_k)

@@ -74,7 +74,9 @@ class Scorer:
     ) -> None:
         """exact: score all tokens of a candidate, not the first alone; budget: tokens a pass."""
         self._decoder, self._exact, self._budget = decoder, exact, budget
-        self._heads = (adapter.head_A.to(decoder.device), adapter.head_B.to(decoder.device))
+        A, B, C = adapter.heads
+        device = decoder.device
+        self._heads = (A.to(device), B.to(device), C if C is None else C.to(device))
         self._blocks = Blocks(decoder.blocks, BLOCK)
         self._rows: dict[int, CachedRow] = {}
         self.counts, self.declined = Counts(), declined

@@ -5,7 +5,8 @@
 The first forked layer doubles the rows; every forked layer doubles the positions; attention splits
 the halves and gives the second a KV cache of its own (the layer name plus a suffix, so vLLM allocates
 it in the same block table); linear layers add the LoRA to the second half. The model's forward then
-returns [T, 2H]. Modules keep objects, parameters and names: only their classes change.
+returns [T, 2H]. Modules keep objects, parameters and names: only their classes change. A fork at the top
+forks no layer and asks nothing of them: the model's hidden state is both streams, [T, H].
 In: a model, an adapter, vLLM's record of how its attention layers were made. Knows no requests.
 """
 
@@ -21,6 +22,7 @@ from pad_vllm.adapter.modules import packed_modules
 from pad_vllm.adapter.shapes import require_boundary
 from pad_vllm.engines import lora
 from pad_vllm.engines.become import become
+from pad_vllm.engines.shared.embedding import ForkError, output_embedding
 from pad_vllm.engines.shared.reward import SharedRewards
 from pad_vllm.vllm_api.attention import AttentionRecord
 from pad_vllm.vllm_api.names import Attention
@@ -28,45 +30,29 @@ from pad_vllm.vllm_api.names import Attention
 SUFFIX = ".pad_reward"
 
 
-class ForkError(ValueError):
-    """The served model has a part that cannot be forked; the message says which, and what can."""
-
-
 def fork_model(model: Any, adapter: Adapter, record: AttentionRecord) -> SharedRewards:
     """Fork `model` at the adapter's layer; returns the engine that receives its hidden states.
 
     Raises ForkError, or AdapterError for a fork layer that does not fit.
     """
-    embedding = _embedding(model, adapter)
-    layers = model.model.layers
+    embedding = output_embedding(model, adapter.config.backbone)
+    if not adapter.config.heads_only:
+        _fork_layers(model.model.layers, adapter, record)
+    # Buffers of the model: those are what vLLM keeps of a model that sleeps.
+    for letter, head in zip("ABC", adapter.heads, strict=True):
+        kept = head if head is None else head.to(embedding.device)
+        model.register_buffer(f"pad_head_{letter}", kept, persistent=False)
+    rewards = SharedRewards(model.pad_head_A, model.pad_head_B, embedding, model.pad_head_C)
+    model.pad_rewards = rewards
+    become(model, HeadedModel if adapter.config.heads_only else ForkedModel)
+    return rewards
+
+
+def _fork_layers(layers: Any, adapter: Adapter, record: AttentionRecord) -> None:
     fork = adapter.config.fork_layer
     require_boundary([layer.self_attn.attn.sliding_window for layer in layers], fork)
     for index in range(fork, len(layers)):
         _fork_layer(layers[index], index, adapter, record, first=index == fork)
-    # Buffers of the model: those are what vLLM keeps of a model that sleeps.
-    model.register_buffer("pad_head_A", adapter.head_A.to(embedding.device), persistent=False)
-    model.register_buffer("pad_head_B", adapter.head_B.to(embedding.device), persistent=False)
-    rewards = SharedRewards(model.pad_head_A, model.pad_head_B, embedding)
-    model.pad_rewards = rewards
-    become(model, ForkedModel)
-    return rewards
-
-
-def _embedding(model: Any, adapter: Adapter) -> Tensor:
-    """e: the plain [V, H] matrix of lm_head. Raises ForkError where it is packed, sharded or missing."""
-    weight = getattr(getattr(model, "lm_head", None), "weight", None)
-    config = adapter.config.backbone
-    if weight is None or not weight.is_floating_point() or weight.ndim != 2:
-        raise ForkError(
-            "the served model's lm_head is quantised or not a plain matrix, and rewards are read "
-            "from its rows; serve the model with an unquantised lm_head"
-        )
-    if weight.shape[0] < config.vocab_size or weight.shape[1] != config.hidden_size:
-        raise ForkError(
-            f"lm_head is {list(weight.shape)}; the adapter needs [{config.vocab_size}, "
-            f"{config.hidden_size}]; serve the adapter's own backbone without tensor parallelism"
-        )
-    return weight
 
 
 def _fork_layer(
@@ -132,19 +118,32 @@ class ForkingLayer(ForkedLayer):
         return super().forward(positions, hidden_states, residual, **kwargs)
 
 
-class ForkedModel:
-    """The causal language model: [T, 2H] out of its forward, logits from the first half of it."""
+class HeadedModel:
+    """The causal language model: hands over the hidden states of the rows whose logits are computed."""
 
     pad_rewards: SharedRewards
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        hidden = super().forward(*args, **kwargs)  # type: ignore[misc]
-        return torch.cat(hidden.chunk(2), dim=-1)
+    def pad_streams(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """What its forward gave -> h_B and h_T, each [R, H]."""
+        return hidden_states, hidden_states
 
     def compute_logits(self, hidden_states: Tensor) -> Any:
-        h_B, h_T = hidden_states.chunk(2, dim=-1)
+        h_B, h_T = self.pad_streams(hidden_states)
         try:
             self.pad_rewards.keep(h_B, h_T)
         except Exception:  # noqa: BLE001, it would end the server; rewards() then has nothing to say
             self.pad_rewards.lose()
         return super().compute_logits(h_B.contiguous())  # type: ignore[misc]
+
+
+class ForkedModel(HeadedModel):
+    """The same with two streams: [T, 2H] out of its forward, logits from the first half of it."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden = super().forward(*args, **kwargs)  # type: ignore[misc]
+        return torch.cat(hidden.chunk(2), dim=-1)
+
+    def pad_streams(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """[R, 2H] -> its halves."""
+        h_B, h_T = hidden_states.chunk(2, dim=-1)
+        return h_B, h_T

@@ -17,9 +17,11 @@ from pad_vllm.engines.base import Request, Step
 class SharedRewards:
     """One a model. The hidden states are kept by reference and released when used."""
 
-    def __init__(self, head_A: Tensor, head_B: Tensor, embedding: Tensor) -> None:
-        """head_A [D, r, H], head_B [D, H, r] float32; embedding: lm_head's weight [>= V, H]."""
-        self._heads = (head_A, head_B)
+    def __init__(
+        self, head_A: Tensor, head_B: Tensor, embedding: Tensor, head_C: Tensor | None = None
+    ) -> None:
+        """Heads [D, r, H], [D, H, r] and [D, H] float32; embedding: lm_head's weight [>= V, H]."""
+        self._heads = (head_A, head_B, head_C)
         self._embedding = embedding
         self._kept: tuple[Tensor, Tensor] | None = None
 

@@ -32,6 +32,11 @@ def untrained_persrm(backbone: Any, dimensions: tuple[str, ...], settings: Setti
     """A PersRM with the settings' sizes, its LoRA and heads untrained."""
     layers = backbone.config.num_hidden_layers
     fork = settings.fork_layer
+    if fork == layers:
+        raise ValueError(
+            f"fork_layer {fork} is the top of this backbone's {layers} layers: heads only, which cannot be "
+            f"trained yet. Accepted: 0..{layers - 1}."
+        )
     return PersRM(
         backbone,
         fork_layer=fork if fork is not None else layers - max(round(layers * 0.27), 1),
