@@ -1,4 +1,8 @@
-"""`pad-vllm train`: a command line into Settings; one option for each of their fields."""
+"""`pad-vllm train`: a command line into Settings; one option for each of their fields.
+
+Dimensions come from data that scores them (--data), or from sentences (--teacher prompt): taught.py reads
+the options of the second way.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,22 @@ import typer
 
 from pad_vllm.cli.arguments import Base, Cache, ChatTemplate, options_of, template_of, with_options
 from pad_vllm.cli.errors import plain_errors, require
+from pad_vllm.cli.taught import (
+    TAUGHT,
+    TAUGHT_RECIPE,
+    Answers,
+    Dimension,
+    Opposite,
+    Prompts,
+    Teacher,
+    defaults,
+    teacher_of,
+)
 from pad_vllm.demo.models import train_cache
 from pad_vllm.training.settings import Recipe, Settings
 
 _DEFAULT, _RECIPE = Settings("", (), ""), Recipe()
-_WRITTEN_OUT = ("base", "data", "out", "dimensions", "chat_template", "recipe")
+_WRITTEN_OUT = ("base", "data", "out", "dimensions", "chat_template", "teacher", "recipe")
 _SETTINGS = [f.name for f in dataclasses.fields(Settings) if f.name not in _WRITTEN_OUT]
 _OFTEN = ("epochs", "head_epochs", "seed")
 
@@ -25,17 +40,27 @@ _OFTEN = ("epochs", "head_epochs", "seed")
 @with_options(*options_of(_DEFAULT, _SETTINGS), *options_of(_RECIPE, _OFTEN))
 def train(
     base: Base,
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder of the adapter.")],
     data: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             help="NAME[:DIMENSION][=PATH][@WEIGHT] of helpsteer2, ric, saferlhf, hh-rlhf or jsonl; "
-            "again for each source. WEIGHT: how often an epoch sees it."
+            "again for each source. WEIGHT: how often an epoch sees it. Or --teacher prompt."
         ),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of the adapter.")],
+    ] = None,
     dimensions: Annotated[
-        str, typer.Option(help="Comma-separated; default: all that the data has.")
+        str,
+        typer.Option(
+            help="With --data: some of the dimensions that it scores, comma-separated; default: all. "
+            "--dimension makes one of a sentence."
+        ),
     ] = "",
+    teacher: Teacher = None,
+    dimension: Dimension = None,
+    opposite: Opposite = None,
+    prompts: Prompts = None,
+    answers: Answers = None,
     recipe: Annotated[
         list[str] | None,
         typer.Option(help="NAME=VALUE of any other choice in training/settings.py's Recipe."),
@@ -53,14 +78,18 @@ def train(
 ) -> None:
     """Train a reward adapter for BASE. Stopped at any moment, the same command goes on."""
     with plain_errors():
+        taught = teacher_of(context, teacher, dimension, opposite, prompts, answers)
+        chosen = {**chosen, **defaults(context, TAUGHT if taught else {})}
         often = {name: chosen.pop(name) for name in _OFTEN}
+        by_recipe = {**often, **(TAUGHT_RECIPE if taught else {}), **_parsed(recipe or [])}
         settings = Settings(
             base=base,
-            data=tuple(data),
+            data=tuple(data or ()),
             out=str(out),
             dimensions=tuple(part.strip() for part in dimensions.split(",") if part.strip()),
             chat_template=template_of(chat_template),
-            recipe=Recipe(**{**often, **_parsed(recipe or [])}),
+            teacher=taught,
+            recipe=Recipe(**by_recipe),
             **chosen,
         )
         _train(settings, cache or train_cache(), workers, address, restart=restart)
@@ -71,7 +100,8 @@ def _train(
 ) -> None:
     require("peft")
     from pad_vllm.training.distributed import launch
-    from pad_vllm.training.run import Run, work_folder
+    from pad_vllm.training.run import work_folder
+    from pad_vllm.training.taught.run import run_of
 
     command = shlex.join(["pad-vllm", *sys.argv[1:]])
     if restart:
@@ -79,7 +109,7 @@ def _train(
     if workers:
         launch(settings, cache, command, workers, address)
     else:
-        Run(settings, cache, command).train()
+        run_of(settings)(settings, cache, command).train()
 
 
 def _parsed(choices: list[str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The same run on many workers, through Ray Train: `pad-vllm train --workers N`.
 
-Every worker runs `Run`; Ray sets up the process group that Accelerate finds. All state lies in the run's
+Every worker runs a `Run`; Ray sets up the process group that Accelerate finds. All state lies in the run's
 own folder, which every worker must see (on several machines: a shared file system), so a worker that dies
 costs the steps since the last checkpoint: Ray starts the group again and the run goes on from there.
 """
@@ -48,7 +48,7 @@ def launch(
 
 
 def _work(config: dict[str, Any]) -> None:
-    from pad_vllm.training.run import Run
+    from pad_vllm.training.taught.run import run_of
 
     settings = Settings.from_dict(config["settings"])
-    Run(settings, Path(config["cache"]), config["command"]).train()
+    run_of(settings)(settings, Path(config["cache"]), config["command"]).train()

@@ -21,22 +21,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.folder import require_replaceable, save_adapter
 from pad_vllm.adapter.manifest import Backbone
 from pad_vllm.text.chat import chat_tokenizer
-from pad_vllm.training.data.groups import DataReport
-from pad_vllm.training.data.prepare import checkpoint_folder, prepare
+from pad_vllm.training.data.groups import DataReport, Group
+from pad_vllm.training.data.prepare import Prepared, checkpoint_folder, prepare
 from pad_vllm.training.loop.log import Log
 from pad_vllm.training.loop.prompts import Prompts
-from pad_vllm.training.loop.trainer import HistoryRow, Stage, StageRun
+from pad_vllm.training.loop.trainer import Data, HistoryRow, Stage, StageRun
 from pad_vllm.training.objective.model import load_backbone, to_adapter, untrained_persrm
 from pad_vllm.training.objective.objective import Objective
 from pad_vllm.training.objective.store import Store
 from pad_vllm.training.report import evaluate
 from pad_vllm.training.report.card import card
-from pad_vllm.training.report.curves import plot
+from pad_vllm.training.report.curves import PAIRS, plot
 from pad_vllm.training.settings import Settings
 from pad_vllm.version import __version__
 
@@ -45,7 +46,14 @@ _BESIDE = ("out", "recipe", "chat_template")
 
 
 class Run:
-    """One worker's part of a run. cache: folder of fork activations. command: for the card."""
+    """One worker's part of a run. cache: folder of fork activations. command: for the card.
+
+    What is learned from scores here, and may be learned from something else (taught/run.py), is in
+    `_prepared`, `_store`, `_gather`, `_lessons`, `_figures`, `_told` and the two attributes.
+    """
+
+    measured = "validation pairs"
+    shown = PAIRS
 
     def __init__(self, settings: Settings, cache: Path, command: str) -> None:
         from accelerate import Accelerator
@@ -54,13 +62,13 @@ class Run:
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.work = work_folder(settings)
-        self.log = Log(self.work if self.rank == 0 else None)
+        self.log = Log(self.work if self.rank == 0 else None, measured=self.measured)
         self.seconds: dict[str, float] = {}
         folder = checkpoint_folder(settings.base)
         self.backbone = Backbone.from_checkpoint(folder, settings.name)
         tokenizer = chat_tokenizer(folder, settings.base, settings.chat_template)
-        self.prepared = prepare(settings, tokenizer)
-        _require_told(settings.dimensions, self.prepared.report)
+        self.tokenizer = tokenizer
+        self.prepared = self._prepared()
         torch.manual_seed(settings.recipe.seed)
         model = load_backbone(folder, settings.dtype)
         self.model = untrained_persrm(model, self.prepared.dimensions, settings).to(
@@ -69,10 +77,9 @@ class Run:
         if settings.recipe.checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         identity = self.backbone.fingerprint or str(folder)
-        self.store = Store(self.model, tokenizer, settings, cache, identity)
-        self.tokenizer = tokenizer
+        self.store = self._store(cache, identity)
         # What would be refused when all is trained is refused now, and no run is begun.
-        self._adapter([])
+        self._adapter({})
         require_replaceable(Path(settings.out).expanduser())
         if self.rank == 0:
             _claim(self.work, settings)
@@ -80,16 +87,7 @@ class Run:
 
     def train(self) -> Adapter | None:
         """The whole run; the adapter on worker 0, None on the others."""
-        prepared, log = self.prepared, self.log
-        for row in prepared.report.rows():
-            log.say("  ".join(f"{cell:>13}" for cell in row))
-        for line in prepared.report.malformed():
-            log.say(f"malformed: {line}")
-        everything = [*prepared.train, *prepared.validation, *prepared.held_out]
-        with self._timed("cache"):
-            watched = [*prepared.validation, *prepared.held_out]
-            self._build(prepared.train, scored=True)
-            self._build(watched, scored=False)
+        everything = self._gather()
         history = self._stage(1)
         with self._timed("trunk"):
             self._freeze(everything)
@@ -97,17 +95,52 @@ class Run:
         if self.rank:
             return None
         with self._timed("evaluation"):
-            arguments = self.tokenizer, prepared.held_out, self.settings.recipe, log.progress
-            rows = evaluate.rows(self.store, *arguments)
-        adapter = self._adapter(rows)
+            figures = self._figures()
+        adapter = self._adapter(figures)
         self._write(adapter, history)
         return adapter
 
-    def _build(self, groups: Sequence[Any], *, scored: bool) -> None:
+    def _prepared(self) -> Prepared:
+        prepared = prepare(self.settings, self.tokenizer)
+        _require_told(self.settings.dimensions, prepared.report)
+        return prepared
+
+    def _store(self, cache: Path, identity: str) -> Store:
+        return Store(self.model, self.tokenizer, self.settings, cache, identity)
+
+    def _gather(self) -> list[Group]:
+        """All that the stages and the figures read is in the store afterwards: the groups of it."""
+        prepared, log = self.prepared, self.log
+        for row in prepared.report.rows():
+            log.say("  ".join(f"{cell:>13}" for cell in row))
+        for line in prepared.report.malformed():
+            log.say(f"malformed: {line}")
+        with self._timed("cache"):
+            watched = [*prepared.validation, *prepared.held_out]
+            self._build(prepared.train, scored=True)
+            self._build(watched, scored=False)
+        return [*prepared.train, *watched]
+
+    def _lessons(self) -> tuple[nn.Module, Data]:
+        """The objective and the prompts of a stage."""
+        recipe = self.settings.recipe
+        prompts = Prompts(self.store, self.prepared.train, self.prepared.validation, recipe)
+        return Objective(self.model, recipe), prompts
+
+    def _figures(self) -> dict[str, Any]:
+        """What the adapter is worth on the held-out prompts, as the card has it."""
+        arguments = self.tokenizer, self.prepared.held_out, self.settings.recipe, self.log.progress
+        return {"held_out": evaluate.rows(self.store, *arguments)}
+
+    def _told(self) -> dict[str, Any]:
+        """What was learned from, as the card has it."""
+        return self.prepared.report.as_dict()
+
+    def _build(self, groups: Sequence[Group], *, scored: bool) -> None:
         self.store.build(groups, self.rank, self.world, self.log.progress, scored=scored)
         self.accelerator.wait_for_everyone()
 
-    def _freeze(self, groups: Sequence[Any]) -> None:
+    def _freeze(self, groups: Sequence[Group]) -> None:
         for parameter in self.model.lora.parameters():
             parameter.requires_grad_(requires_grad=False)
         if self.settings.cached:
@@ -124,8 +157,7 @@ class Run:
             groups.insert(0, {"params": list(lora.values()), "lr": recipe.lora_lr})
         epochs = recipe.epochs if number == 1 else recipe.head_epochs
         stage = Stage(number, epochs, groups, {**lora, **heads})
-        prompts = Prompts(self.store, self.prepared.train, self.prepared.validation, recipe)
-        objective = Objective(model, recipe)
+        objective, prompts = self._lessons()
         with self._timed(f"stage{number}"):
             return StageRun(
                 objective, prompts, recipe, stage, self.accelerator, self.work, self.log.row
@@ -134,8 +166,8 @@ class Run:
     def _timed(self, name: str) -> _Timer:
         return _Timer(self.seconds, name, self.log)
 
-    def _adapter(self, rows: list[evaluate.FigureRow]) -> Adapter:
-        settings, prepared = self.settings, self.prepared
+    def _adapter(self, figures: dict[str, Any]) -> Adapter:
+        settings = self.settings
         training = {
             "command": self.command,
             "revision": revision(),
@@ -143,8 +175,8 @@ class Run:
             "settings": {k: v for k, v in settings.as_dict().items() if k not in _BESIDE},
             "recipe": asdict(settings.recipe),
             "seed": settings.recipe.seed,
-            "data": prepared.report.as_dict(),
-            "held_out": rows,
+            "data": self._told(),
+            **figures,
             "seconds": {name: round(value) for name, value in self.seconds.items()},
             "peak_memory_gib": round(peak_memory_gib(), 2),
         }
@@ -161,7 +193,7 @@ class Run:
         out = Path(self.settings.out)
         save_adapter(adapter, out, card(adapter.config, None))
         (out / "history.json").write_text(json.dumps(history))
-        plot(history, out / "curves.png")
+        plot(history, out / "curves.png", self.shown)
         shutil.rmtree(self.work / "trunk", ignore_errors=True)
         self.log.say(f"peak memory {adapter.config.training['peak_memory_gib']} GiB")
         self.log.say(f"wrote {out}")

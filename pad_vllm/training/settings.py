@@ -15,6 +15,8 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from pad_vllm.adapter.manifest import DIMENSION
+
 
 def _whole(least: int, description: str) -> Any:
     return Field(ge=least, description=description)
@@ -65,6 +67,34 @@ class Recipe:
 
 
 @dataclass(frozen=True, config=_FINITE)
+class Teacher:
+    """What teaches in the place of scores: the base itself, told a sentence (training/taught)."""
+
+    sentences: dict[str, str]  # dimension -> what the base is told
+    prompts: str  # file of sampling/sample.py's read_prompts
+    opposites: dict[str, str] = dataclasses.field(default_factory=dict)
+    answers: Annotated[
+        int, _whole(1, "Prompts that are answered; of the others the first token is taught.")
+    ] = 420
+    firsts: Annotated[int, _whole(0, "Such others a prompt that is answered, at most.")] = 2
+
+    def __post_init__(self) -> None:
+        for option, told in (("--dimension", self.sentences), ("--opposite", self.opposites)):
+            for name, sentence in told.items():
+                if not DIMENSION.fullmatch(name) or not sentence.strip():
+                    raise ValueError(
+                        f'{option} {name}={sentence}: NAME="A SENTENCE" is accepted, NAME a letter, '
+                        "then letters, digits, _ and -"
+                    )
+        for name in self.opposites:
+            if name not in self.sentences:
+                raise ValueError(
+                    f"--opposite {name}: there is no --dimension {name} that it could be the opposite "
+                    f"of, only {', '.join(self.sentences) or 'none'}. Add it, or correct the name"
+                )
+
+
+@dataclass(frozen=True, config=_FINITE)
 class Settings:
     """What to train on what, and where it goes."""
 
@@ -92,6 +122,7 @@ class Settings:
     beta: Annotated[float, _said("The adapter's default strength.")] = 1.0
     top_k: Annotated[int, _said("Its default candidates.")] = 20
     chat_template: str | None = None  # text; None is the base's own
+    teacher: Teacher | None = None  # in the place of data and dimensions
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
@@ -114,7 +145,8 @@ class Settings:
         """The inverse of `as_dict`."""
         lists = {"data", "dimensions"}
         plain: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in values.items()}
-        return cls(**{**plain, "recipe": Recipe(**values["recipe"])})
+        teacher = values.get("teacher") and Teacher(**values["teacher"])
+        return cls(**{**plain, "teacher": teacher, "recipe": Recipe(**values["recipe"])})
 
     def digest(self) -> str:
         """Identifies the run: checkpoints of another digest are refused. Without `out` and `strict`."""

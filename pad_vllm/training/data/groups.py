@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jinja2 import TemplateError
@@ -24,6 +24,9 @@ from pad_vllm.training.data.sources import SourceReport, repeats
 
 CUTS = (24, 48, 72, 96)
 """Tokens after which a beginning is scored; the whole response comes last."""
+
+PARTS = ("train", "validation", "held out")
+"""Of the prompts, in the order of `split`."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,9 @@ class Group:
     repeat: int = 1  # how often an epoch sees the group
     weights: tuple[float, ...] | None = None  # D: the preference that the prompt states in words
     spread: Tensor | float = 1.0  # [D] that beginnings up to the first cut were divided by
+
+
+AnyGroup = TypeVar("AnyGroup", bound=Group)
 
 
 @dataclass
@@ -198,15 +204,15 @@ def _pairs(scores: Tensor) -> list[int]:
 
 
 def split(
-    groups: Iterable[Group], validation: float, held_out: float
-) -> tuple[list[Group], list[Group], list[Group]]:
+    groups: Iterable[AnyGroup], validation: float, held_out: float
+) -> tuple[list[AnyGroup], list[AnyGroup], list[AnyGroup]]:
     """Training, validation and held-out groups. The key alone decides, so every run splits alike."""
     if validation < 0 or held_out < 0 or validation + held_out >= 1:
         raise ValueError(
             f"validation {validation:g} and held-out {held_out:g}: shares of the prompts of at "
             "least 0, together below 1, are accepted; lower one of them"
         )
-    parts: tuple[list[Group], list[Group], list[Group]] = ([], [], [])
+    parts: tuple[list[AnyGroup], list[AnyGroup], list[AnyGroup]] = ([], [], [])
     for group in groups:
         place = fold(group.key)
         parts[2 if place < held_out else 1 if place < held_out + validation else 0].append(group)
@@ -273,7 +279,7 @@ class DataReport:
         """parts: what `split` returned."""
         prompts = {
             name: len({group.key for group in part})
-            for name, part in zip(("train", "validation", "held out"), parts, strict=True)
+            for name, part in zip(PARTS, parts, strict=True)
         }
         return cls({report.source: report for report in reads}, lengths.sources, prompts)
 

@@ -18,7 +18,7 @@ from pad_vllm.text.chat import chat_ids
 from pad_vllm.text.preference import with_preference
 from pad_vllm.training.data import groups as data
 from pad_vllm.training.data import sources
-from pad_vllm.training.data.groups import DataReport, Group
+from pad_vllm.training.data.groups import AnyGroup, DataReport, Group
 from pad_vllm.training.data.preferences import describe, draw_for
 from pad_vllm.training.data.record import fold
 from pad_vllm.training.settings import Settings
@@ -68,6 +68,20 @@ def with_text(group: Group, copies: int, tokenizer: Any, dimensions: Sequence[st
     return variants
 
 
+def split(
+    groups: Sequence[AnyGroup], settings: Settings
+) -> tuple[list[AnyGroup], list[AnyGroup], list[AnyGroup]]:
+    """Training, validation and held-out groups. ValueError where nothing is left of a part."""
+    parts = data.split(groups, settings.validation, settings.held_out)
+    for name, part in zip(data.PARTS, parts, strict=True):
+        if not part:
+            raise ValueError(
+                f"no prompt is left for the {name} part, of {len(groups)} in all; give more data, "
+                "raise --max-prompt, or change --validation and --held-out"
+            )
+    return parts
+
+
 def prepare(settings: Settings, tokenizer: Any) -> Prepared:
     """Read, tokenize, split and scale. ValueError where nothing is left of a part."""
     specs = [sources.Spec.parse(text) for text in settings.data]
@@ -82,14 +96,8 @@ def prepare(settings: Settings, tokenizer: Any) -> Prepared:
         max_response=settings.max_response,
         weights=sources.weights(specs),
     )
-    parts = data.split(groups, settings.validation, settings.held_out)
+    parts = split(groups, settings)
     report = DataReport.of([read_report for _, read_report in reads], lengths, parts)
-    for name, part in zip(report.prompts, parts, strict=True):
-        if not part:
-            raise ValueError(
-                f"no prompt is left for the {name} part, of {len(groups)} in all; give more data, "
-                "raise --max-prompt, or change --validation and --held-out"
-            )
     spreads = data.spreads(parts[0])
     train, validation, held_out = (data.scaled(part, spreads) for part in parts)
     copies = settings.text_preferences

@@ -18,9 +18,15 @@ _EVERY = 20
 
 
 class Log:
-    """folder: the run's; None prints and writes nothing."""
+    """folder: the run's; None prints and writes nothing. measured: what "accuracy" is the share of."""
 
-    def __init__(self, folder: Path | None, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        console: Console | None = None,
+        measured: str = "validation pairs",
+    ) -> None:
+        self.measured = measured
         self.folder, self.console = folder, console or Console()
         self.writers: dict[int, Any] = {}
         self.recent: list[float] = []
@@ -69,7 +75,7 @@ class Log:
             self.say(f"stage {stage} step {step} of {steps}: loss {mean:.4f}")
         if "accuracy" in row:
             shares = ", ".join(f"{name} {value:.1%}" for name, value in row["accuracy"].items())
-            self.say(f"stage {stage} step {step}: validation pairs {shares}")
+            self.say(f"stage {stage} step {step}: {self.measured} {shares}")
 
     def close(self) -> None:
         if self.bar is not None:

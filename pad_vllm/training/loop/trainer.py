@@ -1,12 +1,13 @@
 """One stage of training, resumable at any step, on one process or many (Accelerate).
 
-In: an Objective, a dataset that yields examples and validation accuracy. Out: the best trained tensors
+In: an objective, a dataset that yields its examples and validation figures. Out: the best trained tensors
 and a history. What happens in step s is a function of (seed, stage, s) and the weights before it, so a run
 that was killed and started again ends with the same numbers as one that was not.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -19,7 +20,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pad_vllm.training.loop import checkpoint
-from pad_vllm.training.objective.objective import Example, Objective
 from pad_vllm.training.settings import Recipe
 
 HistoryRow = dict[str, Any]
@@ -34,11 +34,11 @@ class Data(Protocol):
         for every time that an epoch sees it.
         """
 
-    def example(self, index: int, stage: int, step: int) -> Example:
-        """Prompt `index` with the preferences drawn for this step."""
+    def example(self, index: int, stage: int, step: int) -> Any:
+        """Prompt `index`, with what is drawn for this step, as the objective takes it."""
 
     def accuracy(self) -> dict[str, float]:
-        """Share of validation pairs ranked rightly, per dimension and for mixes, as of now."""
+        """Per dimension how well the validation prompts are done as of now: more is better."""
 
 
 @dataclass
@@ -69,13 +69,15 @@ def batches(
 class StageRun:
     """One stage: `run` trains it, or goes on where it stopped.
 
+    objective: (examples of a micro-batch, prompts of the whole batch) -> the loss, a sum over the examples
+    divided by those prompts.
     report is called with every new row of the history and the stage's number of steps, by the main
     process alone.
     """
 
     def __init__(
         self,
-        objective: Objective,
+        objective: nn.Module,
         data: Data,
         recipe: Recipe,
         stage: Stage,
@@ -92,7 +94,7 @@ class StageRun:
         self.rates = [group["lr"] for group in optimiser.param_groups]
         self.module, self.optimiser = accelerator.prepare(objective, optimiser)
         self.history: list[HistoryRow] = []
-        self.step, self.best, self.waited, self.done = 0, -1.0, 0, False
+        self.step, self.best, self.waited, self.done = 0, -math.inf, 0, False
 
     def run(self) -> list[HistoryRow]:
         """The history; the model then holds the weights that were best on the validation pairs. A

@@ -40,6 +40,7 @@ class CachedResponse:
     h_T: Tensor | None = None  # [n, H] where the trunk is frozen
     branch_at: Tensor | None = None  # [m] tokens where the alternatives were scored
     branch_scores: Tensor | None = None  # [m, K, D] with each candidate instead, in spreads
+    wanted: Tensor | None = None  # [n, K, D] rewards that a teacher pays (training/taught)
 
     def tail(self, hidden: Tensor) -> Tensor:
         """The rows of hidden [>= S - 1, H] that predict the response's tokens -> [n, H]."""

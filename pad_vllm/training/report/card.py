@@ -32,6 +32,7 @@ def card(config: AdapterConfig, steering: dict[str, Any] | None) -> str:
     sections = {
         "Training": _training(training),
         "Data": _data(training.get("data") or {}),
+        "Taught by sentences": _taught(training.get("taught") or []),
         "Held-out pairs": _held_out(training.get("held_out") or [], training.get("recipe") or {}),
         "Steering": _steering(steering, config.dimensions) if steering else [],
     }
@@ -100,6 +101,26 @@ def _data(data: Mapping[str, Any]) -> list[str]:
 
 def _whole(value: int | None) -> str:
     return "" if value is None else f"{value:,}"
+
+
+def _taught(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The sentence of each dimension; the shares of the told base's rewards on held-out prompts."""
+    if not rows:
+        return []
+    legend = (
+        "The teacher is the base itself, told the sentence; with an opposite, half the difference of the "
+        "two. Share of its rewards explained on held-out prompts, over the candidates as likely as the "
+        "base holds them. First: the first token of an answer. Heads: before training, in closed form. "
+        "Constant: one direction for all states, which a bias over the vocabulary could do. Variance: the "
+        "teacher's, in squared logits."
+    )
+    said = [f"- {row['dimension']}: {' / opposite: '.join(row['sentences'])}" for row in rows]
+    shares = ("trained", "first", "heads", "constant")
+    body = [
+        [row["dimension"], *(_percent(row[name]) for name in shares), f"{row['variance']:.3g}"]
+        for row in rows
+    ]
+    return [legend, "\n".join(said), _table(["dimension", *shares, "variance"], body)]
 
 
 def _held_out(rows: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> list[str]:

@@ -29,7 +29,21 @@ class _Point(NamedTuple):
     accuracy: Mapping[str, float]
 
 
-def plot(history: Sequence[Mapping[str, Any]], path: Path) -> None:
+class Measured(NamedTuple):
+    """What the history's "accuracy" is: its picture's title, its axis, and what guessing gets, in percent."""
+
+    title: str
+    axis: str
+    guessed: tuple[str, float]
+    least: tuple[float, float]
+    """Percentages that the axis reaches from and to at least."""
+
+
+PAIRS = Measured("Validation accuracy", "pairs ranked rightly, %", ("chance", 50), (47, 60))
+SHARES = Measured("Validation prompts", "of the teacher's rewards, %", ("no reward", 0), (-3, 10))
+
+
+def plot(history: Sequence[Mapping[str, Any]], path: Path, kind: Measured = PAIRS) -> None:
     """Writes `path`. Steps may run on from stage to stage or begin again in each."""
     points = _points(history)
     measured = any(point.accuracy for point in points)
@@ -42,7 +56,7 @@ def plot(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     rows = figure.subplots(2 if measured else 1, 1, sharex=True, squeeze=False)[:, 0]
     _losses(rows[0], points)
     if measured:
-        _accuracies(rows[1], points)
+        _accuracies(rows[1], points, kind)
     rows[-1].set_xlabel("step")
     for axes in rows:
         axes.spines[["top", "right"]].set_visible(False)
@@ -81,7 +95,7 @@ def _losses(axes: Axes, points: list[_Point]) -> None:
     axes.set_title("Training loss, raw and smoothed", loc="left", fontsize=11)
 
 
-def _accuracies(axes: Axes, points: list[_Point]) -> None:
+def _accuracies(axes: Axes, points: list[_Point], measured: Measured) -> None:
     names = list(dict.fromkeys(name for point in points for name in point.accuracy))
     for number, name in enumerate(names):
         mine = [p for p in points if name in p.accuracy]
@@ -96,11 +110,12 @@ def _accuracies(axes: Axes, points: list[_Point]) -> None:
             linewidth=1.6,
             label=name,
         )
-    axes.axhline(50, color=_GREY, linestyle="--", linewidth=1, label="chance", zorder=1)
+    name, level = measured.guessed
+    axes.axhline(level, color=_GREY, linestyle="--", linewidth=1, label=name, zorder=1)
     low, high = axes.get_ylim()
-    axes.set_ylim(min(low, 47), max(high, 60))
-    axes.set_ylabel("pairs ranked rightly, %")
-    axes.set_title("Validation accuracy", loc="left", fontsize=11)
+    axes.set_ylim(min(low, measured.least[0]), max(high, measured.least[1]))
+    axes.set_ylabel(measured.axis)
+    axes.set_title(measured.title, loc="left", fontsize=11)
 
 
 def _boundaries(axes: Axes, points: list[_Point]) -> None:

@@ -82,6 +82,12 @@ def _settings(
             f"not among {', '.join(names)}"
         )
     original = Settings.from_dict({**training["settings"], "out": "", "recipe": training["recipe"]})
+    if original.teacher is not None and not specs:
+        raise ValueError(
+            f"{adapter.config.backbone.name}'s adapter was taught by sentences, so there are no pairs of "
+            "its own to rank; its card has the shares of the teacher's rewards. Give --data with scores "
+            f"of {', '.join(names)}"
+        )
     return dataclasses.replace(
         original,
         base=base,

@@ -66,6 +66,15 @@ def _key(line: Any) -> str:
     return json.dumps([message.model_dump() for message in messages], ensure_ascii=False)
 
 
+def undrawn(prompts: Sequence[str], out: Path) -> list[str]:
+    """Those that neither out nor the file of the declined holds; torn last lines are cut off."""
+    known: set[str] = set()
+    for path in (out, declined_path(out)):
+        jsonl.mend(path)
+        known.update(jsonl.read(path, _parse))
+    return [prompt for prompt in prompts if prompt not in known]
+
+
 def draw(
     base: str,
     prompts: Sequence[str],
@@ -77,10 +86,7 @@ def draw(
     build: Build = vllm_engine,
 ) -> Drawn:
     """Draw for the prompts of read_prompts that out does not hold; ray is the number of its actors."""
-    jsonl.mend(out)
-    jsonl.mend(declined_path(out))
-    known = {key for path in (out, declined_path(out)) for key in jsonl.read(path, _parse)}
-    todo = [prompt for prompt in prompts if prompt not in known]
+    todo = undrawn(prompts, out)
     counts = Drawn(known=len(prompts) - len(todo))
     if not todo:
         return counts

@@ -1,0 +1,134 @@
+"""The options of `pad-vllm train --teacher prompt`: dimensions from sentences, in the place of data.
+
+In: what was typed. Out: a Teacher, and the defaults of a run that has one. Refuses, by name, what belongs to
+the other way of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pad_vllm.training import settings
+
+TAUGHT: dict[str, Any] = {"epochs": 4, "head_epochs": 1, "head_rank": 128, "beta": 1.5}
+"""Defaults in the place of Settings' and Recipe's own, for targets as dense as a teacher's."""
+
+TAUGHT_RECIPE: dict[str, Any] = {"lora_lr": 2e-3, "head_lr": 1e-3}
+
+_OF_DATA = ("data", "dimensions", "limit", "strict", "text_preferences")
+_OF_TEACHER = ("dimension", "opposite", "prompts", "answers")
+
+Teacher = Annotated[
+    str | None,
+    typer.Option(
+        metavar="prompt",
+        help="Learn dimensions from sentences, not from --data: BASE itself, told the sentence, is the "
+        "teacher. Needs --dimension and --prompts. Defaults are then "
+        + ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in TAUGHT.items())
+        + ".",
+    ),
+]
+Dimension = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar='NAME="SENTENCE"',
+        help="With --teacher prompt: a dimension and the sentence BASE is told for it, such as "
+        'friendly="Answer in a warm and casual tone."; again for each.',
+    ),
+]
+Opposite = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar='NAME="SENTENCE"',
+        help="With --teacher prompt: what the opposite of --dimension NAME would be told; the dimension "
+        "is then half the difference of the two.",
+    ),
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        help='With --teacher prompt: .jsonl of {"prompt": text or messages}, or .txt, a prompt a line.'
+    ),
+]
+Answers = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="With --teacher prompt: how many of the prompts BASE answers (default: 420); of the others "
+        "the first token is taught.",
+    ),
+]
+
+
+def teacher_of(
+    context: typer.Context,
+    teacher: str | None,
+    dimension: Sequence[str] | None,
+    opposite: Sequence[str] | None,
+    prompts: Path | None,
+    answers: int | None,
+) -> settings.Teacher | None:
+    """None for a run from data. Raises ValueError for what does not go together."""
+    if teacher not in (None, "prompt"):
+        raise ValueError(f"--teacher {teacher}: prompt is accepted, or no --teacher and --data")
+    _refuse_mixed(context, taught=teacher is not None)
+    if teacher is None:
+        return None
+    if not dimension:
+        raise ValueError(
+            '--teacher prompt has no dimension to teach: give --dimension NAME="SENTENCE"'
+        )
+    if prompts is None:
+        raise ValueError(
+            "--teacher prompt has no prompts that BASE could answer: give --prompts FILE, some hundreds "
+            'as lines of {"prompt": text} (.jsonl) or of text (.txt)'
+        )
+    told = {"answers": answers} if answers else {}
+    return settings.Teacher(
+        sentences=_sentences("--dimension", dimension),
+        opposites=_sentences("--opposite", opposite or ()),
+        prompts=str(prompts),
+        **told,
+    )
+
+
+def defaults(context: typer.Context, others: dict[str, Any]) -> dict[str, Any]:
+    """Those of `others` that were not typed."""
+    return {name: value for name, value in others.items() if not _typed(context, name)}
+
+
+def _refuse_mixed(context: typer.Context, *, taught: bool) -> None:
+    for name in _OF_DATA if taught else _OF_TEACHER:
+        if _typed(context, name):
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(
+                f"{flag} is for data that scores dimensions, --teacher prompt for dimensions made of "
+                f"sentences: leave one of the two out"
+                if taught
+                else f"{flag} belongs to --teacher prompt, which makes dimensions of sentences: add it, or "
+                "leave this out (--dimensions picks from those that --data scores)"
+            )
+    if not taught and not _typed(context, "data"):
+        raise ValueError(
+            "there is nothing to learn from: give --data NAME[=PATH], or --teacher prompt with "
+            '--dimension NAME="SENTENCE" and --prompts FILE'
+        )
+
+
+def _typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _sentences(option: str, given: Sequence[str]) -> dict[str, str]:
+    sentences: dict[str, str] = {}
+    for one in given:
+        name, _, sentence = (part.strip() for part in one.partition("="))
+        if name in sentences:
+            raise ValueError(f"{option} {name} is given twice; accepted: one sentence a dimension")
+        sentences[name] = sentence
+    return sentences

@@ -1,0 +1,196 @@
+"""A run whose dimensions are taught by sentences: training/run.py with another teacher.
+
+    pad-vllm train BASE --teacher prompt --prompts prompts.jsonl --out ADAPTER \
+        --dimension friendly="Answer in a warm and casual tone."
+
+The base answers each prompt twice, and, told the sentences, says token by token what it would have chosen
+instead. Heads start at the closed form, then trunk and heads learn the rest. In: Settings with a Teacher.
+Out: the ordinary adapter; its card has the sentences and the shares of the teacher's rewards explained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pad_vllm.training.data import jsonl
+from pad_vllm.training.data.groups import DataReport, Group
+from pad_vllm.training.data.prepare import Prepared
+from pad_vllm.training.data.record import Record, fold
+from pad_vllm.training.loop.trainer import Data
+from pad_vllm.training.objective.cache import CachedResponse
+from pad_vllm.training.objective.store import Store
+from pad_vllm.training.report.curves import SHARES
+from pad_vllm.training.run import Run
+from pad_vllm.training.sampling.sample import read_prompts
+from pad_vllm.training.sampling.sampler import Sampling
+from pad_vllm.training.settings import Settings, Teacher
+from pad_vllm.training.taught.answers import Told, draw_apart
+from pad_vllm.training.taught.course import Course
+from pad_vllm.training.taught.lesson import Lesson, Lessons, Parts
+from pad_vllm.training.taught.moments import Moments
+from pad_vllm.training.taught.regression import Regression, shares, trained_rewards
+from pad_vllm.training.taught.teacher import LessonStore
+from pad_vllm.training.taught.wishes import wishes
+
+_FIRST = 1  # tokens
+
+
+class TaughtRun(Run):
+    """Run for settings with a teacher."""
+
+    measured = "validation shares"
+    shown = SHARES
+    store: LessonStore
+    parts: Parts
+    moments: Moments
+
+    def _prepared(self) -> Prepared:
+        self.asked = wishes(self._teacher)
+        self.lessons = Lessons(self.tokenizer, self.settings, self.asked)
+        self.answered, self.others = self._prompts()
+        dimensions = tuple(wish.dimension for wish in self.asked)
+        return Prepared(dimensions, [], [], [], {}, DataReport({}, {}, {}))
+
+    @property
+    def _teacher(self) -> Teacher:
+        assert self.settings.teacher is not None
+        return self.settings.teacher
+
+    def _prompts(self) -> tuple[list[str], list[str]]:
+        """Those that are answered, and others of which the first token is taught, in random order."""
+        teacher, seed = self._teacher, self.settings.recipe.seed
+        read = sorted(read_prompts(Path(teacher.prompts)), key=lambda p: fold(f"{seed} {p}"))
+        fit = [prompt for prompt in read if self.lessons.fits(prompt)]
+        self.unfit = len(read) - len(fit)
+        if not fit:
+            raise ValueError(
+                f"--prompts {teacher.prompts}: none of its {len(read)} prompts has at most "
+                f"{self.settings.max_prompt} tokens and suits the chat template. Raise --max-prompt, "
+                "or give others"
+            )
+        most = teacher.answers
+        return fit[:most], fit[most : most + teacher.firsts * most]
+
+    def _store(self, cache: Path, identity: str) -> Store:
+        return LessonStore(self.model, self.tokenizer, self.settings, cache, identity)
+
+    def _gather(self) -> list[Group]:
+        with self._timed("answers"):
+            records = self._answers()
+        self.parts = self.lessons.parts(records, self.others)
+        for name, count in self._told()["prompts"].items():
+            self.log.say(f"{name:>22} {count:>6}")
+        with self._timed("cache"):
+            self._build(self.parts.all(), scored=False)
+        with self._timed("teacher"):
+            self.moments = self._taught()
+        self._start()
+        return [*self.parts.all()]
+
+    def _answers(self) -> list[Record]:
+        """Drawn by worker 0; the run's folder has them, also those of an earlier start."""
+        out, settings = self.work / "answers.jsonl", self.settings
+        if self.rank == 0:
+            sampling = Sampling(
+                n=2,
+                max_tokens=settings.max_response,
+                seed=settings.recipe.seed,
+                max_model_len=settings.max_prompt + settings.max_response,
+                chat_template=settings.chat_template,
+                dtype=settings.dtype,  # as the teacher reads them
+            )
+            build = Told(tuple(one for wish in self.asked for one in wish.sentences))
+            draw_apart(settings.base, self.answered, out, sampling, build)
+        self.accelerator.wait_for_everyone()
+        return list(jsonl.read(out, Record.model_validate_json))
+
+    def _taught(self) -> Moments:
+        """The teacher's rewards of every lesson are in the store; the sums over the training answers."""
+        parts, rank, world, progress = self.parts, self.rank, self.world, self.log.progress
+        paths = [self.work / f"moments-{r}-of-{world}.safetensors" for r in range(world)]
+        sizes = len(self.asked), self.model.head_A.shape[-1]
+        own = Moments.load(paths[rank])
+        if own is None or not self.store.knows(parts.train[rank::world][: int(own.lessons)]):
+            own = Moments.none(*sizes)
+        self.store.teach(parts.train[rank::world], progress, own, paths[rank])
+        own.save(paths[rank])
+        rest = [*parts.validation, *parts.held_out, *parts.firsts, *parts.held_out_firsts]
+        self.store.teach(rest[rank::world], progress, Moments.none(*sizes), None)
+        self.accelerator.wait_for_everyone()
+        every = [Moments.load(path) or Moments.none(*sizes) for path in paths]
+        total = every[0]
+        for one in every[1:]:
+            total = total + one
+        return total
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        """The heads at the closed form; how well a constant direction and these heads do."""
+        model = self.model
+        A, B = self.moments.heads(model.head_A.shape[1])
+        model.head_B.zero_()
+        model.head_A[:, : A.shape[1]] = A.to(model.head_A)
+        model.head_B[..., : B.shape[-1]] = B.to(model.head_B)
+        constant = self.moments.constant().to(model.head_A)
+        self.before = {
+            "constant": self._shares(partial(_constant, model, constant), self.parts.held_out),
+            "heads": self._shares(partial(_untrunked, model), self.parts.held_out),
+        }
+
+    def _shares(self, rewards: Any, lessons: Sequence[Lesson], most: int = 10**9) -> Tensor:
+        read = partial(self.store.responses, scored=True)
+        return shares(rewards, map(read, lessons), most)
+
+    def _lessons(self) -> tuple[nn.Module, Data]:
+        course = Course(self.store, self.parts, self.settings, self._teacher.firsts)
+        return Regression(self.model, self.moments.variance(), course.typical()), course
+
+    def _figures(self) -> dict[str, Any]:
+        trained, held_out = partial(trained_rewards, self.model), self.parts.held_out
+        firsts = [*held_out, *self.parts.held_out_firsts]
+        columns = {
+            "trained": self._shares(trained, held_out),
+            "first": self._shares(trained, firsts, _FIRST),
+            **self.before,
+            "variance": self.moments.variance(),
+        }
+        rows = [
+            {"dimension": wish.dimension, "sentences": list(wish.sentences)}
+            | {name: round(float(column[i]), 4) for name, column in columns.items()}
+            for i, wish in enumerate(self.asked)
+        ]
+        for row in rows:
+            said = ", ".join(f"{name} {row[name]:.2f}" for name in columns)
+            self.log.say(f"held out, {row['dimension']}: {said}")
+        return {"taught": rows}
+
+    def _told(self) -> dict[str, Any]:
+        described = (
+            f"Prompts of {Path(self._teacher.prompts).name}; the base answered each as it is, and told "
+            f"one of the sentences. {self.unfit} prompts were too long or refused by the template."
+        )
+        parts = getattr(self, "parts", None)
+        return {"described": described, "prompts": parts.counts() if parts else {}}
+
+
+def _constant(model: Any, d: Tensor, responses: Sequence[CachedResponse]) -> Tensor:
+    """phi [n, K, D] of one direction [D, H] for all states."""
+    ids = torch.cat([r.ids for r in responses]).long()
+    return torch.einsum("nkh,dh->nkd", model.embeddings(ids), d)
+
+
+def _untrunked(model: Any, responses: Sequence[CachedResponse]) -> Tensor:
+    """phi [n, K, D] of the heads alone, h_T = h_B."""
+    h, ids = torch.cat([r.h_B for r in responses]), torch.cat([r.ids for r in responses]).long()
+    return model.features(h, h, ids)
+
+
+def run_of(settings: Settings) -> type[Run]:
+    """Which run such settings ask for."""
+    return Run if settings.teacher is None else TaughtRun
