@@ -125,20 +125,22 @@ def compare(
 
 
 def make_random(base: str, args: argparse.Namespace) -> str:
-    """A random adapter for a base that has none, forked at the top quarter."""
+    """A random adapter for a base that has none, forked at --fork-layer, or else at the top quarter."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(base)
-    fork = round(config.get_text_config().num_hidden_layers * 0.75)
+    layers = config.get_text_config().num_hidden_layers
+    fork = round(layers * 0.75) if args.fork_layer is None else min(args.fork_layer, layers)
     adapter = random_adapter(
         Backbone.from_config(Path(base)),
         fork,
         ("a", "b", "c"),
         16,
         16,
-        shapes=module_shapes(config),
+        shapes={} if fork == layers else module_shapes(config),
         std=0.01,
         seed=0,
+        constants=fork == layers,
     )
     save_adapter(adapter, args.random_adapter, "A random adapter, for timing only.\n")
     return str(args.random_adapter)
@@ -175,6 +177,11 @@ def parse() -> argparse.Namespace:
     parser = arguments.parser(__doc__, out="benchmarks/results/speed.json")
     arguments.add_timing(parser, batches=(1, 4, 16, 32), tokens=64, rounds=5)
     parser.add_argument("--random-adapter", type=Path, help="make a random one here and use it")
+    parser.add_argument(
+        "--fork-layer",
+        type=int,
+        help="of the random one; the base's number of layers or more: heads only",
+    )
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--load-format", default="auto", help="`dummy` times a bare config.json")
     parser.add_argument("--gpu-memory", type=float, default=0.4, help="share for each engine")

@@ -114,10 +114,13 @@ def _note(
 def _adapter(folder: str) -> tuple[Adapter, str]:
     made = load_adapter(folder)
     config = made.config
-    return made, (
-        f"{listed(config.dimensions)}; trained on {config.backbone.name}, forked at layer "
-        f"{config.fork_layer} of {config.backbone.num_layers}"
-    )
+    layers = config.backbone.num_layers
+    fork = f"forked at layer {config.fork_layer} of {layers}"
+    if config.heads_only:
+        fork = f"heads only, on all {layers} layers"
+    constants = "" if made.head_C is None else ", with constants"
+    dimensions = listed(config.dimensions)
+    return made, f"{dimensions}; trained on {config.backbone.name}, {fork}{constants}"
 
 
 def _config(base: str) -> tuple[Any, str]:
@@ -221,11 +224,16 @@ def _architecture(both: _Both) -> str:
     from pad_vllm.adapter.families import ARCHITECTURES
 
     names = both.config.architectures or ()
+    if both.adapter.config.heads_only and names:
+        return (
+            f"{listed(names)} need not be forked; its logits are looked at when the engine starts"
+        )
     unknown = [name for name in names if name not in ARCHITECTURES]
     if unknown or not names:
         raise ValueError(
             f"the shared engine cannot fork {listed(unknown) if unknown else both.base}; it serves "
-            f"{listed(ARCHITECTURES)}. Use a base of these, with an adapter trained on it."
+            f"{listed(ARCHITECTURES)}. Use a base of these, with an adapter trained on it, or train heads "
+            "only (a fork at the top), which need no fork."
         )
     return f"{listed(names)} can be forked"
 
@@ -238,6 +246,8 @@ def _shapes(both: _Both) -> str:
 
 
 def _fork_layer(both: _Both) -> str:
+    if both.adapter.config.heads_only:
+        return "no layer runs twice"
     kinds = attention_kinds(both.config)
     require_boundary(kinds, both.adapter.config.fork_layer)
     top = len(kinds) - both.adapter.config.fork_layer

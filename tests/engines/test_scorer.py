@@ -17,7 +17,8 @@ from pad_vllm.engines.reward_model.decoder import BLOCK, DecoderError, ForkedDec
 from pad_vllm.engines.reward_model.passes import Piece, pack
 from pad_vllm.engines.reward_model.scorer import Scorer
 
-FORKS = {"llama": 2, "mistral": 3, "qwen2": 1, "qwen3": 0, "gemma3": 3}
+HEADS = " heads"
+FORKS = {"llama": 2, "mistral": 3, "qwen2": 1, "qwen3": 0, "gemma3": 3, "gemma3 heads": 6}
 V = tiny.COMMON["vocab_size"]
 
 
@@ -29,9 +30,10 @@ def made(tmp_path_factory):
 
     def make(family):
         if family not in known:
-            base = tiny.checkpoint(family, root / family)
+            heads, fork = family.endswith(HEADS), FORKS[family]
+            base = tiny.checkpoint(family.removesuffix(HEADS), root / family)
             folder = root / f"{family}_adapter"
-            tiny.write_adapter(base, folder, fork_layer=FORKS[family], std=0.15)
+            tiny.write_adapter(base, folder, fork_layer=fork, std=0.15, constants=heads)
             known[family] = (base, load_adapter(folder))
         return known[family]
 
@@ -97,6 +99,21 @@ def test_rows_that_join_grow_shrink_and_leave_get_the_rewards_of_their_text(made
     assert fast.declined.counts == {}
     assert fast([]).shape == (0, 0)
     assert fast.used_blocks == 0
+
+
+def test_at_the_top_a_cache_of_the_same_size_holds_one_stream(made):
+    base, adapter = made("gemma3" + HEADS)
+    decoder = scorer(base, adapter)._decoder
+    kv = tiny.COMMON["num_key_value_heads"]
+    assert [cache.shape[3] for cache in decoder.caches.values()] == [kv] * FORKS["gemma3" + HEADS]
+    widths = []
+    decoder._lower.layers[0].register_forward_hook(
+        lambda _, given, __: widths.append(given[0].shape[0])
+    )
+    Scorer(decoder, adapter, Declined(print), exact=True, budget=64)(
+        [Ask(0, [5] * 9, (1.0, 0.0, 0.0), [(9, (7,))])]
+    )
+    assert widths == [1]
 
 
 def test_a_cache_too_small_for_all_rows_gives_the_same_rewards_with_more_work(made):

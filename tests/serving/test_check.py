@@ -48,6 +48,20 @@ def test_an_adapter_on_its_own_base_is_fine_in_every_row(base, folder):
     assert rows[0].detail == "helpful, brief, humor; trained on base, forked at layer 2 of 4"
 
 
+def test_heads_only_fit_a_base_that_cannot_be_forked(tmp_path):
+    base = tiny.other_checkpoint("gpt2", tmp_path / "base")
+    heads = tiny.write_adapter(base, tmp_path / "heads", fork_layer=3, std=0.05, constants=True)
+    rows = check.run(str(base), str(heads))
+    found = {row.name: row.detail for row in rows}
+
+    assert [row.name for row in rows] == NAMES
+    assert [row.name for row in rows if not row.ok] == ["reward model"]
+    assert check.servable(rows) == ["shared"]
+    assert found["adapter"].endswith("trained on base, heads only, on all 3 layers, with constants")
+    assert found["architecture"].startswith("GPT2LMHeadModel need not be forked")
+    assert found["fork layer"] == "no layer runs twice"
+
+
 def test_a_broken_adapter_leaves_what_depends_on_it_out(base, folder):
     (folder / "adapter_model.safetensors").unlink()
     rows = check.run(str(base), str(folder))

@@ -1,5 +1,6 @@
 """The forked backbone on packed tokens: lower layers once, top layers as [base; reward], one set of weights.
 
+Where the fork is at the top there is one stream: one pass, one cache, h_T = h_B.
 In: token ids, positions and an attention Batch. Out: h_B and h_T of the tokens asked for. It holds the
 KV cache's tensors; blocks.py and row.py keep which row has which blocks.
 """
@@ -30,7 +31,7 @@ class DecoderError(ValueError):
 
 
 class ForkedDecoder:
-    """A reward model's two streams. A KV cache of at most `cache_bytes` is allocated at once."""
+    """A reward model's two streams, or its one. A KV cache of at most `cache_bytes` is allocated at once."""
 
     def __init__(
         self,
@@ -58,8 +59,9 @@ class ForkedDecoder:
         self.embedding = model.lm_head.weight
         self.longest = int(model.config.max_position_embeddings)
         self._embed = model.model.embed_tokens
-        self._lower = decoder_slice(model.model, 0, self.fork, norm=False)
-        self._upper = decoder_slice(model.model, self.fork, layers, norm=True)
+        top = adapter.config.heads_only
+        self._lower = decoder_slice(model.model, 0, self.fork, norm=top)
+        self._upper = None if top else decoder_slice(model.model, self.fork, layers, norm=True)
         cpu.pack_linears(model.model.layers)
         _add_lora(model.model.layers, adapter, dtype, device)
         self.blocks = self._blocks(model.config, layers, cache_bytes)
@@ -103,6 +105,9 @@ class ForkedDecoder:
         x = self._embed(ids.clamp(max=len(self.embedding) - 1).unsqueeze(0))
         if self.fork:
             x = self._lower(inputs_embeds=x, **more).last_hidden_state
+        if self._upper is None:
+            h = x[0].index_select(0, wanted).float()
+            return h, h
         both = self._upper(inputs_embeds=x.expand(2, -1, -1), **more).last_hidden_state
         h_B, h_T = both.index_select(1, wanted).float()
         return h_B, h_T
