@@ -9,8 +9,8 @@ import tiny
 import torch
 
 from pad_vllm.adapter.folder import load_adapter
-from pad_vllm.engines.reward_model.capacity import require_length
-from pad_vllm.engines.reward_model.decoder import BLOCK, ForkedDecoder
+from pad_vllm.engines.reward_model.capacity import BLOCK, require_length
+from pad_vllm.engines.reward_model.decoder import ForkedDecoder
 
 GIB = 2**30
 POSITIONS = tiny.COMMON["max_position_embeddings"]
