@@ -25,6 +25,8 @@ from transformers import AutoTokenizer
 
 from pad_vllm.demo.names import resolve_base
 from pad_vllm.engines.base import Request, Step
+from pad_vllm.engines.declined import Declined
+from pad_vllm.engines.patience import Patience
 from pad_vllm.engines.ray import _Actor
 from pad_vllm.engines.resident import ResidentRewards
 from pad_vllm.engines.reward_model.ask import Ask
@@ -57,12 +59,14 @@ class Timed:
 
     def __init__(self) -> None:
         heads = SimpleNamespace(heads=(torch.zeros(2, 4, H), torch.zeros(2, H, 4), None))
-        self.scorer = Scorer(Nothing(), heads, exact=True, budget=4096)  # type: ignore[arg-type]
-        self.actor = _Actor(None, 0)
+        declined = Declined(print)
+        self.scorer = Scorer(Nothing(), heads, declined, exact=True, budget=4096)  # type: ignore[arg-type]
+        handle = SimpleNamespace(step=SimpleNamespace(remote=len))
+        self.actor = _Actor(handle, 0, Patience(1.0, time.monotonic))
         self.scored, self.updated = 0.0, 0.0
 
     def __call__(self, asks: Sequence[Ask]) -> torch.Tensor:
-        self.updated = seconds(lambda: self.actor.updates(asks))
+        self.updated = seconds(lambda: self.actor.step(asks))
         begun = time.process_time()
         rewards = self.scorer(asks)
         self.scored = time.process_time() - begun
@@ -78,7 +82,7 @@ def seconds(work: Callable[[], Any]) -> float:
 def steps(base: Any, persrm: Any) -> dict[str, float]:
     """Milliseconds a step of all rows."""
     scores, draw = Timed(), random.Random(0)
-    engine = ResidentRewards(Reader(base, persrm), scores, print)
+    engine = ResidentRewards(Reader(base, persrm), scores, Declined(print))
     words = base.encode(TEXT * (LENGTH // 15))
     requests = [
         Request(Guidance((1.0, 1.0), 1.0, K), [*draw.sample(words, 20), *words[:LENGTH]], 20)

@@ -16,7 +16,7 @@ from pad_vllm.adapter.folder import load_adapter
 from pad_vllm.adapter.manifest import AdapterConfig, Backbone, read_config, require_backbone
 from pad_vllm.adapter.shapes import attention_kinds, require_boundary, require_shapes
 from pad_vllm.config import PADConfig
-from pad_vllm.engines.reward_model.load import require_reward_backbone, tokenizer_of
+from pad_vllm.engines.reward_model.load import require_length, require_reward_backbone, tokenizer_of
 from pad_vllm.params import PREFERENCE, Limits, parse
 from pad_vllm.serving import requests
 from pad_vllm.serving.refusals import require_architecture, require_servable, require_wiring
@@ -41,15 +41,14 @@ def check_backbone(
     config: VllmConfig, pad: PADConfig, adapter: Adapter, *, fetched: bool = True
 ) -> None:
     """Raises ValueError where the backbone is not the adapter's, and logs warnings: the served model's with
-    `shared`, the reward model's own with the other engines.
+    `shared`, the reward model's own with the other engines, or where texts may outgrow that.
 
     fetched: whether vLLM has fetched the weights. Before, a hub's model may be missing: `shared` then
     compares config and what is there, the other engines nothing.
     """
     if pad.engine != "shared":
         if fetched:  # `ray` runs its reward models elsewhere
-            weights = pad.engine == "resident"
-            for warning in require_reward_backbone(pad, adapter, weights=weights):
+            for warning in _reward_model(config, pad, adapter, weights=pad.engine == "resident"):
                 logger.warning("%s", warning)
         return
     if not adapter.config.heads_only:
@@ -60,6 +59,16 @@ def check_backbone(
     warnings = require_backbone(adapter.config, served, allow_mismatch=pad.allow_backbone_mismatch)
     for warning in warnings if fetched else ():
         logger.warning("%s", warning)
+
+
+def _reward_model(
+    config: VllmConfig, pad: PADConfig, adapter: Adapter, *, weights: bool
+) -> list[str]:
+    """Warnings; weights: whether this process will run it."""
+    warnings = require_reward_backbone(pad, adapter, weights=weights)
+    model = config.model_config
+    require_length(pad, adapter.config, model.max_model_len, model.dtype)
+    return warnings
 
 
 def _fingerprint(config: VllmConfig, *, fetched: bool) -> str | None:
@@ -131,7 +140,7 @@ def front_end(config: VllmConfig) -> Admit:
         require_boundary(attention_kinds(base), adapter.config.fork_layer)
         on_request(requests.checked(lambda _: False))
     else:
-        require_reward_backbone(pad, adapter, weights=False)
+        _reward_model(config, pad, adapter, weights=False)
         read = reader(config, pad)
         on_request(requests.checked(lambda asked: not read.same or bool(asked.get(PREFERENCE))))
     if pad.on_failure == "stop":

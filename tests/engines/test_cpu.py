@@ -28,3 +28,22 @@ def test_without_both_operators_the_layers_stay_plain(monkeypatch, known):
     model = layers()
     cpu.pack_linears(model)
     assert [type(layer) for layer in model] == [torch.nn.Linear] * 2
+
+
+def test_bfloat16_stays_plain_on_a_processor_whose_onednn_cannot_multiply_it(monkeypatch):
+    def refuses(*_given):
+        raise RuntimeError("bf16 path needs the cpu support")
+
+    onednn = {"_linear_pointwise": refuses, "_reorder_linear_weight": refuses}
+    onednn["_is_mkldnn_bf16_supported"] = lambda: False
+    monkeypatch.setattr(cpu, "_ONEDNN", SimpleNamespace(**onednn))
+    model = layers().bfloat16()
+    cpu.pack_linears(model)
+    assert [type(layer) for layer in model] == [torch.nn.Linear] * 2
+
+
+def test_layers_in_bfloat16_say_on_every_processor_what_plain_ones_say():
+    plain, packed = layers().bfloat16(), layers().bfloat16()
+    cpu.pack_linears(packed)
+    x = torch.randn(5, 8).bfloat16()
+    torch.testing.assert_close(packed(x), plain(x))

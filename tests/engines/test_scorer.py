@@ -13,7 +13,8 @@ from watched import Watched
 from pad_vllm.adapter.folder import load_adapter
 from pad_vllm.engines.declined import Declined
 from pad_vllm.engines.reward_model.ask import Ask, Node
-from pad_vllm.engines.reward_model.decoder import BLOCK, DecoderError, ForkedDecoder
+from pad_vllm.engines.reward_model.capacity import BLOCK
+from pad_vllm.engines.reward_model.decoder import DecoderError, ForkedDecoder
 from pad_vllm.engines.reward_model.passes import Piece, pack
 from pad_vllm.engines.reward_model.scorer import Scorer
 

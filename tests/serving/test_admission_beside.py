@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 
+from pad_vllm.adapter.folder import load_adapter
 from pad_vllm.adapter.manifest import read_config
 from pad_vllm.config import PROCESSOR, PADConfig
 from pad_vllm.engines.reward_model.load import tokenizer_of
@@ -50,6 +51,7 @@ def config(base, backbone, tmp_path, monkeypatch):
             "try_get_generation_config": lambda: {"eos_token_id": [1, 7]},
             "hf_text_config": SimpleNamespace(eos_token_id=1),
             "dtype": torch.bfloat16,
+            "max_model_len": 512,
             "enable_sleep_mode": False,
         }
         return SimpleNamespace(
@@ -110,6 +112,25 @@ def test_a_backbone_that_is_not_the_adapters_is_refused(config, base):
 def test_a_backbone_that_is_not_there_is_refused_with_how_to_name_it(config):
     with pytest.raises(ValueError, match="--additional-config.pad.backbone PATH"):
         admission.front_end(config({"backbone": "/no/such/folder"}))
+
+
+@pytest.mark.parametrize("engine", ["resident", "ray"])
+@pytest.mark.parametrize(
+    ("settings", "length", "most"), [({}, 513, 512), ({"cache_gib": 0.0001}, 512, 64)]
+)
+def test_a_base_whose_texts_outgrow_the_reward_model_is_refused_here_and_in_the_worker(
+    config, engine, settings, length, most
+):
+    long = config({"engine": engine, **settings}, max_model_len=length)
+    said = f"max_model_len of {length} .*--max-model-len {most}, or "
+    with pytest.raises(ValueError, match=said):
+        admission.front_end(long)
+    pad = admission.settings(long)
+    with pytest.raises(ValueError, match=said):
+        admission.check_backbone(long, pad, load_adapter(pad.adapter))
+    short = config({"engine": engine, **settings}, max_model_len=most)
+    assert admission.front_end(short) is not None
+    admission.check_backbone(short, pad, load_adapter(pad.adapter))
 
 
 def test_a_chat_template_may_be_a_file_or_the_text_and_nothing_else(config, tmp_path):

@@ -23,22 +23,24 @@ def even(tokens: int) -> int:
 
 
 def pack_linears(model: nn.Module) -> None:
-    """Every nn.Linear of `model`, where this torch has oneDNN and its two operators for the type."""
+    """Every nn.Linear of `model` whose type oneDNN multiplies here; none where torch lacks an operator."""
     if not (torch.backends.mkldnn.is_available() and all(hasattr(_ONEDNN, op) for op in _USED)):
         return
+    types = [torch.float32]
+    if _ONEDNN._is_mkldnn_bf16_supported():  # noqa: SLF001, as torch's compiler does
+        types.append(torch.bfloat16)
     for linear in [module for module in model.modules() if type(module) is nn.Linear]:
-        if linear.weight.device.type == "cpu" and linear.weight.dtype in _TYPES:
+        if linear.weight.device.type == "cpu" and linear.weight.dtype in types:
             _pack(linear)
 
 
 _ONEDNN = torch.ops.mkldnn
-_USED = ("_reorder_linear_weight", "_linear_pointwise")
-_TYPES = (torch.float32, torch.bfloat16)
+_USED = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
 _ROWS = 16  # a step's rows, about; oneDNN lays the weight out for so many
 
 
 def _pack(linear: Any) -> None:
-    linear.pad_packed = _ONEDNN._reorder_linear_weight(  # noqa: SLF001, as torch's compiler does
+    linear.pad_packed = _ONEDNN._reorder_linear_weight(  # noqa: SLF001, as above
         linear.weight.detach(), _ROWS
     )
     linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)

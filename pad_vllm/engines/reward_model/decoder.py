@@ -19,11 +19,9 @@ from pad_vllm.adapter.modules import LINEAR_MODULES
 from pad_vllm.engines import lora
 from pad_vllm.engines.reward_model import cpu
 from pad_vllm.engines.reward_model.attention import NAME, Batch
+from pad_vllm.engines.reward_model.capacity import BLOCK, block_bytes, head_width
 from pad_vllm.persrm import decoder_slice
 from pad_vllm.wording import listed
-
-BLOCK = 16
-"""Tokens a block."""
 
 
 class DecoderError(ValueError):
@@ -64,22 +62,21 @@ class ForkedDecoder:
         self._upper = None if top else decoder_slice(model.model, self.fork, layers, norm=True)
         cpu.pack_linears(model.model.layers)
         _add_lora(model.model.layers, adapter, dtype, device)
-        self.blocks = self._blocks(model.config, layers, cache_bytes)
+        self.blocks = self._blocks(model.config, cache_bytes)
         self.caches = self._caches(model.config, layers)
 
-    def _blocks(self, config: Any, layers: int, cache_bytes: int) -> int:
-        """How many blocks fit: keys and values of every layer, of forked ones twice."""
-        streams = self.fork + 2 * (layers - self.fork)
-        token = 2 * streams * config.num_key_value_heads * _width(config) * self.dtype.itemsize
-        if (count := cache_bytes // (token * BLOCK)) < 2:
+    def _blocks(self, config: Any, cache_bytes: int) -> int:
+        """How many blocks fit."""
+        each = block_bytes(config, self.fork, self.dtype)
+        if cache_bytes < 2 * each:
             raise DecoderError(
                 f"the reward model's KV cache is {cache_bytes} bytes, and two blocks of {BLOCK} "
-                f"tokens take {2 * token * BLOCK}. Raise cache_gib in additional_config['pad']."
+                f"tokens take {2 * each}. Raise cache_gib in additional_config['pad']."
             )
-        return int(count)
+        return cache_bytes // each
 
     def _caches(self, config: Any, layers: int) -> dict[int, Tensor]:
-        kv, width = config.num_key_value_heads, _width(config)
+        kv, width = config.num_key_value_heads, head_width(config)
         shapes = [
             (2, self.blocks, BLOCK, kv * (1 if n < self.fork else 2), width) for n in range(layers)
         ]
@@ -116,12 +113,6 @@ class ForkedDecoder:
         """Copy the keys and values of block `source` to block `target`, in every layer."""
         for cache in self.caches.values():
             cache[:, target] = cache[:, source]
-
-
-def _width(config: Any) -> int:
-    return int(
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
 
 
 def require_known(config: Any) -> None:

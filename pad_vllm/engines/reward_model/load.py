@@ -18,6 +18,7 @@ from pad_vllm.adapter.shapes import require_shapes
 from pad_vllm.config import PADConfig
 from pad_vllm.demo.names import local_base
 from pad_vllm.engines.declined import Declined
+from pad_vllm.engines.reward_model import capacity
 from pad_vllm.engines.reward_model.decoder import ForkedDecoder, require_known
 from pad_vllm.engines.reward_model.scorer import Scorer
 
@@ -94,6 +95,13 @@ def require_reward_backbone(pad: PADConfig, adapter: Adapter, *, weights: bool =
     return warnings
 
 
+def require_length(pad: PADConfig, adapter: AdapterConfig, length: int, dtype: torch.dtype) -> None:
+    """Raises ValueError where texts of up to `length` tokens outgrow the reward model, run in `dtype`."""
+    name, folder = backbone_of(pad, adapter), checkpoint(pad, adapter, weights=False)
+    config = _config(name, folder)
+    capacity.require_length(config, adapter.fork_layer, dtype, pad.cache_gib, length)
+
+
 def _fingerprint(folder: Path, *, needed: bool) -> str | None:
     try:
         return fingerprint(folder)
@@ -144,7 +152,7 @@ def make_scorer(
         adapter,
         dtype=dtype,
         device=device,
-        cache_bytes=int(pad.cache_gib * 2**30),
+        cache_bytes=capacity.cache_bytes(pad.cache_gib),
     )
     exact = pad.candidates == "exact"
     return Scorer(decoder, adapter, declined, exact=exact, budget=pad.pass_tokens)

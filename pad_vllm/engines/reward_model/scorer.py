@@ -19,7 +19,8 @@ from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.engines.declined import Declined
 from pad_vllm.engines.reward_model.ask import After, Ask, Tree, grow
 from pad_vllm.engines.reward_model.blocks import Blocks
-from pad_vllm.engines.reward_model.decoder import BLOCK, ForkedDecoder
+from pad_vllm.engines.reward_model.capacity import BLOCK
+from pad_vllm.engines.reward_model.decoder import ForkedDecoder
 from pad_vllm.engines.reward_model.parcel import send
 from pad_vllm.engines.reward_model.passes import Piece, pack
 from pad_vllm.engines.reward_model.row import TAIL, CachedRow
