@@ -47,12 +47,12 @@ class TaughtRun(Run):
     measured = "validation shares"
     shown = SHARES
     store: LessonStore
-    parts: Parts
     moments: Moments
 
     def _prepared(self) -> Prepared:
         self.asked = wishes(self._teacher)
         self.lessons = Lessons(self.tokenizer, self.settings, self.asked)
+        self.parts = Parts([], [], [], [], [])  # until there are answers
         self.answered, self.others = self._prompts()
         dimensions = tuple(wish.dimension for wish in self.asked)
         return Prepared(dimensions, [], [], [], {}, DataReport({}, {}, {}))
@@ -84,7 +84,7 @@ class TaughtRun(Run):
         with self._timed("answers"):
             records = self._answers()
         self.parts = self.lessons.parts(records, self.others)
-        for name, count in self._told()["prompts"].items():
+        for name, count in self.parts.counts().items():
             self.log.say(f"{name:>22} {count:>6}")
         with self._timed("cache"):
             self._build(self.parts.all(), scored=False)
@@ -165,18 +165,21 @@ class TaughtRun(Run):
             | {name: round(float(column[i]), 4) for name, column in columns.items()}
             for i, wish in enumerate(self.asked)
         ]
+        self.log.say("share of the teacher's rewards explained on held-out prompts:")
+        self._say(["dimension", *columns])
         for row in rows:
-            said = ", ".join(f"{name} {row[name]:.2f}" for name in columns)
-            self.log.say(f"held out, {row['dimension']}: {said}")
+            self._say([str(row["dimension"]), *(f"{row[name]:.2f}" for name in columns)])
         return {"taught": rows}
+
+    def _say(self, cells: Sequence[str]) -> None:
+        self.log.say("  ".join(f"{cell:>13}" for cell in cells))
 
     def _told(self) -> dict[str, Any]:
         described = (
             f"Prompts of {Path(self._teacher.prompts).name}; the base answered each as it is, and told "
             f"one of the sentences. {self.unfit} prompts were too long or refused by the template."
         )
-        parts = getattr(self, "parts", None)
-        return {"described": described, "prompts": parts.counts() if parts else {}}
+        return {"described": described, "prompts": self.parts.counts()}
 
 
 def _constant(model: Any, d: Tensor, responses: Sequence[CachedResponse]) -> Tensor:
