@@ -14,7 +14,7 @@ import typer
 
 from pad_vllm.training import settings
 
-TAUGHT: dict[str, Any] = {"epochs": 4, "head_epochs": 1, "head_rank": 128, "beta": 1.5}
+TAUGHT: dict[str, Any] = {"epochs": 4, "head_epochs": 0, "head_rank": 128, "beta": 1.5}
 """Defaults in the place of Settings' and Recipe's own, for targets as dense as a teacher's."""
 
 TAUGHT_RECIPE: dict[str, Any] = {"lora_lr": 2e-3, "head_lr": 1e-3, "evaluate_every": 40}
