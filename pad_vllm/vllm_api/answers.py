@@ -8,7 +8,6 @@ workers' base class.
 from __future__ import annotations
 
 import copy
-import functools
 import itertools
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -16,6 +15,7 @@ from contextlib import aclosing
 from typing import Any
 
 from pad_vllm.outcome import MARK, Outcome, unknown
+from pad_vllm.vllm_api.hooks import replace
 from pad_vllm.vllm_api.names import SamplingParams, init_logger
 
 logger = init_logger(__name__)
@@ -77,34 +77,30 @@ def tell_offline(guided: Callable[[Any, Any], bool]) -> None:
     """
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    add, step = LLMEngine.add_request, LLMEngine.step
-    if getattr(add, "pad_hooked", False):
-        return
-
-    @functools.wraps(add)
-    def add_request(self: Any, request_id: str, prompt: Any, params: Any, *a: Any, **k: Any) -> Any:
-        if not guided(self, params):
-            return add(self, request_id, prompt, params, *a, **k)
+    def add_request(
+        original: Any, engine: Any, request_id: str, prompt: Any, params: Any, *a: Any, **k: Any
+    ) -> Any:
+        if not guided(engine, params):
+            return original(engine, request_id, prompt, params, *a, **k)
         params, mark = marked(params)
-        added = add(self, request_id, prompt, params, *a, **k)
-        _marks(self)[request_id] = mark
+        added = original(engine, request_id, prompt, params, *a, **k)
+        _marks(engine)[request_id] = mark
         return added
 
-    @functools.wraps(step)
-    def step_and_tell(self: Any) -> Any:
-        outputs = step(self)
-        marks = _marks(self)
-        ended = [one for one in outputs if one.finished and one.request_id in marks]
-        if ended:
-            told = _asked_offline(self, [marks.pop(one.request_id) for one in ended])
-            for output, outcome in zip(ended, told, strict=True):
-                output.pad = outcome
-        if marks and not self.has_unfinished_requests():
-            marks.clear()  # of requests that were aborted
-        return outputs
+    if replace(LLMEngine, "step", _step):
+        replace(LLMEngine, "add_request", add_request)
 
-    add_request.pad_hooked = True  # type: ignore[attr-defined]
-    LLMEngine.add_request, LLMEngine.step = add_request, step_and_tell
+
+def _step(original: Any, engine: Any) -> Any:
+    outputs, marks = original(engine), _marks(engine)
+    ended = [one for one in outputs if one.finished and one.request_id in marks]
+    if ended:
+        told = _asked_offline(engine, [marks.pop(one.request_id) for one in ended])
+        for output, outcome in zip(ended, told, strict=True):
+            output.pad = outcome
+    if marks and not engine.has_unfinished_requests():
+        marks.clear()  # of requests that were aborted
+    return outputs
 
 
 def _marks(engine: Any) -> dict[str, str]:

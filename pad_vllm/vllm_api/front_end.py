@@ -8,7 +8,6 @@ HTTP 400.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from vllm import envs
 from vllm.v1.engine.input_processor import InputProcessor
 
 from pad_vllm.vllm_api import answers
+from pad_vllm.vllm_api.hooks import replace
 from pad_vllm.vllm_api.names import SamplingParams, VllmConfig, VLLMValidationError
 from pad_vllm.vllm_api.responses import fill_responses
 
@@ -90,12 +90,12 @@ def _hook_streams() -> None:
     """
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    _replace(AsyncLLM, "generate", _generate)
+    replace(AsyncLLM, "generate", _generate)
     try:
         from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
     except ImportError:
         return
-    _replace(OpenAIServingResponses, "_generate_with_builtin_tools", _check_arguments)
+    replace(OpenAIServingResponses, "_generate_with_builtin_tools", _check_arguments)
 
 
 def _generate(
@@ -111,19 +111,6 @@ def _check_arguments(original: Any, serving: Any, *args: Any, **kwargs: Any) -> 
     for value in (*args, *kwargs.values()):
         _guided(serving.engine_client, value)
     return original(serving, *args, **kwargs)
-
-
-def _replace(cls: Any, name: str, by: Callable[..., Any]) -> None:
-    """Have `by(original, self, ...)` called in a method's place."""
-    original = getattr(cls, name, None)
-    if original is None or getattr(original, "pad_hooked", False):
-        return
-
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return by(original, self, *args, **kwargs)
-
-    method.pad_hooked = True  # type: ignore[attr-defined]
-    setattr(cls, name, functools.wraps(original)(method))
 
 
 def rust_front_end() -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from pad_vllm.vllm_api.hooks import replace
 from pad_vllm.vllm_api.names import VLLMValidationError
 
 _CLASSES = (
@@ -32,20 +33,12 @@ def on_request(check: Callable[[Any], None]) -> None:
             continue
         request.pad_request_check = staticmethod(check)
         for method in _METHODS:
-            _check_before(request, method)
+            replace(request, method, _checked)
 
 
-def _check_before(request: Any, method: str) -> None:
-    original = getattr(request, method, None)
-    if original is None or getattr(original, "pad_hooked", False):
-        return
-
-    def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            self.pad_request_check(self)
-        except ValueError as error:
-            raise VLLMValidationError(str(error)) from None
-        return original(self, *args, **kwargs)
-
-    checked.pad_hooked = True  # type: ignore[attr-defined]
-    setattr(request, method, checked)
+def _checked(original: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        request.pad_request_check(request)
+    except ValueError as error:
+        raise VLLMValidationError(str(error)) from None
+    return original(request, *args, **kwargs)

@@ -10,10 +10,12 @@ import inspect
 import json
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
+from functools import cache
 from importlib import import_module
 from typing import Any
 
 from pad_vllm.outcome import Outcome, total
+from pad_vllm.vllm_api.hooks import replace
 from pad_vllm.vllm_api.names import init_logger
 
 logger = init_logger(__name__)
@@ -43,21 +45,26 @@ def _wrap(module: str, cls: str, method: str, around: Callable[[Any, Any], Any])
     """Replace a method by `around(method, arguments by name)`."""
     try:
         owner = getattr(import_module(module), cls)
-        original = getattr(owner, method)
     except (ImportError, AttributeError):
+        owner = None
+    if not hasattr(owner, method):
         logger.warning("PAD: this vLLM has no %s.%s; its answers have no field `pad`", cls, method)
         return
-    if getattr(original, "pad_told", False):
-        return
-    signature = inspect.signature(original)
+    replace(owner, method, _named(around))
 
-    def told(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
+
+@cache
+def _named(around: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    """`around` as hooks.replace takes it: always the same for the same."""
+
+    def by(original: Any, *args: Any, **kwargs: Any) -> Any:
+        bound = _signature(original).bind(*args, **kwargs)
         return around(lambda: original(*bound.args, **bound.kwargs), bound.arguments)
 
-    told.pad_told = True  # type: ignore[attr-defined]
-    told.pad_hooked = getattr(original, "pad_hooked", False)  # type: ignore[attr-defined]
-    setattr(owner, method, told)
+    return by
+
+
+_signature = cache(inspect.signature)
 
 
 class _Watched:
