@@ -144,8 +144,6 @@ def guide(
     legal = (z != NEG_INF) & (position < top_k.unsqueeze(-1))
     score = z + beta.unsqueeze(-1) * reward.to(z.dtype)
     sound = (score.isfinite() | ~legal).all(-1, keepdim=True)
-    # An upper limit a row: -inf where the row is rewritten, none elsewhere. One pass, in place; on a CPU
-    # five to ten times as fast as masked_fill_ with a [R, 1] mask.
     guided = torch.where(sound, score.masked_fill(~legal, NEG_INF), z)
     logits.clamp_(max=_ceiling(logits, rows, sound))
     logits.index_put_((rows.unsqueeze(-1), ids), guided)
@@ -153,7 +151,10 @@ def guide(
 
 
 def _ceiling(logits: Tensor, rows: Tensor, on: Tensor) -> Tensor:
-    """[R, 1]: -inf in the rows [G] where `on` [G, 1] says so, inf in all others."""
+    """[R, 1], an upper limit a row: -inf in the rows [G] where `on` [G, 1] says so, none in all others.
+
+    For clamp_: one pass, in place; on a CPU five to ten times as fast as masked_fill_ with a [R, 1] mask.
+    """
     ceiling = torch.full((len(logits), 1), -NEG_INF, dtype=logits.dtype, device=logits.device)
     return ceiling.index_put_((rows,), torch.where(on, NEG_INF, -NEG_INF).to(logits.dtype))
 

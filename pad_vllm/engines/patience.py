@@ -10,9 +10,8 @@ from collections import deque
 from collections.abc import Callable
 
 _TIMES = 4  # the slowest of the last answers
-_ANSWERS = (
-    1000  # of them are remembered: the rare slow ones, where a prompt is read, are among them
-)
+# Remembered of them: the rare slow ones, where a prompt is read, are among so many.
+_ANSWERS = 1000
 _LEAST = 0.25  # of the deadline: a hiccup is no failure
 _PAUSE = 100.0  # deadlines at most: an actor that is always late costs a hundredth of the time
 
@@ -43,8 +42,7 @@ class Patience:
 
     def lost(self) -> None:
         """No answer, or none in time: no pause after the first, then the deadline, twice that, ..."""
-        self._took.append(
-            self._deadline
-        )  # its next answers may be as slow: they get the whole deadline
+        # Its next answers may be as slow: they get the whole deadline.
+        self._took.append(self._deadline)
         self._until = self._clock() + self._pause
         self._pause = min(max(2 * self._pause, self._deadline), _PAUSE * self._deadline)

@@ -88,10 +88,8 @@ class PersRMActor:
     def step(self, updates: list[Update]) -> Any:
         """Rewards [G, K] as numpy. Raises LookupError where tokens that it should have are gone."""
         begun = time.time()
-        known, self._tokens = (
-            self._tokens,
-            {},
-        )  # a step that fails leaves none: they come whole again
+        # A step that fails leaves none: they come whole again.
+        known, self._tokens = self._tokens, {}
         tokens = {update.key: update.to(known.get(update.key, [])) for update in updates}
         asks = [Ask(u.key, tokens[u.key], u.w, u.changes, u.must, u.keep) for u in updates]
         rewards = self._scorer(asks).cpu().numpy()

@@ -11,11 +11,7 @@ from typing import Any
 from pad_vllm.config import LOAD_FORMAT
 from pad_vllm.serving.refusals import wants_pad
 from pad_vllm.vllm_api.front_end import Admit, on_admission
-from pad_vllm.vllm_api.names import (
-    BaseModelLoader,
-    VllmConfig,
-    register_model_loader,
-)
+from pad_vllm.vllm_api.names import BaseModelLoader, VllmConfig, register_model_loader
 from pad_vllm.vllm_api.probe import probe
 
 

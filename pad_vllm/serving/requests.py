@@ -67,7 +67,7 @@ def _require_turns(request: Any) -> None:
             raise _unreadable(name, value)
     for place, message in enumerate(_messages(request)):
         for name, value in _hidden(message):
-            raise _unreadable(f"{place}: {name}", value)
+            raise _unreadable(f"messages[{place}].{name}", value)
 
 
 def _messages(request: Any) -> list[Any]:
@@ -91,9 +91,8 @@ def _hidden(message: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _unreadable(name: str, value: Any) -> ValueError:
-    where = f"messages[{name.replace(': ', '].')}" if ": " in name else name
     return ValueError(
-        f"{where} is {show(value)}, and this engine's reward model reads a conversation turn by turn; "
+        f"{name} is {show(value)}, and this engine's reward model reads a conversation turn by turn; "
         f"accepted: turns of {listed(_ROLES)} as text. Write it into a turn's text, leave the request "
         f"unguided, or use an adapter trained on the served model (without {PREFERENCE})."
     )

@@ -16,9 +16,7 @@ Change = tuple[int, tuple[int, ...]]
 
 _MEET = 4  # tokens in a row that a window must share with the known ones to be accepted
 _BACK = 6  # tokens before the change that the first window begins at; the next begin at 12, 24, ...
-_MEMO = (
-    2**18
-)  # characters of the encoded windows memoised, over all requests: some 10 MB with tokens
+_MEMO = 2**18  # characters of windows memoised, over all requests: some 10 MB with their tokens
 
 
 class Splice(NamedTuple):

@@ -89,12 +89,13 @@ class Run:
         """The whole run; the adapter on worker 0, None on the others."""
         everything = self._gather()
         history = self._stage(1)
-        with self._timed("trunk"):
-            self._freeze(everything)
-        history += self._stage(2)
+        if self.settings.recipe.head_epochs:
+            with self._timed("trunk"):
+                self._freeze(everything)
+            history += self._stage(2)
         if self.rank:
             return None
-        with self._timed("evaluation"):
+        with self._timed("evaluation"), torch.no_grad():
             figures = self._figures()
         adapter = self._adapter(figures)
         self._write(adapter, history)
@@ -112,7 +113,7 @@ class Run:
         """All that the stages and the figures read is in the store afterwards: the groups of it."""
         prepared, log = self.prepared, self.log
         for row in prepared.report.rows():
-            log.say("  ".join(f"{cell:>13}" for cell in row))
+            self._say_row(row)
         for line in prepared.report.malformed():
             log.say(f"malformed: {line}")
         with self._timed("cache"):
@@ -162,6 +163,9 @@ class Run:
             return StageRun(
                 objective, prompts, recipe, stage, self.accelerator, self.work, self.log.row
             ).run()
+
+    def _say_row(self, cells: Sequence[object]) -> None:
+        self.log.say("  ".join(f"{cell!s:>13}" for cell in cells))
 
     def _timed(self, name: str) -> _Timer:
         return _Timer(self.seconds, name, self.log)

@@ -46,6 +46,7 @@ def hub(backbone, monkeypatch):
     def try_to_load_from_cache(name, file, cache_dir=None, revision=None):
         return made.cached and str(made.cached / file)
 
+    load._snapshot.cache_clear()
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", try_to_load_from_cache)
     return made

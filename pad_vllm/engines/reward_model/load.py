@@ -6,6 +6,7 @@ backbone is not the adapter's. Runs in vLLM's worker and in Ray actors alike, an
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from pad_vllm.engines.reward_model import capacity
 from pad_vllm.engines.reward_model.decoder import ForkedDecoder, require_known
 from pad_vllm.engines.reward_model.scorer import Scorer
 
-_TEXT = ["*.json", "*.jinja", "*.model", "*.txt"]
-_WEIGHTS = ["*.safetensors"]
+_TEXT = ("*.json", "*.jinja", "*.model", "*.txt")
+_WEIGHTS = ("*.safetensors",)
 _UNREAD = ["*/*", "consolidated*"]  # other formats of the same weights
 
 
@@ -54,14 +55,18 @@ def checkpoint(pad: PADConfig, adapter: AdapterConfig, *, weights: bool) -> Path
     return cached
 
 
-def _snapshot(named: str, files: list[str]) -> Path:
+@cache
+def _snapshot(named: str, files: tuple[str, ...]) -> Path:
+    """Asked for by every check and by the tokenizer: the hub answers once a process."""
     from huggingface_hub import snapshot_download
 
     name, _, revision = named.partition("@")
     pinned = revision or None
     try:
         return Path(
-            snapshot_download(name, revision=pinned, allow_patterns=files, ignore_patterns=_UNREAD)
+            snapshot_download(
+                name, revision=pinned, allow_patterns=list(files), ignore_patterns=_UNREAD
+            )
         )
     except (OSError, ValueError) as error:
         cached = local_checkpoint(name, pinned)
@@ -81,10 +86,8 @@ def require_reward_backbone(pad: PADConfig, adapter: Adapter, *, weights: bool =
     weights: whether this process will run it. Elsewhere a hub's weights may be missing, and are not
     fetched.
     """
-    name, folder = (
-        backbone_of(pad, adapter.config),
-        checkpoint(pad, adapter.config, weights=weights),
-    )
+    name = backbone_of(pad, adapter.config)
+    folder = checkpoint(pad, adapter.config, weights=weights)
     config = _config(name, folder)
     require_known(config)
     needed = weights or folder == Path(name).expanduser()

@@ -15,9 +15,8 @@ from torch import Tensor
 def send(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
     """The arrays as views of one tensor on the device."""
     packed = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
-    if (
-        device.type != "cpu"
-    ):  # from memory that is not pinned, the host waits for all work before it
+    if device.type != "cpu":
+        # From memory that is not pinned, the host would wait for all work before it.
         packed = packed.pin_memory().to(device, non_blocking=True)
     parts = packed.split([array.size for array in arrays])
     return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]

@@ -56,9 +56,8 @@ class Objective(nn.Module):
         self.model, self.recipe = model, recipe
 
     def forward(self, batch: Sequence[Example], whole: int) -> Tensor:
-        if not batch:  # more workers than prompts; DDP still waits for this one's gradients
-            trained = [p for p in self.parameters() if p.requires_grad]
-            return torch.stack([p.sum() * 0.0 for p in trained]).sum()
+        if not batch:
+            return nothing(self)
         responses = [r for example in batch for r in example.responses]
         sizes = [len(example.responses) for example in batch]
         lengths = torch.tensor([len(r.chosen) for r in responses])
@@ -126,3 +125,11 @@ def _beginnings(values: Tensor, lengths: Tensor) -> Tensor:
     index = (segment * len(lengths) + owner).to(device)
     sums = values.new_zeros(pieces * len(lengths), values.shape[1]).index_add(0, index, values)
     return sums.view(pieces, len(lengths), -1).cumsum(0).transpose(1, 2)
+
+
+def nothing(objective: nn.Module) -> Tensor:
+    """The loss of a worker without prompts, 0: more workers than prompts, and DDP still waits for this one's
+    gradients.
+    """
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    return torch.stack([p.sum() * 0.0 for p in trained]).sum()

@@ -76,10 +76,10 @@ class Lessons:
         told = told_ids(self.tokenizer, prompt, self.asked)
         if told is None:
             return None
-        ids = chat_ids(self.tokenizer, [dict(message) for message in prompt])
+        messages = [dict(message) for message in prompt]
+        ids = chat_ids(self.tokenizer, messages)
         if len(ids) > self.settings.max_prompt:
             return None
-        messages = [dict(message) for message in prompt]
         key = Record.model_validate({"prompt": messages, "responses": [{"text": "-"}] * 2}).key
         return Lesson(
             key, "taught", ids, answers, torch.zeros(0), (), prompt=tuple(messages), told=told

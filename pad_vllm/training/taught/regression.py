@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pad_vllm.persrm import PersRM
 from pad_vllm.training.objective.cache import CachedResponse
-from pad_vllm.training.objective.objective import trunk_hidden
+from pad_vllm.training.objective.objective import nothing, trunk_hidden
 
 
 def centred(rewards: Tensor, z_B: Tensor) -> Tensor:
@@ -28,10 +28,14 @@ def centred(rewards: Tensor, z_B: Tensor) -> Tensor:
     return rewards - torch.einsum("nk,nkd->nd", p, rewards).unsqueeze(1)
 
 
+def power(rewards: Tensor, z_B: Tensor) -> Tensor:
+    """Mean squares under the base: rewards [n, K, D], z_B [n, K] -> [n, D]."""
+    return torch.einsum("nk,nkd->nd", z_B.float().softmax(-1), rewards**2)
+
+
 def errors(phi: Tensor, z_B: Tensor, wanted: Tensor) -> Tensor:
     """Squared errors under the base: phi, wanted [n, K, D], wanted centred, z_B [n, K] -> [n, D]."""
-    p = z_B.float().softmax(-1)
-    return torch.einsum("nk,nkd->nd", p, (centred(phi, z_B) - wanted) ** 2)
+    return power(centred(phi, z_B) - wanted, z_B)
 
 
 def weights(count: int) -> Tensor:
@@ -60,9 +64,8 @@ class Regression(nn.Module):
         self.variance = variance.clamp_min(1e-6).to(model.head_A.device)
 
     def forward(self, batch: Sequence[LessonExample], whole: int) -> Tensor:
-        if not batch:  # more workers than prompts; DDP still waits for this one's gradients
-            trained = [p for p in self.parameters() if p.requires_grad]
-            return torch.stack([p.sum() * 0.0 for p in trained]).sum()
+        if not batch:
+            return nothing(self)
         # Apart, for the first tokens' sequences are short and would be padded to the answers'.
         answers = [response for example in batch for response in example.answers]
         firsts = [response for example in batch for response in example.firsts]
@@ -79,8 +82,22 @@ class Regression(nn.Module):
 def trained_rewards(model: PersRM, responses: Sequence[CachedResponse]) -> Tensor:
     """phi [n, K, D] of all tokens of the responses, one after the other."""
     hidden = torch.cat(trunk_hidden(model, responses))
-    ids = torch.cat([r.ids for r in responses]).long()
-    return model.features(torch.cat([r.h_B for r in responses]), hidden, ids)
+    return model.features(torch.cat([r.h_B for r in responses]), hidden, _ids(responses))
+
+
+def head_rewards(model: PersRM, responses: Sequence[CachedResponse]) -> Tensor:
+    """The same of the heads alone, h_T = h_B."""
+    h = torch.cat([r.h_B for r in responses])
+    return model.features(h, h, _ids(responses))
+
+
+def constant_rewards(model: PersRM, d: Tensor, responses: Sequence[CachedResponse]) -> Tensor:
+    """The same of one direction [D, H] for all states."""
+    return torch.einsum("nkh,dh->nkd", model.embeddings(_ids(responses)), d)
+
+
+def _ids(responses: Sequence[CachedResponse]) -> Tensor:
+    return torch.cat([r.ids for r in responses]).long()
 
 
 def _wanted(responses: Sequence[CachedResponse]) -> Tensor:
@@ -101,5 +118,5 @@ def shares(
         keep = torch.cat([torch.arange(len(r.z_B)) < most for r in responses])
         z_B, wanted = torch.cat([r.z_B for r in responses]), _wanted(responses)
         left = left + errors(rewards(responses), z_B, wanted).cpu()[keep].sum(0)
-        whole = whole + errors(torch.zeros_like(wanted), z_B, wanted).cpu()[keep].sum(0)
+        whole = whole + power(wanted, z_B).cpu()[keep].sum(0)
     return 1 - left / whole.clamp_min(1e-12)

@@ -23,7 +23,6 @@ from pad_vllm.training.data.groups import DataReport, Group
 from pad_vllm.training.data.prepare import Prepared
 from pad_vllm.training.data.record import Record, fold
 from pad_vllm.training.loop.trainer import Data
-from pad_vllm.training.objective.cache import CachedResponse
 from pad_vllm.training.objective.store import Store
 from pad_vllm.training.report.curves import SHARES
 from pad_vllm.training.run import Run
@@ -34,7 +33,13 @@ from pad_vllm.training.taught.answers import Told, draw_apart
 from pad_vllm.training.taught.course import Course
 from pad_vllm.training.taught.lesson import Lesson, Lessons, Parts
 from pad_vllm.training.taught.moments import Moments
-from pad_vllm.training.taught.regression import Regression, shares, trained_rewards
+from pad_vllm.training.taught.regression import (
+    Regression,
+    constant_rewards,
+    head_rewards,
+    shares,
+    trained_rewards,
+)
 from pad_vllm.training.taught.teacher import LessonStore
 from pad_vllm.training.taught.wishes import wishes
 
@@ -139,8 +144,10 @@ class TaughtRun(Run):
         model.head_B[..., : B.shape[-1]] = B.to(model.head_B)
         constant = self.moments.constant().to(model.head_A)
         self.before = {
-            "constant": self._shares(partial(_constant, model, constant), self.parts.held_out),
-            "heads": self._shares(partial(_untrunked, model), self.parts.held_out),
+            "constant": self._shares(
+                partial(constant_rewards, model, constant), self.parts.held_out
+            ),
+            "heads": self._shares(partial(head_rewards, model), self.parts.held_out),
         }
 
     def _shares(self, rewards: Any, lessons: Sequence[Lesson], most: int = 10**9) -> Tensor:
@@ -166,13 +173,10 @@ class TaughtRun(Run):
             for i, wish in enumerate(self.asked)
         ]
         self.log.say("share of the teacher's rewards explained on held-out prompts:")
-        self._say(["dimension", *columns])
+        self._say_row(["dimension", *columns])
         for row in rows:
-            self._say([str(row["dimension"]), *(f"{row[name]:.2f}" for name in columns)])
+            self._say_row([str(row["dimension"]), *(f"{row[name]:.2f}" for name in columns)])
         return {"taught": rows}
-
-    def _say(self, cells: Sequence[str]) -> None:
-        self.log.say("  ".join(f"{cell:>13}" for cell in cells))
 
     def _told(self) -> dict[str, Any]:
         described = (
@@ -180,18 +184,6 @@ class TaughtRun(Run):
             f"one of the sentences. {self.unfit} prompts were too long or refused by the template."
         )
         return {"described": described, "prompts": self.parts.counts()}
-
-
-def _constant(model: Any, d: Tensor, responses: Sequence[CachedResponse]) -> Tensor:
-    """phi [n, K, D] of one direction [D, H] for all states."""
-    ids = torch.cat([r.ids for r in responses]).long()
-    return torch.einsum("nkh,dh->nkd", model.embeddings(ids), d)
-
-
-def _untrunked(model: Any, responses: Sequence[CachedResponse]) -> Tensor:
-    """phi [n, K, D] of the heads alone, h_T = h_B."""
-    h, ids = torch.cat([r.h_B for r in responses]), torch.cat([r.ids for r in responses]).long()
-    return model.features(h, h, ids)
 
 
 def run_of(settings: Settings) -> type[Run]:

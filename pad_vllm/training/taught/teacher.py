@@ -23,7 +23,7 @@ from pad_vllm.training.objective.store import Progress, Store
 from pad_vllm.training.settings import Settings
 from pad_vllm.training.taught.lesson import Lesson
 from pad_vllm.training.taught.moments import Moments
-from pad_vllm.training.taught.regression import centred
+from pad_vllm.training.taught.regression import centred, power
 
 _CHUNK = 16
 """Lessons taught at a time: enough to batch similar lengths, few to lose when killed."""
@@ -97,8 +97,8 @@ class LessonStore(Store):
             if path is None and self.settings.cached:
                 chunk = [one for one in chunk if not self.wanted.path(one).exists()]
             rows = [self._read(lesson) for lesson in chunk]
-            for h, d, power in self._taught(chunk, rows):
-                moments.add(h, d, power)
+            for h, d, variance in self._taught(chunk, rows):
+                moments.add(h, d, variance)
             moments.lessons += len(chunk)
             if path is not None:
                 moments.save(path)
@@ -114,9 +114,8 @@ class LessonStore(Store):
             for response in row:
                 d = next(found)
                 paid.append(wanted(self.model, response, d))
-                p = response.z_B.float().softmax(-1)
-                power = torch.einsum("nk,nkd->nd", p, paid[-1] ** 2)
-                yield response.h_B.float().cpu(), d.cpu(), power.cpu()
+                variance = power(paid[-1], response.z_B)
+                yield response.h_B.float().cpu(), d.cpu(), variance.cpu()
             if self.settings.cached:
                 self.wanted.write(lesson, [{"wanted": one.half().cpu()} for one in paid])
 
