@@ -12,6 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import tiny
 
+pytest.register_assert_rewrite("planted", "twin")  # helpers that hold asserts
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name that is no folder is looked for nowhere else
 
 SHIPPED = Path(__file__).parents[1] / "pad_vllm" / "demo" / "smollm2-135m-demo"

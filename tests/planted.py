@@ -7,7 +7,9 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tiny
+import torch
 
 from pad_vllm.training.settings import Recipe, Settings
 
@@ -63,3 +65,29 @@ def settings(root: Path, out: str = "out", **changes: Any) -> Settings:
         recipe=Recipe(**recipe),
         **{**usual, **changes},
     )
+
+
+class Killed(BaseException):
+    """What a test raises where a kill would end the process."""
+
+
+def kill(run: Any, stage: int, step: int) -> None:
+    """Train a run until it tells of that step, and no further."""
+    told = run.log.row
+
+    def stop(row: dict[str, Any], steps: int) -> None:
+        told(row, steps)
+        if (row["stage"], row["step"]) == (stage, step):
+            raise Killed
+
+    run.log.row = stop
+    with pytest.raises(Killed):
+        run.train()
+
+
+def require_equal(one: Any, other: Any) -> None:
+    """Two adapters' down-projections and LoRA are the same numbers."""
+    assert torch.equal(one.head_A, other.head_A)
+    for key, (a, b) in other.lora.weights.items():
+        assert torch.equal(one.lora.weights[key][0], a)
+        assert torch.equal(one.lora.weights[key][1], b)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import tiny
-from cases import PROMPTS, mixed_batch, share_changed
+from cases import PROMPTS, mixed_batch
 from harness import engines, pad
 from small_models import answered
-from twin import Twin
+from twin import require_said
 
 pytestmark = pytest.mark.engine
 
@@ -31,12 +31,7 @@ def families(tmp_path_factory):
 @pytest.mark.parametrize("family", FORKS)
 def test_a_small_model_of_each_family_says_what_its_twin_says(families, family):
     base, adapter, requests, result = families[family]
-    found = Twin(base, adapter).compare(requests, result)
-    print(f"\n{family}: {found}")
-    assert found.differences == []
-    assert found.ties <= 1
-    assert found.reward_error < 1e-3
-    assert share_changed(result) > 0.5
+    require_said(family, base, adapter, requests, result)
 
 
 @pytest.mark.exhaustive
@@ -51,9 +46,4 @@ def test_gemma_3_270m_says_what_its_twin_says(gemma3, tmp_path):
     ]
     requests = mixed_batch(adapter, prompts, 16)
     (result,) = engines([{"llm": pad(gemma3, adapter), "requests": requests, "record": True}])
-    found = Twin(gemma3, adapter).compare(requests, result)
-    print(f"\ngemma-3-270m: start {result['start_s']:.1f} s, {result['run_s']:.1f} s: {found}")
-    assert found.differences == []
-    assert found.ties <= 1
-    assert found.reward_error < 1e-3
-    assert share_changed(result) > 0.5
+    require_said("gemma-3-270m", gemma3, adapter, requests, result)

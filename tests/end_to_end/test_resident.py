@@ -6,7 +6,7 @@ import pytest
 from cases import KINDS, PROMPTS, mixed_batch, share_changed, tokens
 from harness import V2_ENV, engines, pad
 from small_models import answered
-from twin import Twin
+from twin import Twin, require_said
 
 pytestmark = pytest.mark.engine
 
@@ -28,13 +28,7 @@ def families(tmp_path_factory):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_small_model_of_each_family_says_what_its_twin_says(families, family):
     base, adapter, requests, result = families[family]
-    found = Twin(base, adapter).compare(requests, result)
-    print(f"\n{family}: {found}")
-    assert found.differences == []
-    assert found.rewards > 0
-    assert found.ties <= 1
-    assert found.reward_error < 1e-3
-    assert share_changed(result) > 0.5
+    require_said(family, base, adapter, requests, result)
 
 
 def sampled(n, seed, extra_args):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import tiny
-from cases import KINDS, PROMPTS, greedy, mixed_batch, share_changed, tokens
+from cases import KINDS, PROMPTS, greedy, mixed_batch, tokens
 from harness import V2_ENV, engines, pad, plain
-from twin import Twin
+from twin import require_said
 
 pytestmark = pytest.mark.engine
 
@@ -80,13 +80,7 @@ def test_v2_says_what_the_twin_says(runs, name):
     everything, results = runs
     (base, adapter, requests), (result, _) = everything[name], results[name]
     assert result["runner"] == "v2"
-    found = Twin(base, adapter).compare(requests, result)
-    print(f"\nv2 {name}: start {result['start_s']:.1f} s, {result['run_s']:.1f} s: {found}")
-    assert found.differences == []
-    assert found.ties <= 1
-    assert found.rewards > 0
-    assert found.reward_error < 1e-3
-    assert share_changed(result) > 0.5
+    require_said(f"v2 {name}", base, adapter, requests, result)
 
 
 @each_model

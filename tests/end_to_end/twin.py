@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cases import share_changed
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -143,3 +144,16 @@ def _measure(
         found.rewards += len(ids)
         found.reward_error = max(found.reward_error, float(errors.max()))
         found.logit_error = max(found.logit_error, float(logits.max()))
+
+
+def require_said(
+    name: str, base: Path, adapter: Path, requests: list[dict[str, Any]], result: dict[str, Any]
+) -> None:
+    """A mixed batch on a random model says what its twin says, and something else than unguided."""
+    found = Twin(base, adapter).compare(requests, result)
+    print(f"\n{name}: start {result['start_s']:.1f} s, {result['run_s']:.1f} s: {found}")
+    assert found.differences == []
+    assert found.ties <= 1
+    assert found.rewards > 0
+    assert found.reward_error < 1e-3
+    assert share_changed(result) > 0.5

@@ -8,18 +8,6 @@ from pad_vllm.engines import declined
 from pad_vllm.engines.declined import Declined
 
 
-class Clock:
-    now = 100.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def logged():
     return []

@@ -7,18 +7,6 @@ import pytest
 from pad_vllm.engines.patience import Patience
 
 
-class Clock:
-    now = 100.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def patience(clock):
     return Patience(2.0, clock)

@@ -30,10 +30,6 @@ from pad_vllm.training.run import Run, work_folder
 from pad_vllm.training.settings import Recipe
 
 
-class Killed(BaseException):
-    """What a test raises where a kill would end the process."""
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return tmp_path_factory.mktemp("training")
@@ -175,25 +171,12 @@ def test_a_run_stopped_anywhere_ends_with_the_same_numbers(finished, root, stage
     adapter, history = finished
     settings = planted.settings(root, f"stopped-{stage}-{step}")
 
-    run = Run(settings, root / "cache", "pad-vllm train ...")
-    told = run.log.row
-
-    def stop(row, steps):
-        told(row, steps)
-        if (row["stage"], row["step"]) == (stage, step):
-            raise Killed
-
-    run.log.row = stop
-    with pytest.raises(Killed):
-        run.train()
+    planted.kill(Run(settings, root / "cache", "pad-vllm train ..."), stage, step)
     again = Run(settings, root / "cache", "pad-vllm train ...").train()
     out = root / settings.out
     assert json.loads((out / "history.json").read_text()) == history
     assert again.config.training["held_out"] == adapter.config.training["held_out"]
-    assert torch.equal(again.head_A, adapter.head_A)
-    for key, (a, b) in adapter.lora.weights.items():
-        assert torch.equal(again.lora.weights[key][0], a)
-        assert torch.equal(again.lora.weights[key][1], b)
+    planted.require_equal(again, adapter)
 
 
 def test_a_finished_run_started_again_trains_nothing(finished, root):

@@ -7,6 +7,7 @@ import json
 import lessons
 import pytest
 import torch
+from planted import kill, require_equal
 
 from pad_vllm.adapter.folder import load_adapter
 from pad_vllm.training.report.reevaluate import reevaluate
@@ -15,10 +16,6 @@ from pad_vllm.training.taught import teacher
 from pad_vllm.training.taught.run import TaughtRun, run_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Killed(BaseException):
-    """What a test raises where a kill would end the process."""
 
 
 @pytest.fixture(scope="module")
@@ -119,24 +116,11 @@ def test_what_comes_out_is_an_ordinary_adapter_whose_card_has_the_sentences(fini
 def test_a_run_stopped_anywhere_ends_with_the_same_numbers(finished, root, stage, step):
     adapter, history = finished
     out = f"stopped-{stage}-{step}"
-    run = started(root, out)
-    told = run.log.row
-
-    def stop(row, steps):
-        told(row, steps)
-        if (row["stage"], row["step"]) == (stage, step):
-            raise Killed
-
-    run.log.row = stop
-    with pytest.raises(Killed):
-        run.train()
+    kill(started(root, out), stage, step)
     again = started(root, out).train()
     assert json.loads((root / out / "history.json").read_text()) == history
     assert again.config.training["taught"] == adapter.config.training["taught"]
-    assert torch.equal(again.head_A, adapter.head_A)
-    for key, (a, b) in adapter.lora.weights.items():
-        assert torch.equal(again.lora.weights[key][0], a)
-        assert torch.equal(again.lora.weights[key][1], b)
+    require_equal(again, adapter)
 
 
 def test_prompts_beyond_those_answered_teach_first_tokens(root):
