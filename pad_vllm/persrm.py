@@ -107,6 +107,12 @@ class PersRM(nn.Module):
         )
         return off
 
+    def lora_parameters(self) -> dict[str, nn.Parameter]:
+        """The LoRA's trainable parameters by PEFT's names; none where the heads are alone."""
+        if self.heads_only:
+            return {}
+        return {name: one for name, one in self.lora.named_parameters() if "lora_" in name}
+
     def lora_weights(self) -> dict[tuple[int, str], tuple[Tensor, Tensor]]:
         """(layer, module) -> (A [r, in], B [out, r]), the trainable parameters themselves."""
         weights: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}

@@ -142,19 +142,20 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def _freeze(self, groups: Sequence[Group]) -> None:
-        for parameter in self.model.lora.parameters():
-            parameter.requires_grad_(requires_grad=False)
-        if self.settings.cached:
+        lora = self.model.lora_parameters()
+        for parameter in lora.values():
+            parameter.requires_grad = False
+        if lora and self.settings.cached:
             folder = self.work / "trunk"
             self.store.freeze_trunk(groups, folder, self.rank, self.world, self.log.progress)
         self.accelerator.wait_for_everyone()
 
     def _stage(self, number: int) -> list[HistoryRow]:
         recipe, model = self.settings.recipe, self.model
-        lora = {n: p for n, p in model.lora.named_parameters() if "lora_" in n}
+        lora = model.lora_parameters()
         heads = {"head_A": model.head_A, "head_B": model.head_B}
         groups: list[dict[str, Any]] = [{"params": list(heads.values()), "lr": recipe.head_lr}]
-        if number == 1:
+        if number == 1 and lora:
             groups.insert(0, {"params": list(lora.values()), "lr": recipe.lora_lr})
         epochs = recipe.epochs if number == 1 else recipe.head_epochs
         stage = Stage(number, epochs, groups, {**lora, **heads})
@@ -190,6 +191,7 @@ class Run:
             training,
             beta=settings.beta,
             top_k=settings.top_k,
+            no_repeat=settings.no_repeat,
             chat_template=settings.chat_template,
         )
 

@@ -121,6 +121,9 @@ class Settings:
     cached: Annotated[bool, _said("Keep fork activations on disk.")] = True
     beta: Annotated[float, _said("The adapter's default strength.")] = 1.0
     top_k: Annotated[int, _said("Its default candidates.")] = 20
+    no_repeat: Annotated[
+        int, _whole(0, "Its default guard against loops: length of n-grams, 2 to 8; 0 is off.")
+    ] = 0
     chat_template: str | None = None  # text; None is the base's own
     teacher: Teacher | None = None  # in the place of data and dimensions
     recipe: Recipe = dataclasses.field(default_factory=Recipe)

@@ -64,13 +64,14 @@ class Log:
             return
         stage, step = row["stage"], row["step"]
         events = self._events(stage, step)
-        events.add_scalar("loss", row["loss"], step)
         for name, value in row.get("accuracy", {}).items():
             events.add_scalar(f"accuracy/{name}", value, step)
-        self.recent = [*self.recent[1 - _EVERY :], row["loss"]]
+        if "loss" in row:  # none before the first step
+            events.add_scalar("loss", row["loss"], step)
+            self.recent = [*self.recent[1 - _EVERY :], row["loss"]]
         if self.console.is_terminal:
             self.progress(f"stage {stage}", step, steps)
-        elif step % _EVERY == 0:
+        elif step and step % _EVERY == 0:
             mean = sum(self.recent) / len(self.recent)
             self.say(f"stage {stage} step {step} of {steps}: loss {mean:.4f}")
         if "accuracy" in row:

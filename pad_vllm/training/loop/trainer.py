@@ -97,12 +97,15 @@ class StageRun:
         self.step, self.best, self.waited, self.done = 0, -math.inf, 0, False
 
     def run(self) -> list[HistoryRow]:
-        """The history; the model then holds the weights that were best on the validation pairs. A
-        stage that is done is loaded, one without epochs left as it is.
+        """The history; the model then holds the weights that were best on the validation prompts, those
+        it began with among them. A stage that is done is loaded, one without epochs left as it is.
         """
         if not self.stage.epochs:
             return self.history
         self._resume()
+        if not self.history:
+            self._note({"stage": self.stage.number, "step": 0, "accuracy": self.data.accuracy()})
+            self._keep(self.history[-1]["accuracy"])
         for batch in self._ahead():
             self._step(batch)
             if "accuracy" in self.history[-1]:

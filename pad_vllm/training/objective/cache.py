@@ -92,7 +92,8 @@ def _forward(
     picked = candidates(model.base_logits(torch.cat(tails)), taken, k)
     parts = zip(*(part.split([len(t) for t in tails]) for part in picked), strict=True)
     for row, ((g, r, ids, _), tail, part) in enumerate(zip(chunk, tails, parts, strict=True)):
-        forked_row = forked[row, : len(ids) - 1].clone()
+        # Heads alone run no layer again, and of the final hidden states the answer's are kept in h_B.
+        forked_row = forked[row, : 0 if model.heads_only else len(ids) - 1].clone()
         yield (g, r), CachedResponse(forked_row, tail.clone(), *(tensor.clone() for tensor in part))
 
 

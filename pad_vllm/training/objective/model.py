@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from pad_vllm.adapter.adapter import Adapter
-from pad_vllm.adapter.manifest import FORMAT_VERSION, AdapterConfig, Backbone
-from pad_vllm.adapter.peft_lora import LoRA
+from pad_vllm.adapter.manifest import AdapterConfig, Backbone, least_version
+from pad_vllm.adapter.peft_lora import NO_LORA, LoRA
 from pad_vllm.persrm import PersRM
 from pad_vllm.training.settings import Settings
 
@@ -32,11 +32,6 @@ def untrained_persrm(backbone: Any, dimensions: tuple[str, ...], settings: Setti
     """A PersRM with the settings' sizes, its LoRA and heads untrained."""
     layers = backbone.config.num_hidden_layers
     fork = settings.fork_layer
-    if fork == layers:
-        raise ValueError(
-            f"fork_layer {fork} is the top of this backbone's {layers} layers: heads only, which cannot be "
-            f"trained yet. Accepted: 0..{layers - 1}."
-        )
     return PersRM(
         backbone,
         fork_layer=fork if fork is not None else layers - max(round(layers * 0.27), 1),
@@ -50,14 +45,11 @@ def untrained_persrm(backbone: Any, dimensions: tuple[str, ...], settings: Setti
 def to_adapter(
     model: PersRM, backbone: Backbone, training: dict[str, Any], **defaults: Any
 ) -> Adapter:
-    """The trained tensors as an adapter, LoRA in float16: half the size, finer than bfloat16."""
-    weights = {
-        key: (a.detach().half().cpu().contiguous(), b.detach().half().cpu().contiguous())
-        for key, (a, b) in model.lora_weights().items()
-    }
-    settings = model.lora.peft_config["default"]
+    """The trained tensors as an adapter."""
     config = AdapterConfig(
-        format_version=FORMAT_VERSION,
+        format_version=least_version(
+            heads_only=model.heads_only, constants=model.head_C is not None
+        ),
         backbone=backbone,
         fork_layer=model.fork_layer,
         dimensions=model.dimensions,
@@ -65,7 +57,21 @@ def to_adapter(
         training=training,
         **defaults,
     )
+    heads = (None if part is None else part.detach().cpu().clone() for part in model.heads)
+    head_A, head_B, head_C = heads
+    assert head_A is not None
+    assert head_B is not None
+    return Adapter(config, _lora(model), head_A, head_B, head_C)
+
+
+def _lora(model: PersRM) -> LoRA:
+    """In float16: half the size, finer than bfloat16."""
+    if model.heads_only:
+        return NO_LORA
+    settings = model.lora.peft_config["default"]
     alpha = float(settings.lora_alpha)
-    lora = LoRA(rank=settings.r, alpha=alpha, scaling=alpha / settings.r, weights=weights)
-    head_A, head_B = (part.detach().cpu().clone() for part in (model.head_A, model.head_B))
-    return Adapter(config, lora, head_A, head_B)
+    weights = {
+        key: (a.detach().half().cpu().contiguous(), b.detach().half().cpu().contiguous())
+        for key, (a, b) in model.lora_weights().items()
+    }
+    return LoRA(rank=settings.r, alpha=alpha, scaling=alpha / settings.r, weights=weights)

@@ -33,6 +33,8 @@ class Example:
 
 def trunk_hidden(model: PersRM, responses: Sequence[CachedResponse]) -> list[Tensor]:
     """h_T [n, H] of each response: stored, or the top layers run on the fork activations."""
+    if model.heads_only:
+        return [r.h_B for r in responses]
     if all(r.h_T is not None for r in responses):
         return [r.h_T for r in responses if r.h_T is not None]
     padded = pad_sequence([r.forked for r in responses], batch_first=True)

@@ -133,6 +133,6 @@ class _Words:
 
     def _losses(self, prompt: tuple[int, ...], responses: tuple[tuple[int, ...], ...]) -> Tensor:
         pairs = [(list(prompt), list(ids)) for ids in responses]
-        with self.model.lora.disable_adapter():
+        with self.model.base_alone():
             losses = token_losses(self.model.backbone, pairs)
         return torch.tensor([nll for nll, _ in losses])

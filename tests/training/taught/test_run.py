@@ -99,6 +99,17 @@ def test_heads_start_at_the_closed_form_and_stay_there_without_steps(root):
     assert all(not b.any() for _, b in adapter.lora.weights.values())
 
 
+def test_heads_alone_are_trained_where_the_fork_is_at_the_top(root):
+    adapter = started(root, "top", fork_layer=4, recipe={"epochs": 4}).train()
+    assert adapter.config.heads_only
+    assert adapter.config.format_version == 2
+    for row in adapter.config.training["taught"]:
+        assert row["trained"] >= row["heads"] > 0.3
+    loaded = load_adapter(root / "top")
+    assert not loaded.lora.weights
+    assert torch.equal(loaded.head_B, adapter.head_B)
+
+
 def test_what_comes_out_is_an_ordinary_adapter_whose_card_has_the_sentences(finished, root):
     adapter, _ = finished
     out = root / "finished"
