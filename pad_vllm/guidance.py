@@ -5,12 +5,17 @@
     d_w      = (sum_i w_i) (h_T - h_B) + sum_i w_i (B_i A_i h_T + c_i)
     score(a) = z_B(a) + beta * R_w(a)   for a in top-k of the base, -inf elsewhere
 
-The constants c_i are optional. Where nothing is forked h_T = h_B, and heads and constants are all there is.
+No pay for loops, where a request wants it: for a candidate that would complete an n-gram already in the
+answer, beta * R_w(a) is at most the mean of it over the row's candidates under the base. The constants c_i
+are optional. Where nothing is forked h_T = h_B, and heads and constants are all there is.
 Shapes: H hidden size, V vocabulary, D preference dimensions, r head rank, G guided rows, K candidates.
 Rewards are in logit units. Nothing here knows requests, models, engines or vLLM.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +23,14 @@ from torch import Tensor
 NEG_INF = float("-inf")
 _BLOCK = 64
 _AT_ONCE = 1 << 24  # numbers that a copy may have
+
+
+class Said(NamedTuple):
+    """What the guided rows have said so far."""
+
+    tokens: Tensor  # [G, L] integers
+    start: Tensor  # [G] where in its row the answer begins
+    stop: Tensor  # [G] and where it ends; whatever stands behind is not read
 
 
 def head_directions(
@@ -130,11 +143,12 @@ def guide(
     reward: Tensor,
     beta: Tensor,
     top_k: Tensor,
+    looping: Tensor | None = None,
 ) -> Tensor:
     """Rewrite the guided rows of `logits` in place; other rows are not touched.
 
     logits [R, V] float32; rows [G] int64, ascending and unique; z, ids [G, K] from `candidates`;
-    reward [G, K]; beta [G]; top_k [G] integers.
+    reward [G, K]; beta [G]; top_k [G] integers; looping [G, K] bool from `repeats`.
     A candidate that arrives as -inf (a grammar mask, banned words) stays -inf. A row with a NaN
     or inf logit or score among its other candidates is left as it came.
     Returns [G] bool, which rows were left (no device synchronisation). What may fail comes before
@@ -142,12 +156,38 @@ def guide(
     """
     position = torch.arange(z.shape[-1], device=z.device)
     legal = (z != NEG_INF) & (position < top_k.unsqueeze(-1))
-    score = z + beta.unsqueeze(-1) * reward.to(z.dtype)
+    pay = beta.unsqueeze(-1) * reward.to(z.dtype)
+    if looping is not None:
+        # In float64, where the sum does not depend on how many candidates other rows want.
+        p = z.masked_fill(~legal, NEG_INF).double().softmax(-1)
+        mean = (p * pay.masked_fill(~legal, 0.0)).sum(-1, keepdim=True).to(pay.dtype)
+        pay = torch.where(looping, torch.minimum(pay, mean), pay)
+    score = z + pay
     sound = (score.isfinite() | ~legal).all(-1, keepdim=True)
     guided = torch.where(sound, score.masked_fill(~legal, NEG_INF), z)
     logits.clamp_(max=_ceiling(logits, rows, sound))
     logits.index_put_((rows.unsqueeze(-1), ids), guided)
     return ~sound.squeeze(-1)
+
+
+def repeats(said: Said, ids: Tensor, n: Tensor, longest: int) -> Tensor:
+    """Which candidates would complete an n-gram that is already in the answer.
+
+    ids [G, K]; n [G] integers, 0 for rows that do not mind; longest: at least the largest of them, on the
+    host -> [G, K] bool, without device synchronisation.
+    """
+    tokens, start, stop = said.tokens.long(), said.start.unsqueeze(-1), said.stop.unsqueeze(-1)
+    width = tokens.shape[1]
+    place = torch.arange(width, device=ids.device)
+    n = n.unsqueeze(-1)
+    again = (n > 0) & (place >= start + n - 1) & (place < stop)  # [G, L] where an n-gram ends
+    for back in range(1, longest):
+        before = (place - back).clamp(min=0).expand_as(tokens)
+        last = (stop - back).clamp(min=0, max=max(width - 1, 0))
+        if width:
+            again &= (back >= n) | (tokens.gather(1, before) == tokens.gather(1, last))
+    told = tokens.masked_fill(~again, -1)
+    return (told.unsqueeze(1) == ids.unsqueeze(-1)).any(-1)
 
 
 def _ceiling(logits: Tensor, rows: Tensor, on: Tensor) -> Tensor:
@@ -172,12 +212,32 @@ def end(logits: Tensor, rows: Tensor, token: int, wanted: Tensor) -> Tensor:
     return ends
 
 
-def guide_row(z_B: Tensor, reward: Tensor, beta: float, top_k: int) -> Tensor:
-    """Reference implementation of `guide` for one row, used in tests: z_B, reward [V] -> scores [V]."""
+def guide_row(
+    z_B: Tensor,
+    reward: Tensor,
+    beta: float,
+    top_k: int,
+    answer: Sequence[int] = (),
+    no_repeat: int = 0,
+) -> Tensor:
+    """Reference implementation of `guide` and `repeats` for one row, used in tests.
+
+    z_B, reward [V], the answer so far -> scores [V].
+    """
+    best = z_B.topk(min(top_k, len(z_B))).indices.tolist()
+    legal = [token for token in best if z_B[token] != NEG_INF]
+    pay = beta * reward
+    if no_repeat and legal:
+        p = z_B[legal].double().softmax(-1)
+        mean = float((p * pay[legal].double()).sum())
+        grams = {tuple(answer[i : i + no_repeat]) for i in range(len(answer) - no_repeat + 1)}
+        last = tuple(answer[len(answer) - no_repeat + 1 :])
+        for token in legal:
+            if (*last, token) in grams:
+                pay[token] = min(float(pay[token]), mean)
     scores = torch.full_like(z_B, NEG_INF)
-    for token in z_B.topk(min(top_k, len(z_B))).indices.tolist():
-        if z_B[token] != NEG_INF:
-            scores[token] = z_B[token] + beta * reward[token]
-            if not scores[token].isfinite():
-                return z_B.clone()
+    for token in legal:
+        scores[token] = z_B[token] + pay[token]
+        if not scores[token].isfinite():
+            return z_B.clone()
     return scores

@@ -1,4 +1,4 @@
-"""Per-request arguments: `pad_weights`, `pad_beta`, `pad_top_k`, `pad_preference`.
+"""Per-request arguments: `pad_weights`, `pad_beta`, `pad_top_k`, `pad_no_repeat`, `pad_preference`.
 
 In: a request's `extra_args` (online: `vllm_xargs`) and the limits of this engine and adapter.
 Out: a `Guidance`, or None for a request that asked for nothing. Every refusal is a ValueError,
@@ -14,9 +14,11 @@ from dataclasses import dataclass
 
 from pad_vllm.wording import did_you_mean, listed, show
 
-WEIGHTS, BETA, TOP_K, PREFERENCE = "pad_weights", "pad_beta", "pad_top_k", "pad_preference"
-KEYS = (WEIGHTS, BETA, TOP_K, PREFERENCE)
+WEIGHTS, BETA, TOP_K = "pad_weights", "pad_beta", "pad_top_k"
+NO_REPEAT, PREFERENCE = "pad_no_repeat", "pad_preference"
+KEYS = (WEIGHTS, BETA, TOP_K, NO_REPEAT, PREFERENCE)
 PREFIX = "pad_"
+NO_REPEATS = (0, *range(2, 9))  # accepted of pad_no_repeat
 MAX_PREFERENCE = 2000  # characters; part of the reward model's prefill of the request
 MAX_WEIGHTS = 10_000  # characters of pad_weights in all: it is parsed in the server's event loop
 MAX_WEIGHT = 1e4  # keeps w, the sum of w and the rewards made from them finite in float32
@@ -37,6 +39,9 @@ class Guidance:
 
     top_k: int
     """Number of candidates: the base's k highest logits; all other tokens get -inf."""
+
+    no_repeat: int = 0
+    """Length of the n-grams whose repetition earns no more than the average candidate; 0 is off."""
 
     preference: str = ""
     """Text for the reward model's prompt alone; empty for none."""
@@ -63,6 +68,9 @@ class Limits:
     max_top_k: int
     """Largest pad_top_k."""
 
+    no_repeat: int = 0
+    """The adapter's default length of n-grams whose repetition earns nothing."""
+
     engine: str = "shared"
     """The reward engine that serves."""
 
@@ -80,7 +88,7 @@ class Limits:
 
 
 def parse(extra_args: Mapping[str, object] | None, limits: Limits) -> Guidance | None:
-    """The guidance a request asks for, None where it has none of the four arguments. Raises ValueError."""
+    """The guidance a request asks for, None where it has none of the five arguments. Raises ValueError."""
     given = _syntax(extra_args)
     if given is None:
         return None
@@ -102,7 +110,9 @@ def parse(extra_args: Mapping[str, object] | None, limits: Limits) -> Guidance |
             f"an integer from 1 to {limits.max_top_k}",
             "ask for fewer, or raise the server's max_top_k",
         )
-    return Guidance(_ordered(given.weights, limits.dimensions), beta, top_k, given.preference)
+    no_repeat = limits.no_repeat if given.no_repeat is None else given.no_repeat
+    weights = _ordered(given.weights, limits.dimensions)
+    return Guidance(weights, beta, top_k, no_repeat, given.preference)
 
 
 def check_syntax(extra_args: Mapping[str, object] | None) -> None:
@@ -117,6 +127,7 @@ class _Given:
     weights: Pairs
     beta: float | None
     top_k: int | None
+    no_repeat: int | None
     preference: str
 
 
@@ -139,8 +150,9 @@ def _syntax(extra_args: Mapping[str, object] | None) -> _Given | None:
         )
     beta = _number(BETA, ours[BETA]) if BETA in ours else None
     top_k = _whole(ours[TOP_K]) if TOP_K in ours else None
+    no_repeat = _length(ours[NO_REPEAT]) if NO_REPEAT in ours else None
     preference = _text(ours[PREFERENCE]) if PREFERENCE in ours else ""
-    return _Given(_weights(ours[WEIGHTS]), beta, top_k, preference)
+    return _Given(_weights(ours[WEIGHTS]), beta, top_k, no_repeat, preference)
 
 
 def _text(value: object) -> str:
@@ -269,6 +281,18 @@ def _whole(value: object) -> int:
     if not number.is_integer() or number < 1:
         raise _refusal(
             TOP_K, value, "an integer of at least 1", "ask for a whole number of candidates"
+        )
+    return int(number)
+
+
+def _length(value: object) -> int:
+    number = _number(NO_REPEAT, value)
+    if number not in NO_REPEATS:
+        raise _refusal(
+            NO_REPEAT,
+            value,
+            f"0 for off, or an n-gram's length from {NO_REPEATS[1]} to {NO_REPEATS[-1]}",
+            "3 stops most loops",
         )
     return int(number)
 

@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pad_vllm import guidance
+from pad_vllm.params import NO_REPEATS
 
 NEG_INF = float("-inf")
 
@@ -242,3 +243,37 @@ def test_a_row_ends_only_where_what_came_before_lets_it_end():
     assert ended.tolist() == [True, False, False]
     assert logits[0].tolist() == [NEG_INF] * 5 + [0.0]
     assert torch.equal(logits[1:], before[1:])
+
+
+@settings(deadline=None, max_examples=200)
+@given(batches(), st.data())
+def test_with_the_guard_the_batch_gives_what_the_plain_twin_gives(batch, data):
+    logits, rows, reward, beta, top_k = batch
+    few = st.lists(st.integers(0, min(logits.shape[1] - 1, 2)), max_size=12)
+    answers = [data.draw(few) for _ in rows]
+    prompts = [data.draw(few) for _ in rows]
+    n = [data.draw(st.sampled_from(NO_REPEATS)) for _ in rows]
+    before, expected = logits.clone(), logits.clone()
+    for i, row in enumerate(rows.tolist()):
+        expected[row] = guidance.guide_row(
+            before[row], reward[row], float(beta[i]), int(top_k[i]), answers[i], n[i]
+        )
+    texts = [torch.tensor([*prompt, *said]) for prompt, said in zip(prompts, answers, strict=True)]
+    said = guidance.Said(
+        torch.nn.utils.rnn.pad_sequence([t.int() for t in texts], batch_first=True),
+        torch.tensor([len(prompt) for prompt in prompts]),
+        torch.tensor([len(text) for text in texts]),
+    )
+    z, ids = guidance.candidates(logits, rows, int(top_k.max()))
+    looping = guidance.repeats(said, ids, torch.tensor(n), max(n))
+    taken = reward[rows].gather(-1, ids)
+    assert not guidance.guide(logits, rows, z, ids, taken, beta, top_k, looping).any()
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_token_that_closes_a_loop_earns_no_more_than_the_average():
+    said = guidance.Said(torch.tensor([[9, 1, 2, 3, 1, 2]]), torch.tensor([1]), torch.tensor([6]))
+    ids = torch.tensor([[3, 9, 4]])
+    assert guidance.repeats(said, ids, torch.tensor([3]), 3).tolist() == [[True, False, False]]
+    assert not guidance.repeats(said, ids, torch.tensor([4]), 4).any()  # 9 1 2 3: 9 is the prompt's
+    assert not guidance.repeats(said, ids, torch.tensor([0]), 3).any()

@@ -67,6 +67,26 @@ def test_beta_is_a_number_or_text_that_is_one(beta):
     assert parse({"pad_weights": "humor=1", "pad_beta": beta}, LIMITS).beta == 2.0
 
 
+@pytest.mark.parametrize("length", [0, 2, 3.0, "8"])
+def test_a_loops_length_is_zero_or_that_of_an_n_gram(length):
+    guidance = parse({"pad_weights": "humor=1", "pad_no_repeat": length}, LIMITS)
+    assert guidance.no_repeat == int(float(length))
+
+
+@pytest.mark.parametrize("length", [1, 9, -3, 2.5, "three", True])
+def test_any_other_length_is_refused_with_what_is_accepted(length):
+    message = refusal({"pad_weights": "humor=1", "pad_no_repeat": length}, syntax=True)
+    assert "pad_no_repeat is" in message
+    if not isinstance(length, str | bool):
+        assert "0 for off, or an n-gram's length from 2 to 8" in message
+
+
+def test_without_a_length_the_adapters_own_holds():
+    limits = dataclasses.replace(LIMITS, no_repeat=3)
+    assert parse({"pad_weights": "humor=1"}, limits).no_repeat == 3
+    assert parse({"pad_weights": "humor=1", "pad_no_repeat": 0}, limits).no_repeat == 0
+
+
 @pytest.mark.parametrize("top_k", [50, 50.0, "50", "50.0", "5e1"])
 def test_top_k_is_a_whole_number_however_it_is_written(top_k):
     guidance = parse({"pad_weights": "humor=1", "pad_top_k": top_k}, LIMITS)
@@ -88,11 +108,11 @@ def test_the_numbers_are_floats_whatever_the_json_held():
         ("pad_prefrence", "pad_preference"),
     ],
 )
-def test_a_typo_is_refused_and_the_four_arguments_are_named(key, meant):
+def test_a_typo_is_refused_and_all_arguments_are_named(key, meant):
     message = refusal({key: 1}, syntax=True)
     assert f"'{key}'" in message
     assert f"Did you mean '{meant}'?" in message
-    assert "pad_weights, pad_beta, pad_top_k, pad_preference" in message
+    assert "pad_weights, pad_beta, pad_top_k, pad_no_repeat, pad_preference" in message
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pad_vllm.adapter.fingerprint import fingerprint
+from pad_vllm.params import NO_REPEATS
 from pad_vllm.wording import did_you_mean, listed, show
 
 FORMAT_VERSION = 1
@@ -146,6 +147,9 @@ class AdapterConfig:
     training: dict[str, Any] = field(default_factory=dict)
     """How it was trained and what it scored held out: free-form JSON, for people."""
 
+    no_repeat: int = 0
+    """Default length of the n-grams whose repetition earns no more than the average candidate; 0 is off."""
+
     chat_template: str | None = None
     """What its prompts were rendered with, where training was given it; None is the backbone's own."""
 
@@ -161,6 +165,12 @@ class AdapterConfig:
         _require(within, "beta", self.beta, f"a number from -{MAX_BETA:g} to {MAX_BETA:g}")
         _require_whole("top_k", self.top_k, 1, self.backbone.vocab_size)
         _require(isinstance(self.training, dict), "training", self.training, "a JSON object")
+        _require(
+            type(self.no_repeat) is int and self.no_repeat in NO_REPEATS,
+            "no_repeat",
+            self.no_repeat,
+            f"one of {listed(map(str, NO_REPEATS))}",
+        )
         template = self.chat_template
         named = template is None or (isinstance(template, str) and template)
         _require(named, "chat_template", template, "a Jinja template's text, or none at all")
@@ -175,8 +185,12 @@ class AdapterConfig:
     def to_json(self) -> str:
         """Text of pad_config.json: sorted keys, indent 2, a newline at the end."""
         values = dataclasses.asdict(self)
-        if self.chat_template is None:  # as before there was such a field: one text, one digest
-            del values["chat_template"]
+        for (
+            name,
+            absent,
+        ) in _LATER.items():  # as before there was such a field: one text, one digest
+            if values[name] == absent:
+                del values[name]
         try:
             text = json.dumps(values, sort_keys=True, indent=2, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -191,12 +205,16 @@ class AdapterConfig:
         """The config in `text`. Raises AdapterError, for another format version before anything else."""
         raw = _parse(text)
         _require_version(raw.get("format_version"))
-        _require_keys("", {"chat_template": None, **raw}, cls)
+        _require_keys("", {**_LATER, **raw}, cls)
         backbone = raw["backbone"]
         _require(isinstance(backbone, dict), "backbone", backbone, "an object")
         _require_keys("backbone.", backbone, Backbone)
         backbone = Backbone(**{**backbone, "architectures": _tuple(backbone["architectures"])})
         return cls(**{**raw, "backbone": backbone, "dimensions": _tuple(raw["dimensions"])})
+
+
+_LATER: dict[str, Any] = {"no_repeat": 0, "chat_template": None}
+"""Fields that a pad_config.json may leave out, and what they then are."""
 
 
 def least_version(*, heads_only: bool, constants: bool) -> int:

@@ -90,6 +90,7 @@ def limits(pad: PADConfig, adapter: AdapterConfig) -> Limits:
         top_k=adapter.top_k,
         max_beta=pad.max_beta,
         max_top_k=pad.max_top_k,
+        no_repeat=adapter.no_repeat,
         engine=pad.engine,
     )
 

@@ -21,6 +21,7 @@ from pad_vllm.engines import base, declined
 from pad_vllm.outcome import MARK
 from pad_vllm.params import check_syntax, parse
 from pad_vllm.serving import admission, answers
+from pad_vllm.serving.history import V1History, V2History
 from pad_vllm.serving.slots import Selection, Slots
 from pad_vllm.vllm_api.names import (
     BatchUpdate,
@@ -60,7 +61,10 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._end = admission.end_token(vllm_config) if pad.on_failure == "stop" else None
         self._answers = answers.Answers(device, vllm_config.scheduler_config.max_num_seqs)
         answers.start(self._instance, self._answers)
-        self._slots = Slots(device, lambda request: self._answers.leave(request.ticket))
+        self._v1_history = V1History(device)
+        v2 = self._v2_states
+        self._history = self._v1_history if v2 is None else V2History(v2)
+        self._slots = Slots(device, self._left)
         self._declined = declined.of(self._instance, logger.warning)
         self._unguided = torch.zeros((), dtype=torch.int64, device=device)
         self._steps = 0
@@ -95,10 +99,16 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         for index, params, prompt, answer in batch_update.added:
             request = self._request(params)
             self._slots.put(index, request)
+            if request is not None:
+                self._v1_history.enter(request, answer)
             if request is not None and self._reads_tokens:
                 self._join(request, partial(_known, prompt or (), answer))
         for source, target, how in batch_update.moved:
             self._slots.move(source, target, swap=how == MoveDirectionality.SWAP)
+
+    def _left(self, request: base.Request) -> None:
+        self._answers.leave(request.ticket)
+        self._v1_history.leave(request)
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         """V2: a request enters slot `req_idx`. Returns whether it is guided."""
@@ -135,14 +145,14 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             slots = np.arange(len(logits)) if ctx is None else ctx.idx_mapping_np
             selection = self._slots.select(slots)
             if selection is not None:
-                self._guide(logits, selection)
+                self._guide(logits, selection, ctx)
         except Exception as error:  # noqa: BLE001, it would end the server and all its requests
             self._lose(error)
         return logits
 
-    def _guide(self, logits: Tensor, selection: Selection) -> None:
+    def _guide(self, logits: Tensor, selection: Selection, ctx: Any) -> None:
         try:
-            unguided = self._rewrite(logits, selection)
+            unguided = self._rewrite(logits, selection, ctx)
         except Exception as error:  # noqa: BLE001, as above
             said = "the reward engine failed: its rows stay unguided"
             self._declined.add("engine failed", len(selection.rows), said, error)
@@ -153,19 +163,22 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             self._answers.stop(selection.tickets, ended)
         self._report(unguided)
 
-    def _rewrite(self, logits: Tensor, selection: Selection) -> Tensor:
+    def _rewrite(self, logits: Tensor, selection: Selection, ctx: Any) -> Tensor:
         """[G] bool: which of the guided rows stay unguided."""
         z, ids = guidance.candidates(logits, selection.rows, selection.k_max)
         engine = base.running(self._instance)
         step = base.Step(len(logits), selection.rows, ids, selection.w, selection.requests)
         reward = None if engine is None else engine.rewards(step)
         if reward is None:
-            said = "no rewards for these logits rows: they stay unguided"
-            self._declined.add("misaligned", len(z), said)
+            remark = "no rewards for these logits rows: they stay unguided"
+            self._declined.add("misaligned", len(z), remark)
             reward = torch.full_like(z, float("nan"))
-        return guidance.guide(
-            logits, selection.rows, z, ids, reward, selection.beta, selection.top_k
-        )
+        looping = None
+        if selection.longest:
+            said = self._history.read(selection, ctx)
+            looping = guidance.repeats(said, ids, selection.no_repeat, selection.longest)
+        wanted = selection.beta, selection.top_k
+        return guidance.guide(logits, selection.rows, z, ids, reward, *wanted, looping)
 
     def _lose(self, error: Exception) -> None:
         """What becomes of the answers in the batch is not known any more."""

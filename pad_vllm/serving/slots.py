@@ -24,8 +24,11 @@ class Selection:
     w: Tensor  # [G, D] float32
     beta: Tensor  # [G] float32
     top_k: Tensor  # [G] int64
+    no_repeat: Tensor  # [G] int64
+    slots: Tensor  # [G] int64
     tickets: Tensor  # [G] int64, Request.ticket
     k_max: int  # the largest of top_k, on the host
+    longest: int  # the largest of no_repeat
     requests: tuple[Request, ...]  # of the rows
 
 
@@ -98,7 +101,10 @@ class Slots:
             w=on_device([g.weights for g in guided], torch.float32),
             beta=on_device([g.beta for g in guided], torch.float32),
             top_k=on_device([g.top_k for g in guided], torch.int64),
+            no_repeat=on_device([g.no_repeat for g in guided], torch.int64),
+            slots=on_device([int(slots[row]) for row, _ in pairs], torch.int64),
             tickets=on_device([request.ticket for _, request in pairs], torch.int64),
             k_max=max(g.top_k for g in guided),
+            longest=max(g.no_repeat for g in guided),
             requests=tuple(request for _, request in pairs),
         )

@@ -31,7 +31,9 @@ PROMPTS = (
 
 
 def preferences(adapter: Path) -> list[dict[str, Any]]:
-    """extra_args of four kinds: one dimension; another, otherwise set; a mix; a negative one."""
+    """extra_args of four kinds: one dimension; another, otherwise set; a mix; a negative one. The last two
+    are guarded against loops.
+    """
     from pad_vllm.adapter.manifest import read_config
 
     names = read_config(adapter).dimensions
@@ -39,8 +41,13 @@ def preferences(adapter: Path) -> list[dict[str, Any]]:
     return [
         {"pad_weights": f"{first}=1"},
         {"pad_weights": f"{second}=1", "pad_beta": 4.0, "pad_top_k": 5},
-        {"pad_weights": f"{first}=0.7,{second}=-0.4,{last}=1.2", "pad_beta": 1.5, "pad_top_k": 20},
-        {"pad_weights": f"{last}=-1", "pad_beta": 3},
+        {
+            "pad_weights": f"{first}=0.7,{second}=-0.4,{last}=1.2",
+            "pad_beta": 1.5,
+            "pad_top_k": 20,
+            "pad_no_repeat": 3,
+        },
+        {"pad_weights": f"{last}=-1", "pad_beta": 3, "pad_no_repeat": 2},
     ]
 
 

@@ -71,7 +71,7 @@ class Twin:
         ):
             h_B, h_T = self._seen[_key(output["prompt_token_ids"], output["token_ids"])]
             asked = request["sampling"].get("extra_args")
-            z, reward, scores = self._scores(h_B, h_T, asked)
+            z, reward, scores = self._scores(h_B, h_T, asked, output["token_ids"])
             agreed = _agreement(found, scores, output["token_ids"], str(asked))
             guided = parse(asked, self._limits)
             _measure(found, z, reward, steps[:agreed], guided.top_k if guided else 0)
@@ -79,7 +79,7 @@ class Twin:
         return found
 
     def _scores(
-        self, h_B: Tensor, h_T: Tensor, asked: dict[str, Any] | None
+        self, h_B: Tensor, h_T: Tensor, asked: dict[str, Any] | None, said: list[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Base logits, every token's reward, and the scores that the rule's plain twin makes."""
         z = self.persrm.base_logits(h_B)
@@ -90,8 +90,8 @@ class Twin:
         d_w = guidance.direction(h_B, h_T, w, *self.persrm.heads)
         reward = d_w @ self.persrm.backbone.lm_head.weight.float().T
         rows = [
-            guidance.guide_row(*row, guided.beta, guided.top_k)
-            for row in zip(z, reward, strict=True)
+            guidance.guide_row(*row, guided.beta, guided.top_k, said[:step], guided.no_repeat)
+            for step, row in enumerate(zip(z, reward, strict=True))
         ]
         return z, reward, torch.stack(rows)
 

@@ -95,8 +95,8 @@ class V1:
     def __init__(self, config):
         self.processor = PADLogitsProcessor(config, torch.device("cpu"), False)
 
-    def add(self, slot, extra_args):
-        added = [(slot, SamplingParams(extra_args=extra_args), [1], [])]
+    def add(self, slot, extra_args, answer=()):
+        added = [(slot, SamplingParams(extra_args=extra_args), [1], list(answer))]
         self.processor.update_state(BatchUpdate(R, [], added, []))
 
     def apply(self, logits):
@@ -109,14 +109,31 @@ class V2:
     order = np.array([9, 2, 5, 0], dtype=np.int32)
 
     def __init__(self, config):
-        states = SimpleNamespace(device=torch.device("cpu"), max_num_reqs=16, vocab_size=V)
+        self.tokens = torch.zeros(16, 32, dtype=torch.int32)
+        self.length = np.ones(16, dtype=np.int32)
+        states = SimpleNamespace(
+            device=torch.device("cpu"),
+            max_num_reqs=16,
+            vocab_size=V,
+            all_token_ids=SimpleNamespace(gpu=self.tokens),
+            prompt_len=SimpleNamespace(gpu=torch.ones(16, dtype=torch.int32)),
+        )
         self.processor = PADLogitsProcessor(config, states)
 
-    def add(self, slot, extra_args):
+    def add(self, slot, extra_args, answer=()):
+        text = [1, *answer]  # the prompt is one token
+        self.tokens[slot, : len(text)] = torch.tensor(text)
+        self.length[slot] = len(text)
         return self.processor.add_request(slot, SamplingParams(extra_args=extra_args))
 
     def apply(self, logits):
-        return self.processor.apply(logits, SimpleNamespace(idx_mapping_np=self.order))
+        lengths = self.length[self.order]
+        context = SimpleNamespace(
+            idx_mapping_np=self.order,
+            pos=torch.from_numpy(lengths) - 1,
+            seq_lens_upper_bound_np=lengths,
+        )
+        return self.processor.apply(logits, context)
 
 
 @pytest.fixture(params=[V1, V2])
@@ -142,6 +159,26 @@ def test_only_guided_rows_change_and_they_change_as_the_rule_says(runner, engine
         d_w = guidance.direction(h_B[row], h_T[row], torch.tensor(w), *engine._heads)
         expected = guidance.guide_row(before[row], engine._embedding @ d_w, beta, k)
         torch.testing.assert_close(result[row], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_would_close_a_loop_earns_no_more_than_the_average(runner, engine):
+    guarded = {**HELPFUL, "pad_beta": 5, "pad_no_repeat": 2}
+    answers = [[3, 7, 3], [], [2, 2, 2, 2], [3, 7, 3]]
+    asked = [guarded, guarded, {**guarded, "pad_no_repeat": 3}, {**HELPFUL, "pad_beta": 5}]
+    for slot, one, answer in zip(runner.order.tolist(), asked, answers, strict=True):
+        runner.add(slot, one, answer)
+    h_B, h_T = engine._kept
+    engine._embedding[[7, 2]] += (h_T - h_B).mean(0)  # what would loop is what is wanted
+    logits = torch.randn(R, V)
+    before = logits.clone()
+    runner.apply(logits)
+    for row, (answer, n) in enumerate(zip(answers, (2, 2, 3, 0), strict=True)):
+        d_w = guidance.direction(h_B[row], h_T[row], torch.tensor([1.0, 0.0]), *engine._heads)
+        reward = engine._embedding @ d_w
+        expected = guidance.guide_row(before[row], reward, 5.0, 10, answer, n)
+        torch.testing.assert_close(logits[row], expected, rtol=1e-5, atol=1e-5)
+        free = guidance.guide_row(before[row], reward, 5.0, 10)
+        assert torch.equal(free, expected) or row in (0, 2)
 
 
 @pytest.mark.parametrize("nothing", [None, {}, {"kv_transfer_params": {"a": 1}, "other": 3}])

@@ -1,0 +1,89 @@
+"""The answers so far, as each of vLLM's runners knows them: what the guard against loops looks at.
+
+In: the guided rows of a step. Out: Said, on their device. V2 keeps the tokens on the device; V1 shares the
+host's list of each request, which it appends to and, under async scheduling, completes before processors
+are called (vllm/v1/worker/gpu_input_batch.py, update_async_output_token_ids). Imports no vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from pad_vllm.engines.base import Request
+from pad_vllm.guidance import Said
+from pad_vllm.serving.slots import Selection
+
+_ROOM = 256  # tokens that a buffer begins with
+
+
+class History(Protocol):
+    """Where the answers' tokens are."""
+
+    def read(self, selection: Selection, ctx: Any) -> Said:
+        """The answers of the step's guided rows; ctx is V2's batch layout."""
+
+
+class V2History:
+    """states: V2's LogitsProcRequestState."""
+
+    def __init__(self, states: Any) -> None:
+        self._states = states
+
+    def read(self, selection: Selection, ctx: Any) -> Said:
+        """Of whole texts: the answers begin where the prompts end."""
+        longest = int(ctx.seq_lens_upper_bound_np.max())
+        tokens = self._states.all_token_ids.gpu[:, :longest]
+        return Said(
+            tokens.index_select(0, selection.slots),
+            self._states.prompt_len.gpu.index_select(0, selection.slots),
+            ctx.pos.index_select(0, selection.rows) + 1,
+        )
+
+
+class V1History:
+    """The lists that V1 gave, copied as they grow: a step's work does not grow with the answers."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._answers: dict[Request, _Answer] = {}
+
+    def enter(self, request: Request, live: Sequence[int]) -> None:
+        """live: the request's answer, which vLLM appends to."""
+        self._answers[request] = _Answer(live)
+
+    def leave(self, request: Request) -> None:
+        """It left the batch."""
+        self._answers.pop(request, None)
+
+    def read(self, selection: Selection, ctx: Any) -> Said:  # noqa: ARG002
+        """Of answers alone: all begin at 0."""
+        answers = [self._answers[request].tokens() for request in selection.requests]
+        length = torch.tensor([len(known) for known in answers])
+        padded = np.zeros((len(answers), max(map(len, answers))), dtype=np.int32)
+        for row, known in zip(padded, answers, strict=True):
+            row[: len(known)] = known
+        tokens = torch.from_numpy(padded).to(self._device, non_blocking=True)
+        length = length.to(self._device, non_blocking=True)
+        return Said(tokens, torch.zeros_like(length), length)
+
+
+class _Answer:
+    def __init__(self, live: Sequence[int]) -> None:
+        self._live = live
+        self._known = np.empty(_ROOM, dtype=np.int32)
+        self._count = 0
+
+    def tokens(self) -> np.ndarray:
+        """[n] all that are known; vLLM marks those that are not, the last ones, with -1."""
+        for token in self._live[self._count :]:
+            if token < 0:
+                break
+            if self._count == len(self._known):
+                self._known = np.concatenate((self._known, np.empty_like(self._known)))
+            self._known[self._count] = token
+            self._count += 1
+        return self._known[: self._count]
