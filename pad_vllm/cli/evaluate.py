@@ -1,4 +1,4 @@
-"""`pad-vllm evaluate`: an adapter's held-out figures, once more."""
+"""`pad-vllm evaluate`: an adapter's held-out figures, once more; with --steering, what it does to answers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ from rich.table import Table
 
 from pad_vllm.cli.arguments import Cache, ChatTemplate, template_of
 from pad_vllm.cli.errors import plain_errors
+from pad_vllm.cli.steering import (
+    DEFAULT_TEMPERATURES,
+    Beside,
+    BesideBetas,
+    Betas,
+    JudgePrompts,
+    Out,
+    Prompts,
+    Temperatures,
+    Tokens,
+    steer,
+)
 from pad_vllm.demo.models import train_cache
 from pad_vllm.demo.names import resolve_adapter
 
@@ -34,12 +46,28 @@ def evaluate(
         int, typer.Option(help="Pairs that an unseen dimension is fitted from.")
     ] = 200,
     chat_template: ChatTemplate = None,
+    steering: Prompts = None,
+    judge_prompts: JudgePrompts = None,
+    beside: Beside = None,
+    beta: Betas = None,
+    beside_beta: BesideBetas = None,
+    temperature: Temperatures = None,
+    tokens: Tokens = 100,
+    out: Out = None,
 ) -> None:
-    """Recompute an adapter's held-out figures: the split is the one it was trained with."""
+    """Recompute an adapter's held-out figures, the split being the one it was trained with; or, with
+    --steering, measure what guidance does to answers: wins by judges that trained nothing, repetition,
+    perplexity, relevance, beside plain prompting and other adapters.
+    """
     with plain_errors():
+        folder, template = Path(resolve_adapter(adapter)), template_of(chat_template)
+        if steering is not None:
+            betas = beta or (), beside_beta or ()
+            decoded = temperature or DEFAULT_TEMPERATURES, tokens
+            steer(folder, base, (steering, judge_prompts), beside or (), betas, decoded, out)
+            return
         from pad_vllm.training.report.reevaluate import reevaluate
 
-        folder, template = Path(resolve_adapter(adapter)), template_of(chat_template)
         kept = cache or train_cache()
         rows = reevaluate(folder, base, data, kept, unseen or [], choices, template)
     Console().print(_table(rows))

@@ -9,13 +9,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 
 def win_rate(scores: Sequence[float], against: Sequence[float]) -> float:
     """Share of prompts on which `scores` is higher, ties counting half."""
-    wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(scores, against, strict=True)]
+    wins = outcomes(scores, against)
     return sum(wins) / len(wins)
 
 
@@ -51,3 +52,16 @@ def perplexity(losses: Sequence[tuple[float, int]]) -> float:
     """exp of the mean loss a token over all answers."""
     tokens = sum(count for _, count in losses)
     return math.exp(sum(loss for loss, _ in losses) / max(tokens, 1))
+
+
+def outcomes(scores: Sequence[float], against: Sequence[float]) -> list[float]:
+    """1 for each prompt on which `scores` is higher, 0 where lower, half for a tie."""
+    return [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(scores, against, strict=True)]
+
+
+def interval(values: Sequence[float], draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95% interval of the mean, by bootstrap over the prompts."""
+    found = np.asarray(values)
+    places = np.random.default_rng(seed).integers(0, len(found), (draws, len(found)))
+    low, high = np.quantile(found[places].mean(1), (0.025, 0.975))
+    return float(low), float(high)

@@ -6,7 +6,14 @@
     personal  first and second person pronouns per 100 words: speaks of me, us and you
     clean     minus the profane words per 100 words (pyobscenity)
 
-The words of personal, clean and simple are English. They know nothing of models, prompts or tokens.
+and, as judges beside them, which nothing is ever trained on:
+
+    polarity  TextBlob's polarity (its pattern lexicon)
+    afinn     AFINN valence per word (Nielsen 2011)
+    flesch    Flesch reading ease (textstat)
+    common    mean Zipf frequency of the words (wordfreq; Speer 2022)
+
+The words of all but brief are English. They know nothing of models, prompts or tokens.
 """
 
 from __future__ import annotations
@@ -96,13 +103,64 @@ def _look_up(words: list[str]) -> None:
         _PROFANE[words[bisect(starts, match.start_index) - 1]] = True
 
 
+def polarity(text: str) -> float:
+    """TextBlob's polarity, -1 to 1; 0 for text without words it knows."""
+    from textblob import TextBlob
+
+    return float(TextBlob(text).sentiment.polarity)
+
+
+@cache
+def _afinn() -> Any:
+    from afinn import Afinn
+
+    return Afinn()
+
+
+def afinn(text: str) -> float:
+    """AFINN valence per word; 0 without words."""
+    words = len(_WORD.findall(text))
+    return float(_afinn().score(text)) / words if words else 0.0
+
+
+def flesch(text: str) -> float:
+    """Flesch reading ease, kept in -100..200; 0 for text without words."""
+    import textstat
+
+    if not any(c.isalpha() for c in text):
+        return 0.0
+    return min(max(float(textstat.flesch_reading_ease(text)), -100.0), 200.0)
+
+
+def common(text: str) -> float:
+    """Mean Zipf frequency of the words, 0 to 8: 3 is once in a million words; 0 without words."""
+    from wordfreq import zipf_frequency
+
+    words = _WORD.findall(text)
+    return sum(zipf_frequency(word, "en") for word in words) / len(words) if words else 0.0
+
+
 SCORERS: dict[str, TextScorer] = {
     "positive": positive,
     "brief": brief,
     "simple": simple,
     "personal": personal,
     "clean": clean,
+    "polarity": polarity,
+    "afinn": afinn,
+    "flesch": flesch,
+    "common": common,
 }
+
+BESIDE: dict[str, tuple[str, ...]] = {
+    "positive": ("positive", "polarity", "afinn"),
+    "brief": ("brief",),
+    "simple": ("simple", "flesch", "common"),
+    "personal": ("personal",),
+}
+"""Dimension -> the scorers that judge it. Where a dimension was learned from one of them, that one is no
+stranger to it: the others are.
+"""
 
 WHOLE = frozenset({"brief"})
 """Scorers whose score of an unfinished answer means nothing."""

@@ -66,23 +66,21 @@ Build = Callable[[str, Sampling], tuple[Engine, Any]]
 
 def vllm_engine(base: str, sampling: Sampling) -> tuple[Engine, Any]:
     """vLLM in this process."""
-    from pad_vllm.serving.offline import engine
+    from pad_vllm.serving import offline
 
-    return engine(
-        base,
-        {
-            "max_model_len": sampling.max_model_len,
-            "max_num_seqs": sampling.max_num_seqs,
-            "seed": sampling.seed,
-            "dtype": sampling.dtype,
-        },
-        {
-            "n": sampling.n,
-            "max_tokens": sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-        },
+    llm = {
+        "max_model_len": sampling.max_model_len,
+        "max_num_seqs": sampling.max_num_seqs,
+        "seed": sampling.seed,
+        "dtype": sampling.dtype,
+    }
+    params = offline.sampling(
+        n=sampling.n,
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
     )
+    return offline.engine(base, llm), params
 
 
 class Sampler:

@@ -1,0 +1,100 @@
+"""The options of `pad-vllm evaluate --steering`, and what they ask for."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_TEMPERATURES = (0.0, 0.7)
+
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        "--steering",
+        metavar="PROMPTS",
+        help='Have these prompts answered and judged: .jsonl of {"prompt": text or messages}, or .txt, a '
+        "prompt a line. Take some that the adapter was not trained on.",
+    ),
+]
+JudgePrompts = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --steering: other prompts, answered to fit a judge of meaning for each dimension that a "
+        "sentence taught."
+    ),
+]
+Beside = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=ADAPTER",
+        help="With --steering: another adapter on the same prompts; again for each.",
+    ),
+]
+Betas = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--beta", help="With --steering: a strength; again for each (default: the adapter's)."
+    ),
+]
+BesideBetas = Annotated[
+    list[float] | None, typer.Option("--beside-beta", help="The same for the adapters of --beside.")
+]
+Temperatures = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--temperature", min=0, help="With --steering; again for each (default: 0 and 0.7)."
+    ),
+]
+Tokens = Annotated[int, typer.Option("--tokens", min=1, help="With --steering: tokens an answer.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", help="With --steering: JSON file of all figures and answers."),
+]
+
+
+def steer(
+    adapter: Path,
+    base: str,
+    prompts: tuple[Path, Path | None],
+    beside: Sequence[str],
+    betas: tuple[Sequence[float], Sequence[float]],
+    decoded: tuple[Sequence[float], int],
+    out: Path | None,
+) -> None:
+    """prompts: those to answer, those of the judges. betas: of the adapter, of those beside it. decoded:
+    temperatures, and tokens an answer. Raises ValueError for what cannot be read.
+    """
+    from pad_vllm.steering.answers import Decoding
+    from pad_vllm.steering.run import Steering, measure
+    from pad_vllm.training.sampling.sample import read_prompts
+
+    judged, others = prompts
+    asked = Steering(
+        base,
+        str(adapter),
+        read_prompts(judged),
+        read_prompts(others) if others else (),
+        _named(beside),
+        *betas,
+        tuple(Decoding(temperature=t, tokens=decoded[1]) for t in decoded[0]),
+    )
+    found = measure(asked, typer.echo)
+    if out is not None:
+        command = shlex.join(["pad-vllm", *sys.argv[1:]])
+        out.write_text(json.dumps({"command": command, **found}, indent=1) + "\n")
+
+
+def _named(given: Sequence[str]) -> dict[str, str]:
+    named = {}
+    for one in given:
+        name, _, folder = one.partition("=")
+        if not name or not folder:
+            raise ValueError(f"--beside {one}: NAME=ADAPTER is accepted, a name and a folder")
+        named[name] = folder
+    return named

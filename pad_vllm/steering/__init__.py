@@ -1,0 +1,1 @@
+"""Does guidance steer, and is the text still text? `pad-vllm evaluate --steering`."""

@@ -1,0 +1,108 @@
+"""Answers of vLLM under many conditions, in one mixed batch: what is measured is what users get.
+
+In: a base, an adapter's folder, prompts, Conditions. Out: an Answer for each prompt, by condition. Every
+engine runs in a process of its own, so that its memory is free for what reads the answers.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from pad_vllm.steering.conditions import Condition
+from pad_vllm.text.preference import with_wish
+
+Prompts = Sequence[str]
+"""As training/sampling/sample.py reads them: messages as JSON."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the engine said: the text, and the tokens where they were sampled."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are drawn. The candidates are the base's best `top_k`, guided or not."""
+
+    temperature: float = 0.0
+    tokens: int = 100
+    top_k: int = 20
+    seed: int = 0
+    dtype: str = "auto"
+
+
+def messages(prompt: str, condition: Condition) -> list[dict[str, str]]:
+    """The conversation of a condition."""
+    turns = json.loads(prompt)
+    return with_wish(turns, condition.sentence) if condition.sentence else turns
+
+
+def answers(
+    base: str,
+    adapter: str | None,
+    prompts: Prompts,
+    conditions: Sequence[Condition],
+    decodings: Sequence[Decoding],
+) -> list[list[list[Answer]]]:
+    """[decoding][condition][prompt]. adapter: a folder; None where no condition is guided."""
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawned) as pool:
+        return pool.submit(_answers, base, adapter, prompts, conditions, decodings).result()
+
+
+def _answers(
+    base: str,
+    adapter: str | None,
+    prompts: Prompts,
+    conditions: Sequence[Condition],
+    decodings: Sequence[Decoding],
+) -> list[list[list[Answer]]]:
+    from pad_vllm.serving import offline
+
+    longest = max(decoding.tokens for decoding in decodings)
+    sizes = _sizes(prompts, conditions, longest, decodings[0])
+    llm = offline.engine(base, sizes, adapter)
+    found = []
+    for decoding in decodings:
+        chats = [messages(prompt, one) for one in conditions for prompt in prompts]
+        drawn = llm.chat(chats, [_sampling(decoding, one) for one in conditions for _ in prompts])
+        said = [
+            Answer(result.outputs[0].text, tuple(result.outputs[0].token_ids)) for result in drawn
+        ]
+        size = len(prompts)
+        found.append([said[start : start + size] for start in range(0, len(said), size)])
+    return found
+
+
+def _sizes(
+    prompts: Prompts, conditions: Sequence[Condition], tokens: int, first: Decoding
+) -> dict[str, Any]:
+    # No token is less than a byte; a template puts some around.
+    asked = max(len(p.encode()) for p in prompts) + max(
+        len(c.sentence.encode()) for c in conditions
+    )
+    return {
+        "max_model_len": asked + tokens + 128,
+        "max_num_seqs": 64,
+        "seed": first.seed,
+        "dtype": first.dtype,
+    }
+
+
+def _sampling(decoding: Decoding, condition: Condition) -> Any:
+    from pad_vllm.serving.offline import sampling
+
+    return sampling(
+        temperature=decoding.temperature,
+        top_k=decoding.top_k if decoding.temperature else 0,
+        max_tokens=decoding.tokens,
+        extra_args=condition.extra_args(),
+    )

@@ -1,0 +1,81 @@
+"""The ways in which every prompt is answered: unguided, asked for in the prompt, guided, both, and mixes.
+
+In: dimensions, the sentence of each that has one, strengths. Out: Conditions. Knows no engine and no judge.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+UNGUIDED = "unguided"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to answer all prompts."""
+
+    name: str
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Of guidance; none for an answer that is not guided."""
+
+    beta: float = 0.0
+    """Of guidance."""
+
+    sentence: str = ""
+    """Put behind the prompt, as a user would ask for it; empty for none."""
+
+    aims: Mapping[str, int] = field(default_factory=dict)
+    """Dimension -> 1 for more of it, -1 for less: what it is judged by."""
+
+    def extra_args(self) -> dict[str, Any] | None:
+        """Of SamplingParams."""
+        if not self.weights:
+            return None
+        weights = [f"{name}={value:g}" for name, value in self.weights.items()]
+        return {"pad_weights": weights, "pad_beta": self.beta}
+
+
+def unguided() -> Condition:
+    """What every other condition is compared with."""
+    return Condition(UNGUIDED)
+
+
+def told(sentences: Mapping[str, str]) -> list[Condition]:
+    """Plain prompting."""
+    return [
+        Condition(f"told {name}", sentence=sentence, aims={name: 1})
+        for name, sentence in sentences.items()
+    ]
+
+
+def guided(name: str, dimensions: Sequence[str], betas: Sequence[float]) -> list[Condition]:
+    """Each dimension alone, in both signs. name: of the adapter."""
+    return [
+        Condition(f"{name} {_sign(sign)}{d}", {d: float(sign)}, beta, aims={d: sign})
+        for beta, d, sign in itertools.product(betas, dimensions, (1, -1))
+    ]
+
+
+def told_and_guided(name: str, sentences: Mapping[str, str], beta: float) -> list[Condition]:
+    """Guidance on top of plain prompting."""
+    return [
+        Condition(f"told and {name} +{d}", {d: 1.0}, beta, sentence, {d: 1})
+        for d, sentence in sentences.items()
+    ]
+
+
+def mixes(name: str, dimensions: Sequence[str], beta: float) -> list[Condition]:
+    """Every two dimensions at once."""
+    return [
+        Condition(
+            f"{name} +{'+'.join(pair)}", dict.fromkeys(pair, 1.0), beta, "", dict.fromkeys(pair, 1)
+        )
+        for pair in itertools.combinations(dimensions, 2)
+    ]
+
+
+def _sign(sign: int) -> str:
+    return "+" if sign > 0 else "-"

@@ -1,0 +1,81 @@
+"""Who judges a dimension: scorers of words, a classifier of meaning, and the teacher itself.
+
+In: answers to the prompts. Out: scores by judge, more is more of the dimension. The teacher is the base told
+the sentence: how much likelier it holds an answer than the base does. It taught; the others taught nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pad_vllm.evaluation import leaning
+from pad_vllm.evaluation.embedding import embed
+from pad_vllm.evaluation.measures import token_losses
+from pad_vllm.evaluation.scorers import BESIDE, SCORERS
+from pad_vllm.steering.answers import Answer, Decoding, Prompts, answers
+from pad_vllm.steering.conditions import told, unguided
+from pad_vllm.text.chat import chat_ids
+from pad_vllm.text.preference import with_wish
+
+TEACHER, MEANING = "teacher", "meaning"
+_TRIED = 0.25  # share of a judge's prompts that its accuracy is measured on
+
+
+@dataclass(frozen=True)
+class Judges:
+    """sentences: of each dimension that has one. leanings: judges of meaning, by dimension."""
+
+    base: Any  # a Transformers model
+    tokenizer: Any
+    sentences: Mapping[str, str]
+    leanings: Mapping[str, leaning.Leaning] = field(default_factory=dict)
+
+    def names(self, dimension: str) -> list[str]:
+        """The judges of a dimension."""
+        known = list(BESIDE.get(dimension, ()))
+        known += [MEANING] if dimension in self.leanings else []
+        return known + ([TEACHER] if dimension in self.sentences else [])
+
+    def losses(self, prompts: Prompts, said: Sequence[Answer]) -> list[tuple[float, int]]:
+        """Of each answer under the base after the plain prompt: (negative log-likelihood, tokens)."""
+        return self._losses([json.loads(prompt) for prompt in prompts], said)
+
+    def scores(
+        self, dimension: str, prompts: Prompts, said: Sequence[Answer], plain: Sequence[tuple]
+    ) -> dict[str, list[float]]:
+        """Judge -> a score of each answer; plain: `losses` of the answers."""
+        texts = [one.text for one in said]
+        found = {
+            name: [SCORERS[name](text) for text in texts] for name in BESIDE.get(dimension, ())
+        }
+        if dimension in self.leanings:
+            found[MEANING] = self.leanings[dimension](embed(texts))
+        if dimension in self.sentences:
+            asked = [with_wish(json.loads(p), self.sentences[dimension]) for p in prompts]
+            wished = self._losses(asked, said)
+            found[TEACHER] = [p[0] - w[0] for p, w in zip(plain, wished, strict=True)]
+        return found
+
+    def _losses(self, chats: Sequence[Any], said: Sequence[Answer]) -> list[tuple[float, int]]:
+        pairs = [
+            (chat_ids(self.tokenizer, chat), list(one.token_ids))
+            for chat, one in zip(chats, said, strict=True)
+        ]
+        return token_losses(self.base, pairs)
+
+
+def fit(
+    base: str, sentences: Mapping[str, str], prompts: Prompts, decoding: Decoding
+) -> dict[str, leaning.Leaning]:
+    """A judge of meaning for each sentence, from answers to prompts that are not the judged ones."""
+    asked = told(sentences)
+    plain, *wished = answers(base, None, prompts, [unguided(), *asked], [decoding])[0]
+    embedded = embed([one.text for one in plain])
+    tried = max(int(_TRIED * len(prompts)), 1)
+    return {
+        name: leaning.fit(embed([one.text for one in said]), embedded, tried)
+        for name, said in zip(sentences, wished, strict=True)
+    }

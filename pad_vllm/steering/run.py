@@ -1,0 +1,105 @@
+"""`pad-vllm evaluate --steering`: everything about one adapter's steering, in a table and a JSON file.
+
+In: an adapter's folder, its base, prompts that it was not trained on, others that judges are fitted on.
+Out: records by decoding, the judges' accuracies, every answer for those who read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pad_vllm.adapter.manifest import AdapterConfig, read_config
+from pad_vllm.demo.names import resolve_base
+from pad_vllm.steering import conditions, judges
+from pad_vllm.steering.answers import Answer, Decoding, Prompts, answers
+from pad_vllm.steering.conditions import Condition
+from pad_vllm.steering.figures import Figures, table
+from pad_vllm.text.chat import chat_tokenizer
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What is asked of `measure`."""
+
+    base: str
+    adapter: str  # folder
+    prompts: Prompts
+    judge_prompts: Prompts = ()  # none: no judges of meaning
+    beside: Mapping[str, str] = field(default_factory=dict)  # name -> folder of another adapter
+    betas: Sequence[float] = ()  # none: the adapter's own
+    beside_betas: Sequence[float] = ()
+    decodings: Sequence[Decoding] = (Decoding(), Decoding(temperature=0.7))
+
+
+def measure(asked: Steering, say: Say) -> dict[str, Any]:
+    """{"judges": accuracies, "decodings": [{..., "records", "table", "texts"}]}."""
+    config = read_config(asked.adapter)
+    sentences = wishes(config)
+    rows, said = _everything(asked, config, sentences)
+    leanings = {}
+    if asked.judge_prompts and sentences:
+        say(f"judges of meaning, from {len(asked.judge_prompts)} other prompts")
+        sampled = Decoding(temperature=0.7, dtype=asked.decodings[0].dtype)
+        leanings = judges.fit(asked.base, sentences, asked.judge_prompts, sampled)
+        for name, one in leanings.items():
+            say(
+                f"{name}: the judge of meaning is right on {one.accuracy:.0%} of its held-out pairs"
+            )
+    figures = Figures(_judges(asked.base, sentences, leanings), asked.prompts)
+    results = []
+    for decoding, answered in zip(asked.decodings, said, strict=True):
+        records = figures.records(rows, answered)
+        lines = table(records)
+        say(f"temperature {decoding.temperature:g}, {decoding.tokens} tokens")
+        for line in lines:
+            say(line)
+        texts = {_key(c): [a.text for a in row] for c, row in zip(rows, answered, strict=True)}
+        results.append({**asdict(decoding), "records": records, "table": lines, "texts": texts})
+    accuracies = {name: round(one.accuracy, 4) for name, one in leanings.items()}
+    return {"prompts": len(asked.prompts), "judges": accuracies, "decodings": results}
+
+
+def wishes(config: AdapterConfig) -> dict[str, str]:
+    """The sentence of each dimension that was taught by one; of two opposites the first."""
+    taught = config.training.get("taught") or []
+    return {row["dimension"]: row["sentences"][0] for row in taught}
+
+
+def _everything(
+    asked: Steering, config: AdapterConfig, sentences: Mapping[str, str]
+) -> tuple[list[Condition], list[list[list[Answer]]]]:
+    """Conditions, and their answers by decoding: one engine for each adapter."""
+    betas, names = asked.betas or [config.beta], config.dimensions
+    own = [
+        conditions.unguided(),
+        *conditions.told(sentences),
+        *conditions.guided("PAD", names, betas),
+        *conditions.told_and_guided("PAD", sentences, betas[0]),
+        *conditions.mixes("PAD", names, betas[0]),
+    ]
+    said = answers(asked.base, asked.adapter, asked.prompts, own, asked.decodings)
+    for name, folder in asked.beside.items():
+        other = read_config(folder)
+        shared = [d for d in other.dimensions if d in names]
+        rows = conditions.guided(name, shared, asked.beside_betas or [other.beta])
+        more = answers(asked.base, folder, asked.prompts, rows, asked.decodings)
+        own += rows
+        said = [[*before, *after] for before, after in zip(said, more, strict=True)]
+    return own, said
+
+
+def _judges(base: str, sentences: Mapping[str, str], leanings: Mapping[str, Any]) -> judges.Judges:
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(resolve_base(base))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+    return judges.Judges(model, chat_tokenizer(folder, base, None), sentences, leanings)
+
+
+def _key(condition: Condition) -> str:
+    return f"{condition.name} @{condition.beta:g}" if condition.weights else condition.name

@@ -1,0 +1,68 @@
+"""What is made of answers: wins by judge with intervals, repetition, perplexity, relevance, one line each."""
+
+from __future__ import annotations
+
+import pytest
+
+from pad_vllm.evaluation.measures import interval
+from pad_vllm.steering import conditions, figures
+from pad_vllm.steering.answers import Answer
+
+PROMPTS = [f'[{{"role": "user", "content": "question {i}"}}]' for i in range(4)]
+
+
+class Judges:
+    """The longer answer is the kinder one."""
+
+    def losses(self, prompts, said):
+        return [(float(len(one.text)), 2) for one in said]
+
+    def scores(self, dimension, prompts, said, plain):
+        return {"length": [len(one.text) for one in said]}
+
+
+@pytest.fixture
+def records(monkeypatch):
+    monkeypatch.setattr(figures, "relevance", lambda asked, texts: [0.5] * len(texts))
+    sentences = {"kind": "Be kind."}
+    rows = [
+        conditions.unguided(),
+        *conditions.told(sentences),
+        *conditions.guided("PAD", ("kind",), (2.0,)),
+        *conditions.told_and_guided("PAD", sentences, 2.0),
+    ]
+    lengths = [3, 5, 9, 1, 12]
+    said = [[Answer("x" * n, (1, 2))] * len(PROMPTS) for n in lengths]
+    said[2] = [Answer("x" * 9, (1, 2))] * 3 + [Answer("x", (1, 2))]
+    return figures.Figures(Judges(), PROMPTS).records(rows, said)
+
+
+def test_wins_are_those_over_the_unguided_answers(records):
+    wins = {r["name"]: r["wins"].get("kind", {}).get("length", [None])[0] for r in records}
+    assert wins == {
+        "unguided": None,
+        "told kind": 1.0,
+        "PAD +kind": 0.75,
+        "PAD -kind": 0.0,
+        "told and PAD +kind": 1.0,
+    }
+
+
+def test_guidance_on_top_of_prompting_is_compared_with_prompting(records):
+    assert records[-1]["wins_over_told"]["kind"]["length"] == [1.0, 1.0, 1.0]
+    assert all("wins_over_told" not in r for r in records[:-1])
+
+
+def test_the_table_has_a_line_for_each_condition(records):
+    lines = figures.table(records)
+    assert len(lines) == 2 + len(records)
+    assert "| PAD +kind | 2 | length 75 |" in lines[4]
+    assert "over told: length 100 (100 to 100)" in lines[-1]
+
+
+def test_an_interval_is_wide_for_few_prompts_and_holds_the_mean():
+    low, high = interval([0.0, 1.0] * 8)
+    assert low < 0.4
+    assert high > 0.6
+    narrow = interval([0.0, 1.0] * 200)
+    assert narrow[1] - narrow[0] < high - low
