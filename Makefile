@@ -46,10 +46,10 @@ fast: setup  ## the tests that start no engine
 
 check: lint fast  ## lint and fast tests: before every commit
 
-engine: setup models  ## the tests that start real vLLM engines
+engine: setup smollm2  ## the tests that start real vLLM engines
 	@$(PYTEST) -m "engine and not exhaustive"
 
-test: setup models  ## fast and engine tests, in one run
+test: setup smollm2  ## fast and engine tests, in one run
 	@$(PYTEST) -m "not exhaustive"
 
 exhaustive: setup models  ## the storms: long runs of thousands of requests

@@ -18,7 +18,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["pad_vllm", "pad_vllm.*"]),
-    package_data={"pad_vllm": ["py.typed", "**/*.json", "**/*.safetensors", "**/*.md", "**/*.png"]},
+    package_data={
+        "pad_vllm": ["py.typed", "**/*.json", "**/*.safetensors", "**/*.md", "**/*.png", "**/*.txt"]
+    },
     install_requires=[
         "filelock",
         "huggingface_hub>=1.0",

@@ -14,10 +14,17 @@ import typer
 
 from pad_vllm.training import settings
 
-TAUGHT: dict[str, Any] = {"epochs": 4, "head_epochs": 0, "head_rank": 128, "beta": 1.5}
+TAUGHT: dict[str, Any] = {
+    "epochs": 4,
+    "head_epochs": 0,
+    "head_rank": 128,
+    "beta": 0.6,
+    "no_repeat": 3,
+    "max_response": 80,
+}
 """Defaults in the place of Settings' and Recipe's own, for targets as dense as a teacher's."""
 
-TAUGHT_RECIPE: dict[str, Any] = {"lora_lr": 2e-3, "head_lr": 1e-3, "evaluate_every": 40}
+TAUGHT_RECIPE: dict[str, Any] = {"lora_lr": 2e-4, "head_lr": 1e-4, "evaluate_every": 20}
 
 _OF_DATA = ("data", "dimensions", "limit", "strict", "text_preferences")
 _OF_TEACHER = ("dimension", "opposite", "prompts", "answers")
@@ -27,7 +34,7 @@ Teacher = Annotated[
     typer.Option(
         metavar="prompt",
         help="Learn dimensions from sentences, not from --data: BASE itself, told the sentence, is the "
-        "teacher. Needs --dimension and --prompts. Defaults are then "
+        "teacher. Needs --dimension. Defaults are then "
         + ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in TAUGHT.items())
         + ".",
     ),
@@ -51,7 +58,8 @@ Opposite = Annotated[
 Prompts = Annotated[
     Path | None,
     typer.Option(
-        help='With --teacher prompt: .jsonl of {"prompt": text or messages}, or .txt, a prompt a line.'
+        help='With --teacher prompt: .jsonl of {"prompt": text or messages}, or .txt, a prompt a line '
+        "(default: 160 that ship with the package)."
     ),
 ]
 Answers = Annotated[
@@ -82,16 +90,11 @@ def teacher_of(
         raise ValueError(
             '--teacher prompt has no dimension to teach: give --dimension NAME="SENTENCE"'
         )
-    if prompts is None:
-        raise ValueError(
-            "--teacher prompt has no prompts that BASE could answer: give --prompts FILE, some hundreds "
-            'as lines of {"prompt": text} (.jsonl) or of text (.txt)'
-        )
     told = {"answers": answers} if answers else {}
     return settings.Teacher(
         sentences=_sentences("--dimension", dimension),
         opposites=_sentences("--opposite", opposite or ()),
-        prompts=str(prompts),
+        prompts=str(prompts or ""),
         **told,
     )
 
@@ -115,7 +118,7 @@ def _refuse_mixed(context: typer.Context, *, taught: bool) -> None:
     if not taught and not _typed(context, "data"):
         raise ValueError(
             "there is nothing to learn from: give --data NAME[=PATH], or --teacher prompt with "
-            '--dimension NAME="SENTENCE" and --prompts FILE'
+            '--dimension NAME="SENTENCE"'
         )
 
 

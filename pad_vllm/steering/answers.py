@@ -7,12 +7,11 @@ engine runs in a process of its own, so that its memory is free for what reads t
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from pad_vllm.serving import offline
 from pad_vllm.steering.conditions import Condition
 from pad_vllm.text.preference import with_wish
 
@@ -53,9 +52,7 @@ def answers(
     decodings: Sequence[Decoding],
 ) -> list[list[list[Answer]]]:
     """[decoding][condition][prompt]. adapter: a folder; None where no condition is guided."""
-    spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawned) as pool:
-        return pool.submit(_answers, base, adapter, prompts, conditions, decodings).result()
+    return offline.apart(_answers, base, adapter, prompts, conditions, decodings)
 
 
 def _answers(
@@ -65,8 +62,6 @@ def _answers(
     conditions: Sequence[Condition],
     decodings: Sequence[Decoding],
 ) -> list[list[list[Answer]]]:
-    from pad_vllm.serving import offline
-
     longest = max(decoding.tokens for decoding in decodings)
     sizes = _sizes(prompts, conditions, longest, decodings[0])
     llm = offline.engine(base, sizes, adapter)
@@ -98,9 +93,7 @@ def _sizes(
 
 
 def _sampling(decoding: Decoding, condition: Condition) -> Any:
-    from pad_vllm.serving.offline import sampling
-
-    return sampling(
+    return offline.sampling(
         temperature=decoding.temperature,
         top_k=decoding.top_k if decoding.temperature else 0,
         max_tokens=decoding.tokens,

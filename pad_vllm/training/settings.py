@@ -71,7 +71,7 @@ class Teacher:
     """What teaches in the place of scores: the base itself, told a sentence (training/taught)."""
 
     sentences: dict[str, str]  # dimension -> what the base is told
-    prompts: str  # file of sampling/sample.py's read_prompts
+    prompts: str = ""  # file of sampling/sample.py's read_prompts; empty for those that ship
     opposites: dict[str, str] = dataclasses.field(default_factory=dict)
     answers: Annotated[
         int, _whole(1, "Prompts that are answered; of the others the first token is taught.")
@@ -104,7 +104,11 @@ class Settings:
     name: Annotated[str | None, _said("BASE's name in the model card.")] = None
     dimensions: tuple[str, ...] = ()  # of the data's; () is all of them
     fork_layer: Annotated[
-        int | None, _said("First layer with LoRA (default: three quarters up).")
+        int | None,
+        _said(
+            "First layer with LoRA; BASE's number of layers is heads alone (default: three quarters up; with "
+            "--teacher prompt heads alone)."
+        ),
     ] = None
     lora_rank: Annotated[int, _whole(1, "Of the trunk's LoRA.")] = 16
     head_rank: Annotated[int, _whole(1, "Of the preference heads.")] = 16

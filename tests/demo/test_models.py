@@ -264,7 +264,10 @@ def test_a_real_checkpoint_names_its_architecture_and_tokenizes_like_the_origina
             "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n",
             "Paris",
         ),
-        ("gemma3-270m", "Once upon a time, there was a little", "girl"),
+        pytest.param(
+            *("gemma3-270m", "Once upon a time, there was a little", "girl"),
+            marks=pytest.mark.exhaustive,  # its conversion takes a minute
+        ),
     ],
 )
 def test_a_converted_model_continues_a_text_with_sense(name, prompt, expected):

@@ -26,6 +26,10 @@ from pad_vllm.evaluation.specs import parse_scorer
         ("simple", "The cat sat on the mat.", "Considerable sophistication characterises it."),
         ("personal", "I'd say you should ask us.", "Questions should be asked."),
         ("clean", "What is this nonsense?", "What the fuck is this?"),
+        ("polarity", "What a wonderful day. I love it.", "What an awful day. I hate it."),
+        ("afinn", "What a wonderful day. I love it.", "What an awful day. I hate it."),
+        ("flesch", "The cat sat on the mat.", "Considerable sophistication characterises it."),
+        ("common", "The house is near the road.", "The edifice adjoins the thoroughfare."),
     ],
 )
 def test_a_scorer_ranks_the_plain_case(name, more, less):

@@ -268,6 +268,7 @@ def test_only_the_end_of_a_long_answer_is_encoded_again():
     assert max(map(len, follower._encoder._known)) < 150 < len(reading._answer.text) / 50
 
 
+@pytest.mark.exhaustive
 @pytest.mark.engine
 @settings(deadline=None, max_examples=40)
 @given(data=st.data())
@@ -276,6 +277,7 @@ def test_real_tokenizers_follow_each_other(real, data):
         follows(one, base, persrm, data.draw(token_lists(base)), data.draw(SIZES))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.engine
 @settings(deadline=None, max_examples=100)
 @given(data=st.data())
@@ -285,6 +287,7 @@ def test_real_tokens_as_text_are_what_decode_makes_of_them(real, data):
         assert finished(Pieces(base.backend_tokenizer), ids) == decoded(base, ids)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.engine
 def test_ten_candidates_take_well_under_a_step(real, capsys):
     for follower, base, persrm in real:

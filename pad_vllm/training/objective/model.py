@@ -32,9 +32,11 @@ def untrained_persrm(backbone: Any, dimensions: tuple[str, ...], settings: Setti
     """A PersRM with the settings' sizes, its LoRA and heads untrained."""
     layers = backbone.config.num_hidden_layers
     fork = settings.fork_layer
+    if fork is None:
+        fork = layers if settings.teacher else layers - max(round(layers * 0.27), 1)
     return PersRM(
         backbone,
-        fork_layer=fork if fork is not None else layers - max(round(layers * 0.27), 1),
+        fork_layer=fork,
         dimensions=dimensions,
         lora_rank=settings.lora_rank,
         lora_alpha=2.0 * settings.lora_rank,

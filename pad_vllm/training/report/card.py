@@ -112,15 +112,18 @@ def _taught(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "two. Share of its rewards explained on held-out prompts, over the candidates as likely as the "
         "base holds them. First: the first token of an answer. Heads: before training, in closed form. "
         "Constant: one direction for all states, which a bias over the vocabulary could do. Variance: the "
-        "teacher's, in squared logits."
+        "teacher's, in squared logits. Spread: what the trained rewards' was over the candidates, in logits; "
+        "heads alone are then scaled to 1, so that beta is the strength of every dimension, and the "
+        "teacher's own strength is at beta = spread."
     )
     said = [f"- {row['dimension']}: {' / opposite: '.join(row['sentences'])}" for row in rows]
     shares = ("trained", "first", "heads", "constant")
+    sizes = ("variance", "spread")
     body = [
-        [row["dimension"], *(_percent(row[name]) for name in shares), f"{row['variance']:.3g}"]
+        [row["dimension"], *(_percent(row[s]) for s in shares), *(f"{row[s]:.3g}" for s in sizes)]
         for row in rows
     ]
-    return [legend, "\n".join(said), _table(["dimension", *shares, "variance"], body)]
+    return [legend, "\n".join(said), _table(["dimension", *shares, *sizes], body)]
 
 
 def _held_out(rows: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> list[str]:

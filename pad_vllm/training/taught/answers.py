@@ -7,13 +7,12 @@ told ones lead where guided decoding will lead: there the rewards have to be rig
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pad_vllm.serving import offline
 from pad_vllm.text.preference import with_wish
 from pad_vllm.training.data.record import fold
 from pad_vllm.training.sampling.sample import Drawn, draw, undrawn
@@ -72,6 +71,4 @@ def draw_apart(
     """`draw` in a process of its own, so that the engine's memory is free before training starts."""
     if not undrawn(prompts, out):
         return Drawn(known=len(prompts))
-    spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawned) as pool:
-        return pool.submit(draw, base, prompts, out, sampling, build=build).result()
+    return offline.apart(draw, base, prompts, out, sampling, build=build)

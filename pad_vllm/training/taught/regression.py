@@ -120,3 +120,14 @@ def shares(
         left = left + errors(rewards(responses), z_B, wanted).cpu()[keep].sum(0)
         whole = whole + power(wanted, z_B).cpu()[keep].sum(0)
     return 1 - left / whole.clamp_min(1e-12)
+
+
+@torch.no_grad()
+def spreads(rewards: Rewards, prompts: Iterable[Sequence[CachedResponse]]) -> Tensor:
+    """[D] standard deviations of rewards over the base's candidates under the base, in logits."""
+    count, whole = 0, torch.zeros(())
+    for responses in prompts:
+        z_B = torch.cat([r.z_B for r in responses])
+        whole = whole + power(centred(rewards(responses), z_B), z_B).cpu().sum(0)
+        count += len(z_B)
+    return (whole / max(count, 1)).sqrt().clamp_min(1e-6)

@@ -11,6 +11,7 @@ Out: the ordinary adapter; its card has the sentences and the shares of the teac
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pad_vllm.adapter.adapter import Adapter
+from pad_vllm.adapter.folder import save_adapter
+from pad_vllm.adapter.manifest import AdapterConfig, least_version
+from pad_vllm.adapter.peft_lora import NO_LORA
 from pad_vllm.training.data import jsonl
 from pad_vllm.training.data.groups import DataReport, Group
 from pad_vllm.training.data.prepare import Prepared
 from pad_vllm.training.data.record import Record, fold
-from pad_vllm.training.loop.trainer import Data
+from pad_vllm.training.loop.trainer import Data, HistoryRow
 from pad_vllm.training.objective.store import Store
 from pad_vllm.training.report.curves import SHARES
 from pad_vllm.training.run import Run
@@ -35,13 +40,18 @@ from pad_vllm.training.taught.lesson import Lesson, Lessons, Parts
 from pad_vllm.training.taught.moments import Moments
 from pad_vllm.training.taught.regression import (
     Regression,
+    Rewards,
     constant_rewards,
     head_rewards,
     shares,
+    spreads,
     trained_rewards,
 )
 from pad_vllm.training.taught.teacher import LessonStore
 from pad_vllm.training.taught.wishes import wishes
+
+SHIPPED = Path(__file__).with_name("prompts.txt")
+"""Prompts of many kinds, for those who have none of their own."""
 
 _FIRST = 1  # tokens
 
@@ -67,15 +77,19 @@ class TaughtRun(Run):
         assert self.settings.teacher is not None
         return self.settings.teacher
 
+    @property
+    def _file(self) -> Path:
+        return Path(self._teacher.prompts) if self._teacher.prompts else SHIPPED
+
     def _prompts(self) -> tuple[list[str], list[str]]:
         """Those that are answered, and others of which the first token is taught, in random order."""
         teacher, seed = self._teacher, self.settings.recipe.seed
-        read = sorted(read_prompts(Path(teacher.prompts)), key=lambda p: fold(f"{seed} {p}"))
+        read = sorted(read_prompts(self._file), key=lambda p: fold(f"{seed} {p}"))
         fit = [prompt for prompt in read if self.lessons.fits(prompt)]
         self.unfit = len(read) - len(fit)
         if not fit:
             raise ValueError(
-                f"--prompts {teacher.prompts}: none of its {len(read)} prompts has at most "
+                f"--prompts {self._file}: none of its {len(read)} prompts has at most "
                 f"{self.settings.max_prompt} tokens and suits the chat template. Raise --max-prompt, "
                 "or give others"
             )
@@ -166,6 +180,7 @@ class TaughtRun(Run):
             "first": self._shares(trained, firsts, _FIRST),
             **self.before,
             "variance": self.moments.variance(),
+            "spread": self._unit(trained),
         }
         rows = [
             {"dimension": wish.dimension, "sentences": list(wish.sentences)}
@@ -178,9 +193,44 @@ class TaughtRun(Run):
             self._say_row([str(row["dimension"]), *(f"{row[name]:.2f}" for name in columns)])
         return {"taught": rows}
 
+    def _unit(self, trained: Rewards) -> Tensor:
+        """[D] the spread of the rewards over the base's candidates, in logits. Heads alone are scaled to one
+        logit, so that all dimensions are of one strength; a trunk is all dimensions' own, and cannot be.
+        """
+        found = self._spreads(trained)
+        if self.model.heads_only:
+            self.model.head_B /= found.to(self.model.head_B)[:, None, None]
+        return found
+
+    def _spreads(self, rewards: Rewards) -> Tensor:
+        read = partial(self.store.responses, scored=True)
+        return spreads(rewards, map(read, self.parts.held_out))
+
+    def _write(self, adapter: Adapter, history: list[HistoryRow]) -> None:
+        """Beside the adapter, in the run's folder, what needs no state: the control it has to beat."""
+        save_adapter(
+            self._bias(adapter.config), self.work / "bias", "A bias over the vocabulary.\n"
+        )
+        super()._write(adapter, history)
+
+    def _bias(self, config: AdapterConfig) -> Adapter:
+        """The mean of d* as an adapter: constants alone, in the same units."""
+        constant = self.moments.constant()
+        unit = self._spreads(partial(constant_rewards, self.model, constant.to(self.model.head_A)))
+        constant = constant / unit[:, None]
+        plain = replace(
+            config,
+            format_version=least_version(heads_only=True, constants=True),
+            fork_layer=config.backbone.num_layers,
+            head_rank=1,
+            training={"method": "constant"},
+        )
+        A = torch.zeros(len(constant), 1, constant.shape[-1])
+        return Adapter(plain, NO_LORA, A, A.transpose(1, 2).contiguous(), constant)
+
     def _told(self) -> dict[str, Any]:
         described = (
-            f"Prompts of {Path(self._teacher.prompts).name}; the base answered each as it is, and told "
+            f"Prompts of {self._file.name}; the base answered each as it is, and told "
             f"one of the sentences. {self.unfit} prompts were too long or refused by the template."
         )
         return {"described": described, "prompts": self.parts.counts()}

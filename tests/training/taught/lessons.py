@@ -49,7 +49,8 @@ def settings(root: Path, out: str = "out", **changes: Any) -> Settings:
     if not base.exists():
         tiny.checkpoint("llama", base)
     recipe = Recipe(**{**RECIPE, **changes.pop("recipe", {})})
-    teacher = {"sentences": SENTENCES, "answers": 24, **changes.pop("teacher", {})}
+    asked = {"sentences": SENTENCES, "answers": 24, "prompts": str(prompts(root))}
+    teacher = Teacher(**{**asked, **changes.pop("teacher", {})})
     usual = {"fork_layer": 2, "lora_rank": 4, "head_rank": 8, "validation": 0.15, "held_out": 0.2}
     return Settings(
         base=str(base),
@@ -57,7 +58,7 @@ def settings(root: Path, out: str = "out", **changes: Any) -> Settings:
         out=str(root / out),
         top_k=8,
         max_response=24,
-        teacher=Teacher(prompts=str(prompts(root)), **teacher),
+        teacher=teacher,
         recipe=recipe,
         **{**usual, **changes},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import lessons
 import pytest
@@ -13,6 +14,7 @@ from pad_vllm.adapter.folder import load_adapter
 from pad_vllm.training.report.reevaluate import reevaluate
 from pad_vllm.training.run import Run
 from pad_vllm.training.taught import teacher
+from pad_vllm.training.taught.regression import trained_rewards
 from pad_vllm.training.taught.run import TaughtRun, run_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -100,7 +102,8 @@ def test_heads_start_at_the_closed_form_and_stay_there_without_steps(root):
 
 
 def test_heads_alone_are_trained_where_the_fork_is_at_the_top(root):
-    adapter = started(root, "top", fork_layer=4, recipe={"epochs": 4}).train()
+    run = started(root, "top", fork_layer=None, recipe={"epochs": 4})
+    adapter = run.train()
     assert adapter.config.heads_only
     assert adapter.config.format_version == 2
     for row in adapter.config.training["taught"]:
@@ -108,6 +111,12 @@ def test_heads_alone_are_trained_where_the_fork_is_at_the_top(root):
     loaded = load_adapter(root / "top")
     assert not loaded.lora.weights
     assert torch.equal(loaded.head_B, adapter.head_B)
+    served = run._spreads(partial(trained_rewards, run.model))
+    assert torch.allclose(served, torch.ones(2), atol=1e-3)  # one unit for every dimension
+    bias = load_adapter(root / "top.run" / "bias")
+    assert bias.config.heads_only
+    assert not bias.head_B.any()
+    assert bias.head_C.any()
 
 
 def test_what_comes_out_is_an_ordinary_adapter_whose_card_has_the_sentences(finished, root):
@@ -119,7 +128,7 @@ def test_what_comes_out_is_an_ordinary_adapter_whose_card_has_the_sentences(fini
     assert loaded.config.training["settings"]["teacher"]["sentences"] == lessons.SENTENCES
     card = (out / "README.md").read_text()
     assert "- warm: be warm" in card
-    assert "| dimension | trained | first | heads | constant | variance |" in card
+    assert "| dimension | trained | first | heads | constant | variance | spread |" in card
     assert (out / "curves.png").stat().st_size > 10_000
 
 
@@ -132,6 +141,16 @@ def test_a_run_stopped_anywhere_ends_with_the_same_numbers(finished, root, stage
     assert json.loads((root / out / "history.json").read_text()) == history
     assert again.config.training["taught"] == adapter.config.training["taught"]
     require_equal(again, adapter)
+
+
+def test_without_a_file_the_prompts_that_ship_are_answered(root):
+    settings = lessons.settings(
+        root, "shipped", teacher={"prompts": "", "answers": 12}, max_prompt=400
+    )
+    run = run_of(settings)(settings, root / "cache", "pad-vllm train ...")
+    assert len(run.answered) == 12
+    assert len(run.others) == 24
+    assert run._told()["described"].startswith("Prompts of prompts.txt")
 
 
 def test_prompts_beyond_those_answered_teach_first_tokens(root):

@@ -1,0 +1,96 @@
+"""`pad-vllm evaluate --steering` on a tiny model, its engine a fake: every condition, both decodings, a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+from pad_vllm.adapter.folder import load_adapter, save_adapter
+from pad_vllm.cli.app import app
+from pad_vllm.steering import figures, judges, run
+from pad_vllm.steering.answers import Answer
+
+SENTENCES = {"warm": "be warm", "brief": "be brief"}
+
+
+@pytest.fixture
+def adapter(tmp_path, monkeypatch):
+    """A tiny base's adapter that sentences taught; its engine says how strongly it was guided."""
+    base = tiny.checkpoint("llama", tmp_path / "base")
+    plain = tiny.write_adapter(
+        base, tmp_path / "plain", fork_layer=2, std=0.1, dimensions=tuple(SENTENCES)
+    )
+    made = load_adapter(plain)
+    rows = [{"dimension": name, "sentences": [said]} for name, said in SENTENCES.items()]
+    config = dataclasses.replace(made.config, training={"taught": rows})
+    save_adapter(dataclasses.replace(made, config=config), tmp_path / "taught", "x")
+    asked = []
+
+    def answers(base, folder, prompts, conditions, decodings):
+        asked.append((folder, [c.name for c in conditions]))
+        return [
+            [
+                [Answer(f"answer {c.beta} {c.sentence}", (5, 6, 7))] * len(prompts)
+                for c in conditions
+            ]
+            for _ in decodings
+        ]
+
+    monkeypatch.setattr(run, "answers", answers)
+    monkeypatch.setattr(judges, "answers", answers)
+    monkeypatch.setattr(
+        judges, "embed", lambda texts: np.array([[len(t), "be" in t] for t in texts], float)
+    )
+    monkeypatch.setattr(figures, "relevance", lambda asked, texts: [1.0] * len(texts))
+    return base, tmp_path / "taught", asked
+
+
+def test_everything_asked_for_is_in_the_file(adapter, tmp_path):
+    pytest.importorskip("sklearn")
+    from typer.testing import CliRunner
+
+    base, folder, asked = adapter
+    prompts, others = tmp_path / "prompts.txt", tmp_path / "others.txt"
+    prompts.write_text("one\ntwo\nthree\n")
+    others.write_text("".join(f"other {i}\n" for i in range(8)))
+    arguments = ["evaluate", str(folder), "--base", str(base), "--steering", str(prompts)]
+    arguments += ["--judge-prompts", str(others), "--beside", f"again={folder}", "--beta", "2"]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out.json")])
+    assert result.exit_code == 0, result.output
+    assert [names for _, names in asked][0][:3] == ["unguided", "told warm", "told brief"]
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert set(found["judges"]) == set(SENTENCES)
+    assert [one["temperature"] for one in found["decodings"]] == [0.0, 0.7]
+    records = {r["name"]: r for r in found["decodings"][0]["records"]}
+    assert {
+        "PAD +warm",
+        "PAD -brief",
+        "PAD +warm+brief",
+        "told and PAD +warm",
+        "again +warm",
+    } <= set(records)
+    assert set(records["PAD +warm"]["wins"]["warm"]) == {"meaning", "teacher"}
+    assert set(records["PAD +brief"]["wins"]["brief"]) == {"brief", "meaning", "teacher"}
+    assert len(found["decodings"][0]["texts"]["unguided"]) == 3
+
+
+def test_an_adapter_beside_it_has_a_name_and_a_folder(adapter, tmp_path):
+    from typer.testing import CliRunner
+
+    base, folder, _ = adapter
+    (tmp_path / "p.txt").write_text("one\n")
+    arguments = [
+        "evaluate",
+        str(folder),
+        "--base",
+        str(base),
+        "--steering",
+        str(tmp_path / "p.txt"),
+    ]
+    result = CliRunner().invoke(app, [*arguments, "--beside", "nameless"])
+    assert result.exit_code == 1
+    assert "NAME=ADAPTER is accepted" in result.output
