@@ -17,6 +17,7 @@ from pad_vllm.cli.steering import (
     BesideBetas,
     Betas,
     JudgePrompts,
+    Mixes,
     Out,
     Prompts,
     Temperatures,
@@ -53,6 +54,7 @@ def evaluate(
     beside_beta: BesideBetas = None,
     temperature: Temperatures = None,
     tokens: Tokens = 100,
+    mixes: Mixes = True,
     out: Out = None,
 ) -> None:
     """Recompute an adapter's held-out figures, the split being the one it was trained with; or, with
@@ -64,7 +66,16 @@ def evaluate(
         if steering is not None:
             betas = beta or (), beside_beta or ()
             decoded = temperature or DEFAULT_TEMPERATURES, tokens
-            steer(folder, base, (steering, judge_prompts), beside or (), betas, decoded, out)
+            steer(
+                folder,
+                base,
+                (steering, judge_prompts),
+                beside or (),
+                betas,
+                decoded,
+                out,
+                mixes=mixes,
+            )
             return
         from pad_vllm.training.report.reevaluate import reevaluate
 

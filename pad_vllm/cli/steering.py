@@ -52,6 +52,10 @@ Temperatures = Annotated[
     ),
 ]
 Tokens = Annotated[int, typer.Option("--tokens", min=1, help="With --steering: tokens an answer.")]
+Mixes = Annotated[
+    bool,
+    typer.Option("--mixes/--no-mixes", help="With --steering: every two dimensions at once too."),
+]
 Out = Annotated[
     Path | None,
     typer.Option("--out", help="With --steering: JSON file of all figures and answers."),
@@ -66,6 +70,8 @@ def steer(
     betas: tuple[Sequence[float], Sequence[float]],
     decoded: tuple[Sequence[float], int],
     out: Path | None,
+    *,
+    mixes: bool,
 ) -> None:
     """prompts: those to answer, those of the judges. betas: of the adapter, of those beside it. decoded:
     temperatures, and tokens an answer. Raises ValueError for what cannot be read.
@@ -83,6 +89,7 @@ def steer(
         _named(beside),
         *betas,
         tuple(Decoding(temperature=t, tokens=decoded[1]) for t in decoded[0]),
+        mixes,
     )
     found = measure(asked, typer.echo)
     if out is not None:

@@ -51,11 +51,13 @@ def told(sentences: Mapping[str, str]) -> list[Condition]:
     ]
 
 
-def guided(name: str, dimensions: Sequence[str], betas: Sequence[float]) -> list[Condition]:
-    """Each dimension alone, in both signs. name: of the adapter."""
+def guided(
+    name: str, dimensions: Sequence[str], betas: Sequence[float], signs: Sequence[int] = (1, -1)
+) -> list[Condition]:
+    """Each dimension alone, in each of the signs. name: of the adapter."""
     return [
         Condition(f"{name} {_sign(sign)}{d}", {d: float(sign)}, beta, aims={d: sign})
-        for beta, d, sign in itertools.product(betas, dimensions, (1, -1))
+        for beta, d, sign in itertools.product(betas, dimensions, signs)
     ]
 
 

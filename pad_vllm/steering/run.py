@@ -34,6 +34,7 @@ class Steering:
     betas: Sequence[float] = ()  # none: the adapter's own
     beside_betas: Sequence[float] = ()
     decodings: Sequence[Decoding] = (Decoding(), Decoding(temperature=0.7))
+    mixes: bool = True  # every two dimensions at once
 
 
 def measure(asked: Steering, say: Say) -> dict[str, Any]:
@@ -80,13 +81,13 @@ def _everything(
         *conditions.told(sentences),
         *conditions.guided("PAD", names, betas),
         *conditions.told_and_guided("PAD", sentences, betas[0]),
-        *conditions.mixes("PAD", names, betas[0]),
+        *(conditions.mixes("PAD", names, betas[0]) if asked.mixes else ()),
     ]
     said = answers(asked.base, asked.adapter, asked.prompts, own, asked.decodings)
     for name, folder in asked.beside.items():
         other = read_config(folder)
         shared = [d for d in other.dimensions if d in names]
-        rows = conditions.guided(name, shared, asked.beside_betas or [other.beta])
+        rows = conditions.guided(name, shared, asked.beside_betas or [other.beta], (1,))
         more = answers(asked.base, folder, asked.prompts, rows, asked.decodings)
         own += rows
         said = [[*before, *after] for before, after in zip(said, more, strict=True)]

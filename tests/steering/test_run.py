@@ -1,4 +1,4 @@
-"""`pad-vllm evaluate --steering` on a tiny model, its engine a fake: every condition, both decodings, a file."""
+"""`pad-vllm evaluate --steering` on a tiny model, its engine a fake: every condition, and the file."""
 
 from __future__ import annotations
 
