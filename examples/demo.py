@@ -1,10 +1,11 @@
-"""One prompt, many preferences, one batch: starts a real server with PAD and shows what comes back.
+"""Eight prompts, many preferences, one batch: starts a real server with PAD and shows what comes back.
 
     make demo        (or: python examples/demo.py [--prompt TEXT] [--beta B])
 
-Starts `pad-vllm serve` on a free port, sends the requests together through the OpenAI client,
-streams one, times guided against unguided, asks for something wrong on purpose, stops the server.
-Exits 1 if any step failed.
+Starts `pad-vllm serve` on a free port, sends the requests together through the OpenAI client: unguided, asked
+for in words, and guided. Shows the first prompt's answers and what all eight score; streams one, times guided
+against unguided, asks for something wrong on purpose, stops the server. Exits 1 if any step failed, and where
+a preference does not move its way over the eight prompts.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import contextlib
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +32,31 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pad_vllm.adapter.manifest import read_config
+from pad_vllm.adapter.manifest import AdapterConfig, read_config
 from pad_vllm.demo.names import resolve_adapter
-from pad_vllm.evaluation.scorers import SCORERS, score
+from pad_vllm.evaluation.scorers import score
 
 MODEL = "smollm2-135m"
 PROMPT = "What should I know before I get a dog?"
+OTHERS = (
+    "How do I start running?",
+    "Why is the sky blue?",
+    "Give me an idea for a birthday party.",
+    "Is it hard to learn to play the guitar?",
+    "What is inflation?",
+    "My flight was cancelled. What can I do?",
+    "Describe a walk through a forest.",
+)
+CHECKS = {
+    "positive": ("positive", 1),
+    "simple": ("simple", 1),
+    "brief": ("brief", 1),
+    "personal": ("personal", 1),
+    "friendly": ("personal", 1),  # speaks of me and you
+    "formal": ("simple", -1),  # long words, long sentences
+}
+"""Dimension -> a scorer of words that has to rise, or to fall."""
+
 PATIENCE_S = 300  # a start that says nothing for so long is stuck
 console = Console(width=100)
 
@@ -98,15 +120,32 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def preferences(dimensions: tuple[str, ...]) -> dict[str, str | None]:
-    """What each of the users wants, as `pad_weights`."""
-    first, second = dimensions[:2]
-    return {
-        "unguided": None,
-        **{name: f"{name}=1" for name in dimensions},
-        f"{first} and {second}": f"{first}=1,{second}=1",
-        f"opposite of {first}": f"{first}=-1",
-    }
+@dataclass(frozen=True)
+class Wish:
+    """One way to ask: in words, by weights, or not at all."""
+
+    name: str
+    sentence: str = ""
+    weights: str | None = None
+
+    def request(self, prompt: str, beta: float) -> dict[str, Any]:
+        text = f"{prompt}\n\n{self.sentence}" if self.sentence else prompt
+        return body(text, self.weights, beta, 48)
+
+
+def wishes(config: AdapterConfig) -> list[Wish]:
+    """Unguided; each dimension in words, where a sentence taught it, and guided; two at once; an opposite."""
+    taught = config.training.get("taught") or []
+    told = {row["dimension"]: row["sentences"][0] for row in taught}
+    names = config.dimensions
+    pair = f"{names[0]}=1,{names[1]}=1"
+    return [
+        Wish("unguided"),
+        *(Wish(f"told {name}", told[name]) for name in names if name in told),
+        *(Wish(f"{name}=1", weights=f"{name}=1") for name in names),
+        Wish(pair, weights=pair),
+        Wish(f"{names[0]}=-1", weights=f"{names[0]}=-1"),
+    ]
 
 
 def body(prompt: str, weights: str | None, beta: float, tokens: int = 100) -> dict[str, Any]:
@@ -138,16 +177,40 @@ async def stream(client: AsyncOpenAI, request: dict[str, Any]) -> str:
     return text
 
 
-def show(answers: dict[str, str], dimensions: tuple[str, ...]) -> None:
+def show(answers: dict[str, str]) -> None:
     table = Table(show_lines=True)
-    table.add_column("preference")
+    table.add_column("asked for")
     table.add_column("answer", ratio=1)
-    for name in dimensions:
-        table.add_column(name, justify="right")
     for name, text in answers.items():
-        numbers = [f"{value:.2f}" for value in score(text, dimensions)]
-        table.add_row(name, text.strip(), *numbers)
+        table.add_row(name, text.strip())
     console.print(table)
+
+
+def require_moved(texts: dict[str, list[str]], dimensions: tuple[str, ...]) -> None:
+    """What all answers score on average. DemoError where guidance moved a dimension the wrong way."""
+    table = Table(title="mean over eight prompts")
+    for column in ("dimension", "scorer", "unguided", "told", "guided"):
+        table.add_column(column)
+    wrong = []
+    for name in dimensions:
+        if name not in CHECKS:
+            continue
+        scorer, sign = CHECKS[name]
+        plain, told, guided = (
+            statistics.fmean(score(text, (scorer,))[0] for text in texts[way])
+            if way in texts
+            else None
+            for way in ("unguided", f"told {name}", f"{name}=1")
+        )
+        assert plain is not None
+        assert guided is not None
+        cells = ("" if value is None else f"{value:.2f}" for value in (plain, told, guided))
+        table.add_row(name, f"{'more' if sign > 0 else 'less'} {scorer}", *cells)
+        if sign * (guided - plain) <= 0:
+            wrong.append(name)
+    console.print(table)
+    if wrong:
+        raise DemoError(f"guidance did not move these their way: {', '.join(wrong)}")
 
 
 async def throughput(client: AsyncOpenAI, wanted: list[str], beta: float) -> dict[str, float]:
@@ -168,23 +231,25 @@ async def throughput(client: AsyncOpenAI, wanted: list[str], beta: float) -> dic
     return best
 
 
-async def talk(url: str, prompt: str, beta: float, dimensions: tuple[str, ...]) -> None:
+async def talk(url: str, prompt: str, beta: float, config: AdapterConfig) -> None:
     client = AsyncOpenAI(base_url=url, api_key="none")
-    users = preferences(dimensions)
-    console.print(f"\n[bold]{prompt}[/bold]   {len(users)} requests in one batch, beta {beta:g}")
-    replies, _ = await ask_all(client, [body(prompt, w, beta) for w in users.values()])
-    texts = [reply.choices[0].message.content for reply in replies]
-    answers = dict(zip(users, texts, strict=True))
-    show(answers, dimensions)
-    same = [name for name in users if name != "unguided" and answers[name] == answers["unguided"]]
-    if same:
-        raise DemoError(f"these preferences changed nothing: {', '.join(same)}")
+    ways, prompts = wishes(config), (prompt, *OTHERS)
+    console.print(f"\n{len(prompts) * len(ways)} requests at once, beta {beta:g}")
+    requests = [way.request(one, beta) for way in ways for one in prompts]
+    replies, _ = await ask_all(client, requests)
+    said = [reply.choices[0].message.content for reply in replies]
+    size = len(prompts)
+    texts = {way.name: said[i * size : (i + 1) * size] for i, way in enumerate(ways)}
+    console.print(f"\n[bold]{prompt}[/bold]")
+    show({name: answers[0] for name, answers in texts.items()})
+    require_moved(texts, config.dimensions)
 
-    console.print(f"\nthe same for '{dimensions[0]}', streamed:")
-    if await stream(client, body(prompt, users[dimensions[0]], beta)) != answers[dimensions[0]]:
+    guided = next(way for way in ways if way.weights)
+    console.print(f"\nthe same for '{guided.weights}', streamed:")
+    if await stream(client, guided.request(prompt, beta)) != texts[guided.name][0]:
         raise DemoError("the streamed answer is not the one of the batch")
 
-    wanted = [w for w in users.values() if w is not None]
+    wanted = [way.weights for way in ways if way.weights]
     speed = await throughput(client, wanted, beta)
     console.print(
         f"\n{len(wanted)} requests at once: unguided {speed['unguided']:.0f} tokens/s, guided "
@@ -209,9 +274,7 @@ def main() -> int:
     beta = config.beta if args.beta is None else args.beta
     try:
         with tempfile.TemporaryDirectory() as folder, server(Path(folder) / "server.log") as url:
-            # Those with a scorer: the table shows what each answer scores.
-            scored = tuple(name for name in config.dimensions if name in SCORERS)
-            asyncio.run(talk(url, args.prompt, beta, scored))
+            asyncio.run(talk(url, args.prompt, beta, config))
     except DemoError as error:
         console.print(f"[red]demo failed:[/red] {error}")
         return 1

@@ -61,7 +61,7 @@ def test_everything_asked_for_is_in_the_file(adapter, tmp_path):
     arguments += ["--judge-prompts", str(others), "--beside", f"again={folder}", "--beta", "2"]
     result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out.json")])
     assert result.exit_code == 0, result.output
-    assert [names for _, names in asked][0][:3] == ["unguided", "told warm", "told brief"]
+    assert asked[0][1][:3] == ["unguided", "told warm", "told brief"]
     found = json.loads((tmp_path / "out.json").read_text())
     assert set(found["judges"]) == set(SENTENCES)
     assert [one["temperature"] for one in found["decodings"]] == [0.0, 0.7]
