@@ -44,6 +44,13 @@ def template_of(given: str | None) -> str | None:
     return None if given is None else template_text(given, "--chat-template")
 
 
+def drawing_dtype() -> str:
+    """vLLM's dtype for drawing responses: not bfloat16 on CPUs, many of which are ten times slower in it."""
+    import torch
+
+    return "auto" if torch.cuda.is_available() else "float32"
+
+
 def options_of(settings: Any, names: Collection[str]) -> list[inspect.Parameter]:
     """One command-line option for each named field of a pydantic dataclass: type, default, help and
     lower bound are the field's own. settings: an instance, whose values are the defaults.

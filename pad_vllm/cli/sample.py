@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pad_vllm.cli.arguments import Base, ChatTemplate, Out, template_of
+from pad_vllm.cli.arguments import Base, ChatTemplate, Out, drawing_dtype, template_of
 from pad_vllm.cli.errors import plain_errors
 
 
@@ -51,6 +51,7 @@ def sample(
             seed,
             max_model_len,
             chat_template=template_of(chat_template),
+            dtype=drawing_dtype(),
         )
         done = draw(base, read_prompts(prompts), out, sampling, batch=batch, ray=ray)
     typer.echo(f"{out}: {done.drawn} prompts drawn for, {done.known} were done before")

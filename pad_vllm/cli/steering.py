@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from pad_vllm.cli.arguments import drawing_dtype
+
 DEFAULT_TEMPERATURES = (0.0, 0.7)
 
 Prompts = Annotated[
@@ -88,20 +90,15 @@ def steer(
         read_prompts(others) if others else (),
         _named(beside),
         *betas,
-        tuple(Decoding(temperature=t, tokens=decoded[1], dtype=_dtype()) for t in decoded[0]),
+        tuple(
+            Decoding(temperature=t, tokens=decoded[1], dtype=drawing_dtype()) for t in decoded[0]
+        ),
         mixes,
     )
     found = measure(asked, typer.echo)
     if out is not None:
         command = shlex.join(["pad-vllm", *sys.argv[1:]])
         out.write_text(json.dumps({"command": command, **found}, indent=1) + "\n")
-
-
-def _dtype() -> str:
-    """Not bfloat16 on CPUs, of which many take ten times as long in it."""
-    import torch
-
-    return "auto" if torch.cuda.is_available() else "float32"
 
 
 def _named(given: Sequence[str]) -> dict[str, str]:
