@@ -199,7 +199,7 @@ class TaughtRun(Run):
         """
         found = self._spreads(trained)
         if self.model.heads_only:
-            self.model.head_B /= found.to(self.model.head_B)[:, None, None]
+            self.model.head_B.div_(found.to(self.model.head_B)[:, None, None])
         return found
 
     def _spreads(self, rewards: Rewards) -> Tensor:
