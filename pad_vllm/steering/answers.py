@@ -89,6 +89,7 @@ def _sizes(
         "max_num_seqs": 64,
         "seed": first.seed,
         "dtype": first.dtype,
+        "enforce_eager": True,  # an engine a few thousand answers: compiling would not pay
     }
 
 

@@ -34,6 +34,7 @@ class Sampling:
     max_num_seqs: int = 128
     chat_template: str | None = None  # None is the base's own
     dtype: str = "auto"  # vLLM's; a CPU without bfloat16 is ten times slower in it
+    eager: bool = False  # compiling takes minutes, which some hundred answers do not give back
 
     def __post_init__(self) -> None:
         if self.max_tokens >= self.max_model_len:
@@ -73,6 +74,7 @@ def vllm_engine(base: str, sampling: Sampling) -> tuple[Engine, Any]:
         "max_num_seqs": sampling.max_num_seqs,
         "seed": sampling.seed,
         "dtype": sampling.dtype,
+        "enforce_eager": sampling.eager,
     }
     params = offline.sampling(
         n=sampling.n,

@@ -123,6 +123,7 @@ class TaughtRun(Run):
                 max_model_len=settings.max_prompt + settings.max_response,
                 chat_template=settings.chat_template,
                 dtype=settings.dtype,  # as the teacher reads them
+                eager=True,
             )
             build = Told(tuple(one for wish in self.asked for one in wish.sentences))
             draw_apart(settings.base, self.answered, out, sampling, build)
