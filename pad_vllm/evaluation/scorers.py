@@ -10,7 +10,7 @@ and, as judges beside them, which nothing is ever trained on:
 
     polarity  TextBlob's polarity (its pattern lexicon)
     afinn     AFINN valence per word (Nielsen 2011)
-    flesch    Flesch reading ease (textstat)
+    flesch    Flesch reading ease (syllables by pyphen)
     common    mean Zipf frequency of the words (wordfreq; Speer 2022)
 
 The words of all but brief are English. They know nothing of models, prompts or tokens.
@@ -123,13 +123,25 @@ def afinn(text: str) -> float:
     return float(_afinn().score(text)) / words if words else 0.0
 
 
-def flesch(text: str) -> float:
-    """Flesch reading ease, kept in -100..200; 0 for text without words."""
-    import textstat
+@cache
+def _hyphens() -> Any:
+    from pyphen import Pyphen
 
-    if not any(c.isalpha() for c in text):
+    return Pyphen(lang="en_US")
+
+
+def flesch(text: str) -> float:
+    """Flesch reading ease, kept in -100..200; 0 for text without words.
+
+    Syllables are counted by hyphenation: textstat's own count asks for a word list that has to be fetched.
+    """
+    words = _WORD.findall(text)
+    if not words:
         return 0.0
-    return min(max(float(textstat.flesch_reading_ease(text)), -100.0), 200.0)
+    sentences = sum(any(c.isalpha() for c in part) for part in _SENTENCE.findall(text))
+    syllables = sum(len(_hyphens().positions(word)) + 1 for word in words)
+    ease = 206.835 - 1.015 * len(words) / sentences - 84.6 * syllables / len(words)
+    return min(max(ease, -100.0), 200.0)
 
 
 def common(text: str) -> float:

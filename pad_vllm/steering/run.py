@@ -6,6 +6,7 @@ Out: records by decoding, the judges' accuracies, every answer for those who rea
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,11 +38,16 @@ class Steering:
     mixes: bool = True  # every two dimensions at once
 
 
-def measure(asked: Steering, say: Say) -> dict[str, Any]:
-    """{"judges": accuracies, "decodings": [{..., "records", "table", "texts"}]}."""
+def measure(asked: Steering, say: Say, kept: Path | None = None) -> dict[str, Any]:
+    """{"judges": accuracies, "decodings": [{..., "records", "table", "texts"}]}.
+
+    kept: a file for the answers, which the same question asked again reads.
+    """
     config = read_config(asked.adapter)
     sentences = wishes(config)
-    rows, said = _everything(asked, config, sentences)
+    by_adapter = conditions_of(asked, config, sentences)
+    said = _drawn(asked, by_adapter, kept)
+    rows = [condition for some in by_adapter.values() for condition in some]
     leanings = {}
     if asked.judge_prompts and sentences:
         say(f"judges of meaning, from {len(asked.judge_prompts)} other prompts")
@@ -71,27 +77,48 @@ def wishes(config: AdapterConfig) -> dict[str, str]:
     return {row["dimension"]: row["sentences"][0] for row in taught}
 
 
-def _everything(
+def conditions_of(
     asked: Steering, config: AdapterConfig, sentences: Mapping[str, str]
-) -> tuple[list[Condition], list[list[list[Answer]]]]:
-    """Conditions, and their answers by decoding: one engine for each adapter."""
+) -> dict[str, list[Condition]]:
+    """By the folder of the adapter that guides."""
     betas, names = asked.betas or [config.beta], config.dimensions
-    own = [
-        conditions.unguided(),
-        *conditions.told(sentences),
-        *conditions.guided("PAD", names, betas),
-        *conditions.told_and_guided("PAD", sentences, betas[0]),
-        *(conditions.mixes("PAD", names, betas[0]) if asked.mixes else ()),
-    ]
-    said = answers(asked.base, asked.adapter, asked.prompts, own, asked.decodings)
+    rows = {
+        asked.adapter: [
+            conditions.unguided(),
+            *conditions.told(sentences),
+            *conditions.guided("PAD", names, betas),
+            *conditions.told_and_guided("PAD", sentences, betas[0]),
+            *(conditions.mixes("PAD", names, betas[0]) if asked.mixes else ()),
+        ]
+    }
     for name, folder in asked.beside.items():
         other = read_config(folder)
         shared = [d for d in other.dimensions if d in names]
-        rows = conditions.guided(name, shared, asked.beside_betas or [other.beta], (1,))
-        more = answers(asked.base, folder, asked.prompts, rows, asked.decodings)
-        own += rows
+        more = conditions.guided(name, shared, asked.beside_betas or [other.beta], (1,))
+        rows[folder] = [*rows.get(folder, ()), *more]
+    return rows
+
+
+def _drawn(
+    asked: Steering, rows: Mapping[str, Sequence[Condition]], kept: Path | None
+) -> list[list[list[Answer]]]:
+    """By decoding and condition, one engine for each adapter."""
+    question = json.dumps([asdict(asked), [read_config(folder).to_json() for folder in rows]])
+    if kept is not None and kept.is_file():
+        found = json.loads(kept.read_text())
+        if found["question"] == question:
+            return [
+                [[Answer(text, tuple(ids)) for text, ids in row] for row in answered]
+                for answered in found["answers"]
+            ]
+    said: list[list[list[Answer]]] = [[] for _ in asked.decodings]
+    for folder, some in rows.items():
+        more = answers(asked.base, folder, asked.prompts, some, asked.decodings)
         said = [[*before, *after] for before, after in zip(said, more, strict=True)]
-    return own, said
+    if kept is not None:
+        plain = [[[(a.text, a.token_ids) for a in row] for row in answered] for answered in said]
+        kept.write_text(json.dumps({"question": question, "answers": plain}))
+    return said
 
 
 def _judges(base: str, sentences: Mapping[str, str], leanings: Mapping[str, Any]) -> judges.Judges:

@@ -77,6 +77,12 @@ def test_everything_asked_for_is_in_the_file(adapter, tmp_path):
     assert set(records["PAD +brief"]["wins"]["brief"]) == {"brief", "meaning", "teacher"}
     assert len(found["decodings"][0]["texts"]["unguided"]) == 3
 
+    asked.clear()
+    again = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out.json")])
+    assert again.exit_code == 0, again.output
+    assert [folder for folder, _ in asked] == [None]  # the judges' answers alone
+    assert json.loads((tmp_path / "out.json").read_text())["decodings"] == found["decodings"]
+
 
 def test_an_adapter_beside_it_has_a_name_and_a_folder(adapter, tmp_path):
     from typer.testing import CliRunner
