@@ -23,7 +23,7 @@ T = TypeVar("T")
 def engine(base: str, llm: Mapping[str, Any], adapter: str | None = None) -> Any:
     """vllm.LLM; adapter: a folder, for one that guides."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    # In one process vLLM's own binding leaves its CPU threads one core: a quarter of the speed on two.
+    # In one process vLLM's own binding puts its CPU threads on one core.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     from vllm import LLM
 
