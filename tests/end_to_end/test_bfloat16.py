@@ -56,7 +56,7 @@ def twin(model):
 
 
 def guided_steps(requests, result, limits):
-    """(what was asked, what was noted, the answer so far, the token) of every step of every guided request."""
+    """(what was asked, what was noted, the answer so far, the token) of each step of guided requests."""
     for request, output, steps in zip(requests, result["outputs"], result["steps"], strict=True):
         asked = parse(request["sampling"].get("extra_args"), limits)
         said = output["token_ids"]
