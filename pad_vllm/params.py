@@ -40,11 +40,11 @@ class Guidance:
     top_k: int
     """Number of candidates: the base's k highest logits; all other tokens get -inf."""
 
-    no_repeat: int = 0
-    """Length of the n-grams whose repetition earns no more than the average candidate; 0 is off."""
-
     preference: str = ""
     """Text for the reward model's prompt alone; empty for none."""
+
+    no_repeat: int = 0
+    """Length of the n-grams whose repetition earns no more than the average candidate; 0 is off."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def parse(extra_args: Mapping[str, object] | None, limits: Limits) -> Guidance |
         )
     no_repeat = limits.no_repeat if given.no_repeat is None else given.no_repeat
     weights = _ordered(given.weights, limits.dimensions)
-    return Guidance(weights, beta, top_k, no_repeat, given.preference)
+    return Guidance(weights, beta, top_k, given.preference, no_repeat)
 
 
 def check_syntax(extra_args: Mapping[str, object] | None) -> None:

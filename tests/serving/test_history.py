@@ -14,7 +14,7 @@ def read(*live):
     """The history and a function that reads it, for one request a list."""
     history, slots = V1History(torch.device("cpu")), Slots(torch.device("cpu"), lambda _: None)
     for slot, answer in enumerate(live):
-        request = Request(Guidance((1.0,), 1.0, 10, 3))
+        request = Request(Guidance((1.0,), 1.0, 10, no_repeat=3))
         slots.put(slot, request)
         history.enter(request, answer)
     selection = slots.select(torch.arange(len(live)).numpy())

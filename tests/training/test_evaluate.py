@@ -17,9 +17,7 @@ def test_the_losses_of_a_prompt_are_computed_once_and_only_the_last_ones_are_kep
 
     monkeypatch.setattr(evaluate, "token_losses", losses)
     monkeypatch.setattr(evaluate, "KEPT", 3)
-    model = SimpleNamespace(
-        backbone=None, lora=SimpleNamespace(disable_adapter=nullcontext), dimensions=()
-    )
+    model = SimpleNamespace(backbone=None, base_alone=nullcontext, dimensions=())
     words = evaluate._Words(model, None)
     for _ in range(2):
         assert words.losses([1, 2], [[3, 4], [5]]).tolist() == [7.0, 5.0]
