@@ -83,7 +83,7 @@ def test_training_lowers_the_loss_and_raises_the_shares_from_nothing(root):
     run._start = forgotten
     rows = run.train().config.training["taught"]
     history = json.loads((root / "raised" / "history.json").read_text())
-    loss = [row["loss"] for row in history]
+    loss = [row["loss"] for row in history if row["step"]]
     assert sum(loss[-3:]) < 0.7 * sum(loss[:3])
     looks = [sum(row["accuracy"].values()) for row in history if "accuracy" in row]
     assert looks[-1] > looks[0]
