@@ -174,7 +174,7 @@ def repeats(said: Said, ids: Tensor, n: Tensor, longest: int) -> Tensor:
     """Which candidates would complete an n-gram that is already in the answer.
 
     ids [G, K]; n [G] integers, 0 for rows that do not mind; longest: at least the largest of them, on the
-    host -> [G, K] bool, without device synchronisation.
+    host -> [G, K] bool, without device synchronisation. At most 16 MiB are compared at once.
     """
     tokens, start, stop = said.tokens.long(), said.start.unsqueeze(-1), said.stop.unsqueeze(-1)
     width = tokens.shape[1]
@@ -187,7 +187,13 @@ def repeats(said: Said, ids: Tensor, n: Tensor, longest: int) -> Tensor:
         if width:
             again &= (back >= n) | (tokens.gather(1, before) == tokens.gather(1, last))
     told = tokens.masked_fill(~again, -1)
-    return (told.unsqueeze(1) == ids.unsqueeze(-1)).any(-1)
+    rows = max(1, _AT_ONCE // (max(width, 1) * ids.shape[-1]))
+    return torch.cat(
+        [
+            (some.unsqueeze(1) == few.unsqueeze(-1)).any(-1)
+            for some, few in zip(told.split(rows), ids.split(rows), strict=True)
+        ]
+    )
 
 
 def _ceiling(logits: Tensor, rows: Tensor, on: Tensor) -> Tensor:

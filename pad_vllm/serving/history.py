@@ -45,7 +45,7 @@ class V2History:
 
 
 class V1History:
-    """The lists that V1 gave, copied as they grow: a step's work does not grow with the answers."""
+    """The lists that V1 gave, copied as they grow: only new tokens are read one by one."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
