@@ -35,6 +35,7 @@ from rich.table import Table
 from pad_vllm.adapter.manifest import AdapterConfig, read_config
 from pad_vllm.demo.names import resolve_adapter
 from pad_vllm.evaluation.scorers import score
+from pad_vllm.steering.conditions import sentences_of
 
 MODEL = "smollm2-135m"
 PROMPT = "What should I know before I get a dog?"
@@ -135,9 +136,7 @@ class Wish:
 
 def wishes(config: AdapterConfig) -> list[Wish]:
     """Unguided; each dimension in words, where a sentence taught it, and guided; two at once; an opposite."""
-    taught = config.training.get("taught") or []
-    told = {row["dimension"]: row["sentences"][0] for row in taught}
-    names = config.dimensions
+    told, names = sentences_of(config), config.dimensions
     pair = f"{names[0]}=1,{names[1]}=1"
     return [
         Wish("unguided"),
@@ -242,6 +241,9 @@ async def talk(url: str, prompt: str, beta: float, config: AdapterConfig) -> Non
     texts = {way.name: said[i * size : (i + 1) * size] for i, way in enumerate(ways)}
     console.print(f"\n[bold]{prompt}[/bold]")
     show({name: answers[0] for name, answers in texts.items()})
+    same = [way.name for way in ways if way.weights and texts[way.name][0] == texts["unguided"][0]]
+    if same:
+        raise DemoError(f"these preferences changed nothing: {', '.join(same)}")
     require_moved(texts, config.dimensions)
 
     guided = next(way for way in ways if way.weights)

@@ -178,16 +178,17 @@ def repeats(said: Said, ids: Tensor, n: Tensor, longest: int) -> Tensor:
     """
     tokens, start, stop = said.tokens.long(), said.start.unsqueeze(-1), said.stop.unsqueeze(-1)
     width = tokens.shape[1]
+    if not width:
+        return torch.zeros_like(ids, dtype=torch.bool)
     place = torch.arange(width, device=ids.device)
     n = n.unsqueeze(-1)
     again = (n > 0) & (place >= start + n - 1) & (place < stop)  # [G, L] where an n-gram ends
     for back in range(1, longest):
-        before = (place - back).clamp(min=0).expand_as(tokens)
-        last = (stop - back).clamp(min=0, max=max(width - 1, 0))
-        if width:
-            again &= (back >= n) | (tokens.gather(1, before) == tokens.gather(1, last))
+        last = tokens.gather(1, (stop - back).clamp(min=0))
+        # What is rolled in at the front is not looked at: an n-gram ends n - 1 tokens behind the start.
+        again &= (back >= n) | (tokens.roll(back, 1) == last)
     told = tokens.masked_fill(~again, -1)
-    rows = max(1, _AT_ONCE // (max(width, 1) * ids.shape[-1]))
+    rows = max(1, _AT_ONCE // (width * ids.shape[-1]))
     return torch.cat(
         [
             (some.unsqueeze(1) == few.unsqueeze(-1)).any(-1)

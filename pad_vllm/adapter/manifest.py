@@ -184,13 +184,9 @@ class AdapterConfig:
 
     def to_json(self) -> str:
         """Text of pad_config.json: sorted keys, indent 2, a newline at the end."""
-        values = dataclasses.asdict(self)
-        for (
-            name,
-            absent,
-        ) in _LATER.items():  # as before there was such a field: one text, one digest
-            if values[name] == absent:
-                del values[name]
+        fields = dataclasses.asdict(self)
+        # Without those that are not used, as before there were such fields: one text, one digest.
+        values = {k: v for k, v in fields.items() if k not in _LATER or v != _LATER[k]}
         try:
             text = json.dumps(values, sort_keys=True, indent=2, allow_nan=False)
         except (TypeError, ValueError) as error:

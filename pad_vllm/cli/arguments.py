@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Collection
+import shlex
+import sys
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -42,6 +44,25 @@ Out = Annotated[
 def template_of(given: str | None) -> str | None:
     """The text of a ChatTemplate."""
     return None if given is None else template_text(given, "--chat-template")
+
+
+def typed() -> str:
+    """The command as it was typed, for what it writes."""
+    return shlex.join(["pad-vllm", *sys.argv[1:]])
+
+
+def named(option: str, given: Sequence[str], one: str) -> dict[str, str]:
+    """What was typed as NAME=VALUE; a value may be empty. ValueError for a name twice.
+
+    one: what is accepted of a name, in words.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, _, value = (part.strip() for part in text.partition("="))
+        if name in found:
+            raise ValueError(f"{option} {name} is given twice; accepted: {one}")
+        found[name] = value
+    return found
 
 
 def drawing_dtype() -> str:

@@ -64,15 +64,16 @@ def evaluate(
     with plain_errors():
         folder, template = Path(resolve_adapter(adapter)), template_of(chat_template)
         if steering is not None:
-            betas = beta or (), beside_beta or ()
-            decoded = temperature or DEFAULT_TEMPERATURES, tokens
             steer(
                 folder,
                 base,
-                (steering, judge_prompts),
+                steering,
+                judge_prompts,
                 beside or (),
-                betas,
-                decoded,
+                beta or (),
+                beside_beta or (),
+                temperature or DEFAULT_TEMPERATURES,
+                tokens,
                 out,
                 mixes=mixes,
             )

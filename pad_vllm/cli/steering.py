@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pad_vllm.cli.arguments import drawing_dtype
+from pad_vllm.cli.arguments import drawing_dtype, named, typed
 
 DEFAULT_TEMPERATURES = (0.0, 0.7)
 
@@ -71,45 +69,44 @@ Out = Annotated[
 def steer(
     adapter: Path,
     base: str,
-    prompts: tuple[Path, Path | None],
+    prompts: Path,
+    judge_prompts: Path | None,
     beside: Sequence[str],
-    betas: tuple[Sequence[float], Sequence[float]],
-    decoded: tuple[Sequence[float], int],
+    betas: Sequence[float],
+    beside_betas: Sequence[float],
+    temperatures: Sequence[float],
+    tokens: int,
     out: Path | None,
     *,
     mixes: bool,
 ) -> None:
-    """prompts: those to answer, those of the judges. betas: of the adapter, of those beside it. decoded:
-    temperatures, and tokens an answer. Raises ValueError for what cannot be read.
-    """
+    """Raises ValueError for what cannot be read."""
     from pad_vllm.steering.answers import Decoding
     from pad_vllm.steering.run import Steering, measure
     from pad_vllm.training.sampling.sample import read_prompts
 
-    judged, others = prompts
+    dtype = drawing_dtype()
     asked = Steering(
         base,
         str(adapter),
-        read_prompts(judged),
-        read_prompts(others) if others else (),
-        _named(beside),
-        *betas,
-        tuple(
-            Decoding(temperature=t, tokens=decoded[1], dtype=drawing_dtype()) for t in decoded[0]
-        ),
+        read_prompts(prompts),
+        read_prompts(judge_prompts) if judge_prompts else (),
+        _adapters(beside),
+        betas,
+        beside_betas,
+        tuple(Decoding(temperature=t, tokens=tokens, dtype=dtype) for t in temperatures),
         mixes,
     )
     found = measure(asked, typer.echo, out.with_suffix(".answers.json") if out else None)
     if out is not None:
-        command = shlex.join(["pad-vllm", *sys.argv[1:]])
-        out.write_text(json.dumps({"command": command, **found}, indent=1) + "\n")
+        out.write_text(json.dumps({"command": typed(), **found}, indent=1) + "\n")
 
 
-def _named(given: Sequence[str]) -> dict[str, str]:
-    named = {}
-    for one in given:
-        name, _, folder = one.partition("=")
+def _adapters(beside: Sequence[str]) -> dict[str, str]:
+    found = named("--beside", beside, "one adapter a name")
+    for name, folder in found.items():
         if not name or not folder:
-            raise ValueError(f"--beside {one}: NAME=ADAPTER is accepted, a name and a folder")
-        named[name] = folder
-    return named
+            raise ValueError(
+                f"--beside {name or folder}: NAME=ADAPTER is accepted, a name and a folder"
+            )
+    return found

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pad_vllm.cli.arguments import named
 from pad_vllm.training import settings
 
 TAUGHT: dict[str, Any] = {
@@ -92,8 +93,8 @@ def teacher_of(
         )
     told = {"answers": answers} if answers else {}
     return settings.Teacher(
-        sentences=_sentences("--dimension", dimension),
-        opposites=_sentences("--opposite", opposite or ()),
+        sentences=named("--dimension", dimension, "one sentence a dimension"),
+        opposites=named("--opposite", opposite or (), "one sentence a dimension"),
         prompts=str(prompts or ""),
         **told,
     )
@@ -125,13 +126,3 @@ def _refuse_mixed(context: typer.Context, *, taught: bool) -> None:
 def _typed(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
-
-
-def _sentences(option: str, given: Sequence[str]) -> dict[str, str]:
-    sentences: dict[str, str] = {}
-    for one in given:
-        name, _, sentence = (part.strip() for part in one.partition("="))
-        if name in sentences:
-            raise ValueError(f"{option} {name} is given twice; accepted: one sentence a dimension")
-        sentences[name] = sentence
-    return sentences

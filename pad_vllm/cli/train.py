@@ -7,15 +7,21 @@ the options of the second way.
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pad_vllm.cli.arguments import Base, Cache, ChatTemplate, options_of, template_of, with_options
+from pad_vllm.cli.arguments import (
+    Base,
+    Cache,
+    ChatTemplate,
+    options_of,
+    template_of,
+    typed,
+    with_options,
+)
 from pad_vllm.cli.errors import plain_errors, require
 from pad_vllm.cli.taught import (
     TAUGHT,
@@ -103,7 +109,7 @@ def _train(
     from pad_vllm.training.run import work_folder
     from pad_vllm.training.taught.run import run_of
 
-    command = shlex.join(["pad-vllm", *sys.argv[1:]])
+    command = typed()
     if restart:
         shutil.rmtree(work_folder(settings), ignore_errors=True)
     if workers:

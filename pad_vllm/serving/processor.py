@@ -21,7 +21,7 @@ from pad_vllm.engines import base, declined
 from pad_vllm.outcome import MARK
 from pad_vllm.params import check_syntax, parse
 from pad_vllm.serving import admission, answers
-from pad_vllm.serving.history import V1History, V2History
+from pad_vllm.serving.history import History, V1History, V2History
 from pad_vllm.serving.slots import Selection, Slots
 from pad_vllm.vllm_api.names import (
     BatchUpdate,
@@ -62,8 +62,9 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._answers = answers.Answers(device, vllm_config.scheduler_config.max_num_seqs)
         answers.start(self._instance, self._answers)
         self._v1_history = V1History(device)
-        v2 = self._v2_states
-        self._history = self._v1_history if v2 is None else V2History(v2)
+        self._history: History = (
+            self._v1_history if self._v2_states is None else V2History(self._v2_states)
+        )
         self._slots = Slots(device, self._left)
         self._declined = declined.of(self._instance, logger.warning)
         self._unguided = torch.zeros((), dtype=torch.int64, device=device)
@@ -99,9 +100,10 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         for index, params, prompt, answer in batch_update.added:
             request = self._request(params)
             self._slots.put(index, request)
-            if request is not None:
-                self._v1_history.enter(request, answer)
-            if request is not None and self._reads_tokens:
+            if request is None:
+                continue
+            self._v1_history.enter(request, answer)
+            if self._reads_tokens:
                 self._join(request, partial(_known, prompt or (), answer))
         for source, target, how in batch_update.moved:
             self._slots.move(source, target, swap=how == MoveDirectionality.SWAP)

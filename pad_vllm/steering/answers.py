@@ -44,48 +44,44 @@ def messages(prompt: str, condition: Condition) -> list[dict[str, str]]:
     return with_wish(turns, condition.sentence) if condition.sentence else turns
 
 
-def answers(
-    base: str,
-    adapter: str | None,
-    prompts: Prompts,
-    conditions: Sequence[Condition],
-    decodings: Sequence[Decoding],
-) -> list[list[list[Answer]]]:
-    """[decoding][condition][prompt]. adapter: a folder; None where no condition is guided."""
-    return offline.apart(_answers, base, adapter, prompts, conditions, decodings)
+@dataclass(frozen=True)
+class Batch:
+    """What is asked of one engine."""
+
+    base: str
+    adapter: str | None  # a folder; None where no condition is guided
+    prompts: Prompts
+    conditions: Sequence[Condition]
+    decodings: Sequence[Decoding]
 
 
-def _answers(
-    base: str,
-    adapter: str | None,
-    prompts: Prompts,
-    conditions: Sequence[Condition],
-    decodings: Sequence[Decoding],
-) -> list[list[list[Answer]]]:
-    longest = max(decoding.tokens for decoding in decodings)
-    sizes = _sizes(prompts, conditions, longest, decodings[0])
-    llm = offline.engine(base, sizes, adapter)
+def answers(batch: Batch) -> list[list[list[Answer]]]:
+    """[decoding][condition][prompt]."""
+    return offline.apart(_answers, batch)
+
+
+def _answers(batch: Batch) -> list[list[list[Answer]]]:
+    llm = offline.engine(batch.base, _sizes(batch), batch.adapter)
+    prompts, conditions, size = batch.prompts, batch.conditions, len(batch.prompts)
+    chats = [messages(prompt, one) for one in conditions for prompt in prompts]
     found = []
-    for decoding in decodings:
-        chats = [messages(prompt, one) for one in conditions for prompt in prompts]
+    for decoding in batch.decodings:
         drawn = llm.chat(chats, [_sampling(decoding, one) for one in conditions for _ in prompts])
         said = [
             Answer(result.outputs[0].text, tuple(result.outputs[0].token_ids)) for result in drawn
         ]
-        size = len(prompts)
         found.append([said[start : start + size] for start in range(0, len(said), size)])
     return found
 
 
-def _sizes(
-    prompts: Prompts, conditions: Sequence[Condition], tokens: int, first: Decoding
-) -> dict[str, Any]:
+def _sizes(batch: Batch) -> dict[str, Any]:
     # No token is less than a byte; a template puts some around.
-    asked = max(len(p.encode()) for p in prompts) + max(
-        len(c.sentence.encode()) for c in conditions
-    )
+    asked = max(len(prompt.encode()) for prompt in batch.prompts)
+    told = max(len(condition.sentence.encode()) for condition in batch.conditions)
+    tokens = max(decoding.tokens for decoding in batch.decodings)
+    first = batch.decodings[0]
     return {
-        "max_model_len": asked + tokens + 128,
+        "max_model_len": asked + told + tokens + 128,
         "max_num_seqs": 64,
         "seed": first.seed,
         "dtype": first.dtype,

@@ -1,6 +1,7 @@
 """The ways in which every prompt is answered: unguided, asked for in the prompt, guided, both, and mixes.
 
-In: dimensions, the sentence of each that has one, strengths. Out: Conditions. Knows no engine and no judge.
+In: an adapter's dimensions, the sentence of each that has one, strengths. Out: Conditions. Knows no engine
+and no judge.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-UNGUIDED = "unguided"
+from pad_vllm.adapter.manifest import AdapterConfig
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,15 @@ class Condition:
         return {"pad_weights": weights, "pad_beta": self.beta}
 
 
+def sentences_of(config: AdapterConfig) -> dict[str, str]:
+    """The sentence of each dimension that was taught by one; of two opposites the first."""
+    taught = config.training.get("taught") or []
+    return {row["dimension"]: row["sentences"][0] for row in taught}
+
+
 def unguided() -> Condition:
     """What every other condition is compared with."""
-    return Condition(UNGUIDED)
+    return Condition("unguided")
 
 
 def told(sentences: Mapping[str, str]) -> list[Condition]:

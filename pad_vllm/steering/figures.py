@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pad_vllm.evaluation.embedding import relevance
+from pad_vllm.evaluation.embedding import embed, relevance
 from pad_vllm.evaluation.measures import interval, outcomes, perplexity, repeated_ngrams
 from pad_vllm.steering.answers import Answer, Prompts
 from pad_vllm.steering.conditions import Condition
@@ -24,7 +24,7 @@ class Figures:
 
     def __init__(self, judges: Judges, prompts: Prompts) -> None:
         self.judges, self.prompts = judges, prompts
-        self.asked = [json.loads(prompt)[-1]["content"] for prompt in prompts]
+        self.asked = embed([json.loads(prompt)[-1]["content"] for prompt in prompts])
 
     def records(
         self, conditions: Sequence[Condition], said: Sequence[Sequence[Answer]]
@@ -74,7 +74,8 @@ class _Read:
         self.perplexity = perplexity(self.losses)
         self.repeated = sum(map(repeated_ngrams, texts)) / len(texts)
         self.words = sum(len(text.split()) for text in texts) / len(texts)
-        cosines = relevance(figures.asked, texts)
+        self.embedded = embed(texts)
+        cosines = relevance(figures.asked, self.embedded)
         self.relevance = sum(cosines) / len(cosines)
         self._scores: dict[str, dict[str, list[float]]] = {}
 
@@ -82,7 +83,8 @@ class _Read:
         """By judge."""
         if dimension not in self._scores:
             judges, prompts = self.figures.judges, self.figures.prompts
-            self._scores[dimension] = judges.scores(dimension, prompts, self.said, self.losses)
+            read = self.said, self.losses, self.embedded
+            self._scores[dimension] = judges.scores(dimension, prompts, *read)
         return self._scores[dimension]
 
 

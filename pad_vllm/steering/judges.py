@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from pad_vllm.evaluation import leaning
 from pad_vllm.evaluation.embedding import embed
 from pad_vllm.evaluation.measures import token_losses
 from pad_vllm.evaluation.scorers import BESIDE, SCORERS
-from pad_vllm.steering.answers import Answer, Decoding, Prompts, answers
+from pad_vllm.steering.answers import Answer, Batch, Decoding, Prompts, answers
 from pad_vllm.steering.conditions import told, unguided
 from pad_vllm.text.chat import chat_ids
 from pad_vllm.text.preference import with_wish
@@ -33,26 +35,25 @@ class Judges:
     sentences: Mapping[str, str]
     leanings: Mapping[str, leaning.Leaning] = field(default_factory=dict)
 
-    def names(self, dimension: str) -> list[str]:
-        """The judges of a dimension."""
-        known = list(BESIDE.get(dimension, ()))
-        known += [MEANING] if dimension in self.leanings else []
-        return known + ([TEACHER] if dimension in self.sentences else [])
-
     def losses(self, prompts: Prompts, said: Sequence[Answer]) -> list[tuple[float, int]]:
         """Of each answer under the base after the plain prompt: (negative log-likelihood, tokens)."""
         return self._losses([json.loads(prompt) for prompt in prompts], said)
 
     def scores(
-        self, dimension: str, prompts: Prompts, said: Sequence[Answer], plain: Sequence[tuple]
+        self,
+        dimension: str,
+        prompts: Prompts,
+        said: Sequence[Answer],
+        plain: Sequence[tuple[float, int]],
+        embedded: np.ndarray,
     ) -> dict[str, list[float]]:
-        """Judge -> a score of each answer; plain: `losses` of the answers."""
+        """Judge -> a score of each answer; plain: `losses` of the answers, embedded: their embeddings."""
         texts = [one.text for one in said]
         found = {
             name: [SCORERS[name](text) for text in texts] for name in BESIDE.get(dimension, ())
         }
         if dimension in self.leanings:
-            found[MEANING] = self.leanings[dimension](embed(texts))
+            found[MEANING] = self.leanings[dimension](embedded)
         if dimension in self.sentences:
             asked = [with_wish(json.loads(p), self.sentences[dimension]) for p in prompts]
             wished = self._losses(asked, said)
@@ -72,7 +73,7 @@ def fit(
 ) -> dict[str, leaning.Leaning]:
     """A judge of meaning for each sentence, from answers to prompts that are not the judged ones."""
     asked = told(sentences)
-    plain, *wished = answers(base, None, prompts, [unguided(), *asked], [decoding])[0]
+    plain, *wished = answers(Batch(base, None, prompts, [unguided(), *asked], [decoding]))[0]
     embedded = embed([one.text for one in plain])
     tried = max(int(_TRIED * len(prompts)), 1)
     return {

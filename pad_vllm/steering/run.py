@@ -15,7 +15,7 @@ from typing import Any
 from pad_vllm.adapter.manifest import AdapterConfig, read_config
 from pad_vllm.demo.names import resolve_base
 from pad_vllm.steering import conditions, judges
-from pad_vllm.steering.answers import Answer, Decoding, Prompts, answers
+from pad_vllm.steering.answers import Answer, Batch, Decoding, Prompts, answers
 from pad_vllm.steering.conditions import Condition
 from pad_vllm.steering.figures import Figures, table
 from pad_vllm.text.chat import chat_tokenizer
@@ -44,7 +44,7 @@ def measure(asked: Steering, say: Say, kept: Path | None = None) -> dict[str, An
     kept: a file for the answers, which the same question asked again reads.
     """
     config = read_config(asked.adapter)
-    sentences = wishes(config)
+    sentences = conditions.sentences_of(config)
     by_adapter = conditions_of(asked, config, sentences)
     said = _drawn(asked, by_adapter, kept)
     rows = [condition for some in by_adapter.values() for condition in some]
@@ -69,12 +69,6 @@ def measure(asked: Steering, say: Say, kept: Path | None = None) -> dict[str, An
         results.append({**asdict(decoding), "records": records, "table": lines, "texts": texts})
     accuracies = {name: round(one.accuracy, 4) for name, one in leanings.items()}
     return {"prompts": len(asked.prompts), "judges": accuracies, "decodings": results}
-
-
-def wishes(config: AdapterConfig) -> dict[str, str]:
-    """The sentence of each dimension that was taught by one; of two opposites the first."""
-    taught = config.training.get("taught") or []
-    return {row["dimension"]: row["sentences"][0] for row in taught}
 
 
 def conditions_of(
@@ -113,7 +107,7 @@ def _drawn(
             ]
     said: list[list[list[Answer]]] = [[] for _ in asked.decodings]
     for folder, some in rows.items():
-        more = answers(asked.base, folder, asked.prompts, some, asked.decodings)
+        more = answers(Batch(asked.base, folder, asked.prompts, some, asked.decodings))
         said = [[*before, *after] for before, after in zip(said, more, strict=True)]
     if kept is not None:
         plain = [[[(a.text, a.token_ids) for a in row] for row in answered] for answered in said]

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.engine
 def test_an_answer_is_more_relevant_to_its_own_question():
     asked = ["How do I bake bread?", "What is a black hole?"]
     said = ["Mix flour, water and yeast, and bake the dough.", "A star that fell in on itself."]
+    asked, said = embedding.embed(asked), embedding.embed(said)
     own, other = embedding.relevance(asked, said), embedding.relevance(asked, said[::-1])
     assert all(a > b for a, b in zip(own, other, strict=True))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from pad_vllm.evaluation.measures import interval
@@ -17,13 +18,13 @@ class Judges:
     def losses(self, prompts, said):
         return [(float(len(one.text)), 2) for one in said]
 
-    def scores(self, dimension, prompts, said, plain):
+    def scores(self, dimension, prompts, said, plain, embedded):
         return {"length": [len(one.text) for one in said]}
 
 
 @pytest.fixture
 def records(monkeypatch):
-    monkeypatch.setattr(figures, "relevance", lambda asked, texts: [0.5] * len(texts))
+    monkeypatch.setattr(figures, "embed", lambda texts: np.ones((len(texts), 2)) / 2)
     sentences = {"kind": "Be kind."}
     rows = [
         conditions.unguided(),

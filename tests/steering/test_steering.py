@@ -30,8 +30,9 @@ def adapter(tmp_path, monkeypatch):
     save_adapter(dataclasses.replace(made, config=config), tmp_path / "taught", "x")
     asked = []
 
-    def answers(base, folder, prompts, conditions, decodings):
-        asked.append((folder, [c.name for c in conditions]))
+    def answers(batch):
+        prompts, conditions, decodings = batch.prompts, batch.conditions, batch.decodings
+        asked.append((batch.adapter, [c.name for c in conditions]))
         return [
             [
                 [Answer(f"answer {c.beta} {c.sentence}", (5, 6, 7))] * len(prompts)
@@ -42,10 +43,10 @@ def adapter(tmp_path, monkeypatch):
 
     monkeypatch.setattr(run, "answers", answers)
     monkeypatch.setattr(judges, "answers", answers)
-    monkeypatch.setattr(
-        judges, "embed", lambda texts: np.array([[len(t), "be" in t] for t in texts], float)
-    )
-    monkeypatch.setattr(figures, "relevance", lambda asked, texts: [1.0] * len(texts))
+    for module in (judges, figures):
+        monkeypatch.setattr(
+            module, "embed", lambda texts: np.array([[len(t), "be" in t] for t in texts], float)
+        )
     return base, tmp_path / "taught", asked
 
 

@@ -10,7 +10,7 @@ Out: the ordinary adapter; its card has the sentences and the shares of the teac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from pad_vllm.training.data.groups import DataReport, Group
 from pad_vllm.training.data.prepare import Prepared
 from pad_vllm.training.data.record import Record, fold
 from pad_vllm.training.loop.trainer import Data, HistoryRow
+from pad_vllm.training.objective.cache import CachedResponse
 from pad_vllm.training.objective.store import Store
 from pad_vllm.training.report.curves import SHARES
 from pad_vllm.training.run import Run
@@ -165,9 +166,14 @@ class TaughtRun(Run):
             "heads": self._shares(partial(head_rewards, model), self.parts.held_out),
         }
 
-    def _shares(self, rewards: Any, lessons: Sequence[Lesson], most: int = 10**9) -> Tensor:
-        read = partial(self.store.responses, scored=True)
-        return shares(rewards, map(read, lessons), most)
+    def _shares(self, rewards: Rewards, lessons: Sequence[Lesson], most: int = 10**9) -> Tensor:
+        return shares(rewards, self._read(lessons), most)
+
+    def _spreads(self, rewards: Rewards) -> Tensor:
+        return spreads(rewards, self._read(self.parts.held_out))
+
+    def _read(self, lessons: Sequence[Lesson]) -> Iterator[list[CachedResponse]]:
+        return map(partial(self.store.responses, scored=True), lessons)
 
     def _lessons(self) -> tuple[nn.Module, Data]:
         course = Course(self.store, self.parts, self.settings, self._teacher.firsts)
@@ -181,8 +187,9 @@ class TaughtRun(Run):
             "first": self._shares(trained, firsts, _FIRST),
             **self.before,
             "variance": self.moments.variance(),
-            "spread": self._unit(trained),
+            "spread": self._spreads(trained),
         }
+        self._scale(columns["spread"])
         rows = [
             {"dimension": wish.dimension, "sentences": list(wish.sentences)}
             | {name: round(float(column[i]), 4) for name, column in columns.items()}
@@ -194,18 +201,12 @@ class TaughtRun(Run):
             self._say_row([str(row["dimension"]), *(f"{row[name]:.2f}" for name in columns)])
         return {"taught": rows}
 
-    def _unit(self, trained: Rewards) -> Tensor:
-        """[D] the spread of the rewards over the base's candidates, in logits. Heads alone are scaled to one
-        logit, so that all dimensions are of one strength; a trunk is all dimensions' own, and cannot be.
+    def _scale(self, spread: Tensor) -> None:
+        """Heads alone to a spread of one logit, so that all dimensions are of one strength; a trunk is all
+        dimensions' own, and cannot be scaled so.
         """
-        found = self._spreads(trained)
         if self.model.heads_only:
-            self.model.head_B.div_(found.to(self.model.head_B)[:, None, None])
-        return found
-
-    def _spreads(self, rewards: Rewards) -> Tensor:
-        read = partial(self.store.responses, scored=True)
-        return spreads(rewards, map(read, self.parts.held_out))
+            self.model.head_B.div_(spread.to(self.model.head_B)[:, None, None])
 
     def _write(self, adapter: Adapter, history: list[HistoryRow]) -> None:
         """Beside the adapter, in the run's folder, what needs no state: the control it has to beat."""
@@ -217,8 +218,8 @@ class TaughtRun(Run):
     def _bias(self, config: AdapterConfig) -> Adapter:
         """The mean of d* as an adapter: constants alone, in the same units."""
         constant = self.moments.constant()
-        unit = self._spreads(partial(constant_rewards, self.model, constant.to(self.model.head_A)))
-        constant = constant / unit[:, None]
+        rewards = partial(constant_rewards, self.model, constant.to(self.model.head_A))
+        constant = constant / self._spreads(rewards)[:, None]
         plain = replace(
             config,
             format_version=least_version(heads_only=True, constants=True),
