@@ -218,6 +218,11 @@ def least_version(*, heads_only: bool, constants: bool) -> int:
     return HEADS_VERSION if heads_only or constants else FORMAT_VERSION
 
 
+def parts_of(config: AdapterConfig) -> list[dict[str, Any]]:
+    """`training` of each adapter that was merged into this one; of one that was not, its own."""
+    return list(config.training.get("parts") or [config.training])
+
+
 def read_config(path: str | Path) -> AdapterConfig:
     """The config of the adapter in folder `path`, its tensors unread. Raises AdapterError."""
     folder = adapter_folder(path)

@@ -14,6 +14,7 @@ import typer
 from pad_vllm.cli.check import check
 from pad_vllm.cli.evaluate import evaluate
 from pad_vllm.cli.fit import fit
+from pad_vllm.cli.merge import merge
 from pad_vllm.cli.models import models
 from pad_vllm.cli.sample import sample
 from pad_vllm.cli.score import score
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for command in (models, check, sample, score, train, evaluate, fit):
+for command in (models, check, sample, score, train, merge, evaluate, fit):
     app.command()(command)
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(serve)
 

@@ -16,12 +16,14 @@ from pad_vllm.cli.steering import (
     Beside,
     BesideBetas,
     Betas,
+    Card,
     JudgePrompts,
     Mixes,
     Out,
     Prompts,
     Temperatures,
     Tokens,
+    Told,
     steer,
 )
 from pad_vllm.demo.models import train_cache
@@ -54,7 +56,9 @@ def evaluate(
     beside_beta: BesideBetas = None,
     temperature: Temperatures = None,
     tokens: Tokens = 100,
+    told: Told = None,
     mixes: Mixes = True,
+    card: Card = False,
     out: Out = None,
 ) -> None:
     """Recompute an adapter's held-out figures, the split being the one it was trained with; or, with
@@ -72,10 +76,12 @@ def evaluate(
                 beside or (),
                 beta or (),
                 beside_beta or (),
+                told or (),
                 temperature or DEFAULT_TEMPERATURES,
                 tokens,
                 out,
                 mixes=mixes,
+                card=card,
             )
             return
         from pad_vllm.training.report.reevaluate import reevaluate

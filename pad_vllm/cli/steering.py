@@ -52,6 +52,18 @@ Temperatures = Annotated[
     ),
 ]
 Tokens = Annotated[int, typer.Option("--tokens", min=1, help="With --steering: tokens an answer.")]
+Told = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--told",
+        metavar='NAME="SENTENCE"',
+        help="With --steering: how a user would ask for a dimension that no sentence taught; again for each.",
+    ),
+]
+Card = Annotated[
+    bool,
+    typer.Option("--card", help="With --steering: write the figures into the adapter's README.md."),
+]
 Mixes = Annotated[
     bool,
     typer.Option("--mixes/--no-mixes", help="With --steering: every two dimensions at once too."),
@@ -74,15 +86,20 @@ def steer(
     beside: Sequence[str],
     betas: Sequence[float],
     beside_betas: Sequence[float],
+    told: Sequence[str],
     temperatures: Sequence[float],
     tokens: int,
     out: Path | None,
     *,
     mixes: bool,
+    card: bool,
 ) -> None:
     """Raises ValueError for what cannot be read."""
+    from pad_vllm.adapter.folder import CARD_FILE
+    from pad_vllm.adapter.manifest import read_config
     from pad_vllm.steering.answers import Decoding
     from pad_vllm.steering.run import Steering, measure
+    from pad_vllm.training.report.card import card as described
     from pad_vllm.training.sampling.sample import read_prompts
 
     dtype = drawing_dtype()
@@ -96,10 +113,15 @@ def steer(
         beside_betas,
         tuple(Decoding(temperature=t, tokens=tokens, dtype=dtype) for t in temperatures),
         mixes,
+        named("--told", told, "one sentence a dimension"),
     )
     found = measure(asked, typer.echo, out.with_suffix(".answers.json") if out else None)
+    result = {"command": typed(), **found}
     if out is not None:
-        out.write_text(json.dumps({"command": typed(), **found}, indent=1) + "\n")
+        out.write_text(json.dumps(result, indent=1) + "\n")
+    if card:
+        said = described(read_config(adapter), result)
+        (adapter / CARD_FILE).write_text(said, "utf-8")
 
 
 def _adapters(beside: Sequence[str]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """`pad-vllm train`: a command line into Settings; one option for each of their fields.
 
 Dimensions come from data that scores them (--data), or from sentences (--teacher prompt): taught.py reads
-the options of the second way.
+the options of the teachers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from pad_vllm.cli.arguments import (
     with_options,
 )
 from pad_vllm.cli.errors import plain_errors, require
-from pad_vllm.cli.taught import (
+from pad_vllm.cli.teachers import (
+    BY_CREDIT,
     TAUGHT,
     TAUGHT_RECIPE,
     Answers,
@@ -38,7 +39,16 @@ from pad_vllm.demo.models import train_cache
 from pad_vllm.training.settings import Recipe, Settings
 
 _DEFAULT, _RECIPE = Settings("", (), ""), Recipe()
-_WRITTEN_OUT = ("base", "data", "out", "dimensions", "chat_template", "teacher", "recipe")
+_WRITTEN_OUT = (
+    "base",
+    "data",
+    "out",
+    "dimensions",
+    "chat_template",
+    "teacher",
+    "by_credit",
+    "recipe",
+)
 _SETTINGS = [f.name for f in dataclasses.fields(Settings) if f.name not in _WRITTEN_OUT]
 _OFTEN = ("epochs", "head_epochs", "seed")
 
@@ -52,7 +62,7 @@ def train(
         list[str] | None,
         typer.Option(
             help="NAME[:DIMENSION][=PATH][@WEIGHT] of helpsteer2, ric, saferlhf, hh-rlhf or jsonl; "
-            "again for each source. WEIGHT: how often an epoch sees it. Or --teacher prompt."
+            "again for each source. WEIGHT: how often an epoch sees it. Not with --teacher prompt."
         ),
     ] = None,
     dimensions: Annotated[
@@ -62,7 +72,7 @@ def train(
             "--dimension makes one of a sentence."
         ),
     ] = "",
-    teacher: Teacher = None,
+    teacher: Teacher = "pairs",
     dimension: Dimension = None,
     opposite: Opposite = None,
     prompts: Prompts = None,
@@ -85,7 +95,8 @@ def train(
     """Train a reward adapter for BASE. Stopped at any moment, the same command goes on."""
     with plain_errors():
         taught = teacher_of(context, teacher, dimension, opposite, prompts, answers)
-        chosen = {**chosen, **defaults(context, TAUGHT if taught else {})}
+        others = {"pairs": {}, "scores": BY_CREDIT, "prompt": TAUGHT}[teacher]
+        chosen = {**chosen, **defaults(context, others)}
         often = {name: chosen.pop(name) for name in _OFTEN}
         by_recipe = {**often, **(TAUGHT_RECIPE if taught else {}), **_parsed(recipe or [])}
         settings = Settings(
@@ -95,6 +106,7 @@ def train(
             dimensions=tuple(part.strip() for part in dimensions.split(",") if part.strip()),
             chat_template=template_of(chat_template),
             teacher=taught,
+            by_credit=teacher == "scores",
             recipe=Recipe(**by_recipe),
             **chosen,
         )
@@ -107,7 +119,7 @@ def _train(
     require("peft")
     from pad_vllm.training.distributed import launch
     from pad_vllm.training.run import work_folder
-    from pad_vllm.training.taught.run import run_of
+    from pad_vllm.training.teachers import run_of
 
     command = typed()
     if restart:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import re
 from bisect import bisect
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -47,7 +47,13 @@ def positive(text: str) -> float:
     sentences = [s for s in _SENTENCE.findall(text) if any(c.isalpha() for c in s)]
     if not sentences:
         return 0.0
-    return sum(_vader().polarity_scores(s)["compound"] for s in sentences) / len(sentences)
+    return sum(map(_compound, sentences)) / len(sentences)
+
+
+@lru_cache(100_000)
+def _compound(sentence: str) -> float:
+    """Kept: beginnings of one answer are asked about one by one, and share all sentences but the last."""
+    return float(_vader().polarity_scores(sentence)["compound"])
 
 
 def brief(text: str) -> float:

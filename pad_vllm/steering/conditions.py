@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pad_vllm.adapter.manifest import AdapterConfig
+from pad_vllm.adapter.manifest import AdapterConfig, parts_of
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,19 @@ class Condition:
         return {"pad_weights": weights, "pad_beta": self.beta}
 
 
-def sentences_of(config: AdapterConfig) -> dict[str, str]:
-    """The sentence of each dimension that was taught by one; of two opposites the first."""
-    taught = config.training.get("taught") or []
-    return {row["dimension"]: row["sentences"][0] for row in taught}
+def sentences_of(config: AdapterConfig, told: Mapping[str, str] | None = None) -> dict[str, str]:
+    """How a user would ask for each dimension: what taught it, of two opposites the first, or `told`.
+
+    Raises ValueError where `told` names a dimension that the adapter does not have.
+    """
+    for name in told or {}:
+        if name not in config.dimensions:
+            raise ValueError(
+                f"--told {name}: the adapter has no such dimension, only {', '.join(config.dimensions)}"
+            )
+    rows = [row for part in parts_of(config) for row in part.get("taught") or []]
+    sentences = {row["dimension"]: row["sentences"][0] for row in rows} | dict(told or {})
+    return {name: sentences[name] for name in config.dimensions if name in sentences}
 
 
 def unguided() -> Condition:

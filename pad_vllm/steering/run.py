@@ -36,6 +36,9 @@ class Steering:
     beside_betas: Sequence[float] = ()
     decodings: Sequence[Decoding] = (Decoding(), Decoding(temperature=0.7))
     mixes: bool = True  # every two dimensions at once
+    told: Mapping[str, str] = field(
+        default_factory=dict
+    )  # sentences of dimensions that none taught
 
 
 def measure(asked: Steering, say: Say, kept: Path | None = None) -> dict[str, Any]:
@@ -44,7 +47,7 @@ def measure(asked: Steering, say: Say, kept: Path | None = None) -> dict[str, An
     kept: a file for the answers, which the same question asked again reads.
     """
     config = read_config(asked.adapter)
-    sentences = conditions.sentences_of(config)
+    sentences = conditions.sentences_of(config, asked.told)
     by_adapter = conditions_of(asked, config, sentences)
     said = _drawn(asked, by_adapter, kept)
     rows = [condition for some in by_adapter.values() for condition in some]

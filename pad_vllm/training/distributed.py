@@ -48,7 +48,7 @@ def launch(
 
 
 def _work(config: dict[str, Any]) -> None:
-    from pad_vllm.training.taught.run import run_of
+    from pad_vllm.training.teachers import run_of
 
     settings = Settings.from_dict(config["settings"])
     run_of(settings)(settings, Path(config["cache"]), config["command"]).train()

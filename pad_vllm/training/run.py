@@ -48,8 +48,8 @@ _BESIDE = ("out", "recipe", "chat_template")
 class Run:
     """One worker's part of a run. cache: folder of fork activations. command: for the card.
 
-    What is learned from scores here, and may be learned from something else (taught/run.py), is in
-    `_prepared`, `_store`, `_gather`, `_lessons`, `_figures`, `_told` and the two attributes.
+    What is learned from pairs here, and may be learned otherwise (taught/run.py, credit/run.py), is in
+    `_prepared`, `_store`, `_gather`, `_learn`, `_lessons`, `_figures`, `_told` and the two attributes.
     """
 
     measured = "validation pairs"
@@ -87,12 +87,8 @@ class Run:
 
     def train(self) -> Adapter | None:
         """The whole run; the adapter on worker 0, None on the others."""
-        everything = self._gather()
-        history = self._stage(1)
-        if self.settings.recipe.head_epochs:
-            with self._timed("trunk"):
-                self._freeze(everything)
-            history += self._stage(2)
+        self.gathered = self._gather()
+        history = self._learn()
         if self.rank:
             return None
         with self._timed("evaluation"), torch.no_grad():
@@ -100,6 +96,15 @@ class Run:
         adapter = self._adapter(figures)
         self._write(adapter, history)
         return adapter
+
+    def _learn(self) -> list[HistoryRow]:
+        """The model learns from what was gathered; the rows of curves.png, where there are any."""
+        history = self._stage(1)
+        if self.settings.recipe.head_epochs:
+            with self._timed("trunk"):
+                self._freeze(self.gathered)
+            history += self._stage(2)
+        return history
 
     def _prepared(self) -> Prepared:
         prepared = prepare(self.settings, self.tokenizer)
@@ -198,8 +203,9 @@ class Run:
     def _write(self, adapter: Adapter, history: list[HistoryRow]) -> None:
         out = Path(self.settings.out)
         save_adapter(adapter, out, card(adapter.config, None))
-        (out / "history.json").write_text(json.dumps(history))
-        plot(history, out / "curves.png", self.shown)
+        if history:
+            (out / "history.json").write_text(json.dumps(history))
+            plot(history, out / "curves.png", self.shown)
         shutil.rmtree(self.work / "trunk", ignore_errors=True)
         self.log.say(f"peak memory {adapter.config.training['peak_memory_gib']} GiB")
         self.log.say(f"wrote {out}")

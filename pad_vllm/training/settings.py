@@ -52,6 +52,10 @@ class Recipe:
     branch_weight: float = 1.0  # of the loss over next tokens
     branch_share: float = 0.05  # of the tokens whose alternatives are scored
     candidates: Annotated[int, Field(ge=2)] = 20  # the base's top-k that training sees
+    trace: Annotated[float, Field(ge=0, le=1)] = 0.9  # by credit: GAE's lambda, a token
+    temperature: Annotated[float, Field(gt=0)] = (
+        0.8  # by credit: at which the base drew the responses
+    )
     least_margin: float = 0.3  # spreads between the responses of a "clear" held-out pair
     evaluate_every: _Count = 100  # steps between looks at the validation pairs, and checkpoints
     patience: _Count = 4  # looks without a better accuracy before a stage ends
@@ -107,7 +111,7 @@ class Settings:
         int | None,
         _said(
             "First layer with LoRA; BASE's number of layers is heads alone (default: three quarters up; with "
-            "--teacher prompt heads alone)."
+            "--teacher heads alone)."
         ),
     ] = None
     lora_rank: Annotated[int, _whole(1, "Of the trunk's LoRA.")] = 16
@@ -130,6 +134,9 @@ class Settings:
     ] = 0
     chat_template: str | None = None  # text; None is the base's own
     teacher: Teacher | None = None  # in the place of data and dimensions
+    by_credit: bool = (
+        False  # one closed-form step from the data (training/credit), not a loop over pairs
+    )
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
@@ -142,6 +149,11 @@ class Settings:
                     f"{name} {share}: a share of the prompts, above 0, and the two together below "
                     "1, so that something is left to train on"
                 )
+
+    @property
+    def heads_alone(self) -> bool:
+        """Whether a run trains heads without a trunk where no fork layer is named."""
+        return self.teacher is not None or self.by_credit
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""

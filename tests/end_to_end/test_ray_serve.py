@@ -21,7 +21,7 @@ from harness import free_port, launched, tail
 pytestmark = [pytest.mark.engine, pytest.mark.exhaustive]  # two replicas, each a server of its own
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ray_serve.py"
-START_S = 300
+START_S = 600  # two servers with processes of their own, beside another engine, on two cores
 WANTED = {
     "none": None,
     "helpful": {"pad_weights": "helpful=1"},

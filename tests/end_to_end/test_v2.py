@@ -97,7 +97,8 @@ def test_unguided_requests_say_what_plain_v2_says(runs, name):
     assert tokens(guided)[KINDS - 1 :: KINDS] == tokens(unguided)
 
 
-@pytest.mark.parametrize(("runs", "name"), [("small", FAMILIES[0]), REAL], indirect=["runs"])
+# Its random models hold what they just said among their candidates; a real one does not say "I I".
+@pytest.mark.parametrize(("runs", "name"), [("small", FAMILIES[0])], indirect=["runs"])
 def test_penalties_come_before_guidance_on_v2_and_after_it_on_v1(runs, name):
     for result, expected in zip(runs[1]["penalised"], (PENALTY, 0.0), strict=True):
         free, held = result["outputs"]

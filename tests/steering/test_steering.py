@@ -77,12 +77,36 @@ def test_everything_asked_for_is_in_the_file(adapter, tmp_path):
     assert set(records["PAD +warm"]["wins"]["warm"]) == {"meaning", "teacher"}
     assert set(records["PAD +brief"]["wins"]["brief"]) == {"brief", "meaning", "teacher"}
     assert len(found["decodings"][0]["texts"]["unguided"]) == 3
+    assert (folder / "README.md").read_text() == "x"
 
     asked.clear()
     again = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out.json")])
     assert again.exit_code == 0, again.output
     assert [folder for folder, _ in asked] == [None]  # the judges' answers alone
     assert json.loads((tmp_path / "out.json").read_text())["decodings"] == found["decodings"]
+
+
+def test_figures_go_into_the_card_and_a_sentence_may_be_given_for_a_dimension(adapter, tmp_path):
+    from typer.testing import CliRunner
+
+    base, folder, asked = adapter
+    made = load_adapter(folder)
+    config = dataclasses.replace(made.config, training={})
+    save_adapter(dataclasses.replace(made, config=config), folder, "x")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("one\ntwo\n")
+    arguments = ["evaluate", str(folder), "--base", str(base), "--steering", str(prompts), "--card"]
+    result = CliRunner().invoke(app, [*arguments, "--told", "warm=Be warm.", "--no-mixes"])
+    assert result.exit_code == 0, result.output
+    names = asked[0][1]
+    assert "told warm" in names
+    assert "told brief" not in names
+    said = (folder / "README.md").read_text()
+    assert "## Steering" in said
+    assert "| told warm |" in said
+    result = CliRunner().invoke(app, [*arguments, "--told", "cold=Be cold."])
+    assert result.exit_code == 1
+    assert "--told cold: the adapter has no such dimension, only warm, brief" in result.output
 
 
 def test_an_adapter_beside_it_has_a_name_and_a_folder(adapter, tmp_path):

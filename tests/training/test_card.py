@@ -47,13 +47,12 @@ TRAINING = {
     "peak_memory_gib": 5.12,
 }
 STEERING = {
-    "command": "python benchmarks/steering.py",
-    "records": [
-        {"name": "+positive", "beta": 1.0, "fluent": True, "win_rate": {"positive": 0.8}},
-        {"name": "+positive", "beta": 2.0, "fluent": False, "win_rate": {"positive": 0.99}},
-        {"name": "+positive", "beta": 0.5, "fluent": True, "win_rate": {"positive": 0.6}},
+    "command": "pad-vllm evaluate mine --steering prompts.txt",
+    "prompts": 50,
+    "decodings": [
+        {"temperature": 0.0, "tokens": 100, "table": ["| condition | beta |", "| --- | ---: |"]},
+        {"temperature": 0.7, "tokens": 100, "table": ["| condition | beta |", "| +kind | 0.4 |"]},
     ],
-    "table": ["| condition | wins |", "| --- | --- |", "| +positive | 80% |"],
 }
 
 
@@ -99,11 +98,34 @@ def test_every_table_has_as_many_cells_in_each_row():
     assert cells == [9] * 4 + [10] * 4
 
 
-def test_steering_comes_with_its_command_its_table_and_the_best_fluent_beta():
+def test_steering_comes_with_its_command_and_a_table_for_every_decoding():
     text = card(config(TRAINING), STEERING)
-    assert "    python benchmarks/steering.py\n" in text
-    assert "- positive: beta 1, beats the unguided answer on 80% of the prompts" in text
-    assert text.endswith("\n".join(STEERING["table"]) + "\n")
+    assert "    pad-vllm evaluate mine --steering prompts.txt\n" in text
+    assert "50 prompts." in text
+    assert "Temperature 0, 100 tokens:\n\n| condition | beta |" in text
+    assert text.endswith("| +kind | 0.4 |\n")
+
+
+def test_an_adapter_merged_of_two_has_the_sections_of_both():
+    sentence = {
+        "dimension": "kind",
+        "sentences": ["Be kind."],
+        **dict.fromkeys(("trained", "first", "heads", "constant", "variance", "spread"), 0.5),
+    }
+    scores = {"dimension": "brief", "critic": 0.4, "trained": 0.071, "constant": 0.06}
+    parts = [
+        {"command": "one", "taught": [sentence], "dimensions": ["kind"]},
+        {"command": "two", "credited": [scores], "dimensions": ["brief"]},
+    ]
+    text = card(config({"parts": parts}), None)
+    for said in (
+        "## Training of kind\n\n    one",
+        "## Training of brief\n\n    two",
+        "## Taught by sentences of kind",
+        "- kind: Be kind.",
+        "| brief | 40.0% | 0.071 | 0.060 |",
+    ):
+        assert said in text
 
 
 def test_a_run_that_recorded_nothing_has_a_card_of_title_and_summary():

@@ -5,10 +5,12 @@ In: a checkpoint's folder and Settings. Out: a PersRM; an Adapter. Knows no data
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.manifest import AdapterConfig, Backbone, least_version
@@ -33,7 +35,7 @@ def untrained_persrm(backbone: Any, dimensions: tuple[str, ...], settings: Setti
     layers = backbone.config.num_hidden_layers
     fork = settings.fork_layer
     if fork is None:
-        fork = layers if settings.teacher else layers - max(round(layers * 0.27), 1)
+        fork = layers if settings.heads_alone else layers - max(round(layers * 0.27), 1)
     return PersRM(
         backbone,
         fork_layer=fork,
@@ -41,6 +43,7 @@ def untrained_persrm(backbone: Any, dimensions: tuple[str, ...], settings: Setti
         lora_rank=settings.lora_rank,
         lora_alpha=2.0 * settings.lora_rank,
         head_rank=settings.head_rank,
+        constants=settings.by_credit,
     )
 
 
@@ -64,6 +67,19 @@ def to_adapter(
     assert head_A is not None
     assert head_B is not None
     return Adapter(config, _lora(model), head_A, head_B, head_C)
+
+
+def constants_adapter(config: AdapterConfig, constants: Tensor) -> Adapter:
+    """An adapter of constants [D, H] alone, for what needs no state: a bias over the vocabulary."""
+    plain = replace(
+        config,
+        format_version=least_version(heads_only=True, constants=True),
+        fork_layer=config.backbone.num_layers,
+        head_rank=1,
+        training={"method": "constant"},
+    )
+    A = torch.zeros(len(constants), 1, constants.shape[-1])
+    return Adapter(plain, NO_LORA, A, A.transpose(1, 2).contiguous(), constants)
 
 
 def _lora(model: PersRM) -> LoRA:

@@ -1,7 +1,7 @@
 """The model card of an adapter, written from its own pad_config.json and a steering result.
 
 In: AdapterConfig, whose `training` the run filled, and, where there is one, the JSON of
-benchmarks/steering.py. Out: Markdown. Every key is optional; a section without content is left out.
+`pad-vllm evaluate --steering`. Out: Markdown. Every key is optional; a section without content is left out.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pad_vllm.adapter.manifest import AdapterConfig
+from pad_vllm.adapter.manifest import AdapterConfig, parts_of
 
 _COUNTS = (
     "read",
@@ -26,27 +26,38 @@ _MODELS = ("untrained", "prompted", "trained")
 _PAIRS = {"pairs": "all", "clear": "clear"}
 
 
-def card(config: AdapterConfig, steering: dict[str, Any] | None) -> str:
+def card(config: AdapterConfig, steering: Mapping[str, Any] | None) -> str:
     """README.md of the adapter's folder."""
-    training = config.training
-    sections = {
-        "Training": _training(training),
-        "Data": _data(training.get("data") or {}),
-        "Taught by sentences": _taught(training.get("taught") or []),
-        "Held-out pairs": _held_out(training.get("held_out") or [], training.get("recipe") or {}),
-        "Steering": _steering(steering, config.dimensions) if steering else [],
-    }
     blocks = [f"# PAD adapter for {config.backbone.name}", _summary(config)]
-    for title, content in sections.items():
-        if content:
-            blocks += [f"## {title}", *content]
+    for part in parts_of(config):
+        of = f" of {', '.join(part['dimensions'])}" if "dimensions" in part else ""
+        for title, content in _sections(part).items():
+            if content:
+                blocks += [f"## {title}{of}", *content]
+    if steering:
+        blocks += ["## Steering", *_steering(steering)]
     return "\n\n".join(blocks) + "\n"
 
 
+def _sections(training: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Of one run."""
+    return {
+        "Training": _training(training),
+        "Data": _data(training.get("data") or {}),
+        "Taught by sentences": _taught(training.get("taught") or []),
+        "Taught by scores": _credited(training.get("credited") or []),
+        "Held-out pairs": _held_out(training.get("held_out") or [], training.get("recipe") or {}),
+    }
+
+
 def _summary(config: AdapterConfig) -> str:
+    trunk = (
+        "No LoRA"
+        if config.heads_only
+        else f"LoRA from layer {config.fork_layer} of {config.backbone.num_layers}"
+    )
     return (
-        f"Preference dimensions: {', '.join(config.dimensions)}. LoRA from layer "
-        f"{config.fork_layer} of {config.backbone.num_layers}; heads of rank {config.head_rank}; "
+        f"Preference dimensions: {', '.join(config.dimensions)}. {trunk}; heads of rank {config.head_rank}; "
         f"default beta {config.beta:g}, top_k {config.top_k}."
     )
 
@@ -126,6 +137,25 @@ def _taught(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [legend, "\n".join(said), _table(["dimension", *shares, *sizes], body)]
 
 
+def _credited(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the critic explains; how rewards and credit go together on held-out prompts."""
+    if not rows:
+        return []
+    legend = (
+        "One policy-gradient step in closed form, by the credit of each token for its answer's score. "
+        "Critic: share of the scores' squares that it explains from the state and the score so far, on "
+        "prompts that it was not fitted on. Trained: correlation of the rewards of the tokens that held-out "
+        "answers took with their credit. Constant: the same of one direction for all states, which a bias "
+        "over the vocabulary could do. Rewards are scaled to a spread of one logit over the candidates."
+    )
+    columns = ("trained", "constant")
+    body = [
+        [row["dimension"], _percent(row["critic"]), *(f"{row[c]:.3f}" for c in columns)]
+        for row in rows
+    ]
+    return [legend, _table(["dimension", "critic", *columns], body)]
+
+
 def _held_out(rows: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> list[str]:
     """Accuracy by preference; a column for each model and kind of pairs that any row has."""
     if not rows:
@@ -183,22 +213,15 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _steering(steering: Mapping[str, Any], dimensions: tuple[str, ...]) -> list[str]:
-    advice = _advice(steering["records"], dimensions)
-    blocks = [f"    {steering['command']}", "\n".join(advice), "\n".join(steering["table"])]
-    return [block for block in blocks if block]
-
-
-def _advice(records: list[dict[str, Any]], dimensions: tuple[str, ...]) -> list[str]:
-    """For each dimension that a scorer measured, the fluent row that wins most."""
-    lines = []
-    for name in dimensions:
-        alone = [r for r in records if r["name"] == f"+{name}" and name in r["win_rate"]]
-        rows = [r for r in alone if r["fluent"]]
-        if rows:
-            best = max(rows, key=lambda r: r["win_rate"][name])
-            lines.append(
-                f"- {name}: beta {best['beta']:g}, beats the unguided answer on "
-                f"{best['win_rate'][name]:.0%} of the prompts"
-            )
-    return lines
+def _steering(found: Mapping[str, Any]) -> list[str]:
+    """What `pad-vllm evaluate --steering` wrote."""
+    legend = (
+        'Wins over the unguided answers, by judges that trained nothing; "teacher" is the told base. '
+        "Repeated: share of repeated 4-grams. Perplexity under the base, relevance and words are "
+        "relative to the unguided answers'. Told is plain prompting, + and - the signs of a dimension."
+    )
+    blocks = [f"    {found['command']}", f"{found['prompts']} prompts. {legend}"]
+    for decoding in found["decodings"]:
+        drawn = f"temperature {decoding['temperature']:g}, {decoding['tokens']} tokens"
+        blocks += [f"{drawn[0].upper()}{drawn[1:]}:", "\n".join(decoding["table"])]
+    return blocks

@@ -46,23 +46,40 @@ def rows(
     store: Store, tokenizer: Any, groups: Sequence[Group], recipe: Recipe, progress: Progress
 ) -> list[FigureRow]:
     """One row a tested preference; groups have scores in spreads and responses in the store."""
+    words = _Words(store.model, tokenizer)
+    figure_rows = []
+    tested = _tested(store, groups)
+    for number, (preference, row) in enumerate(
+        zip(tested, ranked(store, groups, recipe), strict=True)
+    ):
+        progress("preferences in words", number, len(tested))
+        prompted = _prompted(words, groups, preference, recipe.least_margin)
+        figure_rows.append({**row, **prompted, "count": row["count"]})
+    return figure_rows
+
+
+def ranked(store: Store, groups: Sequence[Group], recipe: Recipe) -> list[FigureRow]:
+    """The same rows without the prompted base, which is what takes time."""
+    tested, least = _tested(store, groups), recipe.least_margin
     scores = [group.scores[:, -1] for group in groups]
-    tested = preferences(store.model.dimensions, scores)
-    least = recipe.least_margin
     trained = held_out(store, groups, tested, least)
     untrained = measure(
         lambda number, w: torch.zeros(len(w), len(scores[number])), scores, tested, least
     )
-    words = _Words(store.model, tokenizer)
-    figure_rows = []
-    for number, preference in enumerate(tested):
-        progress("preferences in words", number, len(tested))
-        row = {"preference": preference.name, "distance": round(preference.distance, 1)}
-        row |= figures("trained", trained[preference.name])
-        row |= figures("untrained", untrained[preference.name])
-        row |= _prompted(words, groups, preference, least)
-        figure_rows.append(row | {"count": trained[preference.name].count})
-    return figure_rows
+    return [
+        {
+            "preference": preference.name,
+            "distance": round(preference.distance, 1),
+            **figures("trained", trained[preference.name]),
+            **figures("untrained", untrained[preference.name]),
+            "count": trained[preference.name].count,
+        }
+        for preference in tested
+    ]
+
+
+def _tested(store: Store, groups: Sequence[Group]) -> list[Tested]:
+    return preferences(store.model.dimensions, [group.scores[:, -1] for group in groups])
 
 
 def figures(name: str, accuracy: Accuracy) -> FigureRow:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from pad_vllm.training.objective.cache import CachedResponse
+from pad_vllm.training.objective.rewards import trained_rewards
 from pad_vllm.training.settings import Settings
 from pad_vllm.training.taught.lesson import Lesson, Parts
-from pad_vllm.training.taught.regression import LessonExample, shares, trained_rewards, weights
+from pad_vllm.training.taught.regression import LessonExample, shares, weights
 from pad_vllm.training.taught.teacher import LessonStore
 
 

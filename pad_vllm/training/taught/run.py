@@ -11,7 +11,6 @@ Out: the ordinary adapter; its card has the sentences and the shares of the teac
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,33 +20,32 @@ from torch import Tensor, nn
 
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.folder import save_adapter
-from pad_vllm.adapter.manifest import AdapterConfig, least_version
-from pad_vllm.adapter.peft_lora import NO_LORA
+from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.training.data import jsonl
 from pad_vllm.training.data.groups import DataReport, Group
 from pad_vllm.training.data.prepare import Prepared
 from pad_vllm.training.data.record import Record, fold
 from pad_vllm.training.loop.trainer import Data, HistoryRow
 from pad_vllm.training.objective.cache import CachedResponse
+from pad_vllm.training.objective.model import constants_adapter
+from pad_vllm.training.objective.rewards import (
+    Rewards,
+    constant_rewards,
+    head_rewards,
+    spreads,
+    trained_rewards,
+)
 from pad_vllm.training.objective.store import Store
 from pad_vllm.training.report.curves import SHARES
 from pad_vllm.training.run import Run
 from pad_vllm.training.sampling.sample import read_prompts
 from pad_vllm.training.sampling.sampler import Sampling
-from pad_vllm.training.settings import Settings, Teacher
+from pad_vllm.training.settings import Teacher
 from pad_vllm.training.taught.answers import Told, draw_apart
 from pad_vllm.training.taught.course import Course
 from pad_vllm.training.taught.lesson import Lesson, Lessons, Parts
 from pad_vllm.training.taught.moments import Moments
-from pad_vllm.training.taught.regression import (
-    Regression,
-    Rewards,
-    constant_rewards,
-    head_rewards,
-    shares,
-    spreads,
-    trained_rewards,
-)
+from pad_vllm.training.taught.regression import Regression, shares
 from pad_vllm.training.taught.teacher import LessonStore
 from pad_vllm.training.taught.wishes import wishes
 
@@ -219,16 +217,7 @@ class TaughtRun(Run):
         """The mean of d* as an adapter: constants alone, in the same units."""
         constant = self.moments.constant()
         rewards = partial(constant_rewards, self.model, constant.to(self.model.head_A))
-        constant = constant / self._spreads(rewards)[:, None]
-        plain = replace(
-            config,
-            format_version=least_version(heads_only=True, constants=True),
-            fork_layer=config.backbone.num_layers,
-            head_rank=1,
-            training={"method": "constant"},
-        )
-        A = torch.zeros(len(constant), 1, constant.shape[-1])
-        return Adapter(plain, NO_LORA, A, A.transpose(1, 2).contiguous(), constant)
+        return constants_adapter(config, constant / self._spreads(rewards)[:, None])
 
     def _told(self) -> dict[str, Any]:
         described = (
@@ -236,8 +225,3 @@ class TaughtRun(Run):
             f"one of the sentences. {self.unfit} prompts were too long or refused by the template."
         )
         return {"described": described, "prompts": self.parts.counts()}
-
-
-def run_of(settings: Settings) -> type[Run]:
-    """Which run such settings ask for."""
-    return Run if settings.teacher is None else TaughtRun

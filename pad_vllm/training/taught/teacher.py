@@ -19,11 +19,11 @@ from torch.nn.utils.rnn import pad_sequence
 from pad_vllm.persrm import PersRM
 from pad_vllm.training.data.groups import Group
 from pad_vllm.training.objective.cache import CachedResponse, Kept
+from pad_vllm.training.objective.rewards import centred, power
 from pad_vllm.training.objective.store import Progress, Store
 from pad_vllm.training.settings import Settings
 from pad_vllm.training.taught.lesson import Lesson
 from pad_vllm.training.taught.moments import Moments
-from pad_vllm.training.taught.regression import centred, power
 
 _CHUNK = 16
 """Lessons taught at a time: enough to batch similar lengths, few to lose when killed."""

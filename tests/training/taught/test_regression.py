@@ -9,15 +9,8 @@ import tiny
 import torch
 
 from pad_vllm.training.objective.cache import CachedResponse
-from pad_vllm.training.taught.regression import (
-    LessonExample,
-    Regression,
-    centred,
-    errors,
-    shares,
-    trained_rewards,
-    weights,
-)
+from pad_vllm.training.objective.rewards import centred, trained_rewards
+from pad_vllm.training.taught.regression import LessonExample, Regression, errors, shares, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,11 +11,12 @@ import torch
 from planted import kill, require_equal
 
 from pad_vllm.adapter.folder import load_adapter
+from pad_vllm.training.objective.rewards import trained_rewards
 from pad_vllm.training.report.reevaluate import reevaluate
 from pad_vllm.training.run import Run
 from pad_vllm.training.taught import teacher
-from pad_vllm.training.taught.regression import trained_rewards
-from pad_vllm.training.taught.run import TaughtRun, run_of
+from pad_vllm.training.taught.run import TaughtRun
+from pad_vllm.training.teachers import run_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

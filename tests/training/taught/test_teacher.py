@@ -8,10 +8,10 @@ import tiny
 import torch
 
 from pad_vllm.training.data.record import Record
+from pad_vllm.training.objective.rewards import centred
 from pad_vllm.training.taught import teacher
 from pad_vllm.training.taught.lesson import Lessons
 from pad_vllm.training.taught.moments import Moments
-from pad_vllm.training.taught.regression import centred
 from pad_vllm.training.taught.teacher import LessonStore
 from pad_vllm.training.taught.wishes import wishes
 

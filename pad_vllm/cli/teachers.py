@@ -1,7 +1,7 @@
-"""The options of `pad-vllm train --teacher prompt`: dimensions from sentences, in the place of data.
+"""The options of `pad-vllm train --teacher`: scores by credit, or sentences in the place of data.
 
-In: what was typed. Out: a Teacher, and the defaults of a run that has one. Refuses, by name, what belongs to
-the other way of training.
+In: what was typed. Out: a Teacher for sentences, and the defaults of a run. Refuses, by name, what belongs to
+another way of training.
 """
 
 from __future__ import annotations
@@ -27,17 +27,28 @@ TAUGHT: dict[str, Any] = {
 
 TAUGHT_RECIPE: dict[str, Any] = {"lora_lr": 2e-4, "head_lr": 1e-4, "evaluate_every": 20}
 
+BY_CREDIT: dict[str, Any] = {"head_rank": 128, "beta": 0.4, "no_repeat": 3}
+"""The same for scores that teach in one step."""
+
+TEACHERS = ("pairs", "scores", "prompt")
+
 _OF_DATA = ("data", "dimensions", "limit", "strict", "text_preferences")
 _OF_TEACHER = ("dimension", "opposite", "prompts", "answers")
 
+
+def _listed(others: dict[str, Any]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in others.items())
+
+
 Teacher = Annotated[
-    str | None,
+    str,
     typer.Option(
-        metavar="prompt",
-        help="Learn dimensions from sentences, not from --data: BASE itself, told the sentence, is the "
-        "teacher. Needs --dimension. Defaults are then "
-        + ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in TAUGHT.items())
-        + ".",
+        metavar="|".join(TEACHERS),
+        help="pairs: learn which of --data's responses is preferred, step by step. scores: from the same "
+        "data, BASE's own responses with a score for each (`pad-vllm sample`, `pad-vllm score`), by one "
+        f"step in closed form; defaults are then {_listed(BY_CREDIT)}. prompt: from sentences, not from "
+        "--data: BASE itself, told the sentence, is the teacher. Needs --dimension; defaults are then "
+        f"{_listed(TAUGHT)}.",
     ),
 ]
 Dimension = Annotated[
@@ -75,17 +86,17 @@ Answers = Annotated[
 
 def teacher_of(
     context: typer.Context,
-    teacher: str | None,
+    teacher: str,
     dimension: Sequence[str] | None,
     opposite: Sequence[str] | None,
     prompts: Path | None,
     answers: int | None,
 ) -> settings.Teacher | None:
     """None for a run from data. Raises ValueError for what does not go together."""
-    if teacher not in (None, "prompt"):
-        raise ValueError(f"--teacher {teacher}: prompt is accepted, or no --teacher and --data")
-    _refuse_mixed(context, taught=teacher is not None)
-    if teacher is None:
+    if teacher not in TEACHERS:
+        raise ValueError(f"--teacher {teacher}: one of {', '.join(TEACHERS)} is accepted")
+    _refuse_mixed(context, taught=teacher == "prompt")
+    if teacher != "prompt":
         return None
     if not dimension:
         raise ValueError(

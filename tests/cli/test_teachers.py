@@ -1,4 +1,4 @@
-"""`pad-vllm train --teacher prompt` as typed: sentences become a Teacher; wrong combinations have names."""
+"""`pad-vllm train --teacher` as typed: sentences become a Teacher; wrong combinations have names."""
 
 from __future__ import annotations
 
@@ -56,11 +56,27 @@ def test_a_teacher_has_defaults_of_its_own_and_what_is_typed_wins(asked):
     assert scored.teacher is None
 
 
+def test_scores_teach_by_credit_and_have_defaults_of_their_own(asked):
+    assert run("--teacher", "scores", *DATA).exit_code == 0
+    assert run("--teacher", "pairs", *DATA).exit_code == 0
+    by_credit, pairs = asked
+    assert by_credit.by_credit
+    assert (by_credit.head_rank, by_credit.beta, by_credit.no_repeat) == (128, 0.4, 3)
+    assert by_credit.data == ("jsonl=mine.jsonl",)
+    assert not pairs.by_credit
+    assert (pairs.head_rank, pairs.beta, pairs.no_repeat) == (16, 1.0, 0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--teacher", "scores", *DATA, *FRIENDLY), "--dimension belongs to --teacher prompt"),
+        (("--teacher", "scores"), "nothing to learn from: give --data NAME[=PATH]"),
         ((), "nothing to learn from: give --data NAME[=PATH], or --teacher prompt"),
-        (("--teacher", "gpt", *FRIENDLY), "--teacher gpt: prompt is accepted"),
+        (
+            ("--teacher", "gpt", *FRIENDLY),
+            "--teacher gpt: one of pairs, scores, prompt is accepted",
+        ),
         ((*TAUGHT, *DATA), "--data is for data that scores dimensions"),
         ((*TAUGHT, "--dimensions", "a"), "--dimensions is for data that scores dimensions"),
         ((*TAUGHT, "--text-preferences", "1"), "--text-preferences is for data"),

@@ -1,0 +1,48 @@
+"""`pad-vllm merge`: dimensions of several adapters into one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pad_vllm.cli.errors import plain_errors
+
+if TYPE_CHECKING:
+    from pad_vllm.adapter.merge import Part
+
+
+def merge(
+    adapters: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ADAPTER[:NAME,NAME]...",
+            help="Folders of adapters without a trunk, on one base, each with the dimensions to take "
+            "(default: all).",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the new adapter.")],
+    beta: Annotated[
+        float | None, typer.Option(help="Its default strength (default: the first adapter's).")
+    ] = None,
+) -> None:
+    """Put dimensions that were trained apart into one adapter."""
+    with plain_errors():
+        from pad_vllm.adapter.folder import save_adapter
+        from pad_vllm.adapter.merge import merge as merged
+        from pad_vllm.training.report.card import card
+
+        adapter = merged([_part(text) for text in adapters], beta=beta)
+        save_adapter(adapter, out, card(adapter.config, None))
+        typer.echo(f"wrote {out}: {', '.join(adapter.config.dimensions)}")
+
+
+def _part(text: str) -> Part:
+    from pad_vllm.adapter.folder import load_adapter
+    from pad_vllm.adapter.merge import Part
+
+    folder, colon, names = text.rpartition(":")
+    if not colon or Path(text).is_dir():
+        return Part(load_adapter(text))
+    return Part(load_adapter(folder), tuple(filter(None, map(str.strip, names.split(",")))))

@@ -1,0 +1,154 @@
+"""A run that scores teach in one step: training/run.py without a loop.
+
+    pad-vllm train BASE --teacher scores --data jsonl=scored.jsonl --out ADAPTER
+
+The answers are BASE's own (`pad-vllm sample`, `pad-vllm score`). Every token gets its credit (critic.py), one
+natural policy-gradient step gives heads and constants (step.py), scaled to rewards of one logit's spread over
+the candidates. In: Settings with by_credit. Out: the ordinary adapter, heads alone; its card has the shares
+of pairs ranked, and how far rewards and credit of held-out answers go together. Beside it, in OUT.run/bias,
+the best constants without any state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pad_vllm.adapter.adapter import Adapter
+from pad_vllm.adapter.folder import save_adapter
+from pad_vllm.training.credit.critic import Critic, Fitted, scored, so_far
+from pad_vllm.training.credit.step import Solved, Sums, advantages
+from pad_vllm.training.data.groups import Group
+from pad_vllm.training.data.prepare import Prepared
+from pad_vllm.training.loop.trainer import HistoryRow
+from pad_vllm.training.objective.model import constants_adapter
+from pad_vllm.training.objective.rewards import Rewards, constant_rewards, spreads, trained_rewards
+from pad_vllm.training.objective.store import Store
+from pad_vllm.training.report import evaluate
+from pad_vllm.training.run import Run
+
+
+class CreditRun(Run):
+    """Run for settings with by_credit."""
+
+    critics: Fitted
+    solved: Solved
+
+    def _prepared(self) -> Prepared:
+        settings, top = self.settings, self.backbone.num_layers
+        if settings.fork_layer not in (None, top):
+            raise ValueError(
+                f"--fork-layer {settings.fork_layer}: --teacher scores teaches heads alone, {top} here. "
+                "Leave it out"
+            )
+        if settings.text_preferences:
+            raise ValueError(
+                f"--text-preferences {settings.text_preferences}: --teacher scores learns every dimension "
+                "apart, from prompts as they are. Leave it out"
+            )
+        return super()._prepared()
+
+    def _store(self, cache: Path, identity: str) -> Store:
+        unscored = replace(self.settings, recipe=replace(self.settings.recipe, branch_share=0.0))
+        return Store(self.model, self.tokenizer, unscored, cache, identity)
+
+    @torch.no_grad()
+    def _learn(self) -> list[HistoryRow]:
+        model, recipe = self.model, self.settings.recipe
+        count, hidden = len(model.dimensions), model.head_A.shape[-1]
+        own = self.prepared.train[self.rank :: self.world]
+        with self._timed("critic"):
+            before = self._so_far(own)
+            critic = Critic.none(count, hidden)
+            for group, one in zip(own, before, strict=True):
+                critic.add(scored(group, self.store.responses(group), one))
+            self.critics = critic.map(self._everyones).fit()
+        with self._timed("step"):
+            sums = Sums.none(count, hidden)
+            for number, (group, one) in enumerate(zip(own, before, strict=True)):
+                self.log.progress("credit", number, len(own))
+                responses = self.store.responses(group)
+                credit = self.critics.credit(scored(group, responses, one), recipe.trace)
+                sums.add(model, responses, torch.cat(credit), recipe.temperature)
+            self.solved = sums.map(self._everyones).solve(model.head_A.shape[1])
+        for ours, theirs in zip(model.heads, self.solved.heads, strict=True):
+            assert ours is not None
+            ours[tuple(map(slice, theirs.shape))] = theirs.to(ours)
+        return []
+
+    def _everyones(self, sums: Tensor) -> Tensor:
+        """Those of all workers, added up."""
+        return self.accelerator.reduce(sums.to(self.accelerator.device)).cpu()
+
+    def _so_far(self, groups: Sequence[Group]) -> list[list[Tensor]]:
+        found = []
+        for number, group in enumerate(groups):
+            self.log.progress("scores so far", number, len(groups))
+            found.append(so_far(group, self.tokenizer))
+        return found
+
+    def _figures(self) -> dict[str, Any]:
+        model, held_out = self.model, self.prepared.held_out
+        trained = partial(trained_rewards, model)
+        alone = partial(constant_rewards, model, self.solved.alone.to(model.head_A))
+        credit = [
+            torch.cat(
+                self.critics.credit(
+                    scored(group, self.store.responses(group), one), self.settings.recipe.trace
+                )
+            )
+            for group, one in zip(held_out, self._so_far(held_out), strict=True)
+        ]
+        columns = {
+            "critic": self.critics.told,
+            "trained": self._together(trained, credit),
+            "constant": self._together(alone, credit),
+        }
+        self._scale(spreads(trained, map(self.store.responses, held_out)))
+        rows = [
+            {"dimension": name} | {k: round(float(c[i]), 4) for k, c in columns.items()}
+            for i, name in enumerate(model.dimensions)
+        ]
+        self.log.say(
+            "what the critic explains of a score; rewards and credit, correlation on held-out prompts:"
+        )
+        self._say_row(["dimension", *columns])
+        for row in rows:
+            self._say_row(list(row.values()))
+        pairs = evaluate.ranked(self.store, held_out, self.settings.recipe)
+        for row in pairs:
+            self.log.say(
+                f"{row['preference']}: {row['trained']['pairs']:.1%} of the held-out pairs"
+            )
+        return {"credited": rows, "held_out": pairs}
+
+    def _scale(self, spread: Tensor) -> None:
+        """To a spread of one logit, so that all dimensions are of one strength."""
+        for part in self.model.heads[1:]:
+            assert part is not None
+            part.div_(spread.to(part).view(-1, *[1] * (part.ndim - 1)))
+
+    def _together(self, rewards: Rewards, credit: Sequence[Tensor]) -> Tensor:
+        """[D] correlation of the rewards of the tokens that held-out answers took with their credit."""
+        sums = torch.zeros(3, len(self.model.dimensions), dtype=torch.float64)
+        for group, one in zip(self.prepared.held_out, credit, strict=True):
+            responses = self.store.responses(group)
+            temperature = self.settings.recipe.temperature
+            paid = advantages(rewards(responses), responses, temperature).cpu().double()
+            sums += torch.stack([paid * one, paid * paid, one * one]).sum(1)
+        return (sums[0] / (sums[1] * sums[2]).sqrt().clamp_min(1e-12)).float()
+
+    def _write(self, adapter: Adapter, history: list[HistoryRow]) -> None:
+        """Beside the adapter, in the run's folder, what needs no state: the control it has to beat."""
+        alone = self.solved.alone.to(self.model.head_A)
+        rewards = partial(constant_rewards, self.model, alone)
+        spread = spreads(rewards, map(self.store.responses, self.prepared.held_out))
+        bias = constants_adapter(adapter.config, (alone / spread.to(alone)[:, None]).cpu())
+        save_adapter(bias, self.work / "bias", "A bias over the vocabulary.\n")
+        super()._write(adapter, history)

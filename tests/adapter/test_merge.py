@@ -1,0 +1,91 @@
+"""Dimensions of several adapters in one: what they pay is what they paid apart."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import tiny
+import torch
+
+from pad_vllm.adapter.manifest import AdapterError, Backbone
+from pad_vllm.adapter.merge import Part, merge
+from pad_vllm.adapter.random import random_adapter
+from pad_vllm.persrm import PersRM
+
+LAYERS = 4
+BACKBONE = Backbone("org/tiny", ("LlamaForCausalLM",), 64, LAYERS, 333, "sha256:" + "0" * 64)
+
+
+def made(dimensions, rank, seed, *, constants=False, fork=LAYERS, backbone=BACKBONE, **config):
+    adapter = random_adapter(
+        backbone, fork, dimensions, 2, rank, shapes={}, std=0.3, seed=seed, constants=constants
+    )
+    changed = dataclasses.replace(adapter.config, **config)
+    return dataclasses.replace(adapter, config=changed, path=f"folder-{seed}")
+
+
+@pytest.fixture(scope="module")
+def words():
+    return made(("kind", "brief"), 3, 1, constants=True, beta=0.4, training={"command": "one"})
+
+
+@pytest.fixture(scope="module")
+def manner():
+    return made(("warm", "formal"), 5, 2, beta=0.6, training={"command": "two"})
+
+
+def test_every_dimension_pays_what_it_paid_apart(words, manner):
+    both = merge([Part(words, ("brief",)), Part(manner)])
+    assert both.config.dimensions == ("brief", "warm", "formal")
+    h, ids = torch.randn(7, 64), torch.randint(0, 333, (7, 5))
+    apart, together = (
+        torch.cat(
+            [PersRM.from_adapter(tiny.model("llama"), a).features(h, h, ids) for a in some], -1
+        )
+        for some in ((words, manner), (both,))
+    )
+    assert torch.allclose(together, apart[..., [1, 2, 3]], atol=1e-5)
+
+
+def test_defaults_are_the_firsts_unless_given_and_every_part_says_how_it_was_trained(words, manner):
+    both = merge([Part(words), Part(manner, ("formal",))])
+    assert both.config.beta == 0.4
+    assert merge([Part(words), Part(manner)], beta=0.5).config.beta == 0.5
+    assert both.config.training == {
+        "parts": [
+            {"command": "one", "dimensions": ["kind", "brief"]},
+            {"command": "two", "dimensions": ["formal"]},
+        ]
+    }
+
+
+def test_without_constants_there_are_none(manner):
+    assert merge([Part(manner)]).head_C is None
+
+
+@pytest.mark.parametrize(
+    ("other", "names", "message"),
+    [
+        (("kind",), (), "dimension kind is in folder-1 and in folder-3"),
+        (("new",), ("old",), "folder-3 has no dimension old; accepted: new"),
+    ],
+)
+def test_names_are_there_once(words, other, names, message):
+    with pytest.raises(AdapterError, match=message):
+        merge([Part(words), Part(made(other, 2, 3), names)])
+
+
+def test_another_backbone_or_template_is_refused(words):
+    elsewhere = dataclasses.replace(BACKBONE, fingerprint="sha256:" + "1" * 64)
+    with pytest.raises(AdapterError, match="folder-3 has another backbone than folder-1"):
+        merge([Part(words), Part(made(("new",), 2, 3, backbone=elsewhere))])
+    with pytest.raises(AdapterError, match="another chat_template"):
+        merge([Part(words), Part(made(("new",), 2, 3, chat_template="{{ x }}"))])
+
+
+def test_a_trunk_is_refused(words):
+    from test_folder import make
+
+    with pytest.raises(AdapterError, match="has a trunk \\(fork_layer 2 of 4\\)"):
+        merge([Part(words), Part(make())])

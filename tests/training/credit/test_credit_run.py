@@ -1,0 +1,100 @@
+"""A run that scores teach in one step, on a tiny model: from data to an adapter that says what it learned."""
+
+from __future__ import annotations
+
+import planted
+import pytest
+import torch
+
+from pad_vllm.adapter.folder import load_adapter
+from pad_vllm.training.credit.run import CreditRun
+from pad_vllm.training.report.reevaluate import reevaluate
+from pad_vllm.training.run import Run
+from pad_vllm.training.settings import Recipe
+from pad_vllm.training.teachers import run_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def settings(root, out="out", **changes):
+    usual = {"fork_layer": None, "by_credit": True, "head_rank": 16}
+    return planted.settings(root, out, **{**usual, **changes})
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("credit")
+
+
+@pytest.fixture(scope="module")
+def adapter(root):
+    return CreditRun(settings(root), root / "cache", "pad-vllm train ...").train()
+
+
+def test_settings_by_credit_are_a_run_of_their_own(root):
+    assert run_of(settings(root)) is CreditRun
+    assert run_of(planted.settings(root)) is Run
+
+
+def test_heads_alone_and_constants_rank_held_out_pairs(adapter):
+    config = adapter.config
+    assert config.heads_only
+    assert config.format_version == 2
+    assert adapter.head_C is not None
+    assert {row["dimension"] for row in config.training["credited"]} == set(planted.DIMENSIONS)
+    pairs = {row["preference"]: row["trained"]["pairs"] for row in config.training["held_out"]}
+    assert pairs["positive"] > 0.8
+    assert "prompted" not in config.training["held_out"][0]
+
+
+def test_the_folder_has_a_card_and_no_curves(root, adapter):
+    out = root / "out"
+    loaded = load_adapter(out)
+    assert torch.equal(loaded.head_B, adapter.head_B)
+    assert "## Taught by scores" in (out / "README.md").read_text()
+    assert not (out / "curves.png").exists()
+    assert not (out / "history.json").exists()
+
+
+def test_beside_it_stands_the_control_that_needs_no_state(root, adapter):
+    bias = load_adapter(root / "out.run" / "bias")
+    assert not bias.head_B.any()
+    assert bias.head_C.any(-1).all()
+    assert bias.config.dimensions == adapter.config.dimensions
+
+
+def test_the_same_run_again_is_the_same_adapter(root, adapter):
+    again = CreditRun(settings(root, "again"), root / "other_cache", "pad-vllm train ...").train()
+    assert torch.equal(again.head_B, adapter.head_B)
+    assert torch.equal(again.head_C, adapter.head_C)
+
+
+def test_without_a_cache_it_learns_the_same(root, adapter):
+    fresh = settings(root, "uncached", cached=False)
+    made = CreditRun(fresh, root / "none", "pad-vllm train ...").train()
+    assert torch.allclose(made.head_C, adapter.head_C, atol=1e-3, rtol=1e-2)
+
+
+def test_its_pairs_are_ranked_again_from_the_folder(root, adapter):
+    rows = reevaluate(root / "out", str(root / "base"), None, root / "cache", (), 8)
+    expected = adapter.config.training["held_out"]
+    for row, before in zip(rows, expected, strict=True):
+        assert row["trained"] == before["trained"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fork_layer": 2}, "--fork-layer 2: --teacher scores teaches heads alone"),
+        ({"text_preferences": 1}, "--text-preferences 1: --teacher scores"),
+    ],
+)
+def test_what_one_step_cannot_learn_is_refused(root, changes, message):
+    with pytest.raises(ValueError, match=message):
+        CreditRun(settings(root, "refused", **changes), root / "cache", "pad-vllm train ...")
+    assert not (root / "refused.run" / "settings.json").exists()
+
+
+def test_a_trace_is_between_nothing_and_all():
+    with pytest.raises(ValueError, match="trace"):
+        Recipe(trace=1.5)
