@@ -52,7 +52,7 @@ class Recipe:
     branch_weight: float = 1.0  # of the loss over next tokens
     branch_share: float = 0.05  # of the tokens whose alternatives are scored
     candidates: Annotated[int, Field(ge=2)] = 20  # the base's top-k that training sees
-    trace: Annotated[float, Field(ge=0, le=1)] = 0.9  # by credit: GAE's lambda, a token
+    trace: Annotated[float, Field(ge=0, le=1)] = 0.8  # by credit: GAE's lambda, a token
     temperature: Annotated[float, Field(gt=0)] = (
         0.8  # by credit: at which the base drew the responses
     )

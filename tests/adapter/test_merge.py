@@ -36,7 +36,7 @@ def manner():
 
 
 def test_every_dimension_pays_what_it_paid_apart(words, manner):
-    both = merge([Part(words, ("brief",)), Part(manner)])
+    both = merge([Part(words, {"brief": 1.0}), Part(manner, {})])
     assert both.config.dimensions == ("brief", "warm", "formal")
     h, ids = torch.randn(7, 64), torch.randint(0, 333, (7, 5))
     apart, together = (
@@ -49,43 +49,50 @@ def test_every_dimension_pays_what_it_paid_apart(words, manner):
 
 
 def test_defaults_are_the_firsts_unless_given_and_every_part_says_how_it_was_trained(words, manner):
-    both = merge([Part(words), Part(manner, ("formal",))])
+    both = merge([Part(words, {}), Part(manner, {"formal": 1.0})])
     assert both.config.beta == 0.4
-    assert merge([Part(words), Part(manner)], beta=0.5).config.beta == 0.5
+    assert merge([Part(words, {}), Part(manner, {})], beta=0.5).config.beta == 0.5
     assert both.config.training == {
         "parts": [
-            {"command": "one", "dimensions": ["kind", "brief"]},
-            {"command": "two", "dimensions": ["formal"]},
+            {"command": "one", "dimensions": {"kind": 1.0, "brief": 1.0}},
+            {"command": "two", "dimensions": {"formal": 1.0}},
         ]
     }
 
 
 def test_without_constants_there_are_none(manner):
-    assert merge([Part(manner)]).head_C is None
+    assert merge([Part(manner, {})]).head_C is None
 
 
-@pytest.mark.parametrize(
-    ("other", "names", "message"),
-    [
-        (("kind",), (), "dimension kind is in folder-1 and in folder-3"),
-        (("new",), ("old",), "folder-3 has no dimension old; accepted: new"),
-    ],
-)
-def test_names_are_there_once(words, other, names, message):
-    with pytest.raises(AdapterError, match=message):
-        merge([Part(words), Part(made(other, 2, 3), names)])
+def test_a_dimension_of_two_teachers_is_the_sum_of_what_they_pay(words):
+    other = made(("brief",), 4, 7)
+    both = merge([Part(words, {"brief": 0.7}), Part(other, {"brief": 0.5})])
+    assert both.config.dimensions == ("brief",)
+    assert both.config.head_rank == 7
+    h, ids = torch.randn(7, 64), torch.randint(0, 333, (7, 5))
+    one, two, together = (
+        PersRM.from_adapter(tiny.model("llama"), a).features(h, h, ids)
+        for a in (words, other, both)
+    )
+    expected = 0.7 * one[..., 1:] + 0.5 * two
+    assert torch.allclose(together, expected, atol=1e-5)
+
+
+def test_an_unknown_dimension_is_refused_by_name(words):
+    with pytest.raises(AdapterError, match="folder-3 has no dimension old; accepted: new"):
+        merge([Part(words, {}), Part(made(("new",), 2, 3), {"old": 1.0})])
 
 
 def test_another_backbone_or_template_is_refused(words):
     elsewhere = dataclasses.replace(BACKBONE, fingerprint="sha256:" + "1" * 64)
     with pytest.raises(AdapterError, match="folder-3 has another backbone than folder-1"):
-        merge([Part(words), Part(made(("new",), 2, 3, backbone=elsewhere))])
+        merge([Part(words, {}), Part(made(("new",), 2, 3, backbone=elsewhere), {})])
     with pytest.raises(AdapterError, match="another chat_template"):
-        merge([Part(words), Part(made(("new",), 2, 3, chat_template="{{ x }}"))])
+        merge([Part(words, {}), Part(made(("new",), 2, 3, chat_template="{{ x }}"), {})])
 
 
 def test_a_trunk_is_refused(words):
     from test_folder import make
 
     with pytest.raises(AdapterError, match="has a trunk \\(fork_layer 2 of 4\\)"):
-        merge([Part(words), Part(make())])
+        merge([Part(words, {}), Part(make(), {})])

@@ -19,13 +19,13 @@ def test_dimensions_are_taken_by_name_and_a_folder_says_what_it_holds(tmp_path):
     for name, dimensions in (("words", ("kind", "brief")), ("manner", ("warm",))):
         tiny.write_adapter(base, tmp_path / name, fork_layer=4, std=0.1, dimensions=dimensions)
     words, manner, out = (tmp_path / name for name in ("words", "manner", "out"))
-    result = run(f"{words}:brief", manner, "--out", out, "--beta", "0.5")
+    result = run(f"{words}:brief=0.5", manner, "--out", out, "--beta", "0.5")
     assert result.exit_code == 0, result.output
     assert "brief, warm" in result.output
     made = load_adapter(out)
     assert made.config.dimensions == ("brief", "warm")
     assert made.config.beta == 0.5
-    assert torch.equal(made.head_B[0], load_adapter(words).head_B[1])
+    assert torch.equal(made.head_B[0], 0.5 * load_adapter(words).head_B[1])
     assert "Preference dimensions: brief, warm. No LoRA" in (out / "README.md").read_text()
 
 
@@ -35,4 +35,5 @@ def test_what_does_not_fit_is_one_message(tmp_path):
     result = run(tmp_path / "forked", "--out", tmp_path / "out")
     assert result.exit_code == 1
     assert "has a trunk" in result.output
+    assert "NAME or NAME=FACTOR" in run(f"{tmp_path / 'forked'}:kind=x", "--out", "out").output
     assert run(tmp_path / "nowhere", "--out", tmp_path / "out").exit_code == 1

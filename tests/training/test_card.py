@@ -114,13 +114,13 @@ def test_an_adapter_merged_of_two_has_the_sections_of_both():
     }
     scores = {"dimension": "brief", "critic": 0.4, "trained": 0.071, "constant": 0.06}
     parts = [
-        {"command": "one", "taught": [sentence], "dimensions": ["kind"]},
-        {"command": "two", "credited": [scores], "dimensions": ["brief"]},
+        {"command": "one", "taught": [sentence], "dimensions": {"kind": 1.0}},
+        {"command": "two", "credited": [scores], "dimensions": {"brief": 0.7, "kind": 0.7}},
     ]
     text = card(config({"parts": parts}), None)
     for said in (
         "## Training of kind\n\n    one",
-        "## Training of brief\n\n    two",
+        "## Training of brief (times 0.7), kind (times 0.7)\n\n    two",
         "## Taught by sentences of kind",
         "- kind: Be kind.",
         "| brief | 40.0% | 0.071 | 0.060 |",

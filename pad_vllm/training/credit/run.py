@@ -23,7 +23,7 @@ from torch import Tensor
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.folder import save_adapter
 from pad_vllm.training.credit.critic import Critic, Fitted, scored, so_far
-from pad_vllm.training.credit.step import Solved, Sums, advantages
+from pad_vllm.training.credit.step import PENALTIES, Solved, Sums, advantages
 from pad_vllm.training.data.groups import Group
 from pad_vllm.training.data.prepare import Prepared
 from pad_vllm.training.loop.trainer import HistoryRow
@@ -72,15 +72,37 @@ class CreditRun(Run):
         with self._timed("step"):
             sums = Sums.none(count, hidden)
             for number, (group, one) in enumerate(zip(own, before, strict=True)):
-                self.log.progress("credit", number, len(own))
+                if number % 50 == 0:
+                    self.log.progress("credit", number, len(own))
                 responses = self.store.responses(group)
                 credit = self.critics.credit(scored(group, responses, one), recipe.trace)
                 sums.add(model, responses, torch.cat(credit), recipe.temperature)
-            self.solved = sums.map(self._everyones).solve(model.head_A.shape[1])
-        for ours, theirs in zip(model.heads, self.solved.heads, strict=True):
+            self.solved = self._chosen(sums.map(self._everyones))
+        self._put(self.solved)
+        return []
+
+    def _chosen(self, sums: Sums) -> Solved:
+        """Of each dimension the step under the penalty that goes best with credit on validation prompts."""
+        validation, rank = self.prepared.validation, self.model.head_A.shape[1]
+        solved = [sums.solve(rank, penalty) for penalty in PENALTIES]
+        credit, found = self._credit(validation), []
+        for one in solved:
+            self._put(one)
+            found.append(self._together(partial(trained_rewards, self.model), validation, credit))
+        return Solved.chosen(solved, torch.stack(found).argmax(0).tolist())
+
+    def _put(self, solved: Solved) -> None:
+        for ours, theirs in zip(self.model.heads, solved.heads, strict=True):
             assert ours is not None
             ours[tuple(map(slice, theirs.shape))] = theirs.to(ours)
-        return []
+
+    def _credit(self, groups: Sequence[Group]) -> list[Tensor]:
+        """[n, D] of all answers of each."""
+        found = []
+        for group, before in zip(groups, self._so_far(groups), strict=True):
+            prompt = scored(group, self.store.responses(group), before)
+            found.append(torch.cat(self.critics.credit(prompt, self.settings.recipe.trace)))
+        return found
 
     def _everyones(self, sums: Tensor) -> Tensor:
         """Those of all workers, added up."""
@@ -89,7 +111,8 @@ class CreditRun(Run):
     def _so_far(self, groups: Sequence[Group]) -> list[list[Tensor]]:
         found = []
         for number, group in enumerate(groups):
-            self.log.progress("scores so far", number, len(groups))
+            if number % 50 == 0:
+                self.log.progress("scores so far", number, len(groups))
             found.append(so_far(group, self.tokenizer))
         return found
 
@@ -97,18 +120,11 @@ class CreditRun(Run):
         model, held_out = self.model, self.prepared.held_out
         trained = partial(trained_rewards, model)
         alone = partial(constant_rewards, model, self.solved.alone.to(model.head_A))
-        credit = [
-            torch.cat(
-                self.critics.credit(
-                    scored(group, self.store.responses(group), one), self.settings.recipe.trace
-                )
-            )
-            for group, one in zip(held_out, self._so_far(held_out), strict=True)
-        ]
+        credit = self._credit(held_out)
         columns = {
             "critic": self.critics.told,
-            "trained": self._together(trained, credit),
-            "constant": self._together(alone, credit),
+            "trained": self._together(trained, held_out, credit),
+            "constant": self._together(alone, held_out, credit),
         }
         self._scale(spreads(trained, map(self.store.responses, held_out)))
         rows = [
@@ -122,10 +138,9 @@ class CreditRun(Run):
         for row in rows:
             self._say_row(list(row.values()))
         pairs = evaluate.ranked(self.store, held_out, self.settings.recipe)
-        for row in pairs:
-            self.log.say(
-                f"{row['preference']}: {row['trained']['pairs']:.1%} of the held-out pairs"
-            )
+        for pair in pairs:
+            share = pair["trained"].get("pairs", 0.5)
+            self.log.say(f"{pair['preference']}: {share:.1%} of the held-out pairs")
         return {"credited": rows, "held_out": pairs}
 
     def _scale(self, spread: Tensor) -> None:
@@ -134,10 +149,12 @@ class CreditRun(Run):
             assert part is not None
             part.div_(spread.to(part).view(-1, *[1] * (part.ndim - 1)))
 
-    def _together(self, rewards: Rewards, credit: Sequence[Tensor]) -> Tensor:
-        """[D] correlation of the rewards of the tokens that held-out answers took with their credit."""
+    def _together(
+        self, rewards: Rewards, groups: Sequence[Group], credit: Sequence[Tensor]
+    ) -> Tensor:
+        """[D] correlation of the rewards of the tokens that answers took with their credit."""
         sums = torch.zeros(3, len(self.model.dimensions), dtype=torch.float64)
-        for group, one in zip(self.prepared.held_out, credit, strict=True):
+        for group, one in zip(groups, credit, strict=True):
             responses = self.store.responses(group)
             temperature = self.settings.recipe.temperature
             paid = advantages(rewards(responses), responses, temperature).cpu().double()

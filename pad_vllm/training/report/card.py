@@ -30,13 +30,20 @@ def card(config: AdapterConfig, steering: Mapping[str, Any] | None) -> str:
     """README.md of the adapter's folder."""
     blocks = [f"# PAD adapter for {config.backbone.name}", _summary(config)]
     for part in parts_of(config):
-        of = f" of {', '.join(part['dimensions'])}" if "dimensions" in part else ""
+        of = f" of {_taken(part['dimensions'])}" if "dimensions" in part else ""
         for title, content in _sections(part).items():
             if content:
                 blocks += [f"## {title}{of}", *content]
     if steering:
         blocks += ["## Steering", *_steering(steering)]
     return "\n\n".join(blocks) + "\n"
+
+
+def _taken(factors: Mapping[str, float]) -> str:
+    """The dimensions that a merged adapter has of one."""
+    return ", ".join(
+        n if factor == 1 else f"{n} (times {factor:g})" for n, factor in factors.items()
+    )
 
 
 def _sections(training: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -6,8 +6,7 @@ import pytest
 import tiny
 import torch
 
-from pad_vllm.training.credit import step
-from pad_vllm.training.credit.step import Sums, advantages
+from pad_vllm.training.credit.step import Solved, Sums, advantages
 from pad_vllm.training.objective.cache import CachedResponse
 from pad_vllm.training.objective.rewards import trained_rewards
 
@@ -68,10 +67,9 @@ def test_sums_of_parts_are_the_sum_of_the_whole(model):
         assert torch.allclose(a + b, both, atol=1e-3)
 
 
-def test_heads_and_constants_are_the_regularised_natural_step(model, monkeypatch):
-    monkeypatch.setattr(step, "RIDGE", 0.3)
+def test_heads_and_constants_are_the_regularised_natural_step(model):
     sums = summed(model, [response(model, 400, 0)], torch.randn(400, 2))
-    solved = sums.solve(64)
+    solved = sums.solve(64, 0.3)
     xx, covariance, gained = (
         part.double() / 400 for part in (sums.xx, sums.covariance, sums.gained)
     )
@@ -79,7 +77,7 @@ def test_heads_and_constants_are_the_regularised_natural_step(model, monkeypatch
     scale = torch.cat([torch.ones(64), k[None]])
     inputs = torch.diag(scale) @ xx @ torch.diag(scale)
     inputs += 0.3 * xx.diagonal()[:-1].mean() * torch.eye(65)
-    words = covariance + 0.3 * covariance.diagonal().mean() * torch.eye(64)
+    words = covariance + covariance.diagonal().mean() * torch.eye(64)
     M = words.inverse() @ (gained @ torch.diag(scale)) @ inputs.inverse()
     found = (solved.B @ solved.A).double()
     assert torch.allclose(found, M[..., :-1], atol=1e-4 * M.abs().max())
@@ -90,7 +88,7 @@ def test_heads_and_constants_are_the_regularised_natural_step(model, monkeypatch
 
 def test_a_lower_rank_keeps_the_larger_part(model):
     sums = summed(model, [response(model, 400, 0)], torch.randn(400, 2))
-    whole, cut = sums.solve(64), sums.solve(8)
+    whole, cut = sums.solve(64, 1.0), sums.solve(8, 1.0)
     assert cut.A.shape == (2, 8, 64)
     assert cut.B.shape == (2, 64, 8)
     assert torch.equal(cut.C, whole.C)
@@ -108,7 +106,7 @@ def test_planted_rewards_are_found_one_by_the_state_one_by_the_constant(model):
     paid = torch.stack([torch.einsum("nkh,nh->nk", e, h @ M.T), e @ c], -1)
     worth = advantages(paid, rows, T)
     credit = worth + worth.std(0) * torch.randn_like(worth)
-    solved = summed(model, rows, credit).solve(64)
+    solved = summed(model, rows, credit).solve(64, 1.0)
     with torch.no_grad():
         for ours, theirs in zip(model.heads, solved.heads, strict=True):
             ours.copy_(theirs)
@@ -120,3 +118,15 @@ def test_planted_rewards_are_found_one_by_the_state_one_by_the_constant(model):
     together = [torch.corrcoef(torch.stack([found[:, d], wanted[:, d]]))[0, 1] for d in (0, 1)]
     assert together[0] > 0.5
     assert together[1] > 0.8
+
+
+def test_each_dimension_takes_the_step_that_was_chosen_for_it(model):
+    sums = summed(model, [response(model, 400, 0)], torch.randn(400, 2))
+    weak, strong = sums.solve(8, 1.0), sums.solve(8, 100.0)
+    both = Solved.chosen([weak, strong], [1, 0])
+    assert torch.equal(both.B[0], strong.B[0])
+    assert torch.equal(both.C[1], weak.C[1])
+    assert (
+        torch.linalg.matrix_norm(strong.B @ strong.A).sum()
+        < torch.linalg.matrix_norm(weak.B @ weak.A).sum()
+    )

@@ -1,0 +1,226 @@
+"""What users get elsewhere, taught by the same sentences and judged alike: activation steering, two contexts.
+
+    python benchmarks/peers.py --adapter ADAPTER --learn prompts.txt --steering prompts.txt --out peers.json
+
+activation   the mean residual of answers that were told the sentence less that of plain answers, times the
+             strength, added to what the middle third of the layers give, at every token (EasySteer, repeng)
+contexts     two forward passes a step: z_B + strength (log p_told - log p_B), the told base beside the plain
+             one, over the base's top 20, as guided decoding is (context steering, Linear Alignment)
+
+Unguided and told answers come from the same loop, Transformers' `generate`. --learn: prompts that the vectors
+are made from; --steering: others, that everybody answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import arguments
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LogitsProcessor
+
+from pad_vllm.adapter.manifest import read_config
+from pad_vllm.demo.names import resolve_adapter, resolve_base
+from pad_vllm.steering import conditions
+from pad_vllm.steering.answers import Answer, messages
+from pad_vllm.steering.conditions import Condition
+from pad_vllm.steering.figures import Figures, table
+from pad_vllm.steering.judges import Judges
+from pad_vllm.text.chat import chat_ids, chat_tokenizer
+from pad_vllm.training.sampling.sample import read_prompts
+
+TOP_K = 20
+BATCH = 32
+
+
+@dataclass
+class Loop:
+    """Transformers' own decoding, left-padded batches."""
+
+    model: Any
+    tokenizer: Any
+    temperature: float
+    tokens: int
+
+    def answers(
+        self,
+        prompts: Sequence[str],
+        told: Condition,
+        *,
+        beside: Condition | None = None,
+        by: float = 0.0,
+    ) -> list[Answer]:
+        """told: what the prompts say; beside: what a second context says, that counts `by`."""
+        found: list[Answer] = []
+        for start in range(0, len(prompts), BATCH):
+            some = prompts[start : start + BATCH]
+            torch.manual_seed(start)
+            ids, mask = self._padded(some, told)
+            sampled = {"do_sample": True, "temperature": self.temperature, "top_k": TOP_K}
+            guided = (
+                [] if beside is None else [TwoContexts(self.model, *self._padded(some, beside), by)]
+            )
+            made = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=self.tokens,
+                pad_token_id=self.tokenizer.eos_token_id,
+                logits_processor=guided,
+                **(sampled if self.temperature else {"do_sample": False}),
+            )
+            found += [self._answer(row[ids.shape[1] :].tolist()) for row in made]
+        return found
+
+    def _answer(self, ids: list[int]) -> Answer:
+        end = self.tokenizer.eos_token_id
+        said = ids[: ids.index(end) + 1] if end in ids else ids
+        return Answer(self.tokenizer.decode(said, skip_special_tokens=True), tuple(said))
+
+    def _padded(self, prompts: Sequence[str], condition: Condition) -> tuple[Tensor, Tensor]:
+        rows = [chat_ids(self.tokenizer, messages(prompt, condition)) for prompt in prompts]
+        width = max(map(len, rows))
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+        return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+
+
+class TwoContexts(LogitsProcessor):
+    """Adds by (log p_told - log p_B) to the base's best TOP_K; the told context has a KV cache of its own."""
+
+    def __init__(self, model: Any, ids: Tensor, mask: Tensor, by: float) -> None:
+        self.model, self.ids, self.mask, self.by = model, ids, mask, by
+        self.cache: Any = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        fed = self.ids if self.cache is None else input_ids[:, -1:]
+        if self.cache is not None:
+            self.mask = torch.cat([self.mask, torch.ones_like(fed)], -1)
+        place = (self.mask.cumsum(-1) - 1).clamp_min(0)[:, -fed.shape[1] :]
+        said = self.model(
+            input_ids=fed,
+            attention_mask=self.mask,
+            position_ids=place,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self.cache = said.past_key_values
+        best = scores.topk(TOP_K).indices
+        more = said.logits[:, -1].float().log_softmax(-1) - scores.log_softmax(-1)
+        guided = torch.full_like(scores, float("-inf"))
+        return guided.scatter(1, best, (scores + self.by * more).gather(1, best))
+
+
+@torch.no_grad()
+def residuals(
+    model: Any, tokenizer: Any, told: Condition, pairs: Sequence[tuple[str, Answer]]
+) -> Tensor:
+    """[L, H] mean output of every layer over the answers' tokens, read behind what they were told."""
+    total, count = torch.zeros(()), 0
+    for prompt, answer in pairs:
+        ids = [*chat_ids(tokenizer, messages(prompt, told)), *answer.token_ids]
+        hidden = model(input_ids=torch.tensor([ids]), output_hidden_states=True, logits_to_keep=1)
+        rows = torch.stack(hidden.hidden_states[1:])[:, 0, -len(answer.token_ids) :]
+        total, count = total + rows.sum(1), count + rows.shape[1]
+    return total / count
+
+
+@contextlib.contextmanager
+def steered(model: Any, vectors: Tensor, by: float) -> Iterator[None]:
+    """Within it the middle third of the layers give `by` times their vector [L, H] more."""
+    layers = model.model.layers
+    hooks = []
+    for number in range(len(layers) // 3, 2 * len(layers) // 3):
+        added = by * vectors[number]
+
+        def add(_: Any, __: Any, out: Any, added: Tensor = added) -> Any:
+            return (out[0] + added, *out[1:]) if isinstance(out, tuple) else out + added
+
+        hooks.append(layers[number].register_forward_hook(add))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def vectors(loop: Loop, learn: Sequence[str], sentences: dict[str, str]) -> dict[str, Tensor]:
+    plain = conditions.unguided()
+
+    def mean(told: Condition) -> Tensor:
+        said = [
+            pair for pair in zip(learn, loop.answers(learn, told), strict=True) if pair[1].token_ids
+        ]
+        return residuals(loop.model, loop.tokenizer, told, said)
+
+    base = mean(plain)
+    return {next(iter(one.aims)): mean(one) - base for one in conditions.told(sentences)}
+
+
+def rows(
+    loop: Loop,
+    prompts: Sequence[str],
+    learned: dict[str, Tensor],
+    args: argparse.Namespace,
+    sentences: dict[str, str],
+) -> Iterator[tuple[Condition, list[Answer]]]:
+    plain = conditions.unguided()
+    yield plain, loop.answers(prompts, plain)
+    wishes = {next(iter(one.aims)): one for one in conditions.told(sentences)}
+    for one in wishes.values():
+        yield one, loop.answers(prompts, one)
+    for name, one in wishes.items():
+        for by in args.activation:
+            with steered(loop.model, learned[name], by):
+                yield _guided("activation", name, by), loop.answers(prompts, plain)
+        for by in args.contexts:
+            yield _guided("contexts", name, by), loop.answers(prompts, plain, beside=one, by=by)
+
+
+def _guided(method: str, name: str, by: float) -> Condition:
+    return Condition(f"{method} +{name}", {name: 1.0}, by, aims={name: 1})
+
+
+def main() -> None:
+    parser = arguments.parser(__doc__)
+    parser.add_argument("--learn", type=Path, required=True)
+    parser.add_argument("--steering", type=Path, required=True)
+    parser.add_argument("--activation", type=float, nargs="+", default=[0.1, 0.2])
+    parser.add_argument("--contexts", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--tokens", type=int, default=100)
+    args = parser.parse_args()
+    torch.set_grad_enabled(False)
+    base = resolve_base(args.base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    tokenizer = chat_tokenizer(Path(base), args.base, None)
+    sentences = conditions.sentences_of(read_config(resolve_adapter(args.adapter)))
+    loop = Loop(model, tokenizer, args.temperature, args.tokens)
+    prompts = read_prompts(args.steering)
+    learned = vectors(loop, read_prompts(args.learn), sentences)
+    made = list(rows(loop, prompts, learned, args, sentences))
+    found = Figures(Judges(model, tokenizer, sentences), prompts).records(*zip(*made, strict=True))
+    texts = {f"{c.name} @{c.beta:g}": [one.text for one in said] for c, said in made}
+    lines = table(found)
+    print("\n".join(lines))
+    arguments.report(
+        args.out,
+        {
+            "command": arguments.command(),
+            "prompts": len(prompts),
+            "temperature": args.temperature,
+            "tokens": args.tokens,
+            "records": found,
+            "table": lines,
+            "texts": texts,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
