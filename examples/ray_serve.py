@@ -3,7 +3,7 @@
     python examples/ray_serve.py smollm2-135m --adapter demo --replicas 2 [--port 8000] [-- VLLM FLAGS]
     curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' -d '{
         "model": "smollm2-135m", "messages": [{"role": "user", "content": "Should I get a dog?"}],
-        "vllm_xargs": {"pad_weights": "positive=1", "pad_beta": 1.5}}'
+        "vllm_xargs": {"pad_weights": "positive=1", "pad_beta": 0.4}}'
 
 A request carries its preference, so any replica can answer it. Needs ray[serve]; stops on Ctrl-C.
 """

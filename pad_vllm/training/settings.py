@@ -32,7 +32,7 @@ _Count = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True, config=_FINITE)
 class Recipe:
-    """How to train. The defaults made the shipped adapter."""
+    """How to train."""
 
     epochs: Annotated[int, _whole(0, "Stage 1: trunk and heads.")] = 1
     head_epochs: Annotated[int, _whole(0, "Stage 2: heads.")] = 6  # runs no layer: costs little

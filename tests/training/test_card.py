@@ -119,9 +119,9 @@ def test_an_adapter_merged_of_two_has_the_sections_of_both():
     ]
     text = card(config({"parts": parts}), None)
     for said in (
-        "## Training of kind\n\n    one",
-        "## Training of brief (times 0.7), kind (times 0.7)\n\n    two",
-        "## Taught by sentences of kind",
+        "## kind\n\n### Training\n\n    one",
+        "## brief (times 0.7), kind (times 0.7)\n\n### Training\n\n    two",
+        "### Taught by sentences",
         "- kind: Be kind.",
         "| brief | 40.0% | 0.071 | 0.060 |",
     ):

@@ -30,10 +30,12 @@ def card(config: AdapterConfig, steering: Mapping[str, Any] | None) -> str:
     """README.md of the adapter's folder."""
     blocks = [f"# PAD adapter for {config.backbone.name}", _summary(config)]
     for part in parts_of(config):
-        of = f" of {_taken(part['dimensions'])}" if "dimensions" in part else ""
+        merged = "dimensions" in part
+        if merged:
+            blocks.append(f"## {_taken(part['dimensions'])}")
         for title, content in _sections(part).items():
             if content:
-                blocks += [f"## {title}{of}", *content]
+                blocks += [f"{'###' if merged else '##'} {title}", *content]
     if steering:
         blocks += ["## Steering", *_steering(steering)]
     return "\n\n".join(blocks) + "\n"
