@@ -191,7 +191,8 @@ def test_serve_takes_a_replica_out_whose_engine_died(endpoint):
     begin = time.monotonic()
     good = 0
     while good < 16:
-        assert time.monotonic() < begin + 60, "the dead replica is still asked"
+        # Serve asks every ten seconds, and a core that another engine is on answers late.
+        assert time.monotonic() < begin + 180, "the dead replica is still asked"
         good = good + 1 if endpoint.post().status_code == 200 else 0
     after = {replica for _, _, replica in endpoint.ask_together(["helpful"] * 12)}
 
