@@ -159,7 +159,8 @@ def vectors(loop: Loop, learn: Sequence[str], sentences: dict[str, str]) -> dict
         return residuals(loop.model, loop.tokenizer, told, said)
 
     base = mean(plain)
-    return {next(iter(one.aims)): mean(one) - base for one in conditions.told(sentences)}
+    told = zip(sentences, conditions.told(sentences), strict=True)
+    return {name: mean(one) - base for name, one in told}
 
 
 def rows(
@@ -171,7 +172,7 @@ def rows(
 ) -> Iterator[tuple[Condition, list[Answer]]]:
     plain = conditions.unguided()
     yield plain, loop.answers(prompts, plain)
-    wishes = {next(iter(one.aims)): one for one in conditions.told(sentences)}
+    wishes = dict(zip(sentences, conditions.told(sentences), strict=True))
     for one in wishes.values():
         yield one, loop.answers(prompts, one)
     for name, one in wishes.items():
@@ -183,7 +184,8 @@ def rows(
 
 
 def _guided(method: str, name: str, by: float) -> Condition:
-    return Condition(f"{method} +{name}", {name: 1.0}, by, aims={name: 1})
+    (one,) = conditions.guided(method, [name], [by], (1,))
+    return one
 
 
 def main() -> None:

@@ -41,12 +41,8 @@ def merge(parts: Sequence[Part], *, beta: float | None = None) -> Adapter:
     names = tuple(dict.fromkeys(name for part in parts for name in part.factors))
     heads = [_head(parts, name) for name in names]
     rank = max(A.shape[0] for A, _, _ in heads)
-    shape = (len(names), rank, first.backbone.hidden_size)
-    A, B, C = (
-        torch.zeros(shape),
-        torch.zeros(shape).transpose(1, 2).clone(),
-        torch.zeros(shape)[:, 0],
-    )
+    D, H = len(names), first.backbone.hidden_size
+    A, B, C = torch.zeros(D, rank, H), torch.zeros(D, H, rank), torch.zeros(D, H)
     for place, (a, b, c) in enumerate(heads):
         A[place, : len(a)], B[place, :, : len(a)], C[place] = a, b, c
     config = replace(

@@ -30,7 +30,8 @@ TAUGHT_RECIPE: dict[str, Any] = {"lora_lr": 2e-4, "head_lr": 1e-4, "evaluate_eve
 BY_CREDIT: dict[str, Any] = {"head_rank": 128, "beta": 0.4, "no_repeat": 3}
 """The same for scores that teach in one step."""
 
-TEACHERS = ("pairs", "scores", "prompt")
+TEACHERS: dict[str, dict[str, Any]] = {"pairs": {}, "scores": BY_CREDIT, "prompt": TAUGHT}
+"""Those of --teacher, each with its defaults."""
 
 _OF_DATA = ("data", "dimensions", "limit", "strict", "text_preferences")
 _OF_TEACHER = ("dimension", "opposite", "prompts", "answers")

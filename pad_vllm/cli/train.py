@@ -24,9 +24,8 @@ from pad_vllm.cli.arguments import (
 )
 from pad_vllm.cli.errors import plain_errors, require
 from pad_vllm.cli.teachers import (
-    BY_CREDIT,
-    TAUGHT,
     TAUGHT_RECIPE,
+    TEACHERS,
     Answers,
     Dimension,
     Opposite,
@@ -95,8 +94,7 @@ def train(
     """Train a reward adapter for BASE. Stopped at any moment, the same command goes on."""
     with plain_errors():
         taught = teacher_of(context, teacher, dimension, opposite, prompts, answers)
-        others = {"pairs": {}, "scores": BY_CREDIT, "prompt": TAUGHT}[teacher]
-        chosen = {**chosen, **defaults(context, others)}
+        chosen = {**chosen, **defaults(context, TEACHERS[teacher])}
         often = {name: chosen.pop(name) for name in _OFTEN}
         by_recipe = {**often, **(TAUGHT_RECIPE if taught else {}), **_parsed(recipe or [])}
         settings = Settings(

@@ -36,9 +36,7 @@ class Steering:
     beside_betas: Sequence[float] = ()
     decodings: Sequence[Decoding] = (Decoding(), Decoding(temperature=0.7))
     mixes: bool = True  # every two dimensions at once
-    told: Mapping[str, str] = field(
-        default_factory=dict
-    )  # sentences of dimensions that none taught
+    told: Mapping[str, str] = field(default_factory=dict)  # of dimensions that no sentence taught
 
 
 def measure(asked: Steering, say: Say, kept: Path | None = None) -> dict[str, Any]:

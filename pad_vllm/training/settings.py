@@ -155,6 +155,10 @@ class Settings:
         """Whether a run trains heads without a trunk where no fork layer is named."""
         return self.teacher is not None or self.by_credit
 
+    def without_branches(self) -> Settings:
+        """The same for a teacher that does not compare next tokens: none are scored."""
+        return dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, branch_share=0.0))
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         return dataclasses.asdict(self)

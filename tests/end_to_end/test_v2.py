@@ -15,8 +15,11 @@ LENGTHS = (5, 40, 19)
 PENALTY = 0.5
 
 
-def pairs(everything):
-    """name -> (V2's result, V1's); under "plain" those of the first model's prompts without PAD."""
+def pairs(everything, *, penalties=False):
+    """name -> (V2's result, V1's); under "plain" those of the first model's prompts without PAD, under
+    "penalised", where asked for, those of its first prompt with and without a penalty.
+    """
+    names = [*everything, "plain"]
     jobs = [
         {"llm": pad(base, adapter), "requests": requests, "record": True}
         for base, adapter, requests in everything.values()
@@ -28,9 +31,11 @@ def pairs(everything):
     ]
     jobs.append({"llm": plain(base), "requests": unguided})
     base, adapter, requests = everything[next(iter(everything))]
-    jobs.append({"llm": pad(base, adapter), "requests": penalised(requests[0]), "record": True})
+    if penalties:
+        names.append("penalised")
+        jobs.append({"llm": pad(base, adapter), "requests": penalised(requests[0]), "record": True})
     results = zip(engines(jobs, V2_ENV), engines(jobs), strict=True)
-    return everything, dict(zip([*everything, "plain", "penalised"], results, strict=True))
+    return everything, dict(zip(names, results, strict=True))
 
 
 def penalised(request):
@@ -54,7 +59,7 @@ def small(tmp_path_factory):
         )
         prompts = [[3 + (11 * i + length) % 256 for i in range(length)] for length in LENGTHS]
         everything[family] = (base, adapter, mixed_batch(adapter, prompts, 32))
-    return pairs(everything)
+    return pairs(everything, penalties=True)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ the best constants without any state.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,20 @@ import torch
 from torch import Tensor
 
 from pad_vllm.adapter.adapter import Adapter
-from pad_vllm.adapter.folder import save_adapter
 from pad_vllm.training.credit.critic import Critic, Fitted, scored, so_far
 from pad_vllm.training.credit.step import PENALTIES, Solved, Sums, advantages
 from pad_vllm.training.data.groups import Group
 from pad_vllm.training.data.prepare import Prepared
 from pad_vllm.training.loop.trainer import HistoryRow
-from pad_vllm.training.objective.model import constants_adapter
-from pad_vllm.training.objective.rewards import Rewards, constant_rewards, spreads, trained_rewards
+from pad_vllm.training.objective.cache import CachedResponse
+from pad_vllm.training.objective.model import save_bias, to_one_logit
+from pad_vllm.training.objective.rewards import (
+    Rewards,
+    constant_rewards,
+    of_one_logit,
+    spreads,
+    trained_rewards,
+)
 from pad_vllm.training.objective.store import Store
 from pad_vllm.training.report import evaluate
 from pad_vllm.training.run import Run
@@ -55,8 +60,8 @@ class CreditRun(Run):
         return super()._prepared()
 
     def _store(self, cache: Path, identity: str) -> Store:
-        unscored = replace(self.settings, recipe=replace(self.settings.recipe, branch_share=0.0))
-        return Store(self.model, self.tokenizer, unscored, cache, identity)
+        settings = self.settings.without_branches()
+        return Store(self.model, self.tokenizer, settings, cache, identity)
 
     @torch.no_grad()
     def _learn(self) -> list[HistoryRow]:
@@ -75,8 +80,8 @@ class CreditRun(Run):
                 if number % 50 == 0:
                     self.log.progress("credit", number, len(own))
                 responses = self.store.responses(group)
-                credit = self.critics.credit(scored(group, responses, one), recipe.trace)
-                sums.add(model, responses, torch.cat(credit), recipe.temperature)
+                credit = self._credit_of(group, responses, one)
+                sums.add(model, responses, credit, recipe.temperature)
             self.solved = self._chosen(sums.map(self._everyones))
         self._put(self.solved)
         return []
@@ -84,7 +89,7 @@ class CreditRun(Run):
     def _chosen(self, sums: Sums) -> Solved:
         """Of each dimension the step under the penalty that goes best with credit on validation prompts."""
         validation, rank = self.prepared.validation, self.model.head_A.shape[1]
-        solved = [sums.solve(rank, penalty) for penalty in PENALTIES]
+        solved = sums.solve(rank, PENALTIES)
         credit, found = self._credit(validation), []
         for one in solved:
             self._put(one)
@@ -98,11 +103,16 @@ class CreditRun(Run):
 
     def _credit(self, groups: Sequence[Group]) -> list[Tensor]:
         """[n, D] of all answers of each."""
-        found = []
-        for group, before in zip(groups, self._so_far(groups), strict=True):
-            prompt = scored(group, self.store.responses(group), before)
-            found.append(torch.cat(self.critics.credit(prompt, self.settings.recipe.trace)))
-        return found
+        return [
+            self._credit_of(group, self.store.responses(group), before)
+            for group, before in zip(groups, self._so_far(groups), strict=True)
+        ]
+
+    def _credit_of(
+        self, group: Group, responses: Sequence[CachedResponse], before: Sequence[Tensor]
+    ) -> Tensor:
+        prompt = scored(group, responses, before)
+        return torch.cat(self.critics.credit(prompt, self.settings.recipe.trace))
 
     def _everyones(self, sums: Tensor) -> Tensor:
         """Those of all workers, added up."""
@@ -126,7 +136,7 @@ class CreditRun(Run):
             "trained": self._together(trained, held_out, credit),
             "constant": self._together(alone, held_out, credit),
         }
-        self._scale(spreads(trained, map(self.store.responses, held_out)))
+        to_one_logit(model, spreads(trained, map(self.store.responses, held_out)))
         rows = [
             {"dimension": name} | {k: round(float(c[i]), 4) for k, c in columns.items()}
             for i, name in enumerate(model.dimensions)
@@ -143,12 +153,6 @@ class CreditRun(Run):
             self.log.say(f"{pair['preference']}: {share:.1%} of the held-out pairs")
         return {"credited": rows, "held_out": pairs}
 
-    def _scale(self, spread: Tensor) -> None:
-        """To a spread of one logit, so that all dimensions are of one strength."""
-        for part in self.model.heads[1:]:
-            assert part is not None
-            part.div_(spread.to(part).view(-1, *[1] * (part.ndim - 1)))
-
     def _together(
         self, rewards: Rewards, groups: Sequence[Group], credit: Sequence[Tensor]
     ) -> Tensor:
@@ -162,10 +166,8 @@ class CreditRun(Run):
         return (sums[0] / (sums[1] * sums[2]).sqrt().clamp_min(1e-12)).float()
 
     def _write(self, adapter: Adapter, history: list[HistoryRow]) -> None:
-        """Beside the adapter, in the run's folder, what needs no state: the control it has to beat."""
-        alone = self.solved.alone.to(self.model.head_A)
-        rewards = partial(constant_rewards, self.model, alone)
-        spread = spreads(rewards, map(self.store.responses, self.prepared.held_out))
-        bias = constants_adapter(adapter.config, (alone / spread.to(alone)[:, None]).cpu())
-        save_adapter(bias, self.work / "bias", "A bias over the vocabulary.\n")
+        """Beside the adapter the best constants, which need no state."""
+        held_out = map(self.store.responses, self.prepared.held_out)
+        constant = of_one_logit(self.model, self.solved.alone, held_out)
+        save_bias(adapter.config, constant, self.work)
         super()._write(adapter, history)

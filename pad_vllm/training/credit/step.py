@@ -83,19 +83,23 @@ class Sums:
         """Of every sum; what: Accelerate's reduce, which adds those of all workers up."""
         return Sums(*map(what, vars(self).values()))
 
-    def solve(self, rank: int, penalty: float) -> Solved:
+    def solve(self, rank: int, penalties: Sequence[float]) -> list[Solved]:
+        """One for each penalty of the state."""
         xx, covariance, gained = (
             part.double() / self.tokens for part in (self.xx, self.covariance, self.gained)
         )
         state = xx.diagonal()[:-1]
         k = state.sum().sqrt()  # as strong as the state: hardly penalised
         scale = torch.cat([torch.ones_like(state), k[None]])
-        inputs = _penalised(xx * scale[:, None] * scale, penalty * state.mean())
         words = _penalised(covariance, covariance.diagonal().mean())
         step = torch.linalg.solve(words, gained * scale)
-        M = torch.linalg.solve(inputs, step.transpose(-1, -2)).transpose(-1, -2)
-        A, B = _cut(M[..., :-1], words, inputs[:-1, :-1], rank)
-        return Solved(A, B, (k * M[..., -1]).float(), (step[..., -1] / k).float())
+        alone, found = (step[..., -1] / k).float(), []
+        for penalty in penalties:
+            inputs = _penalised(xx * scale[:, None] * scale, penalty * state.mean())
+            M = torch.linalg.solve(inputs, step.transpose(-1, -2)).transpose(-1, -2)
+            A, B = _cut(M[..., :-1], words, inputs[:-1, :-1], rank)
+            found.append(Solved(A, B, (k * M[..., -1]).float(), alone))
+        return found
 
 
 def advantages(phi: Tensor, responses: Sequence[CachedResponse], temperature: float) -> Tensor:

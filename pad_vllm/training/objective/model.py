@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pad_vllm.adapter.adapter import Adapter
+from pad_vllm.adapter.folder import save_adapter
 from pad_vllm.adapter.manifest import AdapterConfig, Backbone, least_version
 from pad_vllm.adapter.peft_lora import NO_LORA, LoRA
 from pad_vllm.persrm import PersRM
@@ -69,8 +70,23 @@ def to_adapter(
     return Adapter(config, _lora(model), head_A, head_B, head_C)
 
 
-def constants_adapter(config: AdapterConfig, constants: Tensor) -> Adapter:
-    """An adapter of constants [D, H] alone, for what needs no state: a bias over the vocabulary."""
+@torch.no_grad()
+def to_one_logit(model: PersRM, spread: Tensor) -> None:
+    """Divide every dimension's head by its rewards' spread [D], so that all are of one strength."""
+    for part in model.heads[1:]:
+        if part is not None:
+            part.div_(spread.to(part).view(-1, *[1] * (part.ndim - 1)))
+
+
+def save_bias(config: AdapterConfig, constants: Tensor, work: Path) -> None:
+    """In a run's folder the control that its adapter has to beat, `constants` [D, H] in its units."""
+    save_adapter(
+        _constants_adapter(config, constants), work / "bias", "A bias over the vocabulary.\n"
+    )
+
+
+def _constants_adapter(config: AdapterConfig, constants: Tensor) -> Adapter:
+    """An adapter of constants alone, for what needs no state."""
     plain = replace(
         config,
         format_version=least_version(heads_only=True, constants=True),

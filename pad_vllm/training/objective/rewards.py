@@ -7,6 +7,7 @@ teachers that look at every candidate (taught/, credit/). Shapes: n tokens, K ca
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -56,6 +57,14 @@ def spreads(rewards: Rewards, prompts: Iterable[Sequence[CachedResponse]]) -> Te
         whole = whole + power(centred(rewards(responses), z_B), z_B).cpu().sum(0)
         count += len(z_B)
     return (whole / max(count, 1)).sqrt().clamp_min(1e-6)
+
+
+def of_one_logit(
+    model: PersRM, constant: Tensor, prompts: Iterable[Sequence[CachedResponse]]
+) -> Tensor:
+    """One direction [D, H] for all states, on the CPU, scaled to rewards of one logit's spread."""
+    rewards = partial(constant_rewards, model, constant.to(model.head_A))
+    return constant.cpu() / spreads(rewards, prompts)[:, None]
 
 
 def _ids(responses: Sequence[CachedResponse]) -> Tensor:

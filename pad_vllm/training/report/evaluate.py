@@ -49,9 +49,8 @@ def rows(
     words = _Words(store.model, tokenizer)
     figure_rows = []
     tested = _tested(store, groups)
-    for number, (preference, row) in enumerate(
-        zip(tested, ranked(store, groups, recipe), strict=True)
-    ):
+    known = _ranked(store, groups, tested, recipe)
+    for number, (preference, row) in enumerate(zip(tested, known, strict=True)):
         progress("preferences in words", number, len(tested))
         prompted = _prompted(words, groups, preference, recipe.least_margin)
         figure_rows.append({**row, **prompted, "count": row["count"]})
@@ -60,7 +59,13 @@ def rows(
 
 def ranked(store: Store, groups: Sequence[Group], recipe: Recipe) -> list[FigureRow]:
     """The same rows without the prompted base, which is what takes time."""
-    tested, least = _tested(store, groups), recipe.least_margin
+    return _ranked(store, groups, _tested(store, groups), recipe)
+
+
+def _ranked(
+    store: Store, groups: Sequence[Group], tested: Sequence[Tested], recipe: Recipe
+) -> list[FigureRow]:
+    least = recipe.least_margin
     scores = [group.scores[:, -1] for group in groups]
     trained = held_out(store, groups, tested, least)
     untrained = measure(

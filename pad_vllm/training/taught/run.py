@@ -19,19 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from pad_vllm.adapter.adapter import Adapter
-from pad_vllm.adapter.folder import save_adapter
-from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.training.data import jsonl
 from pad_vllm.training.data.groups import DataReport, Group
 from pad_vllm.training.data.prepare import Prepared
 from pad_vllm.training.data.record import Record, fold
 from pad_vllm.training.loop.trainer import Data, HistoryRow
 from pad_vllm.training.objective.cache import CachedResponse
-from pad_vllm.training.objective.model import constants_adapter
+from pad_vllm.training.objective.model import save_bias, to_one_logit
 from pad_vllm.training.objective.rewards import (
     Rewards,
     constant_rewards,
     head_rewards,
+    of_one_logit,
     spreads,
     trained_rewards,
 )
@@ -187,7 +186,8 @@ class TaughtRun(Run):
             "variance": self.moments.variance(),
             "spread": self._spreads(trained),
         }
-        self._scale(columns["spread"])
+        if self.model.heads_only:  # a trunk is all dimensions' own, and cannot be scaled so
+            to_one_logit(self.model, columns["spread"])
         rows = [
             {"dimension": wish.dimension, "sentences": list(wish.sentences)}
             | {name: round(float(column[i]), 4) for name, column in columns.items()}
@@ -199,25 +199,12 @@ class TaughtRun(Run):
             self._say_row([str(row["dimension"]), *(f"{row[name]:.2f}" for name in columns)])
         return {"taught": rows}
 
-    def _scale(self, spread: Tensor) -> None:
-        """Heads alone to a spread of one logit, so that all dimensions are of one strength; a trunk is all
-        dimensions' own, and cannot be scaled so.
-        """
-        if self.model.heads_only:
-            self.model.head_B.div_(spread.to(self.model.head_B)[:, None, None])
-
     def _write(self, adapter: Adapter, history: list[HistoryRow]) -> None:
-        """Beside the adapter, in the run's folder, what needs no state: the control it has to beat."""
-        save_adapter(
-            self._bias(adapter.config), self.work / "bias", "A bias over the vocabulary.\n"
-        )
+        """Beside the adapter the mean of d*, which needs no state."""
+        held_out = self._read(self.parts.held_out)
+        constant = of_one_logit(self.model, self.moments.constant(), held_out)
+        save_bias(adapter.config, constant, self.work)
         super()._write(adapter, history)
-
-    def _bias(self, config: AdapterConfig) -> Adapter:
-        """The mean of d* as an adapter: constants alone, in the same units."""
-        constant = self.moments.constant()
-        rewards = partial(constant_rewards, self.model, constant.to(self.model.head_A))
-        return constants_adapter(config, constant / self._spreads(rewards)[:, None])
 
     def _told(self) -> dict[str, Any]:
         described = (

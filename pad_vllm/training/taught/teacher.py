@@ -76,8 +76,7 @@ class LessonStore(Store):
     def __init__(
         self, model: PersRM, tokenizer: Any, settings: Settings, folder: Path, identity: str
     ) -> None:
-        unscored = replace(settings, recipe=replace(settings.recipe, branch_share=0.0))
-        super().__init__(model, tokenizer, unscored, folder, identity)
+        super().__init__(model, tokenizer, settings.without_branches(), folder, identity)
         self.wanted = Kept(folder / "wanted", {"fork": self.of_fork}, of_group=_told)
 
     def knows(self, lessons: Sequence[Lesson]) -> bool:

@@ -69,7 +69,7 @@ def test_sums_of_parts_are_the_sum_of_the_whole(model):
 
 def test_heads_and_constants_are_the_regularised_natural_step(model):
     sums = summed(model, [response(model, 400, 0)], torch.randn(400, 2))
-    solved = sums.solve(64, 0.3)
+    (solved,) = sums.solve(64, [0.3])
     xx, covariance, gained = (
         part.double() / 400 for part in (sums.xx, sums.covariance, sums.gained)
     )
@@ -88,7 +88,7 @@ def test_heads_and_constants_are_the_regularised_natural_step(model):
 
 def test_a_lower_rank_keeps_the_larger_part(model):
     sums = summed(model, [response(model, 400, 0)], torch.randn(400, 2))
-    whole, cut = sums.solve(64, 1.0), sums.solve(8, 1.0)
+    (whole,), (cut,) = sums.solve(64, [1.0]), sums.solve(8, [1.0])
     assert cut.A.shape == (2, 8, 64)
     assert cut.B.shape == (2, 64, 8)
     assert torch.equal(cut.C, whole.C)
@@ -106,7 +106,7 @@ def test_planted_rewards_are_found_one_by_the_state_one_by_the_constant(model):
     paid = torch.stack([torch.einsum("nkh,nh->nk", e, h @ M.T), e @ c], -1)
     worth = advantages(paid, rows, T)
     credit = worth + worth.std(0) * torch.randn_like(worth)
-    solved = summed(model, rows, credit).solve(64, 1.0)
+    (solved,) = summed(model, rows, credit).solve(64, [1.0])
     with torch.no_grad():
         for ours, theirs in zip(model.heads, solved.heads, strict=True):
             ours.copy_(theirs)
@@ -122,7 +122,7 @@ def test_planted_rewards_are_found_one_by_the_state_one_by_the_constant(model):
 
 def test_each_dimension_takes_the_step_that_was_chosen_for_it(model):
     sums = summed(model, [response(model, 400, 0)], torch.randn(400, 2))
-    weak, strong = sums.solve(8, 1.0), sums.solve(8, 100.0)
+    weak, strong = sums.solve(8, [1.0, 100.0])
     both = Solved.chosen([weak, strong], [1, 0])
     assert torch.equal(both.B[0], strong.B[0])
     assert torch.equal(both.C[1], weak.C[1])
