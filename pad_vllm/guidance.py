@@ -5,9 +5,10 @@
     d_w      = (sum_i w_i) (h_T - h_B) + sum_i w_i (B_i A_i h_T + c_i)
     score(a) = z_B(a) + beta * R_w(a)   for a in top-k of the base, -inf elsewhere
 
-No pay for loops, where a request wants it: for a candidate that would complete an n-gram already in the
-answer, beta * R_w(a) is at most the mean of it over the row's candidates under the base. The constants c_i
-are optional. Where nothing is forked h_T = h_B, and heads and constants are all there is.
+No pay for loops and for the unlikely, where a request wants it: for a candidate that would complete an
+n-gram already in the answer, or that is less likely than a share of the best (the plausibility of contrastive
+decoding, arXiv 2210.15097), beta * R_w(a) is at most the mean of it over the row's candidates under the base.
+The constants c_i are optional. Where nothing is forked h_T = h_B, and heads and constants are all there is.
 Shapes: H hidden size, V vocabulary, D preference dimensions, r head rank, G guided rows, K candidates.
 Rewards are in logit units. Nothing here knows requests, models, engines or vLLM.
 """
@@ -143,12 +144,12 @@ def guide(
     reward: Tensor,
     beta: Tensor,
     top_k: Tensor,
-    looping: Tensor | None = None,
+    unpaid: Tensor | None = None,
 ) -> Tensor:
     """Rewrite the guided rows of `logits` in place; other rows are not touched.
 
     logits [R, V] float32; rows [G] int64, ascending and unique; z, ids [G, K] from `candidates`;
-    reward [G, K]; beta [G]; top_k [G] integers; looping [G, K] bool from `repeats`.
+    reward [G, K]; beta [G]; top_k [G] integers; unpaid [G, K] bool, those of `repeats` and of `unlikely`.
     A candidate that arrives as -inf (a grammar mask, banned words) stays -inf. A row with a NaN
     or inf logit or score among its other candidates is left as it came.
     Returns [G] bool, which rows were left (no device synchronisation). What may fail comes before
@@ -157,11 +158,11 @@ def guide(
     position = torch.arange(z.shape[-1], device=z.device)
     legal = (z != NEG_INF) & (position < top_k.unsqueeze(-1))
     pay = beta.unsqueeze(-1) * reward.to(z.dtype)
-    if looping is not None:
+    if unpaid is not None:
         # In float64, where the sum does not depend on how many candidates other rows want.
         p = z.masked_fill(~legal, NEG_INF).double().softmax(-1)
         mean = (p * pay.masked_fill(~legal, 0.0)).sum(-1, keepdim=True).to(pay.dtype)
-        pay = torch.where(looping, torch.minimum(pay, mean), pay)
+        pay = torch.where(unpaid, torch.minimum(pay, mean), pay)
     score = z + pay
     sound = (score.isfinite() | ~legal).all(-1, keepdim=True)
     guided = torch.where(sound, score.masked_fill(~legal, NEG_INF), z)
@@ -197,6 +198,13 @@ def repeats(said: Said, ids: Tensor, n: Tensor, longest: int) -> Tensor:
     )
 
 
+def unlikely(z: Tensor, min_p: Tensor) -> Tensor:
+    """Which candidates are less than min_p times as likely as the row's best: z [G, K] best first, min_p [G]
+    -> [G, K] bool.
+    """
+    return z < z[:, :1] + min_p.log().unsqueeze(-1)  # none of them where min_p is 0
+
+
 def _ceiling(logits: Tensor, rows: Tensor, on: Tensor) -> Tensor:
     """[R, 1], an upper limit a row: -inf in the rows [G] where `on` [G, 1] says so, none in all others.
 
@@ -226,22 +234,23 @@ def guide_row(
     top_k: int,
     answer: Sequence[int] = (),
     no_repeat: int = 0,
+    min_p: float = 0.0,
 ) -> Tensor:
-    """Reference implementation of `guide` and `repeats` for one row, used in tests.
+    """Reference implementation of `guide`, `repeats` and `unlikely` for one row, used in tests.
 
     z_B, reward [V], the answer so far -> scores [V].
     """
     best = z_B.topk(min(top_k, len(z_B))).indices.tolist()
     legal = [token for token in best if z_B[token] != NEG_INF]
     pay = beta * reward
-    if no_repeat and legal:
-        p = z_B[legal].double().softmax(-1)
-        mean = float((p * pay[legal].double()).sum())
-        grams = {tuple(answer[i : i + no_repeat]) for i in range(len(answer) - no_repeat + 1)}
-        last = tuple(answer[len(answer) - no_repeat + 1 :])
-        for token in legal:
-            if (*last, token) in grams:
-                pay[token] = min(float(pay[token]), mean)
+    p = z_B[legal].double().softmax(-1)
+    mean = float((p * pay[legal].double()).sum())
+    grams = {tuple(answer[i : i + no_repeat]) for i in range(len(answer) - no_repeat + 1)}
+    last = tuple(answer[len(answer) - no_repeat + 1 :])
+    for token in legal:
+        looping = no_repeat and (*last, token) in grams
+        if looping or z_B[token] < z_B[legal[0]] + torch.tensor(min_p).log():
+            pay[token] = min(float(pay[token]), mean)
     scores = torch.full_like(z_B, NEG_INF)
     for token in legal:
         scores[token] = z_B[token] + pay[token]

@@ -1,4 +1,4 @@
-"""Per-request arguments: `pad_weights`, `pad_beta`, `pad_top_k`, `pad_no_repeat`, `pad_preference`.
+"""Per-request arguments: `pad_weights`, `pad_beta`, `pad_top_k`, the guards, `pad_preference`.
 
 In: a request's `extra_args` (online: `vllm_xargs`) and the limits of this engine and adapter.
 Out: a `Guidance`, or None for a request that asked for nothing. Every refusal is a ValueError,
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pad_vllm.wording import did_you_mean, listed, show
 
 WEIGHTS, BETA, TOP_K = "pad_weights", "pad_beta", "pad_top_k"
-NO_REPEAT, PREFERENCE = "pad_no_repeat", "pad_preference"
-KEYS = (WEIGHTS, BETA, TOP_K, NO_REPEAT, PREFERENCE)
+NO_REPEAT, MIN_P, PREFERENCE = "pad_no_repeat", "pad_min_p", "pad_preference"
+KEYS = (WEIGHTS, BETA, TOP_K, NO_REPEAT, MIN_P, PREFERENCE)
 PREFIX = "pad_"
 NO_REPEATS = (0, *range(2, 9))  # accepted of pad_no_repeat
 MAX_PREFERENCE = 2000  # characters; part of the reward model's prefill of the request
@@ -46,6 +46,9 @@ class Guidance:
     no_repeat: int = 0
     """Length of the n-grams whose repetition earns no more than the average candidate; 0 is off."""
 
+    min_p: float = 0.0
+    """A candidate less likely than this share of the base's best earns no more either; 0 is off."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -71,6 +74,9 @@ class Limits:
     no_repeat: int = 0
     """The adapter's default length of n-grams whose repetition earns nothing."""
 
+    min_p: float = 0.0
+    """The adapter's default share of the best's probability, below which nothing is earned."""
+
     engine: str = "shared"
     """The reward engine that serves."""
 
@@ -88,7 +94,7 @@ class Limits:
 
 
 def parse(extra_args: Mapping[str, object] | None, limits: Limits) -> Guidance | None:
-    """The guidance a request asks for, None where it has none of the five arguments. Raises ValueError."""
+    """The guidance a request asks for, None where it has none of the six arguments. Raises ValueError."""
     given = _syntax(extra_args)
     if given is None:
         return None
@@ -111,8 +117,9 @@ def parse(extra_args: Mapping[str, object] | None, limits: Limits) -> Guidance |
             "ask for fewer, or raise the server's max_top_k",
         )
     no_repeat = limits.no_repeat if given.no_repeat is None else given.no_repeat
+    min_p = limits.min_p if given.min_p is None else given.min_p
     weights = _ordered(given.weights, limits.dimensions)
-    return Guidance(weights, beta, top_k, given.preference, no_repeat)
+    return Guidance(weights, beta, top_k, given.preference, no_repeat, min_p)
 
 
 def check_syntax(extra_args: Mapping[str, object] | None) -> None:
@@ -128,6 +135,7 @@ class _Given:
     beta: float | None
     top_k: int | None
     no_repeat: int | None
+    min_p: float | None
     preference: str
 
 
@@ -151,8 +159,9 @@ def _syntax(extra_args: Mapping[str, object] | None) -> _Given | None:
     beta = _number(BETA, ours[BETA]) if BETA in ours else None
     top_k = _whole(ours[TOP_K]) if TOP_K in ours else None
     no_repeat = _length(ours[NO_REPEAT]) if NO_REPEAT in ours else None
+    min_p = _share(ours[MIN_P]) if MIN_P in ours else None
     preference = _text(ours[PREFERENCE]) if PREFERENCE in ours else ""
-    return _Given(_weights(ours[WEIGHTS]), beta, top_k, no_repeat, preference)
+    return _Given(_weights(ours[WEIGHTS]), beta, top_k, no_repeat, min_p, preference)
 
 
 def _text(value: object) -> str:
@@ -295,6 +304,18 @@ def _length(value: object) -> int:
             "3 stops most loops",
         )
     return int(number)
+
+
+def _share(value: object) -> float:
+    number = _number(MIN_P, value)
+    if not 0 <= number <= 1:
+        raise _refusal(
+            MIN_P,
+            value,
+            "0 for off, or a share of the best candidate's probability, at most 1",
+            "0.05 keeps unlikely tokens from being raised",
+        )
+    return number
 
 
 def _ordered(pairs: Pairs, dimensions: tuple[str, ...]) -> tuple[float, ...]:

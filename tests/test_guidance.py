@@ -247,16 +247,23 @@ def test_a_row_ends_only_where_what_came_before_lets_it_end():
 
 @settings(deadline=None, max_examples=200)
 @given(batches(), st.data())
-def test_with_the_guard_the_batch_gives_what_the_plain_twin_gives(batch, data):
+def test_with_the_guards_the_batch_gives_what_the_plain_twin_gives(batch, data):
     logits, rows, reward, beta, top_k = batch
     few = st.lists(st.integers(0, min(logits.shape[1] - 1, 2)), max_size=12)
     answers = [data.draw(few) for _ in rows]
     prompts = [data.draw(few) for _ in rows]
     n = [data.draw(st.sampled_from(NO_REPEATS)) for _ in rows]
+    shares = torch.tensor([data.draw(st.sampled_from([0.0, 0.05, 0.5, 1.0])) for _ in rows])
     before, expected = logits.clone(), logits.clone()
     for i, row in enumerate(rows.tolist()):
         expected[row] = guidance.guide_row(
-            before[row], reward[row], float(beta[i]), int(top_k[i]), answers[i], n[i]
+            before[row],
+            reward[row],
+            float(beta[i]),
+            int(top_k[i]),
+            answers[i],
+            n[i],
+            float(shares[i]),
         )
     texts = [torch.tensor([*prompt, *said]) for prompt, said in zip(prompts, answers, strict=True)]
     said = guidance.Said(
@@ -265,10 +272,23 @@ def test_with_the_guard_the_batch_gives_what_the_plain_twin_gives(batch, data):
         torch.tensor([len(text) for text in texts]),
     )
     z, ids = guidance.candidates(logits, rows, int(top_k.max()))
-    looping = guidance.repeats(said, ids, torch.tensor(n), max(n))
+    unpaid = guidance.repeats(said, ids, torch.tensor(n), max(n)) | guidance.unlikely(z, shares)
     taken = reward[rows].gather(-1, ids)
-    assert not guidance.guide(logits, rows, z, ids, taken, beta, top_k, looping).any()
+    assert not guidance.guide(logits, rows, z, ids, taken, beta, top_k, unpaid).any()
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_unlikely_token_earns_no_more_than_the_average_and_may_lose():
+    logits = torch.tensor([[3.0, 2.0, -3.0, -4.0]])
+    z, ids = guidance.candidates(logits, torch.tensor([0]), 4)
+    unpaid = guidance.unlikely(z, torch.tensor([0.05]))
+    assert unpaid.tolist() == [[False, False, True, True]]
+    assert not guidance.unlikely(z, torch.tensor([0.0])).any()
+    one = torch.ones(1)
+    reward = torch.tensor([[0.0, 0.0, 9.0, -1.0]])
+    guidance.guide(logits, torch.tensor([0]), z, ids, reward, one, 4 * one, unpaid)
+    assert logits[0, 2] < -2.9
+    assert logits[0, 3] == -5.0
 
 
 def test_a_token_that_closes_a_loop_earns_no_more_than_the_average():

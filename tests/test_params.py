@@ -81,10 +81,25 @@ def test_any_other_length_is_refused_with_what_is_accepted(length):
         assert "0 for off, or an n-gram's length from 2 to 8" in message
 
 
-def test_without_a_length_the_adapters_own_holds():
-    limits = dataclasses.replace(LIMITS, no_repeat=3)
-    assert parse({"pad_weights": "humor=1"}, limits).no_repeat == 3
-    assert parse({"pad_weights": "humor=1", "pad_no_repeat": 0}, limits).no_repeat == 0
+@pytest.mark.parametrize("share", [0, 0.05, "0.2", 1])
+def test_the_unlikely_are_told_by_a_share_of_the_best(share):
+    assert parse({"pad_weights": "humor=1", "pad_min_p": share}, LIMITS).min_p == float(share)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, "nan", "some", True])
+def test_any_other_share_is_refused_with_what_is_accepted(share):
+    message = refusal({"pad_weights": "humor=1", "pad_min_p": share}, syntax=True)
+    assert "pad_min_p is" in message
+    if isinstance(share, float):
+        assert "0 for off, or a share of the best candidate's probability" in message
+
+
+def test_without_guards_of_its_own_a_request_has_the_adapters():
+    limits = dataclasses.replace(LIMITS, no_repeat=3, min_p=0.05)
+    guarded = parse({"pad_weights": "humor=1"}, limits)
+    assert (guarded.no_repeat, guarded.min_p) == (3, 0.05)
+    free = parse({"pad_weights": "humor=1", "pad_no_repeat": 0, "pad_min_p": 0}, limits)
+    assert (free.no_repeat, free.min_p) == (0, 0.0)
 
 
 @pytest.mark.parametrize("top_k", [50, 50.0, "50", "50.0", "5e1"])
@@ -112,7 +127,7 @@ def test_a_typo_is_refused_and_all_arguments_are_named(key, meant):
     message = refusal({key: 1}, syntax=True)
     assert f"'{key}'" in message
     assert f"Did you mean '{meant}'?" in message
-    assert "pad_weights, pad_beta, pad_top_k, pad_no_repeat, pad_preference" in message
+    assert "pad_weights, pad_beta, pad_top_k, pad_no_repeat, pad_min_p, pad_preference" in message
 
 
 @pytest.mark.parametrize(

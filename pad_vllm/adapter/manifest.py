@@ -150,6 +150,9 @@ class AdapterConfig:
     no_repeat: int = 0
     """Default length of the n-grams whose repetition earns no more than the average candidate; 0 is off."""
 
+    min_p: float = 0.0
+    """Default share of the best candidate's probability, below which a candidate earns no more; 0 is off."""
+
     chat_template: str | None = None
     """What its prompts were rendered with, where training was given it; None is the backbone's own."""
 
@@ -171,11 +174,14 @@ class AdapterConfig:
             self.no_repeat,
             f"one of {listed(map(str, NO_REPEATS))}",
         )
+        share = _is_number(self.min_p) and 0 <= self.min_p <= 1
+        _require(share, "min_p", self.min_p, "a number from 0 to 1")
         template = self.chat_template
         named = template is None or (isinstance(template, str) and template)
         _require(named, "chat_template", template, "a Jinja template's text, or none at all")
         # 1 and 1.0 are one default, and have to give one digest.
-        object.__setattr__(self, "beta", float(self.beta))
+        for name in ("beta", "min_p"):
+            object.__setattr__(self, name, float(getattr(self, name)))
 
     @property
     def heads_only(self) -> bool:
@@ -209,7 +215,7 @@ class AdapterConfig:
         return cls(**{**raw, "backbone": backbone, "dimensions": _tuple(raw["dimensions"])})
 
 
-_LATER: dict[str, Any] = {"no_repeat": 0, "chat_template": None}
+_LATER: dict[str, Any] = {"no_repeat": 0, "min_p": 0.0, "chat_template": None}
 """Fields that a pad_config.json may leave out, and what they then are."""
 
 

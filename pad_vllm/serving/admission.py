@@ -91,6 +91,7 @@ def limits(pad: PADConfig, adapter: AdapterConfig) -> Limits:
         max_beta=pad.max_beta,
         max_top_k=pad.max_top_k,
         no_repeat=adapter.no_repeat,
+        min_p=adapter.min_p,
         engine=pad.engine,
     )
 

@@ -175,12 +175,12 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             remark = "no rewards for these logits rows: they stay unguided"
             self._declined.add("misaligned", len(z), remark)
             reward = torch.full_like(z, float("nan"))
-        looping = None
+        unpaid = guidance.unlikely(z, selection.min_p)
         if selection.longest:
             said = self._history.read(selection, ctx)
-            looping = guidance.repeats(said, ids, selection.no_repeat, selection.longest)
+            unpaid |= guidance.repeats(said, ids, selection.no_repeat, selection.longest)
         wanted = selection.beta, selection.top_k
-        return guidance.guide(logits, selection.rows, z, ids, reward, *wanted, looping)
+        return guidance.guide(logits, selection.rows, z, ids, reward, *wanted, unpaid)
 
     def _lose(self, error: Exception) -> None:
         """What becomes of the answers in the batch is not known any more."""

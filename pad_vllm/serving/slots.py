@@ -25,6 +25,7 @@ class Selection:
     beta: Tensor  # [G] float32
     top_k: Tensor  # [G] int64
     no_repeat: Tensor  # [G] int64
+    min_p: Tensor  # [G] float32
     slots: Tensor  # [G] int64
     tickets: Tensor  # [G] int64, Request.ticket
     k_max: int  # the largest of top_k, on the host
@@ -102,6 +103,7 @@ class Slots:
             beta=on_device([g.beta for g in guided], torch.float32),
             top_k=on_device([g.top_k for g in guided], torch.int64),
             no_repeat=on_device([g.no_repeat for g in guided], torch.int64),
+            min_p=on_device([g.min_p for g in guided], torch.float32),
             slots=on_device([int(slots[row]) for row, _ in pairs], torch.int64),
             tickets=on_device([request.ticket for _, request in pairs], torch.int64),
             k_max=max(g.top_k for g in guided),

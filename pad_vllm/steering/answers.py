@@ -25,6 +25,8 @@ class Answer:
 
     text: str
     token_ids: tuple[int, ...]
+    loss: float | None = None
+    """Negative log-likelihood, in nats, under the base that was asked as this answer was; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,14 @@ def _answers(batch: Batch) -> list[list[list[Answer]]]:
     found = []
     for decoding in batch.decodings:
         drawn = llm.chat(chats, [_sampling(decoding, one) for one in conditions for _ in prompts])
-        said = [
-            Answer(result.outputs[0].text, tuple(result.outputs[0].token_ids)) for result in drawn
-        ]
+        said = [_answer(result.outputs[0]) for result in drawn]
         found.append([said[start : start + size] for start in range(0, len(said), size)])
     return found
+
+
+def _answer(said: Any) -> Answer:
+    # vLLM's logprobs are those of the logits before any processor: the base's.
+    return Answer(said.text, tuple(said.token_ids), -float(said.cumulative_logprob))
 
 
 def _sizes(batch: Batch) -> dict[str, Any]:
@@ -83,6 +88,7 @@ def _sizes(batch: Batch) -> dict[str, Any]:
     return {
         "max_model_len": asked + told + tokens + 128,
         "max_num_seqs": 64,
+        "block_size": 32,  # the same short prompts under many conditions: few tokens are read twice
         "seed": first.seed,
         "dtype": first.dtype,
         "enforce_eager": True,  # an engine a few thousand answers: compiling would not pay
@@ -94,5 +100,6 @@ def _sampling(decoding: Decoding, condition: Condition) -> Any:
         temperature=decoding.temperature,
         top_k=decoding.top_k if decoding.temperature else 0,
         max_tokens=decoding.tokens,
+        logprobs=0,  # of the sampled token alone
         extra_args=condition.extra_args(),
     )

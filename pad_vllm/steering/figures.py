@@ -30,7 +30,7 @@ class Figures:
         self, conditions: Sequence[Condition], said: Sequence[Sequence[Answer]]
     ) -> list[Record]:
         """One a condition, in their order."""
-        read = [_Read(self, row) for row in said]
+        read = [_Read(self, *both) for both in zip(conditions, said, strict=True)]
         wished = {
             next(iter(condition.aims)): one
             for condition, one in zip(conditions, read, strict=True)
@@ -67,9 +67,9 @@ class Figures:
 class _Read:
     """One condition's answers, read once."""
 
-    def __init__(self, figures: Figures, said: Sequence[Answer]) -> None:
-        self.figures, self.said = figures, said
-        self.losses = figures.judges.losses(figures.prompts, said)
+    def __init__(self, figures: Figures, condition: Condition, said: Sequence[Answer]) -> None:
+        self.figures, self.said, self.asked = figures, said, condition.sentence
+        self.losses = figures.judges.losses(figures.prompts, said, self.asked)
         texts = [one.text for one in said]
         self.perplexity = perplexity(self.losses)
         self.repeated = sum(map(repeated_ngrams, texts)) / len(texts)
@@ -83,7 +83,7 @@ class _Read:
         """By judge."""
         if dimension not in self._scores:
             judges, prompts = self.figures.judges, self.figures.prompts
-            read = self.said, self.losses, self.embedded
+            read = self.said, self.asked, self.losses, self.embedded
             self._scores[dimension] = judges.scores(dimension, prompts, *read)
         return self._scores[dimension]
 

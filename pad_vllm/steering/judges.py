@@ -35,19 +35,37 @@ class Judges:
     sentences: Mapping[str, str]
     leanings: Mapping[str, leaning.Leaning] = field(default_factory=dict)
 
-    def losses(self, prompts: Prompts, said: Sequence[Answer]) -> list[tuple[float, int]]:
-        """Of each answer under the base after the plain prompt: (negative log-likelihood, tokens)."""
-        return self._losses([json.loads(prompt) for prompt in prompts], said)
+    def losses(
+        self, prompts: Prompts, said: Sequence[Answer], asked: str, sentence: str = ""
+    ) -> list[tuple[float, int]]:
+        """(negative log-likelihood, tokens) of each answer under the base that was told `sentence`.
+
+        asked: the sentence that the answers were drawn with, whose losses they know themselves.
+        """
+        if asked == sentence and (known := [one.loss for one in said if one.loss is not None]):
+            return [(loss, len(one.token_ids)) for loss, one in zip(known, said, strict=True)]
+        chats = [json.loads(prompt) for prompt in prompts]
+        chats = [with_wish(chat, sentence) for chat in chats] if sentence else chats
+        pairs = [
+            (chat_ids(self.tokenizer, chat), list(one.token_ids))
+            for chat, one in zip(chats, said, strict=True)
+        ]
+        return token_losses(self.base, pairs)
 
     def scores(
         self,
         dimension: str,
         prompts: Prompts,
         said: Sequence[Answer],
+        asked: str,
         plain: Sequence[tuple[float, int]],
         embedded: np.ndarray,
     ) -> dict[str, list[float]]:
-        """Judge -> a score of each answer; plain: `losses` of the answers, embedded: their embeddings."""
+        """Judge -> a score of each answer.
+
+        asked: as in `losses`; plain: `losses` of the answers under the base that was told nothing;
+        embedded: their embeddings.
+        """
         texts = [one.text for one in said]
         found = {
             name: [SCORERS[name](text) for text in texts] for name in BESIDE.get(dimension, ())
@@ -55,17 +73,9 @@ class Judges:
         if dimension in self.leanings:
             found[MEANING] = self.leanings[dimension](embedded)
         if dimension in self.sentences:
-            asked = [with_wish(json.loads(p), self.sentences[dimension]) for p in prompts]
-            wished = self._losses(asked, said)
+            wished = self.losses(prompts, said, asked, self.sentences[dimension])
             found[TEACHER] = [p[0] - w[0] for p, w in zip(plain, wished, strict=True)]
         return found
-
-    def _losses(self, chats: Sequence[Any], said: Sequence[Answer]) -> list[tuple[float, int]]:
-        pairs = [
-            (chat_ids(self.tokenizer, chat), list(one.token_ids))
-            for chat, one in zip(chats, said, strict=True)
-        ]
-        return token_losses(self.base, pairs)
 
 
 def fit(

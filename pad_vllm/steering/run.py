@@ -103,7 +103,7 @@ def _drawn(
         found = json.loads(kept.read_text())
         if found["question"] == question:
             return [
-                [[Answer(text, tuple(ids)) for text, ids in row] for row in answered]
+                [[Answer(text, tuple(ids), loss) for text, ids, loss in row] for row in answered]
                 for answered in found["answers"]
             ]
     said: list[list[list[Answer]]] = [[] for _ in asked.decodings]
@@ -111,7 +111,9 @@ def _drawn(
         more = answers(Batch(asked.base, folder, asked.prompts, some, asked.decodings))
         said = [[*before, *after] for before, after in zip(said, more, strict=True)]
     if kept is not None:
-        plain = [[[(a.text, a.token_ids) for a in row] for row in answered] for answered in said]
+        plain = [
+            [[(a.text, a.token_ids, a.loss) for a in row] for row in answered] for answered in said
+        ]
         kept.write_text(json.dumps({"question": question, "answers": plain}))
     return said
 

@@ -197,6 +197,7 @@ class Run:
             beta=settings.beta,
             top_k=settings.top_k,
             no_repeat=settings.no_repeat,
+            min_p=settings.min_p,
             chat_template=settings.chat_template,
         )
 

@@ -132,6 +132,15 @@ class Settings:
     no_repeat: Annotated[
         int, _whole(0, "Its default guard against loops: length of n-grams, 2 to 8; 0 is off.")
     ] = 0
+    min_p: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="Its default guard against unlikely tokens: share of the best's probability below "
+            "which a candidate earns no more than the average; 0 is off.",
+        ),
+    ] = 0.0
     chat_template: str | None = None  # text; None is the base's own
     teacher: Teacher | None = None  # in the place of data and dimensions
     by_credit: bool = (

@@ -319,6 +319,19 @@ def test_a_folder_without_config_is_refused(tmp_path):
         Backbone.from_config(tmp_path)
 
 
+def test_guards_are_written_where_they_are_on_and_nowhere_else(tmp_path):
+    assert not {"no_repeat", "min_p"} & set(json.loads(CONFIG.to_json()))
+    given = dataclasses.replace(CONFIG, no_repeat=3, min_p=0.05)
+    assert AdapterConfig.from_json(given.to_json()) == given
+
+
+@pytest.mark.parametrize("value", [-0.1, 2, "0.05", True, None])
+def test_a_share_that_is_none_is_refused(tmp_path, value):
+    message = refusal(written(tmp_path, min_p=value))
+    assert "min_p is " in message
+    assert "a number from 0 to 1" in message
+
+
 def test_a_chat_template_is_written_where_one_was_given_and_nowhere_else(tmp_path):
     assert "chat_template" not in json.loads(CONFIG.to_json())
     assert read_config(written(tmp_path)).chat_template is None

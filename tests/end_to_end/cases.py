@@ -32,7 +32,7 @@ PROMPTS = (
 
 def preferences(adapter: Path) -> list[dict[str, Any]]:
     """extra_args of four kinds: one dimension; another, otherwise set; a mix; a negative one. The last two
-    are guarded against loops.
+    are guarded against loops, the second and the third against unlikely tokens.
     """
     from pad_vllm.adapter.manifest import read_config
 
@@ -40,12 +40,13 @@ def preferences(adapter: Path) -> list[dict[str, Any]]:
     first, second, last = names[0], names[1 % len(names)], names[-1]
     return [
         {"pad_weights": f"{first}=1"},
-        {"pad_weights": f"{second}=1", "pad_beta": 4.0, "pad_top_k": 5},
+        {"pad_weights": f"{second}=1", "pad_beta": 4.0, "pad_top_k": 5, "pad_min_p": 0.01},
         {
             "pad_weights": f"{first}=0.7,{second}=-0.4,{last}=1.2",
             "pad_beta": 1.5,
             "pad_top_k": 20,
             "pad_no_repeat": 3,
+            "pad_min_p": 0.2,
         },
         {"pad_weights": f"{last}=-1", "pad_beta": 3, "pad_no_repeat": 2},
     ]

@@ -82,7 +82,9 @@ def test_tokens_are_those_of_the_rule_at_the_engines_own_hidden_states(runs, twi
         torch.testing.assert_close(noted["reward"][:k], reward, rtol=REWARD, atol=REWARD)
         few, rewards = others.fill_(float("-inf")), torch.zeros_like(others)
         few[ids], rewards[ids] = logits, reward
-        scores = guidance.guide_row(few, rewards, asked.beta, k, answer, asked.no_repeat)
+        scores = guidance.guide_row(
+            few, rewards, asked.beta, k, answer, asked.no_repeat, asked.min_p
+        )
         best = scores.topk(2)
         steps += 1
         if best.indices[0] != token:

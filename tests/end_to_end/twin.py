@@ -90,7 +90,9 @@ class Twin:
         d_w = guidance.direction(h_B, h_T, w, *self.persrm.heads)
         reward = d_w @ self.persrm.backbone.lm_head.weight.float().T
         rows = [
-            guidance.guide_row(*row, guided.beta, guided.top_k, said[:step], guided.no_repeat)
+            guidance.guide_row(
+                *row, guided.beta, guided.top_k, said[:step], guided.no_repeat, guided.min_p
+            )
             for step, row in enumerate(zip(z, reward, strict=True))
         ]
         return z, reward, torch.stack(rows)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pad_vllm.evaluation.measures import interval
-from pad_vllm.steering import conditions, figures
+from pad_vllm.steering import conditions, figures, judges
 from pad_vllm.steering.answers import Answer
 
 PROMPTS = [f'[{{"role": "user", "content": "question {i}"}}]' for i in range(4)]
@@ -15,10 +15,10 @@ PROMPTS = [f'[{{"role": "user", "content": "question {i}"}}]' for i in range(4)]
 class Judges:
     """The longer answer is the kinder one."""
 
-    def losses(self, prompts, said):
+    def losses(self, prompts, said, asked):
         return [(float(len(one.text)), 2) for one in said]
 
-    def scores(self, dimension, prompts, said, plain, embedded):
+    def scores(self, dimension, prompts, said, asked, plain, embedded):
         return {"length": [len(one.text) for one in said]}
 
 
@@ -67,3 +67,15 @@ def test_an_interval_is_wide_for_few_prompts_and_holds_the_mean():
     assert high > 0.6
     narrow = interval([0.0, 1.0] * 200)
     assert narrow[1] - narrow[0] < high - low
+
+
+def test_an_answer_s_own_loss_counts_where_the_base_was_asked_the_same(monkeypatch):
+    monkeypatch.setattr(
+        judges, "token_losses", lambda base, pairs: [(7.0, len(i)) for _, i in pairs]
+    )
+    monkeypatch.setattr(judges, "chat_ids", lambda tokenizer, chat: [1])
+    made = judges.Judges(None, None, {"kind": "Be kind."})
+    said = [Answer("x", (1, 2), 3.0)] * len(PROMPTS)
+    assert made.losses(PROMPTS, said, "") == [(3.0, 2)] * len(PROMPTS)
+    assert made.losses(PROMPTS, said, "", "Be kind.") == [(7.0, 2)] * len(PROMPTS)
+    assert made.losses(PROMPTS, [Answer("x", (1, 2))] * len(PROMPTS), "")[0] == (7.0, 2)
