@@ -313,7 +313,7 @@ def _share(value: object) -> float:
             MIN_P,
             value,
             "0 for off, or a share of the best candidate's probability, at most 1",
-            "0.05 keeps unlikely tokens from being raised",
+            "0.15 keeps guidance from raising unlikely tokens",
         )
     return number
 

@@ -31,8 +31,10 @@ class Part:
         return self.named or dict.fromkeys(self.adapter.config.dimensions, 1.0)
 
 
-def merge(parts: Sequence[Part], *, beta: float | None = None) -> Adapter:
-    """beta: the default strength; None is the first's, as the other defaults are.
+def merge(
+    parts: Sequence[Part], *, beta: float | None = None, min_p: float | None = None
+) -> Adapter:
+    """beta, min_p: the new adapter's; None is the first's, as the other defaults are.
 
     Raises AdapterError for trunks, different backbones or chat templates, and unknown dimensions.
     """
@@ -51,6 +53,7 @@ def merge(parts: Sequence[Part], *, beta: float | None = None) -> Adapter:
         dimensions=names,
         head_rank=rank,
         beta=first.beta if beta is None else beta,
+        min_p=first.min_p if min_p is None else min_p,
         training={"parts": [_training(part) for part in parts]},
     )
     constants = any(part.adapter.head_C is not None for part in parts)

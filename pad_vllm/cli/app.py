@@ -13,6 +13,7 @@ import typer
 
 from pad_vllm.cli.check import check
 from pad_vllm.cli.evaluate import evaluate
+from pad_vllm.cli.explain import explain
 from pad_vllm.cli.fit import fit
 from pad_vllm.cli.merge import merge
 from pad_vllm.cli.models import models
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for command in (models, check, sample, score, train, merge, evaluate, fit):
+for command in (models, check, sample, score, train, merge, evaluate, explain, fit):
     app.command()(command)
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(serve)
 

@@ -27,6 +27,9 @@ def merge(
     beta: Annotated[
         float | None, typer.Option(help="Its default strength (default: the first adapter's).")
     ] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Its guard against unlikely tokens; the same.")
+    ] = None,
 ) -> None:
     """Put dimensions that were trained apart into one adapter."""
     with plain_errors():
@@ -34,7 +37,7 @@ def merge(
         from pad_vllm.adapter.merge import merge as merged
         from pad_vllm.training.report.card import card
 
-        adapter = merged([_part(text) for text in adapters], beta=beta)
+        adapter = merged([_part(text) for text in adapters], beta=beta, min_p=min_p)
         save_adapter(adapter, out, card(adapter.config, None))
         typer.echo(f"wrote {out}: {', '.join(adapter.config.dimensions)}")
 

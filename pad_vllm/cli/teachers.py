@@ -19,16 +19,16 @@ TAUGHT: dict[str, Any] = {
     "epochs": 4,
     "head_epochs": 0,
     "head_rank": 128,
-    "beta": 0.6,
+    "beta": 0.8,
     "no_repeat": 3,
-    "min_p": 0.05,
+    "min_p": 0.15,
     "max_response": 80,
 }
 """Defaults in the place of Settings' and Recipe's own, for targets as dense as a teacher's."""
 
 TAUGHT_RECIPE: dict[str, Any] = {"lora_lr": 2e-4, "head_lr": 1e-4, "evaluate_every": 20}
 
-BY_CREDIT: dict[str, Any] = {"head_rank": 128, "beta": 0.4, "no_repeat": 3, "min_p": 0.05}
+BY_CREDIT: dict[str, Any] = {"head_rank": 128, "beta": 0.8, "no_repeat": 3, "min_p": 0.15}
 """The same for scores that teach in one step."""
 
 TEACHERS: dict[str, dict[str, Any]] = {"pairs": {}, "scores": BY_CREDIT, "prompt": TAUGHT}

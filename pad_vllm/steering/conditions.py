@@ -77,11 +77,13 @@ def guided(
     ]
 
 
-def told_and_guided(name: str, sentences: Mapping[str, str], beta: float) -> list[Condition]:
+def told_and_guided(
+    name: str, sentences: Mapping[str, str], betas: Sequence[float]
+) -> list[Condition]:
     """Guidance on top of plain prompting."""
     return [
         Condition(f"told and {name} +{d}", {d: 1.0}, beta, sentence, {d: 1})
-        for d, sentence in sentences.items()
+        for beta, (d, sentence) in itertools.product(betas, sentences.items())
     ]
 
 

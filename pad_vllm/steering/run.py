@@ -82,7 +82,8 @@ def conditions_of(
             conditions.unguided(),
             *conditions.told(sentences),
             *conditions.guided("PAD", names, betas),
-            *conditions.told_and_guided("PAD", sentences, betas[0]),
+            # The prompt pulls already: half the strength beside the whole.
+            *conditions.told_and_guided("PAD", sentences, (betas[0] / 2, betas[0])),
             *(conditions.mixes("PAD", names, betas[0]) if asked.mixes else ()),
         ]
     }

@@ -51,7 +51,8 @@ def test_every_dimension_pays_what_it_paid_apart(words, manner):
 def test_defaults_are_the_firsts_unless_given_and_every_part_says_how_it_was_trained(words, manner):
     both = merge([Part(words, {}), Part(manner, {"formal": 1.0})])
     assert both.config.beta == 0.4
-    assert merge([Part(words, {}), Part(manner, {})], beta=0.5).config.beta == 0.5
+    given = merge([Part(words, {}), Part(manner, {})], beta=0.5, min_p=0.15).config
+    assert (given.beta, given.min_p) == (0.5, 0.15)
     assert both.config.training == {
         "parts": [
             {"command": "one", "dimensions": {"kind": 1.0, "brief": 1.0}},

@@ -61,7 +61,7 @@ def test_scores_teach_by_credit_and_have_defaults_of_their_own(asked):
     assert run("--teacher", "pairs", *DATA).exit_code == 0
     by_credit, pairs = asked
     assert by_credit.by_credit
-    assert (by_credit.head_rank, by_credit.beta, by_credit.no_repeat) == (128, 0.4, 3)
+    assert (by_credit.head_rank, by_credit.beta, by_credit.no_repeat) == (128, 0.8, 3)
     assert by_credit.data == ("jsonl=mine.jsonl",)
     assert not pairs.by_credit
     assert (pairs.head_rank, pairs.beta, pairs.no_repeat) == (16, 1.0, 0)

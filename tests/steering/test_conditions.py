@@ -24,7 +24,7 @@ def test_what_is_told_stands_behind_the_prompt_and_is_not_guided():
 
 
 def test_told_and_guided_is_both():
-    (both,) = conditions.told_and_guided("PAD", SENTENCES, 2.0)
+    (both,) = conditions.told_and_guided("PAD", SENTENCES, [2.0])
     assert both.extra_args() == {"pad_weights": ["kind=1"], "pad_beta": 2.0}
     assert both.sentence == "Be kind."
 

@@ -30,7 +30,7 @@ def records(monkeypatch):
         conditions.unguided(),
         *conditions.told(sentences),
         *conditions.guided("PAD", ("kind",), (2.0,)),
-        *conditions.told_and_guided("PAD", sentences, 2.0),
+        *conditions.told_and_guided("PAD", sentences, [2.0]),
     ]
     lengths = [3, 5, 9, 1, 12]
     said = [[Answer("x" * n, (1, 2))] * len(PROMPTS) for n in lengths]

@@ -1,0 +1,92 @@
+"""`pad-vllm explain`: an answer in colour, by what its tokens earned; in the terminal or as a web page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from pad_vllm.cli.arguments import drawing_dtype
+from pad_vllm.cli.errors import plain_errors
+from pad_vllm.demo.names import resolve_adapter
+
+if TYPE_CHECKING:
+    from pad_vllm.steering.explanation import Token
+
+_FULL = 2.0  # logits: a reward of that size has the full colour
+_BEFORE = 5  # tokens shown before a change
+_CHANGES = 12  # that are listed
+
+
+def explain(
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="Its folder, or `demo`.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the user says.")],
+    base: Annotated[str, typer.Option(help="The backbone it was trained on.")],
+    weights: Annotated[str, typer.Option(help="As pad_weights: positive=1,simple=0.5")],
+    beta: Annotated[
+        float | None, typer.Option(help="As pad_beta (default: the adapter's).")
+    ] = None,
+    answer: Annotated[
+        str | None, typer.Option(help="An answer to read (default: the guided base's, greedy).")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Of an answer that is drawn.")] = 80,
+    html: Annotated[Path | None, typer.Option(help="A page to write the same to.")] = None,
+) -> None:
+    """Show what every token of an answer earned, and where guidance changed its course.
+
+    Green earned more than the base's candidates do on average, red less; underlined is what the base would
+    not have said there.
+    """
+    with plain_errors():
+        from pad_vllm.steering.explanation import Question
+        from pad_vllm.steering.explanation import explain as explained
+
+        dtype, folder = drawing_dtype(), resolve_adapter(adapter)
+        read = explained(Question(folder, base, prompt, weights, beta, answer, tokens, dtype))
+    console = Console(record=html is not None)
+    console.print(picture(read))
+    if html is not None:
+        console.save_html(str(html))
+        typer.echo(f"wrote {html}")
+
+
+def picture(read: Sequence[Token]) -> Group:
+    """For a terminal or a page."""
+    changed = sum(token.changed for token in read)
+    mean = sum(token.reward for token in read) / max(len(read), 1)
+    said = f"{changed} of {len(read)} tokens are not the base's own; {mean:+.2f} logits a token"
+    return Group(coloured(read), "", said, _changes(read))
+
+
+def coloured(read: Sequence[Token]) -> Text:
+    """The answer alone."""
+    text = Text()
+    for token in read:
+        text.append(token.text, style=_style(token))
+    return text
+
+
+def _style(token: Token) -> str:
+    strength = min(abs(token.reward) / _FULL, 1.0)
+    rest, full = round(255 - 155 * strength), 255 - round(35 * strength)
+    colour = f"{rest},{full},{rest}" if token.reward > 0 else f"{full},{rest},{rest}"
+    return f"black on rgb({colour}){' underline' if token.changed else ''}"
+
+
+def _changes(read: Sequence[Token]) -> Table:
+    places = [i for i, token in enumerate(read) if token.changed]
+    table = Table()
+    table.add_column("after", ratio=1)
+    table.add_column("said")
+    table.add_column("the base")
+    table.add_column("reward", justify="right")
+    for i in places[:_CHANGES]:
+        before = "".join(token.text for token in read[max(i - _BEFORE, 0) : i])
+        cells = (repr(text)[1:-1] for text in (before, read[i].text, read[i].base))
+        table.add_row(*map(Text, cells), f"{read[i].reward:+.2f}")
+    return table

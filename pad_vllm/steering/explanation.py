@@ -1,0 +1,131 @@
+"""An answer token by token: what each earned, and what the base would have said in its place.
+
+In: an adapter's folder, its base, a prompt, weights; an answer, or else one is drawn. Out: a Token for each
+of the answer's. `tokens` alone knows no engine: its answer may come from anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pad_vllm import guidance
+from pad_vllm.adapter.folder import load_adapter
+from pad_vllm.adapter.manifest import MAX_BETA, AdapterConfig
+from pad_vllm.demo.names import resolve_base
+from pad_vllm.params import BETA, WEIGHTS, Guidance, Limits, parse
+from pad_vllm.persrm import PersRM
+from pad_vllm.steering.answers import Batch, Decoding, answers
+from pad_vllm.steering.conditions import Condition
+from pad_vllm.text.chat import chat_ids, chat_tokenizer
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of an answer."""
+
+    text: str
+    reward: float
+    """R_w, in logits, less its mean over the base's candidates: what all of them share steers nothing."""
+
+    base: str
+    """The base's own first choice there."""
+
+    changed: bool
+    """Whether that is another token."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is explained."""
+
+    adapter: str  # folder
+    base: str
+    prompt: str
+    weights: str  # as pad_weights
+    beta: float | None = None  # None: the adapter's
+    answer: str | None = None  # None: the guided base's own, greedy
+    length: int = 80  # tokens of that
+    dtype: str = "auto"  # that it is drawn in
+
+
+def explain(asked: Question) -> list[Token]:
+    """Raises ValueError for weights that the adapter does not have, and for what cannot be loaded."""
+    from transformers import AutoModelForCausalLM
+
+    adapter, folder = load_adapter(asked.adapter), Path(resolve_base(asked.base))
+    guided = _guidance(asked, adapter.config)
+    tokenizer = chat_tokenizer(folder, asked.base, adapter.config.chat_template)
+    prompt = [{"role": "user", "content": asked.prompt}]
+    if asked.answer is None:
+        said = _drawn(asked, guided, adapter.config, prompt)
+    else:
+        said = tokenizer(asked.answer, add_special_tokens=False)["input_ids"]
+    model = PersRM.from_adapter(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), adapter
+    )
+    w = torch.tensor(guided.weights)
+    return tokens(model, tokenizer, chat_ids(tokenizer, prompt), said, w, guided.top_k)
+
+
+def _guidance(asked: Question, config: AdapterConfig) -> Guidance:
+    limits = Limits(config.dimensions, config.beta, config.top_k, MAX_BETA, config.top_k)
+    beta = {} if asked.beta is None else {BETA: asked.beta}
+    guided = parse({WEIGHTS: asked.weights, **beta}, limits)
+    assert guided is not None
+    return guided
+
+
+def _drawn(
+    asked: Question, guided: Guidance, config: AdapterConfig, prompt: list[dict[str, str]]
+) -> list[int]:
+    weights = dict(zip(config.dimensions, guided.weights, strict=True))
+    way = Condition("explained", weights, guided.beta)
+    decoding = Decoding(tokens=asked.length, dtype=asked.dtype)
+    batch = Batch(asked.base, asked.adapter, [json.dumps(prompt)], [way], [decoding])
+    return list(answers(batch)[0][0][0].token_ids)
+
+
+@torch.no_grad()
+def tokens(
+    model: PersRM,
+    tokenizer: Any,
+    prompt: Sequence[int],
+    answer: Sequence[int],
+    w: Tensor,
+    top_k: int,
+) -> list[Token]:
+    """prompt, answer: token ids; w [D]; top_k: the base's candidates."""
+    if not answer:
+        return []
+    whole = torch.tensor([[*prompt, *answer][:-1]])
+    h_B, h_T = (h[0, len(prompt) - 1 :].float() for h in model.hidden(whole))
+    z, best = guidance.candidates(model.base_logits(h_B), torch.arange(len(h_B)), top_k)
+    said = torch.tensor(answer).unsqueeze(-1)
+    paid = model.rewards(h_B, h_T, torch.cat([said, best], -1), w.expand(len(h_B), -1))
+    rewards = (paid[:, 0] - (z.softmax(-1) * paid[:, 1:]).sum(-1)).tolist()
+    firsts = best[:, 0].tolist()
+    rows = zip(_pieces(tokenizer, answer), rewards, firsts, answer, strict=True)
+    return [
+        Token(text, reward, tokenizer.decode([first]), first != token)
+        for text, reward, first, token in rows
+    ]
+
+
+def _pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text that each token adds. A character of several tokens is the last one's."""
+    texts, before = [], ""
+    for count in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:count])
+        if text.endswith("\N{REPLACEMENT CHARACTER}"):
+            texts.append("")
+            continue
+        texts.append(text[len(before) :])
+        before = text
+    return texts
