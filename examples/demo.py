@@ -1,11 +1,12 @@
 """Eight prompts, many preferences, one batch: starts a real server with PAD and shows what comes back.
 
-    make demo        (or: python examples/demo.py [--prompt TEXT] [--beta B])
+    make demo        (or: python examples/demo.py [--prompt TEXT] [--beta B] [--own SENTENCE])
 
 Starts `pad-vllm serve` on a free port, sends the requests together through the OpenAI client: unguided, asked
 for in words, and guided. Shows the first prompt's answers and what all eight score; streams one, times guided
-against unguided, asks for something wrong on purpose, stops the server. Exits 1 if any step failed, and where
-a preference does not move its way over the eight prompts.
+against unguided, asks for something wrong on purpose, stops the server, colours one answer by what its tokens
+earned. With --own, or asked at a terminal: a dimension of your own from one sentence, taught and tried in
+minutes. Exits 1 if any step failed, and where a preference does not move its way over the eight prompts.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -33,9 +35,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from pad_vllm.adapter.manifest import AdapterConfig, read_config
+from pad_vllm.cli.arguments import drawing_dtype
+from pad_vllm.cli.explain import coloured
 from pad_vllm.demo.names import resolve_adapter
 from pad_vllm.evaluation.scorers import score
+from pad_vllm.steering import conditions
+from pad_vllm.steering.answers import Batch, Decoding, answers
 from pad_vllm.steering.conditions import sentences_of
+from pad_vllm.steering.explanation import Question, explain
 
 MODEL = "smollm2-135m"
 PROMPT = "What should I know before I get a dog?"
@@ -230,7 +237,8 @@ async def throughput(client: AsyncOpenAI, wanted: list[str], beta: float) -> dic
     return best
 
 
-async def talk(url: str, prompt: str, beta: float, config: AdapterConfig) -> None:
+async def talk(url: str, prompt: str, beta: float, config: AdapterConfig) -> tuple[str, str]:
+    """The weights of a guided answer to the prompt, and the answer."""
     client = AsyncOpenAI(base_url=url, api_key="none")
     ways, prompts = wishes(config), (prompt, *OTHERS)
     console.print(f"\n{len(prompts) * len(ways)} requests at once, beta {beta:g}")
@@ -264,23 +272,65 @@ async def talk(url: str, prompt: str, beta: float, config: AdapterConfig) -> Non
         console.print(f"\na preference this adapter does not have: HTTP 400\n  {error.message}")
     else:
         raise DemoError("an unknown preference was not refused")
+    return guided.weights or "", texts[guided.name][0]
+
+
+def colour(prompt: str, beta: float, weights: str, answer: str) -> None:
+    """What each token of an answer earned."""
+    adapter = resolve_adapter("demo")
+    read = explain(Question(adapter, MODEL, prompt, weights, beta, answer))
+    console.print(
+        f"\n'{weights}' once more: green earned, red did not, underlined the base would not say:"
+    )
+    console.print(coloured(read))
+
+
+def teach(sentence: str) -> None:
+    """A dimension of one's own: taught by its sentence, then tried on the demo's prompts."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = str(Path(folder) / "own")
+        command = [sys.executable, "-m", "pad_vllm", "train", MODEL, "--teacher", "prompt"]
+        command += ["--dimension", f"own={sentence}", "--answers", "60", "--out", out]
+        start = time.monotonic()
+        subprocess.run(command, check=True)
+        console.print(f"\ntaught in {time.monotonic() - start:.0f} s")
+        (way,) = conditions.guided("own", ["own"], [read_config(out).beta], (1,))
+        prompts = [json.dumps([{"role": "user", "content": one}]) for one in (PROMPT, *OTHERS)]
+        decoding = Decoding(tokens=48, dtype=drawing_dtype())
+        (said,) = answers(Batch(MODEL, out, prompts, [conditions.unguided(), way], [decoding]))
+    for prompt, plain, own in zip((PROMPT, *OTHERS), *said, strict=True):
+        console.print(f"\n[bold]{prompt}[/bold]")
+        show({"unguided": plain.text, "own=1": own.text})
+
+
+def wish_of(given: str | None) -> str:
+    """The reader's sentence; empty for none."""
+    if given is not None or not sys.stdin.isatty():
+        return given or ""
+    console.print("\nA dimension of your own? Say in a sentence how to answer (Enter for none):")
+    return input("> ").strip()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompt", default=PROMPT)
     parser.add_argument("--beta", type=float, help="strength; default: the adapter's own")
+    parser.add_argument("--own", metavar="SENTENCE", help="a new dimension: how to answer")
     args = parser.parse_args()
     start = time.monotonic()
     config = read_config(resolve_adapter("demo"))
     beta = config.beta if args.beta is None else args.beta
     try:
         with tempfile.TemporaryDirectory() as folder, server(Path(folder) / "server.log") as url:
-            asyncio.run(talk(url, args.prompt, beta, config))
-    except DemoError as error:
+            weights, answer = asyncio.run(talk(url, args.prompt, beta, config))
+        console.print("\nthe server is stopped")
+        colour(args.prompt, beta, weights, answer)
+        console.print(f"\ndemo finished in {time.monotonic() - start:.0f} s")
+        if sentence := wish_of(args.own):
+            teach(sentence)
+    except (DemoError, subprocess.CalledProcessError) as error:
         console.print(f"[red]demo failed:[/red] {error}")
         return 1
-    console.print(f"\ndemo finished in {time.monotonic() - start:.0f} s, the server is stopped")
     return 0
 
 
