@@ -155,20 +155,34 @@ def guide(
     Returns [G] bool, which rows were left (no device synchronisation). What may fail comes before
     the first write.
     """
-    position = torch.arange(z.shape[-1], device=z.device)
-    legal = (z != NEG_INF) & (position < top_k.unsqueeze(-1))
+    legal = _legal(z, top_k)
     pay = beta.unsqueeze(-1) * reward.to(z.dtype)
     if unpaid is not None:
-        # In float64, where the sum does not depend on how many candidates other rows want.
-        p = z.masked_fill(~legal, NEG_INF).double().softmax(-1)
-        mean = (p * pay.masked_fill(~legal, 0.0)).sum(-1, keepdim=True).to(pay.dtype)
-        pay = torch.where(unpaid, torch.minimum(pay, mean), pay)
+        pay = torch.where(unpaid, torch.minimum(pay, _mean(z, pay, legal)), pay)
     score = z + pay
     sound = (score.isfinite() | ~legal).all(-1, keepdim=True)
     guided = torch.where(sound, score.masked_fill(~legal, NEG_INF), z)
     logits.clamp_(max=_ceiling(logits, rows, sound))
     logits.index_put_((rows.unsqueeze(-1), ids), guided)
     return ~sound.squeeze(-1)
+
+
+def earned(z: Tensor, reward: Tensor, top_k: Tensor) -> Tensor:
+    """Rewards less their mean over the row's candidates under the base, since what all share steers nothing:
+    z, reward [G, K], top_k [G] -> [G, K].
+    """
+    return reward - _mean(z, reward, _legal(z, top_k))
+
+
+def _legal(z: Tensor, top_k: Tensor) -> Tensor:
+    position = torch.arange(z.shape[-1], device=z.device)
+    return (z != NEG_INF) & (position < top_k.unsqueeze(-1))
+
+
+def _mean(z: Tensor, pay: Tensor, legal: Tensor) -> Tensor:
+    """[G, 1], in float64, where the sum does not depend on how many candidates other rows want."""
+    p = z.masked_fill(~legal, NEG_INF).double().softmax(-1)
+    return (p * pay.masked_fill(~legal, 0.0)).sum(-1, keepdim=True).to(pay.dtype)
 
 
 def repeats(said: Said, ids: Tensor, n: Tensor, longest: int) -> Tensor:

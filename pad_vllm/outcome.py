@@ -5,11 +5,29 @@ Counted in the worker (serving/answers.py), asked for by the front end (vllm_api
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict
 
 MARK = "_pad_answer"
 """In a guided request's `extra_args`: the front end's mark, by which it asks the worker for the outcome."""
+
+Step = tuple[int, list[int], list[float]]
+"""With `pad_explain`, of an answer: its tokens so far, the candidates, best first, what each would earn."""
+
+
+class Earned(TypedDict):
+    """One token of an answer with `pad_explain`."""
+
+    token: str
+    reward: float | None
+    """R_w in logits less its mean over the base's candidates; None where the token was chosen without."""
+
+    base: str | None
+    """What the base held most likely there; None where that is not known."""
+
+    changed: bool
+    """Whether that is another token."""
 
 
 class Outcome(TypedDict):
@@ -20,6 +38,12 @@ class Outcome(TypedDict):
 
     stopped: bool
     """Whether PAD ended it for that reason (`on_failure` "stop")."""
+
+    steps: NotRequired[list[Step]]
+    """From the worker alone; the front end makes `explained` of it."""
+
+    explained: NotRequired[list[list[Earned]]]
+    """With `pad_explain`: each answer token by token."""
 
 
 def unknown() -> Outcome:
@@ -33,7 +57,58 @@ def total(outcomes: Sequence[Outcome]) -> Outcome | None:
     known = [count for count in counts if count is not None]
     if not counts:
         return None
-    return {
+    whole: Outcome = {
         "unguided_tokens": sum(known) if len(known) == len(counts) else None,
         "stopped": any(outcome["stopped"] for outcome in outcomes),
     }
+    explained = [answer for outcome in outcomes for answer in outcome.get("explained", [])]
+    return {**whole, "explained": explained} if explained else whole
+
+
+def with_tokens(outcome: Outcome, ids: Sequence[int], tokenizer: Any) -> Outcome:
+    """`steps` as `explained`; ids: the answer's tokens. An outcome without steps stays as it is."""
+    if "steps" not in outcome:
+        return outcome
+    whole: Outcome = {
+        "unguided_tokens": outcome["unguided_tokens"],
+        "stopped": outcome["stopped"],
+        "explained": [earned(outcome["steps"], ids, tokenizer)],
+    }
+    return whole
+
+
+def earned(steps: Sequence[Step], ids: Sequence[int], tokenizer: Any) -> list[Earned]:
+    """Of each of the answer's tokens. A place that was decided twice counts as the last time."""
+    known = {place: (candidates, rewards) for place, candidates, rewards in steps}
+    return [
+        _earned(text, token, *known.get(place, ([], [])), tokenizer)
+        for place, (text, token) in enumerate(zip(pieces(tokenizer, ids), ids, strict=True))
+    ]
+
+
+def _earned(
+    text: str, token: int, candidates: list[int], rewards: list[float], tokenizer: Any
+) -> Earned:
+    reward = rewards[candidates.index(token)] if token in candidates else math.nan
+    best = candidates[0] if candidates else None
+    return {
+        "token": text,
+        "reward": reward if math.isfinite(reward) else None,
+        "base": None if best is None else pieces(tokenizer, [best])[0],
+        "changed": best is not None and best != token,
+    }
+
+
+def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text that each token adds. A character of several tokens is the last one's."""
+    if tokenizer is None:  # vLLM's skip_tokenizer_init
+        return [""] * len(ids)
+    texts, before = [], ""
+    for count in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:count])
+        if text.endswith("\N{REPLACEMENT CHARACTER}"):
+            texts.append("")
+            continue
+        texts.append(text[len(before) :])
+        before = text
+    return texts

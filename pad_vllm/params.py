@@ -16,7 +16,8 @@ from pad_vllm.wording import did_you_mean, listed, show
 
 WEIGHTS, BETA, TOP_K = "pad_weights", "pad_beta", "pad_top_k"
 NO_REPEAT, MIN_P, PREFERENCE = "pad_no_repeat", "pad_min_p", "pad_preference"
-KEYS = (WEIGHTS, BETA, TOP_K, NO_REPEAT, MIN_P, PREFERENCE)
+EXPLAIN = "pad_explain"
+KEYS = (WEIGHTS, BETA, TOP_K, NO_REPEAT, MIN_P, PREFERENCE, EXPLAIN)
 PREFIX = "pad_"
 NO_REPEATS = (0, *range(2, 9))  # accepted of pad_no_repeat
 MAX_PREFERENCE = 2000  # characters; part of the reward model's prefill of the request
@@ -48,6 +49,9 @@ class Guidance:
 
     min_p: float = 0.0
     """A candidate less likely than this share of the base's best earns no more either; 0 is off."""
+
+    explain: bool = False
+    """Whether the answer comes with what each of its tokens earned."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class Limits:
 
 
 def parse(extra_args: Mapping[str, object] | None, limits: Limits) -> Guidance | None:
-    """The guidance a request asks for, None where it has none of the six arguments. Raises ValueError."""
+    """The guidance a request asks for, None where it has none of these arguments. Raises ValueError."""
     given = _syntax(extra_args)
     if given is None:
         return None
@@ -119,7 +123,7 @@ def parse(extra_args: Mapping[str, object] | None, limits: Limits) -> Guidance |
     no_repeat = limits.no_repeat if given.no_repeat is None else given.no_repeat
     min_p = limits.min_p if given.min_p is None else given.min_p
     weights = _ordered(given.weights, limits.dimensions)
-    return Guidance(weights, beta, top_k, given.preference, no_repeat, min_p)
+    return Guidance(weights, beta, top_k, given.preference, no_repeat, min_p, given.explain)
 
 
 def check_syntax(extra_args: Mapping[str, object] | None) -> None:
@@ -137,6 +141,7 @@ class _Given:
     no_repeat: int | None
     min_p: float | None
     preference: str
+    explain: bool
 
 
 def _syntax(extra_args: Mapping[str, object] | None) -> _Given | None:
@@ -161,7 +166,8 @@ def _syntax(extra_args: Mapping[str, object] | None) -> _Given | None:
     no_repeat = _length(ours[NO_REPEAT]) if NO_REPEAT in ours else None
     min_p = _share(ours[MIN_P]) if MIN_P in ours else None
     preference = _text(ours[PREFERENCE]) if PREFERENCE in ours else ""
-    return _Given(_weights(ours[WEIGHTS]), beta, top_k, no_repeat, min_p, preference)
+    explain = _switch(ours[EXPLAIN]) if EXPLAIN in ours else False
+    return _Given(_weights(ours[WEIGHTS]), beta, top_k, no_repeat, min_p, preference, explain)
 
 
 def _text(value: object) -> str:
@@ -316,6 +322,13 @@ def _share(value: object) -> float:
             "0.15 keeps guidance from raising unlikely tokens",
         )
     return number
+
+
+def _switch(value: object) -> bool:
+    spelled = str(value).strip().lower()
+    if spelled not in ("true", "false", "0", "1"):
+        raise _refusal(EXPLAIN, value, "true or false", "leave it out for false")
+    return spelled in ("true", "1")
 
 
 def _ordered(pairs: Pairs, dimensions: tuple[str, ...]) -> tuple[float, ...]:

@@ -94,6 +94,18 @@ def test_any_other_share_is_refused_with_what_is_accepted(share):
         assert "0 for off, or a share of the best candidate's probability" in message
 
 
+@pytest.mark.parametrize("value", [True, 1, "true", "1"])
+def test_an_answer_may_be_explained(value):
+    assert parse({"pad_weights": "humor=1", "pad_explain": value}, LIMITS).explain
+    assert not parse({"pad_weights": "humor=1", "pad_explain": not value}, LIMITS).explain
+
+
+@pytest.mark.parametrize("value", ["yes", 2, "", []])
+def test_another_word_for_it_is_refused(value):
+    said = refusal({"pad_weights": "humor=1", "pad_explain": value}, syntax=True)
+    assert "accepted: true or false" in said
+
+
 def test_without_guards_of_its_own_a_request_has_the_adapters():
     limits = dataclasses.replace(LIMITS, no_repeat=3, min_p=0.05)
     guarded = parse({"pad_weights": "humor=1"}, limits)
@@ -127,7 +139,10 @@ def test_a_typo_is_refused_and_all_arguments_are_named(key, meant):
     message = refusal({key: 1}, syntax=True)
     assert f"'{key}'" in message
     assert f"Did you mean '{meant}'?" in message
-    assert "pad_weights, pad_beta, pad_top_k, pad_no_repeat, pad_min_p, pad_preference" in message
+    assert (
+        "pad_weights, pad_beta, pad_top_k, pad_no_repeat, pad_min_p, pad_preference, pad_explain"
+        in message
+    )
 
 
 @pytest.mark.parametrize(

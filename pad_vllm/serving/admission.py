@@ -9,6 +9,7 @@ ValueError that says what to do. It loads the adapter, to refuse a broken one ea
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.fingerprint import fingerprint, local_checkpoint
@@ -17,7 +18,7 @@ from pad_vllm.adapter.manifest import AdapterConfig, Backbone, read_config, requ
 from pad_vllm.adapter.shapes import attention_kinds, require_boundary, require_shapes
 from pad_vllm.config import PADConfig
 from pad_vllm.engines.reward_model.load import require_length, require_reward_backbone, tokenizer_of
-from pad_vllm.params import PREFERENCE, Limits, parse
+from pad_vllm.params import EXPLAIN, PREFERENCE, Limits, parse
 from pad_vllm.serving import requests
 from pad_vllm.serving.refusals import require_architecture, require_servable, require_wiring
 from pad_vllm.text.chat import template_text
@@ -147,4 +148,14 @@ def front_end(config: VllmConfig) -> Admit:
         on_request(requests.checked(lambda asked: not read.same or bool(asked.get(PREFERENCE))))
     if pad.on_failure == "stop":
         end_token(config)
-    return lambda params: parse(params.extra_args, accepted) is not None
+
+    def admit(params: Any) -> bool:
+        guided = parse(params.extra_args, accepted)
+        if guided is not None and guided.explain and params.n != 1:
+            raise ValueError(
+                f"{EXPLAIN} together with n {params.n}: one answer a request is explained; accepted: n 1. "
+                f"Ask {params.n} times, or leave {EXPLAIN} out."
+            )
+        return guided is not None
+
+    return admit

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from pad_vllm.outcome import Outcome, unknown
+from pad_vllm.serving.explained import Explained
+from pad_vllm.serving.slots import Selection
 
 _SPARE = 4096  # answers that ended, and whose outcome nobody has asked for yet
 
@@ -29,6 +31,7 @@ class Answers:
         self._free = list(range(len(self._counts)))
         self._marks: dict[int, str | None] = {}  # ticket -> mark, None where nobody will ask
         self._tickets: dict[str, list[int]] = {}  # the reverse
+        self._explained = Explained()
         self._left: dict[int, None] = {}  # tickets whose row left the batch, oldest first
         self._lost: dict[str, None] = {}  # marks of answers not known any more, oldest first
 
@@ -59,6 +62,12 @@ class Answers:
         """Which rows end in this step because they were unguided: tickets [G] int64, stopped [G] bool."""
         self._counts[:, 1].index_add_(0, tickets, stopped.int())
 
+    def note(self, selection: Selection, place: Tensor, ids: Tensor, paid: Tensor) -> None:
+        """For the rows of a step that are explained: place [G] tokens so far, ids, paid [G, K]."""
+        rows = list(selection.explaining)
+        tickets = [selection.requests[row].ticket for row in rows]
+        self._explained.add(tickets, place[rows], ids[rows], paid[rows])
+
     def outcome(self, mark: str) -> Outcome:
         """Of the answer with this mark, which is forgotten."""
         self._lost.pop(mark, None)
@@ -66,8 +75,10 @@ class Answers:
         if tickets is None:
             return unknown()
         unguided, stopped = self._counts[tickets].sum(0).tolist()
+        told: Outcome = {"unguided_tokens": unguided, "stopped": bool(stopped)}
+        steps = [step for ticket in tickets for step in self._explained.steps(ticket)]
         self._unmark(mark)
-        return {"unguided_tokens": unguided, "stopped": bool(stopped)}
+        return {**told, "steps": steps} if steps else told
 
     def forget(self, ticket: int) -> None:
         """The outcome of this row's answer is not known any more, whatever rows of it are still to come."""
@@ -80,6 +91,7 @@ class Answers:
     def _unmark(self, mark: str) -> None:
         for ticket in self._tickets.pop(mark):
             self._marks[ticket] = None
+            self._explained.drop(ticket)
             if ticket in self._left:
                 self._release(ticket)
 

@@ -176,9 +176,12 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             self._declined.add("misaligned", len(z), remark)
             reward = torch.full_like(z, float("nan"))
         unpaid = guidance.unlikely(z, selection.min_p)
-        if selection.longest:
+        if selection.longest or selection.explaining:
             said = self._history.read(selection, ctx)
             unpaid |= guidance.repeats(said, ids, selection.no_repeat, selection.longest)
+            if selection.explaining:
+                paid = guidance.earned(z, reward, selection.top_k)
+                self._answers.note(selection, said.stop - said.start, ids, paid)
         wanted = selection.beta, selection.top_k
         return guidance.guide(logits, selection.rows, z, ids, reward, *wanted, unpaid)
 

@@ -30,6 +30,7 @@ class Selection:
     tickets: Tensor  # [G] int64, Request.ticket
     k_max: int  # the largest of top_k, on the host
     longest: int  # the largest of no_repeat
+    explaining: tuple[int, ...]  # places among the G of those whose answers are explained
     requests: tuple[Request, ...]  # of the rows
 
 
@@ -108,5 +109,6 @@ class Slots:
             tickets=on_device([request.ticket for _, request in pairs], torch.int64),
             k_max=max(g.top_k for g in guided),
             longest=max(g.no_repeat for g in guided),
+            explaining=tuple(place for place, g in enumerate(guided) if g.explain),
             requests=tuple(request for _, request in pairs),
         )

@@ -19,6 +19,7 @@ from pad_vllm import guidance
 from pad_vllm.adapter.folder import load_adapter
 from pad_vllm.adapter.manifest import MAX_BETA, AdapterConfig
 from pad_vllm.demo.names import resolve_base
+from pad_vllm.outcome import pieces
 from pad_vllm.params import BETA, WEIGHTS, Guidance, Limits, parse
 from pad_vllm.persrm import PersRM
 from pad_vllm.steering.answers import Batch, Decoding, answers
@@ -109,23 +110,12 @@ def tokens(
     z, best = guidance.candidates(model.base_logits(h_B), torch.arange(len(h_B)), top_k)
     said = torch.tensor(answer).unsqueeze(-1)
     paid = model.rewards(h_B, h_T, torch.cat([said, best], -1), w.expand(len(h_B), -1))
-    rewards = (paid[:, 0] - (z.softmax(-1) * paid[:, 1:]).sum(-1)).tolist()
+    every = torch.full((len(z),), top_k)
+    mean = paid[:, 1] - guidance.earned(z, paid[:, 1:], every)[:, 0]
+    rewards = (paid[:, 0] - mean).tolist()
     firsts = best[:, 0].tolist()
-    rows = zip(_pieces(tokenizer, answer), rewards, firsts, answer, strict=True)
+    rows = zip(pieces(tokenizer, answer), rewards, firsts, answer, strict=True)
     return [
         Token(text, reward, tokenizer.decode([first]), first != token)
         for text, reward, first, token in rows
     ]
-
-
-def _pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """The text that each token adds. A character of several tokens is the last one's."""
-    texts, before = [], ""
-    for count in range(1, len(ids) + 1):
-        text = tokenizer.decode(ids[:count])
-        if text.endswith("\N{REPLACEMENT CHARACTER}"):
-            texts.append("")
-            continue
-        texts.append(text[len(before) :])
-        before = text
-    return texts

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from pad_vllm.outcome import MARK, Outcome, unknown
+from pad_vllm.outcome import MARK, Outcome, unknown, with_tokens
 from pad_vllm.vllm_api.hooks import replace
 from pad_vllm.vllm_api.names import SamplingParams, init_logger
 
@@ -41,12 +41,29 @@ def marked(params: SamplingParams) -> tuple[SamplingParams, str]:
     return own, mark
 
 
-async def with_outcome(engine: Any, outputs: Any, mark: str) -> AsyncIterator[Any]:
+class _Said:
+    """An answer's tokens, from its outputs: each has all, or, in a stream, the new ones."""
+
+    def __init__(self, params: SamplingParams) -> None:
+        self._new = params.output_kind.name == "DELTA"
+        self.tokens: list[int] = []
+
+    def add(self, output: Any) -> None:
+        tokens = output.outputs[0].token_ids
+        self.tokens = [*self.tokens, *tokens] if self._new else list(tokens)
+
+
+async def with_outcome(
+    engine: Any, outputs: Any, mark: str, params: SamplingParams
+) -> AsyncIterator[Any]:
     """The outputs of `AsyncLLM.generate`, the last with the field `pad`."""
+    said = _Said(params)
     async with aclosing(outputs):
         async for output in outputs:
+            said.add(output)
             if output.finished:
-                output.pad = await _asked(engine, mark)
+                told = await _asked(engine, mark)
+                output.pad = with_tokens(told, said.tokens, engine.tokenizer)
             yield output
 
 
@@ -84,7 +101,7 @@ def tell_offline(guided: Callable[[Any, Any], bool]) -> None:
             return original(engine, request_id, prompt, params, *a, **k)
         params, mark = marked(params)
         added = original(engine, request_id, prompt, params, *a, **k)
-        _marks(engine)[request_id] = mark
+        _asked_for(engine)[request_id] = mark, _Said(params)
         return added
 
     if replace(LLMEngine, "step", _step):
@@ -92,17 +109,20 @@ def tell_offline(guided: Callable[[Any, Any], bool]) -> None:
 
 
 def _step(original: Any, engine: Any) -> Any:
-    outputs, marks = original(engine), _marks(engine)
-    ended = [one for one in outputs if one.finished and one.request_id in marks]
+    outputs, asked = original(engine), _asked_for(engine)
+    ours = [one for one in outputs if one.request_id in asked]
+    for output in ours:
+        asked[output.request_id][1].add(output)
+    ended = [(one, *asked.pop(one.request_id)) for one in ours if one.finished]
     if ended:
-        told = _asked_offline(engine, [marks.pop(one.request_id) for one in ended])
-        for output, outcome in zip(ended, told, strict=True):
-            output.pad = outcome
-    if marks and not engine.has_unfinished_requests():
-        marks.clear()  # of requests that were aborted
+        told = _asked_offline(engine, [mark for _, mark, _ in ended])
+        for (output, _, said), outcome in zip(ended, told, strict=True):
+            output.pad = with_tokens(outcome, said.tokens, engine.tokenizer)
+    if asked and not engine.has_unfinished_requests():
+        asked.clear()  # of requests that were aborted
     return outputs
 
 
-def _marks(engine: Any) -> dict[str, str]:
-    """Request id -> mark, of the guided requests that this engine has."""
-    return engine.__dict__.setdefault("pad_marks", {})
+def _asked_for(engine: Any) -> dict[str, tuple[str, _Said]]:
+    """Request id -> its mark and its answer so far, of the guided requests that this engine has."""
+    return engine.__dict__.setdefault("pad_asked", {})

@@ -104,7 +104,8 @@ def _generate(
     if not _guided(engine, sampling_params):
         return original(engine, prompt, sampling_params, *args, **kwargs)
     params, mark = answers.marked(sampling_params)
-    return answers.with_outcome(engine, original(engine, prompt, params, *args, **kwargs), mark)
+    outputs = original(engine, prompt, params, *args, **kwargs)
+    return answers.with_outcome(engine, outputs, mark, params)
 
 
 def _check_arguments(original: Any, serving: Any, *args: Any, **kwargs: Any) -> Any:

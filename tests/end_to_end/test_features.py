@@ -51,7 +51,7 @@ def mix(first, second, third):
     return [
         ask(a),
         ask(a, one),
-        ask(a, {"pad_weights": f"{first}=-1", "pad_beta": 4}),
+        ask(a, {"pad_weights": f"{first}=-1", "pad_beta": 4, "pad_explain": True}),
         ask(b, {"pad_weights": [f"{second}=1", f"{third}=0.5"], "pad_top_k": 3}),
         ask(c, {"pad_weights": json.dumps({third: 2}), "pad_beta": 3, "pad_top_k": 50}),
         ask(d),
@@ -205,6 +205,19 @@ def test_unguided_requests_beside_guided_ones_answer_as_plain_vllm(runs, referen
 @pytest.mark.parametrize("name", ["requests", "again"])
 def test_the_engine_gives_the_answers_of_the_cold_cache(runs, reference, engine, name):
     assert runs[engine].texts(name) == reference
+
+
+@pytest.mark.parametrize("engine", ["reference", "prefix cache", "chunked prefill", "preemption"])
+def test_what_tokens_earned_is_told_however_an_answer_came_about(runs, engine):
+    (alone,) = runs["reference"]["alone 2"]
+    name = "together" if engine == "reference" else "again"
+    (expected,), (found,) = (one["pad"]["explained"] for one in (alone, runs[engine][name][2]))
+    assert len(found) == len(alone["token_ids"])
+    assert "".join(one["token"] for one in found) == alone["text"]
+    for one, other in zip(found, expected, strict=True):
+        assert one == {**other, "reward": pytest.approx(other["reward"], abs=1e-3)}
+    assert any(one["changed"] for one in found)
+    assert "explained" not in runs[engine][name][1]["pad"]
 
 
 def test_the_prefix_cache_is_hit_also_by_what_unguided_requests_left(runs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -153,6 +154,25 @@ def test_the_last_event_of_a_stream_says_it_too_and_no_other_does(client, guidan
     assert last == GUIDED_THROUGHOUT
     assert not any(others)
     assert not any(told(event) for event in client.create(api, stream=True))
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_what_each_token_earned_is_told_where_it_is_asked_for(client, guidance, api):
+    asked = {**guidance, "pad_explain": True}
+    answer = client.create(api, asked)
+    ((*tokens,),) = told(answer)["explained"]
+    assert "".join(one["token"] for one in tokens) == text(api, answer)
+    assert all(math.isfinite(one["reward"]) for one in tokens)
+    *_, last = client.create(api, asked, stream=True)
+    assert told(last) == told(answer)
+
+
+def test_several_prompts_are_explained_one_by_one_and_several_answers_are_not(client, guidance):
+    asked = {**guidance, "pad_explain": True}
+    both = client.create("completions", asked, prompt=["One", "Two"])
+    said = ["".join(one["token"] for one in tokens) for tokens in told(both)["explained"]]
+    assert said == [choice.text for choice in both.choices]
+    assert "accepted: n 1" in client.refusal("chat", asked, n=2)
 
 
 def test_a_streams_usage_is_its_last_event_where_it_is_asked_for(client, guidance):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -91,3 +93,28 @@ def test_what_was_lost_is_remembered_up_to_a_bound(table):
 
 def test_an_instance_without_a_processor_knows_nothing():
     assert answers.outcomes("nobody", ["a", "b"]) == [UNKNOWN] * 2
+
+
+def explaining(*requests, rows):
+    """A selection of these requests' tickets, of which these rows are explained."""
+    return SimpleNamespace(
+        explaining=rows, requests=[SimpleNamespace(ticket=ticket) for ticket in requests]
+    )
+
+
+def test_the_steps_of_an_explained_answer_are_told_once_in_their_order(table):
+    one, other = table.enter("a"), table.enter("b")
+    for place, width in ((0, 3), (1, 2)):
+        ids = torch.arange(2 * width).view(2, width)
+        where = torch.tensor([9, place])
+        table.note(explaining(other, one, rows=(1,)), where, ids, ids.float())
+    later = table.enter("a")  # after a preemption
+    ids = torch.tensor([[7]])
+    table.note(explaining(later, rows=(0,)), torch.tensor([2]), ids, ids.float())
+    assert table.outcome("a")["steps"] == [
+        (0, [3, 4, 5], [3.0, 4.0, 5.0]),
+        (1, [2, 3], [2.0, 3.0]),
+        (2, [7], [7.0]),
+    ]
+    assert "steps" not in table.outcome("b")
+    assert not table._explained._rows

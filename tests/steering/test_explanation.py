@@ -49,18 +49,6 @@ def test_a_token_has_what_it_earned_beyond_the_bases_candidates(made, model):
     assert explanation.tokens(model, tokenizer, prompt, [], w, 5) == []
 
 
-class Bytes:
-    """A tokenizer of bytes."""
-
-    def decode(self, ids):
-        return bytes(ids).decode("utf-8", "replace")
-
-
-def test_a_character_of_several_tokens_is_the_last_ones():
-    ids = list("aé!".encode())
-    assert explanation._pieces(Bytes(), ids) == ["a", "", "é", "!"]
-
-
 def test_an_answer_is_read_or_drawn_and_shown_and_written(made, tmp_path, monkeypatch):
     from typer.testing import CliRunner
 

@@ -17,11 +17,19 @@ from pad_vllm.vllm_api.answers import tell_offline
 GUIDED = {"pad_weights": "helpful=1"}
 
 
+class Bytes:
+    """A tokenizer of bytes."""
+
+    def decode(self, ids):
+        return bytes(ids).decode()
+
+
 class Engine:
     """Ends every request in the step after it came."""
 
     def __init__(self, told):
         self.told, self.marks, self.waiting = told, [], []
+        self.tokenizer = Bytes()
 
     def has_unfinished_requests(self):
         return bool(self.waiting)
@@ -38,7 +46,8 @@ def add_request(self, request_id, prompt, params, priority=0):
 
 def step(self):
     ended, self.waiting = self.waiting, []
-    return [SimpleNamespace(request_id=one, finished=True) for one in ended]
+    said = [SimpleNamespace(token_ids=[104, 105])]
+    return [SimpleNamespace(request_id=one, finished=True, outputs=said) for one in ended]
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +75,18 @@ def test_each_guided_output_has_its_own_outcome_and_others_have_none():
     assert told == engine.marks
 
 
+def test_an_explained_answer_is_told_token_by_token():
+    steps = [(0, [104, 106], [0.5, 0.1]), (1, [107, 105], [0.0, 2.0])]
+    told = {"unguided_tokens": 0, "stopped": False, "steps": steps}
+    (output,) = run(Engine(lambda marks: [[told for _ in marks]]), GUIDED)
+    assert output.pad["explained"] == [
+        [
+            {"token": "h", "reward": 0.5, "base": "h", "changed": False},
+            {"token": "i", "reward": 2.0, "base": "k", "changed": True},
+        ]
+    ]
+
+
 def lost(_marks):
     raise TimeoutError("the worker is busy")
 
@@ -81,7 +102,7 @@ def test_requests_that_were_aborted_are_forgotten_once_none_is_left():
     LLMEngine.add_request(engine, "gone", "Hello", SamplingParams(extra_args=GUIDED))
     engine.waiting.clear()
     run(engine)
-    assert engine.pad_marks == {}
+    assert engine.pad_asked == {}
 
 
 def test_the_methods_keep_the_names_and_arguments_of_vllms():
