@@ -46,6 +46,26 @@ class Outcome(TypedDict):
     """With `pad_explain`: each answer token by token."""
 
 
+class Figures(TypedDict):
+    """What guidance did since the worker was last asked."""
+
+    rows: int
+    """Guided, a step each."""
+
+    changed: int
+    """Of them, those whose likeliest token guidance changed."""
+
+    seconds: list[float]
+    """That the host spent on rewards, a step each."""
+
+    declined: dict[str, int]
+    """Reason -> rows."""
+
+
+Told = tuple[list[Outcome], Figures | None]
+"""What a worker answers: outcomes in the order they were asked for, and the figures."""
+
+
 def unknown() -> Outcome:
     """Of an answer that nobody counted."""
     return {"unguided_tokens": None, "stopped": False}

@@ -12,9 +12,10 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from pad_vllm.outcome import Outcome, unknown
+from pad_vllm.outcome import Outcome, Told, unknown
 from pad_vllm.serving.explained import Explained
 from pad_vllm.serving.slots import Selection
+from pad_vllm.serving.tally import Tally
 
 _SPARE = 4096  # answers that ended, and whose outcome nobody has asked for yet
 
@@ -25,8 +26,9 @@ class Answers:
     An answer has one for each of its rows: several with `n`, and a new one after a preemption.
     """
 
-    def __init__(self, device: torch.device, rows: int) -> None:
+    def __init__(self, device: torch.device, rows: int, tally: Tally) -> None:
         """rows: the most that a batch has."""
+        self.tally = tally
         self._counts = torch.zeros(2 * rows + _SPARE, 2, dtype=torch.int32, device=device)
         self._free = list(range(len(self._counts)))
         self._marks: dict[int, str | None] = {}  # ticket -> mark, None where nobody will ask
@@ -108,9 +110,9 @@ def start(instance_id: str, answers: Answers) -> None:
     _running[instance_id] = answers
 
 
-def outcomes(instance_id: str, marks: Sequence[str]) -> list[Outcome]:
-    """Of the answers with these marks, in their order."""
+def told(instance_id: str, marks: Sequence[str]) -> Told:
+    """What became of the answers with these marks, in their order, and what guidance did since."""
     answers = _running.get(instance_id)
     if answers is None:
-        return [unknown() for _ in marks]
-    return [answers.outcome(mark) for mark in marks]
+        return [unknown() for _ in marks], None
+    return [answers.outcome(mark) for mark in marks], answers.tally.take()

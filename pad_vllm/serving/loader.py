@@ -19,7 +19,7 @@ from pad_vllm.config import COMPILE_KEY, KEY, PADConfig
 from pad_vllm.engines import base, declined, inputs
 from pad_vllm.engines.shared.fork import fork_model
 from pad_vllm.serving import admission
-from pad_vllm.serving.answers import outcomes
+from pad_vllm.serving.answers import told
 from pad_vllm.version import __version__
 from pad_vllm.vllm_api.answers import answer_workers
 from pad_vllm.vllm_api.attention import AttentionRecord, last_tokens, recorded_attention
@@ -101,7 +101,7 @@ class PADModelLoader(BaseModelLoader):
             Loaded(model, vllm_config, model_config, pad, adapter, record)
         )
         base.start(vllm_config.instance_id, engine)
-        answer_workers(outcomes)
+        answer_workers(told)
         return model
 
 

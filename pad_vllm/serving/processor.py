@@ -7,6 +7,7 @@ and is counted, for the log (engines/declined.py) and for its client (answers.py
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from pad_vllm.params import check_syntax, parse
 from pad_vllm.serving import admission, answers
 from pad_vllm.serving.history import History, V1History, V2History
 from pad_vllm.serving.slots import Selection, Slots
+from pad_vllm.serving.tally import Tally
 from pad_vllm.vllm_api.names import (
     BatchUpdate,
     MoveDirectionality,
@@ -59,14 +61,16 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._instance = vllm_config.instance_id
         # The token that ends a row without rewards; None where such a row goes on unguided.
         self._end = admission.end_token(vllm_config) if pad.on_failure == "stop" else None
-        self._answers = answers.Answers(device, vllm_config.scheduler_config.max_num_seqs)
+        self._declined = declined.of(self._instance, logger.warning)
+        self._tally = Tally(device, self._declined)
+        rows = vllm_config.scheduler_config.max_num_seqs
+        self._answers = answers.Answers(device, rows, self._tally)
         answers.start(self._instance, self._answers)
         self._v1_history = V1History(device)
         self._history: History = (
             self._v1_history if self._v2_states is None else V2History(self._v2_states)
         )
         self._slots = Slots(device, self._left)
-        self._declined = declined.of(self._instance, logger.warning)
         self._unguided = torch.zeros((), dtype=torch.int64, device=device)
         self._steps = 0
 
@@ -170,7 +174,9 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         z, ids = guidance.candidates(logits, selection.rows, selection.k_max)
         engine = base.running(self._instance)
         step = base.Step(len(logits), selection.rows, ids, selection.w, selection.requests)
+        begin = time.perf_counter()
         reward = None if engine is None else engine.rewards(step)
+        seconds = time.perf_counter() - begin
         if reward is None:
             remark = "no rewards for these logits rows: they stay unguided"
             self._declined.add("misaligned", len(z), remark)
@@ -183,7 +189,11 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
                 paid = guidance.earned(z, reward, selection.top_k)
                 self._answers.note(selection, said.stop - said.start, ids, paid)
         wanted = selection.beta, selection.top_k
-        return guidance.guide(logits, selection.rows, z, ids, reward, *wanted, unpaid)
+        left = guidance.guide(logits, selection.rows, z, ids, reward, *wanted, unpaid)
+        # The candidates come best first.
+        changed = (logits[selection.rows.unsqueeze(-1), ids].argmax(-1) != 0) & ~left
+        self._tally.step(changed, seconds)
+        return left
 
     def _lose(self, error: Exception) -> None:
         """What becomes of the answers in the batch is not known any more."""

@@ -1,8 +1,8 @@
 """The field `pad` of a guided request's last `RequestOutput`: what the worker says became of its answer.
 
 A guided request gets a mark on its way in, and when its answer ends the worker is asked about it by that
-mark (`collective_rpc`). Leans on `AsyncLLM.generate`, on `LLMEngine.add_request` and `step`, and on the
-workers' base class.
+mark (`collective_rpc`); what guidance did since comes with it, for /metrics (metrics.py). Leans on
+`AsyncLLM.generate`, on `LLMEngine.add_request` and `step`, and on the workers' base class.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from pad_vllm.outcome import MARK, Outcome, unknown, with_tokens
+from pad_vllm.outcome import MARK, Outcome, Told, unknown, with_tokens
 from pad_vllm.vllm_api.hooks import replace
+from pad_vllm.vllm_api.metrics import metrics
 from pad_vllm.vllm_api.names import SamplingParams, init_logger
 
 logger = init_logger(__name__)
@@ -26,15 +27,16 @@ _process = uuid.uuid4().hex
 _numbers = itertools.count()
 
 
-def answer_workers(outcomes: Callable[[str, Sequence[str]], list[Outcome]]) -> None:
-    """In a worker: `outcomes` of an instance id and marks is what the front end is told."""
+def answer_workers(told: Callable[[str, Sequence[str]], Told]) -> None:
+    """In a worker: `told` of an instance id and marks is what the front end is told."""
     from vllm.v1.worker.worker_base import WorkerBase
 
-    setattr(WorkerBase, METHOD, lambda self, marks: outcomes(self.vllm_config.instance_id, marks))
+    setattr(WorkerBase, METHOD, lambda self, marks: told(self.vllm_config.instance_id, marks))
 
 
 def marked(params: SamplingParams) -> tuple[SamplingParams, str]:
     """A copy of a request's parameters whose `extra_args` have a mark of its own, and that mark."""
+    metrics().guided()
     mark = f"{_process}-{next(_numbers)}"
     own = copy.copy(params)
     own.extra_args = {**(params.extra_args or {}), MARK: mark}
@@ -42,15 +44,21 @@ def marked(params: SamplingParams) -> tuple[SamplingParams, str]:
 
 
 class _Said:
-    """An answer's tokens, from its outputs: each has all, or, in a stream, the new ones."""
+    """A request's answers, from its outputs: each has all tokens, or, in a stream, the new ones."""
 
     def __init__(self, params: SamplingParams) -> None:
         self._new = params.output_kind.name == "DELTA"
-        self.tokens: list[int] = []
+        self._tokens: dict[int, list[int]] = {}
 
     def add(self, output: Any) -> None:
-        tokens = output.outputs[0].token_ids
-        self.tokens = [*self.tokens, *tokens] if self._new else list(tokens)
+        for one in output.outputs:
+            before = self._tokens.get(one.index, []) if self._new else []
+            self._tokens[one.index] = [*before, *one.token_ids]
+
+    def finish(self, output: Any, outcome: Outcome, tokenizer: Any) -> None:
+        """The last output gets its field."""
+        metrics().ended(sum(map(len, self._tokens.values())), outcome["unguided_tokens"])
+        output.pad = with_tokens(outcome, self._tokens.get(0, []), tokenizer)
 
 
 async def with_outcome(
@@ -62,8 +70,7 @@ async def with_outcome(
         async for output in outputs:
             said.add(output)
             if output.finished:
-                told = await _asked(engine, mark)
-                output.pad = with_tokens(told, said.tokens, engine.tokenizer)
+                said.finish(output, await _asked(engine, mark), engine.tokenizer)
             yield output
 
 
@@ -83,9 +90,12 @@ def _asked_offline(engine: Any, marks: list[str]) -> list[Outcome]:
         return [unknown() for _ in marks]
 
 
-def _first(told: Iterable[list[Outcome] | None]) -> list[Outcome]:
+def _first(told: Iterable[Told | None]) -> list[Outcome]:
     """Every rank of tensor parallelism answers alike."""
-    return next(outcomes for outcomes in told if outcomes)
+    outcomes, figures = next(one for one in told if one and one[0])
+    if figures is not None:
+        metrics().add(figures)
+    return outcomes
 
 
 def tell_offline(guided: Callable[[Any, Any], bool]) -> None:
@@ -117,7 +127,7 @@ def _step(original: Any, engine: Any) -> Any:
     if ended:
         told = _asked_offline(engine, [mark for _, mark, _ in ended])
         for (output, _, said), outcome in zip(ended, told, strict=True):
-            output.pad = with_tokens(outcome, said.tokens, engine.tokenizer)
+            said.finish(output, outcome, engine.tokenizer)
     if asked and not engine.has_unfinished_requests():
         asked.clear()  # of requests that were aborted
     return outputs

@@ -16,6 +16,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 
 from pad_vllm.vllm_api import answers
 from pad_vllm.vllm_api.hooks import replace
+from pad_vllm.vllm_api.metrics import metrics
 from pad_vllm.vllm_api.names import SamplingParams, VllmConfig, VLLMValidationError
 from pad_vllm.vllm_api.responses import fill_responses
 
@@ -65,6 +66,7 @@ def _attach(processor: Any, admit: Admit) -> None:
         try:
             return admit(params)
         except ValueError as error:
+            metrics().refused()
             raise VLLMValidationError(str(error)) from None
 
     def validate(params: Any, *args: Any, **kwargs: Any) -> Any:

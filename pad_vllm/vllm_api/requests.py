@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from pad_vllm.vllm_api.hooks import replace
+from pad_vllm.vllm_api.metrics import metrics
 from pad_vllm.vllm_api.names import VLLMValidationError
 
 _CLASSES = (
@@ -40,5 +41,6 @@ def _checked(original: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         request.pad_request_check(request)
     except ValueError as error:
+        metrics().refused()
         raise VLLMValidationError(str(error)) from None
     return original(request, *args, **kwargs)

@@ -12,6 +12,7 @@ import httpx
 import openai
 import pytest
 from harness import engine, free_port, pad, serving
+from prometheus_client.parser import text_string_to_metric_families
 
 pytestmark = pytest.mark.engine
 
@@ -172,7 +173,33 @@ def test_several_prompts_are_explained_one_by_one_and_several_answers_are_not(cl
     both = client.create("completions", asked, prompt=["One", "Two"])
     said = ["".join(one["token"] for one in tokens) for tokens in told(both)["explained"]]
     assert said == [choice.text for choice in both.choices]
-    assert "accepted: n 1" in client.refusal("chat", asked, n=2)
+    assert "accepted: n 1" in client.refusal("chat", asked, n=2, temperature=1.0)
+
+
+def series(client):
+    """What /metrics says of PAD, without the times."""
+    said = httpx.get(f"{client.url}/metrics").text
+    samples = [s for family in text_string_to_metric_families(said) for s in family.samples]
+    return {s.name: s.value for s in samples if s.name.startswith("pad:")}
+
+
+def test_what_was_guided_is_counted_in_vllms_metrics(client, guidance):
+    client.create("chat", guidance)
+    before = series(client)
+    client.create("chat", guidance, max_tokens=20, extra={"ignore_eos": True})
+    client.create(
+        "completions", guidance, n=3, temperature=1.0, max_tokens=7, extra={"ignore_eos": True}
+    )
+    client.create("chat")
+    client.refusal("chat", {"pad_weights": "kindness=1"})
+    more = {name: value - before[name] for name, value in series(client).items()}
+    assert more["pad:requests_guided_total"] == 2
+    assert more["pad:requests_refused_total"] == 1
+    assert more["pad:tokens_guided_total"] == 20 + 3 * 7
+    assert more["pad:tokens_unguided_total"] == 0
+    assert more["pad:rows_guided_total"] >= 20 + 3 * 7
+    assert 0 < more["pad:rows_changed_total"] < more["pad:rows_guided_total"]
+    assert more["pad:reward_seconds_count"] >= 20
 
 
 def test_a_streams_usage_is_its_last_event_where_it_is_asked_for(client, guidance):

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from pad_vllm.engines.declined import Declined
 from pad_vllm.serving import answers
+from pad_vllm.serving.tally import Tally
 
 CPU = torch.device("cpu")
 UNKNOWN = {"unguided_tokens": None, "stopped": False}
@@ -17,7 +19,7 @@ UNKNOWN = {"unguided_tokens": None, "stopped": False}
 def table(monkeypatch):
     """Room for three rows, and for one answer that nobody asked about."""
     monkeypatch.setattr(answers, "_SPARE", 1)
-    return answers.Answers(CPU, 2)
+    return answers.Answers(CPU, 2, Tally(CPU, Declined(print)))
 
 
 def count(table, *tickets, unguided=True):
@@ -92,7 +94,7 @@ def test_what_was_lost_is_remembered_up_to_a_bound(table):
 
 
 def test_an_instance_without_a_processor_knows_nothing():
-    assert answers.outcomes("nobody", ["a", "b"]) == [UNKNOWN] * 2
+    assert answers.told("nobody", ["a", "b"]) == ([UNKNOWN] * 2, None)
 
 
 def explaining(*requests, rows):

@@ -274,7 +274,7 @@ def test_rows_that_were_declined_for_another_reason_are_not_counted_as_broken(
 
 def outcomes(runner, *marks):
     """What the worker says of answers, by their marks."""
-    return logits_processor.answers.outcomes(runner.processor._instance, list(marks))
+    return logits_processor.answers.told(runner.processor._instance, list(marks))[0]
 
 
 def marked(mark, **more):

@@ -46,7 +46,7 @@ def add_request(self, request_id, prompt, params, priority=0):
 
 def step(self):
     ended, self.waiting = self.waiting, []
-    said = [SimpleNamespace(token_ids=[104, 105])]
+    said = [SimpleNamespace(index=0, token_ids=[104, 105])]
     return [SimpleNamespace(request_id=one, finished=True, outputs=said) for one in ended]
 
 
@@ -67,18 +67,23 @@ def run(engine, *extra_args):
 
 
 def test_each_guided_output_has_its_own_outcome_and_others_have_none():
-    engine = Engine(lambda marks: [[{"unguided_tokens": mark, "stopped": False} for mark in marks]])
+    def told(marks):
+        return [
+            ([{"unguided_tokens": int(mark[-1]) % 2, "stopped": False} for mark in marks], None)
+        ]
+
+    engine = Engine(told)
     outputs = run(engine, GUIDED, None, GUIDED)
     assert engine.marks[1] is None
     assert engine.marks[0] != engine.marks[2]
-    told = [getattr(output, "pad", {}).get("unguided_tokens") for output in outputs]
-    assert told == engine.marks
+    said = [getattr(output, "pad", {}).get("unguided_tokens") for output in outputs]
+    assert said == [mark and int(mark[-1]) % 2 for mark in engine.marks]
 
 
 def test_an_explained_answer_is_told_token_by_token():
     steps = [(0, [104, 106], [0.5, 0.1]), (1, [107, 105], [0.0, 2.0])]
     told = {"unguided_tokens": 0, "stopped": False, "steps": steps}
-    (output,) = run(Engine(lambda marks: [[told for _ in marks]]), GUIDED)
+    (output,) = run(Engine(lambda marks: [([told for _ in marks], None)]), GUIDED)
     assert output.pad["explained"] == [
         [
             {"token": "h", "reward": 0.5, "base": "h", "changed": False},
@@ -91,14 +96,16 @@ def lost(_marks):
     raise TimeoutError("the worker is busy")
 
 
-@pytest.mark.parametrize("told", [lost, lambda _marks: [None], lambda _marks: []])
+@pytest.mark.parametrize(
+    "told", [lost, lambda _marks: [None], lambda _marks: [], lambda _marks: [([], None)]]
+)
 def test_answers_stay_where_the_worker_says_nothing_of_them(told, caplog):
     outputs = run(Engine(told), GUIDED, GUIDED)
     assert [output.pad for output in outputs] == [unknown()] * 2
 
 
 def test_requests_that_were_aborted_are_forgotten_once_none_is_left():
-    engine = Engine(lambda marks: [[unknown() for _ in marks]])
+    engine = Engine(lambda marks: [([unknown() for _ in marks], None)])
     LLMEngine.add_request(engine, "gone", "Hello", SamplingParams(extra_args=GUIDED))
     engine.waiting.clear()
     run(engine)

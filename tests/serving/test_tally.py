@@ -1,0 +1,28 @@
+"""What the worker tells of its steps: increments, each told once."""
+
+from __future__ import annotations
+
+import torch
+
+from pad_vllm.engines.declined import Declined
+from pad_vllm.serving import tally
+
+
+def test_every_step_is_told_once(monkeypatch):
+    monkeypatch.setattr(tally, "_SECONDS", 2)
+    declined = Declined(lambda _: None)
+    kept = tally.Tally(torch.device("cpu"), declined)
+    declined.add("no room", 3, "no room")
+    for seconds in (1.0, 2.0, 3.0):
+        kept.step(torch.tensor([True, False, True]), seconds)
+    assert kept.take() == {
+        "rows": 9,
+        "changed": 6,
+        "seconds": [2.0, 3.0],
+        "declined": {"no room": 3},
+    }
+    declined.add("no room", 1, "no room")
+    declined.add("late actor", 2, "late")
+    told = kept.take()
+    assert (told["rows"], told["changed"], told["seconds"]) == (0, 0, [])
+    assert told["declined"] == {"no room": 1, "late actor": 2}
