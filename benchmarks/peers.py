@@ -27,11 +27,10 @@ from transformers import AutoModelForCausalLM, LogitsProcessor
 
 from pad_vllm.adapter.manifest import read_config
 from pad_vllm.demo.names import resolve_adapter, resolve_base
-from pad_vllm.steering import conditions
-from pad_vllm.steering.answers import Answer, messages
+from pad_vllm.steering import conditions, judges
+from pad_vllm.steering.answers import Answer, Decoding, messages
 from pad_vllm.steering.conditions import Condition
 from pad_vllm.steering.figures import Figures, table
-from pad_vllm.steering.judges import Judges
 from pad_vllm.text.chat import chat_ids, chat_tokenizer
 from pad_vllm.training.sampling.sample import read_prompts
 
@@ -192,6 +191,7 @@ def main() -> None:
     parser = arguments.parser(__doc__)
     parser.add_argument("--learn", type=Path, required=True)
     parser.add_argument("--steering", type=Path, required=True)
+    parser.add_argument("--judge-prompts", type=Path, help="fit a judge of meaning on these")
     parser.add_argument("--activation", type=float, nargs="+", default=[0.1, 0.2])
     parser.add_argument("--contexts", type=float, nargs="+", default=[1.0])
     parser.add_argument("--temperature", type=float, default=0.7)
@@ -204,9 +204,14 @@ def main() -> None:
     sentences = conditions.sentences_of(read_config(resolve_adapter(args.adapter)))
     loop = Loop(model, tokenizer, args.temperature, args.tokens)
     prompts = read_prompts(args.steering)
+    leanings = {}
+    if args.judge_prompts is not None:
+        drawn = Decoding(temperature=args.temperature, dtype="float32")
+        leanings = judges.fit(args.base, sentences, read_prompts(args.judge_prompts), drawn)
     learned = vectors(loop, read_prompts(args.learn), sentences)
     made = list(rows(loop, prompts, learned, args, sentences))
-    found = Figures(Judges(model, tokenizer, sentences), prompts).records(*zip(*made, strict=True))
+    judged = judges.Judges(model, tokenizer, sentences, leanings)
+    found = Figures(judged, prompts).records(*zip(*made, strict=True))
     texts = {f"{c.name} @{c.beta:g}": [one.text for one in said] for c, said in made}
     lines = table(found)
     print("\n".join(lines))
@@ -215,6 +220,7 @@ def main() -> None:
         {
             "command": arguments.command(),
             "prompts": len(prompts),
+            "judges": {name: round(one.accuracy, 4) for name, one in leanings.items()},
             "temperature": args.temperature,
             "tokens": args.tokens,
             "records": found,
