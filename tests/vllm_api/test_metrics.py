@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("vllm")
@@ -46,3 +50,14 @@ def test_a_process_has_one_set_that_vllm_leaves_alone():
     from prometheus_client import REGISTRY
 
     assert b"pad:requests_guided_total" in generate_latest(REGISTRY)
+
+
+def test_the_dashboard_asks_for_series_that_there_are():
+    board = json.loads((Path(__file__).parents[2] / "examples" / "grafana.json").read_text())
+    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    registry = CollectorRegistry()
+    made = Metrics(registry)
+    made.add({"rows": 0, "changed": 0, "seconds": [], "declined": {"no room": 0}})
+    text = generate_latest(registry).decode()
+    for name in {name for expr in asked for name in re.findall(r"pad:\w+", expr)}:
+        assert name in text
