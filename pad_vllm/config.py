@@ -52,6 +52,14 @@ class PADConfig:
     ]
     """Folder of the adapter: pad_config.json, the PEFT LoRA and the preference heads."""
 
+    adapters: Annotated[
+        dict[str, Annotated[str, Field(pattern=r"\S")]],
+        Field(description='names and folders, such as {"work": "PATH"}'),
+    ] = dataclasses.field(default_factory=dict)
+    """More adapters by the name that a request gives as `pad_adapter`; all are heads alone, on one base, and
+    served by `shared`. Requests that name none have `adapter`.
+    """
+
     engine: Annotated[
         Literal["shared", "resident", "ray"], Field(description="shared, resident, ray")
     ] = "shared"

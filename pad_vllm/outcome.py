@@ -114,7 +114,7 @@ def _earned(
     return {
         "token": text,
         "reward": reward if math.isfinite(reward) else None,
-        "base": None if best is None else pieces(tokenizer, [best])[0],
+        "base": None if best is None else "" if tokenizer is None else tokenizer.decode([best]),
         "changed": best is not None and best != token,
     }
 

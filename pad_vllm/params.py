@@ -10,14 +10,14 @@ import contextlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pad_vllm.wording import did_you_mean, listed, show
 
 WEIGHTS, BETA, TOP_K = "pad_weights", "pad_beta", "pad_top_k"
 NO_REPEAT, MIN_P, PREFERENCE = "pad_no_repeat", "pad_min_p", "pad_preference"
-EXPLAIN = "pad_explain"
-KEYS = (WEIGHTS, BETA, TOP_K, NO_REPEAT, MIN_P, PREFERENCE, EXPLAIN)
+EXPLAIN, ADAPTER = "pad_explain", "pad_adapter"
+KEYS = (WEIGHTS, BETA, TOP_K, NO_REPEAT, MIN_P, PREFERENCE, EXPLAIN, ADAPTER)
 PREFIX = "pad_"
 NO_REPEATS = (0, *range(2, 9))  # accepted of pad_no_repeat
 MAX_PREFERENCE = 2000  # characters; part of the reward model's prefill of the request
@@ -33,7 +33,9 @@ class Guidance:
     """One request's guidance. All-zero weights are guidance too: they only cut to the top k."""
 
     weights: tuple[float, ...]
-    """One per dimension, in the adapter's order; 0 for a dimension the request did not name."""
+    """One per dimension, in the adapter's order; 0 for a dimension the request did not name. Where several
+    adapters are served, of all of them, one after the other.
+    """
 
     beta: float
     """Strength of the reward; a negative one steers away."""
@@ -84,6 +86,12 @@ class Limits:
     engine: str = "shared"
     """The reward engine that serves."""
 
+    places: tuple[int, int] = (0, 0)
+    """How many dimensions of other adapters stand before this one's, and behind."""
+
+    others: Mapping[str, "Limits"] = field(default_factory=dict)
+    """What the other adapters accept, by the name that a request gives."""
+
     def __post_init__(self) -> None:
         for name, default, limit in (
             ("beta", abs(self.beta), self.max_beta),
@@ -96,12 +104,26 @@ class Limits:
                     f"{name} in pad_config.json."
                 )
 
+    def of(self, name: str | None) -> "Limits":
+        """Those of the adapter that a request names; None is the one that needs no name."""
+        if name is None:
+            return self
+        if name not in self.others:
+            raise _refusal(
+                ADAPTER,
+                name,
+                listed(self.others) if self.others else "nothing, one adapter is served",
+                "leave it out for the server's own",
+            )
+        return self.others[name]
+
 
 def parse(extra_args: Mapping[str, object] | None, limits: Limits) -> Guidance | None:
     """The guidance a request asks for, None where it has none of these arguments. Raises ValueError."""
     given = _syntax(extra_args)
     if given is None:
         return None
+    limits = limits.of(given.adapter)
     if given.preference and limits.engine == "shared":
         raise _no_text(given.preference, limits.engine)
     beta = limits.beta if given.beta is None else given.beta
@@ -122,7 +144,8 @@ def parse(extra_args: Mapping[str, object] | None, limits: Limits) -> Guidance |
         )
     no_repeat = limits.no_repeat if given.no_repeat is None else given.no_repeat
     min_p = limits.min_p if given.min_p is None else given.min_p
-    weights = _ordered(given.weights, limits.dimensions)
+    before, behind = limits.places
+    weights = (0.0,) * before + _ordered(given.weights, limits.dimensions) + (0.0,) * behind
     return Guidance(weights, beta, top_k, given.preference, no_repeat, min_p, given.explain)
 
 
@@ -142,6 +165,7 @@ class _Given:
     min_p: float | None
     preference: str
     explain: bool
+    adapter: str | None
 
 
 def _syntax(extra_args: Mapping[str, object] | None) -> _Given | None:
@@ -167,7 +191,9 @@ def _syntax(extra_args: Mapping[str, object] | None) -> _Given | None:
     min_p = _share(ours[MIN_P]) if MIN_P in ours else None
     preference = _text(ours[PREFERENCE]) if PREFERENCE in ours else ""
     explain = _switch(ours[EXPLAIN]) if EXPLAIN in ours else False
-    return _Given(_weights(ours[WEIGHTS]), beta, top_k, no_repeat, min_p, preference, explain)
+    adapter = _name(ours[ADAPTER]) if ADAPTER in ours else None
+    weights = _weights(ours[WEIGHTS])
+    return _Given(weights, beta, top_k, no_repeat, min_p, preference, explain, adapter)
 
 
 def _text(value: object) -> str:
@@ -179,6 +205,14 @@ def _text(value: object) -> str:
             "say it shorter, or leave the argument out",
         )
     return value.strip()
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or len(value) > MAX_PREFERENCE:
+        raise _refusal(
+            ADAPTER, value, "the name of an adapter that is served", "leave it out for the default"
+        )
+    return value
 
 
 def _check_known(name: str) -> None:

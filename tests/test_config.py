@@ -32,6 +32,7 @@ def test_an_adapter_alone_takes_every_default():
 def test_every_setting_is_read():
     given = {
         "engine": "ray",
+        "adapters": {"work": "/b"},
         "backbone": "org/model",
         "device": "cuda:1",
         "cache_gib": 0.5,

@@ -94,6 +94,25 @@ def test_any_other_share_is_refused_with_what_is_accepted(share):
         assert "0 for off, or a share of the best candidate's probability" in message
 
 
+def test_a_request_names_one_of_several_adapters_whose_names_and_defaults_then_hold():
+    work = Limits(("formal",), 0.5, 10, 10, 100, places=(3, 1))
+    limits = dataclasses.replace(LIMITS, places=(0, 2), others={"work": work})
+    asked = parse({"pad_weights": "formal=2", "pad_adapter": "work"}, limits)
+    assert (asked.weights, asked.beta, asked.top_k) == ((0.0, 0.0, 0.0, 2.0, 0.0), 0.5, 10)
+    own = parse({"pad_weights": "humor=1"}, limits)
+    assert own.weights[-2:] == (0.0, 0.0)
+    assert len(own.weights) == 5
+    for args, said in (
+        ({"pad_weights": "humor=1", "pad_adapter": "work"}, "Accepted dimensions: formal"),
+        ({"pad_weights": "formal=1", "pad_adapter": "play"}, "'play'; accepted: work"),
+        ({"pad_weights": "formal=1", "pad_adapter": 3}, "the name of an adapter"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            parse(args, limits)
+    with pytest.raises(ValueError, match="one adapter is served"):
+        parse({"pad_weights": "humor=1", "pad_adapter": "work"}, LIMITS)
+
+
 @pytest.mark.parametrize("value", [True, 1, "true", "1"])
 def test_an_answer_may_be_explained(value):
     assert parse({"pad_weights": "humor=1", "pad_explain": value}, LIMITS).explain
@@ -140,7 +159,7 @@ def test_a_typo_is_refused_and_all_arguments_are_named(key, meant):
     assert f"'{key}'" in message
     assert f"Did you mean '{meant}'?" in message
     assert (
-        "pad_weights, pad_beta, pad_top_k, pad_no_repeat, pad_min_p, pad_preference, pad_explain"
+        "pad_weights, pad_beta, pad_top_k, pad_no_repeat, pad_min_p, pad_preference, pad_explain, pad_adapter"
         in message
     )
 

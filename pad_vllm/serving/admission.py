@@ -13,13 +13,12 @@ from typing import Any
 
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.fingerprint import fingerprint, local_checkpoint
-from pad_vllm.adapter.folder import load_adapter
-from pad_vllm.adapter.manifest import AdapterConfig, Backbone, read_config, require_backbone
+from pad_vllm.adapter.manifest import Backbone, read_config, require_backbone
 from pad_vllm.adapter.shapes import attention_kinds, require_boundary, require_shapes
 from pad_vllm.config import PADConfig
 from pad_vllm.engines.reward_model.load import require_length, require_reward_backbone, tokenizer_of
-from pad_vllm.params import EXPLAIN, PREFERENCE, Limits, parse
-from pad_vllm.serving import requests
+from pad_vllm.params import EXPLAIN, PREFERENCE, parse
+from pad_vllm.serving import adapters, requests
 from pad_vllm.serving.refusals import require_architecture, require_servable, require_wiring
 from pad_vllm.text.chat import template_text
 from pad_vllm.text.tokens import Reader
@@ -83,20 +82,6 @@ def _fingerprint(config: VllmConfig, *, fetched: bool) -> str | None:
         return None
 
 
-def limits(pad: PADConfig, adapter: AdapterConfig) -> Limits:
-    """What requests may ask for. Raises ValueError where the adapter's defaults exceed it."""
-    return Limits(
-        dimensions=adapter.dimensions,
-        beta=adapter.beta,
-        top_k=adapter.top_k,
-        max_beta=pad.max_beta,
-        max_top_k=pad.max_top_k,
-        no_repeat=adapter.no_repeat,
-        min_p=adapter.min_p,
-        engine=pad.engine,
-    )
-
-
 def reader(config: VllmConfig, pad: PADConfig) -> Reader:
     """From the base's tokens to the reward model's. Raises ValueError for tokenizers it cannot follow."""
     from transformers import AutoTokenizer
@@ -134,9 +119,9 @@ def front_end(config: VllmConfig) -> Admit:
     """Raises ValueError for a config PAD cannot serve; returns the check of requests."""
     pad = settings(config)
     # The worker loads it again; loaded here too, a broken one is reported without a worker's traceback.
-    adapter = load_adapter(pad.adapter)
+    adapter = adapters.load(pad)
     check_backbone(config, pad, adapter, fetched=False)
-    accepted = limits(pad, adapter.config)
+    accepted = adapters.limits(pad)
     if pad.engine == "shared":
         base = config.model_config.hf_config
         require_shapes(adapter, base)

@@ -281,9 +281,9 @@ def _output_embedding(both: _Both) -> str:
 
 def _defaults(both: _Both) -> str:
     _import_vllm()
-    from pad_vllm.serving import admission
+    from pad_vllm.serving import adapters
 
-    limits = admission.limits(_pad(both), both.adapter.config)
+    limits = adapters.limits(_pad(both))
     return f"beta {limits.beta:g} and {limits.top_k} candidates"
 
 

@@ -14,11 +14,10 @@ import torch
 from torch import nn
 
 from pad_vllm.adapter.adapter import Adapter
-from pad_vllm.adapter.folder import load_adapter
 from pad_vllm.config import COMPILE_KEY, KEY, PADConfig
 from pad_vllm.engines import base, declined, inputs
 from pad_vllm.engines.shared.fork import fork_model
-from pad_vllm.serving import admission
+from pad_vllm.serving import adapters, admission
 from pad_vllm.serving.answers import told
 from pad_vllm.version import __version__
 from pad_vllm.vllm_api.answers import answer_workers
@@ -79,7 +78,7 @@ class PADModelLoader(BaseModelLoader):
                 f"Model reloading with `{pad.load_format}` format: vLLM reloads with `auto`"
             )
         inner.download_model(model_config)
-        admission.check_backbone(config, pad, load_adapter(pad.adapter))
+        admission.check_backbone(config, pad, adapters.load(pad))
         weights: Iterable[tuple[str, torch.Tensor]] = inner.get_all_weights(model_config, model)
         return weights
 
@@ -87,7 +86,7 @@ class PADModelLoader(BaseModelLoader):
         self, vllm_config: VllmConfig, model_config: Any, *args: Any, **kwargs: Any
     ) -> nn.Module:
         pad = admission.settings(vllm_config)
-        adapter = load_adapter(pad.adapter)
+        adapter = adapters.load(pad)
         # Written before the model is built: the compile cache's key knows neither the load format
         # nor the adapter, and two forks would share one artefact.
         key = f"{__version__}:{pad.engine}:{adapter.config.fork_layer}:{adapter.digest}"

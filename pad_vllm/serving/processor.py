@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from pad_vllm import guidance
-from pad_vllm.adapter.manifest import read_config
 from pad_vllm.engines import base, declined
 from pad_vllm.outcome import MARK
 from pad_vllm.params import check_syntax, parse
-from pad_vllm.serving import admission, answers
+from pad_vllm.serving import adapters, admission, answers
 from pad_vllm.serving.history import History, V1History, V2History
 from pad_vllm.serving.slots import Selection, Slots
 from pad_vllm.serving.tally import Tally
@@ -53,7 +52,7 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def __init__(self, vllm_config: VllmConfig, second: Any, *_pin_memory: bool) -> None:
         device = second if isinstance(second, torch.device) else second.device
         pad = admission.settings(vllm_config)
-        self._limits = admission.limits(pad, read_config(pad.adapter))
+        self._limits = adapters.limits(pad)
         # `shared` reads the base's hidden states; the other engines need the requests' token ids.
         self._reads_tokens = pad.engine != "shared"
         self._v2_states: Any = None if isinstance(second, torch.device) else second

@@ -12,6 +12,7 @@ from pad_vllm.adapter.families import ARCHITECTURES
 from pad_vllm.config import KEY, LOAD_FORMAT, PADConfig
 from pad_vllm.vllm_api.front_end import rust_front_end
 from pad_vllm.vllm_api.names import VllmConfig
+from pad_vllm.wording import listed
 
 _USE = (
     "start with --load-format pad --logits-processors pad_vllm:PADLogitsProcessor "
@@ -145,6 +146,11 @@ def wants_pad(config: VllmConfig) -> bool:
 
 def require_servable(config: VllmConfig, pad: PADConfig) -> None:
     """Raises ValueError for a config that the engine of `pad` cannot serve."""
+    if pad.adapters and pad.engine != "shared":
+        raise ValueError(
+            f"pad_vllm's {pad.engine} engine does not support several adapters yet; drop "
+            f"{listed(pad.adapters)} from additional_config['pad']['adapters'], or use the shared engine."
+        )
     for name, on, way_out in REFUSED:
         if on(config):
             raise ValueError(f"pad_vllm does not support {name} yet; {way_out}.")

@@ -94,6 +94,15 @@ class Extra(dict):
         return self or None
 
 
+def test_only_one_answer_a_request_is_explained(config):
+    admit, asked = admission.front_end(config()), Extra(pad_weights="brief=1", pad_explain=True)
+    asked.n = 1
+    assert admit(asked) is True
+    asked.n = 2
+    with pytest.raises(ValueError, match="pad_explain together with n 2.*accepted: n 1"):
+        admit(asked)
+
+
 def test_an_engine_that_does_not_ask_for_pad_is_left_alone(config):
     bare = config(load_format="auto", processors=())
     bare.additional_config = {}
@@ -386,3 +395,9 @@ def test_the_probe_names_what_is_missing_and_the_versions_that_have_it(monkeypat
     monkeypatch.setattr(BaseModelLoader, "load_model", lambda self, config: None)
     with pytest.raises(IncompatibleVLLM, match="no parameter 'vllm_config'; .*0.32"):
         probe()
+
+
+def test_several_adapters_are_refused_beside_the_base(config, folder):
+    several = {"adapters": {"work": str(folder)}, "engine": "resident"}
+    with pytest.raises(ValueError, match="resident engine does not support several adapters"):
+        admission.settings(config(settings=several))

@@ -1,0 +1,91 @@
+"""Several adapters on one engine: each answers as it does alone; and what tokens earned, on both runners."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from cases import greedy, tokens
+from harness import V2_ENV, engines, pad
+
+from pad_vllm.adapter.folder import load_adapter
+from pad_vllm.persrm import PersRM
+from pad_vllm.steering import explanation
+from pad_vllm.text.chat import chat_tokenizer
+
+pytestmark = pytest.mark.engine
+
+PROMPTS = [[3 + (7 * i + length) % 256 for i in range(length)] for length in (3, 40, 17)]
+DIMENSIONS = {"first": ("helpful", "brief", "humor"), "second": ("warm", "terse")}
+ASKED = {"first": ("helpful=1", "humor=-1,brief=0.5"), "second": ("warm=1", "terse=-1,warm=0.5")}
+
+
+def asked(name, more=()):
+    """Every prompt under the weights of an adapter."""
+    return [
+        greedy(prompt, 24, {"pad_weights": weights, "pad_explain": True, **dict(more)})
+        for prompt in PROMPTS
+        for weights in ASKED[name]
+    ]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The base, and adapters by name."""
+    root = tmp_path_factory.mktemp("adapters")
+    base = tiny.checkpoint("llama", root / "base")
+    layers = tiny.config("llama").num_hidden_layers
+    return base, {
+        name: tiny.write_adapter(
+            base,
+            root / name,
+            fork_layer=layers,
+            std=0.2,
+            head_rank=4 + number,
+            seed=number,
+            dimensions=dimensions,
+            constants=bool(number),
+        )
+        for number, (name, dimensions) in enumerate(DIMENSIONS.items())
+    }
+
+
+@pytest.fixture(scope="module", params=["v1", "v2"])
+def runs(request, made):
+    """By adapter alone, and of both: the results; and the runner."""
+    base, folders = made
+    both = pad(base, folders["first"], {"adapters": {"second": str(folders["second"])}})
+    named = [("pad_adapter", "second")]
+    mixed = [*asked("first"), *asked("second", named), *(greedy(p, 24) for p in PROMPTS)]
+    jobs = [{"llm": pad(base, folders[name]), "requests": asked(name)} for name in DIMENSIONS]
+    jobs += [{"llm": both, "requests": mixed}]
+    first, second, together = engines(jobs, V2_ENV if request.param == "v2" else None)
+    assert together["runner"] == request.param
+    return {"first": first, "second": second, "both": together}
+
+
+def test_each_adapter_answers_as_it_does_alone(runs):
+    alone = [*tokens(runs["first"]), *tokens(runs["second"])]
+    assert tokens(runs["both"])[: len(alone)] == alone
+    unguided = tokens(runs["both"])[len(alone) :]
+    assert not any(one in alone for one in unguided)
+
+
+@pytest.mark.parametrize("name", DIMENSIONS)
+def test_what_tokens_earned_is_what_the_twin_pays(runs, made, name):
+    from transformers import AutoModelForCausalLM
+
+    base, folders = made
+    backbone = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    adapter = load_adapter(folders[name])
+    model, tokenizer = PersRM.from_adapter(backbone, adapter), chat_tokenizer(base, "base", None)
+    for request, output in zip(asked(name), runs[name]["outputs"], strict=True):
+        given = request["sampling"]["extra_args"]["pad_weights"]
+        weights = dict(one.split("=") for one in given.split(","))
+        w = torch.tensor([float(weights.get(one, 0)) for one in model.dimensions])
+        prompt, said = output["prompt_token_ids"], output["token_ids"]
+        twin = explanation.tokens(model, tokenizer, prompt, said, w, adapter.config.top_k)
+        (told,) = output["pad"]["explained"]
+        for one, other in zip(told, twin, strict=True):
+            assert one["reward"] == pytest.approx(other.reward, abs=1e-3)
+            assert (one["base"], one["changed"]) == (other.base, other.changed)
