@@ -206,7 +206,7 @@ def main() -> None:
     prompts = read_prompts(args.steering)
     leanings = {}
     if args.judge_prompts is not None:
-        drawn = Decoding(temperature=args.temperature, dtype="float32")
+        drawn = Decoding(args.temperature, args.tokens, dtype="float32")
         leanings = judges.fit(args.base, sentences, read_prompts(args.judge_prompts), drawn)
     learned = vectors(loop, read_prompts(args.learn), sentences)
     made = list(rows(loop, prompts, learned, args, sentences))

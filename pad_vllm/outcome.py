@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NotRequired, TypedDict
 
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 MARK = "_pad_answer"
 """In a guided request's `extra_args`: the front end's mark, by which it asks the worker for the outcome."""
 
@@ -21,7 +22,9 @@ class Earned(TypedDict):
 
     token: str
     reward: float | None
-    """R_w in logits less its mean over the base's candidates; None where the token was chosen without."""
+    """R_w in logits less its mean over the base's candidates, before strength and guards; None where it is
+    not known, or the token was chosen without.
+    """
 
     base: str | None
     """What the base held most likely there; None where that is not known."""
@@ -81,8 +84,10 @@ def total(outcomes: Sequence[Outcome]) -> Outcome | None:
         "unguided_tokens": sum(known) if len(known) == len(counts) else None,
         "stopped": any(outcome["stopped"] for outcome in outcomes),
     }
-    explained = [answer for outcome in outcomes for answer in outcome.get("explained", [])]
-    return {**whole, "explained": explained} if explained else whole
+    if not any("explained" in outcome for outcome in outcomes):
+        return whole
+    explained = [answer for outcome in outcomes for answer in outcome.get("explained", [[]])]
+    return {**whole, "explained": explained}
 
 
 def with_tokens(outcome: Outcome, ids: Sequence[int], tokenizer: Any) -> Outcome:
@@ -98,37 +103,48 @@ def with_tokens(outcome: Outcome, ids: Sequence[int], tokenizer: Any) -> Outcome
 
 
 def earned(steps: Sequence[Step], ids: Sequence[int], tokenizer: Any) -> list[Earned]:
-    """Of each of the answer's tokens. A place that was decided twice counts as the last time."""
+    """Of each of the answer's tokens. A place that was decided twice counts as the last time.
+
+    tokenizer: Transformers' or vLLM's; None, and there is no text.
+    """
     known = {place: (candidates, rewards) for place, candidates, rewards in steps}
-    return [
-        _earned(text, token, *known.get(place, ([], [])), tokenizer)
-        for place, (text, token) in enumerate(zip(pieces(tokenizer, ids), ids, strict=True))
-    ]
+    found: list[Earned] = []
+    for place, (text, token) in enumerate(zip(pieces(tokenizer, ids), ids, strict=True)):
+        candidates, rewards = known.get(place, ([], []))
+        reward = rewards[candidates.index(token)] if token in candidates else math.nan
+        best = candidates[0] if candidates else None
+        one: Earned = {
+            "token": text,
+            "reward": reward if math.isfinite(reward) else None,
+            "base": None if best is None else _behind(tokenizer, ids[:place][-1:], best),
+            "changed": best is not None and best != token,
+        }
+        found.append(one)
+    return found
 
 
-def _earned(
-    text: str, token: int, candidates: list[int], rewards: list[float], tokenizer: Any
-) -> Earned:
-    reward = rewards[candidates.index(token)] if token in candidates else math.nan
-    best = candidates[0] if candidates else None
-    return {
-        "token": text,
-        "reward": reward if math.isfinite(reward) else None,
-        "base": None if best is None else "" if tokenizer is None else tokenizer.decode([best]),
-        "changed": best is not None and best != token,
-    }
+def _behind(tokenizer: Any, before: Sequence[int], token: int) -> str:
+    """A token's text: the first of a text may lose the space that it has behind another."""
+    if tokenizer is None:
+        return ""
+    text: str = tokenizer.decode([*before, token])
+    return text[len(tokenizer.decode(before)) :] if before else text
 
 
 def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """The text that each token adds. A character of several tokens is the last one's."""
     if tokenizer is None:  # vLLM's skip_tokenizer_init
         return [""] * len(ids)
-    texts, before = [], ""
-    for count in range(1, len(ids) + 1):
-        text = tokenizer.decode(ids[:count])
-        if text.endswith("\N{REPLACEMENT CHARACTER}"):
+    texts, begin, read = (
+        [],
+        0,
+        0,
+    )  # what is decoded begins a token early, and with a whole character
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[begin:end])
+        if text.endswith(_UNFINISHED):
             texts.append("")
             continue
-        texts.append(text[len(before) :])
-        before = text
+        texts.append(text[len(tokenizer.decode(ids[begin:read])) :])
+        begin, read = read, end
     return texts

@@ -50,5 +50,32 @@ def test_answers_are_added_up_with_their_explanations():
     full = outcome.with_tokens({**plain, "steps": steps}, [A], Bytes())
     assert "steps" not in full
     assert outcome.with_tokens(plain, [A], Bytes()) == plain
-    assert outcome.total([full, plain])["explained"] == full["explained"]
+    assert outcome.total([plain, full])["explained"] == [[], *full["explained"]]
     assert outcome.total([plain, plain]) == {"unguided_tokens": 2, "stopped": False}
+
+
+class Worded:
+    """A tokenizer whose decoder takes the space off the first word, as SentencePiece's do."""
+
+    def decode(self, ids):
+        return "".join(f" w{one}" for one in ids)[1:]
+
+
+def test_what_the_base_held_likeliest_has_the_space_that_its_place_gives_it():
+    steps = [(0, [7], [1.0]), (1, [8], [1.0])]
+    first, second = told(steps, [7, 9], Worded())
+    assert (first["token"], first["base"]) == ("w7", "w7")
+    assert (second["token"], second["base"]) == (" w9", " w8")
+
+
+def test_a_long_answer_is_decoded_a_few_tokens_at_a_time():
+    class Counting(Bytes):
+        most = 0
+
+        def decode(self, ids):
+            self.most = max(self.most, len(ids))
+            return super().decode(ids)
+
+    tokenizer = Counting()
+    assert "".join(outcome.pieces(tokenizer, [A, HALF, REST] * 50)) == "aé" * 50
+    assert tokenizer.most <= 4

@@ -16,7 +16,7 @@ from pad_vllm.cli.errors import plain_errors
 from pad_vllm.demo.names import resolve_adapter
 
 if TYPE_CHECKING:
-    from pad_vllm.steering.explanation import Token
+    from pad_vllm.outcome import Earned
 
 _FULL = 2.0  # logits: a reward of that size has the full colour
 _BEFORE = 5  # tokens shown before a change
@@ -37,10 +37,10 @@ def explain(
     tokens: Annotated[int, typer.Option(min=1, help="Of an answer that is drawn.")] = 80,
     html: Annotated[Path | None, typer.Option(help="A page to write the same to.")] = None,
 ) -> None:
-    """Show what every token of an answer earned, and where guidance changed its course.
+    """Show what the reward model gives every token of an answer, before strength and guards.
 
-    Green earned more than the base's candidates do on average, red less; underlined is what the base would
-    not have said there.
+    Green earns more than the base's candidates do on average, red less; underlined is what was not the base's
+    own first choice there.
     """
     with plain_errors():
         from pad_vllm.steering.explanation import Question
@@ -55,38 +55,42 @@ def explain(
         typer.echo(f"wrote {html}")
 
 
-def picture(read: Sequence[Token]) -> Group:
+def picture(read: Sequence[Earned]) -> Group:
     """For a terminal or a page."""
-    changed = sum(token.changed for token in read)
-    mean = sum(token.reward for token in read) / max(len(read), 1)
-    said = f"{changed} of {len(read)} tokens are not the base's own; {mean:+.2f} logits a token"
+    changed = sum(token["changed"] for token in read)
+    mean = sum(_reward(token) for token in read) / max(len(read), 1)
+    said = f"{changed} of {len(read)} tokens are not the base's first choice; {mean:+.2f} logits a token"
     return Group(coloured(read), "", said, _changes(read))
 
 
-def coloured(read: Sequence[Token]) -> Text:
+def coloured(read: Sequence[Earned]) -> Text:
     """The answer alone."""
     text = Text()
     for token in read:
-        text.append(token.text, style=_style(token))
+        text.append(token["token"], style=_style(token))
     return text
 
 
-def _style(token: Token) -> str:
-    strength = min(abs(token.reward) / _FULL, 1.0)
+def _reward(token: Earned) -> float:
+    return token["reward"] or 0.0
+
+
+def _style(token: Earned) -> str:
+    strength = min(abs(_reward(token)) / _FULL, 1.0)
     rest, full = round(255 - 155 * strength), 255 - round(35 * strength)
-    colour = f"{rest},{full},{rest}" if token.reward > 0 else f"{full},{rest},{rest}"
-    return f"black on rgb({colour}){' underline' if token.changed else ''}"
+    colour = f"{rest},{full},{rest}" if _reward(token) > 0 else f"{full},{rest},{rest}"
+    return f"black on rgb({colour}){' underline' if token['changed'] else ''}"
 
 
-def _changes(read: Sequence[Token]) -> Table:
-    places = [i for i, token in enumerate(read) if token.changed]
+def _changes(read: Sequence[Earned]) -> Table:
+    places = [i for i, token in enumerate(read) if token["changed"]]
     table = Table()
     table.add_column("after", ratio=1)
     table.add_column("said")
     table.add_column("the base")
     table.add_column("reward", justify="right")
     for i in places[:_CHANGES]:
-        before = "".join(token.text for token in read[max(i - _BEFORE, 0) : i])
-        cells = (repr(text)[1:-1] for text in (before, read[i].text, read[i].base))
-        table.add_row(*map(Text, cells), f"{read[i].reward:+.2f}")
+        before = "".join(token["token"] for token in read[max(i - _BEFORE, 0) : i])
+        cells = (repr(text)[1:-1] for text in (before, read[i]["token"], read[i]["base"] or ""))
+        table.add_row(*map(Text, cells), f"{_reward(read[i]):+.2f}")
     return table

@@ -23,8 +23,9 @@ Reason = Literal[
     "lost actor",  # dead, restarting, or it raised an error
     "late start",  # no row: the reward model begins after the base's forward instead of with it
     "bad request",  # no row of a step: a request that the front end should have refused
+    "not told",  # guided rows whose explanation or figures are lost
 ]
-_NO_ROW: tuple[Reason, ...] = ("late start", "bad request")
+_NO_ROW: tuple[Reason, ...] = ("late start", "bad request", "not told")
 _EVERY_S = 10.0
 
 

@@ -26,14 +26,14 @@ class Answers:
     An answer has one for each of its rows: several with `n`, and a new one after a preemption.
     """
 
-    def __init__(self, device: torch.device, rows: int, tally: Tally) -> None:
-        """rows: the most that a batch has."""
+    def __init__(self, device: torch.device, rows: int, tally: Tally, most: int = 100) -> None:
+        """rows: the most that a batch has; most: candidates that a row may ask for."""
         self.tally = tally
         self._counts = torch.zeros(2 * rows + _SPARE, 2, dtype=torch.int32, device=device)
         self._free = list(range(len(self._counts)))
         self._marks: dict[int, str | None] = {}  # ticket -> mark, None where nobody will ask
         self._tickets: dict[str, list[int]] = {}  # the reverse
-        self._explained = Explained()
+        self._explained = Explained(device, most)
         self._left: dict[int, None] = {}  # tickets whose row left the batch, oldest first
         self._lost: dict[str, None] = {}  # marks of answers not known any more, oldest first
 
@@ -66,9 +66,9 @@ class Answers:
 
     def note(self, selection: Selection, place: Tensor, ids: Tensor, paid: Tensor) -> None:
         """For the rows of a step that are explained: place [G] tokens so far, ids, paid [G, K]."""
-        rows = list(selection.explaining)
-        tickets = [selection.requests[row].ticket for row in rows]
-        self._explained.add(tickets, place[rows], ids[rows], paid[rows])
+        tickets = [selection.requests[row].ticket for row in selection.explaining]
+        parts = (part.index_select(0, selection.explained) for part in (place, ids, paid))
+        self._explained.add(tickets, *parts)
 
     def outcome(self, mark: str) -> Outcome:
         """Of the answer with this mark, which is forgotten."""
@@ -93,12 +93,12 @@ class Answers:
     def _unmark(self, mark: str) -> None:
         for ticket in self._tickets.pop(mark):
             self._marks[ticket] = None
-            self._explained.drop(ticket)
             if ticket in self._left:
                 self._release(ticket)
 
     def _release(self, ticket: int) -> None:
         del self._left[ticket], self._marks[ticket]
+        self._explained.drop(ticket)
         self._free.append(ticket)
 
 

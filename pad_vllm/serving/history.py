@@ -26,6 +26,9 @@ class History(Protocol):
     def read(self, selection: Selection, ctx: Any) -> Said:
         """The answers of the step's guided rows; ctx is V2's batch layout."""
 
+    def lengths(self, selection: Selection, ctx: Any) -> torch.Tensor:
+        """[G] how many tokens these answers have."""
+
 
 class V2History:
     """states: V2's LogitsProcRequestState."""
@@ -42,6 +45,11 @@ class V2History:
             self._states.prompt_len.gpu.index_select(0, selection.slots),
             ctx.pos.index_select(0, selection.rows) + 1,
         )
+
+    def lengths(self, selection: Selection, ctx: Any) -> torch.Tensor:
+        """From positions."""
+        prompts = self._states.prompt_len.gpu.index_select(0, selection.slots)
+        return ctx.pos.index_select(0, selection.rows) + 1 - prompts
 
 
 class V1History:
@@ -69,6 +77,11 @@ class V1History:
         tokens = torch.from_numpy(padded).to(self._device, non_blocking=True)
         length = length.to(self._device, non_blocking=True)
         return Said(tokens, torch.zeros_like(length), length)
+
+    def lengths(self, selection: Selection, ctx: Any) -> torch.Tensor:  # noqa: ARG002
+        """From the lists."""
+        known = [len(self._answers[request].tokens()) for request in selection.requests]
+        return torch.tensor(known).to(self._device, non_blocking=True)
 
 
 class _Answer:

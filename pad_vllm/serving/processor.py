@@ -61,9 +61,9 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         # The token that ends a row without rewards; None where such a row goes on unguided.
         self._end = admission.end_token(vllm_config) if pad.on_failure == "stop" else None
         self._declined = declined.of(self._instance, logger.warning)
-        self._tally = Tally(device, self._declined)
+        self._tally = Tally(device, self._declined, self._count_broken)
         rows = vllm_config.scheduler_config.max_num_seqs
-        self._answers = answers.Answers(device, rows, self._tally)
+        self._answers = answers.Answers(device, rows, self._tally, pad.max_top_k)
         answers.start(self._instance, self._answers)
         self._v1_history = V1History(device)
         self._history: History = (
@@ -181,17 +181,20 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             self._declined.add("misaligned", len(z), remark)
             reward = torch.full_like(z, float("nan"))
         unpaid = guidance.unlikely(z, selection.min_p)
-        if selection.longest or selection.explaining:
+        if selection.longest:
             said = self._history.read(selection, ctx)
             unpaid |= guidance.repeats(said, ids, selection.no_repeat, selection.longest)
-            if selection.explaining:
-                paid = guidance.earned(z, reward, selection.top_k)
-                self._answers.note(selection, said.stop - said.start, ids, paid)
         wanted = selection.beta, selection.top_k
         left = guidance.guide(logits, selection.rows, z, ids, reward, *wanted, unpaid)
-        # The candidates come best first.
-        changed = (logits[selection.rows.unsqueeze(-1), ids].argmax(-1) != 0) & ~left
-        self._tally.step(changed, seconds)
+        try:
+            # The candidates come best first.
+            changed = logits[selection.rows.unsqueeze(-1), ids].argmax(-1) != 0
+            self._tally.step(~left, changed & ~left, seconds)
+            if selection.explaining:
+                paid = guidance.earned(z, reward, selection.top_k)
+                self._answers.note(selection, self._history.lengths(selection, ctx), ids, paid)
+        except Exception as error:  # noqa: BLE001, the rows are guided all the same
+            self._declined.add("not told", len(z), "a step's figures are lost", error)
         return left
 
     def _lose(self, error: Exception) -> None:
@@ -206,9 +209,12 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._unguided += unguided.sum()
         self._steps += 1
         if self._steps % _REPORT_EVERY == 0:
-            broken = max(int(self._unguided) - self._declined.rows, 0)
-            said = "rows with a NaN or inf reward stay unguided"
-            self._declined.add("not finite", broken, said)
+            self._count_broken()
+
+    def _count_broken(self) -> None:
+        """Waits for the device."""
+        broken = max(int(self._unguided) - self._declined.rows, 0)
+        self._declined.add("not finite", broken, "rows with a NaN or inf reward stay unguided")
 
     def _request(self, params: SamplingParams) -> base.Request | None:
         try:

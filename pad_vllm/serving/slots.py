@@ -31,6 +31,7 @@ class Selection:
     k_max: int  # the largest of top_k, on the host
     longest: int  # the largest of no_repeat
     explaining: tuple[int, ...]  # places among the G of those whose answers are explained
+    explained: Tensor  # the same on the device, int64
     requests: tuple[Request, ...]  # of the rows
 
 
@@ -98,6 +99,7 @@ class Slots:
         def on_device(values: list[object], dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype).to(self._device, non_blocking=True)
 
+        explaining = tuple(place for place, g in enumerate(guided) if g.explain)
         return Selection(
             rows=on_device([row for row, _ in pairs], torch.int64),
             w=on_device([g.weights for g in guided], torch.float32),
@@ -109,6 +111,7 @@ class Slots:
             tickets=on_device([request.ticket for _, request in pairs], torch.int64),
             k_max=max(g.top_k for g in guided),
             longest=max(g.no_repeat for g in guided),
-            explaining=tuple(place for place, g in enumerate(guided) if g.explain),
+            explaining=explaining,
+            explained=on_device(list(explaining), torch.int64),
             requests=tuple(request for _, request in pairs),
         )

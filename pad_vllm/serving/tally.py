@@ -7,6 +7,7 @@ they are asked for. Imports no vLLM.
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,30 +22,34 @@ _SECONDS = 10_000  # steps whose times are kept for who asks seldom
 class Tally:
     """Of one engine."""
 
-    def __init__(self, device: torch.device, declined: Declined) -> None:
-        self._declined = declined
-        self._rows = 0
-        self._changed = torch.zeros((), dtype=torch.int64, device=device)
+    def __init__(
+        self, device: torch.device, declined: Declined, settle: Callable[[], None] = lambda: None
+    ) -> None:
+        """settle: brings `declined` up to date, before it is told."""
+        self._declined, self._settle = declined, settle
+        self._rows = torch.zeros(2, dtype=torch.int64, device=device)
         self._seconds: deque[float] = deque(maxlen=_SECONDS)
         self._told: Counter[Any] = Counter()  # of what was declined
 
-    def step(self, changed: Tensor, seconds: float) -> None:
-        """changed: [G] bool, whose likeliest token guidance changed; seconds: the host spent on rewards."""
-        self._rows += len(changed)
-        self._changed += changed.sum()
+    def step(self, guided: Tensor, changed: Tensor, seconds: float) -> None:
+        """guided, changed: [G] bool, rows, and those whose likeliest token guidance changed; seconds: of the
+        host, on rewards.
+        """
+        self._rows += torch.stack([guided, changed]).sum(1)
         self._seconds.append(seconds)
 
     def take(self) -> Figures:
         """Since the last call."""
+        self._settle()
         declined = self._declined.counts - self._told
+        rows, changed = self._rows.tolist()
         figures: Figures = {
-            "rows": self._rows,
-            "changed": int(self._changed),
+            "rows": rows,
+            "changed": changed,
             "seconds": list(self._seconds),
             "declined": {str(reason): count for reason, count in declined.items()},
         }
         self._told += declined
-        self._rows = 0
-        self._changed.zero_()
+        self._rows.zero_()
         self._seconds.clear()
         return figures

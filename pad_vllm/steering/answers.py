@@ -69,14 +69,15 @@ def _answers(batch: Batch) -> list[list[list[Answer]]]:
     found = []
     for decoding in batch.decodings:
         drawn = llm.chat(chats, [_sampling(decoding, one) for one in conditions for _ in prompts])
-        said = [_answer(result.outputs[0]) for result in drawn]
+        known = decoding.dtype == "float32"  # in which others compute losses too
+        said = [_answer(result.outputs[0], known) for result in drawn]
         found.append([said[start : start + size] for start in range(0, len(said), size)])
     return found
 
 
-def _answer(said: Any) -> Answer:
-    # vLLM's logprobs are those of the logits before any processor: the base's.
-    return Answer(said.text, tuple(said.token_ids), -float(said.cumulative_logprob))
+def _answer(said: Any, known: bool) -> Answer:
+    loss = -float(said.cumulative_logprob) if known else None
+    return Answer(said.text, tuple(said.token_ids), loss)
 
 
 def _sizes(batch: Batch) -> dict[str, Any]:
@@ -91,6 +92,7 @@ def _sizes(batch: Batch) -> dict[str, Any]:
         "block_size": 32,  # the same short prompts under many conditions: few tokens are read twice
         "seed": first.seed,
         "dtype": first.dtype,
+        "logprobs_mode": "raw_logprobs",  # of the logits before any processor: the base's
         "enforce_eager": True,  # an engine a few thousand answers: compiling would not pay
     }
 

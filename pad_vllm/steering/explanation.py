@@ -1,7 +1,7 @@
 """An answer token by token: what each earned, and what the base would have said in its place.
 
-In: an adapter's folder, its base, a prompt, weights; an answer, or else one is drawn. Out: a Token for each
-of the answer's. `tokens` alone knows no engine: its answer may come from anywhere.
+In: an adapter's folder, its base, a prompt, weights; an answer, or else one is drawn. Out: what each of
+its tokens Earned. `tokens` alone knows no engine: its answer may come from anywhere.
 """
 
 from __future__ import annotations
@@ -17,29 +17,15 @@ from torch import Tensor
 
 from pad_vllm import guidance
 from pad_vllm.adapter.folder import load_adapter
-from pad_vllm.adapter.manifest import MAX_BETA, AdapterConfig
+from pad_vllm.adapter.manifest import AdapterConfig, Backbone, require_backbone
+from pad_vllm.config import PADConfig
 from pad_vllm.demo.names import resolve_base
-from pad_vllm.outcome import pieces
+from pad_vllm.outcome import Earned, earned
 from pad_vllm.params import BETA, WEIGHTS, Guidance, Limits, parse
 from pad_vllm.persrm import PersRM
 from pad_vllm.steering.answers import Batch, Decoding, answers
 from pad_vllm.steering.conditions import Condition
 from pad_vllm.text.chat import chat_ids, chat_tokenizer
-
-
-@dataclass(frozen=True)
-class Token:
-    """One token of an answer."""
-
-    text: str
-    reward: float
-    """R_w, in logits, less its mean over the base's candidates: what all of them share steers nothing."""
-
-    base: str
-    """The base's own first choice there."""
-
-    changed: bool
-    """Whether that is another token."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +42,12 @@ class Question:
     dtype: str = "auto"  # that it is drawn in
 
 
-def explain(asked: Question) -> list[Token]:
+def explain(asked: Question) -> list[Earned]:
     """Raises ValueError for weights that the adapter does not have, and for what cannot be loaded."""
     from transformers import AutoModelForCausalLM
 
     adapter, folder = load_adapter(asked.adapter), Path(resolve_base(asked.base))
+    require_backbone(adapter.config, Backbone.from_checkpoint(folder))
     guided = _guidance(asked, adapter.config)
     tokenizer = chat_tokenizer(folder, asked.base, adapter.config.chat_template)
     prompt = [{"role": "user", "content": asked.prompt}]
@@ -76,7 +63,7 @@ def explain(asked: Question) -> list[Token]:
 
 
 def _guidance(asked: Question, config: AdapterConfig) -> Guidance:
-    limits = Limits(config.dimensions, config.beta, config.top_k, MAX_BETA, config.top_k)
+    limits = Limits(config.dimensions, config.beta, config.top_k, PADConfig.max_beta, config.top_k)
     beta = {} if asked.beta is None else {BETA: asked.beta}
     guided = parse({WEIGHTS: asked.weights, **beta}, limits)
     assert guided is not None
@@ -101,21 +88,17 @@ def tokens(
     answer: Sequence[int],
     w: Tensor,
     top_k: int,
-) -> list[Token]:
+) -> list[Earned]:
     """prompt, answer: token ids; w [D]; top_k: the base's candidates."""
     if not answer:
         return []
     whole = torch.tensor([[*prompt, *answer][:-1]])
     h_B, h_T = (h[0, len(prompt) - 1 :].float() for h in model.hidden(whole))
     z, best = guidance.candidates(model.base_logits(h_B), torch.arange(len(h_B)), top_k)
-    said = torch.tensor(answer).unsqueeze(-1)
-    paid = model.rewards(h_B, h_T, torch.cat([said, best], -1), w.expand(len(h_B), -1))
-    every = torch.full((len(z),), top_k)
-    mean = paid[:, 1] - guidance.earned(z, paid[:, 1:], every)[:, 0]
-    rewards = (paid[:, 0] - mean).tolist()
-    firsts = best[:, 0].tolist()
-    rows = zip(pieces(tokenizer, answer), rewards, firsts, answer, strict=True)
-    return [
-        Token(text, reward, tokenizer.decode([first]), first != token)
-        for text, reward, first, token in rows
-    ]
+    # What was said may be no candidate: it stands behind them, where it counts for no mean.
+    ids = torch.cat([best, torch.tensor(answer).unsqueeze(-1)], -1)
+    behind = torch.nn.functional.pad(z, (0, 1), value=guidance.NEG_INF)
+    rewards = model.rewards(h_B, h_T, ids, w.expand(len(h_B), -1))
+    paid = guidance.earned(behind, rewards, torch.full((len(z),), top_k))
+    steps = list(zip(range(len(answer)), ids.tolist(), paid.tolist(), strict=True))
+    return earned(steps, answer, tokenizer)

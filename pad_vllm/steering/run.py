@@ -21,6 +21,7 @@ from pad_vllm.steering.figures import Figures, table
 from pad_vllm.text.chat import chat_tokenizer
 
 Say = Callable[[str], None]
+_KEPT = 2  # version of the file of answers
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,9 @@ def _drawn(
     asked: Steering, rows: Mapping[str, Sequence[Condition]], kept: Path | None
 ) -> list[list[list[Answer]]]:
     """By decoding and condition, one engine for each adapter."""
-    question = json.dumps([asdict(asked), [read_config(folder).to_json() for folder in rows]])
+    ways = {folder: [asdict(one) for one in some] for folder, some in rows.items()}
+    configs = [read_config(folder).to_json() for folder in rows]
+    question = json.dumps([_KEPT, asdict(asked), configs, ways])
     if kept is not None and kept.is_file():
         found = json.loads(kept.read_text())
         if found["question"] == question:

@@ -2,16 +2,19 @@
 
 A guided request gets a mark on its way in, and when its answer ends the worker is asked about it by that
 mark (`collective_rpc`); what guidance did since comes with it, for /metrics (metrics.py). Leans on
-`AsyncLLM.generate`, on `LLMEngine.add_request` and `step`, and on the workers' base class.
+`AsyncLLM.generate`, on `LLMEngine.add_request` and `step`, their `tokenizer`, the outputs' `index` and
+`token_ids`, `output_kind`, and on the workers' base class.
 """
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import itertools
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from pad_vllm.outcome import MARK, Outcome, Told, unknown, with_tokens
@@ -48,17 +51,23 @@ class _Said:
 
     def __init__(self, params: SamplingParams) -> None:
         self._new = params.output_kind.name == "DELTA"
-        self._tokens: dict[int, list[int]] = {}
+        self._tokens: dict[int, Any] = {}  # by the output's index, n of them
 
     def add(self, output: Any) -> None:
         for one in output.outputs:
-            before = self._tokens.get(one.index, []) if self._new else []
-            self._tokens[one.index] = [*before, *one.token_ids]
+            if self._new:
+                self._tokens.setdefault(one.index, []).extend(one.token_ids)
+            else:
+                self._tokens[one.index] = one.token_ids
 
-    def finish(self, output: Any, outcome: Outcome, tokenizer: Any) -> None:
-        """The last output gets its field."""
+    def told(self, outcome: Outcome, tokenizer: Any) -> Outcome:
+        """The field of the last output."""
         metrics().ended(sum(map(len, self._tokens.values())), outcome["unguided_tokens"])
-        output.pad = with_tokens(outcome, self._tokens.get(0, []), tokenizer)
+        try:
+            return with_tokens(outcome, self._tokens.get(0, ()), tokenizer)
+        except Exception:  # the answer is there, and stays
+            logger.exception(_UNTOLD)
+            return unknown()
 
 
 async def with_outcome(
@@ -70,14 +79,19 @@ async def with_outcome(
         async for output in outputs:
             said.add(output)
             if output.finished:
-                said.finish(output, await _asked(engine, mark), engine.tokenizer)
+                # Whoever asks is told the figures, which nobody is told again: a client that leaves now
+                # must not take them along.
+                outcome = await asyncio.shield(_asked(engine, mark))
+                tell = partial(said.told, outcome, engine.tokenizer)
+                # To decode a long answer token by token takes a while.
+                output.pad = await asyncio.to_thread(tell) if "steps" in outcome else tell()
             yield output
 
 
 async def _asked(engine: Any, mark: str) -> Outcome:
     try:
         return _first(await engine.collective_rpc(METHOD, args=([mark],)))[0]
-    except Exception:  # the answer is there, and stays
+    except Exception:  # as above
         logger.exception(_UNTOLD)
         return unknown()
 
@@ -127,7 +141,7 @@ def _step(original: Any, engine: Any) -> Any:
     if ended:
         told = _asked_offline(engine, [mark for _, mark, _ in ended])
         for (output, _, said), outcome in zip(ended, told, strict=True):
-            said.finish(output, outcome, engine.tokenizer)
+            output.pad = said.told(outcome, engine.tokenizer)
     if asked and not engine.has_unfinished_requests():
         asked.clear()  # of requests that were aborted
     return outputs

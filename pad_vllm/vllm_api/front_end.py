@@ -73,6 +73,7 @@ def _attach(processor: Any, admit: Admit) -> None:
         check(params)
         return original(params, *args, **kwargs)
 
+    metrics()  # a scraper finds the series before the first request
     setattr(processor, name, validate)
     processor.pad_check = check
     _hook_streams()

@@ -49,6 +49,10 @@ class Metrics:
             "tokens_unguided",
             "Tokens of ended guided answers that the base chose without a reward.",
         )
+        self._unknown = counter(
+            "tokens_unknown",
+            "Tokens of answers of which the worker did not say how they came about.",
+        )
         self._rows = counter("rows_guided", "Rows of logits that were guided, a step each.")
         self._changed = counter(
             "rows_changed", "Of these, rows whose likeliest token guidance changed."
@@ -73,8 +77,12 @@ class Metrics:
 
     def ended(self, tokens: int, unguided: int | None) -> None:
         """A guided request's answers, all of their tokens; unguided: of them, None where not known."""
-        self._tokens.inc(tokens - min(unguided or 0, tokens))
-        self._unguided.inc(unguided or 0)
+        if unguided is None:
+            self._unknown.inc(tokens)
+            return
+        without = min(unguided, tokens)  # rows whose sample vLLM discards are counted too
+        self._tokens.inc(tokens - without)
+        self._unguided.inc(without)
 
     def add(self, figures: Figures) -> None:
         """What the worker tells."""

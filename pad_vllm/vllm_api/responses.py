@@ -72,18 +72,21 @@ class _Watched:
 
     def __init__(self, outputs: Any, prompts: int = 1) -> None:
         self._outputs, self._prompts = outputs, prompts
-        self._told: list[Outcome] = []
+        self._told: dict[int, Outcome] = {}  # by prompt
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         async with aclosing(self._outputs) as outputs:
             async for item in outputs:
-                self._told += _outcomes([item[1] if isinstance(item, tuple) else item])
+                place, output = item if isinstance(item, tuple) else (0, item)
+                if getattr(output, "pad", None) is not None:
+                    self._told[place] = output.pad
                 yield item
 
     @property
     def told(self) -> Outcome | None:
         """Once all prompts' answers ended; None before, and of unguided ones."""
-        return total(self._told) if len(self._told) == self._prompts else None
+        told = [outcome for _, outcome in sorted(self._told.items(), key=lambda one: one[0])]
+        return total(told) if len(told) == self._prompts else None
 
 
 async def _full(original: Callable[[], Any], arguments: dict[str, Any]) -> Any:

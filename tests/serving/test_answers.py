@@ -97,10 +97,18 @@ def test_an_instance_without_a_processor_knows_nothing():
     assert answers.told("nobody", ["a", "b"]) == ([UNKNOWN] * 2, None)
 
 
-def explaining(*requests, rows):
+def explaining(*tickets, rows):
     """A selection of these requests' tickets, of which these rows are explained."""
-    return SimpleNamespace(
-        explaining=rows, requests=[SimpleNamespace(ticket=ticket) for ticket in requests]
+    requests = [SimpleNamespace(ticket=ticket) for ticket in tickets]
+    return SimpleNamespace(explaining=rows, explained=torch.tensor(rows), requests=requests)
+
+
+def note(table, ticket, place, *ids):
+    table.note(
+        explaining(ticket, rows=(0,)),
+        torch.tensor([place]),
+        torch.tensor([ids]),
+        torch.tensor([ids]).float(),
     )
 
 
@@ -111,12 +119,44 @@ def test_the_steps_of_an_explained_answer_are_told_once_in_their_order(table):
         where = torch.tensor([9, place])
         table.note(explaining(other, one, rows=(1,)), where, ids, ids.float())
     later = table.enter("a")  # after a preemption
-    ids = torch.tensor([[7]])
-    table.note(explaining(later, rows=(0,)), torch.tensor([2]), ids, ids.float())
+    note(table, later, 2, 7)
     assert table.outcome("a")["steps"] == [
         (0, [3, 4, 5], [3.0, 4.0, 5.0]),
         (1, [2, 3], [2.0, 3.0]),
         (2, [7], [7.0]),
     ]
     assert "steps" not in table.outcome("b")
-    assert not table._explained._rows
+
+
+@pytest.mark.parametrize("how", ["asked while it runs on", "forgotten", "lost before", "unmarked"])
+def test_nobody_is_told_the_steps_of_whoever_had_the_ticket_before(table, how):
+    if how == "lost before":
+        ticket = table.enter("a")
+        table.forget(ticket)
+        table.leave(ticket)
+    ticket = table.enter(None if how == "unmarked" else "a")
+    note(table, ticket, 0, 1, 2)
+    if how == "asked while it runs on":
+        assert len(table.outcome("a")["steps"]) == 1
+    if how == "forgotten":
+        table.forget(ticket)
+    note(table, ticket, 1, 3, 4)
+    table.leave(ticket)
+    after = table.enter("b")
+    assert after == ticket
+    assert "steps" not in table.outcome("b")
+    assert not table._explained._owners
+
+
+def test_steps_make_room_for_newer_ones_in_a_table_that_does_not_grow(monkeypatch):
+    from pad_vllm.serving import explained
+
+    monkeypatch.setattr(explained, "_BYTES", 8 * 3 * 4)
+    kept = explained.Explained(CPU, 2)
+    for place in range(6):
+        one, other = torch.tensor([place, place]), torch.tensor([[place, 1], [place, 2]])
+        kept.add([7, 8], one, other, other.float())
+    assert kept.steps(7) == [(4, [4, 1], [4.0, 1.0]), (5, [5, 1], [5.0, 1.0])]
+    kept.drop(7)
+    assert kept.steps(7) == []
+    assert [place for place, *_ in kept.steps(8)] == [4, 5]

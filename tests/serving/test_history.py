@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 
 from pad_vllm.engines.base import Request
@@ -33,6 +35,12 @@ def test_answers_grow_as_vllm_appends_to_them():
     one.extend(range(700))
     other.append(7)
     assert texts(look()) == [list(range(700)), [5, 6, 7]]
+
+
+def test_lengths_are_those_of_what_is_read():
+    history, look = read([], [5, 6, -1])
+    selection = SimpleNamespace(requests=list(history._answers))
+    assert history.lengths(selection, None).tolist() == look().stop.tolist() == [0, 2]
 
 
 def test_what_is_not_known_yet_is_read_when_it_is():

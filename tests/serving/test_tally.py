@@ -14,10 +14,10 @@ def test_every_step_is_told_once(monkeypatch):
     kept = tally.Tally(torch.device("cpu"), declined)
     declined.add("no room", 3, "no room")
     for seconds in (1.0, 2.0, 3.0):
-        kept.step(torch.tensor([True, False, True]), seconds)
+        kept.step(torch.tensor([True, True, False]), torch.tensor([True, False, False]), seconds)
     assert kept.take() == {
-        "rows": 9,
-        "changed": 6,
+        "rows": 6,
+        "changed": 3,
         "seconds": [2.0, 3.0],
         "declined": {"no room": 3},
     }

@@ -42,10 +42,10 @@ def test_a_token_has_what_it_earned_beyond_the_bases_candidates(made, model):
         z, ids = model.base_logits(h).topk(5)
         paid = model.rewards(h, t, torch.cat([ids, torch.tensor([answer[place]])]), w)
         mean = (z.softmax(-1) * paid[:-1]).sum()
-        assert token.reward == pytest.approx(float(paid[-1] - mean), abs=1e-4)
-        assert token.base == tokenizer.decode([int(ids[0])])
-        assert token.changed == (int(ids[0]) != answer[place])
-    assert "".join(token.text for token in read) == tokenizer.decode(answer)
+        assert token["reward"] == pytest.approx(float(paid[-1] - mean), abs=1e-4)
+        assert token["base"] == tokenizer.decode([int(ids[0])])
+        assert token["changed"] == (int(ids[0]) != answer[place])
+    assert "".join(token["token"] for token in read) == tokenizer.decode(answer)
     assert explanation.tokens(model, tokenizer, prompt, [], w, 5) == []
 
 
@@ -65,7 +65,7 @@ def test_an_answer_is_read_or_drawn_and_shown_and_written(made, tmp_path, monkey
     page = tmp_path / "page.html"
     result = CliRunner().invoke(app, [*said, "--answer", "a b c", "--html", str(page)])
     assert result.exit_code == 0, result.output
-    assert "not the base's own" in result.output
+    assert "not the base's first choice" in result.output
     assert not asked
     assert "background-color" in page.read_text()
 

@@ -32,7 +32,8 @@ def test_a_scraper_reads_what_was_counted():
     }
     assert read["pad:requests_guided_total",] == 1
     assert read["pad:requests_refused_total",] == 1
-    assert read["pad:tokens_guided_total",] == 30
+    assert read["pad:tokens_guided_total",] == 20
+    assert read["pad:tokens_unknown_total",] == 10
     assert read["pad:tokens_unguided_total",] == 4
     assert read["pad:rows_guided_total",] == 30
     assert read["pad:rows_changed_total",] == 7

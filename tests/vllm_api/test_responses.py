@@ -129,3 +129,27 @@ def test_several_conversations_at_once_are_told_of_together(monkeypatch):
     assert closed == [True]  # a client that leaves ends its answers at once
     assert not hasattr(batch(monkeypatch, outputs(None)), "pad")
     assert not hasattr(batch(monkeypatch, outputs(1), error=True), "pad")
+
+
+def test_prompts_of_a_stream_are_told_of_in_their_order_whoever_ends_first(monkeypatch):
+    async def both():
+        for place in (1, 0):
+            explained = [[{"token": str(place)}]]
+            yield place, SimpleNamespace(pad={**outcome(0), "explained": explained})
+
+    async def original(self, request, engine_inputs, result_generator):
+        async for _ in result_generator:
+            yield said("delta")
+        yield DONE
+
+    name = "completion_stream_generator"
+    monkeypatch.setattr(OpenAIServingCompletion, name, original)
+    fill_responses()
+
+    async def read():
+        answer = getattr(OpenAIServingCompletion, name)(None, None, ["One", "Two"], both())
+        return [event async for event in answer]
+
+    *_, last, _ = asyncio.run(read())
+    (first,), (second,) = json.loads(last.removeprefix("data: "))["pad"]["explained"]
+    assert (first["token"], second["token"]) == ("0", "1")

@@ -65,9 +65,15 @@ def _summary(config: AdapterConfig) -> str:
         if config.heads_only
         else f"LoRA from layer {config.fork_layer} of {config.backbone.num_layers}"
     )
+    guards = [
+        f"{name} {value:g}"
+        for name, value in (("no_repeat", config.no_repeat), ("min_p", config.min_p))
+        if value
+    ]
+    defaults = ", ".join([f"beta {config.beta:g}", f"top_k {config.top_k}", *guards])
     return (
         f"Preference dimensions: {', '.join(config.dimensions)}. {trunk}; heads of rank {config.head_rank}; "
-        f"default beta {config.beta:g}, top_k {config.top_k}."
+        f"default {defaults}."
     )
 
 
