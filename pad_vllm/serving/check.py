@@ -22,6 +22,7 @@ from pad_vllm.adapter.folder import load_adapter
 from pad_vllm.adapter.manifest import Backbone, require_backbone
 from pad_vllm.adapter.shapes import attention_kinds, require_boundary, require_shapes
 from pad_vllm.config import ENGINES, PADConfig
+from pad_vllm.vllm_api import contract
 from pad_vllm.vllm_api.versions import ACCEPTED, PACKAGES, TESTED
 from pad_vllm.wording import listed
 
@@ -160,6 +161,15 @@ def _installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _inside() -> str:
+    changed = contract.moved(contract.folder())
+    count = f"{len(contract.symbols())} symbols of vLLM {listed(TESTED)} are leaned on"
+    if not changed:
+        return f"{count}, all as tested"
+    found = ", ".join(f"{name} {how}" for name, how in changed.items())
+    return f"{count}; not as tested, which may be harmless: {found}"
 
 
 def _plugin() -> str:
@@ -320,7 +330,12 @@ def _ray() -> tuple[bool, str]:
     return True, f"ray {number}; what `resident` needs holds for its actors too"
 
 
-_OF_VLLM = (("vLLM", _version), ("plugin", _plugin), ("processor", _processor))
+_OF_VLLM = (
+    ("vLLM", _version),
+    ("vLLM's inside", _inside),
+    ("plugin", _plugin),
+    ("processor", _processor),
+)
 _OF_SHARED = (
     ("architecture", _architecture),
     ("shapes", _shapes),

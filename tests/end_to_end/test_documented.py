@@ -38,7 +38,9 @@ def test_the_offline_snippet_answers(names, tmp_path):
     given = {**names, "messages": [{"role": "user", "content": "Hello"}]}
     lines = [f"{name} = {value!r}" for name, value in given.items()]
     code = snippet("LLM(").replace("llm.chat(", "answers = llm.chat(")
-    code = code.replace("    BASE,\n", "    BASE,\n    enforce_eager=True,\n")  # to compile takes a minute
+    code = code.replace(
+        "    BASE,\n", "    BASE,\n    enforce_eager=True,\n"
+    )  # to compile takes a minute
     script.write_text("\n".join([*lines, code, 'print("said", answers[0].outputs[0].token_ids)']))
     with engine_slot():
         assert run([script], log, {"VLLM_CPU_KVCACHE_SPACE": "1"}, 300) == 0, tail(log)

@@ -19,7 +19,7 @@ from pad_vllm.vllm_api import names
 from pad_vllm.vllm_api.versions import IncompatibleVLLM
 
 NAMES = [
-    *("adapter", "base", "vLLM", "plugin", "processor", "defaults"),
+    *("adapter", "base", "vLLM", "vLLM's inside", "plugin", "processor", "defaults"),
     *("architecture", "shapes", "fork layer", "weights", "lm_head"),
     *("reward model", "tokenizers", "Ray"),
 ]
@@ -66,7 +66,7 @@ def test_a_broken_adapter_leaves_what_depends_on_it_out(base, folder):
     (folder / "adapter_model.safetensors").unlink()
     rows = check.run(str(base), str(folder))
 
-    assert [row.name for row in rows] == NAMES[:5]
+    assert [row.name for row in rows] == NAMES[:6]
     assert "adapter_model.safetensors is missing" in no(rows)["adapter"]
 
 
