@@ -49,9 +49,10 @@ def test_a_teacher_has_defaults_of_its_own_and_what_is_typed_wins(asked):
     assert run(*TAUGHT, "--epochs", "1", "--beta", "1", "--recipe", "lora_lr=0.1").exit_code == 0
     assert run(*DATA).exit_code == 0
     own, typed, scored = asked
-    assert (own.recipe.epochs, own.recipe.lora_lr, own.head_rank, own.beta) == (4, 2e-4, 128, 0.6)
+    assert (own.recipe.epochs, own.recipe.lora_lr, own.head_rank, own.beta) == (4, 2e-4, 128, 0.8)
     assert (typed.recipe.epochs, typed.recipe.lora_lr, typed.head_rank) == (1, 0.1, 128)
     assert typed.beta == 1
+    assert own.min_p == 0.15
     assert (scored.recipe.epochs, scored.recipe.lora_lr, scored.head_rank) == (1, 2e-4, 16)
     assert scored.teacher is None
 
