@@ -20,8 +20,15 @@ def chat_ids(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
 
 
 def _rendered(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
+    known = tokenizer.chat_template
     return str(
-        tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        tokenizer.apply_chat_template(
+            list(messages),
+            # Said once more: vLLM's tokenizers work on copies, which do not have what one was given later.
+            chat_template=known if isinstance(known, str) else None,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
     )
 
 

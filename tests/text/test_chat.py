@@ -70,3 +70,18 @@ def test_a_tokenizer_is_read_without_code_of_its_own(folder, monkeypatch):
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
     chat_tokenizer(folder, "org/base", TEMPLATE)
     assert given == [{"trust_remote_code": False}]
+
+
+class Copied:
+    """As vLLM's: it works on a copy, made before it was given a template."""
+
+    chat_template = None
+
+    def apply_chat_template(self, messages, chat_template=None, **_):
+        if chat_template is None:
+            raise ValueError("tokenizer.chat_template is not set")
+        return chat_template.replace("X", messages[-1]["content"])
+
+
+def test_a_template_reaches_a_tokenizer_that_works_on_a_copy():
+    assert with_template(Copied(), "base", "Q: X").chat_template == "Q: X"
