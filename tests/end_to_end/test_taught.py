@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from cases import PROMPTS, mixed_batch
+from cases import PROMPTS, greedy, tokens
 from harness import engines, pad
-from twin import require_said
+from twin import Twin
 
 from pad_vllm.text.chat import chat_ids, chat_tokenizer
 
@@ -49,6 +49,12 @@ def test_gemma_learns_two_sentences_and_serves_them(gemma3, tmp_path):
     subprocess.run(command, check=True)
     tokenizer = chat_tokenizer(gemma3, "gemma3-270m", TEMPLATE)
     chats = [chat_ids(tokenizer, [{"role": "user", "content": text}]) for text in PROMPTS[:4]]
-    requests = mixed_batch(out, chats, 16)
+    ways = [{"pad_weights": w} for w in ("friendly=1", "brief=-1", "friendly=0.5,brief=1")]
+    requests = [greedy(chat, 16, way) for chat in chats for way in [*ways, None]]
     (result,) = engines([{"llm": pad(gemma3, out), "requests": requests, "record": True}])
-    require_said("gemma-3-270m, taught", gemma3, out, requests, result)
+    found = Twin(gemma3, out).compare(requests, result)
+    print(f"\ngemma-3-270m, taught: {found}")
+    assert found.differences == []
+    assert found.reward_error < 1e-3
+    *guided, plain = (tokens(result)[place :: len(ways) + 1] for place in range(len(ways) + 1))
+    assert all(said != plain for said in guided)

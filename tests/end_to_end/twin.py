@@ -55,7 +55,13 @@ class Twin:
         config = loaded.config
         self.persrm = PersRM.from_adapter(backbone, loaded)
         self._limits = Limits(
-            config.dimensions, config.beta, config.top_k, 1e3, config.top_k + 1000
+            config.dimensions,
+            config.beta,
+            config.top_k,
+            1e3,
+            config.top_k + 1000,
+            config.no_repeat,
+            config.min_p,
         )
         self._seen: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
