@@ -220,7 +220,7 @@ def main() -> None:
         {
             "command": arguments.command(),
             "prompts": len(prompts),
-            "judges": {name: round(one.accuracy, 4) for name, one in leanings.items()},
+            "judges": judges.accuracies(leanings),
             "temperature": args.temperature,
             "tokens": args.tokens,
             "records": found,

@@ -42,7 +42,6 @@ from pad_vllm.evaluation.scorers import score
 from pad_vllm.steering import conditions
 from pad_vllm.steering.answers import Batch, Decoding, answers
 from pad_vllm.steering.conditions import sentences_of
-from pad_vllm.steering.explanation import Question, explain
 
 MODEL = "smollm2-135m"
 PROMPT = "What should I know before I get a dog?"
@@ -277,6 +276,8 @@ async def talk(url: str, prompt: str, beta: float, config: AdapterConfig) -> tup
 
 def colour(prompt: str, beta: float, weights: str, answer: str) -> None:
     """What each token of an answer earned."""
+    from pad_vllm.steering.explanation import Question, explain  # PyTorch: not before the server
+
     adapter = resolve_adapter("demo")
     read = explain(Question(adapter, MODEL, prompt, weights, beta, answer))
     console.print(

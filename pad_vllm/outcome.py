@@ -135,11 +135,8 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """The text that each token adds. A character of several tokens is the last one's."""
     if tokenizer is None:  # vLLM's skip_tokenizer_init
         return [""] * len(ids)
-    texts, begin, read = (
-        [],
-        0,
-        0,
-    )  # what is decoded begins a token early, and with a whole character
+    texts: list[str] = []
+    begin = read = 0  # what is decoded begins a token early, and with a whole character
     for end in range(1, len(ids) + 1):
         text = tokenizer.decode(ids[begin:end])
         if text.endswith(_UNFINISHED):

@@ -15,21 +15,13 @@ import typer
 from pad_vllm.cli.arguments import named
 from pad_vllm.training import settings
 
-TAUGHT: dict[str, Any] = {
-    "epochs": 4,
-    "head_epochs": 0,
-    "head_rank": 128,
-    "beta": 0.8,
-    "no_repeat": 3,
-    "min_p": 0.15,
-    "max_response": 80,
-}
-"""Defaults in the place of Settings' and Recipe's own, for targets as dense as a teacher's."""
+BY_CREDIT: dict[str, Any] = {"head_rank": 128, "beta": 0.8, "no_repeat": 3, "min_p": 0.15}
+"""Defaults in the place of Settings' own, for heads in units of one logit: of scores, by credit."""
+
+TAUGHT: dict[str, Any] = {"epochs": 4, "head_epochs": 0, **BY_CREDIT, "max_response": 80}
+"""Of a sentence, with some of Recipe's, for targets as dense as a teacher's."""
 
 TAUGHT_RECIPE: dict[str, Any] = {"lora_lr": 2e-4, "head_lr": 1e-4, "evaluate_every": 20}
-
-BY_CREDIT: dict[str, Any] = {"head_rank": 128, "beta": 0.8, "no_repeat": 3, "min_p": 0.15}
-"""The same for scores that teach in one step."""
 
 TEACHERS: dict[str, dict[str, Any]] = {"pairs": {}, "scores": BY_CREDIT, "prompt": TAUGHT}
 """Those of --teacher, each with its defaults."""

@@ -36,21 +36,24 @@ def limits(pad: PADConfig) -> Limits:
     first, *others = map(read_config, (pad.adapter, *pad.adapters.values()))
     sizes = [len(config.dimensions) for config in (first, *others)]
     found = [
-        _limits(pad, config, (sum(sizes[:place]), sum(sizes[place + 1 :])))
+        replace(
+            limits_of(config, pad.max_beta, pad.max_top_k),
+            engine=pad.engine,
+            places=(sum(sizes[:place]), sum(sizes[place + 1 :])),
+        )
         for place, config in enumerate((first, *others))
     ]
     return replace(found[0], others=dict(zip(pad.adapters, found[1:], strict=True)))
 
 
-def _limits(pad: PADConfig, adapter: AdapterConfig, places: tuple[int, int]) -> Limits:
+def limits_of(adapter: AdapterConfig, max_beta: float, max_top_k: int) -> Limits:
+    """An adapter's names and defaults, served alone, within these limits. Raises ValueError as `limits`."""
     return Limits(
         dimensions=adapter.dimensions,
         beta=adapter.beta,
         top_k=adapter.top_k,
-        max_beta=pad.max_beta,
-        max_top_k=pad.max_top_k,
+        max_beta=max_beta,
+        max_top_k=max_top_k,
         no_repeat=adapter.no_repeat,
         min_p=adapter.min_p,
-        engine=pad.engine,
-        places=places,
     )

@@ -40,10 +40,10 @@ class Explained:
 
     def _made(self) -> tuple[Tensor, Tensor]:
         if self._tables is None:
-            sizes = (self._size, self._width + 1), (self._size, self._width)
+            width, on = self._width, self._device
             self._tables = (
-                torch.zeros(sizes[0], dtype=torch.int32, device=self._device),
-                torch.zeros(sizes[1], device=self._device),
+                torch.zeros(self._size, width + 1, dtype=torch.int32, device=on),
+                torch.zeros(self._size, width, device=on),
             )
         return self._tables
 

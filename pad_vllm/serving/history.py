@@ -40,16 +40,17 @@ class V2History:
         """Of whole texts: the answers begin where the prompts end."""
         longest = int(ctx.seq_lens_upper_bound_np.max())
         tokens = self._states.all_token_ids.gpu[:, :longest]
-        return Said(
-            tokens.index_select(0, selection.slots),
-            self._states.prompt_len.gpu.index_select(0, selection.slots),
-            ctx.pos.index_select(0, selection.rows) + 1,
-        )
+        return Said(tokens.index_select(0, selection.slots), *self._span(selection, ctx))
 
     def lengths(self, selection: Selection, ctx: Any) -> torch.Tensor:
         """From positions."""
-        prompts = self._states.prompt_len.gpu.index_select(0, selection.slots)
-        return ctx.pos.index_select(0, selection.rows) + 1 - prompts
+        start, stop = self._span(selection, ctx)
+        return stop - start
+
+    def _span(self, selection: Selection, ctx: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """[G] each, where the answers begin and end."""
+        start = self._states.prompt_len.gpu.index_select(0, selection.slots)
+        return start, ctx.pos.index_select(0, selection.rows) + 1
 
 
 class V1History:
@@ -69,19 +70,24 @@ class V1History:
 
     def read(self, selection: Selection, ctx: Any) -> Said:  # noqa: ARG002
         """Of answers alone: all begin at 0."""
-        answers = [self._answers[request].tokens() for request in selection.requests]
-        length = torch.tensor([len(known) for known in answers])
+        answers = self._known(selection)
         padded = np.zeros((len(answers), max(map(len, answers))), dtype=np.int32)
         for row, known in zip(padded, answers, strict=True):
             row[: len(known)] = known
         tokens = torch.from_numpy(padded).to(self._device, non_blocking=True)
-        length = length.to(self._device, non_blocking=True)
+        length = self._lengths(answers)
         return Said(tokens, torch.zeros_like(length), length)
 
     def lengths(self, selection: Selection, ctx: Any) -> torch.Tensor:  # noqa: ARG002
         """From the lists."""
-        known = [len(self._answers[request].tokens()) for request in selection.requests]
-        return torch.tensor(known).to(self._device, non_blocking=True)
+        return self._lengths(self._known(selection))
+
+    def _known(self, selection: Selection) -> list[np.ndarray]:
+        return [self._answers[request].tokens() for request in selection.requests]
+
+    def _lengths(self, answers: Sequence[np.ndarray]) -> torch.Tensor:
+        length = torch.tensor([len(known) for known in answers])
+        return length.to(self._device, non_blocking=True)
 
 
 class _Answer:

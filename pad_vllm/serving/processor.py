@@ -180,10 +180,7 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             remark = "no rewards for these logits rows: they stay unguided"
             self._declined.add("misaligned", len(z), remark)
             reward = torch.full_like(z, float("nan"))
-        unpaid = guidance.unlikely(z, selection.min_p)
-        if selection.longest:
-            said = self._history.read(selection, ctx)
-            unpaid |= guidance.repeats(said, ids, selection.no_repeat, selection.longest)
+        unpaid = self._unpaid(selection, z, ids, ctx)
         wanted = selection.beta, selection.top_k
         left = guidance.guide(logits, selection.rows, z, ids, reward, *wanted, unpaid)
         try:
@@ -196,6 +193,15 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         except Exception as error:  # noqa: BLE001, the rows are guided all the same
             self._declined.add("not told", len(z), "a step's figures are lost", error)
         return left
+
+    def _unpaid(self, selection: Selection, z: Tensor, ids: Tensor, ctx: Any) -> Tensor | None:
+        """Which candidates the guards keep from being paid; None where no row asked for a guard."""
+        unpaid = guidance.unlikely(z, selection.min_p) if selection.strictest else None
+        if not selection.longest:
+            return unpaid
+        said = self._history.read(selection, ctx)
+        looping = guidance.repeats(said, ids, selection.no_repeat, selection.longest)
+        return looping if unpaid is None else unpaid | looping
 
     def _lose(self, error: Exception) -> None:
         """What becomes of the answers in the batch is not known any more."""

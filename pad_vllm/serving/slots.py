@@ -30,6 +30,7 @@ class Selection:
     tickets: Tensor  # [G] int64, Request.ticket
     k_max: int  # the largest of top_k, on the host
     longest: int  # the largest of no_repeat
+    strictest: float  # the largest of min_p
     explaining: tuple[int, ...]  # places among the G of those whose answers are explained
     explained: Tensor  # the same on the device, int64
     requests: tuple[Request, ...]  # of the rows
@@ -111,6 +112,7 @@ class Slots:
             tickets=on_device([request.ticket for _, request in pairs], torch.int64),
             k_max=max(g.top_k for g in guided),
             longest=max(g.no_repeat for g in guided),
+            strictest=max(g.min_p for g in guided),
             explaining=explaining,
             explained=on_device(list(explaining), torch.int64),
             requests=tuple(request for _, request in pairs),

@@ -21,8 +21,9 @@ from pad_vllm.adapter.manifest import AdapterConfig, Backbone, require_backbone
 from pad_vllm.config import PADConfig
 from pad_vllm.demo.names import resolve_base
 from pad_vllm.outcome import Earned, earned
-from pad_vllm.params import BETA, WEIGHTS, Guidance, Limits, parse
+from pad_vllm.params import BETA, WEIGHTS, Guidance, parse
 from pad_vllm.persrm import PersRM
+from pad_vllm.serving.adapters import limits_of
 from pad_vllm.steering.answers import Batch, Decoding, answers
 from pad_vllm.steering.conditions import Condition
 from pad_vllm.text.chat import chat_ids, chat_tokenizer
@@ -63,7 +64,7 @@ def explain(asked: Question) -> list[Earned]:
 
 
 def _guidance(asked: Question, config: AdapterConfig) -> Guidance:
-    limits = Limits(config.dimensions, config.beta, config.top_k, PADConfig.max_beta, config.top_k)
+    limits = limits_of(config, PADConfig.max_beta, config.top_k)
     beta = {} if asked.beta is None else {BETA: asked.beta}
     guided = parse({WEIGHTS: asked.weights, **beta}, limits)
     assert guided is not None

@@ -78,6 +78,11 @@ class Judges:
         return found
 
 
+def accuracies(leanings: Mapping[str, leaning.Leaning]) -> dict[str, float]:
+    """How often each judge of meaning is right on pairs that it was not fitted on, for what is written."""
+    return {name: round(one.accuracy, 4) for name, one in leanings.items()}
+
+
 def fit(
     base: str, sentences: Mapping[str, str], prompts: Prompts, decoding: Decoding
 ) -> dict[str, leaning.Leaning]:

@@ -69,8 +69,8 @@ def measure(asked: Steering, say: Say, kept: Path | None = None) -> dict[str, An
             say(line)
         texts = {_key(c): [a.text for a in row] for c, row in zip(rows, answered, strict=True)}
         results.append({**asdict(decoding), "records": records, "table": lines, "texts": texts})
-    accuracies = {name: round(one.accuracy, 4) for name, one in leanings.items()}
-    return {"prompts": len(asked.prompts), "judges": accuracies, "decodings": results}
+    right = judges.accuracies(leanings)
+    return {"prompts": len(asked.prompts), "judges": right, "decodings": results}
 
 
 def conditions_of(

@@ -78,8 +78,8 @@ class _Watched:
         async with aclosing(self._outputs) as outputs:
             async for item in outputs:
                 place, output = item if isinstance(item, tuple) else (0, item)
-                if getattr(output, "pad", None) is not None:
-                    self._told[place] = output.pad
+                for outcome in _outcomes([output]):
+                    self._told[place] = outcome
                 yield item
 
     @property

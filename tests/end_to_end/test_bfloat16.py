@@ -10,7 +10,8 @@ from harness import V2_ENV, engines, pad
 
 from pad_vllm import guidance
 from pad_vllm.adapter.folder import load_adapter
-from pad_vllm.params import Limits, parse
+from pad_vllm.params import parse
+from pad_vllm.serving.adapters import limits_of
 
 pytestmark = pytest.mark.engine
 
@@ -52,7 +53,7 @@ def twin(model):
     ).lm_head.weight.detach()
     adapter = load_adapter(folder)
     config = adapter.config
-    return weight, adapter, Limits(config.dimensions, config.beta, config.top_k, 1e3, 1000)
+    return weight, adapter, limits_of(config, 1e3, 1000)
 
 
 def guided_steps(requests, result, limits):

@@ -17,8 +17,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pad_vllm import guidance
 from pad_vllm.adapter.folder import load_adapter
-from pad_vllm.params import Limits, parse
+from pad_vllm.params import parse
 from pad_vllm.persrm import PersRM
+from pad_vllm.serving.adapters import limits_of
 
 TIE = 1e-4
 BATCH = 10  # sequences read at once
@@ -54,15 +55,7 @@ class Twin:
         loaded = load_adapter(adapter)
         config = loaded.config
         self.persrm = PersRM.from_adapter(backbone, loaded)
-        self._limits = Limits(
-            config.dimensions,
-            config.beta,
-            config.top_k,
-            1e3,
-            config.top_k + 1000,
-            config.no_repeat,
-            config.min_p,
-        )
+        self._limits = limits_of(config, 1e3, config.top_k + 1000)
         self._seen: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()
