@@ -26,7 +26,7 @@ TAUGHT_RECIPE: dict[str, Any] = {"lora_lr": 2e-4, "head_lr": 1e-4, "evaluate_eve
 TEACHERS: dict[str, dict[str, Any]] = {"pairs": {}, "scores": BY_CREDIT, "prompt": TAUGHT}
 """Those of --teacher, each with its defaults."""
 
-_OF_DATA = ("data", "dimensions", "limit", "strict", "text_preferences")
+_OF_DATA = ("data", "dimensions", "limit", "strict", "prompted", "text_preferences")
 _OF_TEACHER = ("dimension", "opposite", "prompts", "answers")
 
 

@@ -37,6 +37,7 @@ class Steering:
     beside_betas: Sequence[float] = ()
     decodings: Sequence[Decoding] = (Decoding(), Decoding(temperature=0.7))
     mixes: bool = True  # every two dimensions at once
+    on_top: bool = True  # guidance beside plain prompting
     told: Mapping[str, str] = field(default_factory=dict)  # of dimensions that no sentence taught
 
 
@@ -83,8 +84,7 @@ def conditions_of(
             conditions.unguided(),
             *conditions.told(sentences),
             *conditions.guided("PAD", names, betas),
-            # The prompt pulls already: half the strength beside the whole.
-            *conditions.told_and_guided("PAD", sentences, (betas[0] / 2, betas[0])),
+            *(_on_top(sentences, betas[0]) if asked.on_top else ()),
             *(conditions.mixes("PAD", names, betas[0]) if asked.mixes else ()),
         ]
     }
@@ -94,6 +94,11 @@ def conditions_of(
         more = conditions.guided(name, shared, asked.beside_betas or [other.beta], (1,))
         rows[folder] = [*rows.get(folder, ()), *more]
     return rows
+
+
+def _on_top(sentences: Mapping[str, str], beta: float) -> list[Condition]:
+    """The prompt pulls already: half the strength beside the whole."""
+    return conditions.told_and_guided("PAD", sentences, (beta / 2, beta))
 
 
 def _drawn(
