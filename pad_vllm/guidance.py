@@ -6,9 +6,9 @@
     score(a) = z_B(a) + beta * R_w(a)   for a in top-k of the base, -inf elsewhere
 
 No pay for loops and for the unlikely, where a request wants it: for a candidate that would complete an
-n-gram already in the answer, or that is less likely than a share of the best and not the end (the plausibility of
-contrastive decoding, arXiv 2210.15097), beta * R_w(a) is at most the mean of it over the row's candidates under
-the base.
+n-gram already in the answer, or that is less likely than a share of the best and not the end (the
+plausibility of contrastive decoding, arXiv 2210.15097), beta * R_w(a) is at most the mean of it over the
+row's candidates under the base.
 The constants c_i are optional. Where nothing is forked h_T = h_B, and heads and constants are all there is.
 Shapes: H hidden size, V vocabulary, D preference dimensions, r head rank, G guided rows, K candidates.
 Rewards are in logit units. Nothing here knows requests, models, engines or vLLM.
@@ -214,8 +214,8 @@ def repeats(said: Said, ids: Tensor, n: Tensor, longest: int) -> Tensor:
 
 
 def unlikely(z: Tensor, ids: Tensor, min_p: Tensor, ends: Tensor) -> Tensor:
-    """Which candidates are less than min_p times as likely as the row's best, those that end the answer apart:
-    no word can derail behind them, and how long to be is a preference too.
+    """Which candidates are less than min_p times as likely as the row's best, but for those that end the
+    answer: nothing can derail behind them, and how long to be is a preference too.
 
     z, ids [G, K] best first; min_p [G]; ends [E] token ids -> [G, K] bool.
     """
