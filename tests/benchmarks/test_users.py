@@ -1,4 +1,4 @@
-"""Hidden users: who they are, what of a left out preference the known dimensions say, and at which strength."""
+"""Hidden users: who they are, what known dimensions say of a left out preference, and at which strength."""
 
 from __future__ import annotations
 
