@@ -110,12 +110,12 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
         "| requests/s | server | tokens/s | of plain | TTFT, median (99%) | ITL, median (99%) |",
         "| ---: | --- | ---: | ---: | --- | --- |",
     ]
-    for r in rows:
-        lines.append(
-            f"| {r['rate']:g} | {r['way']} | {r['output_throughput']:.0f} | {r['throughput_ratio']:.2f} | "
-            f"{r['median_ttft_ms']:.0f} ms ({r['p99_ttft_ms']:.0f}) | "
-            f"{r['median_itl_ms']:.0f} ms ({r['p99_itl_ms']:.0f}) |"
-        )
+    lines += [
+        f"| {r['rate']:g} | {r['way']} | {r['output_throughput']:.0f} | {r['throughput_ratio']:.2f} | "
+        f"{r['median_ttft_ms']:.0f} ms ({r['p99_ttft_ms']:.0f}) | "
+        f"{r['median_itl_ms']:.0f} ms ({r['p99_itl_ms']:.0f}) |"
+        for r in rows
+    ]
     return lines
 
 
