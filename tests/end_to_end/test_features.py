@@ -1,6 +1,6 @@
 """vLLM's features around guidance: an answer is the one its request gets alone with a cold cache.
 
-On both runners: every time on a small random model that reads SmolLM2's tokens, among the storms on SmolLM2.
+On both runners: every time on a small random model of few tokens, among the storms on SmolLM2.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import jsonschema
 import pytest
 import tiny
+import tiny_tokenizers
 from harness import V2_ENV, engines, pad, plain
 
 from pad_vllm.adapter.manifest import read_config
@@ -41,7 +42,8 @@ STOP = "e"  # within any 24 tokens
 # White space is legal JSON, and strong guidance may like nothing better: a question of taste that
 # says nothing about masks.
 COMPACT = {"backend": "xgrammar", "disable_any_whitespace": True}
-SMALL_BLOCKS = {"block_size": 32, "max_model_len": 256, "disable_log_stats": False}
+TIGHT = {"small": 29, "real": 20}  # blocks, too few for two of the prompts and their answers
+SMALL_BLOCKS = {"block_size": 32, "max_model_len": 512, "disable_log_stats": False}
 
 
 def ask(prompt, guidance=None, **sampling):
@@ -124,26 +126,20 @@ def cases():
 
 
 @pytest.fixture(scope="module", params=cases())
-def served(request, smollm2, adapter, tmp_path_factory):
-    """(runner, base, adapter)."""
+def served(request, tmp_path_factory):
+    """(runner, model, base, adapter)."""
     runner, model = request.param
     if model == "real":
-        return runner, smollm2, adapter
-    from transformers import AutoTokenizer
-
+        return runner, model, *map(request.getfixturevalue, ("smollm2", "adapter"))
     root = tmp_path_factory.mktemp("features")
-    words = AutoTokenizer.from_pretrained(smollm2)
-    base = tiny.checkpoint("llama", root / "base", words)
-    return (
-        runner,
-        base,
-        tiny.write_adapter(base, root / "adapter", fork_layer=2, std=0.15, beta=1.0),
-    )
+    base = tiny.checkpoint("llama", root / "base", tiny_tokenizers.bytewise())
+    adapter = tiny.write_adapter(base, root / "adapter", fork_layer=2, std=0.15, beta=1.0)
+    return runner, model, base, adapter
 
 
 @pytest.fixture(scope="module")
 def dimensions(served):
-    return read_config(served[2]).dimensions[:3]
+    return read_config(served[3]).dimensions[:3]
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +150,7 @@ def guidance(dimensions):
 @pytest.fixture(scope="module")
 def runs(served, dimensions, guidance):
     """Every engine of a case, one after the other in one process: the imports cost the most."""
-    runner, base, adapter = served
+    runner, model, base, adapter = served
     requests = mix(*dimensions)
     alone = {f"alone {index}": [request] for index, request in enumerate(requests)}
     unguided = [request for request in requests if "extra_args" not in request["sampling"]]
@@ -197,7 +193,7 @@ def runs(served, dimensions, guidance):
             base,
             adapter,
             enable_prefix_caching=False,
-            num_gpu_blocks_override=20,
+            num_gpu_blocks_override=TIGHT[model],
             **SMALL_BLOCKS,
         ),
         "processed": pad(base, adapter, logprobs_mode="processed_logprobs"),
@@ -318,7 +314,7 @@ def test_logprobs_are_the_base_models_by_default(runs):
 
 
 def test_processed_logprobs_show_the_guided_distribution(runs, served):
-    top_k = read_config(served[2]).top_k
+    top_k = read_config(served[3]).top_k
     (raw,), (guided,) = runs["reference"]["scored"], runs["processed"]["scored"]
 
     assert guided["text"] == raw["text"]
