@@ -85,6 +85,10 @@ class PADModelLoader(BaseModelLoader):
     def load_model(
         self, vllm_config: VllmConfig, model_config: Any, *args: Any, **kwargs: Any
     ) -> nn.Module:
+        speculative = vllm_config.speculative_config
+        if speculative is not None and model_config is speculative.draft_model_config:
+            # vLLM hands a draft model to its target's loader; it drafts what it would say unguided.
+            return self._inner.load_model(vllm_config, model_config, *args, **kwargs)
         pad = admission.settings(vllm_config)
         adapter = adapters.load(pad)
         # Written before the model is built: the compile cache's key knows neither the load format

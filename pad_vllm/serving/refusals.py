@@ -134,8 +134,8 @@ _RESIDENT: tuple[_Refusal, ...] = (
     ),
 )
 
-DRAFTING = ("ngram", "ngram_gpu")
-"""Methods of speculative decoding that are served: V2 has one n-gram speculator for both names."""
+DRAFTING = ("ngram", "ngram_gpu", "draft_model")
+"""Methods of speculative decoding that are served; V2 has one n-gram speculator for both names."""
 
 REFUSED_BY = {"shared": _SHARED, "resident": (*_BESIDE, *_RESIDENT), "ray": _BESIDE}
 """Refused by one engine and not by all: `shared` forks the base's layers, the reward model of the others
