@@ -148,16 +148,16 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
         """Rewrite the guided rows of logits [rows, V] float32 in place; ctx is V2's batch layout."""
         try:
-            count = len(logits)
-            rows = drafts.Rows(np.arange(count), 0, count) if ctx is None else drafts.rows(ctx, count)
-            selection = self._slots.select(rows.slots)
-            if selection is not None:
-                self._guide(logits, selection, rows, ctx)
+            if len(self._slots):
+                self._guide(logits, _rows(len(logits), ctx), ctx)
         except Exception as error:  # noqa: BLE001, it would end the server and all its requests
             self._lose(error)
         return logits
 
-    def _guide(self, logits: Tensor, selection: Selection, rows: drafts.Rows, ctx: Any) -> None:
+    def _guide(self, logits: Tensor, rows: drafts.Rows, ctx: Any) -> None:
+        selection = self._slots.select(rows.slots)
+        if selection is None:
+            return
         try:
             unguided = self._rewrite(logits, selection, rows, ctx)
         except Exception as error:  # noqa: BLE001, as above
@@ -235,6 +235,11 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         except Exception as error:  # noqa: BLE001, the front end refuses these; a step must not raise
             self._declined.add("bad request", 1, "a request stays unguided", error)
             return None
+
+
+def _rows(count: int, ctx: Any) -> drafts.Rows:
+    """V1's rows are slots."""
+    return drafts.Rows(np.arange(count), 0, count) if ctx is None else drafts.rows(ctx, count)
 
 
 def _drafts(config: VllmConfig) -> int:

@@ -106,8 +106,7 @@ _BESIDE: tuple[_Refusal, ...] = (
     (
         "speculative decoding",
         lambda c: c.speculative_config is not None,
-        "drop --speculative-config, or use the shared engine; the reward model would have to read drafts "
-        "and forget them",
+        "drop --speculative-config, or use the shared engine; a reward model would have to forget drafts",
     ),
     (
         "multimodal bases",
@@ -184,7 +183,7 @@ def _require_tested_drafts(speculative: Any) -> None:
     if speculative.method not in DRAFTING:
         raise ValueError(
             f"pad_vllm does not support speculative decoding by {speculative.method!r} yet; accepted: "
-            f"{listed(DRAFTING)}. Set \"method\" in --speculative-config to one of these, or drop it."
+            f"{listed(DRAFTING)}. Set 'method' in --speculative-config to one of these, or drop it."
         )
     how = getattr(speculative, "rejection_sample_method", "standard")
     if how != "standard":

@@ -225,7 +225,9 @@ def test_drafts_of_another_method_are_refused_by_its_name(config, method):
 
 
 @pytest.mark.parametrize("how", ["synthetic", "block"])
-def test_drafts_that_are_accepted_otherwise_than_by_the_guided_distribution_are_refused(config, how):
+def test_drafts_that_are_accepted_otherwise_than_by_the_guided_distribution_are_refused(
+    config, how
+):
     given = drafting(method="ngram", rejection_sample_method=how)
     with pytest.raises(ValueError, match=f"rejection_sample_method '{how}' yet; accepted is 'stan"):
         admission.front_end(config(**given))

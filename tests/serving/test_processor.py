@@ -135,6 +135,7 @@ class V2:
         batch = SimpleNamespace(
             idx_mapping_np=self.order, cu_num_logits_np=np.array([0, *np.cumsum(counts)])
         )
+        inputs = torch.tensor([token for one in fed for token in one], dtype=torch.int32)
         offsets = [offset for count in counts for offset in range(count)]
         lengths = np.repeat(self.length[self.order], counts) + offsets
 
@@ -144,7 +145,7 @@ class V2:
                 context = SimpleNamespace(
                     idx_mapping_np=self.order[first:last],
                     expanded_local_pos=torch.tensor(offsets[rows]),
-                    input_ids=torch.tensor(sum(fed, []), dtype=torch.int32)[rows],
+                    input_ids=inputs[rows],
                     pos=torch.from_numpy(lengths[rows]) - 1,
                     seq_lens_upper_bound_np=(self.length[self.order] + counts)[first:last],
                 )

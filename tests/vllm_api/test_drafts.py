@@ -18,7 +18,7 @@ BATCH = SimpleNamespace(
 )
 
 
-def told(first=0, last=len(SLOTS), batch=BATCH):
+def told(first=0, last=5):
     """The rows of the requests from `first` up to `last`, as asked for while they are verified."""
     ends = BATCH.cu_num_logits_np
     ctx = SimpleNamespace(idx_mapping_np=SLOTS[first:last])
@@ -26,7 +26,7 @@ def told(first=0, last=len(SLOTS), batch=BATCH):
     def verify(_sampler, _logits, _batch):
         return drafts.rows(ctx, int(ends[last] - ends[first]))
 
-    return drafts._noted(verify, None, None, batch)
+    return drafts._noted(verify, None, None, BATCH)
 
 
 def test_a_request_has_a_row_for_each_draft_and_one_more():

@@ -15,7 +15,7 @@ from pad_vllm.engines.base import Request, Step
 
 
 class SharedRewards:
-    """One a model. The hidden states are kept by reference and released when the step's last rows are read."""
+    """One a model. The hidden states are kept by reference, and released with the last rows of a step."""
 
     def __init__(
         self, head_A: Tensor, head_B: Tensor, embedding: Tensor, head_C: Tensor | None = None
