@@ -85,9 +85,7 @@ class PADModelLoader(BaseModelLoader):
     def load_model(
         self, vllm_config: VllmConfig, model_config: Any, *args: Any, **kwargs: Any
     ) -> nn.Module:
-        speculative = vllm_config.speculative_config
-        if speculative is not None and model_config is speculative.draft_model_config:
-            # vLLM hands a draft model to its target's loader; it drafts what it would say unguided.
+        if _drafts(vllm_config, model_config):
             return self._inner.load_model(vllm_config, model_config, *args, **kwargs)
         pad = admission.settings(vllm_config)
         adapter = adapters.load(pad)
@@ -106,6 +104,18 @@ class PADModelLoader(BaseModelLoader):
         base.start(vllm_config.instance_id, engine)
         answer_workers(told)
         return model
+
+
+def _drafts(config: VllmConfig, model_config: Any) -> bool:
+    """Whether this is a draft model, which vLLM hands to its target's loader. It drafts what it would say
+    unguided. Without such a model the config of drafts names the target as its own.
+    """
+    speculative = config.speculative_config
+    return (
+        speculative is not None
+        and speculative.draft_model_config is model_config
+        and speculative.target_model_config is not model_config
+    )
 
 
 def _shared(loaded: Loaded) -> base.RewardEngine:

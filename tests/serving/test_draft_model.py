@@ -1,0 +1,28 @@
+"""Of the models that vLLM hands to PAD's loader, the drafting one is not PAD's."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from pad_vllm.serving.loader import _drafts
+
+TARGET, DRAFT = object(), object()
+
+
+@pytest.mark.parametrize(
+    ("drafting", "loaded", "expected"),
+    [
+        (None, TARGET, False),
+        (TARGET, TARGET, False),  # n-grams: vLLM names the target as its own draft
+        (DRAFT, TARGET, False),
+        (DRAFT, DRAFT, True),
+    ],
+)
+def test_a_model_drafts_where_it_is_named_as_such_and_is_not_the_target(drafting, loaded, expected):
+    speculative = SimpleNamespace(draft_model_config=drafting, target_model_config=TARGET)
+    config = SimpleNamespace(speculative_config=speculative if drafting else None)
+    assert _drafts(config, loaded) is expected
