@@ -79,7 +79,9 @@ class Slots:
             self.drop(slot)
 
     def select(self, slots: np.ndarray) -> Selection | None:
-        """The guided rows; slots [rows]: row i is slot `slots[i]`. None when there are none."""
+        """The guided rows; slots [rows]: row i is slot `slots[i]`, which may have several. None when there
+        are none.
+        """
         if not self._guided:
             return None
         key = slots.tobytes()

@@ -29,8 +29,11 @@ events = st.one_of(
     st.tuples(st.just("drop"), slot),
     st.tuples(st.just("move"), slot, slot, st.booleans()),
 )
+# A request has several rows where it has drafts.
 layouts = st.permutations(range(N)).flatmap(
-    lambda order: st.integers(0, N).map(lambda count: order[:count])
+    lambda order: st.lists(st.integers(1, 3), max_size=N).map(
+        lambda rows: [slot for slot, count in zip(order, rows, strict=False) for _ in range(count)]
+    )
 )
 
 
