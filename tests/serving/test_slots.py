@@ -96,6 +96,17 @@ def test_the_tensors_are_made_once_for_steps_alike():
     assert slots.select(np.array([1, 0])) is not first
 
 
+def test_slices_of_steps_alike_find_their_tensors_again():
+    slots = Slots(CPU, lambda request: None)
+    slots.put(1, ONE)
+    slices = [np.array([1] * count) for count in range(1, 9)]
+    first = [slots.select(one) for one in slices]
+    assert all(slots.select(one) is known for one, known in zip(slices, first, strict=True))
+    for count in range(9, 30):
+        slots.select(np.array([1] * count))
+    assert len(slots._known) <= 8
+
+
 def test_a_reused_slot_forgets_its_last_request():
     slots = Slots(CPU, lambda request: None)
     slots.put(0, ONE)
