@@ -45,8 +45,8 @@ class V2History:
         return Said(tokens, *self._span(selection, ctx))
 
     def _write_drafts(self, tokens: torch.Tensor, selection: Selection, ctx: Any) -> None:
-        """Behind what was said stand, for each row, the drafts that were fed before it and with it: tokens
-        [G, L], in place. vLLM has them in the rows' input alone.
+        """For each row, the drafts up to the one that it was fed stand behind what was said: tokens [G, L],
+        in place. vLLM has them in the rows' input alone.
         """
         back = torch.arange(self._drafts, device=tokens.device)
         place = ctx.pos.index_select(0, selection.rows).unsqueeze(1) - back  # [G, drafts]

@@ -85,7 +85,7 @@ class PADModelLoader(BaseModelLoader):
     def load_model(
         self, vllm_config: VllmConfig, model_config: Any, *args: Any, **kwargs: Any
     ) -> nn.Module:
-        if _drafts(vllm_config, model_config):
+        if _is_draft(vllm_config, model_config):
             return self._inner.load_model(vllm_config, model_config, *args, **kwargs)
         pad = admission.settings(vllm_config)
         adapter = adapters.load(pad)
@@ -106,7 +106,7 @@ class PADModelLoader(BaseModelLoader):
         return model
 
 
-def _drafts(config: VllmConfig, model_config: Any) -> bool:
+def _is_draft(config: VllmConfig, model_config: Any) -> bool:
     """Whether this is a draft model, which vLLM hands to its target's loader. It drafts what it would say
     unguided. Without such a model the config of drafts names the target as its own.
     """

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from pad_vllm.serving.loader import _drafts
+from pad_vllm.serving.loader import _is_draft
 
 TARGET, DRAFT = object(), object()
 
@@ -22,7 +22,9 @@ TARGET, DRAFT = object(), object()
         (DRAFT, DRAFT, True),
     ],
 )
-def test_a_model_drafts_where_it_is_named_as_such_and_is_not_the_target(drafting, loaded, expected):
+def test_a_model_is_draft_where_it_is_named_as_such_and_is_not_the_target(
+    drafting, loaded, expected
+):
     speculative = SimpleNamespace(draft_model_config=drafting, target_model_config=TARGET)
     config = SimpleNamespace(speculative_config=speculative if drafting else None)
-    assert _drafts(config, loaded) is expected
+    assert _is_draft(config, loaded) is expected
