@@ -55,8 +55,8 @@ REFUSED: tuple[_Refusal, ...] = (
         "speculative decoding on vLLM's V1 runner",
         lambda c: c.speculative_config is not None and not getattr(c, "use_v2_model_runner", False),
         (
-            "drop --speculative-config, or have the V2 runner (VLLM_USE_V2_MODEL_RUNNER=1); V1 would drop the "
-            "processor without a word"
+            "drop --speculative-config, or have the V2 runner (VLLM_USE_V2_MODEL_RUNNER=1); V1 would drop "
+            "the processor without a word"
         ),
     ),
     (
