@@ -85,6 +85,8 @@ class PADModelLoader(BaseModelLoader):
     def load_model(
         self, vllm_config: VllmConfig, model_config: Any, *args: Any, **kwargs: Any
     ) -> nn.Module:
+        if _is_draft(vllm_config, model_config):
+            return self._inner.load_model(vllm_config, model_config, *args, **kwargs)
         pad = admission.settings(vllm_config)
         adapter = adapters.load(pad)
         # Written before the model is built: the compile cache's key knows neither the load format
@@ -102,6 +104,18 @@ class PADModelLoader(BaseModelLoader):
         base.start(vllm_config.instance_id, engine)
         answer_workers(told)
         return model
+
+
+def _is_draft(config: VllmConfig, model_config: Any) -> bool:
+    """Whether this is a draft model, which vLLM hands to its target's loader. It drafts what it would say
+    unguided. Without such a model the config of drafts names the target as its own.
+    """
+    speculative = config.speculative_config
+    return (
+        speculative is not None
+        and speculative.draft_model_config is model_config
+        and speculative.target_model_config is not model_config
+    )
 
 
 def _shared(loaded: Loaded) -> base.RewardEngine:

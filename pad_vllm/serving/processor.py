@@ -24,6 +24,7 @@ from pad_vllm.serving import adapters, admission, answers
 from pad_vllm.serving.history import History, V1History, V2History
 from pad_vllm.serving.slots import Selection, Slots
 from pad_vllm.serving.tally import Tally
+from pad_vllm.vllm_api import drafts
 from pad_vllm.vllm_api.names import (
     BatchUpdate,
     MoveDirectionality,
@@ -68,9 +69,9 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._answers = answers.Answers(device, rows, self._tally, pad.max_top_k)
         answers.start(self._instance, self._answers)
         self._v1_history = V1History(device)
-        self._history: History = (
-            self._v1_history if self._v2_states is None else V2History(self._v2_states)
-        )
+        self._history: History = self._v1_history
+        if self._v2_states is not None:
+            self._history = V2History(self._v2_states, _drafts(vllm_config))
         self._slots = Slots(device, self._left)
         self._unguided = torch.zeros((), dtype=torch.int64, device=device)
         self._steps = 0
@@ -149,17 +150,18 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
         """Rewrite the guided rows of logits [rows, V] float32 in place; ctx is V2's batch layout."""
         try:
-            slots = np.arange(len(logits)) if ctx is None else ctx.idx_mapping_np
-            selection = self._slots.select(slots)
-            if selection is not None:
-                self._guide(logits, selection, ctx)
+            if len(self._slots):
+                self._guide(logits, _rows(len(logits), ctx), ctx)
         except Exception as error:  # noqa: BLE001, it would end the server and all its requests
             self._lose(error)
         return logits
 
-    def _guide(self, logits: Tensor, selection: Selection, ctx: Any) -> None:
+    def _guide(self, logits: Tensor, rows: drafts.Rows, ctx: Any) -> None:
+        selection = self._slots.select(rows.slots)
+        if selection is None:
+            return
         try:
-            unguided = self._rewrite(logits, selection, ctx)
+            unguided = self._rewrite(logits, selection, rows, ctx)
         except Exception as error:  # noqa: BLE001, as above
             said = "the reward engine failed: its rows stay unguided"
             self._declined.add("engine failed", len(selection.rows), said, error)
@@ -170,11 +172,12 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             self._answers.stop(selection.tickets, ended)
         self._report(unguided)
 
-    def _rewrite(self, logits: Tensor, selection: Selection, ctx: Any) -> Tensor:
+    def _rewrite(self, logits: Tensor, selection: Selection, rows: drafts.Rows, ctx: Any) -> Tensor:
         """[G] bool: which of the guided rows stay unguided."""
         z, ids = guidance.candidates(logits, selection.rows, selection.k_max)
         engine = base.running(self._instance)
-        step = base.Step(len(logits), selection.rows, ids, selection.w, selection.requests)
+        of = selection.rows, ids, selection.w, selection.requests
+        step = base.Step(rows.total, *of, rows.begin, last=rows.begin + len(logits) == rows.total)
         begin = time.perf_counter()
         reward = None if engine is None else engine.rewards(step)
         seconds = time.perf_counter() - begin
@@ -236,6 +239,19 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         except Exception as error:  # noqa: BLE001, the front end refuses these; a step must not raise
             self._declined.add("bad request", 1, "a request stays unguided", error)
             return None
+
+
+def _rows(count: int, ctx: Any) -> drafts.Rows:
+    """V1's rows are slots."""
+    return drafts.Rows(np.arange(count), 0, count) if ctx is None else drafts.rows(ctx, count)
+
+
+def _drafts(config: VllmConfig) -> int:
+    """The most that V2 verifies a request and step, 0 without speculative decoding."""
+    if config.speculative_config is None:
+        return 0
+    drafts.watch()
+    return int(config.speculative_config.num_speculative_tokens)
 
 
 def _known(prompt: Sequence[int], answer: Sequence[int]) -> _Known:

@@ -52,9 +52,12 @@ REFUSED: tuple[_Refusal, ...] = (
     ),
     ("--enable-lora", lambda c: c.lora_config is not None, "drop it; merge the LoRA into the base"),
     (
-        "speculative decoding",
-        lambda c: c.speculative_config is not None,
-        "drop --speculative-config; vLLM's V1 runner would drop the processor without a word",
+        "speculative decoding on vLLM's V1 runner",
+        lambda c: c.speculative_config is not None and not getattr(c, "use_v2_model_runner", False),
+        (
+            "drop --speculative-config, or have the V2 runner (VLLM_USE_V2_MODEL_RUNNER=1); V1 would drop "
+            "the processor without a word"
+        ),
     ),
     (
         "KV connectors",
@@ -104,6 +107,11 @@ _SHARED: tuple[_Refusal, ...] = (
 
 _BESIDE: tuple[_Refusal, ...] = (
     (
+        "speculative decoding",
+        lambda c: c.speculative_config is not None,
+        "drop --speculative-config, or use the shared engine; a reward model would have to forget drafts",
+    ),
+    (
         "multimodal bases",
         lambda c: c.model_config.is_multimodal_model,
         "serve a base that reads text only",
@@ -127,6 +135,9 @@ _RESIDENT: tuple[_Refusal, ...] = (
         "drop --enable-sleep-mode, or use the ray engine; the reward model would not wake up",
     ),
 )
+
+DRAFTING = ("ngram", "ngram_gpu", "draft_model")
+"""Methods of speculative decoding that are served; V2 has one n-gram speculator for both names."""
 
 REFUSED_BY = {"shared": _SHARED, "resident": (*_BESIDE, *_RESIDENT), "ray": _BESIDE}
 """Refused by one engine and not by all: `shared` forks the base's layers, the reward model of the others
@@ -159,6 +170,7 @@ def require_servable(config: VllmConfig, pad: PADConfig) -> None:
             raise ValueError(
                 f"pad_vllm's {pad.engine} engine does not support {name} yet; {way_out}."
             )
+    _require_tested_drafts(config.speculative_config)
     _require_plain_cache(config)
 
 
@@ -166,6 +178,22 @@ def _offloads(offload: Any) -> bool:
     return offload is not None and (
         offload.uva.cpu_offload_gb > 0 or offload.prefetch.offload_group_size > 0
     )
+
+
+def _require_tested_drafts(speculative: Any) -> None:
+    if speculative is None:
+        return
+    if speculative.method not in DRAFTING:
+        raise ValueError(
+            f"pad_vllm does not support speculative decoding by {speculative.method!r} yet; accepted: "
+            f"{listed(DRAFTING)}. Set 'method' in --speculative-config to one of these, or drop it."
+        )
+    how = getattr(speculative, "rejection_sample_method", "standard")
+    if how != "standard":
+        raise ValueError(
+            f"pad_vllm does not support rejection_sample_method {how!r} yet; accepted is 'standard', "
+            "by which a token is as likely as without drafts: drop it from --speculative-config."
+        )
 
 
 def _require_plain_cache(config: VllmConfig) -> None:

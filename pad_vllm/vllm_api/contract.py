@@ -89,6 +89,17 @@ TESTED: dict[str, dict[str, str]] = {
     "v1/worker/gpu/sample/sampler.py": {
         "Sampler.apply_sampling_params": "e85be62164c6",
     },
+    "v1/worker/gpu/input_batch.py": {
+        "InputBatch": "e440ca63ecd4",
+    },
+    "v1/worker/gpu/spec_decode/rejection_sampler.py": {
+        "RejectionSampler.__call__": "67087432e3bd",
+        "RejectionSampler._verify_in_chunks": "c14b70544802",
+        "RejectionSampler._verify": "b7c2b99a4e18",
+    },
+    "v1/worker/gpu/spec_decode/standalone_ar/speculator.py": {
+        "StandaloneARSpeculator.load_draft_model": "9f4ef1a00b0e",
+    },
     "v1/worker/worker_base.py": {
         "WorkerBase.__init__": "43dbf6e8c726",
     },

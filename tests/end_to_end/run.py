@@ -81,7 +81,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     finished = time.monotonic()
     result = {
         "outputs": [_output(output) for output in outputs],
-        "steps": [record.get(output.request_id, []) for output in outputs],
+        "steps": [_steps(record[output.request_id], output) for output in outputs],
         "rounds": [[_output(output) for output in outputs] for outputs in rounds],
         "said": said,
         "counters": _counters(llm),
@@ -99,6 +99,11 @@ def _batch(llm: Any, tokenizer: Any, requests: list[dict[str, Any]]) -> list[Any
     prompts = [_prompt(request, tokenizer) for request in requests]
     params = [_params(**request.get("sampling", {})) for request in requests]
     return llm.generate(prompts, params, use_tqdm=False) if requests else []
+
+
+def _steps(noted: dict[int, Any], output: Any) -> list[Any]:
+    """Those of the tokens that were said, in their order: a draft that was rejected may stand behind."""
+    return [noted[place] for place in sorted(noted)][: len(output.outputs[0].token_ids)]
 
 
 def _call(llm: Any, method: str | None, arguments: Any) -> str | None:
@@ -129,7 +134,15 @@ def _tensors(thing: Any) -> Any:
             yield from _tensors(part)
 
 
-_OURS = {"lose_weights": _lose_weights}
+def _slice_logits(worker: Any, rows: int) -> None:
+    """Have V2 verify drafts in slices of few rows, as it does where the logits pass a GiB."""
+    from vllm.v1.worker.gpu.spec_decode import rejection_sampler
+
+    vocabulary = worker.model_runner.vocab_size
+    rejection_sampler.MAX_CHUNK_BYTES = rows * vocabulary * rejection_sampler._FP32_BYTES
+
+
+_OURS = {"lose_weights": _lose_weights, "slice_logits": _slice_logits}
 
 
 def _params(structured_outputs: dict[str, Any] | None = None, **sampling: Any) -> Any:
@@ -197,39 +210,45 @@ def _runner(llm: Any) -> str | None:
 
 @contextmanager
 def _recorder(llm: Any, *, on: bool | str) -> Any:
-    """Notes the candidates of guided rows: request -> [{"ids", "z", "reward"}], one a step; with "hidden"
-    the hidden states of `shared` too, under HIDDEN.
+    """Notes the candidates of guided rows: request -> place -> {"ids", "z", "reward"}; with "hidden"
+    the hidden states of `shared` too, under HIDDEN. A place that is decided again counts as the last time.
     """
     from pad_vllm import guidance
     from pad_vllm.engines.shared.reward import SharedRewards
     from pad_vllm.serving.processor import PADLogitsProcessor
 
-    steps: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    steps: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     if not on:
         yield steps
         return
     runner, guide, apply = _model_runner(llm), guidance.guide, PADLogitsProcessor.apply
     names: list[str] = []
+    places: list[int | None] = []
 
     def noting_apply(self: Any, logits: Any, ctx: Any = None) -> Any:
         if ctx is None:
             names[:] = runner.input_batch.req_ids
+            places[:] = [None] * len(names)
         else:
             known = runner.req_states.index_to_req_id
-            names[:] = [known[index] for index in ctx.idx_mapping_np.tolist()]
+            names[:] = [known[index] for index in ctx.expanded_idx_mapping.tolist()]
+            places[:] = ctx.pos.tolist()
         return apply(self, logits, ctx)
 
     def noting_guide(logits: Any, rows: Any, z: Any, ids: Any, reward: Any, *rest: Any) -> Any:
         columns = {"ids": ids, "z": z, "reward": reward, **hidden}
-        for place, row in enumerate(rows.tolist()):
+        for guided, row in enumerate(rows.tolist()):
             # vLLM appends a random part to the name of a request.
-            request = names[row].split("-")[0]
-            steps[request].append({name: of[place].tolist() for name, of in columns.items()})
+            noted = steps[names[row].split("-")[0]]
+            place = len(noted) if places[row] is None else places[row]
+            noted[place] = {name: of[guided].tolist() for name, of in columns.items()}
         return guide(logits, rows, z, ids, reward, *rest)
 
     def noting_rewards(self: Any, step: Any) -> Any:
         kept = self._kept or ()
-        hidden.update({name: h[step.rows].float() for name, h in zip(HIDDEN, kept, strict=False)})
+        hidden.update(
+            {n: h[step.begin :][step.rows].float() for n, h in zip(HIDDEN, kept, strict=False)}
+        )
         return rewards(self, step)
 
     hidden: dict[str, Any] = {}

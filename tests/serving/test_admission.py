@@ -13,6 +13,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from vllm.config.cache import CacheDType
+from vllm.config.speculative import SpeculativeMethod
 
 from pad_vllm import plugin
 from pad_vllm.adapter.folder import load_adapter
@@ -167,7 +168,7 @@ ON = {
     "context parallelism": {"parallel": {"decode_context_parallel_size": 2}},
     "dual batch overlap": {"parallel": {"use_ubatching": True}},
     "--enable-lora": {"lora_config": object()},
-    "speculative decoding": {"speculative_config": object()},
+    "speculative decoding on vLLM's V1 runner": {"speculative_config": object()},
     "KV connectors": {"kv_transfer_config": object()},
     "elastic expert parallelism": {"parallel": {"enable_elastic_ep": True}},
     "vLLM's Rust front end": {},
@@ -197,6 +198,39 @@ def ways_out():
 
 def test_every_refusal_by_name_is_looked_at():
     assert set(ON) == set(ways_out())
+
+
+def drafting(**speculative):
+    """A config that speculates on V2."""
+    tokens = {"num_speculative_tokens": 3, "rejection_sample_method": "standard"}
+    given = SimpleNamespace(**{**tokens, **speculative})
+    return {"speculative_config": given, "use_v2_model_runner": True}
+
+
+@pytest.mark.parametrize("method", refusals.DRAFTING)
+def test_drafts_of_the_tested_methods_are_served_on_v2(config, method):
+    assert admission.front_end(config(**drafting(method=method))) is not None
+
+
+METHODS = {name for one in get_args(SpeculativeMethod) for name in get_args(one) or (one,)}
+
+
+@pytest.mark.parametrize("method", sorted({"eagle3", "mtp", "suffix", "dspark"} | METHODS))
+def test_drafts_of_another_method_are_refused_by_its_name(config, method):
+    if method in refusals.DRAFTING:
+        return
+    accepted = ", ".join(refusals.DRAFTING)
+    with pytest.raises(ValueError, match=f"by '{method}' yet; accepted: {accepted}. Set"):
+        admission.front_end(config(**drafting(method=method)))
+
+
+@pytest.mark.parametrize("how", ["synthetic", "block"])
+def test_drafts_that_are_accepted_otherwise_than_by_the_guided_distribution_are_refused(
+    config, how
+):
+    given = drafting(method="ngram", rejection_sample_method=how)
+    with pytest.raises(ValueError, match=f"rejection_sample_method '{how}' yet; accepted is 'stan"):
+        admission.front_end(config(**given))
 
 
 def test_layers_that_vllm_prefetches_would_bypass_the_fork_and_are_refused(config):

@@ -13,6 +13,7 @@ pytest.importorskip("vllm")
 
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
+from vllm.v1.worker.gpu.spec_decode.rejection_sampler import _iter_request_chunks
 
 from pad_vllm import guidance
 from pad_vllm.adapter.folder import save_adapter
@@ -24,6 +25,7 @@ from pad_vllm.engines.shared.fork import ForkedModel
 from pad_vllm.engines.shared.reward import SharedRewards
 from pad_vllm.serving import processor as logits_processor
 from pad_vllm.serving.processor import PADLogitsProcessor
+from pad_vllm.vllm_api import drafts
 
 H, V, D, R = 8, 12, 2, 4
 HELPFUL = {"pad_weights": "helpful=1"}
@@ -128,6 +130,31 @@ class V2:
         self.length[slot] = len(text)
         return self.processor.add_request(slot, SamplingParams(extra_args=extra_args))
 
+    def verify(self, logits, drafted, limit):
+        """A step whose requests have drafts: slot -> their tokens, in slices of at most `limit` rows."""
+        fed = [[int(self.tokens[s, self.length[s] - 1]), *drafted[s]] for s in self.order.tolist()]
+        counts = [len(one) for one in fed]
+        batch = SimpleNamespace(
+            idx_mapping_np=self.order, cu_num_logits_np=np.array([0, *np.cumsum(counts)])
+        )
+        inputs = torch.tensor([token for one in fed for token in one], dtype=torch.int32)
+        offsets = [offset for count in counts for offset in range(count)]
+        lengths = np.repeat(self.length[self.order], counts) + offsets
+
+        def slices(*_):
+            for first, last in _iter_request_chunks(batch.cu_num_logits_np, limit):
+                rows = slice(*batch.cu_num_logits_np[[first, last]])
+                context = SimpleNamespace(
+                    idx_mapping_np=self.order[first:last],
+                    expanded_local_pos=torch.tensor(offsets[rows]),
+                    input_ids=inputs[rows],
+                    pos=torch.from_numpy(lengths[rows]) - 1,
+                    seq_lens_upper_bound_np=(self.length[self.order] + counts)[first:last],
+                )
+                self.processor.apply(logits[rows], context)
+
+        drafts._noted(slices, None, logits, batch)
+
     def apply(self, logits):
         lengths = self.length[self.order]
         context = SimpleNamespace(
@@ -181,6 +208,57 @@ def test_what_would_close_a_loop_earns_no_more_than_the_average(runner, engine):
         torch.testing.assert_close(logits[row], expected, rtol=1e-5, atol=1e-5)
         free = guidance.guide_row(before[row], reward, 5.0, 10)
         assert torch.equal(free, expected) or row in (0, 2)
+
+
+@pytest.mark.parametrize("limit", [100, 5, 1])
+def test_v2_every_drafts_row_is_guided_by_its_own_state_and_what_was_said_before_it(
+    config, engine, limit
+):
+    config.speculative_config = SimpleNamespace(method="ngram", num_speculative_tokens=3)
+    config.use_v2_model_runner = True
+    runner = V2(config)
+    guarded = {**HELPFUL, "pad_beta": 5, "pad_no_repeat": 2}
+    asked = {9: None, 2: guarded, 5: {**HELPFUL, "pad_beta": 2}, 0: marked("a", **guarded)}
+    answers = {9: [4], 2: [3, 7], 5: [6], 0: [3, 7, 2, 3]}
+    drafted = {9: [1, 2, 3], 2: [3, 7, 3], 5: [], 0: [7, 2]}
+    for slot, one in asked.items():
+        runner.add(slot, one, answers[slot])
+    count = sum(len(one) + 1 for one in drafted.values())
+    h_B, h_T = torch.randn(count, H), torch.randn(count, H)
+    engine._embedding[[7, 3]] += (h_T - h_B).mean(0)  # what would loop is what is wanted
+    engine.keep(h_B, h_T)
+    logits = torch.randn(count, V)
+    before, row, looping = logits.clone(), 0, 0
+    runner.verify(logits, drafted, limit)
+    for slot in runner.order.tolist():
+        for said in range(len(drafted[slot]) + 1):
+            expected = before[row]
+            if asked[slot] is not None:
+                d_w = guidance.direction(
+                    h_B[row], h_T[row], torch.tensor([1.0, 0.0]), *engine._heads
+                )
+                text = [*answers[slot], *drafted[slot][:said]]
+                beta, n = asked[slot]["pad_beta"], asked[slot].get("pad_no_repeat", 0)
+                reward = engine._embedding @ d_w
+                expected = guidance.guide_row(before[row], reward, beta, 10, text, n)
+                without = guidance.guide_row(before[row], reward, beta, 10, answers[slot], n)
+                looping += not torch.equal(without, expected)
+            torch.testing.assert_close(logits[row], expected, rtol=1e-5, atol=1e-5)
+            row += 1
+    assert looping > 2  # what drafts said before a row matters
+    assert engine._kept is None
+    assert not runner.processor._declined.counts
+    assert outcomes(runner, "a")[0]["unguided_tokens"] == 0
+
+
+def test_v2_rows_of_which_nobody_knows_whose_they_are_stay_as_they_came(config, engine):
+    runner = V2(config)
+    fill(runner, marked("a"))
+    logits = torch.randn(R + 1, V)
+    before = logits.clone()
+    assert torch.equal(runner.apply(logits), before)
+    assert runner.processor._declined.counts == {"engine failed": 1}
+    assert outcomes(runner, "a")[0]["unguided_tokens"] is None
 
 
 @pytest.mark.parametrize("nothing", [None, {}, {"kv_transfer_params": {"a": 1}, "other": 3}])
