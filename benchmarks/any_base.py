@@ -13,18 +13,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import gc
 import json
 import os
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 2))
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 
 import arguments
+from served import served
 
 from pad_vllm.adapter.manifest import read_config
 from pad_vllm.demo.names import resolve_adapter, resolve_base
@@ -95,29 +90,14 @@ def xargs(condition: tuple[str, float], top_k: int) -> dict[str, Any] | None:
     return {"pad_weights": f"{name}=1", "pad_beta": beta, "pad_top_k": top_k} if name else None
 
 
-@contextlib.contextmanager
-def server(base: str, adapter: str, rule: str, template: Path, port: int) -> Iterator[str]:
-    """`pad-vllm serve` with the resident engine -> the API's address."""
-    flags = ["--port", str(port), "--chat-template", str(template), "--max-model-len", "1024"]
-    flags += ["--max-num-seqs", "64", "--enforce-eager", "--served-model-name", "base"]
-    flags += ["--additional-config.pad.candidates", rule, "--disable-uvicorn-access-log"]
-    flags += ["--additional-config.pad.chat_template", str(template)]
-    argv = serve_argv(base, adapter, flags, engine="resident")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pad_vllm.serving.launch", *argv], start_new_session=True
-    )
-    try:
-        for _ in range(600):
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
-                break
-            if process.poll() is not None:
-                raise SystemExit(f"the server ended with {process.returncode}")
-            time.sleep(1)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
+def flags(rule: str, template: Path) -> list[str]:
+    """Of `pad-vllm serve` with the resident engine."""
+    return [
+        *("--chat-template", str(template), "--max-model-len", "1024"),
+        *("--max-num-seqs", "64", "--enforce-eager", "--served-model-name", "base"),
+        *("--additional-config.pad.candidates", rule, "--disable-uvicorn-access-log"),
+        *("--additional-config.pad.chat_template", str(template)),
+    ]
 
 
 async def ask(url: str, prompts: list[str], rows: list[Any], args: argparse.Namespace) -> list[Any]:
@@ -246,14 +226,12 @@ def main() -> None:
         if rule == "paper":
             texts[rule] = in_process(base, adapter, prompts, rows, args)
         else:
-            with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
-                free.close()
+            with tempfile.TemporaryDirectory() as folder:
                 template = Path(folder) / "chat_template.jinja"
                 template.write_text(TEMPLATE, "utf-8")
-                with server(base, adapter, rule, template, port) as url:
-                    texts[rule] = asyncio.run(ask(url, prompts, rows, args))
+                argv = serve_argv(base, adapter, flags(rule, template), engine="resident")
+                with served(argv) as url:
+                    texts[rule] = asyncio.run(ask(f"{url}/v1", prompts, rows, args))
         seconds[rule] = round(time.monotonic() - begin, 1)
         found[rule] = measure(rows, texts[rule], dimensions)
     result = {

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -35,12 +34,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from pad_vllm.adapter.manifest import AdapterConfig, read_config
-from pad_vllm.cli.arguments import drawing_dtype
 from pad_vllm.cli.explain import coloured
 from pad_vllm.demo.names import resolve_adapter
 from pad_vllm.evaluation.scorers import score
-from pad_vllm.steering import conditions
-from pad_vllm.steering.answers import Batch, Decoding, answers
 from pad_vllm.steering.conditions import sentences_of
 
 MODEL = "smollm2-135m"
@@ -287,7 +283,7 @@ def colour(prompt: str, beta: float, weights: str, answer: str) -> None:
 
 
 def teach(sentence: str) -> None:
-    """A dimension of one's own: taught by its sentence, then tried on the demo's prompts."""
+    """A dimension of one's own: taught by its sentence and tried on some questions."""
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder) / "own")
         command = [sys.executable, "-m", "pad_vllm", "train", MODEL, "--teacher", "prompt"]
@@ -295,13 +291,6 @@ def teach(sentence: str) -> None:
         start = time.monotonic()
         subprocess.run(command, check=True)
         console.print(f"\ntaught in {time.monotonic() - start:.0f} s")
-        (way,) = conditions.guided("own", ["own"], [read_config(out).beta], (1,))
-        prompts = [json.dumps([{"role": "user", "content": one}]) for one in (PROMPT, *OTHERS)]
-        decoding = Decoding(tokens=48, dtype=drawing_dtype())
-        (said,) = answers(Batch(MODEL, out, prompts, [conditions.unguided(), way], [decoding]))
-    for prompt, plain, own in zip((PROMPT, *OTHERS), *said, strict=True):
-        console.print(f"\n[bold]{prompt}[/bold]")
-        show({"unguided": plain.text, "own=1": own.text})
 
 
 def wish_of(given: str | None) -> str:

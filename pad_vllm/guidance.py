@@ -6,8 +6,9 @@
     score(a) = z_B(a) + beta * R_w(a)   for a in top-k of the base, -inf elsewhere
 
 No pay for loops and for the unlikely, where a request wants it: for a candidate that would complete an
-n-gram already in the answer, or that is less likely than a share of the best (the plausibility of contrastive
-decoding, arXiv 2210.15097), beta * R_w(a) is at most the mean of it over the row's candidates under the base.
+n-gram already in the answer, or that is less likely than a share of the best and not the end (the
+plausibility of contrastive decoding, arXiv 2210.15097), beta * R_w(a) is at most the mean of it over the
+row's candidates under the base.
 The constants c_i are optional. Where nothing is forked h_T = h_B, and heads and constants are all there is.
 Shapes: H hidden size, V vocabulary, D preference dimensions, r head rank, G guided rows, K candidates.
 Rewards are in logit units. Nothing here knows requests, models, engines or vLLM.
@@ -212,11 +213,14 @@ def repeats(said: Said, ids: Tensor, n: Tensor, longest: int) -> Tensor:
     )
 
 
-def unlikely(z: Tensor, min_p: Tensor) -> Tensor:
-    """Which candidates are less than min_p times as likely as the row's best: z [G, K] best first, min_p [G]
-    -> [G, K] bool.
+def unlikely(z: Tensor, ids: Tensor, min_p: Tensor, ends: Tensor) -> Tensor:
+    """Which candidates are less than min_p times as likely as the row's best, but for those that end the
+    answer: nothing can derail behind them, and how long to be is a preference too.
+
+    z, ids [G, K] best first; min_p [G]; ends [E] token ids -> [G, K] bool.
     """
-    return z < z[:, :1] + min_p.log().unsqueeze(-1)  # none of them where min_p is 0
+    low = z < z[:, :1] + min_p.log().unsqueeze(-1)  # none of them where min_p is 0
+    return low & (ids.unsqueeze(-1) != ends).all(-1)
 
 
 def _ceiling(logits: Tensor, rows: Tensor, on: Tensor) -> Tensor:
@@ -249,10 +253,11 @@ def guide_row(
     answer: Sequence[int] = (),
     no_repeat: int = 0,
     min_p: float = 0.0,
+    ends: Sequence[int] = (),
 ) -> Tensor:
     """Reference implementation of `guide`, `repeats` and `unlikely` for one row, used in tests.
 
-    z_B, reward [V], the answer so far -> scores [V].
+    z_B, reward [V], the answer so far, the tokens that end it -> scores [V].
     """
     best = z_B.topk(min(top_k, len(z_B))).indices.tolist()
     legal = [token for token in best if z_B[token] != NEG_INF]
@@ -263,7 +268,8 @@ def guide_row(
     last = tuple(answer[len(answer) - no_repeat + 1 :])
     for token in legal:
         looping = no_repeat and (*last, token) in grams
-        if looping or z_B[token] < z_B[legal[0]] + torch.tensor(min_p).log():
+        low = token not in ends and z_B[token] < z_B[legal[0]] + torch.tensor(min_p).log()
+        if looping or low:
             pay[token] = min(float(pay[token]), mean)
     scores = torch.full_like(z_B, NEG_INF)
     for token in legal:

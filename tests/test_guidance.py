@@ -254,6 +254,7 @@ def test_with_the_guards_the_batch_gives_what_the_plain_twin_gives(batch, data):
     prompts = [data.draw(few) for _ in rows]
     n = [data.draw(st.sampled_from(NO_REPEATS)) for _ in rows]
     shares = torch.tensor([data.draw(st.sampled_from([0.0, 0.05, 0.5, 1.0])) for _ in rows])
+    ends = data.draw(few)
     before, expected = logits.clone(), logits.clone()
     for i, row in enumerate(rows.tolist()):
         expected[row] = guidance.guide_row(
@@ -264,6 +265,7 @@ def test_with_the_guards_the_batch_gives_what_the_plain_twin_gives(batch, data):
             answers[i],
             n[i],
             float(shares[i]),
+            ends,
         )
     texts = [torch.tensor([*prompt, *said]) for prompt, said in zip(prompts, answers, strict=True)]
     said = guidance.Said(
@@ -272,7 +274,8 @@ def test_with_the_guards_the_batch_gives_what_the_plain_twin_gives(batch, data):
         torch.tensor([len(text) for text in texts]),
     )
     z, ids = guidance.candidates(logits, rows, int(top_k.max()))
-    unpaid = guidance.repeats(said, ids, torch.tensor(n), max(n)) | guidance.unlikely(z, shares)
+    looping = guidance.repeats(said, ids, torch.tensor(n), max(n))
+    unpaid = looping | guidance.unlikely(z, ids, shares, torch.tensor(ends))
     taken = reward[rows].gather(-1, ids)
     assert not guidance.guide(logits, rows, z, ids, taken, beta, top_k, unpaid).any()
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
@@ -281,9 +284,14 @@ def test_with_the_guards_the_batch_gives_what_the_plain_twin_gives(batch, data):
 def test_an_unlikely_token_earns_no_more_than_the_average_and_may_lose():
     logits = torch.tensor([[3.0, 2.0, -3.0, -4.0]])
     z, ids = guidance.candidates(logits, torch.tensor([0]), 4)
-    unpaid = guidance.unlikely(z, torch.tensor([0.05]))
+    none = torch.tensor([], dtype=torch.int64)
+    unpaid = guidance.unlikely(z, ids, torch.tensor([0.05]), none)
     assert unpaid.tolist() == [[False, False, True, True]]
-    assert not guidance.unlikely(z, torch.tensor([0.0])).any()
+    assert not guidance.unlikely(z, ids, torch.tensor([0.0]), none).any()
+    ends = torch.tensor([7, 3])
+    assert guidance.unlikely(z, ids, torch.tensor([0.05]), ends).tolist() == [
+        [False, False, True, False]
+    ]
     one = torch.ones(1)
     reward = torch.tensor([[0.0, 0.0, 9.0, -1.0]])
     guidance.guide(logits, torch.tensor([0]), z, ids, reward, one, 4 * one, unpaid)

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from pad_vllm.cli.bench import bench
 from pad_vllm.cli.check import check
 from pad_vllm.cli.evaluate import evaluate
 from pad_vllm.cli.explain import explain
@@ -33,7 +34,10 @@ app = typer.Typer(
 
 for command in (models, check, sample, score, train, merge, evaluate, explain, fit):
     app.command()(command)
-app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(serve)
+# Their other arguments belong to another program.
+others = {"ignore_unknown_options": True, "allow_extra_args": True}
+app.command(context_settings=others)(serve)
+app.command(context_settings={**others, "help_option_names": []})(bench)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from pad_vllm.cli.steering import (
     Card,
     JudgePrompts,
     Mixes,
+    OnTop,
     Out,
     Prompts,
     Temperatures,
@@ -58,6 +59,7 @@ def evaluate(
     tokens: Tokens = 100,
     told: Told = None,
     mixes: Mixes = True,
+    on_top: OnTop = True,
     card: Card = False,
     out: Out = None,
 ) -> None:
@@ -81,6 +83,7 @@ def evaluate(
                 tokens,
                 out,
                 mixes=mixes,
+                on_top=on_top,
                 card=card,
             )
             return

@@ -68,6 +68,13 @@ Mixes = Annotated[
     bool,
     typer.Option("--mixes/--no-mixes", help="With --steering: every two dimensions at once too."),
 ]
+OnTop = Annotated[
+    bool,
+    typer.Option(
+        "--on-top/--no-on-top",
+        help="With --steering: guidance on top of plain prompting too, at half the strength and the whole.",
+    ),
+]
 Out = Annotated[
     Path | None,
     typer.Option(
@@ -92,6 +99,7 @@ def steer(
     out: Path | None,
     *,
     mixes: bool,
+    on_top: bool,
     card: bool,
 ) -> None:
     """Raises ValueError for what cannot be read."""
@@ -113,6 +121,7 @@ def steer(
         beside_betas,
         tuple(Decoding(temperature=t, tokens=tokens, dtype=dtype) for t in temperatures),
         mixes,
+        on_top,
         named("--told", told, "one sentence a dimension"),
     )
     found = measure(asked, typer.echo, out.with_suffix(".answers.json") if out else None)

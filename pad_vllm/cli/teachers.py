@@ -26,8 +26,8 @@ TAUGHT_RECIPE: dict[str, Any] = {"lora_lr": 2e-4, "head_lr": 1e-4, "evaluate_eve
 TEACHERS: dict[str, dict[str, Any]] = {"pairs": {}, "scores": BY_CREDIT, "prompt": TAUGHT}
 """Those of --teacher, each with its defaults."""
 
-_OF_DATA = ("data", "dimensions", "limit", "strict", "text_preferences")
-_OF_TEACHER = ("dimension", "opposite", "prompts", "answers")
+_OF_DATA = ("data", "dimensions", "limit", "strict", "prompted", "text_preferences")
+_OF_TEACHER = ("dimension", "opposite", "prompts", "answers", "trial")
 
 
 def _listed(others: dict[str, Any]) -> str:
@@ -74,6 +74,14 @@ Answers = Annotated[
         min=1,
         help="With --teacher prompt: how many of the prompts BASE answers (default: 420); of the others "
         "the first token is taught.",
+    ),
+]
+
+Trial = Annotated[
+    bool,
+    typer.Option(
+        "--trial/--no-trial",
+        help="With --teacher prompt: at the end, answer a few questions with each dimension and show some.",
     ),
 ]
 

@@ -31,6 +31,7 @@ from pad_vllm.cli.teachers import (
     Opposite,
     Prompts,
     Teacher,
+    Trial,
     defaults,
     teacher_of,
 )
@@ -88,6 +89,7 @@ def train(
     restart: Annotated[
         bool, typer.Option("--restart", help="Forget an unfinished run in OUT.run.")
     ] = False,
+    trial: Trial = True,
     chat_template: ChatTemplate = None,
     **chosen: Any,
 ) -> None:
@@ -109,6 +111,8 @@ def train(
             **chosen,
         )
         _train(settings, cache or train_cache(), workers, address, restart=restart)
+        if taught and trial:
+            _try(settings)
 
 
 def _train(
@@ -126,6 +130,14 @@ def _train(
         launch(settings, cache, command, workers, address)
     else:
         run_of(settings)(settings, cache, command).train()
+
+
+def _try(settings: Settings) -> None:
+    from pad_vllm.steering.trial import trial
+
+    typer.echo("A first look, too short to judge by (--no-trial leaves it out):")
+    for line in trial(settings.base, settings.out, settings.dtype):
+        typer.echo(line)
 
 
 def _parsed(choices: list[str]) -> dict[str, Any]:

@@ -95,24 +95,30 @@ def reader(config: VllmConfig, pad: PADConfig) -> Reader:
     if pad.chat_template:
         setting = "additional_config['pad']['chat_template']"
         base.chat_template = template_text(pad.chat_template, setting)
-    ends = model.try_get_generation_config().get("eos_token_id") or ()
-    return Reader(
-        base,
-        tokenizer_of(pad, read_config(pad.adapter)),
-        ends=[ends] if isinstance(ends, int) else ends,
+    return Reader(base, tokenizer_of(pad, read_config(pad.adapter)), ends=end_tokens(config))
+
+
+def end_tokens(config: VllmConfig) -> list[int]:
+    """What ends an answer of the base, by its config and then by its generation config; may be empty."""
+    model = config.model_config
+    said = (
+        getattr(model.hf_text_config, "eos_token_id", None),
+        model.try_get_generation_config().get("eos_token_id"),
     )
+    known = [ends if isinstance(ends, list | tuple) else [ends] for ends in said]
+    return list(dict.fromkeys(end for ends in known for end in ends if isinstance(end, int)))
 
 
 def end_token(config: VllmConfig) -> int:
     """The base's end of sequence, for `"on_failure": "stop"`. Raises ValueError where it has none."""
-    eos = config.model_config.hf_text_config.eos_token_id
-    token = eos[0] if isinstance(eos, list | tuple) and eos else eos
-    if not isinstance(token, int):
+    ends = end_tokens(config)
+    if not ends:
         raise ValueError(
-            f"on_failure is 'stop', and the base's config has eos_token_id {eos!r}, which ends no "
-            "answer. Set on_failure to 'unguided', or give the base's config its eos_token_id."
+            "on_failure is 'stop', and neither the base's config nor its generation config has an "
+            "eos_token_id, so nothing ends an answer. Set on_failure to 'unguided', or give the base's "
+            "config its eos_token_id."
         )
-    return token
+    return ends[0]
 
 
 def front_end(config: VllmConfig) -> Admit:

@@ -61,6 +61,8 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._instance = vllm_config.instance_id
         # The token that ends a row without rewards; None where such a row goes on unguided.
         self._end = admission.end_token(vllm_config) if pad.on_failure == "stop" else None
+        ends = admission.end_tokens(vllm_config)
+        self._ends = torch.tensor(ends, dtype=torch.int64, device=device)
         self._declined = declined.of(self._instance, logger.warning)
         self._tally = Tally(device, self._declined, self._count_broken)
         rows = vllm_config.scheduler_config.max_num_seqs
@@ -199,7 +201,9 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     def _unpaid(self, selection: Selection, z: Tensor, ids: Tensor, ctx: Any) -> Tensor | None:
         """Which candidates the guards keep from being paid; None where no row asked for a guard."""
-        unpaid = guidance.unlikely(z, selection.min_p) if selection.strictest else None
+        unpaid = None
+        if selection.strictest:
+            unpaid = guidance.unlikely(z, ids, selection.min_p, self._ends)
         if not selection.longest:
             return unpaid
         said = self._history.read(selection, ctx)

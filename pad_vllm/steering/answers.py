@@ -38,6 +38,7 @@ class Decoding:
     top_k: int = 20
     seed: int = 0
     dtype: str = "auto"
+    chat_template: str | None = None  # None is the base's own
 
 
 def messages(prompt: str, condition: Condition) -> list[dict[str, str]]:
@@ -68,7 +69,8 @@ def _answers(batch: Batch) -> list[list[list[Answer]]]:
     chats = [messages(prompt, one) for one in conditions for prompt in prompts]
     found = []
     for decoding in batch.decodings:
-        drawn = llm.chat(chats, [_sampling(decoding, one) for one in conditions for _ in prompts])
+        params = [_sampling(decoding, one) for one in conditions for _ in prompts]
+        drawn = llm.chat(chats, params, chat_template=decoding.chat_template)
         known = decoding.dtype == "float32"  # in which others compute losses too
         said = [_answer(result.outputs[0], known) for result in drawn]
         found.append([said[start : start + size] for start in range(0, len(said), size)])

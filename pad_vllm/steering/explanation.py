@@ -76,7 +76,7 @@ def _drawn(
 ) -> list[int]:
     weights = dict(zip(config.dimensions, guided.weights, strict=True))
     way = Condition("explained", weights, guided.beta)
-    decoding = Decoding(tokens=asked.length, dtype=asked.dtype)
+    decoding = Decoding(tokens=asked.length, dtype=asked.dtype, chat_template=config.chat_template)
     batch = Batch(asked.base, asked.adapter, [json.dumps(prompt)], [way], [decoding])
     return list(answers(batch)[0][0][0].token_ids)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Steering:
     beside_betas: Sequence[float] = ()
     decodings: Sequence[Decoding] = (Decoding(), Decoding(temperature=0.7))
     mixes: bool = True  # every two dimensions at once
+    on_top: bool = True  # guidance beside plain prompting
     told: Mapping[str, str] = field(default_factory=dict)  # of dimensions that no sentence taught
 
 
@@ -46,6 +47,8 @@ def measure(asked: Steering, say: Say, kept: Path | None = None) -> dict[str, An
     kept: a file for the answers, which the same question asked again reads.
     """
     config = read_config(asked.adapter)
+    drawn = tuple(replace(d, chat_template=config.chat_template) for d in asked.decodings)
+    asked = replace(asked, decodings=drawn)
     sentences = conditions.sentences_of(config, asked.told)
     by_adapter = conditions_of(asked, config, sentences)
     said = _drawn(asked, by_adapter, kept)
@@ -53,13 +56,13 @@ def measure(asked: Steering, say: Say, kept: Path | None = None) -> dict[str, An
     leanings = {}
     if asked.judge_prompts and sentences:
         say(f"judges of meaning, from {len(asked.judge_prompts)} other prompts")
-        sampled = Decoding(temperature=0.7, dtype=asked.decodings[0].dtype)
+        sampled = Decoding(0.7, dtype=drawn[0].dtype, chat_template=config.chat_template)
         leanings = judges.fit(asked.base, sentences, asked.judge_prompts, sampled)
         for name, one in leanings.items():
             say(
                 f"{name}: the judge of meaning is right on {one.accuracy:.0%} of its held-out pairs"
             )
-    figures = Figures(_judges(asked.base, sentences, leanings), asked.prompts)
+    figures = Figures(_judges(asked.base, config, sentences, leanings), asked.prompts)
     results = []
     for decoding, answered in zip(asked.decodings, said, strict=True):
         records = figures.records(rows, answered)
@@ -83,8 +86,7 @@ def conditions_of(
             conditions.unguided(),
             *conditions.told(sentences),
             *conditions.guided("PAD", names, betas),
-            # The prompt pulls already: half the strength beside the whole.
-            *conditions.told_and_guided("PAD", sentences, (betas[0] / 2, betas[0])),
+            *(_on_top(sentences, betas[0]) if asked.on_top else ()),
             *(conditions.mixes("PAD", names, betas[0]) if asked.mixes else ()),
         ]
     }
@@ -94,6 +96,11 @@ def conditions_of(
         more = conditions.guided(name, shared, asked.beside_betas or [other.beta], (1,))
         rows[folder] = [*rows.get(folder, ()), *more]
     return rows
+
+
+def _on_top(sentences: Mapping[str, str], beta: float) -> list[Condition]:
+    """The prompt pulls already: half the strength beside the whole."""
+    return conditions.told_and_guided("PAD", sentences, (beta / 2, beta))
 
 
 def _drawn(
@@ -122,12 +129,15 @@ def _drawn(
     return said
 
 
-def _judges(base: str, sentences: Mapping[str, str], leanings: Mapping[str, Any]) -> judges.Judges:
+def _judges(
+    base: str, config: AdapterConfig, sentences: Mapping[str, str], leanings: Mapping[str, Any]
+) -> judges.Judges:
     from transformers import AutoModelForCausalLM
 
     folder = Path(resolve_base(base))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
-    return judges.Judges(model, chat_tokenizer(folder, base, None), sentences, leanings)
+    tokenizer = chat_tokenizer(folder, base, config.chat_template)
+    return judges.Judges(model, tokenizer, sentences, leanings)
 
 
 def _key(condition: Condition) -> str:

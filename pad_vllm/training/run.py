@@ -38,7 +38,7 @@ from pad_vllm.training.objective.store import Store
 from pad_vllm.training.report import evaluate
 from pad_vllm.training.report.card import card
 from pad_vllm.training.report.curves import PAIRS, plot
-from pad_vllm.training.settings import Settings
+from pad_vllm.training.settings import FREE, Settings
 from pad_vllm.version import __version__
 
 _BESIDE = ("out", "recipe", "chat_template")
@@ -135,7 +135,10 @@ class Run:
 
     def _figures(self) -> dict[str, Any]:
         """What the adapter is worth on the held-out prompts, as the card has it."""
-        arguments = self.tokenizer, self.prepared.held_out, self.settings.recipe, self.log.progress
+        groups, recipe = self.prepared.held_out, self.settings.recipe
+        if not self.settings.prompted:
+            return {"held_out": evaluate.ranked(self.store, groups, recipe)}
+        arguments = self.tokenizer, groups, recipe, self.log.progress
         return {"held_out": evaluate.rows(self.store, *arguments)}
 
     def _told(self) -> dict[str, Any]:
@@ -263,7 +266,7 @@ def _claim(work: Path, settings: Settings) -> None:
 
 def _differences(before: Settings, now: Settings) -> str:
     old, new = ({**s.as_dict(), **s.as_dict()["recipe"]} for s in (before, now))
-    names = [k for k in old if k not in ("recipe", "out", "strict") and old[k] != new[k]]
+    names = [k for k in old if k not in ("recipe", *FREE) and old[k] != new[k]]
     return ", ".join(f"{name} was {old[name]!r}, now {new[name]!r}" for name in names)
 
 

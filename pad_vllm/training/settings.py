@@ -26,6 +26,9 @@ def _said(description: str) -> Any:
     return Field(description=description)
 
 
+FREE = ("out", "strict", "prompted")
+"""Settings that a run may go on with changed: no weight depends on them."""
+
 _FINITE = ConfigDict(allow_inf_nan=False)
 _Count = Annotated[int, Field(ge=1)]
 
@@ -123,6 +126,9 @@ class Settings:
     held_out: Annotated[float, _said("Share of the prompts for the figures of the card.")] = 0.1
     limit: Annotated[int | None, _whole(1, "Records of each source.")] = None
     strict: Annotated[bool, _said("A malformed record ends the run.")] = False
+    prompted: Annotated[
+        bool, _said("Of pairs: held-out figures of the base that is told the preference; minutes.")
+    ] = True
     text_preferences: Annotated[
         int, _whole(0, "Copies of each prompt with a preference in words; for the resident engine.")
     ] = 0
@@ -181,6 +187,6 @@ class Settings:
         return cls(**{**plain, "teacher": teacher, "recipe": Recipe(**values["recipe"])})
 
     def digest(self) -> str:
-        """Identifies the run: checkpoints of another digest are refused. Without `out` and `strict`."""
-        values = {k: v for k, v in self.as_dict().items() if k not in ("out", "strict")}
+        """Identifies the run: checkpoints of another digest are refused. Without what changes no weight."""
+        values = {k: v for k, v in self.as_dict().items() if k not in FREE}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

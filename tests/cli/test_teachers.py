@@ -15,7 +15,15 @@ DATA = ("--data", "jsonl=mine.jsonl")
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def tried(monkeypatch):
+    """The settings whose adapters would have been tried."""
+    found = []
+    monkeypatch.setattr(train_command, "_try", found.append)
+    return found
+
+
+@pytest.fixture
+def asked(monkeypatch, tried):
     """The settings that would have been trained with."""
     found = []
     monkeypatch.setattr(
@@ -55,6 +63,15 @@ def test_a_teacher_has_defaults_of_its_own_and_what_is_typed_wins(asked):
     assert own.min_p == 0.15
     assert (scored.recipe.epochs, scored.recipe.lora_lr, scored.head_rank) == (1, 2e-4, 16)
     assert scored.teacher is None
+
+
+def test_what_sentences_taught_is_tried_unless_one_says_no(asked, tried):
+    assert run(*TAUGHT).exit_code == 0
+    assert tried == asked
+    assert run(*TAUGHT, "--no-trial").exit_code == 0
+    assert run(*DATA).exit_code == 0
+    assert len(asked) == 3
+    assert len(tried) == 1
 
 
 def test_scores_teach_by_credit_and_have_defaults_of_their_own(asked):

@@ -1,13 +1,20 @@
-"""vLLM's features around guidance: an answer is the one its request gets alone with a cold cache."""
+"""vLLM's features around guidance: an answer is the one its request gets alone with a cold cache.
+
+On both runners: every time on a small random model that reads SmolLM2's tokens, among the storms on SmolLM2.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
 import jsonschema
 import pytest
-from harness import engines, pad, plain
+import tiny
+from harness import V2_ENV, engines, pad, plain
+
+from pad_vllm.adapter.manifest import read_config
 
 pytestmark = pytest.mark.engine
 
@@ -30,7 +37,7 @@ SCHEMA = {
     "required": ["name", "mood", "age"],
     "additionalProperties": False,
 }
-STOP = "e "  # within any 24 tokens of English
+STOP = "e"  # within any 24 tokens
 # White space is legal JSON, and strong guidance may like nothing better: a question of taste that
 # says nothing about masks.
 COMPACT = {"backend": "xgrammar", "disable_any_whitespace": True}
@@ -109,9 +116,34 @@ class Runs:
         return [output["text"] for output in self[name]]
 
 
+def cases():
+    """(runner, model)."""
+    for runner, model in itertools.product(("v2", "v1"), ("small", "real")):
+        marks = [pytest.mark.exhaustive] if model == "real" else []
+        yield pytest.param((runner, model), id=f"{runner} {model}", marks=marks)
+
+
+@pytest.fixture(scope="module", params=cases())
+def served(request, smollm2, adapter, tmp_path_factory):
+    """(runner, base, adapter)."""
+    runner, model = request.param
+    if model == "real":
+        return runner, smollm2, adapter
+    from transformers import AutoTokenizer
+
+    root = tmp_path_factory.mktemp("features")
+    words = AutoTokenizer.from_pretrained(smollm2)
+    base = tiny.checkpoint("llama", root / "base", words)
+    return (
+        runner,
+        base,
+        tiny.write_adapter(base, root / "adapter", fork_layer=2, std=0.15, beta=1.0),
+    )
+
+
 @pytest.fixture(scope="module")
-def dimensions(adapter):
-    return json.loads((adapter / "pad_config.json").read_text("utf-8"))["dimensions"][:3]
+def dimensions(served):
+    return read_config(served[2]).dimensions[:3]
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +152,9 @@ def guidance(dimensions):
 
 
 @pytest.fixture(scope="module")
-def runs(smollm2, adapter, dimensions, guidance):
-    """Every engine of this file, one after the other in one process: the imports cost the most."""
+def runs(served, dimensions, guidance):
+    """Every engine of a case, one after the other in one process: the imports cost the most."""
+    runner, base, adapter = served
     requests = mix(*dimensions)
     alone = {f"alone {index}": [request] for index, request in enumerate(requests)}
     unguided = [request for request in requests if "extra_args" not in request["sampling"]]
@@ -148,12 +181,12 @@ def runs(smollm2, adapter, dimensions, guidance):
     }
     llm = {
         "reference": pad(
-            smollm2, adapter, enable_prefix_caching=False, structured_outputs_config=COMPACT
+            base, adapter, enable_prefix_caching=False, structured_outputs_config=COMPACT
         ),
-        "plain": plain(smollm2, enable_prefix_caching=False),
-        "prefix cache": pad(smollm2, adapter, enable_prefix_caching=True, **SMALL_BLOCKS),
+        "plain": plain(base, enable_prefix_caching=False),
+        "prefix cache": pad(base, adapter, enable_prefix_caching=True, **SMALL_BLOCKS),
         "chunked prefill": pad(
-            smollm2,
+            base,
             adapter,
             enable_prefix_caching=False,
             max_num_batched_tokens=24,
@@ -161,15 +194,17 @@ def runs(smollm2, adapter, dimensions, guidance):
             **SMALL_BLOCKS,
         ),
         "preemption": pad(
-            smollm2,
+            base,
             adapter,
             enable_prefix_caching=False,
             num_gpu_blocks_override=20,
             **SMALL_BLOCKS,
         ),
-        "processed": pad(smollm2, adapter, logprobs_mode="processed_logprobs"),
+        "processed": pad(base, adapter, logprobs_mode="processed_logprobs"),
     }
-    results = engines([{"llm": llm[name], "rounds": list(asked[name].values())} for name in asked])
+    jobs = [{"llm": llm[name], "rounds": list(asked[name].values())} for name in asked]
+    results = engines(jobs, V2_ENV if runner == "v2" else None)
+    assert {result["runner"] for result in results} == {runner}
     return {name: Runs(asked[name], result) for name, result in zip(asked, results, strict=True)}
 
 
@@ -282,8 +317,8 @@ def test_logprobs_are_the_base_models_by_default(runs):
     assert all(math.isclose(ours[token], theirs[token], abs_tol=1e-4) for token in theirs)
 
 
-def test_processed_logprobs_show_the_guided_distribution(runs, adapter):
-    top_k = json.loads((adapter / "pad_config.json").read_text("utf-8"))["top_k"]
+def test_processed_logprobs_show_the_guided_distribution(runs, served):
+    top_k = read_config(served[2]).top_k
     (raw,), (guided,) = runs["reference"]["scored"], runs["processed"]["scored"]
 
     assert guided["text"] == raw["text"]

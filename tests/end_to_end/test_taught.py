@@ -45,6 +45,7 @@ def test_gemma_learns_two_sentences_and_serves_them(gemma3, tmp_path):
         "1",
     ]
     command += ["--validation", "0.2", "--held-out", "0.2", "--chat-template", str(template)]
+    command += ["--no-trial"]
     command += ["--cache", str(tmp_path / "cache"), "--out", str(out)]
     subprocess.run(command, check=True)
     tokenizer = chat_tokenizer(gemma3, "gemma3-270m", TEMPLATE)

@@ -56,6 +56,8 @@ class Twin:
         config = loaded.config
         self.persrm = PersRM.from_adapter(backbone, loaded)
         self._limits = limits_of(config, 1e3, config.top_k + 1000)
+        ends = backbone.generation_config.eos_token_id
+        self._ends = ends if isinstance(ends, list) else [ends]
         self._seen: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()
@@ -90,7 +92,13 @@ class Twin:
         reward = d_w @ self.persrm.backbone.lm_head.weight.float().T
         rows = [
             guidance.guide_row(
-                *row, guided.beta, guided.top_k, said[:step], guided.no_repeat, guided.min_p
+                *row,
+                guided.beta,
+                guided.top_k,
+                said[:step],
+                guided.no_repeat,
+                guided.min_p,
+                self._ends,
             )
             for step, row in enumerate(zip(z, reward, strict=True))
         ]

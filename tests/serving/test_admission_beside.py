@@ -153,9 +153,12 @@ def test_a_chat_template_may_be_a_file_or_the_text_and_nothing_else(config, tmp_
 def test_to_stop_rows_the_base_needs_a_token_that_ends_them(config):
     stop = {"on_failure": "stop"}
     assert admission.front_end(config(stop)) is not None
-    assert admission.end_token(config(hf_text_config=SimpleNamespace(eos_token_id=[5, 6]))) == 5
+    several, none = SimpleNamespace(eos_token_id=[5, 6]), SimpleNamespace(eos_token_id=None)
+    assert admission.end_token(config(hf_text_config=several)) == 5
+    assert admission.end_tokens(config(hf_text_config=several)) == [5, 6, 1, 7]
+    assert admission.end_token(config(hf_text_config=none)) == 1
     with pytest.raises(ValueError, match="on_failure is 'stop'"):
-        admission.front_end(config(stop, hf_text_config=SimpleNamespace(eos_token_id=None)))
+        admission.front_end(config(stop, hf_text_config=none, try_get_generation_config=dict))
 
 
 def test_the_reward_model_reads_prompts_by_the_template_it_was_trained_with(config):

@@ -75,6 +75,8 @@ def config(adapter, request):
             logits_processors=[PADLogitsProcessor],
             model_impl="auto",
             dtype=torch.float32,
+            hf_text_config=SimpleNamespace(eos_token_id=None),
+            try_get_generation_config=dict,
         ),
     )
 

@@ -104,6 +104,11 @@ def test_figures_go_into_the_card_and_a_sentence_may_be_given_for_a_dimension(ad
     said = (folder / "README.md").read_text()
     assert "## Steering" in said
     assert "| told warm |" in said
+    assert "told and PAD +warm" in names
+    asked.clear()
+    result = CliRunner().invoke(app, [*arguments, "--told", "warm=Be warm.", "--no-on-top"])
+    assert result.exit_code == 0, result.output
+    assert not [name for name in asked[0][1] if name.startswith("told and")]
     result = CliRunner().invoke(app, [*arguments, "--told", "cold=Be cold."])
     assert result.exit_code == 1
     assert "--told cold: the adapter has no such dimension, only warm, brief" in result.output

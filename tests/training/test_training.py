@@ -326,6 +326,10 @@ def test_a_base_without_a_chat_template_is_trained_with_a_given_one_which_the_ad
     rows = reevaluate(root / "kept", str(plain), None, root / "cache", [], 0)
     held_out = adapter.config.training["held_out"]
     assert [row["prompted"] for row in rows] == [row["prompted"] for row in held_out]
+    again = dataclasses.replace(settings, prompted=False)
+    rows = Run(again, root / "cache", "pad-vllm train ...").train().config.training["held_out"]
+    assert [row["trained"] for row in rows] == [row["trained"] for row in held_out]
+    assert not any("prompted" in row for row in rows)
 
 
 @pytest.mark.parametrize(

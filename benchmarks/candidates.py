@@ -1,0 +1,59 @@
+"""The base's candidates at every token of an answer, and what the base pays to them once it is told a wish.
+
+In: a PersRM's base, prompts, Answers. Out: tensors over the candidates, [n, K], for scripts that compare
+rewards. Those are centred under the base: what all candidates share steers nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pad_vllm import guidance
+from pad_vllm.persrm import PersRM
+from pad_vllm.steering.answers import Answer
+from pad_vllm.text.chat import chat_ids
+from pad_vllm.text.preference import with_wish
+
+
+class Seen(NamedTuple):
+    """An answer's n tokens, K candidates each."""
+
+    p: Tensor  # [n, K] float64, the base's probabilities among them
+    z: Tensor  # [n, K] its logits
+    ids: Tensor  # [n, K]
+    h: Tensor  # [n, H] its hidden states
+
+
+class Reader:
+    """Reads answers with and without a wish behind the prompt."""
+
+    def __init__(self, model: PersRM, tokenizer: Any, top_k: int) -> None:
+        self.model, self.tokenizer, self.top_k = model, tokenizer, top_k
+
+    @torch.no_grad()
+    def plain(self, prompt: str, answer: Answer) -> Seen:
+        """prompt: messages as JSON."""
+        h = self._hidden(json.loads(prompt), answer)
+        z, ids = guidance.candidates(self.model.base_logits(h), torch.arange(len(h)), self.top_k)
+        return Seen(z.double().softmax(-1), z, ids, h)
+
+    @torch.no_grad()
+    def told(self, prompt: str, answer: Answer, sentence: str, seen: Seen) -> Tensor:
+        """[n, K] float64: how much likelier the told base finds each candidate than the base does."""
+        h = self._hidden(with_wish(json.loads(prompt), sentence), answer)
+        paid = self.model.base_logits(h).gather(1, seen.ids) - seen.z
+        return centred(paid.double().unsqueeze(-1), seen.p).squeeze(-1)
+
+    def _hidden(self, chat: Any, answer: Answer) -> Tensor:
+        prompt = chat_ids(self.tokenizer, chat)
+        h, _ = self.model.hidden(torch.tensor([[*prompt, *answer.token_ids][:-1]]))
+        return h[0, len(prompt) - 1 :].float()
+
+
+def centred(rewards: Tensor, p: Tensor) -> Tensor:
+    """rewards [n, K, D] less their mean under p [n, K]."""
+    return rewards - torch.einsum("nk,nkd->nd", p, rewards).unsqueeze(1)

@@ -1,0 +1,263 @@
+"""Preferences nobody prepared: hidden users served by their choices, or by one sentence, in known dimensions.
+
+    python benchmarks/users.py --adapter A --learn L --judge-prompts J --steering P --out users.json
+
+A user's taste is a judge of meaning, which no reward ever saw, or a mix of some; nobody states it.
+"left out": the taste of one dimension, with the others to express it in. "mixed": of two or three, with all.
+
+choices N  weights from N choices between two plain answers (`pad-vllm fit`), by the user's taste
+sentence   the told base's rewards projected on those of the known dimensions: no choice, no training
+nearest    the one known dimension, in the sign, whose rewards go best with the told base's
+own        the left out dimension itself, or the mix as it is: what could be reached
+
+All weights are scaled to rewards of one logit's spread over the candidates, and served at the adapter's
+strength. Beside the wins stands how far a left out preference lies from the known ones: 1 - the share of the
+told base's rewards that they explain together, and the angle to the nearest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import arguments
+import numpy as np
+import torch
+from candidates import Reader, centred
+from torch import Tensor
+
+from pad_vllm.adapter.folder import load_adapter
+from pad_vllm.demo.names import resolve_adapter, resolve_base
+from pad_vllm.evaluation.embedding import embed
+from pad_vllm.evaluation.measures import interval, outcomes, perplexity
+from pad_vllm.persrm import PersRM
+from pad_vllm.steering import conditions, judges
+from pad_vllm.steering.answers import Answer, Batch, Decoding, Prompts, answers
+from pad_vllm.steering.conditions import Condition
+from pad_vllm.text.chat import chat_ids, chat_tokenizer
+from pad_vllm.training.fit import feature_sums, fit
+from pad_vllm.training.sampling.sample import read_prompts
+
+RIDGE = 1e-3  # of the mean of the diagonal
+
+
+@dataclass(frozen=True)
+class User:
+    """Whom nobody asked."""
+
+    name: str
+    taste: dict[str, float]  # dimension -> how much of it
+    known: tuple[str, ...]  # dimensions that may express it
+
+
+class Space:
+    """Rewards of the dimensions over the base's candidates, at every token of some plain answers."""
+
+    def __init__(self, model: PersRM, reader: Reader) -> None:
+        self.model, self.reader, self.tokens = model, reader, 0
+        D = len(model.dimensions)
+        self.gram = torch.zeros(D, D, dtype=torch.float64)  # of phi, under the base
+        self.told: dict[
+            str, tuple[Tensor, float]
+        ] = {}  # phi by the told base's rewards, and their square
+
+    @torch.no_grad()
+    def read(self, prompts: Prompts, said: Sequence[Answer], sentences: dict[str, str]) -> None:
+        for prompt, answer in zip(prompts, said, strict=True):
+            seen = self.reader.plain(prompt, answer)
+            phi = centred(self.model.features(seen.h, seen.h, seen.ids).double(), seen.p)
+            self.tokens += len(phi)
+            self.gram += torch.einsum("nk,nki,nkj->ij", seen.p, phi, phi)
+            for name, sentence in sentences.items():
+                paid = self.reader.told(prompt, answer, sentence, seen)
+                both, square = self.told.get(name, (torch.zeros_like(self.gram[0]), 0.0))
+                both = both + torch.einsum("nk,nki,nk->i", seen.p, phi, paid)
+                self.told[name] = both, square + float((seen.p * paid**2).sum())
+
+    def places(self, names: Sequence[str]) -> list[int]:
+        return [self.model.dimensions.index(name) for name in names]
+
+    def of_one_logit(self, weights: dict[str, float]) -> dict[str, float]:
+        w = torch.tensor([weights.get(name, 0.0) for name in self.model.dimensions]).double()
+        spread = float((w @ self.gram @ w / self.tokens).sqrt())
+        return {name: value / spread for name, value in weights.items()}
+
+    def projected(self, name: str, known: Sequence[str]) -> tuple[dict[str, float], float]:
+        """Weights of the known dimensions, and the share of the told base's rewards they explain."""
+        rows = self.places(known)
+        both, square = self.told[name]
+        gram = self.gram[rows][:, rows]
+        gram = gram + RIDGE * gram.diagonal().mean() * torch.eye(len(rows)).double()
+        w = torch.linalg.solve(gram, both[rows])
+        return dict(zip(known, w.tolist(), strict=True)), float(w @ both[rows] / square)
+
+    def nearest(self, name: str, known: Sequence[str]) -> tuple[str, float]:
+        """The known dimension, and the cosine of its rewards with the told base's."""
+        both, square = self.told[name]
+        cosines = both / (self.gram.diagonal() * square).sqrt()
+        best = max(self.places(known), key=lambda row: abs(float(cosines[row])))
+        return self.model.dimensions[best], float(cosines[best])
+
+
+@dataclass(frozen=True)
+class Tastes:
+    """Standardised judges of meaning."""
+
+    leanings: dict[str, Any]
+    scale: dict[str, tuple[float, float]]
+
+    @classmethod
+    def of(cls, leanings: dict[str, Any], embedded: np.ndarray) -> Tastes:
+        scale = {}
+        for name, leaning in leanings.items():
+            values = np.array(leaning(embedded))
+            scale[name] = float(values.mean()), float(values.std()) or 1.0
+        return cls(leanings, scale)
+
+    def __call__(self, user: User, embedded: np.ndarray) -> list[float]:
+        total = np.zeros(len(embedded))
+        for name, weight in user.taste.items():
+            mean, deviation = self.scale[name]
+            total += weight * (np.array(self.leanings[name](embedded)) - mean) / deviation
+        return total.tolist()
+
+
+def users(dimensions: Sequence[str], mixed: int, seed: int) -> Iterator[User]:
+    for name in dimensions:
+        yield User(f"left out: {name}", {name: 1.0}, tuple(d for d in dimensions if d != name))
+    source = np.random.default_rng(seed)
+    for _ in range(mixed):
+        some = source.choice(dimensions, size=int(source.integers(2, 4)), replace=False)
+        taste = {str(name): float(source.choice((-1.0, 1.0))) for name in some}
+        said = " ".join(f"{'+' if sign > 0 else '-'}{name}" for name, sign in taste.items())
+        yield User(f"mixed: {said}", taste, tuple(dimensions))
+
+
+def ways(user: User, space: Space, chosen: Tensor, counts: Sequence[int]) -> dict[str, Any]:
+    """Way -> weights; chosen [N, D] differences of Psi, chosen less other."""
+    rows = space.places(user.known)
+    found: dict[str, dict[str, float]] = {
+        f"choices {n}": dict(zip(user.known, fit(chosen[:n, rows]).w.tolist(), strict=True))
+        for n in counts
+    }
+    if len(user.taste) == 1:
+        (name,) = user.taste
+        found["sentence"], _ = space.projected(name, user.known)
+        near, cosine = space.nearest(name, user.known)
+        found["nearest"] = {near: math.copysign(1.0, cosine)}
+    found["own"] = dict(user.taste)
+    return found
+
+
+def distance(user: User, space: Space) -> dict[str, Any]:
+    if len(user.taste) > 1:
+        return {}
+    (name,) = user.taste
+    near, cosine = space.nearest(name, user.known)
+    explained = space.projected(name, user.known)[1]
+    angle = math.degrees(math.acos(min(abs(cosine), 1.0)))
+    return {"nearest": near, "angle": round(angle, 1), "unexplained": round(1 - explained, 3)}
+
+
+def parse() -> argparse.Namespace:
+    parser = arguments.parser(__doc__)
+    parser.add_argument("--learn", type=Path, required=True, help="prompts of the choices")
+    parser.add_argument("--judge-prompts", type=Path, required=True)
+    parser.add_argument("--steering", type=Path, required=True, help="prompts that are answered")
+    parser.add_argument("--choices", type=int, nargs="+", default=[10, 30, 100])
+    parser.add_argument("--read", type=int, default=30, help="plain answers the space is read from")
+    parser.add_argument("--mixed", type=int, default=6, help="users whose taste is a mix")
+    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--tokens", type=int, default=64)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    folder, base = resolve_adapter(args.adapter), resolve_base(args.base)
+    adapter = load_adapter(folder)
+    if not adapter.config.heads_only:
+        raise SystemExit(f"--adapter {folder}: heads alone are accepted")
+    drawn = Decoding(args.temperature, args.tokens, adapter.config.top_k, dtype="float32")
+    sentences = conditions.sentences_of(adapter.config)
+    leanings = judges.fit(args.base, sentences, read_prompts(args.judge_prompts), drawn)
+    learn = read_prompts(args.learn)
+    one, other = (
+        row[0] for row in answers(Batch(base, None, learn, [conditions.unguided()], [drawn] * 2))
+    )
+    model, tokenizer = _persrm(base, adapter), chat_tokenizer(Path(base), args.base, None)
+    space = Space(model, Reader(model, tokenizer, adapter.config.top_k))
+    space.read(learn[: args.read], one[: args.read], sentences)
+    differences = _sums(model, tokenizer, learn, one) - _sums(model, tokenizer, learn, other)
+    embedded = [embed([answer.text for answer in said]) for said in (one, other)]
+    tastes = Tastes.of(leanings, np.concatenate(embedded))
+    hidden = list(users(tuple(sentences), args.mixed, drawn.seed))
+    asked, rows = [conditions.unguided()], []
+    for user in hidden:
+        better = np.sign(np.subtract(*(tastes(user, part) for part in embedded)))
+        chosen = differences * torch.tensor(better).unsqueeze(-1)
+        for way, weights in ways(user, space, chosen, args.choices).items():
+            scaled = space.of_one_logit(weights)
+            asked.append(Condition(f"{user.name}, {way}", scaled, adapter.config.beta))
+            rows.append({"user": user.name, "way": way, "weights": scaled, **distance(user, space)})
+    prompts = read_prompts(args.steering)
+    plain, *guided = answers(Batch(base, folder, prompts, asked, [drawn]))[0]
+    by_user = {user.name: user for user in hidden}
+    for row, said in zip(rows, guided, strict=True):
+        taste = [tastes(by_user[row["user"]], embed([a.text for a in s])) for s in (said, plain)]
+        won = outcomes(*taste)
+        row["wins"] = [round(x, 3) for x in (sum(won) / len(won), *interval(won))]
+        row["perplexity"] = round(_perplexity(said) / _perplexity(plain), 3)
+    print("\n".join(table(rows)))
+    arguments.report(
+        args.out,
+        {
+            "command": arguments.command(),
+            "judges": judges.accuracies(leanings),
+            "rows": rows,
+        },
+    )
+
+
+def _persrm(base: str, adapter: Any) -> PersRM:
+    from transformers import AutoModelForCausalLM
+
+    backbone = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    return PersRM.from_adapter(backbone, adapter)
+
+
+def _sums(model: PersRM, tokenizer: Any, prompts: Prompts, said: Sequence[Answer]) -> Tensor:
+    pairs = [
+        (chat_ids(tokenizer, json.loads(prompt)), list(answer.token_ids))
+        for prompt, answer in zip(prompts, said, strict=True)
+    ]
+    return feature_sums(model, pairs)
+
+
+def _perplexity(said: Sequence[Answer]) -> float:
+    return perplexity([(answer.loss or 0.0, len(answer.token_ids)) for answer in said])
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| user | way | wins by the user's own taste | perplexity | nearest, degrees | unexplained |",
+        "| --- | --- | --- | ---: | --- | ---: |",
+    ]
+    for row in rows:
+        wins, low, high = (100 * x for x in row["wins"])
+        near = f"{row['nearest']}, {row['angle']:.0f}" if "nearest" in row else ""
+        share = f"{row['unexplained']:.0%}" if "nearest" in row else ""
+        lines.append(
+            f"| {row['user']} | {row['way']} | {wins:.0f} ({low:.0f} to {high:.0f}) | "
+            f"{row['perplexity']:.2f}x | {near} | {share} |"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Hidden users: who they are, what known dimensions say of a left out preference, and at which strength."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from pad_vllm.steering.answers import Answer
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+users = importlib.import_module("users")
+candidates = importlib.import_module("candidates")
+
+DIMENSIONS = ("a", "b", "c")
+
+
+@pytest.fixture(scope="module")
+def space():
+    model = tiny.persrm("llama", 4, DIMENSIONS, 0.5)
+    tokenizer = tiny.tokenizer()
+    made = users.Space(model, candidates.Reader(model, tokenizer, 8))
+    chat = '[{"role": "user", "content": "%s"}]'
+    said = [Answer("x", (20, 31, 45, 12)), Answer("y", (9, 50, 33))]
+    made.read([chat % "one", chat % "two"], said, {"a": "Be warm.", "b": "Be brief."})
+    return made
+
+
+def test_a_user_is_left_out_of_what_expresses_them_or_mixes_what_there_is():
+    found = list(users.users(DIMENSIONS, 4, seed=0))
+    assert [u.name for u in found[:3]] == [f"left out: {name}" for name in DIMENSIONS]
+    assert found[0].known == ("b", "c")
+    for user in found[3:]:
+        assert len(user.taste) in {2, 3}
+        assert set(user.taste.values()) <= {1.0, -1.0}
+        assert user.known == DIMENSIONS
+
+
+def test_weights_are_scaled_to_one_logit(space):
+    scaled = space.of_one_logit({"a": 2.0, "c": -1.0})
+    assert scaled["a"] == pytest.approx(-2 * scaled["c"])
+    w = torch.tensor([scaled["a"], 0.0, scaled["c"]]).double()
+    assert float(w @ space.gram @ w / space.tokens) == pytest.approx(1.0)
+
+
+def test_what_a_dimension_itself_says_is_explained_whole_by_it(space):
+    row = space.gram[1]
+    space.told["twin"] = row.clone(), float(row[1])
+    weights, share = space.projected("twin", DIMENSIONS)
+    assert share == pytest.approx(1.0, abs=0.01)
+    assert max(weights, key=lambda name: abs(weights[name])) == "b"
+    assert space.nearest("twin", DIMENSIONS) == ("b", pytest.approx(1.0))
+    assert space.projected("twin", ("a", "c"))[1] < 1
+
+
+def test_the_told_base_pays_nothing_on_average_and_differs_from_the_plain_one(space):
+    chat, answer = '[{"role": "user", "content": "one"}]', Answer("x", (20, 31, 45, 12))
+    seen = space.reader.plain(chat, answer)
+    paid = space.reader.told(chat, answer, "Be warm.", seen)
+    assert paid.shape == (4, 8)
+    torch.testing.assert_close((seen.p * paid).sum(-1), torch.zeros(4).double())
+    assert paid.abs().max() > 0
+
+
+def test_a_taste_is_a_sum_of_standardised_judges():
+    judge = {"a": lambda e: e[:, 0].tolist(), "b": lambda e: (10 * e[:, 1]).tolist()}
+    embedded = np.array([[0.0, 1.0], [2.0, 3.0]])
+    tastes = users.Tastes.of(judge, embedded)
+    user = users.User("mixed", {"a": 1.0, "b": -1.0}, ("a", "b"))
+    assert tastes(user, embedded) == pytest.approx([0.0, 0.0])
