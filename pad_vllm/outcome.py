@@ -37,8 +37,9 @@ class Outcome(TypedDict):
     """Of one answer, or of all answers to one request."""
 
     unguided_tokens: int | None
-    """How many of its tokens the base chose without a reward; None where that is not known any more. At most
-    that many with speculative decoding: a rejected draft's row counts too.
+    """How many of its tokens the base chose without a reward, but for reasoning that is to be left alone.
+    None where that is not known any more. At most that many with speculative decoding: a rejected draft's
+    row counts too.
     """
 
     stopped: bool
