@@ -37,8 +37,9 @@ class Outcome(TypedDict):
     """Of one answer, or of all answers to one request."""
 
     unguided_tokens: int | None
-    """How many of its tokens the base chose without a reward; None where that is not known any more. An
-    upper bound with speculative decoding: the row of a draft that was rejected counts too.
+    """How many of its tokens the base chose without a reward, but for reasoning that is to be left alone.
+    None where that is not known any more. An upper bound with speculative decoding: the row of a draft that
+    was rejected counts too.
     """
 
     stopped: bool

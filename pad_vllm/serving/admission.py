@@ -18,7 +18,7 @@ from pad_vllm.adapter.shapes import attention_kinds, require_boundary, require_s
 from pad_vllm.config import PADConfig
 from pad_vllm.engines.reward_model.load import require_length, require_reward_backbone, tokenizer_of
 from pad_vllm.params import EXPLAIN, PREFERENCE, parse
-from pad_vllm.serving import adapters, requests
+from pad_vllm.serving import adapters, reasoning, requests
 from pad_vllm.serving.refusals import require_architecture, require_servable, require_wiring
 from pad_vllm.text.chat import template_text
 from pad_vllm.text.tokens import Reader
@@ -139,6 +139,8 @@ def front_end(config: VllmConfig) -> Admit:
         on_request(requests.checked(lambda asked: not read.same or bool(asked.get(PREFERENCE))))
     if pad.on_failure == "stop":
         end_token(config)
+    if pad.reasoning == "unguided":
+        reasoning.markers(config)
 
     def admit(params: Any) -> bool:
         guided = parse(params.extra_args, accepted)

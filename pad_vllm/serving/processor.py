@@ -20,7 +20,7 @@ from pad_vllm import guidance
 from pad_vllm.engines import base, declined
 from pad_vllm.outcome import MARK
 from pad_vllm.params import check_syntax, parse
-from pad_vllm.serving import adapters, admission, answers
+from pad_vllm.serving import adapters, admission, answers, reasoning
 from pad_vllm.serving.history import History, V1History, V2History
 from pad_vllm.serving.slots import Selection, Slots
 from pad_vllm.serving.tally import Tally
@@ -63,6 +63,7 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._end = admission.end_token(vllm_config) if pad.on_failure == "stop" else None
         ends = admission.end_tokens(vllm_config)
         self._ends = torch.tensor(ends, dtype=torch.int64, device=device)
+        self._markers = reasoning.markers(vllm_config) if pad.reasoning == "unguided" else None
         self._declined = declined.of(self._instance, logger.warning)
         self._tally = Tally(device, self._declined, self._count_broken)
         rows = vllm_config.scheduler_config.max_num_seqs
@@ -173,7 +174,7 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._report(unguided)
 
     def _rewrite(self, logits: Tensor, selection: Selection, rows: drafts.Rows, ctx: Any) -> Tensor:
-        """[G] bool: which of the guided rows stay unguided."""
+        """[G] bool: which of the guided rows stay unguided and should not."""
         z, ids = guidance.candidates(logits, selection.rows, selection.k_max)
         engine = base.running(self._instance)
         of = selection.rows, ids, selection.w, selection.requests
@@ -185,9 +186,12 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             remark = "no rewards for these logits rows: they stay unguided"
             self._declined.add("misaligned", len(z), remark)
             reward = torch.full_like(z, float("nan"))
-        unpaid = self._unpaid(selection, z, ids, ctx)
+        looks = selection.longest or self._markers
+        said = self._history.read(selection, ctx) if looks else None
+        unpaid = self._unpaid(selection, z, ids, said)
+        thinking = reasoning.inside(said, self._markers) if said and self._markers else None
         wanted = selection.beta, selection.top_k
-        left = guidance.guide(logits, selection.rows, z, ids, reward, *wanted, unpaid)
+        left = guidance.guide(logits, selection.rows, z, ids, reward, *wanted, unpaid, thinking)
         try:
             # The candidates come best first.
             changed = logits[selection.rows.unsqueeze(-1), ids].argmax(-1) != 0
@@ -197,16 +201,17 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
                 self._answers.note(selection, self._history.lengths(selection, ctx), ids, paid)
         except Exception as error:  # noqa: BLE001, the rows are guided all the same
             self._declined.add("not told", len(z), "a step's figures are lost", error)
-        return left
+        return left if thinking is None else left & ~thinking
 
-    def _unpaid(self, selection: Selection, z: Tensor, ids: Tensor, ctx: Any) -> Tensor | None:
+    def _unpaid(
+        self, selection: Selection, z: Tensor, ids: Tensor, said: guidance.Said | None
+    ) -> Tensor | None:
         """Which candidates the guards keep from being paid; None where no row asked for a guard."""
         unpaid = None
         if selection.strictest:
             unpaid = guidance.unlikely(z, ids, selection.min_p, self._ends)
-        if not selection.longest:
+        if not selection.longest or said is None:
             return unpaid
-        said = self._history.read(selection, ctx)
         looping = guidance.repeats(said, ids, selection.no_repeat, selection.longest)
         return looping if unpaid is None else unpaid | looping
 

@@ -170,6 +170,11 @@ def require_servable(config: VllmConfig, pad: PADConfig) -> None:
             raise ValueError(
                 f"pad_vllm's {pad.engine} engine does not support {name} yet; {way_out}."
             )
+    if pad.reasoning == "unguided" and not getattr(config, "use_v2_model_runner", False):
+        raise ValueError(
+            "pad_vllm leaves reasoning unguided on vLLM's V2 runner alone: have that one, or leave "
+            "additional_config['pad']['reasoning'] out."
+        )
     _require_tested_drafts(config.speculative_config)
     _require_plain_cache(config)
 

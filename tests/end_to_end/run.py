@@ -68,7 +68,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM
 
     begin = time.monotonic()
-    llm = LLM(**job["llm"])
+    llm = LLM(**_arguments(**job["llm"]))
     started = time.monotonic()
     tokenizer = llm.get_tokenizer() if not job["llm"].get("skip_tokenizer_init") else None
     with _recorder(llm, on=job.get("record", False)) as record:
@@ -92,6 +92,15 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     del llm
     _clean_up()
     return result
+
+
+def _arguments(reasoning_config: dict[str, Any] | None = None, **llm: Any) -> dict[str, Any]:
+    """Of vllm.LLM, which takes some configs as objects alone."""
+    from vllm.config.reasoning import ReasoningConfig
+
+    if reasoning_config is not None:
+        llm["reasoning_config"] = ReasoningConfig(**reasoning_config)
+    return llm
 
 
 def _batch(llm: Any, tokenizer: Any, requests: list[dict[str, Any]]) -> list[Any]:

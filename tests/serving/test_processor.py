@@ -578,3 +578,27 @@ def test_an_engine_that_reads_tokens_is_told_of_a_guided_request_when_it_joins(c
     v2.add(0, HELPFUL)
     v2.processor.apply_staged_writes()
     assert engine.joined[1:] == [([5, 6, 7], 2)]
+
+
+@pytest.mark.usefixtures("engine")
+def test_reasoning_may_be_left_unguided_and_does_not_count_as_lost(config):
+    known = SimpleNamespace(reasoning_start_token_ids=[7], natural_reasoning_end_token_ids=[8])
+    config.additional_config["pad"]["reasoning"] = "unguided"
+    config.reasoning_config, config.use_v2_model_runner = known, True
+    runner = V2(config)
+    first, second, third, _ = (int(slot) for slot in runner.order)
+    runner.add(first, marked("thinks"), [7, 3])
+    runner.add(second, marked("answers"), [7, 3, 8])
+    runner.add(third, marked("never thinks"), [3])
+    before = torch.randn(R, V)
+    after = runner.apply(before.clone())
+    assert torch.equal(after[0], before[0])
+    assert not torch.equal(after[1], before[1])
+    assert not torch.equal(after[2], before[2])
+    assert [one["unguided_tokens"] for one in outcomes(runner, "thinks", "answers")] == [0, 0]
+
+
+def test_reasoning_is_left_unguided_on_v2_alone(config):
+    config.additional_config["pad"]["reasoning"] = "unguided"
+    with pytest.raises(ValueError, match="V2 runner alone"):
+        PADLogitsProcessor(config, torch.device("cpu"), False)
