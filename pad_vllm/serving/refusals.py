@@ -28,9 +28,19 @@ REFUSED: tuple[_Refusal, ...] = (
         "drop --pipeline-parallel-size",
     ),
     (
-        "tensor parallelism",
-        lambda c: c.parallel_config.tensor_parallel_size > 1,
-        "drop --tensor-parallel-size",
+        "tensor parallelism beyond the processes of one machine",
+        lambda c: c.parallel_config.tensor_parallel_size > 1 and _spread(c.parallel_config),
+        "drop --nnodes, and start with --distributed-executor-backend mp",
+    ),
+    (
+        "batch-sharded sampling",
+        lambda c: getattr(c.parallel_config, "enable_batch_sharded_sampling", False),
+        "drop --enable-batch-sharded-sampling; every rank needs the hidden states of all rows",
+    ),
+    (
+        "expert parallelism",
+        lambda c: getattr(c.parallel_config, "enable_expert_parallel", False),
+        "drop --enable-expert-parallel",
     ),
     (
         "data parallelism",
@@ -160,6 +170,11 @@ def require_servable(config: VllmConfig, pad: PADConfig) -> None:
                 f"pad_vllm's {pad.engine} engine does not support {name} yet; {way_out}."
             )
     _require_plain_cache(config)
+
+
+def _spread(parallel: Any) -> bool:
+    executor = getattr(parallel, "distributed_executor_backend", None)
+    return executor not in (None, "mp") or getattr(parallel, "nnodes", 1) > 1
 
 
 def _offloads(offload: Any) -> bool:
