@@ -45,7 +45,8 @@ REFUSED: tuple[_Refusal, ...] = (
     (
         "data parallelism",
         lambda c: c.parallel_config.data_parallel_size > 1,
-        "run independent servers instead of --data-parallel-size",
+        "run independent servers instead of --data-parallel-size; vLLM asks the first engine alone what "
+        "became of an answer",
     ),
     (
         "context parallelism",

@@ -101,7 +101,7 @@ def engine(
         steps: a request each: [{ids, z, reward}], one a step; empty where nothing was noted
         runner: "v1" or "v2", None where the engine has a process of its own
         ranks: a rank each, {steps: [[rewards, hashes of candidates, rewards and guided rows]], runner,
-            buffers: shapes by name}
+            buffers: shapes by name; speaks: whether its warnings are logged}
         guided_rows: how many PAD counted, as in /metrics
         start_s, run_s: seconds to start the engine, to run all requests
     env: added to this process's environment, over ENV.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import sys
 import time
@@ -141,7 +142,9 @@ def _noted(worker: Any) -> dict[str, Any]:
     runner = type(worker.model_runner)
     v2 = any(".v1.worker.gpu." in cls.__module__ for cls in runner.__mro__)
     kept = {name: list(buffer.shape) for name, buffer in worker.model_runner.model.named_buffers()}
-    return {"steps": worker.pad_steps, "runner": "v2" if v2 else "v1", "buffers": kept}
+    speaks = logging.getLogger("pad_vllm").isEnabledFor(logging.WARNING)
+    said = {"steps": worker.pad_steps, "runner": "v2" if v2 else "v1"}
+    return {**said, "buffers": kept, "speaks": speaks}
 
 
 def _guided_rows() -> float:

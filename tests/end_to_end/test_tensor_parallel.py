@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 from cases import mixed_batch, tokens
-from harness import V2_ENV, engines, pad
+from harness import V2_ENV, EngineFailed, engine, engines, pad
 
 pytestmark = pytest.mark.engine
 
@@ -41,6 +41,7 @@ def require_one_answer(one, two, requests):
     (alone,), (first, second) = one["ranks"], two["ranks"]
     assert len(first["steps"]) == len(alone["steps"]) >= TOKENS
     assert second["steps"] == first["steps"]
+    assert (first["speaks"], second["speaks"]) == (True, False)
     error = max(
         float((torch.tensor(mine[0]) - torch.tensor(its[0])).abs().max())
         for mine, its in zip(first["steps"], alone["steps"], strict=True)
@@ -84,7 +85,41 @@ def test_each_rank_holds_its_share_of_the_lora(v2):
         assert down[0][1] == down[1][1]
 
 
-def test_two_ranks_say_what_one_says_on_v1(small):
-    results = engines(jobs(*small))
+@pytest.fixture(scope="module")
+def v1(small, tmp_path_factory):
+    """name -> (results on one rank and on two, requests): forked, heads alone, a reward model beside."""
+    base, adapter, requests = small
+    heads = made(tmp_path_factory.mktemp("heads"), "llama", tiny.COMMON["num_hidden_layers"])
+    beside = {"engine": "resident", "backbone": str(base), "cache_gib": 0.1}
+    asked = {
+        "forked": jobs(*small),
+        "heads": jobs(*heads),
+        "resident": jobs(base, adapter, requests, beside),
+    }
+    results = iter(engines([job for both in asked.values() for job in both]))
+    return {
+        name: ([next(results), next(results)], both[0]["requests"]) for name, both in asked.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["forked", "heads", "resident"])
+def test_two_ranks_say_what_one_says_on_v1(v1, name):
+    results, requests = v1[name]
     assert {rank["runner"] for result in results for rank in result["ranks"]} == {"v1"}
-    require_one_answer(*results, small[2])
+    require_one_answer(*results, requests)
+
+
+def test_what_no_rank_can_serve_ends_them_all(tmp_path):
+    base = tiny.other_checkpoint("granite", tmp_path / "granite")
+    layers = tiny.OTHERS["granite"]["num_hidden_layers"]
+    adapter = tiny.write_adapter(base, tmp_path / "adapter", fork_layer=layers, std=0.1)
+    with pytest.raises(EngineFailed, match="GraniteForCausalLM are not lm_head times the hidden"):
+        engine({"llm": pad(base, adapter, **TWO), "requests": []}, timeout=200)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("family", [family for family in FORKS if family != "qwen2"])
+@pytest.mark.parametrize("runner", [V2_ENV, {}], ids=["v2", "v1"])
+def test_each_family_says_on_two_ranks_what_it_says_on_one(tmp_path, family, runner):
+    case = made(tmp_path, family, FORKS[family])
+    require_one_answer(*engines(jobs(*case), runner), case[2])
