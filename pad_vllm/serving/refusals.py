@@ -45,8 +45,7 @@ REFUSED: tuple[_Refusal, ...] = (
     (
         "data parallelism",
         lambda c: c.parallel_config.data_parallel_size > 1,
-        "run independent servers instead of --data-parallel-size; vLLM asks the first engine alone what "
-        "became of an answer",
+        "run independent servers instead of --data-parallel-size; only the first engine would be asked",
     ),
     (
         "context parallelism",
