@@ -134,11 +134,14 @@ def _note(worker: Any) -> None:
 
         return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
 
-    worker.pad_steps, guidance.guide = steps, noting
+    worker.pad_steps, worker.pad_guide, guidance.guide = steps, guide, noting
 
 
 def _noted(worker: Any) -> dict[str, Any]:
     """A rank's steps: rewards [G, K], and hashes of candidates, rewards and guided rows."""
+    from pad_vllm import guidance
+
+    guidance.guide = worker.pad_guide  # the next engine may be in this process
     runner = type(worker.model_runner)
     v2 = any(".v1.worker.gpu." in cls.__module__ for cls in runner.__mro__)
     kept = {name: list(buffer.shape) for name, buffer in worker.model_runner.model.named_buffers()}
