@@ -23,7 +23,8 @@ def add(linear: Any, pairs: list[lora.Pair | None], scaling: float) -> None:
     Raises ValueError where the layer is cut in another way, or has another width.
     """
     rank, ranks = getattr(linear, "tp_rank", 0), getattr(linear, "tp_size", 1)
-    if ranks > 1 and (getattr(linear, "gather_output", False) or not _parallel_input(linear)):
+    lone = getattr(linear, "gather_output", False) or not getattr(linear, "input_is_parallel", True)
+    if ranks > 1 and lone:
         raise ValueError(
             f"{type(linear).__name__} gathers or splits its rows itself; accepted under tensor parallelism "
             "are layers that leave that to their neighbours"
@@ -36,13 +37,10 @@ def add(linear: Any, pairs: list[lora.Pair | None], scaling: float) -> None:
     ]
     A, B = lora.pack(mine, widths, scaling)
     lora.add(linear, A, B, linear.params_dtype, next(linear.parameters()).device)
-    if ranks > 1 and getattr(linear, "reduce_results", False):
+    split = any(pair is not None and pair[0].shape[1] > inputs for pair in pairs)
+    if split and linear.reduce_results:
         linear.reduce_results = False
         become(linear, SummedLoRA)
-
-
-def _parallel_input(linear: Any) -> bool:
-    return bool(getattr(linear, "input_is_parallel", True))
 
 
 def part(whole: Tensor, dim: int, width: int, rank: int, ranks: int) -> Tensor:
