@@ -67,7 +67,8 @@ class RewardEngine(Protocol):
     def rewards(self, step: Step) -> Tensor | None:
         """R_w of the candidates, [G, K] float32 in logit units; NaN in a row that stays unguided. None
         where the hidden states or tokens that the engine kept are not of these rows. Call once a step, or
-        once a slice of it: what was kept is let go with the last one.
+        once a slice of it: what was kept is let go with the last one. Under tensor parallelism this rank's
+        share of it: the ranks' sum is R_w.
         """
 
 

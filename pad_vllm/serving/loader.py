@@ -7,15 +7,18 @@ sizes its KV cache: memory that an engine allocates here is subtracted from that
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
+import pad_vllm
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.config import COMPILE_KEY, KEY, PADConfig
 from pad_vllm.engines import base, declined, inputs
+from pad_vllm.engines.elsewhere import Elsewhere
 from pad_vllm.engines.shared.fork import fork_model
 from pad_vllm.serving import adapters, admission
 from pad_vllm.serving.answers import told
@@ -31,6 +34,7 @@ from pad_vllm.vllm_api.names import (
     set_current_vllm_config,
     set_default_torch_dtype,
 )
+from pad_vllm.vllm_api.ranks import place
 
 logger = init_logger(__name__)
 
@@ -89,6 +93,9 @@ class PADModelLoader(BaseModelLoader):
             return self._inner.load_model(vllm_config, model_config, *args, **kwargs)
         pad = admission.settings(vllm_config)
         adapter = adapters.load(pad)
+        rank, _ = place()
+        if rank:  # of tensor parallelism: what it has to say the first one says
+            logging.getLogger(pad_vllm.__name__).setLevel(logging.ERROR)
         # Written before the model is built: the compile cache's key knows neither the load format
         # nor the adapter, and two forks would share one artefact.
         key = f"{__version__}:{pad.engine}:{adapter.config.fork_layer}:{adapter.digest}"
@@ -98,9 +105,8 @@ class PADModelLoader(BaseModelLoader):
             model = self._inner.load_model(vllm_config, model_config, *args, **kwargs)
         # After the weights: before, a hub's model may not have been downloaded.
         admission.check_backbone(vllm_config, pad, adapter)
-        engine = _ENGINES[pad.engine](
-            Loaded(model, vllm_config, model_config, pad, adapter, record)
-        )
+        make = _elsewhere if rank and pad.engine != "shared" else _ENGINES[pad.engine]
+        engine = make(Loaded(model, vllm_config, model_config, pad, adapter, record))
         base.start(vllm_config.instance_id, engine)
         answer_workers(told)
         return model
@@ -168,6 +174,11 @@ def _ray(loaded: Loaded) -> base.RewardEngine:
     loaded.model.pad_rewards = rewards
     logger.info("PAD: %d reward models in Ray actors, %s", pad.ray_actors, pad.adapter)
     return rewards
+
+
+def _elsewhere(loaded: Loaded) -> base.RewardEngine:
+    loaded.model.pad_rewards = Elsewhere()
+    return loaded.model.pad_rewards
 
 
 _ENGINES: dict[str, Callable[[Loaded], base.RewardEngine]] = {

@@ -28,14 +28,24 @@ REFUSED: tuple[_Refusal, ...] = (
         "drop --pipeline-parallel-size",
     ),
     (
-        "tensor parallelism",
-        lambda c: c.parallel_config.tensor_parallel_size > 1,
-        "drop --tensor-parallel-size",
+        "tensor parallelism beyond the processes of one machine",
+        lambda c: c.parallel_config.tensor_parallel_size > 1 and _spread(c.parallel_config),
+        "drop --nnodes, and start with --distributed-executor-backend mp",
+    ),
+    (
+        "batch-sharded sampling",
+        lambda c: getattr(c.parallel_config, "enable_batch_sharded_sampling", False),
+        "drop --enable-batch-sharded-sampling; every rank needs the hidden states of all rows",
+    ),
+    (
+        "expert parallelism",
+        lambda c: getattr(c.parallel_config, "enable_expert_parallel", False),
+        "drop --enable-expert-parallel",
     ),
     (
         "data parallelism",
         lambda c: c.parallel_config.data_parallel_size > 1,
-        "run independent servers instead of --data-parallel-size",
+        "run independent servers instead of --data-parallel-size; only the first engine would be asked",
     ),
     (
         "context parallelism",
@@ -177,6 +187,11 @@ def require_servable(config: VllmConfig, pad: PADConfig) -> None:
         )
     _require_tested_drafts(config.speculative_config)
     _require_plain_cache(config)
+
+
+def _spread(parallel: Any) -> bool:
+    executor = getattr(parallel, "distributed_executor_backend", None)
+    return executor not in (None, "mp") or getattr(parallel, "nnodes", 1) > 1
 
 
 def _offloads(offload: Any) -> bool:

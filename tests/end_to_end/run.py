@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import sys
 import time
@@ -70,6 +71,9 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     begin = time.monotonic()
     llm = LLM(**_arguments(**job["llm"]))
     started = time.monotonic()
+    if job.get("ranks", False):
+        llm.collective_rpc(_note)
+    guided = _guided_rows()
     tokenizer = llm.get_tokenizer() if not job["llm"].get("skip_tokenizer_init") else None
     with _recorder(llm, on=job.get("record", False)) as record:
         outputs = _batch(llm, tokenizer, job.get("requests", []))
@@ -86,6 +90,8 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         "said": said,
         "counters": _counters(llm),
         "runner": _runner(llm),
+        "ranks": llm.collective_rpc(_noted) if job.get("ranks", False) else [],
+        "guided_rows": _guided_rows() - guided,
         "start_s": started - begin,
         "run_s": finished - started,
     }
@@ -123,6 +129,46 @@ def _call(llm: Any, method: str | None, arguments: Any) -> str | None:
     except Exception as error:  # noqa: BLE001, whatever it is, the test wants to see it
         return str(error)
     return None
+
+
+def _note(worker: Any) -> None:
+    """On each rank: note what it guides with, to the last bit, and what comes out."""
+    from pad_vllm import guidance
+
+    guide, steps = guidance.guide, []
+
+    def noting(logits: Any, rows: Any, z: Any, ids: Any, reward: Any, *rest: Any) -> Any:
+        left = guide(logits, rows, z, ids, reward, *rest)
+        said = (ids, reward, logits[rows].contiguous())
+        steps.append([reward.tolist(), *(hash_of(tensor) for tensor in said)])
+        return left
+
+    def hash_of(tensor: Any) -> str:
+        import hashlib
+
+        return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+
+    worker.pad_steps, worker.pad_guide, guidance.guide = steps, guide, noting
+
+
+def _noted(worker: Any) -> dict[str, Any]:
+    """A rank's steps: rewards [G, K], and hashes of candidates, rewards and guided rows."""
+    from pad_vllm import guidance
+
+    guidance.guide = worker.pad_guide  # the next engine may be in this process
+    runner = type(worker.model_runner)
+    v2 = any(".v1.worker.gpu." in cls.__module__ for cls in runner.__mro__)
+    kept = {name: list(buffer.shape) for name, buffer in worker.model_runner.model.named_buffers()}
+    speaks = logging.getLogger("pad_vllm").isEnabledFor(logging.WARNING)
+    said = {"steps": worker.pad_steps, "runner": "v2" if v2 else "v1"}
+    return {**said, "buffers": kept, "speaks": speaks}
+
+
+def _guided_rows() -> float:
+    """PAD's own count, as /metrics shows it."""
+    from prometheus_client import REGISTRY
+
+    return REGISTRY.get_sample_value("pad:rows_guided_total") or 0.0
 
 
 def _lose_weights(worker: Any) -> None:

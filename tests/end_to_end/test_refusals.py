@@ -115,7 +115,10 @@ def attempts(base, good, other_model, tmp_path_factory):
             pad(base, good, pipeline_parallel_size=2),
             "does not support pipeline parallelism yet; drop --pipeline-parallel-size",
         ),
-        "tensor parallel": (pad(base, good, tensor_parallel_size=2), "tensor parallelism yet"),
+        "tensor parallel by Ray": (
+            pad(base, good, tensor_parallel_size=2, distributed_executor_backend="ray"),
+            "tensor parallelism beyond the processes of one machine yet; drop --nnodes",
+        ),
         "speculation": (
             pad(base, good, speculative_config=draft),
             "does not support speculative decoding on vLLM's V1 runner yet; drop --speculative-config",
@@ -168,7 +171,7 @@ CASES = (
     "unsupported model",
     "LoRA",
     "pipeline",
-    "tensor parallel",
+    "tensor parallel by Ray",
     "speculation",
     "speculation, resident",
     "acceptance",

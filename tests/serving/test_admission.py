@@ -163,7 +163,11 @@ def offload(cpu_offload_gb=0, offload_group_size=0):
 
 ON = {
     "pipeline parallelism": {"parallel": {"pipeline_parallel_size": 2}},
-    "tensor parallelism": {"parallel": {"tensor_parallel_size": 2}},
+    "tensor parallelism beyond the processes of one machine": {
+        "parallel": {"tensor_parallel_size": 2, "distributed_executor_backend": "ray"}
+    },
+    "batch-sharded sampling": {"parallel": {"enable_batch_sharded_sampling": True}},
+    "expert parallelism": {"parallel": {"enable_expert_parallel": True}},
     "data parallelism": {"parallel": {"data_parallel_size": 2}},
     "context parallelism": {"parallel": {"decode_context_parallel_size": 2}},
     "dual batch overlap": {"parallel": {"use_ubatching": True}},
@@ -187,6 +191,14 @@ def test_a_feature_that_is_not_supported_is_refused_with_the_way_out(config, mon
         monkeypatch.setattr(refusals, "rust_front_end", lambda: True)
     with pytest.raises(ValueError, match=re.escape(f"not support {name} yet; {way_out}.")):
         admission.front_end(config(**ON[name]))
+
+
+def test_tensor_parallelism_on_one_machine_is_served(config):
+    for backend in (None, "mp"):
+        parallel = {"tensor_parallel_size": 2, "distributed_executor_backend": backend}
+        assert admission.front_end(config(parallel=parallel)) is not None
+    with pytest.raises(ValueError, match="beyond the processes of one machine yet; drop --nnodes"):
+        admission.front_end(config(parallel={"tensor_parallel_size": 2, "nnodes": 2}))
 
 
 def ways_out():

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from world import World
 
 pytest.importorskip("vllm")
 
@@ -21,6 +22,7 @@ from pad_vllm.adapter.manifest import Backbone
 from pad_vllm.adapter.random import random_adapter
 from pad_vllm.engines import base
 from pad_vllm.engines.become import become
+from pad_vllm.engines.shared.embedding import Embedding
 from pad_vllm.engines.shared.fork import ForkedModel
 from pad_vllm.engines.shared.reward import SharedRewards
 from pad_vllm.serving import processor as logits_processor
@@ -85,7 +87,7 @@ def config(adapter, request):
 def engine(config, monkeypatch):
     """A running engine with random hidden states for R rows."""
     torch.manual_seed(0)
-    made = SharedRewards(torch.randn(D, 2, H), torch.randn(D, H, 2), torch.randn(V, H))
+    made = SharedRewards(torch.randn(D, 2, H), torch.randn(D, H, 2), Embedding(torch.randn(V, H)))
     made.keep(torch.randn(R, H), torch.randn(R, H))
     monkeypatch.setitem(base._running, config.instance_id, made)
     return made
@@ -186,7 +188,7 @@ def test_only_guided_rows_change_and_they_change_as_the_rule_says(runner, engine
     assert torch.equal(result[[0, 2]], before[[0, 2]])
     for row, w, beta, k in ((1, [1.0, 0.0], 1.0, 10), (3, [0.0, -2.0], 3.0, 4)):
         d_w = guidance.direction(h_B[row], h_T[row], torch.tensor(w), *engine._heads)
-        expected = guidance.guide_row(before[row], engine._embedding @ d_w, beta, k)
+        expected = guidance.guide_row(before[row], engine._embedding.weight @ d_w, beta, k)
         torch.testing.assert_close(result[row], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -197,13 +199,13 @@ def test_what_would_close_a_loop_earns_no_more_than_the_average(runner, engine):
     for slot, one, answer in zip(runner.order.tolist(), asked, answers, strict=True):
         runner.add(slot, one, answer)
     h_B, h_T = engine._kept
-    engine._embedding[[7, 2]] += (h_T - h_B).mean(0)  # what would loop is what is wanted
+    engine._embedding.weight[[7, 2]] += (h_T - h_B).mean(0)  # what would loop is what is wanted
     logits = torch.randn(R, V)
     before = logits.clone()
     runner.apply(logits)
     for row, (answer, n) in enumerate(zip(answers, (2, 2, 3, 0), strict=True)):
         d_w = guidance.direction(h_B[row], h_T[row], torch.tensor([1.0, 0.0]), *engine._heads)
-        reward = engine._embedding @ d_w
+        reward = engine._embedding.weight @ d_w
         expected = guidance.guide_row(before[row], reward, 5.0, 10, answer, n)
         torch.testing.assert_close(logits[row], expected, rtol=1e-5, atol=1e-5)
         free = guidance.guide_row(before[row], reward, 5.0, 10)
@@ -439,6 +441,51 @@ def test_whatever_fails_in_a_step_raises_nothing_and_is_told(runner, engine, mon
     engine.keep(torch.randn(R, H), torch.randn(R, H))
     runner.apply(logits)
     assert not torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("where", ["candidates", "token_rewards", "unlikely", "keep"])
+def test_what_fails_on_one_rank_leaves_the_same_rows_unguided_on_all(config, monkeypatch, where):
+    """None waits for another, and all have the same bits: now, and in the next step."""
+    world = World(2)
+    torch.manual_seed(0)
+    heads, e = (torch.randn(D, 2, H), torch.randn(D, H, 2)), torch.randn(V, H)
+    parts = e.chunk(2)
+    engines = [SharedRewards(*heads, Embedding(parts[rank], rank, 2)) for rank in range(2)]
+    runners = [V2(config) for _ in range(2)]
+    monkeypatch.setattr(logits_processor, "ranks", world)
+    monkeypatch.setattr(base, "running", lambda _: engines[world.place()[0]])
+    broken, original = [], getattr(guidance, where, None)
+
+    def fail_on_the_second(*args):
+        if broken and world.place()[0] == 1:
+            raise RuntimeError("out of memory")
+        return original(*args)
+
+    if original is not None:
+        monkeypatch.setattr(guidance, where, fail_on_the_second)
+    for runner in runners:
+        fill(runner, {**marked("a"), "pad_min_p": 0.1}, None)
+
+    def step(states, logits):
+        def one(rank):
+            if where != "keep" or not broken or rank == 0:
+                engines[rank].keep(*states)
+            return runners[rank].apply(logits.clone())
+
+        first, second = world.run(one)
+        assert torch.equal(first, second)
+        return first
+
+    states, logits = (torch.randn(R, H), torch.randn(R, H)), torch.randn(R, V)
+    guided = step(states, logits)
+    assert (guided != logits).any(1).tolist() == [True, False, False, False]
+    broken.append(True)
+    assert torch.equal(step(states, logits), logits)
+    broken.clear()
+    assert torch.equal(step(states, logits), guided)
+    for runner in runners:
+        told = runner.processor._answers.outcome("a")
+        assert told == {"unguided_tokens": 1, "stopped": False}
 
 
 class Model:

@@ -20,8 +20,8 @@ from torch import Tensor
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.modules import packed_modules
 from pad_vllm.adapter.shapes import require_boundary
-from pad_vllm.engines import lora
 from pad_vllm.engines.become import become
+from pad_vllm.engines.shared import shards
 from pad_vllm.engines.shared.embedding import ForkError, output_embedding
 from pad_vllm.engines.shared.reward import SharedRewards
 from pad_vllm.vllm_api.attention import AttentionRecord
@@ -40,7 +40,7 @@ def fork_model(model: Any, adapter: Adapter, record: AttentionRecord) -> SharedR
         _fork_layers(model.model.layers, adapter, record)
     # Buffers of the model: those are what vLLM keeps of a model that sleeps.
     for letter, head in zip("ABC", adapter.heads, strict=True):
-        kept = head if head is None else head.to(embedding.device)
+        kept = head if head is None else head.to(embedding.weight.device)
         model.register_buffer(f"pad_head_{letter}", kept, persistent=False)
     rewards = SharedRewards(model.pad_head_A, model.pad_head_B, embedding, model.pad_head_C)
     model.pad_rewards = rewards
@@ -75,13 +75,8 @@ def _fork_layer(
 
 def _add_lora(linear: Any, keys: list[tuple[int, str]], adapter: Adapter) -> None:
     pairs = [adapter.lora.weights.get(key) for key in keys]
-    if not any(pairs):
-        return
-    widths = list(getattr(linear, "output_partition_sizes", [linear.output_size]))
-    A, B = lora.pack(pairs, widths, adapter.lora.scaling)
-    dtype = linear.params_dtype
-    device = next(linear.parameters()).device
-    lora.add(linear, A, B, dtype, device)
+    if any(pairs):
+        shards.add(linear, pairs, adapter.lora.scaling)
 
 
 class ForkedAttention(Attention):
