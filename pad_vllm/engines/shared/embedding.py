@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pad_vllm.adapter.manifest import Backbone
 
+_PLAIN = (torch.float32, torch.bfloat16, torch.float16)
 _ROWS = 4
 _LARGEST = 100.0
 """The largest logit that is compared: beyond the caps that models put on theirs."""
@@ -29,11 +30,15 @@ def output_embedding(model: Any, config: Backbone) -> Tensor:
     """e: the plain [V, H] matrix of lm_head. Raises ForkError where it is packed, sharded, missing or not the
     whole of what makes logits.
     """
-    weight = getattr(getattr(model, "lm_head", None), "weight", None)
-    if weight is None or not weight.is_floating_point() or weight.ndim != 2:
+    head = getattr(model, "lm_head", None)
+    weight = getattr(head, "weight", None)
+    if weight is None or weight.dtype not in _PLAIN or weight.ndim != 2:
+        how = type(getattr(head, "quant_method", head)).__name__
         raise ForkError(
-            "the served model's lm_head is missing, quantised or not a plain matrix, and rewards are read "
-            "from its rows; serve a model with an unquantised lm_head"
+            f"the served model's lm_head is missing, quantised or not a plain matrix ({how}), and rewards "
+            "are read from its rows; accepted are float32, bfloat16 and float16. Serve a copy that leaves "
+            "lm_head as it is (most methods do), or guide this one with a reward model of its own: engine "
+            "'resident' or 'ray'"
         )
     if weight.shape[0] < config.vocab_size or weight.shape[1] != config.hidden_size:
         raise ForkError(

@@ -1,0 +1,77 @@
+"""Layers whose rows are their own are forked; one scale for a whole batch is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("vllm")
+
+from packed import FP8, rounded
+
+from pad_vllm.engines.shared.embedding import ForkError
+from pad_vllm.engines.shared.rows import require_own_rows
+from pad_vllm.vllm_api.names import UnquantizedLinearMethod
+from pad_vllm.vllm_api.quantisation import packed
+
+IN, OUT = 64, 96
+
+
+class Method:
+    """Stands in for a quantisation method of vLLM's."""
+
+
+class Layer(nn.Linear):
+    """Rounds what comes in by one scale a row, or one a batch; answers as vLLM's layers do."""
+
+    input_size = IN
+
+    def __init__(self, eight_bits=None, dim=-1, bias=False):
+        super().__init__(IN, OUT, bias)
+        self.quant_method = Method()
+        self.rounding = eight_bits, dim
+
+    def forward(self, x):
+        eight_bits, dim = self.rounding
+        if eight_bits is not None:
+            values, scale = rounded(x.float(), eight_bits, dim)
+            x = (values * scale).to(x.dtype)
+        return super().forward(x), None
+
+
+def look(layer, dtype=torch.float32):
+    require_own_rows(layer.to(dtype), "o_proj of layer 7", dtype, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("eight_bits", [None, torch.int8, FP8])
+@pytest.mark.parametrize("bias", [False, True])
+def test_rows_of_their_own_are_accepted_in_any_type(eight_bits, dtype, bias):
+    look(Layer(eight_bits, bias=bias), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("eight_bits", [torch.int8, FP8])
+def test_one_scale_for_a_batch_is_refused_naming_layer_method_and_way_out(eight_bits, dtype):
+    with pytest.raises(ForkError) as caught:
+        look(Layer(eight_bits, dim=None), dtype)
+    said = str(caught.value)
+    assert "o_proj of layer 7 quantises a whole batch by one scale (Method)" in said
+    assert "scaled per token" in said
+    assert "heads only" in said
+
+
+def test_a_layer_that_gives_no_numbers_is_refused():
+    layer = Layer()
+    layer.weight.data.fill_(torch.nan)
+    with pytest.raises(ForkError):
+        look(layer)
+
+
+def test_a_layer_is_packed_where_vllm_computes_with_more_than_its_weight():
+    layer = Layer()
+    assert packed(layer)
+    layer.quant_method = UnquantizedLinearMethod()
+    assert not packed(layer)
+    assert not packed(nn.Linear(2, 2))
