@@ -17,7 +17,6 @@ LARGEST = {torch.int8: 127.0, FP8: 448.0}
 SEVEN_BITS = 63.0
 """Of int8 weights: where a CPU has no VNNI, oneDNN adds pairs of products in 16 bits, and these saturate."""
 
-FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 Packed = dict[str, Tensor]
 
 
@@ -31,14 +30,6 @@ def fp8(checkpoint: Path, folder: Path) -> Path:
     """The same in eight bits of floating point."""
     config = _compressed("float", "float-quantized")
     return _written(checkpoint, folder, lambda w: _packed(w, FP8, -1), config)
-
-
-def fp8_by_tensor(checkpoint: Path, folder: Path) -> Path:
-    """vLLM's `fp8`: one scale a matrix, and where there is no CUTLASS one for all activations of a batch.
-    Fused as vLLM has them: what is not has to be packed again, which no CPU can.
-    """
-    config = {"quant_method": "fp8", "activation_scheme": "dynamic"}
-    return _written(checkpoint, folder, lambda w: _packed(w, FP8, None), config, fused=FUSED)
 
 
 def _compressed(kind: str, name: str) -> dict[str, Any]:
@@ -80,12 +71,11 @@ def _written(
     folder: Path,
     pack: Callable[[Tensor], Packed],
     config: dict[str, Any],
-    fused: dict[str, tuple[str, ...]] | None = None,
 ) -> Path:
     shutil.copytree(checkpoint, folder)
     file = folder / "model.safetensors"
     kept: Packed = {}
-    for name, tensor in _fused(load_file(file), fused or {}).items():
+    for name, tensor in load_file(file).items():
         if name.endswith("_proj.weight"):
             parts = pack(tensor)
             kept.update({f"{name.removesuffix('weight')}{part}": t for part, t in parts.items()})
@@ -96,17 +86,6 @@ def _written(
     text = json.dumps({**said, "quantization_config": config})
     (folder / "config.json").write_text(text, "utf-8")
     return folder
-
-
-def _fused(tensors: Packed, fused: dict[str, tuple[str, ...]]) -> Packed:
-    left = dict(tensors)
-    for whole, (first, *others) in fused.items():
-        for name in [name for name in left if f".{first}." in name]:
-            places = [name, *(name.replace(f".{first}.", f".{other}.") for other in others)]
-            left[name.replace(f".{first}.", f".{whole}.")] = torch.cat(
-                [left.pop(p) for p in places]
-            )
-    return left
 
 
 class Rounding(nn.Linear):
