@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ pytest.importorskip("vllm")
 
 from packed import FP8, rounded
 
+from pad_vllm.engines.shared import fork
 from pad_vllm.engines.shared.embedding import ForkError
 from pad_vllm.engines.shared.rows import require_own_rows
 from pad_vllm.vllm_api.names import UnquantizedLinearMethod
@@ -26,6 +29,7 @@ class Layer(nn.Linear):
     """Rounds what comes in by one scale a row, or one a batch; answers as vLLM's layers do."""
 
     input_size = IN
+    params_dtype = torch.float32
 
     def __init__(self, eight_bits=None, dim=-1, bias=False):
         super().__init__(IN, OUT, bias)
@@ -60,6 +64,32 @@ def test_one_scale_for_a_batch_is_refused_naming_layer_method_and_way_out(eight_
     assert "o_proj of layer 7 quantises a whole batch by one scale (Method)" in said
     assert "scaled per token" in said
     assert "heads only" in said
+
+
+def test_dummy_weights_that_give_nothing_are_accepted():
+    layer = Layer(torch.int8)
+    layer.weight.data.zero_()
+    look(layer)
+
+
+class Decoder:
+    """As much of a decoder layer as its linear layers."""
+
+    def __init__(self, **rounding):
+        names = {"self_attn": ("qkv_proj", "o_proj"), "mlp": ("gate_up_proj", "down_proj")}
+        for parent, children in names.items():
+            made = {name: Layer(torch.int8, rounding.get(name, -1)) for name in children}
+            setattr(self, parent, SimpleNamespace(**made))
+
+
+WITHOUT_LORA = SimpleNamespace(lora=SimpleNamespace(weights={}))
+
+
+def test_a_fork_looks_at_every_packed_layer_also_at_those_without_a_lora():
+    fork._fork_linear(Decoder(), 5, WITHOUT_LORA, torch.device("cpu"))
+    for name in ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"):
+        with pytest.raises(ForkError, match=f"{name} of layer 5 quantises a whole batch"):
+            fork._fork_linear(Decoder(**{name: None}), 5, WITHOUT_LORA, torch.device("cpu"))
 
 
 def test_a_layer_that_gives_no_numbers_is_refused():
