@@ -10,8 +10,10 @@ from typing import Any
 
 from pad_vllm.adapter.families import ARCHITECTURES
 from pad_vllm.config import KEY, LOAD_FORMAT, PADConfig
+from pad_vllm.serving.quantised import require_method
 from pad_vllm.vllm_api.front_end import rust_front_end
 from pad_vllm.vllm_api.names import VllmConfig
+from pad_vllm.vllm_api.quantisation import cache_type, method
 from pad_vllm.wording import listed
 
 _USE = (
@@ -186,7 +188,6 @@ def require_servable(config: VllmConfig, pad: PADConfig) -> None:
             "additional_config['pad']['reasoning'] out."
         )
     _require_tested_drafts(config.speculative_config)
-    _require_plain_cache(config)
 
 
 def _spread(parallel: Any) -> bool:
@@ -216,26 +217,32 @@ def _require_tested_drafts(speculative: Any) -> None:
         )
 
 
-def _require_plain_cache(config: VllmConfig) -> None:
-    given = config.cache_config.cache_dtype
-    if given == "auto" and getattr(config.quant_config, "kv_cache_scheme", None) is not None:
-        given = "fp8"  # what vLLM's attention layers make of the checkpoint's scheme
-    own = str(config.model_config.dtype).removeprefix("torch.")
-    if given not in ("auto", own):
-        way_out = own if own in ("bfloat16", "float16") else "auto"
-        raise ValueError(
-            f"pad_vllm does not support a KV cache of type {given!r} yet; accepted is the model's own, "
-            f"{own}: start with --kv-cache-dtype {way_out}."
-        )
+def require_forkable(config: VllmConfig) -> None:
+    """Raises ValueError for a base whose layers `shared` cannot run twice; heads only need none of this."""
+    _require_architecture(config)
+    _require_plain_cache(config)
+    require_method(method(config))
 
 
-def require_architecture(config: VllmConfig) -> None:
-    """Raises ValueError for an architecture that `shared` cannot fork."""
+def _require_architecture(config: VllmConfig) -> None:
     unknown = [a for a in config.model_config.architectures if a not in ARCHITECTURES]
     if unknown:
         raise ValueError(
             f"pad_vllm's shared engine cannot fork {unknown[0]}; it serves "
             f"{', '.join(ARCHITECTURES)}. An adapter with its fork at the top, heads only, needs no fork."
+        )
+
+
+def _require_plain_cache(config: VllmConfig) -> None:
+    """A second attention would store its keys by scales that were calibrated for the first."""
+    given = cache_type(config)
+    own = str(config.model_config.dtype).removeprefix("torch.")
+    if given not in ("auto", own):
+        way_out = own if own in ("bfloat16", "float16") else "auto"
+        raise ValueError(
+            f"pad_vllm does not fork a model with a KV cache of type {given!r} yet; accepted is the model's "
+            f"own, {own}: start with --kv-cache-dtype {way_out}, or use an adapter with heads only, which "
+            "has no second cache."
         )
 
 

@@ -19,6 +19,7 @@ TESTED: dict[str, dict[str, str]] = {
         "Attention.__init__": "0ed6062f4bfb",
         "Attention.forward": "88944f60da17",
         "Attention.process_weights_after_loading": "0fddab74206d",
+        "_init_kv_cache_quant": "d30ca3c76707",
     },
     "forward_context.py": {
         "get_forward_context": "8a00d2f004c1",
@@ -36,6 +37,12 @@ TESTED: dict[str, dict[str, str]] = {
     },
     "model_executor/model_loader/base_loader.py": {
         "BaseModelLoader": "a6506f04624c",
+    },
+    "model_executor/layers/fusion/quant_activation.py": {
+        "get_input_quant_key": "2809ab1447e5",
+    },
+    "model_executor/layers/quantization/base_config.py": {
+        "QuantizationConfig.get_name": "238f08da6a44",
     },
     "model_executor/layers/linear.py": {
         "LinearBase.__init__": "002b9c9a0665",

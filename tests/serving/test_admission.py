@@ -8,6 +8,7 @@ import re
 from types import SimpleNamespace
 from typing import get_args
 
+import packed
 import pytest
 import tiny
 import torch
@@ -275,11 +276,78 @@ def test_a_kv_cache_of_the_models_own_type_is_served_however_it_is_asked_for(con
         admission.front_end(config(cache_dtype="float16", model_config={"dtype": torch.float32}))
 
 
+def packed_by(name, **more):
+    """vLLM's description of a quantised model."""
+    return SimpleNamespace(get_name=lambda: name, **more)
+
+
 def test_a_checkpoint_that_would_quantise_the_kv_cache_is_refused_unless_told_otherwise(config):
-    scheme = SimpleNamespace(kv_cache_scheme={"num_bits": 8, "type": "float"})
+    scheme = packed_by("compressed-tensors", kv_cache_scheme={"num_bits": 8, "type": "float"})
     assert admission.front_end(config(cache_dtype="bfloat16", quant_config=scheme)) is not None
     with pytest.raises(ValueError, match="type 'fp8' .*--kv-cache-dtype bfloat16"):
         admission.front_end(config(quant_config=scheme))
+
+
+@pytest.fixture
+def heads(base, tmp_path):
+    """Settings of an adapter with heads only."""
+    folder = tiny.write_adapter(base, tmp_path / "heads", fork_layer=4, std=0.05)
+    return {"adapter": str(folder)}
+
+
+@pytest.mark.parametrize("cache_dtype", ["fp8", "fp8_e4m3", "fp8_e5m2"])
+def test_heads_only_have_no_second_cache_and_take_any(config, heads, cache_dtype):
+    assert admission.front_end(config(settings=heads, cache_dtype=cache_dtype)) is not None
+
+
+def test_methods_that_nobody_thought_about_are_refused_by_a_fork_and_not_by_heads(config, heads):
+    strange = packed_by("torchao")
+    with pytest.raises(ValueError, match="does not fork a base quantised by 'torchao' yet; acc"):
+        admission.front_end(config(quant_config=strange))
+    assert admission.front_end(config(settings=heads, quant_config=strange)) is not None
+    assert admission.front_end(config(quant_config=packed_by("auto_awq"))) is not None
+
+
+def quantised_copy(base, folder, change=lambda embedding: embedding):
+    """The base in int8, its token embedding changed."""
+    made = packed.int8(base, folder)
+    tensors = load_file(made / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    save_file({**tensors, name: change(tensors[name])}, made / "model.safetensors")
+    return made
+
+
+def served(config, model, *, packed_by="compressed-tensors", **settings):
+    """The config of a checkpoint that says itself how it is packed."""
+    made = config(model=model, settings=settings)
+    made.model_config.hf_config.quantization_config = {"quant_method": packed_by}
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_quantised_copy_of_the_backbone_is_known_by_its_embedding(
+    config, base, tmp_path, caplog, dtype
+):
+    copy = quantised_copy(base, tmp_path / "copy", lambda e: e.to(dtype))
+    made = served(config, copy)
+    assert admission.front_end(made) is not None
+    pad = admission.settings(made)
+    with caplog.at_level(logging.WARNING):
+        admission.check_backbone(made, pad, load_adapter(pad.adapter))
+    assert "is quantised (compressed-tensors); its token embedding is that of" in caplog.text
+
+
+def test_a_quantised_copy_of_another_model_is_refused(config, base, tmp_path):
+    copy = quantised_copy(base, tmp_path / "copy", lambda e: e.flip(1))
+    with pytest.raises(AdapterError, match="its token embedding is not that of .* rotated"):
+        admission.front_end(served(config, copy))
+    assert admission.front_end(served(config, copy, allow_backbone_mismatch=True)) is not None
+
+
+def test_files_that_are_not_packed_are_compared_whole(config, base, tmp_path):
+    copy = quantised_copy(base, tmp_path / "copy")
+    with pytest.raises(AdapterError, match="with weights sha256:.*allow_backbone_mismatch"):
+        admission.front_end(served(config, copy, packed_by=""))
 
 
 def test_a_model_that_cannot_be_forked_is_refused_with_those_that_can(config):

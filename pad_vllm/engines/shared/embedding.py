@@ -16,6 +16,7 @@ from pad_vllm import guidance
 from pad_vllm.adapter.manifest import Backbone
 from pad_vllm.vllm_api import ranks
 
+_PLAIN = (torch.float32, torch.bfloat16, torch.float16)
 _ROWS = 4
 _LARGEST = 100.0
 """The largest logit that is compared: beyond the caps that models put on theirs."""
@@ -57,10 +58,13 @@ def output_embedding(model: Any, config: Backbone) -> Embedding:
     """
     head = getattr(model, "lm_head", None)
     weight = getattr(head, "weight", None)
-    if weight is None or not weight.is_floating_point() or weight.ndim != 2:
+    if weight is None or weight.dtype not in _PLAIN or weight.ndim != 2:
+        how = type(getattr(head, "quant_method", head)).__name__
         raise ForkError(
-            "the served model's lm_head is missing, quantised or not a plain matrix, and rewards are read "
-            "from its rows; serve a model with an unquantised lm_head"
+            f"the served model's lm_head is missing, quantised or not a plain matrix ({how}), and rewards "
+            "are read from its rows; accepted are float32, bfloat16 and float16. Serve a copy that leaves "
+            "lm_head as it is (most methods do), or guide this one with a reward model of its own: engine "
+            "'resident' or 'ray'"
         )
     embedding = Embedding(weight, getattr(head, "tp_rank", 0), getattr(head, "tp_size", 1))
     rows = embedding.ranks * weight.shape[0]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pad_vllm.engines import lora
@@ -17,8 +18,9 @@ from pad_vllm.engines.become import become
 from pad_vllm.vllm_api.ranks import summed
 
 
-def add(linear: Any, pairs: list[lora.Pair | None], scaling: float) -> None:
+def add(linear: Any, pairs: list[lora.Pair | None], scaling: float, device: torch.device) -> None:
     """Add the LoRA to the second half of the layer's rows; pairs: a packed module each, None without LoRA.
+    device: of the model, not asked of the layer: what a method packs need not be a parameter any more.
 
     Raises ValueError where the layer is cut in another way, or has another width.
     """
@@ -36,7 +38,7 @@ def add(linear: Any, pairs: list[lora.Pair | None], scaling: float) -> None:
         for pair, width in zip(pairs, widths, strict=True)
     ]
     A, B = lora.pack(mine, widths, scaling)
-    lora.add(linear, A, B, linear.params_dtype, next(linear.parameters()).device)
+    lora.add(linear, A, B, linear.params_dtype, device)
     split = any(pair is not None and pair[0].shape[1] > inputs for pair in pairs)
     if split and linear.reduce_results:
         linear.reduce_results = False
