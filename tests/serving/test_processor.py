@@ -227,7 +227,7 @@ def test_v2_every_drafts_row_is_guided_by_its_own_state_and_what_was_said_before
         runner.add(slot, one, answers[slot])
     count = sum(len(one) + 1 for one in drafted.values())
     h_B, h_T = torch.randn(count, H), torch.randn(count, H)
-    engine._embedding[[7, 3]] += (h_T - h_B).mean(0)  # what would loop is what is wanted
+    engine._embedding.weight[[7, 3]] += (h_T - h_B).mean(0)  # what would loop is what is wanted
     engine.keep(h_B, h_T)
     logits = torch.randn(count, V)
     before, row, looping = logits.clone(), 0, 0
@@ -241,7 +241,7 @@ def test_v2_every_drafts_row_is_guided_by_its_own_state_and_what_was_said_before
                 )
                 text = [*answers[slot], *drafted[slot][:said]]
                 beta, n = asked[slot]["pad_beta"], asked[slot].get("pad_no_repeat", 0)
-                reward = engine._embedding @ d_w
+                reward = engine._embedding.weight @ d_w
                 expected = guidance.guide_row(before[row], reward, beta, 10, text, n)
                 without = guidance.guide_row(before[row], reward, beta, 10, answers[slot], n)
                 looping += not torch.equal(without, expected)
