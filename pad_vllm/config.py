@@ -132,6 +132,11 @@ class PADConfig:
     )
     """A row whose rewards do not come, from a dead or late actor: goes on `unguided`, or `stop`s."""
 
+    reasoning: Annotated[Literal["guided", "unguided"], Field(description="guided, unguided")] = (
+        "guided"
+    )
+    """A reasoning model's <think> part: `guided` as its answer is, or `unguided`, as the base thinks."""
+
     @classmethod
     def from_additional_config(cls, additional: Mapping[str, Any] | None) -> "PADConfig":
         """Reads `additional["pad"]`; COMPILE_KEY in it is the loader's own."""

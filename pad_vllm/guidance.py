@@ -146,13 +146,15 @@ def guide(
     beta: Tensor,
     top_k: Tensor,
     unpaid: Tensor | None = None,
+    spared: Tensor | None = None,
 ) -> Tensor:
     """Rewrite the guided rows of `logits` in place; other rows are not touched.
 
     logits [R, V] float32; rows [G] int64, ascending and unique; z, ids [G, K] from `candidates`;
-    reward [G, K]; beta [G]; top_k [G] integers; unpaid [G, K] bool, those of `repeats` and of `unlikely`.
+    reward [G, K]; beta [G]; top_k [G] integers; unpaid [G, K] bool, those of `repeats` and of `unlikely`;
+    spared [G] bool, rows not to be guided in this step.
     A candidate that arrives as -inf (a grammar mask, banned words) stays -inf. A row with a NaN
-    or inf logit or score among its other candidates is left as it came.
+    or inf logit or score among its other candidates, and one that is spared, is left as it came.
     Returns [G] bool, which rows were left (no device synchronisation). What may fail comes before
     the first write.
     """
@@ -162,6 +164,8 @@ def guide(
         pay = torch.where(unpaid, torch.minimum(pay, _mean(z, pay, legal)), pay)
     score = z + pay
     sound = (score.isfinite() | ~legal).all(-1, keepdim=True)
+    if spared is not None:
+        sound = sound & ~spared.unsqueeze(-1)
     guided = torch.where(sound, score.masked_fill(~legal, NEG_INF), z)
     logits.clamp_(max=_ceiling(logits, rows, sound))
     logits.index_put_((rows.unsqueeze(-1), ids), guided)

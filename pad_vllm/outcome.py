@@ -37,7 +37,10 @@ class Outcome(TypedDict):
     """Of one answer, or of all answers to one request."""
 
     unguided_tokens: int | None
-    """How many of its tokens the base chose without a reward; None where that is not known any more."""
+    """How many of its tokens the base chose without a reward, but for reasoning that is to be left alone.
+    None where that is not known any more. An upper bound with speculative decoding: the row of a draft that
+    was rejected counts too.
+    """
 
     stopped: bool
     """Whether PAD ended it for that reason (`on_failure` "stop")."""
@@ -53,7 +56,7 @@ class Figures(TypedDict):
     """What guidance did since the worker was last asked."""
 
     rows: int
-    """Guided, a step each."""
+    """Guided: one a token, and with speculative decoding one a draft, rejected or not."""
 
     changed: int
     """Of them, those whose likeliest token guidance changed."""

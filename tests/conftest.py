@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-pytest.register_assert_rewrite("planted", "twin")  # helpers that hold asserts
+pytest.register_assert_rewrite("own_states", "planted", "twin")  # helpers that hold asserts
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name that is no folder is looked for nowhere else
 

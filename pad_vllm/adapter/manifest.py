@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pad_vllm.adapter.fingerprint import fingerprint
+from pad_vllm.adapter.landmarks import COUNT, alike, landmarks
 from pad_vllm.params import NO_REPEATS
 from pad_vllm.wording import did_you_mean, listed, show
 
@@ -54,6 +55,9 @@ class Backbone:
     fingerprint: str | None
     """`fingerprint()` of its weights; None where there are none to read (dummy weights)."""
 
+    landmarks: tuple[float, ...] | None = field(default=None, compare=False)
+    """`landmarks()` of its weights, by which a quantised copy is known; None where nobody noted them."""
+
     def __post_init__(self) -> None:
         _require(isinstance(self.name, str), "backbone.name", self.name, "text")
         names = self.architectures
@@ -74,11 +78,19 @@ class Backbone:
             mark,
             "'sha256:' and 64 hex digits, or null",
         )
+        known = self.landmarks
+        _require(
+            known is None
+            or (isinstance(known, tuple) and len(known) == COUNT and all(map(_is_number, known))),
+            "backbone.landmarks",
+            known,
+            f"{COUNT} numbers, or none at all",
+        )
 
     @classmethod
     def from_checkpoint(cls, path: Path, name: str | None = None) -> "Backbone":
-        """The backbone in a checkpoint's folder: config.json and the weights' fingerprint."""
-        return dataclasses.replace(cls.from_config(path, name), fingerprint=fingerprint(Path(path)))
+        """The backbone in a checkpoint's folder: config.json, the weights' fingerprint and landmarks."""
+        return cls.from_config(path, name).with_weights(Path(path))
 
     @classmethod
     def from_config(cls, path: Path, name: str | None = None) -> "Backbone":
@@ -114,6 +126,14 @@ class Backbone:
             num_layers=text.num_hidden_layers,
             vocab_size=text.vocab_size,
             fingerprint=fingerprint,
+        )
+
+    def with_weights(self, checkpoint: Path) -> "Backbone":
+        """The same with what tells the weights in a folder. Raises ValueError where they cannot be read."""
+        return dataclasses.replace(
+            self,
+            fingerprint=fingerprint(checkpoint),
+            landmarks=landmarks(checkpoint, self.vocab_size, self.hidden_size),
         )
 
 
@@ -192,7 +212,8 @@ class AdapterConfig:
         """Text of pad_config.json: sorted keys, indent 2, a newline at the end."""
         fields = dataclasses.asdict(self)
         # Without those that are not used, as before there were such fields: one text, one digest.
-        values = {k: v for k, v in fields.items() if k not in _LATER or v != _LATER[k]}
+        values = _used(fields, _LATER)
+        values["backbone"] = _used(fields["backbone"], _BACKBONE_LATER)
         try:
             text = json.dumps(values, sort_keys=True, indent=2, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -210,13 +231,22 @@ class AdapterConfig:
         _require_keys("", {**_LATER, **raw}, cls)
         backbone = raw["backbone"]
         _require(isinstance(backbone, dict), "backbone", backbone, "an object")
+        backbone = {**_BACKBONE_LATER, **backbone}
         _require_keys("backbone.", backbone, Backbone)
-        backbone = Backbone(**{**backbone, "architectures": _tuple(backbone["architectures"])})
+        lists = {name: _tuple(backbone[name]) for name in ("architectures", "landmarks")}
+        backbone = Backbone(**{**backbone, **lists})
         return cls(**{**raw, "backbone": backbone, "dimensions": _tuple(raw["dimensions"])})
 
 
 _LATER: dict[str, Any] = {"no_repeat": 0, "min_p": 0.0, "chat_template": None}
 """Fields that a pad_config.json may leave out, and what they then are."""
+
+_BACKBONE_LATER: dict[str, Any] = {"landmarks": None}
+"""The same of its `backbone`."""
+
+
+def _used(values: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    return {name: v for name, v in values.items() if name not in later or v != later[name]}
 
 
 def least_version(*, heads_only: bool, constants: bool) -> int:
@@ -264,12 +294,13 @@ def adapter_folder(path: str | Path) -> Path:
 
 
 def require_backbone(
-    config: AdapterConfig, served: Backbone, *, allow_mismatch: bool = False
+    config: AdapterConfig, served: Backbone, *, allow_mismatch: bool = False, quantised: str = ""
 ) -> list[str]:
     """Raises AdapterError for a backbone that the adapter does not fit; returns warnings to print.
 
     Architecture and shape always have to match. Other weights are refused, or warned of under
-    `allow_mismatch`; a served fingerprint of None (no weights to read) is a warning.
+    `allow_mismatch`; a served fingerprint of None (no weights to read) is a warning. quantised: the method
+    by which the served weights were packed, if any: they then have to agree in their landmarks.
     """
     trained = config.backbone
     for name in ("architectures", "hidden_size", "num_layers", "vocab_size"):
@@ -290,6 +321,8 @@ def require_backbone(
         return [unknown]
     if trained.fingerprint == served.fingerprint:
         return []
+    if quantised and trained.landmarks and served.landmarks:
+        return _require_copy(trained, served, quantised, allow_mismatch=allow_mismatch)
     difference = (
         f"the adapter was trained on {trained.name!r} with weights "
         f"{trained.fingerprint or 'unknown'}, and the served {served.name!r} has "
@@ -299,6 +332,23 @@ def require_backbone(
         raise AdapterError(
             f"{difference}. Serve the adapter's own backbone, or, where you know that they are "
             "close enough (a quantised or re-saved copy), set allow_backbone_mismatch to true."
+        )
+    return [f"{difference}; going on, as allow_backbone_mismatch says. Rewards may mean little."]
+
+
+def _require_copy(
+    trained: Backbone, served: Backbone, method: str, *, allow_mismatch: bool
+) -> list[str]:
+    said = f"the served {served.name!r} is quantised ({method})"
+    whose = f"that of {trained.name!r}, on which the adapter was trained"
+    if alike(trained.landmarks or (), served.landmarks or ()):
+        return [f"{said}; its token embedding is {whose}. The packed weights cannot be compared."]
+    difference = f"{said}, and its token embedding is not {whose}"
+    if not allow_mismatch:
+        raise AdapterError(
+            f"{difference}: a copy of another model, or one whose hidden states were rotated. Serve one that "
+            "was quantised from the adapter's own backbone, without a rotation, or, where you know better, "
+            "set allow_backbone_mismatch to true."
         )
     return [f"{difference}; going on, as allow_backbone_mismatch says. Rewards may mean little."]
 

@@ -43,10 +43,12 @@ class Step:
     """The guided rows of one step: G of them, K candidates each, D dimensions."""
 
     total: int  # logits rows of this step, guided or not
-    rows: Tensor  # [G] int64 among them, ascending
+    rows: Tensor  # [G] int64 among those from `begin` on, ascending
     ids: Tensor  # [G, K] int64, the base's best candidates, best first
     w: Tensor  # [G, D] float32
     requests: Sequence[Request]  # of the rows, in their order
+    begin: int = 0  # where the slice of the step's rows begins that these are of
+    last: bool = True  # whether it is the last slice
 
 
 class RewardEngine(Protocol):
@@ -64,7 +66,9 @@ class RewardEngine(Protocol):
 
     def rewards(self, step: Step) -> Tensor | None:
         """R_w of the candidates, [G, K] float32 in logit units; NaN in a row that stays unguided. None
-        where the hidden states or tokens that the engine kept are not of these rows. Call once a step.
+        where the hidden states or tokens that the engine kept are not of these rows. Call once a step, or
+        once a slice of it: what was kept is let go with the last one. Under tensor parallelism this rank's
+        share of it: the ranks' sum is R_w.
         """
 
 

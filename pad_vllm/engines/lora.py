@@ -51,6 +51,9 @@ class RewardLoRA:
     pad_A_t: Tensor
     pad_B_t: Tensor
 
+    requires_unquantized_input = True
+    """vLLM: whatever comes before must not hand over its output quantised, since the LoRA reads it too."""
+
     def forward(self, input_: Tensor) -> Any:
         result = super().forward(input_)  # type: ignore[misc]
         output = result[0] if isinstance(result, tuple) else result

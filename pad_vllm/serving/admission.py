@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from pad_vllm.adapter.adapter import Adapter
-from pad_vllm.adapter.fingerprint import fingerprint, local_checkpoint
+from pad_vllm.adapter.fingerprint import local_checkpoint
 from pad_vllm.adapter.manifest import Backbone, read_config, require_backbone
 from pad_vllm.adapter.shapes import attention_kinds, require_boundary, require_shapes
 from pad_vllm.config import PADConfig
 from pad_vllm.engines.reward_model.load import require_length, require_reward_backbone, tokenizer_of
 from pad_vllm.params import EXPLAIN, PREFERENCE, parse
-from pad_vllm.serving import adapters, requests
-from pad_vllm.serving.refusals import require_architecture, require_servable, require_wiring
+from pad_vllm.serving import adapters, reasoning, requests
+from pad_vllm.serving.quantised import stored_by
+from pad_vllm.serving.refusals import require_forkable, require_servable, require_wiring
 from pad_vllm.text.chat import template_text
 from pad_vllm.text.tokens import Reader
 from pad_vllm.vllm_api.front_end import Admit
@@ -52,11 +53,14 @@ def check_backbone(
                 logger.warning("%s", warning)
         return
     if not adapter.config.heads_only:
-        require_architecture(config)
-    model = config.model_config
-    mark = None if pad.load_format == "dummy" else _fingerprint(config, fetched=fetched)
-    served = Backbone.from_hf_config(model.hf_config, name=model.model, fingerprint=mark)
-    warnings = require_backbone(adapter.config, served, allow_mismatch=pad.allow_backbone_mismatch)
+        require_forkable(config)
+    warnings = require_backbone(
+        adapter.config,
+        _served(config, pad, fetched=fetched),
+        allow_mismatch=pad.allow_backbone_mismatch,
+        # Not what vLLM packs while it loads: the files are then as they were, and are compared whole.
+        quantised=stored_by(config.model_config.hf_config),
+    )
     for warning in warnings if fetched else ():
         logger.warning("%s", warning)
 
@@ -71,15 +75,18 @@ def _reward_model(
     return warnings
 
 
-def _fingerprint(config: VllmConfig, *, fetched: bool) -> str | None:
+def _served(config: VllmConfig, pad: PADConfig, *, fetched: bool) -> Backbone:
     model = config.model_config
+    served = Backbone.from_hf_config(model.hf_config, name=model.model)
+    if pad.load_format == "dummy":
+        return served
     folder = local_checkpoint(model.model, model.revision, config.load_config.download_dir)
     try:
-        return fingerprint(folder) if folder else None
+        return served.with_weights(folder) if folder else served
     except ValueError:
         if fetched or Path(model.model).is_dir():
             raise
-        return None
+        return served
 
 
 def reader(config: VllmConfig, pad: PADConfig) -> Reader:
@@ -139,6 +146,8 @@ def front_end(config: VllmConfig) -> Admit:
         on_request(requests.checked(lambda asked: not read.same or bool(asked.get(PREFERENCE))))
     if pad.on_failure == "stop":
         end_token(config)
+    if pad.reasoning == "unguided":
+        reasoning.markers(config)
 
     def admit(params: Any) -> bool:
         guided = parse(params.extra_args, accepted)

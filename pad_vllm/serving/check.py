@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pad_vllm.adapter.adapter import Adapter
-from pad_vllm.adapter.fingerprint import fingerprint, local_checkpoint
+from pad_vllm.adapter.fingerprint import local_checkpoint
 from pad_vllm.adapter.folder import load_adapter
 from pad_vllm.adapter.manifest import Backbone, require_backbone
 from pad_vllm.adapter.shapes import attention_kinds, require_boundary, require_shapes
 from pad_vllm.config import ENGINES, PADConfig
+from pad_vllm.serving.quantised import require_method, stored_by
 from pad_vllm.vllm_api import contract
 from pad_vllm.vllm_api.versions import ACCEPTED, PACKAGES, TESTED
 from pad_vllm.wording import listed
@@ -269,24 +270,33 @@ def _weights(both: _Both) -> str:
     # Of a hub's model, the cache may hold no more than the config.
     if folder is None or not (Path(both.base).is_dir() or list(folder.glob("*.safetensors"))):
         return "not on this machine, so not compared; they are when the engine starts"
-    served = Backbone.from_hf_config(both.config, name=both.base, fingerprint=fingerprint(folder))
-    require_backbone(both.adapter.config, served)
-    return f"those the adapter was trained on, {str(served.fingerprint)[:19]}..."
+    served = Backbone.from_hf_config(both.config, name=both.base).with_weights(folder)
+    warnings = require_backbone(both.adapter.config, served, quantised=stored_by(both.config))
+    mark = f"those the adapter was trained on, {str(served.fingerprint)[:19]}..."
+    return "; ".join(warnings) or mark
+
+
+def _quantisation(both: _Both) -> str:
+    method = stored_by(both.config)
+    if not method:
+        return "none"
+    if both.adapter.config.heads_only:
+        return f"{method}; no layer is forked"
+    require_method(method)
+    return f"{method}; whether its rows are their own is looked at when the engine starts"
 
 
 def _output_embedding(both: _Both) -> str:
-    quantised = getattr(both.config, "quantization_config", None) or {}
-    if not isinstance(quantised, dict):
-        quantised = quantised.to_dict()
-    if quantised.get("lm_head") is True:
+    found = getattr(both.config, "quantization_config", None)
+    if not found:
+        return "lm_head is a plain matrix"
+    packed = found.get("lm_head") if isinstance(found, dict) else getattr(found, "lm_head", None)
+    if packed is True:
         raise ValueError(
             f"{both.base} has a quantised lm_head, and rewards are read from its rows. Serve a "
             "version whose lm_head is not quantised."
         )
-    if quantised:
-        method = quantised.get("quant_method", "in some way")
-        return f"the base is quantised ({method}); lm_head is looked at when the engine starts"
-    return "lm_head is a plain matrix"
+    return "looked at when the engine starts"
 
 
 def _defaults(both: _Both) -> str:
@@ -341,6 +351,7 @@ _OF_SHARED = (
     ("shapes", _shapes),
     ("fork layer", _fork_layer),
     ("weights", _weights),
+    ("quantisation", _quantisation),
     ("lm_head", _output_embedding),
 )
 _OF_RESIDENT = (("reward model", _reward_model), ("tokenizers", _tokenizers))

@@ -31,16 +31,29 @@ class History(Protocol):
 
 
 class V2History:
-    """states: V2's LogitsProcRequestState."""
+    """states: V2's LogitsProcRequestState; drafts: the most that a request has in a step."""
 
-    def __init__(self, states: Any) -> None:
-        self._states = states
+    def __init__(self, states: Any, drafts: int = 0) -> None:
+        self._states, self._drafts = states, drafts
 
     def read(self, selection: Selection, ctx: Any) -> Said:
         """Of whole texts: the answers begin where the prompts end."""
         longest = int(ctx.seq_lens_upper_bound_np.max())
-        tokens = self._states.all_token_ids.gpu[:, :longest]
-        return Said(tokens.index_select(0, selection.slots), *self._span(selection, ctx))
+        tokens = self._states.all_token_ids.gpu[:, :longest].index_select(0, selection.slots)
+        if self._drafts:
+            self._write_drafts(tokens, selection, ctx)
+        return Said(tokens, *self._span(selection, ctx))
+
+    def _write_drafts(self, tokens: torch.Tensor, selection: Selection, ctx: Any) -> None:
+        """For each row, the drafts up to the one that it was fed stand behind what was said: tokens [G, L],
+        in place. vLLM has them in the rows' input alone.
+        """
+        back = torch.arange(self._drafts, device=tokens.device)
+        place = ctx.pos.index_select(0, selection.rows).unsqueeze(1) - back  # [G, drafts]
+        drafted = back < ctx.expanded_local_pos.index_select(0, selection.rows).unsqueeze(1)
+        row, place = (selection.rows.unsqueeze(1) - back).clamp(min=0), place.clamp(min=0)
+        fed = ctx.input_ids[row].to(tokens.dtype)
+        tokens.scatter_(1, place, torch.where(drafted, fed, tokens.gather(1, place)))
 
     def lengths(self, selection: Selection, ctx: Any) -> torch.Tensor:
         """From positions."""

@@ -7,15 +7,18 @@ sizes its KV cache: memory that an engine allocates here is subtracted from that
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
+import pad_vllm
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.config import COMPILE_KEY, KEY, PADConfig
 from pad_vllm.engines import base, declined, inputs
+from pad_vllm.engines.elsewhere import Elsewhere
 from pad_vllm.engines.shared.fork import fork_model
 from pad_vllm.serving import adapters, admission
 from pad_vllm.serving.answers import told
@@ -31,6 +34,7 @@ from pad_vllm.vllm_api.names import (
     set_current_vllm_config,
     set_default_torch_dtype,
 )
+from pad_vllm.vllm_api.ranks import place
 
 logger = init_logger(__name__)
 
@@ -85,8 +89,13 @@ class PADModelLoader(BaseModelLoader):
     def load_model(
         self, vllm_config: VllmConfig, model_config: Any, *args: Any, **kwargs: Any
     ) -> nn.Module:
+        if _is_draft(vllm_config, model_config):
+            return self._inner.load_model(vllm_config, model_config, *args, **kwargs)
         pad = admission.settings(vllm_config)
         adapter = adapters.load(pad)
+        rank, _ = place()
+        if rank:  # of tensor parallelism: what it has to say the first one says
+            logging.getLogger(pad_vllm.__name__).setLevel(logging.ERROR)
         # Written before the model is built: the compile cache's key knows neither the load format
         # nor the adapter, and two forks would share one artefact.
         key = f"{__version__}:{pad.engine}:{adapter.config.fork_layer}:{adapter.digest}"
@@ -96,12 +105,23 @@ class PADModelLoader(BaseModelLoader):
             model = self._inner.load_model(vllm_config, model_config, *args, **kwargs)
         # After the weights: before, a hub's model may not have been downloaded.
         admission.check_backbone(vllm_config, pad, adapter)
-        engine = _ENGINES[pad.engine](
-            Loaded(model, vllm_config, model_config, pad, adapter, record)
-        )
+        make = _elsewhere if rank and pad.engine != "shared" else _ENGINES[pad.engine]
+        engine = make(Loaded(model, vllm_config, model_config, pad, adapter, record))
         base.start(vllm_config.instance_id, engine)
         answer_workers(told)
         return model
+
+
+def _is_draft(config: VllmConfig, model_config: Any) -> bool:
+    """Whether this is a draft model, which vLLM hands to its target's loader. It drafts what it would say
+    unguided. Without such a model the config of drafts names the target as its own.
+    """
+    speculative = config.speculative_config
+    return (
+        speculative is not None
+        and speculative.draft_model_config is model_config
+        and speculative.target_model_config is not model_config
+    )
 
 
 def _shared(loaded: Loaded) -> base.RewardEngine:
@@ -154,6 +174,11 @@ def _ray(loaded: Loaded) -> base.RewardEngine:
     loaded.model.pad_rewards = rewards
     logger.info("PAD: %d reward models in Ray actors, %s", pad.ray_actors, pad.adapter)
     return rewards
+
+
+def _elsewhere(loaded: Loaded) -> base.RewardEngine:
+    loaded.model.pad_rewards = Elsewhere()
+    return loaded.model.pad_rewards
 
 
 _ENGINES: dict[str, Callable[[Loaded], base.RewardEngine]] = {

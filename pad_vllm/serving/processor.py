@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,10 +20,11 @@ from pad_vllm import guidance
 from pad_vllm.engines import base, declined
 from pad_vllm.outcome import MARK
 from pad_vllm.params import check_syntax, parse
-from pad_vllm.serving import adapters, admission, answers
+from pad_vllm.serving import adapters, admission, answers, reasoning
 from pad_vllm.serving.history import History, V1History, V2History
 from pad_vllm.serving.slots import Selection, Slots
 from pad_vllm.serving.tally import Tally
+from pad_vllm.vllm_api import drafts, ranks
 from pad_vllm.vllm_api.names import (
     BatchUpdate,
     MoveDirectionality,
@@ -39,6 +40,18 @@ logger = init_logger(__name__)
 _REPORT_EVERY = 1000  # steps between looks at the counter that lives on the device
 
 _Known = tuple[list[int], int]  # a request's tokens, and how many of them are its prompt
+_Made = TypeVar("_Made")
+
+
+class _Seen(NamedTuple):
+    """The candidates of a step's guided rows, before any logit is changed; [G, K] each."""
+
+    z: Tensor
+    ids: Tensor
+    unpaid: Tensor | None  # those the guards keep from being paid
+    spared: Tensor | None  # [G], rows that are not to be guided in this step
+    share: Tensor  # this rank's, of the rewards
+    seconds: float  # of the host, on that share
 
 
 class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
@@ -53,8 +66,9 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         device = second if isinstance(second, torch.device) else second.device
         pad = admission.settings(vllm_config)
         self._limits = adapters.limits(pad)
-        # `shared` reads the base's hidden states; the other engines need the requests' token ids.
-        self._reads_tokens = pad.engine != "shared"
+        # `shared` reads the base's hidden states; the other engines, which run on the first rank, need the
+        # requests' token ids.
+        self._reads_tokens = pad.engine != "shared" and ranks.place()[0] == 0
         self._v2_states: Any = None if isinstance(second, torch.device) else second
         self._unread: list[tuple[int, base.Request]] = []
         self._instance = vllm_config.instance_id
@@ -62,15 +76,16 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._end = admission.end_token(vllm_config) if pad.on_failure == "stop" else None
         ends = admission.end_tokens(vllm_config)
         self._ends = torch.tensor(ends, dtype=torch.int64, device=device)
+        self._markers = reasoning.markers(vllm_config) if pad.reasoning == "unguided" else None
         self._declined = declined.of(self._instance, logger.warning)
         self._tally = Tally(device, self._declined, self._count_broken)
         rows = vllm_config.scheduler_config.max_num_seqs
         self._answers = answers.Answers(device, rows, self._tally, pad.max_top_k)
         answers.start(self._instance, self._answers)
         self._v1_history = V1History(device)
-        self._history: History = (
-            self._v1_history if self._v2_states is None else V2History(self._v2_states)
-        )
+        self._history: History = self._v1_history
+        if self._v2_states is not None:
+            self._history = V2History(self._v2_states, _drafts(vllm_config))
         self._slots = Slots(device, self._left)
         self._unguided = torch.zeros((), dtype=torch.int64, device=device)
         self._steps = 0
@@ -149,20 +164,25 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
         """Rewrite the guided rows of logits [rows, V] float32 in place; ctx is V2's batch layout."""
         try:
-            slots = np.arange(len(logits)) if ctx is None else ctx.idx_mapping_np
-            selection = self._slots.select(slots)
-            if selection is not None:
-                self._guide(logits, selection, ctx)
+            if len(self._slots):
+                self._guide(logits, _rows(len(logits), ctx), ctx)
         except Exception as error:  # noqa: BLE001, it would end the server and all its requests
             self._lose(error)
         return logits
 
-    def _guide(self, logits: Tensor, selection: Selection, ctx: Any) -> None:
-        try:
-            unguided = self._rewrite(logits, selection, ctx)
-        except Exception as error:  # noqa: BLE001, as above
-            said = "the reward engine failed: its rows stay unguided"
-            self._declined.add("engine failed", len(selection.rows), said, error)
+    def _guide(self, logits: Tensor, rows: drafts.Rows, ctx: Any) -> None:
+        selection = self._slots.select(rows.slots)
+        if selection is None:
+            return
+        seen = self._tried(selection, partial(self._look, logits, selection, rows, ctx))
+        # Each rank of tensor parallelism comes here, whatever failed on it: without its share the others
+        # would wait. NaN in one share is NaN in the sum, so that all ranks leave the same rows unguided.
+        reward = ranks.summed(_nothing(logits, selection) if seen is None else seen.share)
+        unguided = None
+        if seen is not None:
+            write = partial(self._rewrite, logits, selection, ctx, seen, reward)
+            unguided = self._tried(selection, write)
+        if unguided is None:
             unguided = torch.ones_like(selection.rows, dtype=torch.bool)
         ever = self._answers.count(selection.tickets, unguided)
         if self._end is not None:
@@ -170,40 +190,62 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             self._answers.stop(selection.tickets, ended)
         self._report(unguided)
 
-    def _rewrite(self, logits: Tensor, selection: Selection, ctx: Any) -> Tensor:
-        """[G] bool: which of the guided rows stay unguided."""
+    def _tried(self, selection: Selection, part: Callable[[], _Made]) -> _Made | None:
+        """A part of a step; None where it failed, which is counted."""
+        try:
+            return part()
+        except Exception as error:  # noqa: BLE001, it would end the server and all its requests
+            said = "the reward engine failed: its rows stay unguided"
+            self._declined.add("engine failed", len(selection.rows), said, error)
+            return None
+
+    def _look(self, logits: Tensor, selection: Selection, rows: drafts.Rows, ctx: Any) -> _Seen:
+        """All that may fail on one rank and not on another, before the ranks' rewards are summed."""
         z, ids = guidance.candidates(logits, selection.rows, selection.k_max)
         engine = base.running(self._instance)
-        step = base.Step(len(logits), selection.rows, ids, selection.w, selection.requests)
+        of = selection.rows, ids, selection.w, selection.requests
+        step = base.Step(rows.total, *of, rows.begin, last=rows.begin + len(logits) == rows.total)
         begin = time.perf_counter()
-        reward = None if engine is None else engine.rewards(step)
+        share = None if engine is None else engine.rewards(step)
         seconds = time.perf_counter() - begin
-        if reward is None:
+        if share is None:
             remark = "no rewards for these logits rows: they stay unguided"
             self._declined.add("misaligned", len(z), remark)
-            reward = torch.full_like(z, float("nan"))
-        unpaid = self._unpaid(selection, z, ids, ctx)
+            share = _nothing(logits, selection)
+        said = None
+        if selection.longest or self._markers:
+            said = self._history.read(selection, ctx)
+        spared = reasoning.inside(said, self._markers) if said and self._markers else None
+        unpaid = self._unpaid(selection, z, ids, said)
+        return _Seen(z, ids, unpaid, spared, share, seconds)
+
+    def _rewrite(
+        self, logits: Tensor, selection: Selection, ctx: Any, seen: _Seen, reward: Tensor
+    ) -> Tensor:
+        """[G] bool: which of the guided rows stay unguided and should not."""
+        z, ids, spared = seen.z, seen.ids, seen.spared
         wanted = selection.beta, selection.top_k
-        left = guidance.guide(logits, selection.rows, z, ids, reward, *wanted, unpaid)
+        left = guidance.guide(logits, selection.rows, z, ids, reward, *wanted, seen.unpaid, spared)
         try:
             # The candidates come best first.
             changed = logits[selection.rows.unsqueeze(-1), ids].argmax(-1) != 0
-            self._tally.step(~left, changed & ~left, seconds)
+            self._tally.step(~left, changed & ~left, seen.seconds)
             if selection.explaining:
                 paid = guidance.earned(z, reward, selection.top_k)
                 self._answers.note(selection, self._history.lengths(selection, ctx), ids, paid)
         except Exception as error:  # noqa: BLE001, the rows are guided all the same
             self._declined.add("not told", len(z), "a step's figures are lost", error)
-        return left
+        return left if spared is None else left & ~spared
 
-    def _unpaid(self, selection: Selection, z: Tensor, ids: Tensor, ctx: Any) -> Tensor | None:
+    def _unpaid(
+        self, selection: Selection, z: Tensor, ids: Tensor, said: guidance.Said | None
+    ) -> Tensor | None:
         """Which candidates the guards keep from being paid; None where no row asked for a guard."""
         unpaid = None
         if selection.strictest:
             unpaid = guidance.unlikely(z, ids, selection.min_p, self._ends)
-        if not selection.longest:
+        if not selection.longest or said is None:
             return unpaid
-        said = self._history.read(selection, ctx)
         looping = guidance.repeats(said, ids, selection.no_repeat, selection.longest)
         return looping if unpaid is None else unpaid | looping
 
@@ -236,6 +278,25 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         except Exception as error:  # noqa: BLE001, the front end refuses these; a step must not raise
             self._declined.add("bad request", 1, "a request stays unguided", error)
             return None
+
+
+def _rows(count: int, ctx: Any) -> drafts.Rows:
+    """V1's rows are slots."""
+    return drafts.Rows(np.arange(count), 0, count) if ctx is None else drafts.rows(ctx, count)
+
+
+def _drafts(config: VllmConfig) -> int:
+    """The most that V2 verifies a request and step, 0 without speculative decoding."""
+    if config.speculative_config is None:
+        return 0
+    drafts.watch()
+    return int(config.speculative_config.num_speculative_tokens)
+
+
+def _nothing(logits: Tensor, selection: Selection) -> Tensor:
+    """[G, K] NaN: rewards that leave their rows unguided."""
+    shape = len(selection.rows), min(selection.k_max, logits.shape[-1])
+    return torch.full(shape, float("nan"), device=logits.device)
 
 
 def _known(prompt: Sequence[int], answer: Sequence[int]) -> _Known:

@@ -10,8 +10,10 @@ from typing import Any
 
 from pad_vllm.adapter.families import ARCHITECTURES
 from pad_vllm.config import KEY, LOAD_FORMAT, PADConfig
+from pad_vllm.serving.quantised import require_method
 from pad_vllm.vllm_api.front_end import rust_front_end
 from pad_vllm.vllm_api.names import VllmConfig
+from pad_vllm.vllm_api.quantisation import cache_type, method
 from pad_vllm.wording import listed
 
 _USE = (
@@ -28,14 +30,24 @@ REFUSED: tuple[_Refusal, ...] = (
         "drop --pipeline-parallel-size",
     ),
     (
-        "tensor parallelism",
-        lambda c: c.parallel_config.tensor_parallel_size > 1,
-        "drop --tensor-parallel-size",
+        "tensor parallelism beyond the processes of one machine",
+        lambda c: c.parallel_config.tensor_parallel_size > 1 and _spread(c.parallel_config),
+        "drop --nnodes, and start with --distributed-executor-backend mp",
+    ),
+    (
+        "batch-sharded sampling",
+        lambda c: getattr(c.parallel_config, "enable_batch_sharded_sampling", False),
+        "drop --enable-batch-sharded-sampling; every rank needs the hidden states of all rows",
+    ),
+    (
+        "expert parallelism",
+        lambda c: getattr(c.parallel_config, "enable_expert_parallel", False),
+        "drop --enable-expert-parallel",
     ),
     (
         "data parallelism",
         lambda c: c.parallel_config.data_parallel_size > 1,
-        "run independent servers instead of --data-parallel-size",
+        "run independent servers instead of --data-parallel-size; only the first engine would be asked",
     ),
     (
         "context parallelism",
@@ -52,9 +64,12 @@ REFUSED: tuple[_Refusal, ...] = (
     ),
     ("--enable-lora", lambda c: c.lora_config is not None, "drop it; merge the LoRA into the base"),
     (
-        "speculative decoding",
-        lambda c: c.speculative_config is not None,
-        "drop --speculative-config; vLLM's V1 runner would drop the processor without a word",
+        "speculative decoding on vLLM's V1 runner",
+        lambda c: c.speculative_config is not None and not getattr(c, "use_v2_model_runner", False),
+        (
+            "drop --speculative-config, or have the V2 runner (VLLM_USE_V2_MODEL_RUNNER=1); V1 would drop "
+            "the processor without a word"
+        ),
     ),
     (
         "KV connectors",
@@ -104,6 +119,11 @@ _SHARED: tuple[_Refusal, ...] = (
 
 _BESIDE: tuple[_Refusal, ...] = (
     (
+        "speculative decoding",
+        lambda c: c.speculative_config is not None,
+        "drop --speculative-config, or use the shared engine; a reward model would have to forget drafts",
+    ),
+    (
         "multimodal bases",
         lambda c: c.model_config.is_multimodal_model,
         "serve a base that reads text only",
@@ -127,6 +147,9 @@ _RESIDENT: tuple[_Refusal, ...] = (
         "drop --enable-sleep-mode, or use the ray engine; the reward model would not wake up",
     ),
 )
+
+DRAFTING = ("ngram", "ngram_gpu", "draft_model")
+"""Methods of speculative decoding that are served; V2 has one n-gram speculator for both names."""
 
 REFUSED_BY = {"shared": _SHARED, "resident": (*_BESIDE, *_RESIDENT), "ray": _BESIDE}
 """Refused by one engine and not by all: `shared` forks the base's layers, the reward model of the others
@@ -159,7 +182,17 @@ def require_servable(config: VllmConfig, pad: PADConfig) -> None:
             raise ValueError(
                 f"pad_vllm's {pad.engine} engine does not support {name} yet; {way_out}."
             )
-    _require_plain_cache(config)
+    if pad.reasoning == "unguided" and not getattr(config, "use_v2_model_runner", False):
+        raise ValueError(
+            "pad_vllm leaves reasoning unguided on vLLM's V2 runner alone: have that one, or leave "
+            "additional_config['pad']['reasoning'] out."
+        )
+    _require_tested_drafts(config.speculative_config)
+
+
+def _spread(parallel: Any) -> bool:
+    executor = getattr(parallel, "distributed_executor_backend", None)
+    return executor not in (None, "mp") or getattr(parallel, "nnodes", 1) > 1
 
 
 def _offloads(offload: Any) -> bool:
@@ -168,26 +201,48 @@ def _offloads(offload: Any) -> bool:
     )
 
 
-def _require_plain_cache(config: VllmConfig) -> None:
-    given = config.cache_config.cache_dtype
-    if given == "auto" and getattr(config.quant_config, "kv_cache_scheme", None) is not None:
-        given = "fp8"  # what vLLM's attention layers make of the checkpoint's scheme
-    own = str(config.model_config.dtype).removeprefix("torch.")
-    if given not in ("auto", own):
-        way_out = own if own in ("bfloat16", "float16") else "auto"
+def _require_tested_drafts(speculative: Any) -> None:
+    if speculative is None:
+        return
+    if speculative.method not in DRAFTING:
         raise ValueError(
-            f"pad_vllm does not support a KV cache of type {given!r} yet; accepted is the model's own, "
-            f"{own}: start with --kv-cache-dtype {way_out}."
+            f"pad_vllm does not support speculative decoding by {speculative.method!r} yet; accepted: "
+            f"{listed(DRAFTING)}. Set 'method' in --speculative-config to one of these, or drop it."
+        )
+    how = getattr(speculative, "rejection_sample_method", "standard")
+    if how != "standard":
+        raise ValueError(
+            f"pad_vllm does not support rejection_sample_method {how!r} yet; accepted is 'standard', "
+            "by which a token is as likely as without drafts: drop it from --speculative-config."
         )
 
 
-def require_architecture(config: VllmConfig) -> None:
-    """Raises ValueError for an architecture that `shared` cannot fork."""
+def require_forkable(config: VllmConfig) -> None:
+    """Raises ValueError for a base whose layers `shared` cannot run twice; heads only need none of this."""
+    _require_architecture(config)
+    _require_plain_cache(config)
+    require_method(method(config))
+
+
+def _require_architecture(config: VllmConfig) -> None:
     unknown = [a for a in config.model_config.architectures if a not in ARCHITECTURES]
     if unknown:
         raise ValueError(
             f"pad_vllm's shared engine cannot fork {unknown[0]}; it serves "
             f"{', '.join(ARCHITECTURES)}. An adapter with its fork at the top, heads only, needs no fork."
+        )
+
+
+def _require_plain_cache(config: VllmConfig) -> None:
+    """A second attention would store its keys by scales that were calibrated for the first."""
+    given = cache_type(config)
+    own = str(config.model_config.dtype).removeprefix("torch.")
+    if given not in ("auto", own):
+        way_out = own if own in ("bfloat16", "float16") else "auto"
+        raise ValueError(
+            f"pad_vllm does not fork a model with a KV cache of type {given!r} yet; accepted is the model's "
+            f"own, {own}: start with --kv-cache-dtype {way_out}, or use an adapter with heads only, which "
+            "has no second cache."
         )
 
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from pad_vllm.engines.base import Request
 
+_LAYOUTS = 8  # that are kept: a step may come in slices, each with rows of its own
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -43,7 +45,7 @@ class Slots:
         """left: called with every request that leaves."""
         self._device, self._left = device, left
         self._guided: dict[int, Request] = {}
-        self._known: tuple[bytes, Selection | None] | None = None
+        self._known: dict[bytes, Selection | None] = {}
 
     @property
     def guided(self) -> Mapping[int, Request]:
@@ -61,7 +63,7 @@ class Slots:
 
     def drop(self, slot: int) -> None:
         """The slot's request left."""
-        self._known = None
+        self._known.clear()
         if (request := self._guided.pop(slot, None)) is not None:
             self._left(request)
 
@@ -79,13 +81,17 @@ class Slots:
             self.drop(slot)
 
     def select(self, slots: np.ndarray) -> Selection | None:
-        """The guided rows; slots [rows]: row i is slot `slots[i]`. None when there are none."""
+        """The guided rows; slots [rows]: row i is slot `slots[i]`, which may have several. None when there
+        are none.
+        """
         if not self._guided:
             return None
         key = slots.tobytes()
-        if self._known is None or self._known[0] != key:
-            self._known = (key, self._build(slots))
-        return self._known[1]
+        if key not in self._known:
+            if len(self._known) == _LAYOUTS:
+                self._known.clear()
+            self._known[key] = self._build(slots)
+        return self._known[key]
 
     def _build(self, slots: np.ndarray) -> Selection | None:
         pairs = [

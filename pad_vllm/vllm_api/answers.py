@@ -62,7 +62,11 @@ class _Said:
 
     def told(self, outcome: Outcome, tokenizer: Any) -> Outcome:
         """The field of the last output."""
-        metrics().ended(sum(map(len, self._tokens.values())), outcome["unguided_tokens"])
+        said, unguided = sum(map(len, self._tokens.values())), outcome["unguided_tokens"]
+        if unguided is not None:
+            # Rows are counted, and not all rows become tokens: drafts that are rejected do not.
+            outcome = {**outcome, "unguided_tokens": min(unguided, said)}
+        metrics().ended(said, outcome["unguided_tokens"])
         try:
             return with_tokens(outcome, self._tokens.get(0, ()), tokenizer)
         except Exception:  # the answer is there, and stays

@@ -31,6 +31,9 @@ class AttentionRecord:
     def again(self, attention: Any, *, suffix: str) -> Any:
         """A second Attention with the arguments of `attention`; its layer name gets `suffix`."""
         bound = self._calls[attention.layer_name]
+        # All that it says to an Attention are scales of a quantised cache. No checkpoint has any for this
+        # one, and the parameters that wait for them would be missed when weights are read again.
+        bound.arguments["quant_config"] = None
         bound.arguments["prefix"] = attention.layer_name + suffix
         bound.arguments["attn_backend"] = attention.attn_backend
         twin = Attention(*bound.args[1:], **bound.kwargs)

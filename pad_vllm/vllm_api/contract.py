@@ -19,9 +19,17 @@ TESTED: dict[str, dict[str, str]] = {
         "Attention.__init__": "0ed6062f4bfb",
         "Attention.forward": "88944f60da17",
         "Attention.process_weights_after_loading": "0fddab74206d",
+        "_init_kv_cache_quant": "d30ca3c76707",
     },
     "forward_context.py": {
         "get_forward_context": "8a00d2f004c1",
+    },
+    "distributed/communication_op.py": {
+        "tensor_model_parallel_all_reduce": "60e0add070ce",
+    },
+    "distributed/parallel_state.py": {
+        "GroupCoordinator.all_reduce": "236d4ae694c4",
+        "model_parallel_is_initialized": "b13bc9ef9f42",
     },
     "model_executor/model_loader/__init__.py": {
         "register_model_loader": "83f5ee674072",
@@ -30,17 +38,31 @@ TESTED: dict[str, dict[str, str]] = {
     "model_executor/model_loader/base_loader.py": {
         "BaseModelLoader": "a6506f04624c",
     },
+    "model_executor/layers/fusion/quant_activation.py": {
+        "get_input_quant_key": "2809ab1447e5",
+    },
+    "model_executor/layers/quantization/base_config.py": {
+        "QuantizationConfig.get_name": "238f08da6a44",
+    },
     "model_executor/layers/linear.py": {
+        "LinearBase.__init__": "002b9c9a0665",
+        "ColumnParallelLinear.__init__": "3ca48e12182a",
         "ColumnParallelLinear.forward": "af4d0eb5573d",
+        "RowParallelLinear.__init__": "3a63ee92e9eb",
         "RowParallelLinear.forward": "693d179dcadc",
         "MergedColumnParallelLinear.__init__": "73fc44fad073",
         "QKVParallelLinear.__init__": "7fc696913105",
+        "QKVParallelLinear.weight_loader": "ca32e13c79c8",
+        "QKVParallelLinear.weight_loader_v2": "3b647650c795",
     },
     "model_executor/layers/vocab_parallel_embedding.py": {
         "ParallelLMHead": "a4f7424c30ff",
+        "VocabParallelEmbedding.__init__": "73dc14af314c",
     },
     "model_executor/layers/logits_processor.py": {
         "LogitsProcessor.forward": "180ac5dcb521",
+        "LogitsProcessor._get_logits": "fa77f2300fb7",
+        "LogitsProcessor._gather_logits": "13e43c78db4c",
     },
     "model_executor/models/llama.py": {
         "LlamaMLP.forward": "51b2e1d0763d",
@@ -88,6 +110,20 @@ TESTED: dict[str, dict[str, str]] = {
     },
     "v1/worker/gpu/sample/sampler.py": {
         "Sampler.apply_sampling_params": "e85be62164c6",
+    },
+    "v1/worker/gpu/input_batch.py": {
+        "InputBatch": "e440ca63ecd4",
+    },
+    "v1/worker/gpu/spec_decode/rejection_sampler.py": {
+        "RejectionSampler.__call__": "67087432e3bd",
+        "RejectionSampler._verify_in_chunks": "c14b70544802",
+        "RejectionSampler._verify": "b7c2b99a4e18",
+    },
+    "v1/worker/gpu/spec_decode/standalone_ar/speculator.py": {
+        "StandaloneARSpeculator.load_draft_model": "9f4ef1a00b0e",
+    },
+    "v1/executor/multiproc_executor.py": {
+        "MultiprocExecutor.collective_rpc": "0f874ddee472",
     },
     "v1/worker/worker_base.py": {
         "WorkerBase.__init__": "43dbf6e8c726",

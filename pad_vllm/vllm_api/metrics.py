@@ -53,7 +53,9 @@ class Metrics:
             "tokens_unknown",
             "Tokens of answers of which the worker did not say how they came about.",
         )
-        self._rows = counter("rows_guided", "Rows of logits that were guided, a step each.")
+        self._rows = counter(
+            "rows_guided", "Rows of logits that were guided, one a token and one a draft."
+        )
         self._changed = counter(
             "rows_changed", "Of these, rows whose likeliest token guidance changed."
         )

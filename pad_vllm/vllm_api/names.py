@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from vllm.config import VllmConfig, get_current_vllm_config, set_current_vllm_config
 from vllm.logger import init_logger
+from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.model_loader import get_model_loader, register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from vllm.sampling_params import SamplingParams
@@ -41,6 +42,7 @@ __all__ = [
     "BatchUpdate",
     "MoveDirectionality",
     "SamplingParams",
+    "UnquantizedLinearMethod",
     "V1LogitsProcessor",
     "V2LogitsProcessor",
     "VLLMValidationError",

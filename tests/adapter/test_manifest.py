@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from pad_vllm.adapter.fingerprint import fingerprint
+from pad_vllm.adapter.landmarks import COUNT
 from pad_vllm.adapter.manifest import (
     AdapterConfig,
     AdapterError,
@@ -256,6 +257,49 @@ def test_an_adapter_of_unknown_weights_needs_the_override_on_real_ones():
     with pytest.raises(AdapterError, match="with weights unknown"):
         require_backbone(config, served())
     assert len(require_backbone(config, served(), allow_mismatch=True)) == 1
+
+
+LANDMARKS = tuple(place / 8 for place in range(COUNT))
+
+
+def known(landmarks):
+    return dataclasses.replace(CONFIG, backbone=dataclasses.replace(BACKBONE, landmarks=landmarks))
+
+
+def test_landmarks_are_written_where_they_are_known_and_nowhere_else(tmp_path):
+    assert "landmarks" not in json.loads(CONFIG.to_json())["backbone"]
+    given = known(LANDMARKS)
+    assert AdapterConfig.from_json(given.to_json()).backbone.landmarks == LANDMARKS
+    assert known(LANDMARKS).backbone == BACKBONE  # the fingerprint says more
+
+
+@pytest.mark.parametrize("value", [[], [0.5], ["a"] * COUNT, "landmarks", 3])
+def test_landmarks_that_are_none_are_refused(tmp_path, value):
+    backbone = json.loads(CONFIG.to_json())["backbone"] | {"landmarks": value}
+    message = refusal(written(tmp_path, backbone=backbone))
+    assert "backbone.landmarks is " in message
+    assert f"{COUNT} numbers" in message
+
+
+def test_a_quantised_copy_is_compared_by_its_landmarks():
+    other = {"fingerprint": "sha256:" + "f" * 64}
+    copy = served(**other, landmarks=LANDMARKS)
+    [note] = require_backbone(known(LANDMARKS), copy, quantised="awq")
+    assert "'served/base' is quantised (awq); its token embedding is that of 'org/base'" in note
+    for strange in (copy, served(**other)):  # not said to be packed; nothing to compare
+        with pytest.raises(AdapterError, match=r"0{64}.*f{64}.*allow_backbone_mismatch"):
+            require_backbone(known(LANDMARKS), strange, quantised="awq" * (strange is not copy))
+    with pytest.raises(AdapterError, match=r"0{64}.*f{64}.*allow_backbone_mismatch"):
+        require_backbone(CONFIG, copy, quantised="awq")
+
+
+def test_a_quantised_copy_of_another_model_is_refused_or_warned_of():
+    theirs = (*LANDMARKS[:-1], 99.0)
+    copy = served(fingerprint="sha256:" + "f" * 64, landmarks=theirs)
+    with pytest.raises(AdapterError, match="not that of 'org/base'.*without a rotation"):
+        require_backbone(known(LANDMARKS), copy, quantised="awq")
+    [warning] = require_backbone(known(LANDMARKS), copy, quantised="awq", allow_mismatch=True)
+    assert "Rewards may mean little" in warning
 
 
 def checkpoint(folder, config):

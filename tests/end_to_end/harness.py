@@ -90,6 +90,7 @@ def engine(
         calls: [method, keyword arguments] of the worker, or of run.py, before each of the rounds
         record: true notes the candidates of every guided row (one process only, no partial prefill);
             "hidden" the hidden states h_B and h_T of `shared` too
+        ranks: true notes what each rank of tensor parallelism guides with
     result:
         outputs: a request each, in order: prompt_token_ids; choices [{text, token_ids,
             finish_reason, logprobs [{token id as text: logprob}] or None}]; cached_tokens; pad; the
@@ -99,6 +100,9 @@ def engine(
         counters: vLLM's own, where disable_log_stats is False
         steps: a request each: [{ids, z, reward}], one a step; empty where nothing was noted
         runner: "v1" or "v2", None where the engine has a process of its own
+        ranks: a rank each, {steps: [[rewards, hashes of candidates, rewards and guided rows]], runner,
+            buffers: shapes by name; speaks: whether its warnings are logged}
+        guided_rows: how many PAD counted, as in /metrics
         start_s, run_s: seconds to start the engine, to run all requests
     env: added to this process's environment, over ENV.
     Raises EngineFailed, with the end of the subprocess's log.

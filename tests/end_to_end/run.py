@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import sys
 import time
@@ -68,8 +69,11 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM
 
     begin = time.monotonic()
-    llm = LLM(**job["llm"])
+    llm = LLM(**_arguments(**job["llm"]))
     started = time.monotonic()
+    if job.get("ranks", False):
+        llm.collective_rpc(_note)
+    guided = _guided_rows()
     tokenizer = llm.get_tokenizer() if not job["llm"].get("skip_tokenizer_init") else None
     with _recorder(llm, on=job.get("record", False)) as record:
         outputs = _batch(llm, tokenizer, job.get("requests", []))
@@ -81,11 +85,13 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     finished = time.monotonic()
     result = {
         "outputs": [_output(output) for output in outputs],
-        "steps": [record.get(output.request_id, []) for output in outputs],
+        "steps": [_steps(record[output.request_id], output) for output in outputs],
         "rounds": [[_output(output) for output in outputs] for outputs in rounds],
         "said": said,
         "counters": _counters(llm),
         "runner": _runner(llm),
+        "ranks": llm.collective_rpc(_noted) if job.get("ranks", False) else [],
+        "guided_rows": _guided_rows() - guided,
         "start_s": started - begin,
         "run_s": finished - started,
     }
@@ -94,11 +100,25 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def _arguments(reasoning_config: dict[str, Any] | None = None, **llm: Any) -> dict[str, Any]:
+    """Of vllm.LLM, which takes some configs as objects alone."""
+    from vllm.config.reasoning import ReasoningConfig
+
+    if reasoning_config is not None:
+        llm["reasoning_config"] = ReasoningConfig(**reasoning_config)
+    return llm
+
+
 def _batch(llm: Any, tokenizer: Any, requests: list[dict[str, Any]]) -> list[Any]:
     """One batch of requests -> vLLM's outputs, in order."""
     prompts = [_prompt(request, tokenizer) for request in requests]
     params = [_params(**request.get("sampling", {})) for request in requests]
     return llm.generate(prompts, params, use_tqdm=False) if requests else []
+
+
+def _steps(noted: dict[int, Any], output: Any) -> list[Any]:
+    """Those of the tokens that were said, in their order: a draft that was rejected may stand behind."""
+    return [noted[place] for place in sorted(noted)][: len(output.outputs[0].token_ids)]
 
 
 def _call(llm: Any, method: str | None, arguments: Any) -> str | None:
@@ -109,6 +129,46 @@ def _call(llm: Any, method: str | None, arguments: Any) -> str | None:
     except Exception as error:  # noqa: BLE001, whatever it is, the test wants to see it
         return str(error)
     return None
+
+
+def _note(worker: Any) -> None:
+    """On each rank: note what it guides with, to the last bit, and what comes out."""
+    from pad_vllm import guidance
+
+    guide, steps = guidance.guide, []
+
+    def noting(logits: Any, rows: Any, z: Any, ids: Any, reward: Any, *rest: Any) -> Any:
+        left = guide(logits, rows, z, ids, reward, *rest)
+        said = (ids, reward, logits[rows].contiguous())
+        steps.append([reward.tolist(), *(hash_of(tensor) for tensor in said)])
+        return left
+
+    def hash_of(tensor: Any) -> str:
+        import hashlib
+
+        return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+
+    worker.pad_steps, worker.pad_guide, guidance.guide = steps, guide, noting
+
+
+def _noted(worker: Any) -> dict[str, Any]:
+    """A rank's steps: rewards [G, K], and hashes of candidates, rewards and guided rows."""
+    from pad_vllm import guidance
+
+    guidance.guide = worker.pad_guide  # the next engine may be in this process
+    runner = type(worker.model_runner)
+    v2 = any(".v1.worker.gpu." in cls.__module__ for cls in runner.__mro__)
+    kept = {name: list(buffer.shape) for name, buffer in worker.model_runner.model.named_buffers()}
+    speaks = logging.getLogger("pad_vllm").isEnabledFor(logging.WARNING)
+    said = {"steps": worker.pad_steps, "runner": "v2" if v2 else "v1"}
+    return {**said, "buffers": kept, "speaks": speaks}
+
+
+def _guided_rows() -> float:
+    """PAD's own count, as /metrics shows it."""
+    from prometheus_client import REGISTRY
+
+    return REGISTRY.get_sample_value("pad:rows_guided_total") or 0.0
 
 
 def _lose_weights(worker: Any) -> None:
@@ -129,7 +189,15 @@ def _tensors(thing: Any) -> Any:
             yield from _tensors(part)
 
 
-_OURS = {"lose_weights": _lose_weights}
+def _slice_logits(worker: Any, rows: int) -> None:
+    """Have V2 verify drafts in slices of few rows, as it does where the logits pass a GiB."""
+    from vllm.v1.worker.gpu.spec_decode import rejection_sampler
+
+    vocabulary = worker.model_runner.vocab_size
+    rejection_sampler.MAX_CHUNK_BYTES = rows * vocabulary * rejection_sampler._FP32_BYTES
+
+
+_OURS = {"lose_weights": _lose_weights, "slice_logits": _slice_logits}
 
 
 def _params(structured_outputs: dict[str, Any] | None = None, **sampling: Any) -> Any:
@@ -197,39 +265,45 @@ def _runner(llm: Any) -> str | None:
 
 @contextmanager
 def _recorder(llm: Any, *, on: bool | str) -> Any:
-    """Notes the candidates of guided rows: request -> [{"ids", "z", "reward"}], one a step; with "hidden"
-    the hidden states of `shared` too, under HIDDEN.
+    """Notes the candidates of guided rows: request -> place -> {"ids", "z", "reward"}; with "hidden"
+    the hidden states of `shared` too, under HIDDEN. A place that is decided again counts as the last time.
     """
     from pad_vllm import guidance
     from pad_vllm.engines.shared.reward import SharedRewards
     from pad_vllm.serving.processor import PADLogitsProcessor
 
-    steps: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    steps: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     if not on:
         yield steps
         return
     runner, guide, apply = _model_runner(llm), guidance.guide, PADLogitsProcessor.apply
     names: list[str] = []
+    places: list[int | None] = []
 
     def noting_apply(self: Any, logits: Any, ctx: Any = None) -> Any:
         if ctx is None:
             names[:] = runner.input_batch.req_ids
+            places[:] = [None] * len(names)
         else:
             known = runner.req_states.index_to_req_id
-            names[:] = [known[index] for index in ctx.idx_mapping_np.tolist()]
+            names[:] = [known[index] for index in ctx.expanded_idx_mapping.tolist()]
+            places[:] = ctx.pos.tolist()
         return apply(self, logits, ctx)
 
     def noting_guide(logits: Any, rows: Any, z: Any, ids: Any, reward: Any, *rest: Any) -> Any:
         columns = {"ids": ids, "z": z, "reward": reward, **hidden}
-        for place, row in enumerate(rows.tolist()):
+        for guided, row in enumerate(rows.tolist()):
             # vLLM appends a random part to the name of a request.
-            request = names[row].split("-")[0]
-            steps[request].append({name: of[place].tolist() for name, of in columns.items()})
+            noted = steps[names[row].split("-")[0]]
+            place = len(noted) if places[row] is None else places[row]
+            noted[place] = {name: of[guided].tolist() for name, of in columns.items()}
         return guide(logits, rows, z, ids, reward, *rest)
 
     def noting_rewards(self: Any, step: Any) -> Any:
         kept = self._kept or ()
-        hidden.update({name: h[step.rows].float() for name, h in zip(HIDDEN, kept, strict=False)})
+        hidden.update(
+            {n: h[step.begin :][step.rows].float() for n, h in zip(HIDDEN, kept, strict=False)}
+        )
         return rewards(self, step)
 
     hidden: dict[str, Any] = {}

@@ -7,17 +7,12 @@ import tiny
 import torch
 from cases import mixed_batch
 from harness import V2_ENV, engines, pad
-
-from pad_vllm import guidance
-from pad_vllm.adapter.folder import load_adapter
-from pad_vllm.params import parse
-from pad_vllm.serving.adapters import limits_of
+from own_states import guided_steps, require_rule, rule
 
 pytestmark = pytest.mark.engine
 
 RUNNERS = {"v2": V2_ENV, "v1": None}
 RESOLUTION = 2.0**-7  # of bfloat16: 8 bits, and an odd one for the order of a sum
-REWARD = 1e-3  # rewards are float32
 
 
 @pytest.fixture(scope="module")
@@ -44,65 +39,19 @@ def runs(request, model):
 
 @pytest.fixture(scope="module")
 def twin(model):
-    """lm_head in float32 and bfloat16, the adapter, and the limits of its requests."""
-    from transformers import AutoModelForCausalLM
-
-    base, folder = model
-    weight = AutoModelForCausalLM.from_pretrained(
-        base, dtype=torch.bfloat16
-    ).lm_head.weight.detach()
-    adapter = load_adapter(folder)
-    config = adapter.config
-    return weight, adapter, limits_of(config, 1e3, 1000)
-
-
-def guided_steps(requests, result, limits):
-    """(what was asked, what was noted, the answer so far, the token) of each step of guided requests."""
-    for request, output, steps in zip(requests, result["outputs"], result["steps"], strict=True):
-        asked = parse(request["sampling"].get("extra_args"), limits)
-        said = output["token_ids"]
-        for step, (noted, token) in enumerate(zip(steps, said, strict=False)):
-            yield asked, {name: torch.tensor(of) for name, of in noted.items()}, said[:step], token
+    return rule(*model, torch.bfloat16, RESOLUTION)
 
 
 @pytest.mark.parametrize("which", [1, 2], ids=["company", "alone"])
 def test_tokens_are_those_of_the_rule_at_the_engines_own_hidden_states(runs, twin, which):
-    weight, adapter, limits = twin
-    steps = ties = 0
-    for asked, noted, answer, token in guided_steps(runs[0], runs[which], limits):
-        k = asked.top_k
-        z = (noted["h_B"].bfloat16() @ weight.T).float()
-        ids, logits = noted["ids"][:k], noted["z"][:k]
-        near = RESOLUTION * z.abs().max()
-        torch.testing.assert_close(logits, z[ids], rtol=RESOLUTION, atol=float(near) / 4)
-        others = z.index_fill(0, ids, float("-inf"))
-        assert others.max() <= logits[-1] + near
-        w = torch.tensor(asked.weights)
-        d_w = guidance.direction(noted["h_B"], noted["h_T"], w, *adapter.heads)
-        reward = weight[ids].float() @ d_w
-        torch.testing.assert_close(noted["reward"][:k], reward, rtol=REWARD, atol=REWARD)
-        few, rewards = others.fill_(float("-inf")), torch.zeros_like(others)
-        few[ids], rewards[ids] = logits, reward
-        scores = guidance.guide_row(
-            few, rewards, asked.beta, k, answer, asked.no_repeat, asked.min_p
-        )
-        best = scores.topk(2)
-        steps += 1
-        if best.indices[0] != token:
-            ties += 1
-            assert best.values[0] - best.values[1] < 2 * abs(asked.beta) * REWARD
-            assert best.indices[1] == token
-    print(f"\nbfloat16: {steps} steps, {ties} of them ties")
-    assert steps > 100
-    assert ties <= 2
+    print(f"\nbfloat16: {require_rule(runs[0], runs[which], twin)}")
 
 
 def test_the_same_hidden_state_gets_the_same_candidates_and_choice_in_any_company(runs, twin):
-    limits = twin[2]
     company, alone = (
         {
             (tuple(noted["h_B"].tolist()), tuple(noted["h_T"].tolist()), asked): (noted, token)
-            for asked, noted, _, token in guided_steps(runs[0], run, limits)
+            for asked, noted, _, token in guided_steps(runs[0], run, twin.limits)
         }
         for run in runs[1:]
     )

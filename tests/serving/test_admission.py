@@ -8,11 +8,13 @@ import re
 from types import SimpleNamespace
 from typing import get_args
 
+import packed
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from vllm.config.cache import CacheDType
+from vllm.config.speculative import SpeculativeMethod
 
 from pad_vllm import plugin
 from pad_vllm.adapter.folder import load_adapter
@@ -162,12 +164,16 @@ def offload(cpu_offload_gb=0, offload_group_size=0):
 
 ON = {
     "pipeline parallelism": {"parallel": {"pipeline_parallel_size": 2}},
-    "tensor parallelism": {"parallel": {"tensor_parallel_size": 2}},
+    "tensor parallelism beyond the processes of one machine": {
+        "parallel": {"tensor_parallel_size": 2, "distributed_executor_backend": "ray"}
+    },
+    "batch-sharded sampling": {"parallel": {"enable_batch_sharded_sampling": True}},
+    "expert parallelism": {"parallel": {"enable_expert_parallel": True}},
     "data parallelism": {"parallel": {"data_parallel_size": 2}},
     "context parallelism": {"parallel": {"decode_context_parallel_size": 2}},
     "dual batch overlap": {"parallel": {"use_ubatching": True}},
     "--enable-lora": {"lora_config": object()},
-    "speculative decoding": {"speculative_config": object()},
+    "speculative decoding on vLLM's V1 runner": {"speculative_config": object()},
     "KV connectors": {"kv_transfer_config": object()},
     "elastic expert parallelism": {"parallel": {"enable_elastic_ep": True}},
     "vLLM's Rust front end": {},
@@ -188,6 +194,14 @@ def test_a_feature_that_is_not_supported_is_refused_with_the_way_out(config, mon
         admission.front_end(config(**ON[name]))
 
 
+def test_tensor_parallelism_on_one_machine_is_served(config):
+    for backend in (None, "mp"):
+        parallel = {"tensor_parallel_size": 2, "distributed_executor_backend": backend}
+        assert admission.front_end(config(parallel=parallel)) is not None
+    with pytest.raises(ValueError, match="beyond the processes of one machine yet; drop --nnodes"):
+        admission.front_end(config(parallel={"tensor_parallel_size": 2, "nnodes": 2}))
+
+
 def ways_out():
     """Everything that `shared` refuses by name."""
     return {
@@ -197,6 +211,39 @@ def ways_out():
 
 def test_every_refusal_by_name_is_looked_at():
     assert set(ON) == set(ways_out())
+
+
+def drafting(**speculative):
+    """A config that speculates on V2."""
+    tokens = {"num_speculative_tokens": 3, "rejection_sample_method": "standard"}
+    given = SimpleNamespace(**{**tokens, **speculative})
+    return {"speculative_config": given, "use_v2_model_runner": True}
+
+
+@pytest.mark.parametrize("method", refusals.DRAFTING)
+def test_drafts_of_the_tested_methods_are_served_on_v2(config, method):
+    assert admission.front_end(config(**drafting(method=method))) is not None
+
+
+METHODS = {name for one in get_args(SpeculativeMethod) for name in get_args(one) or (one,)}
+
+
+@pytest.mark.parametrize("method", sorted({"eagle3", "mtp", "suffix", "dspark"} | METHODS))
+def test_drafts_of_another_method_are_refused_by_its_name(config, method):
+    if method in refusals.DRAFTING:
+        return
+    accepted = ", ".join(refusals.DRAFTING)
+    with pytest.raises(ValueError, match=f"by '{method}' yet; accepted: {accepted}. Set"):
+        admission.front_end(config(**drafting(method=method)))
+
+
+@pytest.mark.parametrize("how", ["synthetic", "block"])
+def test_drafts_that_are_accepted_otherwise_than_by_the_guided_distribution_are_refused(
+    config, how
+):
+    given = drafting(method="ngram", rejection_sample_method=how)
+    with pytest.raises(ValueError, match=f"rejection_sample_method '{how}' yet; accepted is 'stan"):
+        admission.front_end(config(**given))
 
 
 def test_layers_that_vllm_prefetches_would_bypass_the_fork_and_are_refused(config):
@@ -229,11 +276,78 @@ def test_a_kv_cache_of_the_models_own_type_is_served_however_it_is_asked_for(con
         admission.front_end(config(cache_dtype="float16", model_config={"dtype": torch.float32}))
 
 
+def packed_by(name, **more):
+    """vLLM's description of a quantised model."""
+    return SimpleNamespace(get_name=lambda: name, **more)
+
+
 def test_a_checkpoint_that_would_quantise_the_kv_cache_is_refused_unless_told_otherwise(config):
-    scheme = SimpleNamespace(kv_cache_scheme={"num_bits": 8, "type": "float"})
+    scheme = packed_by("compressed-tensors", kv_cache_scheme={"num_bits": 8, "type": "float"})
     assert admission.front_end(config(cache_dtype="bfloat16", quant_config=scheme)) is not None
     with pytest.raises(ValueError, match="type 'fp8' .*--kv-cache-dtype bfloat16"):
         admission.front_end(config(quant_config=scheme))
+
+
+@pytest.fixture
+def heads(base, tmp_path):
+    """Settings of an adapter with heads only."""
+    folder = tiny.write_adapter(base, tmp_path / "heads", fork_layer=4, std=0.05)
+    return {"adapter": str(folder)}
+
+
+@pytest.mark.parametrize("cache_dtype", ["fp8", "fp8_e4m3", "fp8_e5m2"])
+def test_heads_only_have_no_second_cache_and_take_any(config, heads, cache_dtype):
+    assert admission.front_end(config(settings=heads, cache_dtype=cache_dtype)) is not None
+
+
+def test_methods_that_nobody_thought_about_are_refused_by_a_fork_and_not_by_heads(config, heads):
+    strange = packed_by("torchao")
+    with pytest.raises(ValueError, match="does not fork a base quantised by 'torchao' yet; acc"):
+        admission.front_end(config(quant_config=strange))
+    assert admission.front_end(config(settings=heads, quant_config=strange)) is not None
+    assert admission.front_end(config(quant_config=packed_by("auto_awq"))) is not None
+
+
+def quantised_copy(base, folder, change=lambda embedding: embedding):
+    """The base in int8, its token embedding changed."""
+    made = packed.int8(base, folder)
+    tensors = load_file(made / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    save_file({**tensors, name: change(tensors[name])}, made / "model.safetensors")
+    return made
+
+
+def served(config, model, *, packed_by="compressed-tensors", **settings):
+    """The config of a checkpoint that says itself how it is packed."""
+    made = config(model=model, settings=settings)
+    made.model_config.hf_config.quantization_config = {"quant_method": packed_by}
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_quantised_copy_of_the_backbone_is_known_by_its_embedding(
+    config, base, tmp_path, caplog, dtype
+):
+    copy = quantised_copy(base, tmp_path / "copy", lambda e: e.to(dtype))
+    made = served(config, copy)
+    assert admission.front_end(made) is not None
+    pad = admission.settings(made)
+    with caplog.at_level(logging.WARNING):
+        admission.check_backbone(made, pad, load_adapter(pad.adapter))
+    assert "is quantised (compressed-tensors); its token embedding is that of" in caplog.text
+
+
+def test_a_quantised_copy_of_another_model_is_refused(config, base, tmp_path):
+    copy = quantised_copy(base, tmp_path / "copy", lambda e: e.flip(1))
+    with pytest.raises(AdapterError, match="its token embedding is not that of .* rotated"):
+        admission.front_end(served(config, copy))
+    assert admission.front_end(served(config, copy, allow_backbone_mismatch=True)) is not None
+
+
+def test_files_that_are_not_packed_are_compared_whole(config, base, tmp_path):
+    copy = quantised_copy(base, tmp_path / "copy")
+    with pytest.raises(AdapterError, match="with weights sha256:.*allow_backbone_mismatch"):
+        admission.front_end(served(config, copy, packed_by=""))
 
 
 def test_a_model_that_cannot_be_forked_is_refused_with_those_that_can(config):

@@ -36,7 +36,7 @@ def config(base, backbone, tmp_path, monkeypatch):
         ("pipeline_parallel_size", "tensor_parallel_size", "data_parallel_size"), 1
     )
 
-    def make(settings=None, **model):
+    def make(settings=None, speculative_config=None, **model):
         pad = {"adapter": str(folder), "engine": "resident", "backbone": str(backbone)}
         usual = {
             "logits_processors": [PROCESSOR],
@@ -61,7 +61,8 @@ def config(base, backbone, tmp_path, monkeypatch):
             parallel_config=SimpleNamespace(**parallel),
             cache_config=SimpleNamespace(cache_dtype="auto"),
             lora_config=None,
-            speculative_config=None,
+            speculative_config=speculative_config,
+            use_v2_model_runner=True,
             kv_transfer_config=None,
             quant_config=None,
         )
@@ -96,6 +97,13 @@ def test_a_base_of_any_family_is_served_and_may_be_asked_with_a_preference_in_wo
 def test_what_hides_the_bases_words_is_refused(config, feature, said):
     with pytest.raises(ValueError, match=f"resident engine does not support {said}"):
         admission.front_end(config(**feature))
+
+
+@pytest.mark.parametrize("engine", ["resident", "ray"])
+def test_a_reward_model_of_its_own_reads_no_drafts(config, engine):
+    drafts = SimpleNamespace(method="ngram")
+    with pytest.raises(ValueError, match=f"{engine} engine does not support speculative decoding"):
+        admission.front_end(config({"engine": engine}, speculative_config=drafts))
 
 
 def test_sleep_would_lose_a_reward_model_in_the_worker_but_not_one_in_an_actor(config):

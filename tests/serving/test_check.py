@@ -8,6 +8,7 @@ import shutil
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import packed
 import pytest
 import tiny
 import torch
@@ -20,7 +21,7 @@ from pad_vllm.vllm_api.versions import IncompatibleVLLM
 
 NAMES = [
     *("adapter", "base", "vLLM", "vLLM's inside", "plugin", "processor", "defaults"),
-    *("architecture", "shapes", "fork layer", "weights", "lm_head"),
+    *("architecture", "shapes", "fork layer", "weights", "quantisation", "lm_head"),
     *("reward model", "tokenizers", "Ray"),
 ]
 
@@ -183,6 +184,19 @@ def test_a_quantised_lm_head_fails_and_another_quantised_layer_does_not(base, fo
 
     assert "whose lm_head is not quantised" in found["lm_head"]
     assert no(check.run(plain, str(folder))) == {}
+
+
+def test_a_quantised_copy_is_known_by_its_embedding_and_its_method_is_looked_at(
+    base, folder, tmp_path
+):
+    copy = packed.int8(base, tmp_path / "copy")
+    rows = {row.name: row for row in check.run(str(copy), str(folder), str(base))}
+    assert not [row for row in rows.values() if not row.ok]
+    assert "its token embedding is that of 'base'" in rows["weights"].detail
+    assert rows["quantisation"].detail.startswith("compressed-tensors; whether its rows")
+    strange = changed_config(base, tmp_path, quantization_config={"quant_method": "torchao"})
+    found = {row.name: row for row in check.run(strange, str(folder))}
+    assert "does not fork a base quantised by 'torchao'" in found["quantisation"].detail
 
 
 def test_a_lora_for_other_matrices_fails(base, folder):

@@ -37,5 +37,7 @@ def test_registering_imports_the_checks_of_a_config_and_nothing_of_adapters_engi
     assert ours == {
         "pad_vllm.adapter.families",
         "pad_vllm.serving.connection",
+        "pad_vllm.serving.quantised",
         "pad_vllm.serving.refusals",
+        "pad_vllm.vllm_api.quantisation",
     }

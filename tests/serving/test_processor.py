@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from world import World
 
 pytest.importorskip("vllm")
 
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
+from vllm.v1.worker.gpu.spec_decode.rejection_sampler import _iter_request_chunks
 
 from pad_vllm import guidance
 from pad_vllm.adapter.folder import save_adapter
@@ -20,10 +22,12 @@ from pad_vllm.adapter.manifest import Backbone
 from pad_vllm.adapter.random import random_adapter
 from pad_vllm.engines import base
 from pad_vllm.engines.become import become
+from pad_vllm.engines.shared.embedding import Embedding
 from pad_vllm.engines.shared.fork import ForkedModel
 from pad_vllm.engines.shared.reward import SharedRewards
 from pad_vllm.serving import processor as logits_processor
 from pad_vllm.serving.processor import PADLogitsProcessor
+from pad_vllm.vllm_api import drafts
 
 H, V, D, R = 8, 12, 2, 4
 HELPFUL = {"pad_weights": "helpful=1"}
@@ -83,7 +87,7 @@ def config(adapter, request):
 def engine(config, monkeypatch):
     """A running engine with random hidden states for R rows."""
     torch.manual_seed(0)
-    made = SharedRewards(torch.randn(D, 2, H), torch.randn(D, H, 2), torch.randn(V, H))
+    made = SharedRewards(torch.randn(D, 2, H), torch.randn(D, H, 2), Embedding(torch.randn(V, H)))
     made.keep(torch.randn(R, H), torch.randn(R, H))
     monkeypatch.setitem(base._running, config.instance_id, made)
     return made
@@ -128,6 +132,31 @@ class V2:
         self.length[slot] = len(text)
         return self.processor.add_request(slot, SamplingParams(extra_args=extra_args))
 
+    def verify(self, logits, drafted, limit):
+        """A step whose requests have drafts: slot -> their tokens, in slices of at most `limit` rows."""
+        fed = [[int(self.tokens[s, self.length[s] - 1]), *drafted[s]] for s in self.order.tolist()]
+        counts = [len(one) for one in fed]
+        batch = SimpleNamespace(
+            idx_mapping_np=self.order, cu_num_logits_np=np.array([0, *np.cumsum(counts)])
+        )
+        inputs = torch.tensor([token for one in fed for token in one], dtype=torch.int32)
+        offsets = [offset for count in counts for offset in range(count)]
+        lengths = np.repeat(self.length[self.order], counts) + offsets
+
+        def slices(*_):
+            for first, last in _iter_request_chunks(batch.cu_num_logits_np, limit):
+                rows = slice(*batch.cu_num_logits_np[[first, last]])
+                context = SimpleNamespace(
+                    idx_mapping_np=self.order[first:last],
+                    expanded_local_pos=torch.tensor(offsets[rows]),
+                    input_ids=inputs[rows],
+                    pos=torch.from_numpy(lengths[rows]) - 1,
+                    seq_lens_upper_bound_np=(self.length[self.order] + counts)[first:last],
+                )
+                self.processor.apply(logits[rows], context)
+
+        drafts._noted(slices, None, logits, batch)
+
     def apply(self, logits):
         lengths = self.length[self.order]
         context = SimpleNamespace(
@@ -159,7 +188,7 @@ def test_only_guided_rows_change_and_they_change_as_the_rule_says(runner, engine
     assert torch.equal(result[[0, 2]], before[[0, 2]])
     for row, w, beta, k in ((1, [1.0, 0.0], 1.0, 10), (3, [0.0, -2.0], 3.0, 4)):
         d_w = guidance.direction(h_B[row], h_T[row], torch.tensor(w), *engine._heads)
-        expected = guidance.guide_row(before[row], engine._embedding @ d_w, beta, k)
+        expected = guidance.guide_row(before[row], engine._embedding.weight @ d_w, beta, k)
         torch.testing.assert_close(result[row], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -170,17 +199,68 @@ def test_what_would_close_a_loop_earns_no_more_than_the_average(runner, engine):
     for slot, one, answer in zip(runner.order.tolist(), asked, answers, strict=True):
         runner.add(slot, one, answer)
     h_B, h_T = engine._kept
-    engine._embedding[[7, 2]] += (h_T - h_B).mean(0)  # what would loop is what is wanted
+    engine._embedding.weight[[7, 2]] += (h_T - h_B).mean(0)  # what would loop is what is wanted
     logits = torch.randn(R, V)
     before = logits.clone()
     runner.apply(logits)
     for row, (answer, n) in enumerate(zip(answers, (2, 2, 3, 0), strict=True)):
         d_w = guidance.direction(h_B[row], h_T[row], torch.tensor([1.0, 0.0]), *engine._heads)
-        reward = engine._embedding @ d_w
+        reward = engine._embedding.weight @ d_w
         expected = guidance.guide_row(before[row], reward, 5.0, 10, answer, n)
         torch.testing.assert_close(logits[row], expected, rtol=1e-5, atol=1e-5)
         free = guidance.guide_row(before[row], reward, 5.0, 10)
         assert torch.equal(free, expected) or row in (0, 2)
+
+
+@pytest.mark.parametrize("limit", [100, 5, 1])
+def test_v2_every_drafts_row_is_guided_by_its_own_state_and_what_was_said_before_it(
+    config, engine, limit
+):
+    config.speculative_config = SimpleNamespace(method="ngram", num_speculative_tokens=3)
+    config.use_v2_model_runner = True
+    runner = V2(config)
+    guarded = {**HELPFUL, "pad_beta": 5, "pad_no_repeat": 2}
+    asked = {9: None, 2: guarded, 5: {**HELPFUL, "pad_beta": 2}, 0: marked("a", **guarded)}
+    answers = {9: [4], 2: [3, 7], 5: [6], 0: [3, 7, 2, 3]}
+    drafted = {9: [1, 2, 3], 2: [3, 7, 3], 5: [], 0: [7, 2]}
+    for slot, one in asked.items():
+        runner.add(slot, one, answers[slot])
+    count = sum(len(one) + 1 for one in drafted.values())
+    h_B, h_T = torch.randn(count, H), torch.randn(count, H)
+    engine._embedding.weight[[7, 3]] += (h_T - h_B).mean(0)  # what would loop is what is wanted
+    engine.keep(h_B, h_T)
+    logits = torch.randn(count, V)
+    before, row, looping = logits.clone(), 0, 0
+    runner.verify(logits, drafted, limit)
+    for slot in runner.order.tolist():
+        for said in range(len(drafted[slot]) + 1):
+            expected = before[row]
+            if asked[slot] is not None:
+                d_w = guidance.direction(
+                    h_B[row], h_T[row], torch.tensor([1.0, 0.0]), *engine._heads
+                )
+                text = [*answers[slot], *drafted[slot][:said]]
+                beta, n = asked[slot]["pad_beta"], asked[slot].get("pad_no_repeat", 0)
+                reward = engine._embedding.weight @ d_w
+                expected = guidance.guide_row(before[row], reward, beta, 10, text, n)
+                without = guidance.guide_row(before[row], reward, beta, 10, answers[slot], n)
+                looping += not torch.equal(without, expected)
+            torch.testing.assert_close(logits[row], expected, rtol=1e-5, atol=1e-5)
+            row += 1
+    assert looping > 2  # what drafts said before a row matters
+    assert engine._kept is None
+    assert not runner.processor._declined.counts
+    assert outcomes(runner, "a")[0]["unguided_tokens"] == 0
+
+
+def test_v2_rows_of_which_nobody_knows_whose_they_are_stay_as_they_came(config, engine):
+    runner = V2(config)
+    fill(runner, marked("a"))
+    logits = torch.randn(R + 1, V)
+    before = logits.clone()
+    assert torch.equal(runner.apply(logits), before)
+    assert runner.processor._declined.counts == {"engine failed": 1}
+    assert outcomes(runner, "a")[0]["unguided_tokens"] is None
 
 
 @pytest.mark.parametrize("nothing", [None, {}, {"kv_transfer_params": {"a": 1}, "other": 3}])
@@ -363,6 +443,51 @@ def test_whatever_fails_in_a_step_raises_nothing_and_is_told(runner, engine, mon
     assert not torch.equal(logits, before)
 
 
+@pytest.mark.parametrize("where", ["candidates", "token_rewards", "unlikely", "keep"])
+def test_what_fails_on_one_rank_leaves_the_same_rows_unguided_on_all(config, monkeypatch, where):
+    """None waits for another, and all have the same bits: now, and in the next step."""
+    world = World(2)
+    torch.manual_seed(0)
+    heads, e = (torch.randn(D, 2, H), torch.randn(D, H, 2)), torch.randn(V, H)
+    parts = e.chunk(2)
+    engines = [SharedRewards(*heads, Embedding(parts[rank], rank, 2)) for rank in range(2)]
+    runners = [V2(config) for _ in range(2)]
+    monkeypatch.setattr(logits_processor, "ranks", world)
+    monkeypatch.setattr(base, "running", lambda _: engines[world.place()[0]])
+    broken, original = [], getattr(guidance, where, None)
+
+    def fail_on_the_second(*args):
+        if broken and world.place()[0] == 1:
+            raise RuntimeError("out of memory")
+        return original(*args)
+
+    if original is not None:
+        monkeypatch.setattr(guidance, where, fail_on_the_second)
+    for runner in runners:
+        fill(runner, {**marked("a"), "pad_min_p": 0.1}, None)
+
+    def step(states, logits):
+        def one(rank):
+            if where != "keep" or not broken or rank == 0:
+                engines[rank].keep(*states)
+            return runners[rank].apply(logits.clone())
+
+        first, second = world.run(one)
+        assert torch.equal(first, second)
+        return first
+
+    states, logits = (torch.randn(R, H), torch.randn(R, H)), torch.randn(R, V)
+    guided = step(states, logits)
+    assert (guided != logits).any(1).tolist() == [True, False, False, False]
+    broken.append(True)
+    assert torch.equal(step(states, logits), logits)
+    broken.clear()
+    assert torch.equal(step(states, logits), guided)
+    for runner in runners:
+        told = runner.processor._answers.outcome("a")
+        assert told == {"unguided_tokens": 1, "stopped": False}
+
+
 class Model:
     """A model whose logits are its hidden states."""
 
@@ -500,3 +625,27 @@ def test_an_engine_that_reads_tokens_is_told_of_a_guided_request_when_it_joins(c
     v2.add(0, HELPFUL)
     v2.processor.apply_staged_writes()
     assert engine.joined[1:] == [([5, 6, 7], 2)]
+
+
+@pytest.mark.usefixtures("engine")
+def test_reasoning_may_be_left_unguided_and_does_not_count_as_lost(config):
+    known = SimpleNamespace(reasoning_start_token_ids=[7], natural_reasoning_end_token_ids=[8])
+    config.additional_config["pad"]["reasoning"] = "unguided"
+    config.reasoning_config, config.use_v2_model_runner = known, True
+    runner = V2(config)
+    first, second, third, _ = (int(slot) for slot in runner.order)
+    runner.add(first, marked("thinks"), [7, 3])
+    runner.add(second, marked("answers"), [7, 3, 8])
+    runner.add(third, marked("never thinks"), [3])
+    before = torch.randn(R, V)
+    after = runner.apply(before.clone())
+    assert torch.equal(after[0], before[0])
+    assert not torch.equal(after[1], before[1])
+    assert not torch.equal(after[2], before[2])
+    assert [one["unguided_tokens"] for one in outcomes(runner, "thinks", "answers")] == [0, 0]
+
+
+def test_reasoning_is_left_unguided_on_v2_alone(config):
+    config.additional_config["pad"]["reasoning"] = "unguided"
+    with pytest.raises(ValueError, match="V2 runner alone"):
+        PADLogitsProcessor(config, torch.device("cpu"), False)

@@ -29,8 +29,11 @@ events = st.one_of(
     st.tuples(st.just("drop"), slot),
     st.tuples(st.just("move"), slot, slot, st.booleans()),
 )
+# A request has several rows where it has drafts.
 layouts = st.permutations(range(N)).flatmap(
-    lambda order: st.integers(0, N).map(lambda count: order[:count])
+    lambda order: st.lists(st.integers(1, 3), max_size=N).map(
+        lambda rows: [slot for slot, count in zip(order, rows, strict=False) for _ in range(count)]
+    )
 )
 
 
@@ -91,6 +94,17 @@ def test_the_tensors_are_made_once_for_steps_alike():
     first = slots.select(np.arange(3))
     assert slots.select(np.arange(3)) is first
     assert slots.select(np.array([1, 0])) is not first
+
+
+def test_slices_of_steps_alike_find_their_tensors_again():
+    slots = Slots(CPU, lambda request: None)
+    slots.put(1, ONE)
+    slices = [np.array([1] * count) for count in range(1, 9)]
+    first = [slots.select(one) for one in slices]
+    assert all(slots.select(one) is known for one, known in zip(slices, first, strict=True))
+    for count in range(9, 30):
+        slots.select(np.array([1] * count))
+    assert len(slots._known) <= 8
 
 
 def test_a_reused_slot_forgets_its_last_request():

@@ -92,6 +92,12 @@ def test_an_explained_answer_is_told_token_by_token():
     ]
 
 
+def test_no_more_tokens_went_unguided_than_there_are():
+    told = {"unguided_tokens": 5, "stopped": False}  # rows, of drafts that were rejected too
+    (output,) = run(Engine(lambda marks: [([told for _ in marks], None)]), GUIDED)
+    assert output.pad == {"unguided_tokens": 2, "stopped": False}
+
+
 def lost(_marks):
     raise TimeoutError("the worker is busy")
 

@@ -20,12 +20,14 @@ from torch import Tensor
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.modules import packed_modules
 from pad_vllm.adapter.shapes import require_boundary
-from pad_vllm.engines import lora
 from pad_vllm.engines.become import become
+from pad_vllm.engines.shared import shards
 from pad_vllm.engines.shared.embedding import ForkError, output_embedding
 from pad_vllm.engines.shared.reward import SharedRewards
+from pad_vllm.engines.shared.rows import require_own_rows
 from pad_vllm.vllm_api.attention import AttentionRecord
 from pad_vllm.vllm_api.names import Attention
+from pad_vllm.vllm_api.quantisation import packed
 
 SUFFIX = ".pad_reward"
 
@@ -37,10 +39,10 @@ def fork_model(model: Any, adapter: Adapter, record: AttentionRecord) -> SharedR
     """
     embedding = output_embedding(model, adapter.config.backbone)
     if not adapter.config.heads_only:
-        _fork_layers(model.model.layers, adapter, record)
+        _fork_layers(model.model.layers, adapter, record, embedding.weight.device)
     # Buffers of the model: those are what vLLM keeps of a model that sleeps.
     for letter, head in zip("ABC", adapter.heads, strict=True):
-        kept = head if head is None else head.to(embedding.device)
+        kept = head if head is None else head.to(embedding.weight.device)
         model.register_buffer(f"pad_head_{letter}", kept, persistent=False)
     rewards = SharedRewards(model.pad_head_A, model.pad_head_B, embedding, model.pad_head_C)
     model.pad_rewards = rewards
@@ -48,17 +50,18 @@ def fork_model(model: Any, adapter: Adapter, record: AttentionRecord) -> SharedR
     return rewards
 
 
-def _fork_layers(layers: Any, adapter: Adapter, record: AttentionRecord) -> None:
+def _fork_layers(
+    layers: Any, adapter: Adapter, record: AttentionRecord, device: torch.device
+) -> None:
     fork = adapter.config.fork_layer
     require_boundary([layer.self_attn.attn.sliding_window for layer in layers], fork)
     for index in range(fork, len(layers)):
-        _fork_layer(layers[index], index, adapter, record, first=index == fork)
+        _fork_attention(layers[index].self_attn.attn, index, record)
+        _fork_linear(layers[index], index, adapter, device)
+        become(layers[index], ForkingLayer if index == fork else ForkedLayer)
 
 
-def _fork_layer(
-    layer: Any, index: int, adapter: Adapter, record: AttentionRecord, *, first: bool
-) -> None:
-    attention = layer.self_attn.attn
+def _fork_attention(attention: Any, index: int, record: AttentionRecord) -> None:
     if type(attention) is not Attention or attention.kv_sharing_target_layer_name is not None:
         raise ForkError(
             f"layer {index} has attention of type {type(attention).__name__} or shares its KV "
@@ -66,22 +69,24 @@ def _fork_layer(
         )
     attention.reward = record.again(attention, suffix=SUFFIX)
     attention.__class__ = ForkedAttention
+
+
+def _fork_linear(layer: Any, index: int, adapter: Adapter, device: torch.device) -> None:
     for parent in ("self_attn", "mlp"):
         for name, modules in packed_modules(parent).items():
             linear = getattr(getattr(layer, parent), name)
-            _add_lora(linear, [(index, module) for module in modules], adapter)
-    become(layer, ForkingLayer if first else ForkedLayer)
+            if packed(linear):
+                place = f"{name} of layer {index}"
+                require_own_rows(linear, place, linear.params_dtype, device)
+            _add_lora(linear, [(index, module) for module in modules], adapter, device)
 
 
-def _add_lora(linear: Any, keys: list[tuple[int, str]], adapter: Adapter) -> None:
+def _add_lora(
+    linear: Any, keys: list[tuple[int, str]], adapter: Adapter, device: torch.device
+) -> None:
     pairs = [adapter.lora.weights.get(key) for key in keys]
-    if not any(pairs):
-        return
-    widths = list(getattr(linear, "output_partition_sizes", [linear.output_size]))
-    A, B = lora.pack(pairs, widths, adapter.lora.scaling)
-    dtype = linear.params_dtype
-    device = next(linear.parameters()).device
-    lora.add(linear, A, B, dtype, device)
+    if any(pairs):
+        shards.add(linear, pairs, adapter.lora.scaling, device)
 
 
 class ForkedAttention(Attention):

@@ -12,15 +12,16 @@ from torch import Tensor
 
 from pad_vllm import guidance
 from pad_vllm.engines.base import Request, Step
+from pad_vllm.engines.shared.embedding import Embedding
 
 
 class SharedRewards:
-    """One a model. The hidden states are kept by reference and released when used."""
+    """One a model. The hidden states are kept by reference, and released with the last rows of a step."""
 
     def __init__(
-        self, head_A: Tensor, head_B: Tensor, embedding: Tensor, head_C: Tensor | None = None
+        self, head_A: Tensor, head_B: Tensor, embedding: Embedding, head_C: Tensor | None = None
     ) -> None:
-        """Heads [D, r, H], [D, H, r] and [D, H] float32; embedding: lm_head's weight [>= V, H]."""
+        """Heads [D, r, H], [D, H, r] and [D, H] float32; embedding: the rows of lm_head."""
         self._heads = (head_A, head_B, head_C)
         self._embedding = embedding
         self._kept: tuple[Tensor, Tensor] | None = None
@@ -41,9 +42,11 @@ class SharedRewards:
 
     def rewards(self, step: Step) -> Tensor | None:
         """See engines.base.RewardEngine."""
-        kept, self._kept = self._kept, None
+        kept = self._kept
+        if step.last:
+            self._kept = None
         if kept is None or len(kept[0]) != step.total:
             return None
-        h_B, h_T = (hidden.index_select(0, step.rows).float() for hidden in kept)
+        h_B, h_T = (hidden[step.begin :].index_select(0, step.rows).float() for hidden in kept)
         d_w = guidance.direction(h_B, h_T, step.w, *self._heads)
-        return guidance.token_rewards(d_w, step.ids, self._embedding)
+        return self._embedding.rewards(d_w, step.ids)

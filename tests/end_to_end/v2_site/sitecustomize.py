@@ -1,4 +1,5 @@
-"""Lets vLLM's V2 model runner start on a CPU: gives Triton a driver that says it is active.
+"""Lets vLLM's V2 model runner run on a CPU: gives Triton a driver that says it is active, and its
+interpreter what a GPU's compiler has.
 
 For TRITON_INTERPRET=1, under which kernels run as Python and no driver is ever asked to launch one.
 Python imports this by itself where the folder is on PYTHONPATH, in every process.
@@ -36,3 +37,30 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
     if "cpu" not in backends:
         backends["cpu"] = Backend(compiler=BaseBackend, driver=CPUDriver)
+
+    import triton
+    import triton.language as tl
+    from triton.language.extra import libdevice
+    from triton.runtime import interpreter
+
+    @triton.jit
+    def log1p(x):
+        """A device's library is not there (vLLM draws from what a draft model's distribution leaves)."""
+        return tl.log(1 + x)
+
+    libdevice.log1p = log1p
+
+    def mask_of_bools(name, place):
+        """The mask is an argument of the builder's method; one made of scalars may be of integers, which a
+        GPU's compiler does not mind and the interpreter does (vLLM's n-gram speculator has one).
+        """
+        original = getattr(interpreter.InterpreterBuilder, name)
+
+        def method(self, *args):
+            mask = interpreter.TensorHandle(args[place].data.astype(bool), args[place].dtype)
+            return original(self, *args[:place], mask, *args[place + 1 :])
+
+        setattr(interpreter.InterpreterBuilder, name, method)
+
+    mask_of_bools("create_masked_load", 1)
+    mask_of_bools("create_masked_store", 2)

@@ -1,0 +1,53 @@
+"""Ranks of tensor parallelism in threads of one process: what each does, and sums over all of them."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+
+class World:
+    """A stand-in for vllm_api/ranks.py; `run` calls a function once a rank."""
+
+    def __init__(self, size):
+        self.size = size
+        self.sums = 0
+        self._shares = [None] * size
+        self._barrier = threading.Barrier(size, timeout=20)
+        self._rank = threading.local()
+
+    def place(self):
+        return self._rank.number, self.size
+
+    def summed(self, share):
+        """In another order on each rank, as an all-reduce may."""
+        rank = self._rank.number
+        self._shares[rank] = share.clone()
+        self._barrier.wait()
+        order = [(rank + step) % self.size for step in range(self.size)]
+        total = sum((self._shares[other] for other in order[1:]), self._shares[order[0]])
+        self.sums += rank == 0
+        self._barrier.wait()
+        return total
+
+    def run(self, call):
+        """call(rank) on every rank -> the results."""
+
+        def one(rank):
+            self._rank.number = rank
+            try:
+                return call(rank)
+            except threading.BrokenBarrierError:
+                raise
+            except Exception:
+                self._barrier.abort()  # the others would wait for it
+                raise
+
+        with ThreadPoolExecutor(self.size) as pool:
+            return list(pool.map(one, range(self.size)))
+
+
+def same_bits(tensors):
+    return all(torch.equal(tensors[0], other) for other in tensors[1:])
