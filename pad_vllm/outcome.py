@@ -68,8 +68,10 @@ class Figures(TypedDict):
     """Reason -> rows."""
 
 
-Told = tuple[list[Outcome], Figures | None]
-"""What a worker answers: outcomes in the order they were asked for, and the figures."""
+Told = tuple[list[Outcome | None], Figures | None]
+"""What a worker answers: outcomes in the order they were asked for, None of answers that it never had, and
+the figures.
+"""
 
 
 def unknown() -> Outcome:

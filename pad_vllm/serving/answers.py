@@ -70,12 +70,13 @@ class Answers:
         parts = (part.index_select(0, selection.explained) for part in (place, ids, paid))
         self._explained.add(tickets, *parts)
 
-    def outcome(self, mark: str) -> Outcome:
-        """Of the answer with this mark, which is forgotten."""
+    def outcome(self, mark: str) -> Outcome | None:
+        """Of the answer with this mark, which is forgotten; None where there never was one."""
+        lost = mark in self._lost
         self._lost.pop(mark, None)
         tickets = self._tickets.get(mark)
         if tickets is None:
-            return unknown()
+            return unknown() if lost else None
         unguided, stopped = self._counts[tickets].sum(0).tolist()
         told: Outcome = {"unguided_tokens": unguided, "stopped": bool(stopped)}
         steps = [step for ticket in tickets for step in self._explained.steps(ticket)]
@@ -114,5 +115,5 @@ def told(instance_id: str, marks: Sequence[str]) -> Told:
     """What became of the answers with these marks, in their order, and what guidance did since."""
     answers = _running.get(instance_id)
     if answers is None:
-        return [unknown() for _ in marks], None
+        return [None for _ in marks], None
     return [answers.outcome(mark) for mark in marks], answers.tally.take()

@@ -45,9 +45,14 @@ REFUSED: tuple[_Refusal, ...] = (
         "drop --enable-expert-parallel",
     ),
     (
-        "data parallelism",
-        lambda c: c.parallel_config.data_parallel_size > 1,
-        "run independent servers instead of --data-parallel-size; only the first engine would be asked",
+        "data parallelism of a mixture of experts",
+        lambda c: c.parallel_config.data_parallel_size > 1 and c.model_config.is_moe,
+        "run independent servers instead of --data-parallel-size",
+    ),
+    (
+        "data parallelism beyond the engines of one server",
+        lambda c: c.parallel_config.data_parallel_size > 1 and _apart(c.parallel_config),
+        "keep all engines on one machine and --data-parallel-backend mp, or run independent servers",
     ),
     (
         "context parallelism",
@@ -124,6 +129,11 @@ _BESIDE: tuple[_Refusal, ...] = (
         "drop --speculative-config, or use the shared engine; a reward model would have to forget drafts",
     ),
     (
+        "data parallelism",
+        lambda c: c.parallel_config.data_parallel_size > 1,
+        "run independent servers instead of --data-parallel-size, or use the shared engine",
+    ),
+    (
         "multimodal bases",
         lambda c: c.model_config.is_multimodal_model,
         "serve a base that reads text only",
@@ -193,6 +203,11 @@ def require_servable(config: VllmConfig, pad: PADConfig) -> None:
 def _spread(parallel: Any) -> bool:
     executor = getattr(parallel, "distributed_executor_backend", None)
     return executor not in (None, "mp") or getattr(parallel, "nnodes", 1) > 1
+
+
+def _apart(parallel: Any) -> bool:
+    here = parallel.data_parallel_size_local == parallel.data_parallel_size
+    return not here or parallel.data_parallel_backend != "mp"
 
 
 def _offloads(offload: Any) -> bool:

@@ -2,8 +2,9 @@
 
 A guided request gets a mark on its way in, and when its answer ends the worker is asked about it by that
 mark (`collective_rpc`); what guidance did since comes with it, for /metrics (metrics.py). Leans on
-`AsyncLLM.generate`, on `LLMEngine.add_request` and `step`, their `tokenizer`, the outputs' `index` and
-`token_ids`, `output_kind`, and on the workers' base class.
+`AsyncLLM.generate`, on its engine core's `call_utility_all_async` under data parallelism, on
+`LLMEngine.add_request` and `step`, their `tokenizer`, the outputs' `index` and `token_ids`, `output_kind`,
+and on the workers' base class.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-from pad_vllm.outcome import MARK, Outcome, Told, unknown, with_tokens
+from pad_vllm.outcome import MARK, Outcome, Told, total, unknown, with_tokens
 from pad_vllm.vllm_api.hooks import replace
 from pad_vllm.vllm_api.metrics import metrics
 from pad_vllm.vllm_api.names import SamplingParams, init_logger
@@ -94,26 +95,41 @@ async def with_outcome(
 
 async def _asked(engine: Any, mark: str) -> Outcome:
     try:
-        return _first(await engine.collective_rpc(METHOD, args=([mark],)))[0]
+        return _joined(await _every(engine, [mark]))[0]
     except Exception:  # as above
         logger.exception(_UNTOLD)
         return unknown()
 
 
+async def _every(engine: Any, marks: list[str]) -> list[list[Told | None]]:
+    """What the workers of each engine tell; `collective_rpc` returns what those of the first do."""
+    if engine.vllm_config.parallel_config.data_parallel_size == 1:
+        return [await engine.collective_rpc(METHOD, args=(marks,))]
+    ask = engine.engine_core.call_utility_all_async
+    told: list[list[Told | None]] = await ask("collective_rpc", METHOD, None, (marks,), None)
+    return told
+
+
 def _asked_offline(engine: Any, marks: list[str]) -> list[Outcome]:
     try:
-        return _first(engine.collective_rpc(METHOD, args=(marks,)))
+        return _joined([engine.collective_rpc(METHOD, args=(marks,))])
     except Exception:  # as above
         logger.exception(_UNTOLD)
         return [unknown() for _ in marks]
 
 
-def _first(told: Iterable[Told | None]) -> list[Outcome]:
-    """Every rank of tensor parallelism answers alike."""
-    outcomes, figures = next(one for one in told if one and one[0])
-    if figures is not None:
-        metrics().add(figures)
-    return outcomes
+def _joined(engines: Iterable[Iterable[Told | None]]) -> list[Outcome]:
+    """Ranks of tensor parallelism answer alike; data-parallel engines each of the answers that they had."""
+    told = [next(one for one in ranks if one and one[0]) for ranks in engines]
+    for _, figures in told:
+        if figures is not None:
+            metrics().add(figures)
+    return [_whole(parts) for parts in zip(*(outcomes for outcomes, _ in told), strict=True)]
+
+
+def _whole(parts: Iterable[Outcome | None]) -> Outcome:
+    known = [part for part in parts if part is not None]
+    return known[0] if len(known) == 1 else total(known) or unknown()
 
 
 def tell_offline(guided: Callable[[Any, Any], bool]) -> None:

@@ -137,6 +137,9 @@ TESTED: dict[str, dict[str, str]] = {
         "AsyncLLM.collective_rpc": "639118b4fb8e",
         "AsyncLLM.tokenizer": "23f9d8204a48",
     },
+    "v1/engine/core_client.py": {
+        "AsyncMPClient.call_utility_all_async": "7dbe7ca403d6",
+    },
     "v1/engine/llm_engine.py": {
         "LLMEngine.add_request": "cd0811499210",
         "LLMEngine.step": "d67c644e135e",

@@ -58,7 +58,16 @@ def config(base, folder):
     ):
         hf_config = tiny.config(family)
         hf_config.architectures = rest.pop("architectures", ["LlamaForCausalLM"])
-        sizes = {"pipeline_parallel_size": 1, "tensor_parallel_size": 1, "data_parallel_size": 1}
+        sizes = dict.fromkeys(
+            (
+                "pipeline_parallel_size",
+                "tensor_parallel_size",
+                "data_parallel_size",
+                "data_parallel_size_local",
+            ),
+            1,
+        )
+        sizes["data_parallel_backend"] = "mp"
         features = dict.fromkeys(
             ("lora_config", "speculative_config", "kv_transfer_config", "quant_config")
         )
@@ -72,7 +81,12 @@ def config(base, folder):
                 model=str(model),
                 revision=None,
                 hf_config=hf_config,
-                **{"dtype": torch.bfloat16, "model_impl": "auto", **(model_config or {})},
+                **{
+                    "dtype": torch.bfloat16,
+                    "model_impl": "auto",
+                    "is_moe": False,
+                    **(model_config or {}),
+                },
             ),
             parallel_config=SimpleNamespace(**{**sizes, **(parallel or {})}),
             cache_config=SimpleNamespace(cache_dtype=cache_dtype),
@@ -169,7 +183,13 @@ ON = {
     },
     "batch-sharded sampling": {"parallel": {"enable_batch_sharded_sampling": True}},
     "expert parallelism": {"parallel": {"enable_expert_parallel": True}},
-    "data parallelism": {"parallel": {"data_parallel_size": 2}},
+    "data parallelism of a mixture of experts": {
+        "parallel": {"data_parallel_size": 2},
+        "model_config": {"is_moe": True},
+    },
+    "data parallelism beyond the engines of one server": {
+        "parallel": {"data_parallel_size": 2, "data_parallel_size_local": 1}
+    },
     "context parallelism": {"parallel": {"decode_context_parallel_size": 2}},
     "dual batch overlap": {"parallel": {"use_ubatching": True}},
     "--enable-lora": {"lora_config": object()},
@@ -200,6 +220,13 @@ def test_tensor_parallelism_on_one_machine_is_served(config):
         assert admission.front_end(config(parallel=parallel)) is not None
     with pytest.raises(ValueError, match="beyond the processes of one machine yet; drop --nnodes"):
         admission.front_end(config(parallel={"tensor_parallel_size": 2, "nnodes": 2}))
+
+
+def test_data_parallelism_by_the_engines_of_one_server_is_served(config):
+    parallel = {"data_parallel_size": 2, "data_parallel_size_local": 2}
+    assert admission.front_end(config(parallel=parallel)) is not None
+    with pytest.raises(ValueError, match="beyond the engines of one server yet; keep all engines"):
+        admission.front_end(config(parallel={**parallel, "data_parallel_backend": "ray"}))
 
 
 def ways_out():

@@ -112,6 +112,15 @@ def test_sleep_would_lose_a_reward_model_in_the_worker_but_not_one_in_an_actor(c
     assert admission.front_end(config({"engine": "ray"}, enable_sleep_mode=True)) is not None
 
 
+@pytest.mark.parametrize("engine", ["resident", "ray"])
+def test_data_parallel_engines_have_no_reward_model_beside_them(config, engine):
+    asked = config({"engine": engine}, is_moe=False)
+    asked.parallel_config.data_parallel_size = asked.parallel_config.data_parallel_size_local = 2
+    asked.parallel_config.data_parallel_backend = "mp"
+    with pytest.raises(ValueError, match=f"{engine} engine does not support data parallelism"):
+        admission.front_end(asked)
+
+
 def test_a_backbone_that_is_not_the_adapters_is_refused(config, base):
     with pytest.raises(ValueError, match="Gemma3ForCausalLM"):
         admission.front_end(config({"backbone": str(base)}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from vllm import SamplingParams
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from pad_vllm.outcome import MARK, unknown
+from pad_vllm.vllm_api import answers
 from pad_vllm.vllm_api.answers import tell_offline
 
 GUIDED = {"pad_weights": "helpful=1"}
@@ -96,6 +98,31 @@ def test_no_more_tokens_went_unguided_than_there_are():
     told = {"unguided_tokens": 5, "stopped": False}  # rows, of drafts that were rejected too
     (output,) = run(Engine(lambda marks: [([told for _ in marks], None)]), GUIDED)
     assert output.pad == {"unguided_tokens": 2, "stopped": False}
+
+
+ONE = {"unguided_tokens": 1, "stopped": False}
+
+
+@pytest.mark.parametrize(
+    ("told", "whole"),
+    [
+        (([None], [ONE]), ONE),
+        (([ONE], [ONE]), {"unguided_tokens": 2, "stopped": False}),
+        (([ONE], [unknown()]), unknown()),
+        (([None], [None]), unknown()),
+    ],
+    ids=["the second has it", "both have a part", "one lost its part", "nobody has it"],
+)
+def test_every_data_parallel_engine_is_asked(told, whole):
+    async def call(method, name, timeout, args, kwargs):
+        assert (method, name, args) == ("collective_rpc", answers.METHOD, (["m"],))
+        return [[(outcomes, None)] * 2 for outcomes in told]  # of two ranks each
+
+    engine = SimpleNamespace(
+        vllm_config=SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_size=2)),
+        engine_core=SimpleNamespace(call_utility_all_async=call),
+    )
+    assert asyncio.run(answers._asked(engine, "m")) == whole
 
 
 def lost(_marks):
