@@ -88,8 +88,6 @@ def attempts(base, good, other_model, tmp_path_factory):
     wired = pad(base, good)
     without_format = {name: value for name, value in wired.items() if name != "load_format"}
     draft = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}
-    block = {"rejection_sample_method": "block"}
-    on_v2 = {"environment": {"VLLM_USE_V2_MODEL_RUNNER": "1"}}
     return {
         "nothing": (wired, ""),
         "other weights, allowed": (pad(retrained, good, {"allow_backbone_mismatch": True}), ""),
@@ -123,15 +121,6 @@ def attempts(base, good, other_model, tmp_path_factory):
             pad(base, good, speculative_config=draft),
             "does not support speculative decoding on vLLM's V1 runner yet; drop --speculative-config",
         ),
-        "speculation, resident": (
-            {**pad(base, good, {"engine": "resident"}, speculative_config=draft), **on_v2},
-            "resident engine does not support speculative decoding yet; drop --speculative-config",
-        ),
-        "acceptance": (
-            {**pad(base, good, speculative_config={**draft, **block}), **on_v2},
-            "rejection_sample_method 'block' yet; accepted is 'standard'",
-        ),
-        "speculation on V2": ({**pad(base, good, speculative_config=draft), **on_v2}, ""),
         "Rust": (
             {**wired, "environment": {"VLLM_USE_RUST_FRONTEND": "1"}},
             "Rust front end yet; unset VLLM_USE_RUST_FRONTEND",
@@ -173,8 +162,6 @@ CASES = (
     "pipeline",
     "tensor parallel by Ray",
     "speculation",
-    "speculation, resident",
-    "acceptance",
     "Rust",
     "twice",
     "no processor",
@@ -201,10 +188,7 @@ def refusals(attempts, tmp_path_factory):
     return dict(zip(attempts, json.loads(made.read_text("utf-8")), strict=True))
 
 
-REACHED = ("nothing", "other weights, allowed", "speculation on V2")
-
-
-@pytest.mark.parametrize("name", REACHED)
+@pytest.mark.parametrize("name", ["nothing", "other weights, allowed"])
 def test_what_is_right_reaches_the_engine(refusals, name):
     assert refusals[name] == {"class": "EngineReached", "text": ""}
 
@@ -216,7 +200,7 @@ def test_llm_raises_a_value_error_that_says_what_to_do(attempts, refusals, name)
 
 
 def test_every_case_is_looked_at(attempts):
-    assert {*CASES, *REACHED} == set(attempts)
+    assert set(CASES) | {"nothing", "other weights, allowed"} == set(attempts)
 
 
 def test_pad_vllm_serve_ends_with_the_reason_on_the_terminal(base, good, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 from cases import KINDS, greedy, mixed_batch, preferences, tokens
-from harness import V2_ENV, engines, pad, plain
+from harness import V2_ENV, EngineFailed, engine, engines, pad, plain
 from twin import require_said
 
 pytestmark = pytest.mark.engine
@@ -23,7 +23,7 @@ PERIODS = (5, 3)  # of prompts that repeat themselves: n-gram drafts need someth
 TOKENS = 20
 EXPLAINED = 2  # which of the requests, guarded against loops
 # For answers that are drawn: few candidates, so that drafts are likely to be said.
-NARROW = {"pad_weights": "helpful=1", "pad_beta": 0.7, "pad_top_k": 4}
+NARROW = {"pad_weights": "helpful=1", "pad_beta": 1.5, "pad_top_k": 4}
 DRAWN = 12
 
 
@@ -183,6 +183,21 @@ def test_the_share_of_drafts_that_is_said_is_told_with_guidance_and_without(runs
     shares = {name: accepted(runs[name][3]) for name in ("unguided", "guided", "heads", "model")}
     print("\ndrafts said: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
     assert min(shares.values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "more", "said"),
+    [
+        ({"engine": "resident"}, {}, "resident engine does not support speculative decoding yet"),
+        ({"engine": "ray"}, {}, "ray engine does not support speculative decoding yet"),
+        ({}, {"rejection_sample_method": "block"}, "rejection_sample_method 'block' yet"),
+    ],
+)
+def test_what_was_not_tested_is_refused_by_name(runs, settings, more, said):
+    base, adapter, *_ = runs["without"]
+    llm = pad(base, adapter, settings, **speculating({**NGRAMS, **more}))
+    with pytest.raises(EngineFailed, match=said):
+        engine({"llm": llm, "requests": []}, V2_ENV)
 
 
 def test_preferences_differ(runs):
