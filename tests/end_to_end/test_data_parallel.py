@@ -11,7 +11,7 @@ import tiny
 from harness import free_port, serving
 from prometheus_client.parser import text_string_to_metric_families
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.exhaustive]
 
 TOKENS = 8
 ASKED = 6  # at once, so that both engines have some

@@ -102,6 +102,7 @@ def v1(small, tmp_path_factory):
     }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["forked", "heads", "resident"])
 def test_two_ranks_say_what_one_says_on_v1(v1, name):
     results, requests = v1[name]
@@ -109,6 +110,7 @@ def test_two_ranks_say_what_one_says_on_v1(v1, name):
     require_one_answer(*results, requests)
 
 
+@pytest.mark.exhaustive
 def test_what_no_rank_can_serve_ends_them_all(tmp_path):
     base = tiny.other_checkpoint("granite", tmp_path / "granite")
     layers = tiny.OTHERS["granite"]["num_hidden_layers"]
