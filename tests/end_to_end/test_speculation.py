@@ -20,6 +20,10 @@ NGRAMS = {
 NGRAMS_AS_WELL = {**NGRAMS, "method": "ngram_gpu"}
 SLICE = 7  # logits rows: less than two requests with all their drafts
 PERIODS = (5, 3)  # of prompts that repeat themselves: n-gram drafts need something to look up
+SONGS = (
+    "A song:\nRow, row, row your boat, gently down the stream.\n" * 2 + "Row, row,",
+    "Colours: red, green, blue, red, green, blue, red, green,",
+)
 TOKENS = 20
 EXPLAINED = 2  # which of the requests, guarded against loops
 # For answers that are drawn: few candidates, so that drafts are likely to be said.
@@ -183,6 +187,27 @@ def test_the_share_of_drafts_that_is_said_is_told_with_guidance_and_without(runs
     shares = {name: accepted(runs[name][3]) for name in ("unguided", "guided", "heads", "model")}
     print("\ndrafts said: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
     assert min(shares.values()) > 0
+
+
+@pytest.mark.exhaustive  # minutes under the interpreter
+def test_a_real_model_says_with_drafts_what_it_says_without(smollm2, adapter):
+    kinds = [*preferences(adapter)[::2], None]
+    requests = [greedy(prompt, TOKENS, kind) for prompt in SONGS for kind in kinds]
+    guided = [one for one in requests if "extra_args" in one["sampling"]]
+    unguided = [one for one in requests if one not in guided]
+    drafted, alone, bare, without = engines(
+        [
+            {"llm": pad(smollm2, adapter, **speculating(NGRAMS)), "requests": requests},
+            {"llm": pad(smollm2, adapter, **speculating(NGRAMS)), "requests": guided},
+            {"llm": plain(smollm2, **speculating(NGRAMS)), "requests": unguided},
+            {"llm": pad(smollm2, adapter), "requests": requests},
+        ],
+        V2_ENV,
+    )
+    print(f"\ndrafts said: guided {accepted(alone):.0%}, unguided {accepted(bare):.0%}")
+    assert tokens(drafted) == tokens(without)
+    assert tokens(bare) == tokens(without)[len(kinds) - 1 :: len(kinds)]
+    assert min(accepted(alone), accepted(bare)) > 0.2
 
 
 @pytest.mark.parametrize(
