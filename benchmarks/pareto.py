@@ -111,7 +111,7 @@ def draw(found: Mapping[tuple[str, str], Lines], path: Path) -> None:
     """A panel a dimension and judge."""
     columns = min(len(found), 4)
     rows = -(-len(found) // columns)
-    figure = Figure(figsize=(4 * columns, 3.2 * rows), dpi=130, layout="constrained")
+    figure = Figure(figsize=(4 * columns, 3.2 * rows), dpi=80, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for panel, ((dimension, judge), lines) in zip(panels, found.items(), strict=False):
         panel.set_title(f"{dimension}, by {judge}", fontsize=9)
