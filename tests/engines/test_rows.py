@@ -55,6 +55,12 @@ def test_rows_of_their_own_are_accepted_in_any_type(eight_bits, dtype, bias):
     look(Layer(eight_bits, bias=bias), dtype)
 
 
+def test_a_layer_that_splits_its_inputs_is_looked_at_by_its_own_part_of_them():
+    layer = Layer(torch.int8)
+    layer.input_size, layer.input_size_per_partition = 2 * IN, IN
+    look(layer)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("eight_bits", [torch.int8, FP8])
 def test_one_scale_for_a_batch_is_refused_naming_layer_method_and_way_out(eight_bits, dtype):

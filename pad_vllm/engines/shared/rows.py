@@ -27,7 +27,9 @@ _SLACK = 0.02
 def require_own_rows(linear: Any, name: str, dtype: torch.dtype, device: torch.device) -> None:
     """Raises ForkError where rows of `linear` change with the rows beside them."""
     source = torch.Generator().manual_seed(0)
-    x = torch.randn(_ROWS, linear.input_size, generator=source, device="cpu").to(device, dtype)
+    # Under tensor parallelism a layer that splits its inputs takes its own part of them.
+    width = getattr(linear, "input_size_per_partition", linear.input_size)
+    x = torch.randn(_ROWS, width, generator=source, device="cpu").to(device, dtype)
     alone = _result(linear, x)
     beside = _result(linear, torch.cat((x, x * _LOUDER)))[:_ROWS]
     largest = float(alone.abs().max()) or 1.0  # dummy weights may give nothing at all
