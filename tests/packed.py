@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +20,25 @@ SEVEN_BITS = 63.0
 Packed = dict[str, Tensor]
 
 
-def int8(checkpoint: Path, folder: Path, leave: tuple[str, ...] = ()) -> Path:
-    """compressed-tensors W8A8: a scale an output channel, and one a token when it runs. leave: layers that
-    stay as they are.
-    """
-    config = _compressed("int", "int-quantized", leave)
-    pack = partial(_packed, dtype=torch.int8, dim=-1, largest=SEVEN_BITS)
-    return _written(checkpoint, folder, pack, config, leave)
+def int8(checkpoint: Path, folder: Path) -> Path:
+    """compressed-tensors W8A8: a scale an output channel, and one a token when it runs."""
+    config = _compressed("int", "int-quantized")
+    return _written(checkpoint, folder, lambda w: _packed(w, torch.int8, -1, SEVEN_BITS), config)
 
 
 def fp8(checkpoint: Path, folder: Path) -> Path:
     """The same in eight bits of floating point."""
     config = _compressed("float", "float-quantized")
-    return _written(checkpoint, folder, partial(_packed, dtype=FP8, dim=-1), config)
+    return _written(checkpoint, folder, lambda w: _packed(w, FP8, -1), config)
 
 
-def _compressed(kind: str, name: str, leave: tuple[str, ...] = ()) -> dict[str, Any]:
+def _compressed(kind: str, name: str) -> dict[str, Any]:
     number = {"num_bits": 8, "type": kind, "symmetric": True}
     return {
         "quant_method": "compressed-tensors",
         "format": name,
         "quantization_status": "compressed",
-        "ignore": ["lm_head", *(f"re:.*{one}" for one in leave)],
+        "ignore": ["lm_head"],
         "config_groups": {
             "group_0": {
                 "targets": ["Linear"],
@@ -75,13 +71,12 @@ def _written(
     folder: Path,
     pack: Callable[[Tensor], Packed],
     config: dict[str, Any],
-    leave: tuple[str, ...] = (),
 ) -> Path:
     shutil.copytree(checkpoint, folder)
     file = folder / "model.safetensors"
     kept: Packed = {}
     for name, tensor in load_file(file).items():
-        if name.endswith("_proj.weight") and not any(one in name for one in leave):
+        if name.endswith("_proj.weight"):
             parts = pack(tensor)
             kept.update({f"{name.removesuffix('weight')}{part}": t for part, t in parts.items()})
         else:
