@@ -48,7 +48,7 @@ def penalised(request):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Two random models, 32 tokens."""
+    """Two random models, 20 tokens."""
     root = tmp_path_factory.mktemp("v2")
     everything = {}
     for family in FAMILIES:
@@ -58,7 +58,7 @@ def small(tmp_path_factory):
             base, folder, fork_layer=3 if family == "gemma3" else 2, std=0.15, beta=1.0
         )
         prompts = [[3 + (11 * i + length) % 256 for i in range(length)] for length in LENGTHS]
-        everything[family] = (base, adapter, mixed_batch(adapter, prompts, 32))
+        everything[family] = (base, adapter, mixed_batch(adapter, prompts, 20))
     return pairs(everything, penalties=True)
 
 
