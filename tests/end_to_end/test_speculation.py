@@ -24,7 +24,7 @@ SONGS = (
     "A song:\nRow, row, row your boat, gently down the stream.\n" * 2 + "Row, row,",
     "Colours: red, green, blue, red, green, blue, red, green,",
 )
-TOKENS = 20
+TOKENS = 14
 EXPLAINED = 2  # which of the requests, guarded against loops
 # For answers that are drawn: few candidates, so that drafts are likely to be said.
 NARROW = {"pad_weights": "helpful=1", "pad_beta": 1.5, "pad_top_k": 4}
