@@ -25,14 +25,21 @@ class Rule(NamedTuple):
     adapter: Adapter
     limits: Limits
     resolution: float  # of the engine's type: relative, of a logit
+    ends: list[int]
 
 
 def rule(base: Path, folder: Path, dtype: torch.dtype, resolution: float) -> Rule:
     from transformers import AutoModelForCausalLM
 
-    weight = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).lm_head.weight.detach()
-    adapter = load_adapter(folder)
-    return Rule(weight, adapter, limits_of(adapter.config, 1e3, 1000), resolution)
+    model, adapter = AutoModelForCausalLM.from_pretrained(base, dtype=dtype), load_adapter(folder)
+    limits = limits_of(adapter.config, 1e3, 1000)
+    return Rule(model.lm_head.weight.detach(), adapter, limits, resolution, ends_of(model))
+
+
+def ends_of(model: Any) -> list[int]:
+    """The tokens that end an answer, which are free of the guard against the unlikely."""
+    ends = model.generation_config.eos_token_id
+    return ends if isinstance(ends, list) else [ends]
 
 
 def guided_steps(
@@ -74,7 +81,8 @@ def _require_step(
     torch.testing.assert_close(noted["reward"][:k], reward, rtol=REWARD, atol=REWARD)
     few, rewards = others.fill_(float("-inf")), torch.zeros_like(others)
     few[ids], rewards[ids] = logits, reward
-    scores = guidance.guide_row(few, rewards, asked.beta, k, answer, asked.no_repeat, asked.min_p)
+    guards = answer, asked.no_repeat, asked.min_p, by.ends
+    scores = guidance.guide_row(few, rewards, asked.beta, k, *guards)
     best = scores.topk(2)
     if best.indices[0] == token:
         return True

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from cases import share_changed
+from own_states import ends_of
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -56,8 +57,7 @@ class Twin:
         config = loaded.config
         self.persrm = PersRM.from_adapter(backbone, loaded)
         self._limits = limits_of(config, 1e3, config.top_k + 1000)
-        ends = backbone.generation_config.eos_token_id
-        self._ends = ends if isinstance(ends, list) else [ends]
+        self._ends = ends_of(backbone)
         self._seen: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()
