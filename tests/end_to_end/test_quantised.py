@@ -133,6 +133,7 @@ def real(smollm2, adapter, asked, root):
     )
 
 
+@pytest.mark.exhaustive
 def test_rewards_of_a_real_model_are_near_those_of_the_original(real):
     pairs = []
     for ours, theirs in zip(*(result["steps"] for result in real), strict=True):

@@ -7,7 +7,7 @@ import tiny
 from cases import greedy, tokens
 from harness import V2_ENV, engines, pad, plain
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.exhaustive]
 
 START, END = "<", ">"
 PROMPTS = (f"Why? {START}Let me see", f"Why? {START}So.{END}It is", "Why? It is")
