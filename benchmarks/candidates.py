@@ -11,11 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from pad_vllm import guidance
+from pad_vllm.adapter.adapter import Adapter
+from pad_vllm.demo.names import resolve_base
 from pad_vllm.persrm import PersRM
 from pad_vllm.steering.answers import Answer
-from pad_vllm.text.chat import chat_ids
+from pad_vllm.text.chat import chat_ids, chat_tokenizer
 from pad_vllm.text.preference import with_wish
 
 
@@ -33,6 +36,14 @@ class Reader:
 
     def __init__(self, model: PersRM, tokenizer: Any, top_k: int) -> None:
         self.model, self.tokenizer, self.top_k = model, tokenizer, top_k
+
+    @classmethod
+    def of(cls, base: str, adapter: Adapter) -> Reader:
+        """base: by any of its names."""
+        folder = resolve_base(base)
+        backbone = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        tokenizer = chat_tokenizer(folder, base, adapter.config.chat_template)
+        return cls(PersRM.from_adapter(backbone, adapter), tokenizer, adapter.config.top_k)
 
     @torch.no_grad()
     def plain(self, prompt: str, answer: Answer) -> Seen:

@@ -18,14 +18,11 @@ import arguments
 import torch
 from candidates import Reader
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from pad_vllm.adapter.folder import load_adapter
-from pad_vllm.demo.names import resolve_adapter, resolve_base
-from pad_vllm.persrm import PersRM
+from pad_vllm.demo.names import resolve_adapter
 from pad_vllm.steering.answers import Answer, Batch, Decoding, Prompts, answers
 from pad_vllm.steering.conditions import unguided
-from pad_vllm.text.chat import chat_tokenizer
 from pad_vllm.training.sampling.sample import read_prompts
 
 WORDINGS = {
@@ -114,15 +111,12 @@ def main() -> None:
     parser.add_argument("--steering", type=Path, required=True, help="prompts of the answers")
     parser.add_argument("--tokens", type=int, default=64)
     args = parser.parse_args()
-    base, adapter = resolve_base(args.base), load_adapter(resolve_adapter(args.adapter))
+    adapter = load_adapter(resolve_adapter(args.adapter))
     prompts = read_prompts(args.steering)
     drawn = Decoding(0.7, args.tokens, adapter.config.top_k, dtype="float32")
-    (said,) = answers(Batch(base, None, prompts, [unguided()], [drawn]))[0]
-    backbone = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-    tokenizer = chat_tokenizer(Path(base), args.base, None)
-    reader = Reader(PersRM.from_adapter(backbone, adapter), tokenizer, adapter.config.top_k)
+    (said,) = answers(Batch(args.base, None, prompts, [unguided()], [drawn]))[0]
     sentences = [one for some in WORDINGS.values() for one in some]
-    found = correlations(reader, prompts, said, sentences)
+    found = correlations(Reader.of(args.base, adapter), prompts, said, sentences)
     rows, means = agreement(found, WORDINGS)
     print("\n".join(table(rows)))
     arguments.report(

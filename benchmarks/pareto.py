@@ -34,6 +34,9 @@ class Point(NamedTuple):
     repeated: float  # 4-grams, share more than the unguided answers'
 
 
+UNGUIDED = Point(0.0, 0.5, 1.0, 0.0)
+"""Where every method begins."""
+
 Lines = dict[str, list[Point]]
 """Method -> its points, weakest first."""
 
@@ -65,7 +68,7 @@ def _method(name: str) -> str | None:
 
 def at(points: Sequence[Point], wins: float) -> Point | None:
     """The method where it wins so often, on the straight line between the strengths around it."""
-    known = [Point(0.0, 0.5, 1.0, 0.0), *points]
+    known = [UNGUIDED, *points]
     for low, high in itertools.pairwise(known):
         if low.wins <= wins <= high.wins and low.wins < high.wins:
             share = (wins - low.wins) / (high.wins - low.wins)
@@ -118,7 +121,7 @@ def draw(found: Mapping[tuple[str, str], Lines], path: Path) -> None:
         panel.set_xlabel("perplexity over unguided", fontsize=8)
         panel.set_ylabel("wins, %", fontsize=8)
         for method, points in sorted(lines.items()):
-            known = points if method == PROMPTING else [Point(0.0, 0.5, 1.0, 0.0), *points]
+            known = points if method == PROMPTING else [UNGUIDED, *points]
             x, y = [p.perplexity for p in known], [100 * p.wins for p in known]
             panel.plot(x, y, "*" if method == PROMPTING else "o-", markersize=4, label=method)
         panel.legend(fontsize=7)

@@ -32,14 +32,13 @@ from candidates import Reader, centred
 from torch import Tensor
 
 from pad_vllm.adapter.folder import load_adapter
-from pad_vllm.demo.names import resolve_adapter, resolve_base
+from pad_vllm.demo.names import resolve_adapter
 from pad_vllm.evaluation.embedding import embed
 from pad_vllm.evaluation.measures import interval, outcomes, perplexity
-from pad_vllm.persrm import PersRM
 from pad_vllm.steering import conditions, judges
-from pad_vllm.steering.answers import Answer, Batch, Decoding, Prompts, answers
+from pad_vllm.steering.answers import Answer, Batch, Decoding, Prompts, answers, losses
 from pad_vllm.steering.conditions import Condition
-from pad_vllm.text.chat import chat_ids, chat_tokenizer
+from pad_vllm.text.chat import chat_ids
 from pad_vllm.training.fit import feature_sums, fit
 from pad_vllm.training.sampling.sample import read_prompts
 
@@ -58,9 +57,9 @@ class User:
 class Space:
     """Rewards of the dimensions over the base's candidates, at every token of some plain answers."""
 
-    def __init__(self, model: PersRM, reader: Reader) -> None:
-        self.model, self.reader, self.tokens = model, reader, 0
-        D = len(model.dimensions)
+    def __init__(self, reader: Reader) -> None:
+        self.model, self.reader, self.tokens = reader.model, reader, 0
+        D = len(self.model.dimensions)
         self.gram = torch.zeros(D, D, dtype=torch.float64)  # of phi, under the base
         self.told: dict[
             str, tuple[Tensor, float]
@@ -179,7 +178,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    folder, base = resolve_adapter(args.adapter), resolve_base(args.base)
+    folder = resolve_adapter(args.adapter)
     adapter = load_adapter(folder)
     if not adapter.config.heads_only:
         raise SystemExit(f"--adapter {folder}: heads alone are accepted")
@@ -188,31 +187,30 @@ def main() -> None:
     leanings = judges.fit(args.base, sentences, read_prompts(args.judge_prompts), drawn)
     learn = read_prompts(args.learn)
     one, other = (
-        row[0] for row in answers(Batch(base, None, learn, [conditions.unguided()], [drawn] * 2))
+        row[0]
+        for row in answers(Batch(args.base, None, learn, [conditions.unguided()], [drawn] * 2))
     )
-    model, tokenizer = _persrm(base, adapter), chat_tokenizer(Path(base), args.base, None)
-    space = Space(model, Reader(model, tokenizer, adapter.config.top_k))
+    reader = Reader.of(args.base, adapter)
+    space = Space(reader)
     space.read(learn[: args.read], one[: args.read], sentences)
-    differences = _sums(model, tokenizer, learn, one) - _sums(model, tokenizer, learn, other)
-    embedded = [embed([answer.text for answer in said]) for said in (one, other)]
+    differences = _sums(reader, learn, one) - _sums(reader, learn, other)
+    embedded = [_embedded(one), _embedded(other)]
     tastes = Tastes.of(leanings, np.concatenate(embedded))
     hidden = list(users(tuple(sentences), args.mixed, drawn.seed))
-    asked, rows = [conditions.unguided()], []
-    for user in hidden:
-        better = np.sign(np.subtract(*(tastes(user, part) for part in embedded)))
-        chosen = differences * torch.tensor(better).unsqueeze(-1)
-        for way, weights in ways(user, space, chosen, args.choices).items():
-            scaled = space.of_one_logit(weights)
-            asked.append(Condition(f"{user.name}, {way}", scaled, adapter.config.beta))
-            rows.append({"user": user.name, "way": way, "weights": scaled, **distance(user, space)})
+    rows = [
+        {"user": user.name, "way": way, "weights": space.of_one_logit(w), **distance(user, space)}
+        for user in hidden
+        for way, w in ways(
+            user, space, _chosen(user, tastes, differences, embedded), args.choices
+        ).items()
+    ]
+    asked = [
+        Condition(f"{row['user']}, {row['way']}", row["weights"], adapter.config.beta)
+        for row in rows
+    ]
     prompts = read_prompts(args.steering)
-    plain, *guided = answers(Batch(base, folder, prompts, asked, [drawn]))[0]
-    by_user = {user.name: user for user in hidden}
-    for row, said in zip(rows, guided, strict=True):
-        taste = [tastes(by_user[row["user"]], embed([a.text for a in s])) for s in (said, plain)]
-        won = outcomes(*taste)
-        row["wins"] = [round(x, 3) for x in (sum(won) / len(won), *interval(won))]
-        row["perplexity"] = round(_perplexity(said) / _perplexity(plain), 3)
+    batch = Batch(args.base, folder, prompts, [conditions.unguided(), *asked], [drawn])
+    judge(rows, hidden, tastes, *answers(batch)[0])
     print("\n".join(table(rows)))
     arguments.report(
         args.out,
@@ -224,23 +222,41 @@ def main() -> None:
     )
 
 
-def _persrm(base: str, adapter: Any) -> PersRM:
-    from transformers import AutoModelForCausalLM
+def judge(
+    rows: Sequence[dict[str, Any]],
+    hidden: Sequence[User],
+    tastes: Tastes,
+    plain: Sequence[Answer],
+    *guided: Sequence[Answer],
+) -> None:
+    """Puts into each row what the user's own taste says of its answers, beside the unguided ones."""
+    by_name = {user.name: user for user in hidden}
+    before, base = _embedded(plain), perplexity(losses(plain))
+    for row, said in zip(rows, guided, strict=True):
+        user = by_name[row["user"]]
+        won = outcomes(tastes(user, _embedded(said)), tastes(user, before))
+        row["wins"] = [round(x, 3) for x in (sum(won) / len(won), *interval(won))]
+        row["perplexity"] = round(perplexity(losses(said)) / base, 3)
 
-    backbone = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-    return PersRM.from_adapter(backbone, adapter)
+
+def _chosen(
+    user: User, tastes: Tastes, differences: Tensor, embedded: Sequence[np.ndarray]
+) -> Tensor:
+    """differences [N, D] of Psi between two answers, turned so that the user prefers the first."""
+    better = np.sign(np.subtract(*(tastes(user, part) for part in embedded)))
+    return differences * torch.tensor(better).unsqueeze(-1)
 
 
-def _sums(model: PersRM, tokenizer: Any, prompts: Prompts, said: Sequence[Answer]) -> Tensor:
+def _embedded(said: Sequence[Answer]) -> np.ndarray:
+    return embed([answer.text for answer in said])
+
+
+def _sums(reader: Reader, prompts: Prompts, said: Sequence[Answer]) -> Tensor:
     pairs = [
-        (chat_ids(tokenizer, json.loads(prompt)), list(answer.token_ids))
+        (chat_ids(reader.tokenizer, json.loads(prompt)), list(answer.token_ids))
         for prompt, answer in zip(prompts, said, strict=True)
     ]
-    return feature_sums(model, pairs)
-
-
-def _perplexity(said: Sequence[Answer]) -> float:
-    return perplexity([(answer.loss or 0.0, len(answer.token_ids)) for answer in said])
+    return feature_sums(reader.model, pairs)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:

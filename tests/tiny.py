@@ -174,8 +174,8 @@ def write_adapter(
     """
     from transformers import AutoConfig
 
+    from pad_vllm.adapter.backbone import Backbone
     from pad_vllm.adapter.folder import save_adapter
-    from pad_vllm.adapter.manifest import Backbone
     from pad_vllm.adapter.random import random_adapter
     from pad_vllm.adapter.shapes import module_shapes
 

@@ -23,7 +23,7 @@ def fingerprint(checkpoint: Path) -> str:
     a change between the samples of one tensor goes unseen. Raises ValueError where no safetensors
     are found, or a file is cut short or malformed.
     """
-    return _digest(tensors(checkpoint))
+    return digest(tensors(checkpoint))
 
 
 def local_checkpoint(
@@ -48,24 +48,25 @@ def local_checkpoint(
     return Path(config).parent if isinstance(config, str) else None
 
 
-def _digest(stored: dict[str, Stored]) -> str:
-    digest = hashlib.sha256(b"pad fingerprint 1\n")
+def digest(stored: dict[str, Stored]) -> str:
+    """The fingerprint of a checkpoint whose headers are read."""
+    made = hashlib.sha256(b"pad fingerprint 1\n")
     streams: dict[Path, RawIOBase] = {}
     try:
         for name in sorted(stored):
             tensor = stored[name]
             head = [name, tensor.dtype, list(tensor.shape), tensor.size]
             # One JSON line a tensor: different lists of tensors never give the same text.
-            digest.update(json.dumps(head).encode() + b"\n")
+            made.update(json.dumps(head).encode() + b"\n")
             if tensor.file not in streams:
                 streams[tensor.file] = tensor.file.open("rb", buffering=0)
             for start, size in _chunks(tensor.size):
                 streams[tensor.file].seek(tensor.start + start)
-                digest.update(streams[tensor.file].read(size) or b"")
+                made.update(streams[tensor.file].read(size) or b"")
     finally:
         for stream in streams.values():
             stream.close()
-    return f"sha256:{digest.hexdigest()}"
+    return f"sha256:{made.hexdigest()}"
 
 
 def _chunks(size: int) -> list[tuple[int, int]]:

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from pad_vllm.adapter import peft_lora
 from pad_vllm.adapter.adapter import Adapter
+from pad_vllm.adapter.fields import AdapterError
 from pad_vllm.adapter.manifest import (
     CONFIG_FILE,
     HEADS_VERSION,
     AdapterConfig,
-    AdapterError,
     adapter_folder,
     read_config,
 )

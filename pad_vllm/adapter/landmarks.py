@@ -1,17 +1,17 @@
 """Some numbers of a checkpoint's token embedding: what a quantised copy has in common with its original.
 
-In: a folder of *.safetensors. Out: COUNT values, evenly spaced over the rows of the vocabulary; None where
-there is no such matrix in a plain type. Methods that quantise linear layers leave it as it is, but for its
-type, also where they scale what lies between (AWQ, SmoothQuant). A copy whose states were rotated (QuaRot,
-SpinQuant) has another, and states that no head was trained on. Imports neither torch nor safetensors.
+In: the tensors that a checkpoint's files hold. Out: COUNT values, evenly spaced over the rows of the
+vocabulary; None where there is no such matrix in a plain type. Methods that quantise linear layers leave it
+as it is, but for its type, also where they scale what lies between (AWQ, SmoothQuant). A copy whose states
+were rotated (QuaRot, SpinQuant) has another, and states that no head was trained on. Imports neither torch
+nor safetensors.
 """
 
 import math
 import struct
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
-from pad_vllm.adapter.checkpoint import Stored, tensors
+from pad_vllm.adapter.checkpoint import Stored
 
 COUNT = 32
 _SLACK = 2.0**-8, 2.0**-24
@@ -21,11 +21,13 @@ _FORMATS = {"F32": ("<f", 0), "F16": ("<e", 0), "BF16": ("<f", 2)}
 """Type -> how it is unpacked, and the zero bytes that are put before it."""
 
 
-def landmarks(checkpoint: Path, vocab_size: int, hidden_size: int) -> tuple[float, ...] | None:
-    """Raises ValueError as `tensors` does."""
+def landmarks(
+    stored: Mapping[str, Stored], vocab_size: int, hidden_size: int
+) -> tuple[float, ...] | None:
+    """stored: the tensors of a checkpoint, by name."""
     shaped = [
         one
-        for one in tensors(checkpoint).values()
+        for one in stored.values()
         if one.dtype in _FORMATS
         and len(one.shape) == 2
         and one.shape[0] >= vocab_size

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pad_vllm.adapter.adapter import Adapter
-from pad_vllm.adapter.manifest import HEADS_VERSION, AdapterError
+from pad_vllm.adapter.fields import AdapterError
+from pad_vllm.adapter.manifest import HEADS_VERSION
 from pad_vllm.adapter.peft_lora import NO_LORA
 from pad_vllm.wording import listed
 

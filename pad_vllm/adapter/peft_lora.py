@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pad_vllm.adapter.manifest import AdapterError, read_json
+from pad_vllm.adapter.fields import AdapterError, read_json
 from pad_vllm.adapter.modules import LINEAR_MODULES
 from pad_vllm.wording import listed, show
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pad_vllm.adapter.manifest import AdapterError
+from pad_vllm.adapter.fields import AdapterError
 from pad_vllm.adapter.modules import LINEAR_MODULES
 from pad_vllm.wording import listed
 

@@ -50,9 +50,9 @@ def _opened(base: str, folder: str, template: str | None) -> tuple[PersRM, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from pad_vllm.adapter.backbone import Backbone, require_backbone
     from pad_vllm.adapter.fingerprint import local_checkpoint
     from pad_vllm.adapter.folder import load_adapter
-    from pad_vllm.adapter.manifest import Backbone, require_backbone
     from pad_vllm.persrm import PersRM
     from pad_vllm.text.chat import chat_tokenizer
 
@@ -66,7 +66,7 @@ def _opened(base: str, folder: str, template: str | None) -> tuple[PersRM, Any]:
         else Backbone.from_checkpoint(checkpoint)
     )
     # A mismatch only warns: weights for a quantised copy may be fitted on the original model.
-    for warning in require_backbone(adapter.config, served, allow_mismatch=True):
+    for warning in require_backbone(adapter.config.backbone, served, allow_mismatch=True):
         Console(stderr=True).print(f"[yellow]Warning:[/yellow] {escape(warning)}", soft_wrap=True)
     model = PersRM.from_adapter(backbone, adapter)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

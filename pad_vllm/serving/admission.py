@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pad_vllm.adapter.adapter import Adapter
+from pad_vllm.adapter.backbone import Backbone, require_backbone
 from pad_vllm.adapter.fingerprint import local_checkpoint
-from pad_vllm.adapter.manifest import Backbone, read_config, require_backbone
+from pad_vllm.adapter.manifest import read_config
 from pad_vllm.adapter.shapes import attention_kinds, require_boundary, require_shapes
 from pad_vllm.config import PADConfig
 from pad_vllm.engines.reward_model.load import require_length, require_reward_backbone, tokenizer_of
@@ -55,7 +56,7 @@ def check_backbone(
     if not adapter.config.heads_only:
         require_forkable(config)
     warnings = require_backbone(
-        adapter.config,
+        adapter.config.backbone,
         _served(config, pad, fetched=fetched),
         allow_mismatch=pad.allow_backbone_mismatch,
         # Not what vLLM packs while it loads: the files are then as they were, and are compared whole.
@@ -81,12 +82,9 @@ def _served(config: VllmConfig, pad: PADConfig, *, fetched: bool) -> Backbone:
     if pad.load_format == "dummy":
         return served
     folder = local_checkpoint(model.model, model.revision, config.load_config.download_dir)
-    try:
-        return served.with_weights(folder) if folder else served
-    except ValueError:
-        if fetched or Path(model.model).is_dir():
-            raise
+    if folder is None:
         return served
+    return served.with_weights(folder, needed=fetched or Path(model.model).is_dir())
 
 
 def reader(config: VllmConfig, pad: PADConfig) -> Reader:

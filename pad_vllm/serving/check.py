@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pad_vllm.adapter.adapter import Adapter
+from pad_vllm.adapter.backbone import Backbone, require_backbone
 from pad_vllm.adapter.fingerprint import local_checkpoint
 from pad_vllm.adapter.folder import load_adapter
-from pad_vllm.adapter.manifest import Backbone, require_backbone
 from pad_vllm.adapter.shapes import attention_kinds, require_boundary, require_shapes
 from pad_vllm.config import ENGINES, PADConfig
-from pad_vllm.serving.quantised import require_method, stored_by
+from pad_vllm.serving.quantised import require_method, stored, stored_by
 from pad_vllm.vllm_api import contract
 from pad_vllm.vllm_api.versions import ACCEPTED, PACKAGES, TESTED
 from pad_vllm.wording import listed
@@ -251,7 +251,7 @@ def _architecture(both: _Both) -> str:
 
 def _shapes(both: _Both) -> str:
     served = Backbone.from_hf_config(both.config, name=both.base)
-    require_backbone(both.adapter.config, served)
+    require_backbone(both.adapter.config.backbone, served)
     require_shapes(both.adapter, both.config)
     return f"H {served.hidden_size}, {served.num_layers} layers, V {served.vocab_size}"
 
@@ -271,7 +271,9 @@ def _weights(both: _Both) -> str:
     if folder is None or not (Path(both.base).is_dir() or list(folder.glob("*.safetensors"))):
         return "not on this machine, so not compared; they are when the engine starts"
     served = Backbone.from_hf_config(both.config, name=both.base).with_weights(folder)
-    warnings = require_backbone(both.adapter.config, served, quantised=stored_by(both.config))
+    warnings = require_backbone(
+        both.adapter.config.backbone, served, quantised=stored_by(both.config)
+    )
     mark = f"those the adapter was trained on, {str(served.fingerprint)[:19]}..."
     return "; ".join(warnings) or mark
 
@@ -287,11 +289,10 @@ def _quantisation(both: _Both) -> str:
 
 
 def _output_embedding(both: _Both) -> str:
-    found = getattr(both.config, "quantization_config", None)
+    found = stored(both.config)
     if not found:
         return "lm_head is a plain matrix"
-    packed = found.get("lm_head") if isinstance(found, dict) else getattr(found, "lm_head", None)
-    if packed is True:
+    if found.get("lm_head") is True:
         raise ValueError(
             f"{both.base} has a quantised lm_head, and rewards are read from its rows. Serve a "
             "version whose lm_head is not quantised."

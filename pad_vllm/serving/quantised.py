@@ -21,10 +21,15 @@ _STORED_AS = {"awq": "auto_awq", "gptq": "auto_gptq"}
 """quant_method of config.json -> vLLM's own name, where they differ."""
 
 
-def stored_by(config: Any) -> str:
-    """The method by which a checkpoint was packed: quant_method of config.json; empty where it was not."""
+def stored(config: Any) -> dict[str, Any]:
+    """How a checkpoint was packed, as config.json has it; empty where it was not."""
     found = getattr(config, "quantization_config", None) or {}
-    return str((found if isinstance(found, dict) else found.to_dict()).get("quant_method", ""))
+    return found if isinstance(found, dict) else dict(found.to_dict())
+
+
+def stored_by(config: Any) -> str:
+    """The method: quant_method of config.json; empty where the checkpoint was not packed."""
+    return str(stored(config).get("quant_method", ""))
 
 
 def require_method(name: str) -> None:

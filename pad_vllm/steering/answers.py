@@ -29,6 +29,11 @@ class Answer:
     """Negative log-likelihood, in nats, under the base that was asked as this answer was; None: not known."""
 
 
+def losses(said: Sequence[Answer]) -> list[tuple[float, int]]:
+    """(negative log-likelihood, tokens) of those answers that know theirs."""
+    return [(one.loss, len(one.token_ids)) for one in said if one.loss is not None]
+
+
 @dataclass(frozen=True)
 class Decoding:
     """How answers are drawn. The candidates are the base's best `top_k`, guided or not."""

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from pad_vllm import guidance
+from pad_vllm.adapter.backbone import Backbone, require_backbone
 from pad_vllm.adapter.folder import load_adapter
-from pad_vllm.adapter.manifest import AdapterConfig, Backbone, require_backbone
+from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.config import PADConfig
 from pad_vllm.demo.names import resolve_base
 from pad_vllm.outcome import Earned, earned
@@ -48,7 +49,7 @@ def explain(asked: Question) -> list[Earned]:
     from transformers import AutoModelForCausalLM
 
     adapter, folder = load_adapter(asked.adapter), Path(resolve_base(asked.base))
-    require_backbone(adapter.config, Backbone.from_checkpoint(folder))
+    require_backbone(adapter.config.backbone, Backbone.from_checkpoint(folder))
     guided = _guidance(asked, adapter.config)
     tokenizer = chat_tokenizer(folder, asked.base, adapter.config.chat_template)
     prompt = [{"role": "user", "content": asked.prompt}]

@@ -17,7 +17,7 @@ from pad_vllm.evaluation import leaning
 from pad_vllm.evaluation.embedding import embed
 from pad_vllm.evaluation.measures import token_losses
 from pad_vllm.evaluation.scorers import BESIDE, SCORERS
-from pad_vllm.steering.answers import Answer, Batch, Decoding, Prompts, answers
+from pad_vllm.steering.answers import Answer, Batch, Decoding, Prompts, answers, losses
 from pad_vllm.steering.conditions import told, unguided
 from pad_vllm.text.chat import chat_ids
 from pad_vllm.text.preference import with_wish
@@ -42,8 +42,8 @@ class Judges:
 
         asked: the sentence that the answers were drawn with, whose losses they know themselves.
         """
-        if asked == sentence and (known := [one.loss for one in said if one.loss is not None]):
-            return [(loss, len(one.token_ids)) for loss, one in zip(known, said, strict=True)]
+        if asked == sentence and (known := losses(said)):
+            return known
         chats = [json.loads(prompt) for prompt in prompts]
         chats = [with_wish(chat, sentence) for chat in chats] if sentence else chats
         pairs = [

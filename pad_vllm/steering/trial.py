@@ -13,7 +13,7 @@ from functools import partial
 
 from pad_vllm.adapter.manifest import read_config
 from pad_vllm.evaluation.measures import perplexity, repeated_ngrams
-from pad_vllm.steering.answers import Answer, Batch, Decoding, answers
+from pad_vllm.steering.answers import Answer, Batch, Decoding, answers, losses
 from pad_vllm.steering.conditions import Condition, guided, unguided
 
 QUESTIONS = (
@@ -52,7 +52,7 @@ def _table(conditions: Sequence[Condition], said: Sequence[Sequence[Answer]]) ->
 
 def _perplexity(row: Sequence[Answer]) -> str:
     """Of the base; not known in half precision."""
-    known = [(one.loss, len(one.token_ids)) for one in row if one.loss is not None]
+    known = losses(row)
     return f"{perplexity(known):.1f}" if known else "-"
 
 

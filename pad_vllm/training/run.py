@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 from pad_vllm.adapter.adapter import Adapter
+from pad_vllm.adapter.backbone import Backbone
 from pad_vllm.adapter.folder import require_replaceable, save_adapter
-from pad_vllm.adapter.manifest import Backbone
 from pad_vllm.text.chat import chat_tokenizer
 from pad_vllm.training.data.groups import DataReport, Group
 from pad_vllm.training.data.prepare import Prepared, checkpoint_folder, prepare

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from pad_vllm.adapter import folder as adapter_module
 from pad_vllm.adapter.adapter import Adapter
+from pad_vllm.adapter.backbone import Backbone
+from pad_vllm.adapter.fields import AdapterError
 from pad_vllm.adapter.folder import load_adapter, save_adapter
-from pad_vllm.adapter.manifest import AdapterError, Backbone
 from pad_vllm.adapter.peft_lora import LoRA
 from pad_vllm.adapter.random import random_adapter
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from pad_vllm.adapter import checkpoint
 from pad_vllm.adapter.landmarks import COUNT, alike, landmarks
 
 V, H = 50, 16
@@ -20,7 +21,7 @@ def stored(folder, **tensors):
     folder.mkdir()
     named = {name.replace("__", "."): tensor.contiguous() for name, tensor in tensors.items()}
     save_file(named, folder / "model.safetensors")
-    return landmarks(folder, V, H)
+    return landmarks(checkpoint.tensors(folder), V, H)
 
 
 def test_they_are_values_of_the_embedding_from_its_first_to_its_last(tmp_path, embedding):

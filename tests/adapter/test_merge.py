@@ -8,7 +8,8 @@ import pytest
 import tiny
 import torch
 
-from pad_vllm.adapter.manifest import AdapterError, Backbone
+from pad_vllm.adapter.backbone import Backbone
+from pad_vllm.adapter.fields import AdapterError
 from pad_vllm.adapter.merge import Part, merge
 from pad_vllm.adapter.random import random_adapter
 from pad_vllm.persrm import PersRM

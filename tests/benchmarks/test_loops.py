@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
+import loops
 import pytest
 import tiny
 import torch
 
 from pad_vllm import guidance
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-loops = importlib.import_module("loops")
 
 W = torch.tensor([0.7, -1.3])
 PROMPTS = torch.randint(3, 259, (3, 20), generator=torch.Generator().manual_seed(3)).tolist()

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
+import paraphrases
 import torch
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-paraphrases = importlib.import_module("paraphrases")
 
 
 def test_wordings_are_compared_within_a_wish_and_with_all_others():

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
+import pareto
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-pareto = importlib.import_module("pareto")
 
 
 def record(name, beta, wins, perplexity):

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
+import candidates
 import numpy as np
 import pytest
 import tiny
 import torch
+import users
 
 from pad_vllm.steering.answers import Answer
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-users = importlib.import_module("users")
-candidates = importlib.import_module("candidates")
 
 DIMENSIONS = ("a", "b", "c")
 
@@ -24,7 +18,7 @@ DIMENSIONS = ("a", "b", "c")
 def space():
     model = tiny.persrm("llama", 4, DIMENSIONS, 0.5)
     tokenizer = tiny.tokenizer()
-    made = users.Space(model, candidates.Reader(model, tokenizer, 8))
+    made = users.Space(candidates.Reader(model, tokenizer, 8))
     chat = '[{"role": "user", "content": "%s"}]'
     said = [Answer("x", (20, 31, 45, 12)), Answer("y", (9, 50, 33))]
     made.read([chat % "one", chat % "two"], said, {"a": "Be warm.", "b": "Be brief."})

@@ -9,7 +9,7 @@ from torch import nn
 pytest.importorskip("vllm")
 
 from pad_vllm import guidance
-from pad_vllm.adapter.manifest import Backbone
+from pad_vllm.adapter.backbone import Backbone
 from pad_vllm.adapter.random import random_adapter
 from pad_vllm.engines.base import Step
 from pad_vllm.engines.shared.embedding import ForkError

@@ -12,8 +12,8 @@ import tiny
 import torch
 import transformers
 
+from pad_vllm.adapter.fields import AdapterError
 from pad_vllm.adapter.folder import load_adapter
-from pad_vllm.adapter.manifest import AdapterError
 from pad_vllm.config import PADConfig
 from pad_vllm.engines.declined import Declined
 from pad_vllm.engines.reward_model import load

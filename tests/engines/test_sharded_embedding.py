@@ -10,7 +10,7 @@ from world import World, same_bits
 pytest.importorskip("vllm")
 
 from pad_vllm import guidance
-from pad_vllm.adapter.manifest import Backbone
+from pad_vllm.adapter.backbone import Backbone
 from pad_vllm.engines.shared import embedding
 from pad_vllm.engines.shared.embedding import Embedding, ForkError, output_embedding
 

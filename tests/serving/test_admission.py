@@ -17,8 +17,8 @@ from vllm.config.cache import CacheDType
 from vllm.config.speculative import SpeculativeMethod
 
 from pad_vllm import plugin
+from pad_vllm.adapter.fields import AdapterError
 from pad_vllm.adapter.folder import load_adapter
-from pad_vllm.adapter.manifest import AdapterError
 from pad_vllm.config import PROCESSOR
 from pad_vllm.serving import admission, connection, refusals
 from pad_vllm.serving.connection import connect

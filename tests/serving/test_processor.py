@@ -17,8 +17,8 @@ from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirection
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import _iter_request_chunks
 
 from pad_vllm import guidance
+from pad_vllm.adapter.backbone import Backbone
 from pad_vllm.adapter.folder import save_adapter
-from pad_vllm.adapter.manifest import Backbone
 from pad_vllm.adapter.random import random_adapter
 from pad_vllm.engines import base
 from pad_vllm.engines.become import become

@@ -6,8 +6,8 @@ import pytest
 import tiny
 import torch
 
+from pad_vllm.adapter.fields import AdapterError
 from pad_vllm.adapter.folder import load_adapter
-from pad_vllm.adapter.manifest import AdapterError
 from pad_vllm.config import PADConfig
 from pad_vllm.params import parse
 from pad_vllm.serving import adapters

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pad_vllm.adapter.manifest import FORMAT_VERSION, AdapterConfig, Backbone
+from pad_vllm.adapter.backbone import Backbone
+from pad_vllm.adapter.manifest import FORMAT_VERSION, AdapterConfig
 from pad_vllm.training.report.card import card
 from pad_vllm.training.report.curves import plot
 

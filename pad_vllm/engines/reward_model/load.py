@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from pad_vllm.adapter.adapter import Adapter
-from pad_vllm.adapter.fingerprint import fingerprint, local_checkpoint
-from pad_vllm.adapter.manifest import AdapterConfig, Backbone, require_backbone
+from pad_vllm.adapter.backbone import Backbone, require_backbone
+from pad_vllm.adapter.fingerprint import local_checkpoint
+from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.adapter.shapes import require_shapes
 from pad_vllm.config import PADConfig
 from pad_vllm.demo.names import local_base
@@ -91,9 +92,10 @@ def require_reward_backbone(pad: PADConfig, adapter: Adapter, *, weights: bool =
     config = _config(name, folder)
     require_known(config)
     needed = weights or folder == Path(name).expanduser()
-    mark = _fingerprint(folder, needed=needed)
-    served = Backbone.from_hf_config(config, name=name, fingerprint=mark)
-    warnings = require_backbone(adapter.config, served, allow_mismatch=pad.allow_backbone_mismatch)
+    served = Backbone.from_hf_config(config, name=name).with_weights(folder, needed=needed)
+    warnings = require_backbone(
+        adapter.config.backbone, served, allow_mismatch=pad.allow_backbone_mismatch
+    )
     require_shapes(adapter, config)
     return warnings
 
@@ -103,15 +105,6 @@ def require_length(pad: PADConfig, adapter: AdapterConfig, length: int, dtype: t
     name, folder = backbone_of(pad, adapter), checkpoint(pad, adapter, weights=False)
     config = _config(name, folder)
     capacity.require_length(config, adapter.fork_layer, dtype, pad.cache_gib, length)
-
-
-def _fingerprint(folder: Path, *, needed: bool) -> str | None:
-    try:
-        return fingerprint(folder)
-    except ValueError:
-        if needed:
-            raise
-        return None
 
 
 def _config(name: str, folder: Path) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pad_vllm import guidance
-from pad_vllm.adapter.manifest import Backbone
+from pad_vllm.adapter.backbone import Backbone
 from pad_vllm.vllm_api import ranks
 
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16)

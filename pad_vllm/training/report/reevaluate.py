@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pad_vllm.adapter.adapter import Adapter
+from pad_vllm.adapter.backbone import Backbone, require_backbone
 from pad_vllm.adapter.folder import load_adapter
-from pad_vllm.adapter.manifest import Backbone, require_backbone
 from pad_vllm.persrm import PersRM
 from pad_vllm.text.chat import chat_tokenizer
 from pad_vllm.training.data.groups import Group
@@ -48,7 +48,7 @@ def reevaluate(
     """
     where = checkpoint_folder(base)
     adapter = load_adapter(folder)
-    require_backbone(adapter.config, Backbone.from_checkpoint(where))
+    require_backbone(adapter.config.backbone, Backbone.from_checkpoint(where))
     settings = _settings(adapter, base, specs, unseen)
     tokenizer = chat_tokenizer(where, base, template or adapter.config.chat_template)
     prepared = prepare(settings, tokenizer)
