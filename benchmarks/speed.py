@@ -53,7 +53,8 @@ def resident_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def start(base: str, args: argparse.Namespace, adapter: str | None) -> Any:
+def start(base: str, args: argparse.Namespace, adapter: str | None, **sizes: Any) -> Any:
+    """An engine, plain without an adapter. sizes: its longest text and batch, and the prefix cache."""
     from vllm import LLM
 
     pad: dict[str, Any] = {}
@@ -68,13 +69,11 @@ def start(base: str, args: argparse.Namespace, adapter: str | None) -> Any:
     return LLM(
         base,
         load_format=load_format,
-        max_model_len=args.prompt + args.tokens + 8,
-        max_num_seqs=max(args.batches),
-        enable_prefix_caching=False,
         dtype=args.dtype,
         enforce_eager=args.eager,
         gpu_memory_utilization=args.gpu_memory,
         seed=0,
+        **sizes,
         **pad,
     )
 
@@ -194,10 +193,15 @@ def main() -> None:
     base = resolve_base(args.base)
     adapter = make_random(base, args) if args.random_adapter else resolve_adapter(args.adapter)
     config = read_config(adapter)
+    sizes = {
+        "max_model_len": args.prompt + args.tokens + 8,
+        "max_num_seqs": max(args.batches),
+        "enable_prefix_caching": False,
+    }
     memory = [resident_mib()]
-    plain = start(base, args, None)
+    plain = start(base, args, None, **sizes)
     memory.append(resident_mib())
-    pad = start(base, args, adapter)
+    pad = start(base, args, adapter, **sizes)
     memory.append(resident_mib())
     added = [round(after - before, 1) for before, after in itertools.pairwise(memory)]
     held = [llm.apply_model(weight_bytes)[0] for llm in (plain, pad)]
