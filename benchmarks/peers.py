@@ -1,4 +1,4 @@
-"""What users get elsewhere, taught by the same sentences and judged alike: activation steering, two contexts.
+"""What users get elsewhere, of the same sentences and the same reward model, judged alike: four peers' rules.
 
     python benchmarks/peers.py --adapter ADAPTER --learn prompts.txt --steering prompts.txt --out peers.json
 
@@ -6,6 +6,9 @@ activation   the mean residual of answers that were told the sentence less that 
              strength, added to what the middle third of the layers give, at every token (EasySteer, repeng)
 contexts     two forward passes a step: z_B + strength (log p_told - log p_B), the told base beside the plain
              one, over the base's top 20, as guided decoding is (context steering, Linear Alignment)
+filter       value-filtered decoding: the base's own token stays, unless the adapter's reward of it, less the
+             candidates' mean, is below the strength; then the best-paid candidate is said
+best-of      as many answers as the strength says, of which the reward summed over the tokens picks one
 
 Unguided and told answers come from the same loop, Transformers' `generate`. --learn: prompts that the vectors
 are made from; --steering: others, that everybody answers.
@@ -15,18 +18,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import arguments
 import torch
+from peer_rules import TwoContexts, ValueFilter
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LogitsProcessor
 
-from pad_vllm.adapter.manifest import read_config
+from pad_vllm.adapter.folder import load_adapter
 from pad_vllm.demo.names import resolve_adapter, resolve_base
+from pad_vllm.persrm import PersRM
 from pad_vllm.steering import conditions, judges
 from pad_vllm.steering.answers import Answer, Decoding, messages
 from pad_vllm.steering.conditions import Condition
@@ -52,19 +57,17 @@ class Loop:
         prompts: Sequence[str],
         told: Condition,
         *,
-        beside: Condition | None = None,
-        by: float = 0.0,
+        rule: Callable[[Sequence[str]], LogitsProcessor] | None = None,
+        seed: int = 0,
     ) -> list[Answer]:
-        """told: what the prompts say; beside: what a second context says, that counts `by`."""
+        """told: what the prompts say; rule: what changes the logits of some prompts' answers."""
         found: list[Answer] = []
         for start in range(0, len(prompts), BATCH):
             some = prompts[start : start + BATCH]
-            torch.manual_seed(start)
-            ids, mask = self._padded(some, told)
+            torch.manual_seed(start + 1000 * seed)
+            ids, mask = self.padded(some, told)
             sampled = {"do_sample": True, "temperature": self.temperature, "top_k": TOP_K}
-            guided = (
-                [] if beside is None else [TwoContexts(self.model, *self._padded(some, beside), by)]
-            )
+            guided = [] if rule is None else [rule(some)]
             made = self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -81,38 +84,12 @@ class Loop:
         said = ids[: ids.index(end) + 1] if end in ids else ids
         return Answer(self.tokenizer.decode(said, skip_special_tokens=True), tuple(said))
 
-    def _padded(self, prompts: Sequence[str], condition: Condition) -> tuple[Tensor, Tensor]:
+    def padded(self, prompts: Sequence[str], condition: Condition) -> tuple[Tensor, Tensor]:
+        """Ids and mask, [N, T]."""
         rows = [chat_ids(self.tokenizer, messages(prompt, condition)) for prompt in prompts]
         width = max(map(len, rows))
         ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
         return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-
-
-class TwoContexts(LogitsProcessor):
-    """Adds by (log p_told - log p_B) to the base's best TOP_K; the told context has a KV cache of its own."""
-
-    def __init__(self, model: Any, ids: Tensor, mask: Tensor, by: float) -> None:
-        self.model, self.ids, self.mask, self.by = model, ids, mask, by
-        self.cache: Any = None
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        fed = self.ids if self.cache is None else input_ids[:, -1:]
-        if self.cache is not None:
-            self.mask = torch.cat([self.mask, torch.ones_like(fed)], -1)
-        place = (self.mask.cumsum(-1) - 1).clamp_min(0)[:, -fed.shape[1] :]
-        said = self.model(
-            input_ids=fed,
-            attention_mask=self.mask,
-            position_ids=place,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        self.cache = said.past_key_values
-        best = scores.topk(TOP_K).indices
-        more = said.logits[:, -1].float().log_softmax(-1) - scores.log_softmax(-1)
-        guided = torch.full_like(scores, float("-inf"))
-        return guided.scatter(1, best, (scores + self.by * more).gather(1, best))
 
 
 @torch.no_grad()
@@ -166,6 +143,7 @@ def rows(
     loop: Loop,
     prompts: Sequence[str],
     learned: dict[str, Tensor],
+    value: PersRM,
     args: argparse.Namespace,
     sentences: dict[str, str],
 ) -> Iterator[tuple[Condition, list[Answer]]]:
@@ -179,7 +157,47 @@ def rows(
             with steered(loop.model, learned[name], by):
                 yield _guided("activation", name, by), loop.answers(prompts, plain)
         for by in args.contexts:
-            yield _guided("contexts", name, by), loop.answers(prompts, plain, beside=one, by=by)
+
+            def beside(some: Sequence[str], one: Condition = one, by: float = by) -> TwoContexts:
+                return TwoContexts(loop.model, *loop.padded(some, one), by)
+
+            yield _guided("contexts", name, by), loop.answers(prompts, plain, rule=beside)
+        w = weights(value, name)
+        for least in args.filter:
+            with ValueFilter(loop.model, value, w, least, loop.temperature) as kept:
+                said = loop.answers(prompts, plain, rule=lambda _, kept=kept: kept)
+            yield _guided("filter", name, least), said
+    drawn: list[list[Answer]] = []
+    for count in sorted(args.best_of):
+        drawn += [loop.answers(prompts, plain, seed=n) for n in range(len(drawn) + 1, count + 1)]
+        for name in wishes:
+            best = best_of(loop, value, name, prompts, drawn[:count])
+            yield _guided("best-of", name, count), best
+
+
+def weights(value: PersRM, name: str) -> Tensor:
+    """[D], of one dimension."""
+    return torch.tensor([float(name == one) for one in value.dimensions])
+
+
+@torch.no_grad()
+def best_of(
+    loop: Loop, value: PersRM, name: str, prompts: Sequence[str], drawn: Sequence[list[Answer]]
+) -> list[Answer]:
+    """Of each prompt's answers the one that the reward model pays most, Psi_w."""
+    w, plain = weights(value, name), conditions.unguided()
+
+    def paid(prompt: str, answer: Answer) -> float:
+        ids = chat_ids(loop.tokenizer, messages(prompt, plain))
+        said = torch.tensor([[*ids, *answer.token_ids]])
+        h_B, h_T = value.hidden(said[:, :-1])
+        rows = slice(len(ids) - 1, None)
+        return float(value.rewards(h_B[0, rows], h_T[0, rows], said[0, len(ids) :, None], w).sum())
+
+    return [
+        max(answers, key=lambda answer, prompt=prompt: paid(prompt, answer))
+        for prompt, answers in zip(prompts, zip(*drawn, strict=True), strict=True)
+    ]
 
 
 def _guided(method: str, name: str, by: float) -> Condition:
@@ -194,6 +212,8 @@ def main() -> None:
     parser.add_argument("--judge-prompts", type=Path, help="fit a judge of meaning on these")
     parser.add_argument("--activation", type=float, nargs="+", default=[0.1, 0.2])
     parser.add_argument("--contexts", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--filter", type=float, nargs="*", default=[-0.5, 0.0])
+    parser.add_argument("--best-of", type=int, nargs="*", default=[4])
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--tokens", type=int, default=100)
     args = parser.parse_args()
@@ -201,7 +221,14 @@ def main() -> None:
     base = resolve_base(args.base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     tokenizer = chat_tokenizer(Path(base), args.base, None)
-    sentences = conditions.sentences_of(read_config(resolve_adapter(args.adapter)))
+    adapter = load_adapter(resolve_adapter(args.adapter))
+    sentences = conditions.sentences_of(adapter.config)
+    reward_model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    value = PersRM.from_adapter(reward_model, adapter)
+    if args.filter and not value.heads_only:
+        parser.error(
+            "--filter reads the base's states alone: an adapter of heads only, or no --filter"
+        )
     loop = Loop(model, tokenizer, args.temperature, args.tokens)
     prompts = read_prompts(args.steering)
     leanings = {}
@@ -209,7 +236,7 @@ def main() -> None:
         drawn = Decoding(args.temperature, args.tokens, dtype="float32")
         leanings = judges.fit(args.base, sentences, read_prompts(args.judge_prompts), drawn)
     learned = vectors(loop, read_prompts(args.learn), sentences)
-    made = list(rows(loop, prompts, learned, args, sentences))
+    made = list(rows(loop, prompts, learned, value, args, sentences))
     judged = judges.Judges(model, tokenizer, sentences, leanings)
     found = Figures(judged, prompts).records(*zip(*made, strict=True))
     texts = {f"{c.name} @{c.beta:g}": [one.text for one in said] for c, said in made}

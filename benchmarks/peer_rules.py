@@ -1,0 +1,86 @@
+"""Peers' rules over the base's candidates, as Transformers' logits processors.
+
+In: a model, what it was told or what a reward model pays, the base's logits. Out: logits that sample as the
+peer would. Knows no prompts and no judges.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from pad_vllm.persrm import PersRM
+
+NEG_INF = float("-inf")
+
+
+class TwoContexts(LogitsProcessor):
+    """Adds by (log p_told - log p_B) to the base's best top_k; the told context has a KV cache of its own."""
+
+    def __init__(self, model: Any, ids: Tensor, mask: Tensor, by: float, top_k: int = 20) -> None:
+        self.model, self.ids, self.mask, self.by, self.top_k = model, ids, mask, by, top_k
+        self.cache: Any = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        fed = self.ids if self.cache is None else input_ids[:, -1:]
+        if self.cache is not None:
+            self.mask = torch.cat([self.mask, torch.ones_like(fed)], -1)
+        place = (self.mask.cumsum(-1) - 1).clamp_min(0)[:, -fed.shape[1] :]
+        said = self.model(
+            input_ids=fed,
+            attention_mask=self.mask,
+            position_ids=place,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self.cache = said.past_key_values
+        best = scores.topk(self.top_k).indices
+        more = said.logits[:, -1].float().log_softmax(-1) - scores.log_softmax(-1)
+        guided = torch.full_like(scores, NEG_INF)
+        return guided.scatter(1, best, (scores + self.by * more).gather(1, best))
+
+
+class ValueFilter(LogitsProcessor):
+    """Draws the base's own token and keeps it, unless it is worth less than `least`; then the best-paid
+    candidate takes its place.
+
+    Worth is R_w less the mean over the candidates under the base. model: what decodes; its hidden states are
+    what `lm_head` is given, by a hook that is on within `with`. value: heads alone, over the same base.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        value: PersRM,
+        w: Tensor,
+        least: float,
+        temperature: float,
+        top_k: int = 20,
+    ) -> None:
+        self.model, self.value, self.w, self.least = model, value, w, least
+        self.temperature, self.top_k = temperature, top_k
+        self.hidden = torch.empty(0)
+
+    def __enter__(self) -> Self:
+        def note(_: Any, given: tuple[Tensor, ...]) -> None:
+            self.hidden = given[0][:, -1].float()
+
+        self.hook = self.model.lm_head.register_forward_pre_hook(note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hook.remove()
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        del input_ids
+        z, ids = scores.topk(self.top_k)
+        p = (z / (self.temperature or 1.0)).softmax(-1)
+        own = torch.multinomial(p, 1) if self.temperature else torch.zeros_like(ids[:, :1])
+        paid = self.value.rewards(self.hidden, self.hidden, ids, self.w)
+        worth = paid - (z.softmax(-1) * paid).sum(-1, keepdim=True)
+        said = torch.where(worth.gather(1, own) < self.least, worth.argmax(-1, keepdim=True), own)
+        return torch.full_like(scores, NEG_INF).scatter(1, ids.gather(1, said), 0.0)

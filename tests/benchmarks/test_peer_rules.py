@@ -1,0 +1,66 @@
+"""Peers' rules: a second context that says the same changes nothing, a filter says what is paid."""
+
+from __future__ import annotations
+
+import peer_rules
+import peers
+import pytest
+import tiny
+import torch
+
+from pad_vllm.steering import conditions
+from pad_vllm.steering.answers import Answer
+
+PROMPTS = ['[{"role": "user", "content": "one"}]', '[{"role": "user", "content": "a longer one"}]']
+PLAIN = conditions.unguided()
+
+
+@pytest.fixture(scope="module")
+def value():
+    return tiny.persrm("llama", 4, ("a", "b"), 0.5)  # as many layers: heads alone
+
+
+@pytest.fixture(scope="module")
+def loop(value):
+    return peers.Loop(value.backbone, tiny.tokenizer(), 0.0, 6)
+
+
+def test_two_contexts_that_say_the_same_say_what_the_base_says(loop):
+    same = loop.answers(
+        PROMPTS,
+        PLAIN,
+        rule=lambda some: peer_rules.TwoContexts(loop.model, *loop.padded(some, PLAIN), 2.0),
+    )
+    assert [a.token_ids for a in same] == [a.token_ids for a in loop.answers(PROMPTS, PLAIN)]
+
+
+@pytest.mark.parametrize("least", [float("-inf"), float("inf")])
+def test_a_filter_keeps_the_bases_token_or_takes_the_best_paid(loop, value, least):
+    w = peers.weights(value, "b")
+    with peer_rules.ValueFilter(loop.model, value, w, least, 0.0, 5) as kept:
+        said = loop.answers(PROMPTS[:1], PLAIN, rule=lambda _: kept)[0].token_ids
+    assert not loop.model.lm_head._forward_pre_hooks
+    ids = peers.chat_ids(loop.tokenizer, peers.messages(PROMPTS[0], PLAIN))
+    for token in said:
+        h, _ = value.hidden(torch.tensor([ids]))
+        best = value.base_logits(h[0, -1]).topk(5).indices
+        paid = value.rewards(h[0, -1], h[0, -1], best, w)
+        assert token == int(best[0] if least < 0 else best[paid.argmax()])
+        ids = [*ids, token]
+
+
+def test_the_best_of_some_answers_is_what_the_reward_model_pays_most(loop, value):
+    drawn = [[Answer("x", (20, 31))], [Answer("y", (45, 12, 9))], [Answer("z", (7,))]]
+    w = peers.weights(value, "a")
+
+    def paid(answer):
+        ids = peers.chat_ids(loop.tokenizer, peers.messages(PROMPTS[0], PLAIN))
+        total = 0.0
+        for token in answer.token_ids:
+            h, _ = value.hidden(torch.tensor([ids]))
+            total += float(value.rewards(h[0, -1], h[0, -1], torch.tensor([token]), w)[0].detach())
+            ids = [*ids, token]
+        return total
+
+    (best,) = peers.best_of(loop, value, "a", PROMPTS[:1], drawn)
+    assert best == max((row[0] for row in drawn), key=paid)
