@@ -1,0 +1,194 @@
+"""What does depth buy, and what does it cost? Alignment against step time, a point a way to train and depth.
+
+    python benchmarks/frontier.py STEERING.json --row PAD=30 --row trunk=22 --out F.json --picture F.png
+
+STEERING: what `pad-vllm evaluate --steering ... --beside trunk=ADAPTER` wrote; a row names one of its
+adapters ("PAD" is the first) and the layer where that is forked. Step times need no trained weights: random adapters
+forked at those layers and plain vLLM live in one process and take turns, every row guided. Alignment is the
+mean of wins over dimensions and over judges that trained nothing; beside it stand perplexity and repetition.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import arguments
+import speed
+from matplotlib.figure import Figure
+from pareto import Point, read
+
+from pad_vllm.adapter.backbone import Backbone
+from pad_vllm.demo.names import resolve_base
+
+GUIDANCE = {"pad_weights": ["a=1", "b=1"]}
+"""Of two of a random adapter's dimensions."""
+
+
+def alignment(
+    result: Mapping[str, Any], temperature: float, taught: Mapping[str, str]
+) -> dict[str, list[Point]]:
+    """Row -> its strengths, each the mean over dimensions and judges. taught: dimension -> the scorer that taught it, which judges nothing here."""
+    found: dict[str, dict[float, list[Point]]] = {}
+    for (dimension, judge), lines in read([result], temperature).items():
+        if judge in {"teacher", taught.get(dimension)}:
+            continue
+        for row, points in lines.items():
+            for point in points:
+                found.setdefault(row, {}).setdefault(point.strength, []).append(point)
+    return {
+        row: [
+            Point(*(statistics.mean(column) for column in zip(*points, strict=True)))
+            for _, points in sorted(strengths.items())
+        ]
+        for row, strengths in found.items()
+    }
+
+
+def step_times(base: str, forks: Sequence[int], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A record a fork and batch: the median of its step over plain vLLM's in the same round."""
+    sizes = {
+        "max_model_len": args.prompt + args.tokens + 8,
+        "max_num_seqs": max(args.batches),
+        "enable_prefix_caching": False,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        engines = {}
+        for fork in forks:
+            own = copy.copy(args)
+            own.fork_layer, own.random_adapter = fork, Path(folder) / str(fork)
+            engines[fork] = speed.start(base, args, speed.make_random(base, own), **sizes)
+        plain = speed.start(base, args, None, **sizes)
+        records = []
+        for batch in args.batches:
+            ratios: dict[int, list[float]] = {fork: [] for fork in forks}
+            for turn in range(args.rounds + 1):  # the first warms up
+                once = speed.step_time(plain, batch, args, None)
+                for fork, engine in engines.items():
+                    found = speed.step_time(engine, batch, args, GUIDANCE) / once
+                    ratios[fork] += [found] if turn else []
+            records += [
+                {"fork_layer": fork, "batch": batch, "ratio": round(statistics.median(some), 3)}
+                | {"least": round(min(some), 3), "most": round(max(some), 3)}
+                for fork, some in ratios.items()
+            ]
+    return records
+
+
+def rows(
+    aligned: Mapping[str, Sequence[Point]],
+    named: Mapping[str, int],
+    times: Sequence[Mapping[str, Any]],
+    layers: int,
+) -> list[dict[str, Any]]:
+    """One a named row and strength. Raises ValueError for a row that the result does not have."""
+    if missing := [name for name in named if name not in aligned]:
+        raise ValueError(
+            f"--row {missing[0]}: the result knows {', '.join(sorted(aligned))}, the adapters it measured"
+        )
+    return [
+        {"row": name, "forked_layers": layers - fork}
+        | {k: round(v, 3) for k, v in point._asdict().items()}
+        | {f"step_{t['batch']}": t["ratio"] for t in times if t["fork_layer"] == fork}
+        for name, fork in named.items()
+        for point in aligned[name]
+    ]
+
+
+def table(found: Sequence[Mapping[str, Any]], batches: Sequence[int]) -> list[str]:
+    steps = "".join(f" step, batch {batch} |" for batch in batches)
+    lines = [
+        f"| row | layers forked | strength | wins | perplexity | repeated |{steps}",
+        f"| --- | ---: | ---: | ---: | ---: | ---: |{' ---: |' * len(batches)}",
+    ]
+    for r in found:
+        cells = [r["row"], str(r["forked_layers"]), f"{r['strength']:g}", f"{r['wins']:.0%}"]
+        cells += [f"{r['perplexity']:.2f}x", f"{r['repeated']:+.1%}"]
+        cells += [f"{r[f'step_{batch}']:.2f}x" for batch in batches]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def draw(found: Sequence[Mapping[str, Any]], batch: int, path: Path) -> None:
+    figure = Figure(figsize=(6, 4), dpi=110, layout="constrained")
+    panel = figure.subplots()
+    for row in dict.fromkeys(r["row"] for r in found):
+        own = [r for r in found if r["row"] == row]
+        best = max(own, key=lambda r: r["wins"])
+        panel.plot(best[f"step_{batch}"], 100 * best["wins"], "o", markersize=6)
+        panel.annotate(
+            f" {row} ({best['forked_layers']} layers, {best['perplexity']:.2f}x)",
+            (best[f"step_{batch}"], 100 * best["wins"]),
+            fontsize=8,
+        )
+    panel.set_xlabel(f"step time over plain vLLM, batch {batch}")
+    panel.set_ylabel("wins, %, judges that trained nothing")
+    panel.margins(x=0.4, y=0.2)
+    figure.savefig(path)
+
+
+def _row(text: str) -> tuple[str, int]:
+    name, _, fork = text.rpartition("=")
+    return name, int(fork)
+
+
+def _taught(text: str) -> tuple[str, str]:
+    dimension, _, scorer = text.partition("=")
+    return dimension, scorer
+
+
+def parse() -> argparse.Namespace:
+    parser = arguments.parser(__doc__, adapter=None)
+    parser.add_argument("steering", type=Path)
+    parser.add_argument("--row", type=_row, action="append", required=True, help="NAME=FORK_LAYER")
+    parser.add_argument(
+        "--taught",
+        type=_taught,
+        action="append",
+        default=[],
+        help="DIMENSION=SCORER, no judge then",
+    )
+    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--picture", type=Path)
+    arguments.add_timing(parser, batches=(1, 16), tokens=24, rounds=5)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--load-format", default="auto", help="`dummy` times a bare config.json")
+    parser.add_argument("--gpu-memory", type=float, default=0.12, help="share for each engine")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    base, named = resolve_base(args.base), dict(args.row)
+    result = json.loads(args.steering.read_text())
+    aligned = alignment(result, args.temperature, dict(args.taught))
+    layers = Backbone.from_config(Path(base)).num_layers
+    rows(aligned, named, (), layers)  # raises before an hour is spent
+    times = step_times(base, sorted(set(named.values()), reverse=True), args)
+    found = rows(aligned, named, times, layers)
+    lines = table(found, args.batches)
+    print("\n".join(lines))
+    if args.picture:
+        draw(found, max(args.batches), args.picture)
+    arguments.report(
+        args.out,
+        {
+            "command": arguments.command(),
+            "versions": speed.versions(),
+            "dtype": args.dtype,
+            "compiled": not args.eager,
+            "times": times,
+            "rows": found,
+            "table": lines,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
