@@ -3,9 +3,10 @@
     python benchmarks/frontier.py STEERING.json --row PAD=30 --row trunk=22 --out F.json --picture F.png
 
 STEERING: what `pad-vllm evaluate --steering ... --beside trunk=ADAPTER` wrote; a row names one of its
-adapters ("PAD" is the first) and the layer where that is forked. Step times need no trained weights: random adapters
-forked at those layers and plain vLLM live in one process and take turns, every row guided. Alignment is the
-mean of wins over dimensions and over judges that trained nothing; beside it stand perplexity and repetition.
+adapters ("PAD" is the first) and the layer where that is forked. Step times need no trained weights: random
+adapters forked at those layers and plain vLLM live in one process and take turns, every row guided.
+Alignment is the mean of wins over dimensions and over judges that trained nothing; beside it stand
+perplexity and repetition.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ GUIDANCE = {"pad_weights": ["a=1", "b=1"]}
 def alignment(
     result: Mapping[str, Any], temperature: float, taught: Mapping[str, str]
 ) -> dict[str, list[Point]]:
-    """Row -> its strengths, each the mean over dimensions and judges. taught: dimension -> the scorer that taught it, which judges nothing here."""
+    """Row -> its strengths, each the mean over dimensions and judges.
+
+    taught: dimension -> the scorer that taught it, which judges nothing here.
+    """
     found: dict[str, dict[float, list[Point]]] = {}
     for (dimension, judge), lines in read([result], temperature).items():
         if judge in {"teacher", taught.get(dimension)}:
