@@ -59,7 +59,7 @@ setup(
             "vaderSentiment",
             "wordfreq",
         ],
-        "bench": ["matplotlib", "openai"],
+        "bench": ["matplotlib", "openai", "trl>=1.16"],
         "test": [
             "hypothesis",
             "import-linter>=2.7",

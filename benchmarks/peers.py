@@ -8,6 +8,8 @@ contexts     two forward passes a step: z_B + strength (log p_told - log p_B), t
              one, over the base's top 20, as guided decoding is (context steering, Linear Alignment)
 filter       value-filtered decoding: the base's own token stays, unless the adapter's reward of it, less the
              candidates' mean, is below the strength; then the best-paid candidate is said
+policy       a LoRA policy that `policy.py` trained, at strength 1; two dimensions at once are the mean of two
+             policies' weights (rewarded soups)
 best-of      as many answers as the strength says, of which the reward summed over the tokens picks one
 
 Unguided and told answers come from the same loop, Transformers' `generate`. --learn: prompts that the vectors
@@ -18,8 +20,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,12 +170,43 @@ def rows(
             with ValueFilter(loop.model, value, w, least, loop.temperature) as kept:
                 said = loop.answers(prompts, plain, rule=lambda _, kept=kept: kept)
             yield _guided("filter", name, least), said
+
+
+def trained(
+    loop: Loop, prompts: Sequence[str], value: PersRM, args: argparse.Namespace, base: str
+) -> Iterator[tuple[Condition, list[Answer]]]:
+    """Policies, and the best of some plain answers."""
+    plain = conditions.unguided()
+    for aims, model in policies(base, dict(args.policy or ())):
+        made = Condition(f"policy +{'+'.join(aims)}", dict.fromkeys(aims, 1.0), 1.0, "", aims)
+        yield made, replace(loop, model=model).answers(prompts, plain)
     drawn: list[list[Answer]] = []
     for count in sorted(args.best_of):
         drawn += [loop.answers(prompts, plain, seed=n) for n in range(len(drawn) + 1, count + 1)]
-        for name in wishes:
+        for name in value.dimensions:
             best = best_of(loop, value, name, prompts, drawn[:count])
             yield _guided("best-of", name, count), best
+
+
+def policies(base: str, folders: dict[str, str]) -> Iterator[tuple[dict[str, int], Any]]:
+    """What each policy aims at, and the base under it; then the mean of every two."""
+    if not folders:
+        return
+    from peft import PeftModel
+
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    first, *others = folders
+    model: Any = PeftModel.from_pretrained(plain, folders[first], adapter_name=first).eval()
+    for name in others:
+        model.load_adapter(folders[name], adapter_name=name)
+    for name in folders:
+        model.set_adapter(name)
+        yield {name: 1}, model
+    for pair in itertools.combinations(folders, 2):
+        soup = "+".join(pair)
+        model.add_weighted_adapter(list(pair), [0.5, 0.5], soup, combination_type="cat")
+        model.set_adapter(soup)
+        yield dict.fromkeys(pair, 1), model
 
 
 def weights(value: PersRM, name: str) -> Tensor:
@@ -205,15 +239,21 @@ def _guided(method: str, name: str, by: float) -> Condition:
     return one
 
 
+def _named(text: str) -> tuple[str, str]:
+    name, _, folder = text.partition("=")
+    return name, folder
+
+
 def main() -> None:
     parser = arguments.parser(__doc__)
     parser.add_argument("--learn", type=Path, required=True)
     parser.add_argument("--steering", type=Path, required=True)
     parser.add_argument("--judge-prompts", type=Path, help="fit a judge of meaning on these")
-    parser.add_argument("--activation", type=float, nargs="+", default=[0.1, 0.2])
-    parser.add_argument("--contexts", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--activation", type=float, nargs="*", default=[0.1, 0.2])
+    parser.add_argument("--contexts", type=float, nargs="*", default=[1.0])
     parser.add_argument("--filter", type=float, nargs="*", default=[-0.5, 0.0])
     parser.add_argument("--best-of", type=int, nargs="*", default=[4])
+    parser.add_argument("--policy", type=_named, action="append", help="DIMENSION=FOLDER")
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--tokens", type=int, default=100)
     args = parser.parse_args()
@@ -237,6 +277,7 @@ def main() -> None:
         leanings = judges.fit(args.base, sentences, read_prompts(args.judge_prompts), drawn)
     learned = vectors(loop, read_prompts(args.learn), sentences)
     made = list(rows(loop, prompts, learned, value, args, sentences))
+    made += trained(loop, prompts, value, args, base)
     judged = judges.Judges(model, tokenizer, sentences, leanings)
     found = Figures(judged, prompts).records(*zip(*made, strict=True))
     texts = {f"{c.name} @{c.beta:g}": [one.text for one in said] for c, said in made}
