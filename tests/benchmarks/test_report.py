@@ -1,0 +1,28 @@
+"""The page's tables are their files', and only they are touched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import report
+
+PAGE = "# Title\n\n<!-- cost table -->\n\nold\n\n<!-- / -->\n\nText.\n"
+
+
+def test_a_table_is_filled_in_and_what_stands_around_it_stays(tmp_path):
+    (tmp_path / "cost.json").write_text(json.dumps({"table": ["| a |", "| --- |"]}))
+    assert report.stale(PAGE, tmp_path) == ["cost table"]
+    page = report.filled(PAGE, tmp_path)
+    assert page == "# Title\n\n<!-- cost table -->\n\n| a |\n| --- |\n\n<!-- / -->\n\nText.\n"
+    assert report.filled(page, tmp_path) == page
+    assert not report.stale(page, tmp_path)
+
+
+def test_a_path_goes_through_lists():
+    assert report.lines_at({"decodings": [{"table": ["x"]}]}, "decodings.0.table") == ["x"]
+
+
+def test_the_page_says_what_the_results_say():
+    folder = Path(report.__file__).parent
+    assert not report.stale((folder / "README.md").read_text(), folder / "results")
