@@ -80,7 +80,9 @@ def main() -> None:
     base = resolve_base(args.base)
     found = list(pairs(args.data, args.dimension, args.least_margin))
     if not found:
-        raise SystemExit(f"{args.data}: no prompt has two responses that differ in {args.dimension}")
+        raise SystemExit(
+            f"{args.data}: no prompt has two responses that differ in {args.dimension}"
+        )
     trainer = DPOTrainer(
         AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
         args=DPOConfig(

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-_TABLE = re.compile(r"(<!-- (?P<name>\S+) (?P<path>\S+) -->\n)(?P<lines>.*?)(<!-- / -->)", re.DOTALL)
+_TABLE = re.compile(
+    r"(<!-- (?P<name>\S+) (?P<path>\S+) -->\n)(?P<lines>.*?)(<!-- / -->)", re.DOTALL
+)
 
 
 def lines_at(result: Any, path: str) -> list[str]:

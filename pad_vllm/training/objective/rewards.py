@@ -43,6 +43,12 @@ def head_rewards(model: PersRM, responses: Sequence[CachedResponse]) -> Tensor:
     return model.features(h, h, _ids(responses))
 
 
+def map_rewards(model: PersRM, M: Tensor, responses: Sequence[CachedResponse]) -> Tensor:
+    """The same of linear maps of h_B, [D, H, H]."""
+    directions = torch.einsum("doh,nh->ndo", M, torch.cat([r.h_B for r in responses]).float())
+    return torch.einsum("nkh,ndh->nkd", model.embeddings(_ids(responses)), directions)
+
+
 def constant_rewards(model: PersRM, d: Tensor, responses: Sequence[CachedResponse]) -> Tensor:
     """The same of one direction [D, H] for all states."""
     return torch.einsum("nkh,dh->nkd", model.embeddings(_ids(responses)), d)

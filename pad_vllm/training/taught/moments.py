@@ -7,6 +7,7 @@ are the same in any order, so workers add theirs up, and a killed run goes on fr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from pad_vllm.training.loop.checkpoint import save_tensors
 
-RIDGE = 0.1
-"""Penalty, in mean squares of a coordinate of h_B. Under a weaker one no step of training improves the heads:
+RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""Penalties to choose from, in mean squares of a coordinate of h_B: few answers, or a wish that the base
+hardly hears, want a stronger one. Under a weaker one than the first no step of training improves the heads:
 the first undo what they learned of rare directions.
 """
 
@@ -73,27 +75,31 @@ class Moments:
         """[D, H] the mean d*: a bias over the vocabulary, which no state changes."""
         return self.d / self.tokens.clamp_min(1)
 
-    def map(self) -> Tensor:
-        """[D, H, H] M of the ridge regression d* = M h, in float64."""
-        return torch.cholesky_solve(self.dh.double().transpose(-1, -2), self._root()).transpose(
-            -1, -2
-        )
+    def map(self, ridge: float) -> Tensor:
+        """[D, H, H] M of the ridge regression d* = M h, in float64. ridge: of RIDGES."""
+        return torch.cholesky_solve(
+            self.dh.double().transpose(-1, -2), self._root(ridge)
+        ).transpose(-1, -2)
 
-    def heads(self, rank: int) -> tuple[Tensor, Tensor]:
-        """A [D, r, H], B [D, H, r]: the map of at most that rank whose error over the tokens is least."""
-        root = self._root()
-        scaled = torch.linalg.solve_triangular(
-            root, self.dh.double().transpose(-1, -2), upper=False
-        ).transpose(-1, -2)  # M L, whose best cut is that of M where h is white
+    def heads(self, rank: int, ridges: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """A [D, r, H], B [D, H, r]: the maps of at most that rank whose errors over the tokens are least, a
+        penalty a dimension.
+        """
+        found = [self._head(rank, *both) for both in zip(self.dh.double(), ridges, strict=True)]
+        A, B = (torch.stack(some) for some in zip(*found, strict=True))
+        return A, B
+
+    def _head(self, rank: int, dh: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+        root = self._root(ridge)
+        # M L, whose best cut is that of M where h is white
+        scaled = torch.linalg.solve_triangular(root, dh.T, upper=False).T
         U, S, Vt = torch.linalg.svd(scaled, full_matrices=False)
-        half = S[:, :rank].sqrt()
-        A = torch.linalg.solve_triangular(
-            root, half[..., None] * Vt[:, :rank], upper=False, left=False
-        )
-        return A.float(), (U[..., :rank] * half[:, None]).float()
+        half = S[:rank].sqrt()
+        A = torch.linalg.solve_triangular(root, half[:, None] * Vt[:rank], upper=False, left=False)
+        return A.float(), (U[:, :rank] * half).float()
 
-    def _root(self) -> Tensor:
+    def _root(self, ridge: float) -> Tensor:
         """L with L L^T = sum of h h^T and the penalty."""
         hh = self.hh.double()
-        penalty = RIDGE * hh.diagonal().mean()
+        penalty = ridge * hh.diagonal().mean()
         return torch.linalg.cholesky(hh + penalty * torch.eye(len(hh), dtype=hh.dtype))

@@ -30,6 +30,7 @@ from pad_vllm.training.objective.rewards import (
     Rewards,
     constant_rewards,
     head_rewards,
+    map_rewards,
     of_one_logit,
     spreads,
     trained_rewards,
@@ -43,7 +44,7 @@ from pad_vllm.training.settings import Teacher
 from pad_vllm.training.taught.answers import Told, draw_apart
 from pad_vllm.training.taught.course import Course
 from pad_vllm.training.taught.lesson import Lesson, Lessons, Parts
-from pad_vllm.training.taught.moments import Moments
+from pad_vllm.training.taught.moments import RIDGES, Moments
 from pad_vllm.training.taught.regression import Regression, shares
 from pad_vllm.training.taught.teacher import LessonStore
 from pad_vllm.training.taught.wishes import wishes
@@ -151,7 +152,8 @@ class TaughtRun(Run):
     def _start(self) -> None:
         """The heads at the closed form; how well a constant direction and these heads do."""
         model = self.model
-        A, B = self.moments.heads(model.head_A.shape[1])
+        self.ridges = self._ridges()
+        A, B = self.moments.heads(model.head_A.shape[1], self.ridges)
         model.head_B.zero_()
         model.head_A[:, : A.shape[1]] = A.to(model.head_A)
         model.head_B[..., : B.shape[-1]] = B.to(model.head_B)
@@ -162,6 +164,20 @@ class TaughtRun(Run):
             ),
             "heads": self._shares(partial(head_rewards, model), self.parts.held_out),
         }
+
+    def _ridges(self) -> list[float]:
+        """Of each dimension the penalty whose map explains most of the validation prompts."""
+        watched = self.parts.validation
+        found = torch.stack(
+            [
+                self._shares(
+                    partial(map_rewards, self.model, self.moments.map(ridge).to(self.model.head_A)),
+                    watched,
+                )
+                for ridge in RIDGES
+            ]
+        )
+        return [RIDGES[best] for best in found.argmax(0)]
 
     def _shares(self, rewards: Rewards, lessons: Sequence[Lesson], most: int = 10**9) -> Tensor:
         return shares(rewards, self._read(lessons), most)
@@ -183,6 +199,7 @@ class TaughtRun(Run):
             "trained": self._shares(trained, held_out),
             "first": self._shares(trained, firsts, _FIRST),
             **self.before,
+            "penalty": torch.tensor(self.ridges),
             "variance": self.moments.variance(),
             "spread": self._spreads(trained),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pad_vllm.training.taught.moments import RIDGE, Moments
+from pad_vllm.training.taught.moments import Moments
 
 H, N = 12, 300
 
@@ -28,22 +28,23 @@ def summed(h, d, parts=1):
 
 def test_heads_of_full_rank_are_the_ridge_regression(tokens):
     h, d = tokens
-    A, B = summed(h, d).heads(H)
-    penalty = (RIDGE * (h**2).sum(0).mean()).sqrt() * torch.eye(H)
-    for i in range(2):
+    ridges = [0.1, 3.0]
+    A, B = summed(h, d).heads(H, ridges)
+    for i, ridge in enumerate(ridges):
+        penalty = (ridge * (h**2).sum(0).mean()).sqrt() * torch.eye(H)
         solved = torch.linalg.lstsq(
             torch.cat([h, penalty]), torch.cat([d[i], torch.zeros(H, H)])
         ).solution.T
         assert torch.allclose(B[i] @ A[i], solved, atol=2e-3)
-        assert torch.allclose(summed(h, d).map()[i].float(), solved, atol=2e-3)
+        assert torch.allclose(summed(h, d).map(ridge)[i].float(), solved, atol=2e-3)
 
 
 def test_heads_of_a_lower_rank_err_least_of_all_maps_of_that_rank(tokens):
     h, d = tokens
     moments = summed(h, d)
-    A, B = moments.heads(4)
+    A, B = moments.heads(4, [0.1, 0.1])
     assert A.shape == (2, 4, H)
-    whole = moments.map().float()
+    whole = moments.map(0.1).float()
     U, S, V = torch.linalg.svd(whole)
     plain = U[..., :4] * S[:, None, :4] @ V[:, :4]
 

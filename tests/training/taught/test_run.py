@@ -11,10 +11,11 @@ import torch
 from planted import kill, require_equal
 
 from pad_vllm.adapter.folder import load_adapter
-from pad_vllm.training.objective.rewards import trained_rewards
+from pad_vllm.training.objective.rewards import map_rewards, trained_rewards
 from pad_vllm.training.report.reevaluate import reevaluate
 from pad_vllm.training.run import Run
 from pad_vllm.training.taught import teacher
+from pad_vllm.training.taught.moments import RIDGES
 from pad_vllm.training.taught.run import TaughtRun
 from pad_vllm.training.teachers import run_of
 
@@ -94,12 +95,25 @@ def test_training_lowers_the_loss_and_raises_the_shares_from_nothing(root):
 def test_heads_start_at_the_closed_form_and_stay_there_without_steps(root):
     run = started(root, "heads", recipe={"epochs": 0, "head_lr": 0.0, "weight_decay": 0.0})
     adapter = run.train()
-    A, B = run.moments.heads(8)
+    A, B = run.moments.heads(8, run.ridges)
     assert torch.equal(adapter.head_A, A)
     assert torch.equal(adapter.head_B, B)
     for row in adapter.config.training["taught"]:
         assert row["trained"] == pytest.approx(row["heads"], abs=1e-3)
     assert all(not b.any() for _, b in adapter.lora.weights.values())
+
+
+def test_a_penalty_is_the_one_that_explains_most_of_the_validation_prompts(root):
+    run = started(root, "penalty", recipe={"epochs": 0})
+    rows = run.train().config.training["taught"]
+    watched = run.parts.validation
+
+    def explained(ridge):
+        return run._shares(partial(map_rewards, run.model, run.moments.map(ridge).float()), watched)
+
+    best = torch.stack([explained(ridge) for ridge in RIDGES]).argmax(0)
+    assert run.ridges == [RIDGES[i] for i in best]
+    assert [row["penalty"] for row in rows] == pytest.approx(run.ridges)
 
 
 def test_heads_alone_are_trained_where_the_fork_is_at_the_top(root):
