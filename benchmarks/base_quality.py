@@ -135,7 +135,7 @@ def main() -> None:
 
     parser = arguments.parser(__doc__)
     arguments.add_question(parser, tokens=48)
-    parser.add_argument("--noises", type=float, nargs="*", default=[0.05, 0.1, 0.2])
+    parser.add_argument("--noises", type=float, nargs="*", default=[0.1, 0.2])
     parser.add_argument("--bits", type=int, nargs="*", choices=(8, 4), default=[8, 4])
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--picture", type=Path)

@@ -2,7 +2,7 @@
 
 In: a file, Batches. Out: what `steering.answers.answers` gives. A question is known by all that decides its
 answers (weights of base and adapter, prompts, conditions, decodings), wherever the folders lie: scripts may
-share a file.
+share a file. It knows no version of the code: remove it where that changes what is drawn.
 """
 
 from __future__ import annotations
