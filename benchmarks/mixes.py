@@ -9,7 +9,7 @@ in one batch, judged by who trained nothing; a win is one in the direction asked
 alone    what a part wins at the same weight with no other beside it
 added    log odds add up: of a part alone, and of what the other parts alone do to its judges
 lost     wins alone less wins in the mix, prompt by prompt
-broken   what is added lies outside of the mix's 95% interval; of 20 parts one does by chance
+broken   what is added is more than two standard errors off, its own among them: of 20 parts one by chance
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def said(mix: Mapping[str, float]) -> str:
     return " ".join(f"{weight:+g} {name}" for name, weight in mix.items())
 
 
-def log_odds(wins: Wins) -> float:
-    """Half a win and half a loss more keep it finite."""
-    won = sum(wins) + 0.5
-    return math.log(won / (len(wins) + 1 - won))
+def log_odds(wins: Wins) -> tuple[float, float]:
+    """And their variance. Half a win and half a loss more keep both finite."""
+    won, lost = sum(wins) + 0.5, len(wins) - sum(wins) + 0.5
+    return math.log(won / lost), 1 / won + 1 / lost
 
 
 def row(
@@ -70,17 +70,18 @@ def row(
     sign = math.copysign(1.0, mix[name])
     won = wished(verdict.wins[name], sign)
     by_part = {other: wished(alone[said({other: mix[other]})].wins[name], sign) for other in mix}
-    added = 1 / (1 + math.exp(-sum(map(log_odds, by_part.values()))))
-    found = share(won)
+    odds, variances = zip(*map(log_odds, by_part.values()), strict=True)
+    in_mix, variance = log_odds(won)
+    off = abs(in_mix - sum(odds)) / (variance + sum(variances)) ** 0.5
     pairs = zip(by_part[name], won, strict=True)
     return {
         "kind": kind,
         "mix": said(mix),
         "part": name,
-        "wins": found,
+        "wins": share(won),
         "alone": round(statistics.mean(by_part[name]), 3),
-        "added": round(added, 3),
-        "broken": not found[1] <= added <= found[2],
+        "added": round(1 / (1 + math.exp(-sum(odds))), 3),
+        "broken": off > 2,
         "lost": [round(before - after, 3) for before, after in pairs],
     }
 

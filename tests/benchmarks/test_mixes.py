@@ -37,6 +37,8 @@ def test_parts_add_up_in_log_odds_and_a_mix_far_from_it_is_broken():
     assert found["added"] == pytest.approx(1 / (1 + math.exp(-2 * math.log(6.5 / 2.5))), abs=1e-3)
     assert found["broken"]
     assert found["lost"] == [1.0] * 6 + [0.0] * 2
+    near = verdict(a=[1.0] * 8, b=[0.0] * 8)
+    assert not mixes.row(mixes.OPPOSED, {"a": 1.0, "b": -1.0}, "a", near, alone)["broken"]
     won = mixes.row(
         mixes.OPPOSED, {"a": 1.0, "b": -1.0}, "b", verdict(a=[1.0] * 8, b=[0.0] * 8), alone
     )
