@@ -48,6 +48,16 @@ def add_answers(
     made.add_argument("--texts", type=Path, help="also write every answer here")
 
 
+def add_question(made: argparse.ArgumentParser, *, tokens: int) -> None:
+    """Of a script that asks a question of answers, judged by who trained nothing."""
+    made.add_argument("--steering", type=Path, required=True, help="prompts that are answered")
+    made.add_argument("--judge-prompts", type=Path, required=True, help="others, for the judges")
+    made.add_argument("--temperature", type=float, default=0.7)
+    made.add_argument("--tokens", type=int, default=tokens)
+    made.add_argument("--dimensions", nargs="+", help="default: all of the adapter's")
+    made.add_argument("--kept", type=Path, help="file of answers (default: beside --out)")
+
+
 def add_timing(
     made: argparse.ArgumentParser, *, batches: Sequence[int], tokens: int, rounds: int
 ) -> None:

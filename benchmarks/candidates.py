@@ -7,6 +7,7 @@ rewards. Those are centred under the base: what all candidates share steers noth
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -52,10 +53,14 @@ class Reader:
         z, ids = guidance.candidates(self.model.base_logits(h), torch.arange(len(h)), self.top_k)
         return Seen(z.double().softmax(-1), z, ids, h)
 
-    @torch.no_grad()
     def told(self, prompt: str, answer: Answer, sentence: str, seen: Seen) -> Tensor:
         """[n, K] float64: how much likelier the told base finds each candidate than the base does."""
-        h = self._hidden(with_wish(json.loads(prompt), sentence), answer)
+        return self.paid(with_wish(json.loads(prompt), sentence), answer, seen)
+
+    @torch.no_grad()
+    def paid(self, chat: Sequence[dict[str, str]], answer: Answer, seen: Seen) -> Tensor:
+        """The same of a base that has read `chat`, whatever it says."""
+        h = self._hidden(chat, answer)
         paid = self.model.base_logits(h).gather(1, seen.ids) - seen.z
         return centred(paid.double().unsqueeze(-1), seen.p).squeeze(-1)
 

@@ -20,8 +20,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,15 @@ from pad_vllm.steering import conditions, judges
 from pad_vllm.steering.answers import Answer, Batch, Decoding, Prompts, answers, losses
 from pad_vllm.steering.conditions import Condition
 from pad_vllm.text.chat import chat_ids
+from pad_vllm.text.preference import with_wish
 from pad_vllm.training.fit import feature_sums, fit
 from pad_vllm.training.sampling.sample import read_prompts
 
 RIDGE = 1e-3  # of the mean of the diagonal
+
+
+Context = Callable[[list[dict[str, str]]], list[dict[str, str]]]
+"""What is made of a conversation."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +72,17 @@ class Space:
         ] = {}  # phi by the told base's rewards, and their square
 
     @torch.no_grad()
-    def read(self, prompts: Prompts, said: Sequence[Answer], sentences: dict[str, str]) -> None:
+    def read(
+        self, prompts: Prompts, said: Sequence[Answer], contexts: Mapping[str, Context]
+    ) -> None:
+        """contexts: what else the base has read, by a name that `projected` knows it by."""
         for prompt, answer in zip(prompts, said, strict=True):
             seen = self.reader.plain(prompt, answer)
             phi = centred(self.model.features(seen.h, seen.h, seen.ids).double(), seen.p)
             self.tokens += len(phi)
             self.gram += torch.einsum("nk,nki,nkj->ij", seen.p, phi, phi)
-            for name, sentence in sentences.items():
-                paid = self.reader.told(prompt, answer, sentence, seen)
+            for name, context in contexts.items():
+                paid = self.reader.paid(context(json.loads(prompt)), answer, seen)
                 both, square = self.told.get(name, (torch.zeros_like(self.gram[0]), 0.0))
                 both = both + torch.einsum("nk,nki,nk->i", seen.p, phi, paid)
                 self.told[name] = both, square + float((seen.p * paid**2).sum())
@@ -192,7 +201,8 @@ def main() -> None:
     )
     reader = Reader.of(args.base, adapter)
     space = Space(reader)
-    space.read(learn[: args.read], one[: args.read], sentences)
+    told = {name: partial(with_wish, text=sentence) for name, sentence in sentences.items()}
+    space.read(learn[: args.read], one[: args.read], told)
     differences = _sums(reader, learn, one) - _sums(reader, learn, other)
     embedded = [_embedded(one), _embedded(other)]
     tastes = Tastes.of(leanings, np.concatenate(embedded))

@@ -31,12 +31,15 @@ class Condition:
     aims: Mapping[str, int] = field(default_factory=dict)
     """Dimension -> 1 for more of it, -1 for less: what it is judged by."""
 
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """Other arguments of a guided request, as `pad_min_p`; the adapter's defaults where there are none."""
+
     def extra_args(self) -> dict[str, Any] | None:
         """Of SamplingParams."""
         if not self.weights:
             return None
         weights = [f"{name}={value:g}" for name, value in self.weights.items()]
-        return {"pad_weights": weights, "pad_beta": self.beta}
+        return {"pad_weights": weights, "pad_beta": self.beta, **self.more}
 
 
 def sentences_of(config: AdapterConfig, told: Mapping[str, str] | None = None) -> dict[str, str]:

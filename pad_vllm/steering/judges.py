@@ -87,10 +87,17 @@ def fit(
     base: str, sentences: Mapping[str, str], prompts: Prompts, decoding: Decoding
 ) -> dict[str, leaning.Leaning]:
     """A judge of meaning for each sentence, from answers to prompts that are not the judged ones."""
-    asked = told(sentences)
-    plain, *wished = answers(Batch(base, None, prompts, [unguided(), *asked], [decoding]))[0]
+    asked = [unguided(), *told(sentences)]
+    return fit_on(sentences, answers(Batch(base, None, prompts, asked, [decoding]))[0])
+
+
+def fit_on(
+    sentences: Mapping[str, str], said: Sequence[Sequence[Answer]]
+) -> dict[str, leaning.Leaning]:
+    """The same of answers that are there. said: unguided, then told each sentence, to the same prompts."""
+    plain, *wished = said
     embedded = embed([one.text for one in plain])
-    tried = max(int(_TRIED * len(prompts)), 1)
+    tried = max(int(_TRIED * len(plain)), 1)
     return {
         name: leaning.fit(embed([one.text for one in said]), embedded, tried)
         for name, said in zip(sentences, wished, strict=True)

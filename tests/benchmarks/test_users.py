@@ -10,6 +10,7 @@ import torch
 import users
 
 from pad_vllm.steering.answers import Answer
+from pad_vllm.text.preference import with_wish
 
 DIMENSIONS = ("a", "b", "c")
 
@@ -21,7 +22,11 @@ def space():
     made = users.Space(candidates.Reader(model, tokenizer, 8))
     chat = '[{"role": "user", "content": "%s"}]'
     said = [Answer("x", (20, 31, 45, 12)), Answer("y", (9, 50, 33))]
-    made.read([chat % "one", chat % "two"], said, {"a": "Be warm.", "b": "Be brief."})
+    told = {
+        "a": lambda c: with_wish(c, "Be warm."),
+        "b": lambda c: with_wish(c, "Be brief."),
+    }
+    made.read([chat % "one", chat % "two"], said, told)
     return made
 
 

@@ -1,0 +1,70 @@
+"""Earlier turns of a hidden user: questions, and answers that were to their taste, though nothing says so.
+
+In: a Setting, users. Out: a Dialogue a user; answers behind it, and how many tokens it costs a request.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from setting import Setting
+from users import User
+
+from pad_vllm.steering import conditions
+from pad_vllm.steering.answers import Answer, Batch, Prompts
+from pad_vllm.steering.conditions import Condition
+from pad_vllm.text.chat import chat_ids
+
+Dialogue = list[tuple[str, Answer]]
+"""Prompts, messages as JSON, and their answers."""
+
+
+def told(setting: Setting, users: Sequence[User], turns: int) -> dict[str, Dialogue]:
+    """By user, drawn from the base that is told their sentences."""
+    sentences = conditions.sentences_of(setting.config)
+    asked = [
+        Condition(user.name, sentence=" ".join(sentences[name] for name in user.taste))
+        for user in users
+    ]
+    prompts = setting.others[:turns]
+    (said,) = setting.kept.answers(Batch(setting.base, None, prompts, asked, [setting.drawn]))
+    return {
+        u.name: list(zip(prompts, row, strict=True)) for u, row in zip(users, said, strict=True)
+    }
+
+
+def messages(dialogue: Dialogue) -> list[dict[str, str]]:
+    """Both sides of it."""
+    found = []
+    for prompt, answer in dialogue:
+        found += [*json.loads(prompt), {"role": "assistant", "content": answer.text}]
+    return found
+
+
+def behind(
+    setting: Setting, users: Sequence[User], known: Mapping[str, Dialogue]
+) -> list[list[Answer]]:
+    """[user][prompt]: unguided, behind the dialogue; without losses, since a plain prompt's are not known."""
+    prompts = [
+        json.dumps([*messages(known[user.name]), *json.loads(prompt)])
+        for user in users
+        for prompt in setting.prompts
+    ]
+    plain = [conditions.unguided()]
+    ((said,),) = setting.kept.answers(Batch(setting.base, None, prompts, plain, [setting.drawn]))
+    said, size = [replace(one, loss=None) for one in said], len(setting.prompts)
+    return [said[start : start + size] for start in range(0, len(said), size)]
+
+
+def length(tokenizer: Any, dialogue: Dialogue, prompts: Prompts) -> int:
+    """Tokens that the dialogue adds to a request, on average."""
+    more = [
+        len(chat_ids(tokenizer, [*messages(dialogue), *json.loads(prompt)]))
+        - len(chat_ids(tokenizer, json.loads(prompt)))
+        for prompt in prompts
+    ]
+    return round(statistics.mean(more))

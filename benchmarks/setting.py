@@ -1,0 +1,89 @@
+"""What a script that asks a question of answers works with: adapter, prompts, judges, a file of answers.
+
+In: arguments of `arguments.add_question`. Out: a Setting. Answers are drawn in float32, in which vLLM's
+losses are the base's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import arguments
+from jury import Jury
+from kept import Kept
+
+from pad_vllm.adapter.folder import load_adapter
+from pad_vllm.adapter.manifest import AdapterConfig
+from pad_vllm.demo.names import resolve_adapter
+from pad_vllm.steering import conditions
+from pad_vllm.steering.answers import Answer, Batch, Decoding, Prompts
+from pad_vllm.steering.conditions import Condition
+from pad_vllm.training.sampling.sample import read_prompts
+
+
+@dataclass(frozen=True)
+class Setting:
+    """dimensions: those asked about, all of the adapter's where none is named."""
+
+    base: str
+    folder: str
+    config: AdapterConfig
+    dimensions: tuple[str, ...]
+    prompts: Prompts
+    drawn: Decoding
+    kept: Kept
+    jury: Jury
+    others: Prompts  # that the judges were fitted on
+    plain: list[Answer]  # the base's answers to them
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Setting:
+        """Draws what judges are fitted on. Raises SystemExit for dimensions that cannot be asked about."""
+        folder = resolve_adapter(args.adapter)
+        config = load_adapter(folder).config
+        names = tuple(args.dimensions or config.dimensions)
+        for name in names:
+            if name not in config.dimensions:
+                raise SystemExit(
+                    f"--dimensions {name}: accepted are {', '.join(config.dimensions)}"
+                )
+        drawn = Decoding(
+            args.temperature,
+            args.tokens,
+            config.top_k,
+            dtype="float32",
+            chat_template=config.chat_template,
+        )
+        kept = Kept(args.kept or args.out.with_suffix(".answers.jsonl"))
+        others, prompts = read_prompts(args.judge_prompts), read_prompts(args.steering)
+        asked = [conditions.unguided(), *conditions.told(conditions.sentences_of(config))]
+        (said,) = kept.answers(Batch(args.base, None, others, asked, [drawn]))
+        jury = Jury.of(config, said)
+        for name in names:
+            if not jury.names(name):
+                raise SystemExit(
+                    f"{name} has no judge that trained nothing; accepted: dimensions that a sentence taught, "
+                    "or that have more than one scorer. Name others: --dimensions"
+                )
+        return cls(args.base, folder, config, names, prompts, drawn, kept, jury, others, said[0])
+
+    def answers(
+        self, asked: Sequence[Condition], folder: str | None = None, base: str | None = None
+    ) -> list[list[Answer]]:
+        """[condition][prompt]. folder: of another adapter; base: another one."""
+        guides = self.folder if folder is None else folder
+        batch = Batch(base or self.base, guides, self.prompts, asked, [self.drawn])
+        return self.kept.answers(batch)[0]
+
+    def about(self) -> Mapping[str, Any]:
+        """For the report."""
+        return {
+            "command": arguments.command(),
+            "prompts": len(self.prompts),
+            "temperature": self.drawn.temperature,
+            "tokens": self.drawn.tokens,
+            "judges": self.jury.accuracies,
+        }

@@ -1,0 +1,87 @@
+"""What replaces parts of an adapter, at which strength, and the whole script."""
+
+from __future__ import annotations
+
+import ablation
+import asked as scenes
+import jury
+import pytest
+import torch
+
+from pad_vllm.adapter.folder import load_adapter, save_adapter
+from pad_vllm.adapter.merge import Part, merge
+from pad_vllm.steering.answers import Batch, Decoding, answers
+from pad_vllm.steering.conditions import Condition, unguided
+
+
+def test_variants_are_the_adapters_own_parts_and_random_ones(asked):
+    trained = load_adapter(asked.adapter)
+    made = ablation.variants(trained, seed=0)
+    assert made["state"].config.dimensions == ("state_warm", "state_dry", "state_calm")
+    assert torch.equal(made["state"].head_B, trained.head_B)
+    assert not made["state"].head_C.any()
+    assert torch.equal(made["constants"].head_C, trained.head_C)
+    assert not made["constants"].head_B.any()
+    assert not torch.equal(made["random"].head_A, trained.head_A)
+
+
+def test_a_stand_in_pays_what_the_dimension_pays():
+    known = {"a": 2.0, "b": 1.0, "random_a": 8.0, "random_b": 4.0, "state_a": 0.0, "state_b": 1.0}
+    found = ablation.alone(["a", "b"], known)
+    assert found["random", "a"] == {"random_a": 0.25}
+    assert found["shuffled", "a"] == {"b": 2.0}
+    assert found["as trained", "b"] == {"b": 1.0}
+    assert ("state", "a") not in found
+    assert ("constants", "a") not in found
+
+
+def test_strategies_share_one_and_every_dimension_is_the_strongest_once():
+    found = ablation.strategies(("a", "b", "c"), 2)
+    assert len(found) == 9
+    assert all(sum(w.values()) == pytest.approx(1) for w in found.values())
+    assert found["normalised", ("c", "a")] == {"c": pytest.approx(2 / 3), "a": pytest.approx(1 / 3)}
+    one = jury.Verdict({"a": [1.0, 0.0], "b": [0.0, 0.0]}, 1.0, 0.0)
+    row = ablation.strategy_row("uniform", 2, {("a", "b"): one})
+    assert row["ranks"] == [0.5, 0.0]
+    assert row["wins"][0] == pytest.approx(0.333, abs=1e-3)
+
+
+def test_the_script_judges_every_variant_and_strategy(asked, monkeypatch):
+    pytest.importorskip("sklearn")
+    picture = asked.folder / "ablation.png"
+    found = asked.run(monkeypatch, ablation.main, "--picture", str(picture))
+    rows = {r["variant"]: r for r in found["rows"]}
+    assert set(rows) == {"no reward", "as trained", "random", "shuffled", "constants", "state"}
+    assert rows["no reward"]["wins"] == [0.5, 0.5, 0.5]
+    assert rows["as trained"]["wins"] == [1.0, 1.0, 1.0]
+    assert rows["shuffled"]["wins"][0] < 1  # the engine knows the dimensions by their names
+    assert [r["variant"] for r in found["strategies"]][:3] == [
+        "uniform of 2",
+        "normalised of 2",
+        "maximum of 2",
+    ]
+    assert found["spread"]["random_warm"] > 0
+    assert picture.stat().st_size > 1000
+    batches = len(asked.batches)
+    assert asked.run(monkeypatch, ablation.main)["rows"] == found["rows"]
+    assert len(asked.batches) == batches
+
+
+@pytest.mark.engine
+def test_variants_answer_in_one_batch_of_a_real_engine(tmp_path, monkeypatch):
+    """One candidate leaves a reward nothing: what any variant then says is the base's own greedy answer."""
+    scene = scenes.made(tmp_path, monkeypatch)
+    trained = load_adapter(scene.adapter)
+    parts = [trained, *ablation.variants(trained, seed=0).values()]
+    adapter = merge([Part(one, {}) for one in parts])
+    save_adapter(adapter, tmp_path / "variants", "x")
+    names = adapter.config.dimensions
+    prompts = ['[{"role": "user", "content": "one"}]', '[{"role": "user", "content": "two"}]']
+    alone = [Condition(name, {name: 1.0}, 2.0, more={"pad_top_k": 1}) for name in names]
+    asked = [unguided(), *alone, Condition("free", {names[0]: 1.0}, 20.0)]
+    drawn = [Decoding(0.0, 6, dtype="float32"), Decoding(0.7, 6, dtype="float32")]
+    batch = Batch(str(scene.base), str(tmp_path / "variants"), prompts, asked, drawn)
+    greedy, sampled = answers(batch)
+    for row in (*greedy[1:-1], *sampled[1:-1]):
+        assert [one.token_ids for one in row] == [one.token_ids for one in greedy[0]]
+    assert greedy[-1] != greedy[0]

@@ -1,0 +1,80 @@
+"""Users who say nothing: what their dialogues are, what weights are read from them, and the whole script."""
+
+from __future__ import annotations
+
+import json
+
+import candidates
+import dialogue
+import history
+import pytest
+import tiny
+import torch
+import users
+from asked import embed
+
+from pad_vllm.steering.answers import Answer
+
+CHAT = '[{"role": "user", "content": "%s"}]'
+
+
+@pytest.fixture(scope="module")
+def space():
+    model = tiny.persrm("llama", 4, ("a", "b"), 0.5)
+    made = users.Space(candidates.Reader(model, tiny.tokenizer(), 8))
+    made.read([CHAT % "one"], [Answer("x", (20, 31, 45, 12))], {})
+    return made
+
+
+def test_a_user_likes_a_dimension_or_two():
+    found = history.hidden(("a", "b", "c"), 2)
+    assert [u.name for u in found] == ["a", "b", "c", "a and b", "a and c"]
+    assert found[3].taste == {"a": 1.0, "b": 1.0}
+
+
+def test_a_dialogue_is_both_sides_of_it():
+    found = dialogue.messages([(CHAT % "hi", Answer("ho", (1,)))])
+    assert [m["role"] for m in found] == ["user", "assistant"]
+    assert found[1]["content"] == "ho"
+
+
+def test_the_slope_is_that_of_the_answers_likelihood(space):
+    prompt = CHAT % "one"
+    ids = space.reader.plain(prompt, Answer("", (5, 6, 7))).ids
+    answer = Answer("", (*ids[0, 3:4].tolist(), 6, 7))
+    slope = history.likelihood(space, [(prompt, answer)])
+    seen = space.reader.plain(prompt, answer)
+    with torch.no_grad():
+        phi = space.model.features(seen.h, seen.h, seen.ids).double()
+    w = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    log = (seen.z.double() + phi @ w).log_softmax(-1)
+    log[seen.ids == torch.tensor(answer.token_ids)[:, None]].sum().backward()
+    torch.testing.assert_close(slope, w.grad)
+    assert slope.abs().max() > 0
+
+
+def test_rewards_agree_with_themselves_whatever_their_scale(space):
+    assert history.agreement(space, {"a": 3.0}, {"a": 0.1}) == 1.0
+    assert history.agreement(space, {"a": 1.0, "b": 0.5}, {"a": -1.0, "b": -0.5}) == -1.0
+
+
+def test_the_script_compares_what_was_read_with_the_history_itself(asked, monkeypatch):
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(history, "embed", embed)
+    picture = asked.folder / "history.png"
+    more = ["--turns", "2", "--read", "2", "--mixed", "1", "--picture", str(picture)]
+    found = asked.run(monkeypatch, history.main, *more)
+    assert [r["way"] for r in found["all"]] == list(history.WAYS)
+    rows = {(r["user"], r["way"]): r for r in found["rows"]}
+    assert len(rows) == 4 * 4
+    assert rows["warm", "oracle"]["agrees"] == 1.0
+    assert set(rows["warm", "read"]["weights"]) == {"warm", "dry", "calm"}
+    assert rows["warm", "history"]["prompt"] > 0
+    assert rows["warm", "read"]["prompt"] == 0
+    assert rows["warm", "history"]["perplexity"] > 0
+    assert picture.stat().st_size > 1000
+    _, told, _, kept = asked.batches
+    assert told.conditions[-1].sentence == "be warm be dry"
+    last = json.loads(kept.prompts[0])
+    assert [m["role"] for m in last] == ["user", "assistant"] * 2 + ["user"]
+    assert kept.adapter is None
