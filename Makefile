@@ -16,11 +16,11 @@ TOKENIZERS_PARALLELISM ?= false
 export VLLM_CPU_KVCACHE_SPACE VLLM_LOGGING_LEVEL VLLM_NO_USAGE_STATS DO_NOT_TRACK HF_HUB_OFFLINE \
 	TOKENIZERS_PARALLELISM
 
-.PHONY: help setup models smollm2 lint fast check engine test exhaustive demo train-demo bench format
+.PHONY: help setup models smollm2 lint fast check engine test exhaustive demo train-demo bench evidence evidence-smoke format
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | \
-		while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+		while IFS='|' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
 
 setup:  ## make .venv (PYTHON=... to choose the interpreter)
 	@scripts/setup.sh
@@ -63,6 +63,12 @@ train-demo: setup smollm2  ## train an adapter on a small slice and serve it, in
 
 bench: setup smollm2  ## time PAD against plain vLLM
 	@$(PYTHON_BIN) benchmarks/speed.py
+
+evidence: setup smollm2  ## make every result again, PROMPTS=FILE; hours, goes on where it stopped
+	@$(PYTHON_BIN) benchmarks/evidence.py $(if $(PROMPTS),--prompts $(PROMPTS)) --out evidence
+
+evidence-smoke: setup smollm2  ## a slice of each
+	@$(PYTHON_BIN) benchmarks/evidence.py --smoke --out evidence-smoke
 
 format: setup  ## let ruff put the code in order
 	@$(PYTHON_BIN) -m ruff check --quiet --fix .

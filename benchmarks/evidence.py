@@ -100,6 +100,7 @@ def main() -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     args.out.mkdir(parents=True, exist_ok=True)
     places = prompt_files(args.out, args.prompts, args.smoke)
+    places["tokens"] = "8" if args.smoke else "80"
     table = json.loads((HERE / "evidence.json").read_text())
     if unknown := set(args.only or ()) - set(table):
         raise SystemExit(f"--only {unknown.pop()}: evidence.json has {', '.join(table)}")
