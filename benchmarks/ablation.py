@@ -95,7 +95,7 @@ def alone(
             stand_ins[SHUFFLED] = names[(place + 1) % len(names)]
         for variant, other in stand_ins.items():
             if known.get(other):
-                found[variant, name] = {other: known[name] / known[other]}
+                found[variant, name] = {other: float(f"{known[name] / known[other]:.4g}")}
     return found
 
 

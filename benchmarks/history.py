@@ -74,7 +74,9 @@ def weights(space: Space, user: User, known: Dialogue) -> dict[str, dict[str, fl
         READ: space.projected(user.name, user.known)[0],
         SAID: space.projected(SAID, user.known)[0],
     }
-    return {way: space.of_one_logit(w) for way, w in {**found, ORACLE: user.taste}.items()}
+    scaled = {way: space.of_one_logit(w) for way, w in {**found, ORACLE: user.taste}.items()}
+    # Rounded, so that the question is the same when it is asked again.
+    return {way: {name: round(x, 4) for name, x in w.items()} for way, w in scaled.items()}
 
 
 def agreement(space: Space, one: Mapping[str, float], two: Mapping[str, float]) -> float:
