@@ -78,7 +78,7 @@ def test_variants_answer_in_one_batch_of_a_real_engine(tmp_path, monkeypatch):
     names = adapter.config.dimensions
     prompts = ['[{"role": "user", "content": "one"}]', '[{"role": "user", "content": "two"}]']
     alone = [Condition(name, {name: 1.0}, 2.0, more={"pad_top_k": 1}) for name in names]
-    asked = [unguided(), *alone, Condition("free", {names[0]: 1.0}, 20.0)]
+    asked = [unguided(), *alone, Condition("free", {names[0]: 1.0}, 10.0)]
     drawn = [Decoding(0.0, 6, dtype="float32"), Decoding(0.7, 6, dtype="float32")]
     batch = Batch(str(scene.base), str(tmp_path / "variants"), prompts, asked, drawn)
     greedy, sampled = answers(batch)
