@@ -275,7 +275,9 @@ def main() -> None:
     if args.judge_prompts is not None:
         drawn = Decoding(args.temperature, args.tokens, dtype="float32")
         leanings = judges.fit(args.base, sentences, read_prompts(args.judge_prompts), drawn)
-    learned = vectors(loop, read_prompts(args.learn), sentences)
+    learned = {}
+    if args.activation:
+        learned = vectors(loop, read_prompts(args.learn), sentences)
     made = list(rows(loop, prompts, learned, value, args, sentences))
     made += trained(loop, prompts, value, args, base)
     judged = judges.Judges(model, tokenizer, sentences, leanings)
