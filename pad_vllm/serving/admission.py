@@ -18,7 +18,7 @@ from pad_vllm.adapter.manifest import read_config
 from pad_vllm.adapter.shapes import attention_kinds, require_boundary, require_shapes
 from pad_vllm.config import PADConfig
 from pad_vllm.engines.reward_model.load import require_length, require_reward_backbone, tokenizer_of
-from pad_vllm.params import EXPLAIN, PREFERENCE, parse
+from pad_vllm.params import EXPLAIN, PREFERENCE, WEIGHTS, parse
 from pad_vllm.serving import adapters, reasoning, requests
 from pad_vllm.serving.quantised import stored_by
 from pad_vllm.serving.refusals import require_forkable, require_servable, require_wiring
@@ -27,6 +27,7 @@ from pad_vllm.text.tokens import Reader
 from pad_vllm.vllm_api.front_end import Admit
 from pad_vllm.vllm_api.names import VllmConfig, init_logger
 from pad_vllm.vllm_api.requests import on_request
+from pad_vllm.wording import show
 
 logger = init_logger(__name__)
 
@@ -147,8 +148,10 @@ def front_end(config: VllmConfig) -> Admit:
     if pad.reasoning == "unguided":
         reasoning.markers(config)
 
-    def admit(params: Any) -> bool:
+    def admit(params: Any, lora: str | None = None) -> bool:
         guided = parse(params.extra_args, accepted)
+        if guided is not None and lora is not None:
+            raise _under(lora, config.model_config.served_model_name)
         if guided is not None and guided.explain and params.n != 1:
             raise ValueError(
                 f"{EXPLAIN} together with n {params.n}: one answer a request is explained; accepted: n 1. "
@@ -157,3 +160,13 @@ def front_end(config: VllmConfig) -> Admit:
         return guided is not None
 
     return admit
+
+
+def _under(lora: str, base: Any) -> ValueError:
+    """base: the name, or names, that clients give the served model."""
+    name = base if isinstance(base, str) else base[0]
+    return ValueError(
+        f"{WEIGHTS} together with the LoRA {show(lora)}: the reward model was trained on the base, whose "
+        f"states are others under a LoRA; accepted: guided requests of the base. Ask for the model "
+        f"{show(name)}, or leave the pad_ arguments out."
+    )

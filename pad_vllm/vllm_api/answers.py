@@ -132,16 +132,16 @@ def _whole(parts: Iterable[Outcome | None]) -> Outcome:
     return known[0] if len(known) == 1 else total(known) or unknown()
 
 
-def tell_offline(guided: Callable[[Any, Any], bool]) -> None:
-    """In this process, `LLMEngine` marks the requests that are guided(engine, params), and its finished
-    outputs have the field `pad`. Calling twice changes nothing.
+def tell_offline(guided: Callable[[Any, Any, Iterable[Any]], bool]) -> None:
+    """In this process, `LLMEngine` marks the requests that are guided(engine, params, all that they came
+    with), and its finished outputs have the field `pad`. Calling twice changes nothing.
     """
     from vllm.v1.engine.llm_engine import LLMEngine
 
     def add_request(
         original: Any, engine: Any, request_id: str, prompt: Any, params: Any, *a: Any, **k: Any
     ) -> Any:
-        if not guided(engine, params):
+        if not guided(engine, params, (prompt, *a, *k.values())):
             return original(engine, request_id, prompt, params, *a, **k)
         params, mark = marked(params)
         added = original(engine, request_id, prompt, params, *a, **k)

@@ -64,6 +64,15 @@ TESTED: dict[str, dict[str, str]] = {
         "LogitsProcessor._get_logits": "fa77f2300fb7",
         "LogitsProcessor._gather_logits": "13e43c78db4c",
     },
+    "lora/layers/logits_processor.py": {
+        "LogitsProcessorWithLoRA._get_logits": "3f15be55393d",
+    },
+    "lora/request.py": {
+        "LoRARequest": "080a257b0e0a",
+    },
+    "v1/worker/lora_model_runner_mixin.py": {
+        "LoRAModelRunnerMixin.load_lora_model": "db6c0da5dad2",
+    },
     "model_executor/models/llama.py": {
         "LlamaMLP.forward": "51b2e1d0763d",
         "LlamaAttention.forward": "78be7f1d5354",

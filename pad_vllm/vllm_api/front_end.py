@@ -8,10 +8,11 @@ HTTP 400.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from vllm import envs
+from vllm.lora.request import LoRARequest
 from vllm.v1.engine.input_processor import InputProcessor
 
 from pad_vllm.vllm_api import answers
@@ -20,8 +21,10 @@ from pad_vllm.vllm_api.metrics import metrics
 from pad_vllm.vllm_api.names import SamplingParams, VllmConfig, VLLMValidationError
 from pad_vllm.vllm_api.responses import fill_responses
 
-Admit = Callable[[SamplingParams], bool]
-"""Of a request's parameters: whether it is guided. Raises ValueError for one that is refused."""
+Admit = Callable[[SamplingParams, str | None], bool]
+"""Of a request's parameters and the name of its LoRA: whether it is guided. Raises ValueError for one that is
+refused.
+"""
 
 
 def on_admission(check: Callable[[VllmConfig], Admit | None]) -> None:
@@ -60,11 +63,11 @@ def _attach(processor: Any, admit: Admit) -> None:
     assert name is not None, "probe() ran at register()"
     original = getattr(processor, name)
 
-    def check(params: Any) -> bool:
+    def check(params: Any, lora: str | None = None) -> bool:
         if not isinstance(params, SamplingParams):
             return False
         try:
-            return admit(params)
+            return admit(params, lora)
         except ValueError as error:
             metrics().refused()
             raise VLLMValidationError(str(error)) from None
@@ -81,10 +84,18 @@ def _attach(processor: Any, admit: Admit) -> None:
     fill_responses()
 
 
-def _guided(engine: Any, params: Any) -> bool:
-    """Whether this engine guides a request with these parameters. Raises VLLMValidationError."""
+def _guided(engine: Any, params: Any, given: Iterable[Any]) -> bool:
+    """Whether this engine guides a request with these parameters; given: all that it came with. Raises
+    VLLMValidationError.
+    """
     check = getattr(getattr(engine, "input_processor", None), "pad_check", None)
-    return check is not None and bool(check(params))
+    return check is not None and bool(check(params, _lora(given)))
+
+
+def _lora(given: Iterable[Any]) -> str | None:
+    """The name of the LoRA among a request's parts, one of which may be a request itself."""
+    parts = (getattr(one, "lora_request", one) for one in given)
+    return next((one.lora_name for one in parts if isinstance(one, LoRARequest)), None)
 
 
 def _hook_streams() -> None:
@@ -104,7 +115,7 @@ def _hook_streams() -> None:
 def _generate(
     original: Any, engine: Any, prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    if not _guided(engine, sampling_params):
+    if not _guided(engine, sampling_params, (prompt, *args, *kwargs.values())):
         return original(engine, prompt, sampling_params, *args, **kwargs)
     params, mark = answers.marked(sampling_params)
     outputs = original(engine, prompt, params, *args, **kwargs)
@@ -112,8 +123,9 @@ def _generate(
 
 
 def _check_arguments(original: Any, serving: Any, *args: Any, **kwargs: Any) -> Any:
-    for value in (*args, *kwargs.values()):
-        _guided(serving.engine_client, value)
+    given = (*args, *kwargs.values())
+    for value in given:
+        _guided(serving.engine_client, value, given)
     return original(serving, *args, **kwargs)
 
 

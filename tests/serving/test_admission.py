@@ -192,7 +192,6 @@ ON = {
     },
     "context parallelism": {"parallel": {"decode_context_parallel_size": 2}},
     "dual batch overlap": {"parallel": {"use_ubatching": True}},
-    "--enable-lora": {"lora_config": object()},
     "speculative decoding on vLLM's V1 runner": {"speculative_config": object()},
     "KV connectors": {"kv_transfer_config": object()},
     "elastic expert parallelism": {"parallel": {"enable_elastic_ep": True}},
@@ -320,6 +319,22 @@ def heads(base, tmp_path):
     """Settings of an adapter with heads only."""
     folder = tiny.write_adapter(base, tmp_path / "heads", fork_layer=4, std=0.05)
     return {"adapter": str(folder)}
+
+
+def test_a_fork_is_refused_beside_loras_and_heads_are_not(config, heads):
+    with pytest.raises(ValueError, match="not fork a model with --enable-lora yet; .*heads only"):
+        admission.front_end(config(lora_config=object()))
+    admit = admission.front_end(
+        config(
+            settings=heads, lora_config=object(), model_config={"served_model_name": ["base", "b"]}
+        )
+    )
+    assert admit(Extra(), "sql") is False
+    assert admit(Extra(pad_weights="helpful=1")) is True
+    with pytest.raises(
+        ValueError, match="the LoRA 'sql'.*accepted: guided.*Ask for the model 'base'"
+    ):
+        admit(Extra(pad_weights="helpful=1"), "sql")
 
 
 @pytest.mark.parametrize("cache_dtype", ["fp8", "fp8_e4m3", "fp8_e5m2"])

@@ -58,7 +58,7 @@ def hooked(monkeypatch):
     monkeypatch.setattr(LLMEngine, "add_request", add_request)
     monkeypatch.setattr(LLMEngine, "step", step)
     for _ in range(2):
-        tell_offline(lambda _engine, params: bool(params.extra_args))
+        tell_offline(lambda _engine, params, _given: bool(params.extra_args))
 
 
 def run(engine, *extra_args):
