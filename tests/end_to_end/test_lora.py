@@ -17,20 +17,32 @@ GUIDED = {"pad_weights": "helpful=1,humor=-1"}
 LORA = {"enable_lora": True, "max_lora_rank": 8, "max_loras": 3}
 
 
+@pytest.fixture(
+    scope="module",
+    params=[
+        "v2 llama",
+        pytest.param("v1 qwen2", marks=pytest.mark.exhaustive),
+    ],  # qwen2's lm_head is tied
+)
+def case(request):
+    """The runner, and the family of the base."""
+    return request.param.split()
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(case, tmp_path_factory):
     """The base, an adapter with heads only, and two LoRAs of the base as requests name them."""
-    root = tmp_path_factory.mktemp("lora")
-    base = tiny.checkpoint("llama", root / "base")
-    layers = tiny.config("llama").num_hidden_layers
+    root, (_, family) = tmp_path_factory.mktemp("lora"), case
+    base = tiny.checkpoint(family, root / "base")
+    layers = tiny.config(family).num_hidden_layers
     adapter = tiny.write_adapter(base, root / "adapter", fork_layer=layers, std=0.2)
     folders = [tiny.write_lora(base, root / f"lora{seed}", seed=seed) for seed in (1, 2)]
     loras = [[f"lora{seed}", seed, str(folder)] for seed, folder in enumerate(folders, 1)]
     return base, adapter, loras
 
 
-@pytest.fixture(scope="module", params=["v2", "v1"])
-def runs(request, made):
+@pytest.fixture(scope="module")
+def runs(case, made):
     """The answers of the mixed batch, of one kind alone on an engine without LoRAs, and of plain vLLM."""
     base, adapter, loras = made
     kinds = {
@@ -46,8 +58,8 @@ def runs(request, made):
         {"llm": pad(base, adapter), "requests": [*kinds["guided"], *kinds["unguided"]]},
         {"llm": plain(base, **LORA), "requests": kinds["lora"]},
     ]
-    together, bare, vllm = engines(jobs, V2_ENV if request.param == "v2" else None)
-    assert together["runner"] == request.param
+    together, bare, vllm = engines(jobs, V2_ENV if case[0] == "v2" else None)
+    assert together["runner"] == case[0]
     said = dict.fromkeys(kinds)
     for kind, one in zip(of, tokens(together), strict=True):
         said[kind] = [*(said[kind] or ()), one]

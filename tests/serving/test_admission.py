@@ -113,7 +113,7 @@ class Extra(dict):
 def test_only_one_answer_a_request_is_explained(config):
     admit, asked = admission.front_end(config()), Extra(pad_weights="brief=1", pad_explain=True)
     asked.n = 1
-    assert admit(asked) is True
+    assert admit(asked) is not None
     asked.n = 2
     with pytest.raises(ValueError, match="pad_explain together with n 2.*accepted: n 1"):
         admit(asked)
@@ -129,8 +129,8 @@ def test_an_engine_that_does_not_ask_for_pad_is_left_alone(config):
 def test_a_request_within_the_limits_passes_and_another_is_refused_by_name(config):
     admit = admission.front_end(config())
 
-    assert admit(Extra()) is False
-    assert admit(Extra(pad_weights="helpful=1", pad_beta=3, somebody_elses=1)) is True
+    assert admit(Extra()) is None
+    assert admit(Extra(pad_weights="helpful=1", pad_beta=3, somebody_elses=1)) is not None
     with pytest.raises(ValueError, match="helpfull.*Accepted dimensions: helpful, brief, humor"):
         admit(Extra(pad_weights="helpfull=1"))
 
@@ -329,8 +329,8 @@ def test_a_fork_is_refused_beside_loras_and_heads_are_not(config, heads):
             settings=heads, lora_config=object(), model_config={"served_model_name": ["base", "b"]}
         )
     )
-    assert admit(Extra(), "sql") is False
-    assert admit(Extra(pad_weights="helpful=1")) is True
+    assert admit(Extra(), "sql") is None
+    assert admit(Extra(pad_weights="helpful=1")) is not None
     with pytest.raises(
         ValueError, match="the LoRA 'sql'.*accepted: guided.*Ask for the model 'base'"
     ):
