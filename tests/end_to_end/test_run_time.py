@@ -15,7 +15,7 @@ import tiny
 from cases import greedy
 from harness import V2_ENV, engines, free_port, pad, serving
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.exhaustive]
 
 TOKENS = 32
 PROMPT = [3 + 7 * place % 256 for place in range(12)]
@@ -58,7 +58,6 @@ def guidance(name):
     return {"pad_weights": WEIGHTS[name], **named}
 
 
-LONG = pytest.mark.exhaustive
 TWO_ENGINES = ["--data-parallel-size", "2", "--api-server-count", "1"]
 
 
@@ -66,9 +65,9 @@ TWO_ENGINES = ["--data-parallel-size", "2", "--api-server-count", "1"]
     scope="module",
     params=[
         pytest.param((V2_ENV, []), id="v2"),
-        pytest.param(({}, []), id="v1", marks=LONG),
-        pytest.param(({}, TWO_ENGINES), id="two engines", marks=LONG),
-        pytest.param(({}, ["--tensor-parallel-size", "2"]), id="two ranks", marks=LONG),
+        pytest.param(({}, []), id="v1"),
+        pytest.param(({}, TWO_ENGINES), id="two engines"),
+        pytest.param(({}, ["--tensor-parallel-size", "2"]), id="two ranks"),
     ],
 )
 def server(request):
