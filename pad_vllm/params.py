@@ -34,7 +34,7 @@ class Guidance:
 
     weights: tuple[float, ...]
     """One per dimension, in the adapter's order; 0 for a dimension the request did not name. Where several
-    adapters are served, of all of them, one after the other.
+    adapters are served their dimensions have places one after the other, and zeros stand before these.
     """
 
     beta: float
@@ -86,8 +86,11 @@ class Limits:
     engine: str = "shared"
     """The reward engine that serves."""
 
-    places: tuple[int, int] = (0, 0)
-    """How many dimensions of other adapters stand before this one's, and behind."""
+    place: int = 0
+    """Where this adapter's dimensions begin among those of all that are served."""
+
+    key: str | None = None
+    """What the worker knows it by, where that may not be the name that a client gives."""
 
     others: Mapping[str, "Limits"] = field(default_factory=dict)
     """What the other adapters accept, by the name that a request gives."""
@@ -103,6 +106,11 @@ class Limits:
                     f"most {limit:g}. Raise max_{name} in additional_config['pad'], or lower "
                     f"{name} in pad_config.json."
                 )
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The argument by which the worker knows the adapter, in the place of the client's."""
+        return {} if self.key is None else {ADAPTER: self.key}
 
     def of(self, name: str | None) -> "Limits":
         """Those of the adapter that a request names; None is the one that needs no name."""
@@ -144,8 +152,7 @@ def parse(extra_args: Mapping[str, object] | None, limits: Limits) -> Guidance |
         )
     no_repeat = limits.no_repeat if given.no_repeat is None else given.no_repeat
     min_p = limits.min_p if given.min_p is None else given.min_p
-    before, behind = limits.places
-    weights = (0.0,) * before + _ordered(given.weights, limits.dimensions) + (0.0,) * behind
+    weights = (0.0,) * limits.place + _ordered(given.weights, limits.dimensions)
     return Guidance(weights, beta, top_k, given.preference, no_repeat, min_p, given.explain)
 
 

@@ -95,13 +95,13 @@ def test_any_other_share_is_refused_with_what_is_accepted(share):
 
 
 def test_a_request_names_one_of_several_adapters_whose_names_and_defaults_then_hold():
-    work = Limits(("formal",), 0.5, 10, 10, 100, places=(3, 1))
-    limits = dataclasses.replace(LIMITS, places=(0, 2), others={"work": work})
+    work = Limits(("formal",), 0.5, 10, 10, 100, place=3, key="work#1")
+    limits = dataclasses.replace(LIMITS, others={"work": work})
     asked = parse({"pad_weights": "formal=2", "pad_adapter": "work"}, limits)
-    assert (asked.weights, asked.beta, asked.top_k) == ((0.0, 0.0, 0.0, 2.0, 0.0), 0.5, 10)
-    own = parse({"pad_weights": "humor=1"}, limits)
-    assert own.weights[-2:] == (0.0, 0.0)
-    assert len(own.weights) == 5
+    assert (asked.weights, asked.beta, asked.top_k) == ((0.0, 0.0, 0.0, 2.0), 0.5, 10)
+    assert len(parse({"pad_weights": "humor=1"}, limits).weights) == 3
+    assert limits.of("work").named == {"pad_adapter": "work#1"}
+    assert limits.of(None).named == {}
     for args, said in (
         ({"pad_weights": "humor=1", "pad_adapter": "work"}, "Accepted dimensions: formal"),
         ({"pad_weights": "formal=1", "pad_adapter": "play"}, "'play'; accepted: work"),

@@ -136,6 +136,23 @@ def checkpoint(family: str, folder: Path, words: Any = None) -> Path:
     return folder
 
 
+def write_lora(checkpoint: Path, folder: Path, seed: int = 0) -> Path:
+    """A random LoRA of the base in `checkpoint`, as PEFT writes one."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    made = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.15)
+    made.save_pretrained(folder)
+    return folder
+
+
 def tokenizer() -> Any:
     """A token for every byte, with a chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -39,7 +39,7 @@ def merge(
 
     Raises AdapterError for trunks, different backbones or chat templates, and unknown dimensions.
     """
-    _require_alike(parts)
+    require_alike(parts)
     first = parts[0].adapter.config
     names = tuple(dict.fromkeys(name for part in parts for name in part.factors))
     heads = [_head(parts, name) for name in names]
@@ -80,7 +80,8 @@ def _training(part: Part) -> dict[str, object]:
     return {**part.adapter.config.training, "dimensions": dict(part.factors)}
 
 
-def _require_alike(parts: Sequence[Part]) -> None:
+def require_alike(parts: Sequence[Part]) -> None:
+    """Raises AdapterError where they cannot stand side by side."""
     first = parts[0].adapter.config
     for part in parts:
         config, path = part.adapter.config, part.adapter.path

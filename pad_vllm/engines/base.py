@@ -45,7 +45,7 @@ class Step:
     total: int  # logits rows of this step, guided or not
     rows: Tensor  # [G] int64 among those from `begin` on, ascending
     ids: Tensor  # [G, K] int64, the base's best candidates, best first
-    w: Tensor  # [G, D] float32
+    w: Tensor  # [G, D] float32; dimensions behind the last of them weigh 0
     requests: Sequence[Request]  # of the rows, in their order
     begin: int = 0  # where the slice of the step's rows begins that these are of
     last: bool = True  # whether it is the last slice

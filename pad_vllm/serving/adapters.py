@@ -1,7 +1,8 @@
 """The adapters of one engine: a single one, or several whose heads stand side by side.
 
 In: PAD's settings. Out: the Adapter that the engine runs, and what requests may ask of each. With several, a
-request's weights are those of all dimensions, zeros but for its own adapter's: one batch, one rule.
+request's weights are those of all dimensions, zeros but for its own adapter's: one batch, one rule. More may
+come and go while the server runs: roster.py in the front end, arrivals.py in the workers.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ def limits(pad: PADConfig) -> Limits:
         replace(
             limits_of(config, pad.max_beta, pad.max_top_k),
             engine=pad.engine,
-            places=(sum(sizes[:place]), sum(sizes[place + 1 :])),
+            place=sum(sizes[:number]),
         )
-        for place, config in enumerate((first, *others))
+        for number, config in enumerate((first, *others))
     ]
     return replace(found[0], others=dict(zip(pad.adapters, found[1:], strict=True)))
 

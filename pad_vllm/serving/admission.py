@@ -18,15 +18,16 @@ from pad_vllm.adapter.manifest import read_config
 from pad_vllm.adapter.shapes import attention_kinds, require_boundary, require_shapes
 from pad_vllm.config import PADConfig
 from pad_vllm.engines.reward_model.load import require_length, require_reward_backbone, tokenizer_of
-from pad_vllm.params import EXPLAIN, PREFERENCE, parse
+from pad_vllm.params import ADAPTER, EXPLAIN, PREFERENCE, WEIGHTS, Limits, parse
 from pad_vllm.serving import adapters, reasoning, requests
 from pad_vllm.serving.quantised import stored_by
 from pad_vllm.serving.refusals import require_forkable, require_servable, require_wiring
+from pad_vllm.serving.roster import Roster
 from pad_vllm.text.chat import template_text
 from pad_vllm.text.tokens import Reader
-from pad_vllm.vllm_api.front_end import Admit
 from pad_vllm.vllm_api.names import VllmConfig, init_logger
 from pad_vllm.vllm_api.requests import on_request
+from pad_vllm.wording import show
 
 logger = init_logger(__name__)
 
@@ -126,13 +127,13 @@ def end_token(config: VllmConfig) -> int:
     return ends[0]
 
 
-def front_end(config: VllmConfig) -> Admit:
+def front_end(config: VllmConfig) -> Admission:
     """Raises ValueError for a config PAD cannot serve; returns the check of requests."""
     pad = settings(config)
     # The worker loads it again; loaded here too, a broken one is reported without a worker's traceback.
     adapter = adapters.load(pad)
     check_backbone(config, pad, adapter, fetched=False)
-    accepted = adapters.limits(pad)
+    roster = Roster(pad, loras=config.lora_config is not None)
     if pad.engine == "shared":
         base = config.model_config.hf_config
         require_shapes(adapter, base)
@@ -147,13 +148,37 @@ def front_end(config: VllmConfig) -> Admit:
     if pad.reasoning == "unguided":
         reasoning.markers(config)
 
-    def admit(params: Any) -> bool:
-        guided = parse(params.extra_args, accepted)
-        if guided is not None and guided.explain and params.n != 1:
+    return Admission(roster, config)
+
+
+class Admission:
+    """The check of one front end's requests."""
+
+    def __init__(self, adapters: Roster, config: VllmConfig) -> None:
+        self.adapters = adapters
+        self._model_config = config.model_config
+
+    def __call__(self, params: Any, lora: str | None = None) -> Limits | None:
+        """See vllm_api.front_end.RequestCheck."""
+        limits = self.adapters.limits
+        guided = parse(params.extra_args, limits)
+        if guided is None:
+            return None
+        if lora is not None:
+            raise _under(lora, self._model_config.served_model_name)
+        if guided.explain and params.n != 1:
             raise ValueError(
                 f"{EXPLAIN} together with n {params.n}: one answer a request is explained; accepted: n 1. "
                 f"Ask {params.n} times, or leave {EXPLAIN} out."
             )
-        return guided is not None
+        return limits.of(params.extra_args.get(ADAPTER))
 
-    return admit
+
+def _under(lora: str, base: Any) -> ValueError:
+    """base: the name, or names, that clients give the served model."""
+    name = base if isinstance(base, str) else base[0]
+    return ValueError(
+        f"{WEIGHTS} together with the LoRA {show(lora)}: the reward model was trained on the base, whose "
+        f"states are others under a LoRA; accepted: guided requests of the base. Ask for the model "
+        f"{show(name)}, or leave the pad_ arguments out."
+    )

@@ -10,7 +10,7 @@ from typing import Any
 
 from pad_vllm.config import LOAD_FORMAT
 from pad_vllm.serving.refusals import wants_pad
-from pad_vllm.vllm_api.front_end import Admit, on_admission
+from pad_vllm.vllm_api.front_end import RequestCheck, on_admission
 from pad_vllm.vllm_api.names import BaseModelLoader, VllmConfig, register_model_loader
 from pad_vllm.vllm_api.probe import probe
 
@@ -25,7 +25,7 @@ def connect() -> None:
     on_admission(front_end)
 
 
-def front_end(config: VllmConfig) -> Admit | None:
+def front_end(config: VllmConfig) -> RequestCheck | None:
     """The check of requests, None where the config asks for no PAD. See admission.front_end."""
     if not wants_pad(config):
         return None

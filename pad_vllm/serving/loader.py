@@ -124,9 +124,18 @@ def _is_draft(config: VllmConfig, model_config: Any) -> bool:
     )
 
 
+_CPU_LORA = (
+    "PAD: on CPUs vLLM 0.32 gives requests without a LoRA the one in the last of its slots, while a request "
+    "with a LoRA is in the batch (vllm-project/vllm, pull request 48421; not so from 0.33 on). Keep a slot "
+    "free: --max-loras above the number of LoRAs that are served."
+)
+
+
 def _shared(loaded: Loaded) -> base.RewardEngine:
     adapter = loaded.adapter
     device = next(loaded.model.parameters()).device
+    if loaded.config.lora_config is not None and device.type == "cpu":
+        logger.warning(_CPU_LORA)
     with (
         set_current_vllm_config(loaded.config),
         set_default_torch_dtype(loaded.model_config.dtype),

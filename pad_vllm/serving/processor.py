@@ -20,7 +20,7 @@ from pad_vllm import guidance
 from pad_vllm.engines import base, declined
 from pad_vllm.outcome import MARK
 from pad_vllm.params import check_syntax, parse
-from pad_vllm.serving import adapters, admission, answers, reasoning
+from pad_vllm.serving import adapters, admission, answers, arrivals, reasoning
 from pad_vllm.serving.history import History, V1History, V2History
 from pad_vllm.serving.slots import Selection, Slots
 from pad_vllm.serving.tally import Tally
@@ -65,7 +65,8 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def __init__(self, vllm_config: VllmConfig, second: Any, *_pin_memory: bool) -> None:
         device = second if isinstance(second, torch.device) else second.device
         pad = admission.settings(vllm_config)
-        self._limits = adapters.limits(pad)
+        self._accepted = arrivals.Accepted(adapters.limits(pad))
+        arrivals.start(vllm_config.instance_id, self._accepted)
         # `shared` reads the base's hidden states; the other engines, which run on the first rank, need the
         # requests' token ids.
         self._reads_tokens = pad.engine != "shared" and ranks.place()[0] == 0
@@ -270,7 +271,7 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     def _request(self, params: SamplingParams) -> base.Request | None:
         try:
-            asked = parse(params.extra_args, self._limits)
+            asked = parse(params.extra_args, self._accepted.limits)
             if asked is None:
                 return None
             ticket = self._answers.enter((params.extra_args or {}).get(MARK))

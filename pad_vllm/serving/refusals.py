@@ -67,7 +67,6 @@ REFUSED: tuple[_Refusal, ...] = (
         lambda c: getattr(c.parallel_config, "use_ubatching", False),
         "drop --enable-dbo and --ubatch-size",
     ),
-    ("--enable-lora", lambda c: c.lora_config is not None, "drop it; merge the LoRA into the base"),
     (
         "speculative decoding on vLLM's V1 runner",
         lambda c: c.speculative_config is not None and not getattr(c, "use_v2_model_runner", False),
@@ -123,6 +122,11 @@ _SHARED: tuple[_Refusal, ...] = (
 )
 
 _BESIDE: tuple[_Refusal, ...] = (
+    (
+        "--enable-lora",
+        lambda c: c.lora_config is not None,
+        "drop it and merge the LoRA into the base, or use the shared engine with heads alone",
+    ),
     (
         "speculative decoding",
         lambda c: c.speculative_config is not None,
@@ -235,6 +239,7 @@ def _require_tested_drafts(speculative: Any) -> None:
 def require_forkable(config: VllmConfig) -> None:
     """Raises ValueError for a base whose layers `shared` cannot run twice; heads only need none of this."""
     _require_architecture(config)
+    _require_no_lora(config)
     _require_plain_cache(config)
     require_method(method(config))
 
@@ -245,6 +250,15 @@ def _require_architecture(config: VllmConfig) -> None:
         raise ValueError(
             f"pad_vllm's shared engine cannot fork {unknown[0]}; it serves "
             f"{', '.join(ARCHITECTURES)}. An adapter with its fork at the top, heads only, needs no fork."
+        )
+
+
+def _require_no_lora(config: VllmConfig) -> None:
+    """vLLM wraps layers of exactly its own types, and maps LoRAs to the rows of one stream."""
+    if config.lora_config is not None:
+        raise ValueError(
+            "pad_vllm does not fork a model with --enable-lora yet; drop it and merge the LoRA into the "
+            "base, or use an adapter with heads only, which forks nothing."
         )
 
 

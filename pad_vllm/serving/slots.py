@@ -6,7 +6,7 @@ when the slots or the row order changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ class Selection:
     """The guided rows of a step; G of them, D dimensions."""
 
     rows: Tensor  # [G] int64, ascending
-    w: Tensor  # [G, D] float32
+    w: Tensor  # [G, D] float32; D the most that one of them has
     beta: Tensor  # [G] float32
     top_k: Tensor  # [G] int64
     no_repeat: Tensor  # [G] int64
@@ -103,13 +103,15 @@ class Slots:
             return None
         guided = [request.guidance for _, request in pairs]
 
-        def on_device(values: list[object], dtype: torch.dtype) -> Tensor:
+        def on_device(values: Sequence[object], dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype).to(self._device, non_blocking=True)
 
+        width = max(len(g.weights) for g in guided)
+        weights = [(*g.weights, *(0.0,) * (width - len(g.weights))) for g in guided]
         explaining = tuple(place for place, g in enumerate(guided) if g.explain)
         return Selection(
             rows=on_device([row for row, _ in pairs], torch.int64),
-            w=on_device([g.weights for g in guided], torch.float32),
+            w=on_device(weights, torch.float32),
             beta=on_device([g.beta for g in guided], torch.float32),
             top_k=on_device([g.top_k for g in guided], torch.int64),
             no_repeat=on_device([g.no_repeat for g in guided], torch.int64),

@@ -64,6 +64,15 @@ TESTED: dict[str, dict[str, str]] = {
         "LogitsProcessor._get_logits": "fa77f2300fb7",
         "LogitsProcessor._gather_logits": "13e43c78db4c",
     },
+    "lora/layers/logits_processor.py": {
+        "LogitsProcessorWithLoRA._get_logits": "3f15be55393d",
+    },
+    "lora/request.py": {
+        "LoRARequest": "080a257b0e0a",
+    },
+    "v1/worker/lora_model_runner_mixin.py": {
+        "LoRAModelRunnerMixin.load_lora_model": "db6c0da5dad2",
+    },
     "model_executor/models/llama.py": {
         "LlamaMLP.forward": "51b2e1d0763d",
         "LlamaAttention.forward": "78be7f1d5354",
@@ -132,7 +141,20 @@ TESTED: dict[str, dict[str, str]] = {
         "InputProcessor.__init__": "158d1dbc01a5",
         "InputProcessor._validate_params": "c3bb4678145b",
     },
+    "entrypoints/openai/models/serving.py": {
+        "OpenAIServingModels.__init__": "f9a78583dcc1",
+        "OpenAIServingModels.load_lora_adapter": "b021f3a715fd",
+        "OpenAIServingModels.unload_lora_adapter": "085aa7f843f0",
+    },
+    "entrypoints/serve/lora/protocol.py": {
+        "LoadLoRAAdapterRequest": "980396147cd6",
+        "UnloadLoRAAdapterRequest": "f48fb4cfdaf1",
+    },
+    "entrypoints/cli/serve.py": {
+        "run_multi_api_server": "2ecd52ebc6d3",
+    },
     "v1/engine/async_llm.py": {
+        "AsyncLLM.is_sleeping": "35fd37f548cb",
         "AsyncLLM.generate": "da647bf183d6",
         "AsyncLLM.collective_rpc": "639118b4fb8e",
         "AsyncLLM.tokenizer": "23f9d8204a48",

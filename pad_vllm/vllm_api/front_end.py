@@ -8,29 +8,43 @@ HTTP 400.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 from vllm import envs
+from vllm.lora.request import LoRARequest
 from vllm.v1.engine.input_processor import InputProcessor
 
 from pad_vllm.vllm_api import answers
+from pad_vllm.vllm_api.answers import Guiding
 from pad_vllm.vllm_api.hooks import replace
+from pad_vllm.vllm_api.lora_endpoints import AtRunTime, answer_lora_endpoints
 from pad_vllm.vllm_api.metrics import metrics
 from pad_vllm.vllm_api.names import SamplingParams, VllmConfig, VLLMValidationError
 from pad_vllm.vllm_api.responses import fill_responses
 
-Admit = Callable[[SamplingParams], bool]
-"""Of a request's parameters: whether it is guided. Raises ValueError for one that is refused."""
+
+class RequestCheck(Protocol):
+    """Of one front end's requests."""
+
+    @property
+    def adapters(self) -> AtRunTime:
+        """Those that may come and go while the server runs."""
+
+    def __call__(self, params: SamplingParams, lora: str | None, /) -> Guiding | None:
+        """What guides a request with these parameters and a LoRA of this name; None where nothing does.
+        Raises ValueError for one that is refused.
+        """
 
 
-def on_admission(check: Callable[[VllmConfig], Admit | None]) -> None:
+def on_admission(check: Callable[[VllmConfig], RequestCheck | None]) -> None:
     """Have `check` called with the config of every front end that is made in this process.
 
     A ValueError it raises stops the start-up. What it returns is called with the parameters of
     every request, where a ValueError is an HTTP 400; and the outputs of those that are guided say
-    what became of them (answers.py). `LogitsProcessor.validate_params` cannot do
-    this: it is a class method without the config. Calling twice changes nothing.
+    what became of them (answers.py); and adapters come and go by it (lora_endpoints.py).
+    `LogitsProcessor.validate_params` cannot do this: it is a class method without the config. Calling twice
+    changes nothing.
     """
     original = InputProcessor.__init__
     if getattr(original, "pad_hooked", False):
@@ -55,36 +69,48 @@ def admission_hook() -> str | None:
     return None
 
 
-def _attach(processor: Any, admit: Admit) -> None:
+def _attach(processor: Any, admit: RequestCheck) -> None:
     name = admission_hook()
     assert name is not None, "probe() ran at register()"
     original = getattr(processor, name)
 
-    def check(params: Any) -> bool:
+    def check(params: Any, lora: str | None = None) -> Guiding | None:
         if not isinstance(params, SamplingParams):
-            return False
+            return None
         try:
-            return admit(params)
+            return admit(params, lora)
         except ValueError as error:
             metrics().refused()
             raise VLLMValidationError(str(error)) from None
 
     def validate(params: Any, *args: Any, **kwargs: Any) -> Any:
-        check(params)
+        # One that was marked was admitted: its adapter may have been removed since.
+        if not (isinstance(params, SamplingParams) and answers.is_marked(params)):
+            check(params)
         return original(params, *args, **kwargs)
 
     metrics()  # a scraper finds the series before the first request
     setattr(processor, name, validate)
-    processor.pad_check = check
+    processor.pad_check, processor.pad_adapters = check, admit.adapters
+    answer_lora_endpoints()
     _hook_streams()
     answers.tell_offline(_guided)
     fill_responses()
 
 
-def _guided(engine: Any, params: Any) -> bool:
-    """Whether this engine guides a request with these parameters. Raises VLLMValidationError."""
+def _guided(engine: Any, params: Any, given: Iterable[Any]) -> Guiding | None:
+    """What guides a request with these parameters on this engine; given: all that it came with. Raises
+    VLLMValidationError.
+    """
     check = getattr(getattr(engine, "input_processor", None), "pad_check", None)
-    return check is not None and bool(check(params))
+    guiding: Guiding | None = check and check(params, _lora(given))
+    return guiding
+
+
+def _lora(given: Iterable[Any]) -> str | None:
+    """The name of the LoRA among a request's parts, one of which may be a request itself."""
+    parts = (getattr(one, "lora_request", one) for one in given)
+    return next((one.lora_name for one in parts if isinstance(one, LoRARequest)), None)
 
 
 def _hook_streams() -> None:
@@ -104,16 +130,18 @@ def _hook_streams() -> None:
 def _generate(
     original: Any, engine: Any, prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    if not _guided(engine, sampling_params):
+    guiding = _guided(engine, sampling_params, (prompt, *args, *kwargs.values()))
+    if guiding is None:
         return original(engine, prompt, sampling_params, *args, **kwargs)
-    params, mark = answers.marked(sampling_params)
+    params, said = answers.marked(sampling_params, guiding)
     outputs = original(engine, prompt, params, *args, **kwargs)
-    return answers.with_outcome(engine, outputs, mark, params)
+    return answers.with_outcome(engine, outputs, said)
 
 
 def _check_arguments(original: Any, serving: Any, *args: Any, **kwargs: Any) -> Any:
-    for value in (*args, *kwargs.values()):
-        _guided(serving.engine_client, value)
+    given = (*args, *kwargs.values())
+    for value in given:
+        _guided(serving.engine_client, value, given)
     return original(serving, *args, **kwargs)
 
 

@@ -85,7 +85,7 @@ def engine(
     job:
         llm: keyword arguments of vllm.LLM, from `plain` or `pad`
         requests: [{"prompt": text or token ids | "messages": chat, "sampling": SamplingParams'
-            keyword arguments; structured_outputs is a mapping}]
+            keyword arguments; structured_outputs is a mapping, "lora": [name, number, folder]}]
         rounds: further batches of requests, run one after the other on the same engine
         calls: [method, keyword arguments] of the worker, or of run.py, before each of the rounds
         record: true notes the candidates of every guided row (one process only, no partial prefill);

@@ -113,7 +113,16 @@ def _batch(llm: Any, tokenizer: Any, requests: list[dict[str, Any]]) -> list[Any
     """One batch of requests -> vLLM's outputs, in order."""
     prompts = [_prompt(request, tokenizer) for request in requests]
     params = [_params(**request.get("sampling", {})) for request in requests]
-    return llm.generate(prompts, params, use_tqdm=False) if requests else []
+    loras = [_lora(request.get("lora")) for request in requests]
+    of_loras = {"lora_request": loras} if any(loras) else {}
+    return llm.generate(prompts, params, use_tqdm=False, **of_loras) if requests else []
+
+
+def _lora(given: list[Any] | None) -> Any:
+    """[name, number, folder] -> vLLM's LoRARequest."""
+    from vllm.lora.request import LoRARequest
+
+    return given and LoRARequest(*given)
 
 
 def _steps(noted: dict[int, Any], output: Any) -> list[Any]:

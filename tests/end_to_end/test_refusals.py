@@ -108,7 +108,10 @@ def attempts(base, good, other_model, tmp_path_factory):
             pad(other_model, good),
             "cannot fork Phi3ForCausalLM; it serves Gemma3ForCausalLM, LlamaForCausalLM",
         ),
-        "LoRA": (pad(base, good, enable_lora=True), "does not support --enable-lora yet; drop it"),
+        "LoRA": (
+            pad(base, good, enable_lora=True),
+            "does not fork a model with --enable-lora yet; drop it",
+        ),
         "pipeline": (
             pad(base, good, pipeline_parallel_size=2),
             "does not support pipeline parallelism yet; drop --pipeline-parallel-size",

@@ -113,7 +113,7 @@ class Extra(dict):
 def test_only_one_answer_a_request_is_explained(config):
     admit, asked = admission.front_end(config()), Extra(pad_weights="brief=1", pad_explain=True)
     asked.n = 1
-    assert admit(asked) is True
+    assert admit(asked) is not None
     asked.n = 2
     with pytest.raises(ValueError, match="pad_explain together with n 2.*accepted: n 1"):
         admit(asked)
@@ -129,8 +129,8 @@ def test_an_engine_that_does_not_ask_for_pad_is_left_alone(config):
 def test_a_request_within_the_limits_passes_and_another_is_refused_by_name(config):
     admit = admission.front_end(config())
 
-    assert admit(Extra()) is False
-    assert admit(Extra(pad_weights="helpful=1", pad_beta=3, somebody_elses=1)) is True
+    assert admit(Extra()) is None
+    assert admit(Extra(pad_weights="helpful=1", pad_beta=3, somebody_elses=1)) is not None
     with pytest.raises(ValueError, match="helpfull.*Accepted dimensions: helpful, brief, humor"):
         admit(Extra(pad_weights="helpfull=1"))
 
@@ -192,7 +192,6 @@ ON = {
     },
     "context parallelism": {"parallel": {"decode_context_parallel_size": 2}},
     "dual batch overlap": {"parallel": {"use_ubatching": True}},
-    "--enable-lora": {"lora_config": object()},
     "speculative decoding on vLLM's V1 runner": {"speculative_config": object()},
     "KV connectors": {"kv_transfer_config": object()},
     "elastic expert parallelism": {"parallel": {"enable_elastic_ep": True}},
@@ -320,6 +319,22 @@ def heads(base, tmp_path):
     """Settings of an adapter with heads only."""
     folder = tiny.write_adapter(base, tmp_path / "heads", fork_layer=4, std=0.05)
     return {"adapter": str(folder)}
+
+
+def test_a_fork_is_refused_beside_loras_and_heads_are_not(config, heads):
+    with pytest.raises(ValueError, match="not fork a model with --enable-lora yet; .*heads only"):
+        admission.front_end(config(lora_config=object()))
+    admit = admission.front_end(
+        config(
+            settings=heads, lora_config=object(), model_config={"served_model_name": ["base", "b"]}
+        )
+    )
+    assert admit(Extra(), "sql") is None
+    assert admit(Extra(pad_weights="helpful=1")) is not None
+    with pytest.raises(
+        ValueError, match="the LoRA 'sql'.*accepted: guided.*Ask for the model 'base'"
+    ):
+        admit(Extra(pad_weights="helpful=1"), "sql")
 
 
 @pytest.mark.parametrize("cache_dtype", ["fp8", "fp8_e4m3", "fp8_e5m2"])

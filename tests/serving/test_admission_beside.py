@@ -113,6 +113,14 @@ def test_sleep_would_lose_a_reward_model_in_the_worker_but_not_one_in_an_actor(c
 
 
 @pytest.mark.parametrize("engine", ["resident", "ray"])
+def test_loras_of_the_base_are_for_the_shared_engine(config, engine):
+    asked = config({"engine": engine})
+    asked.lora_config = object()
+    with pytest.raises(ValueError, match=f"{engine} engine does not support --enable-lora yet"):
+        admission.front_end(asked)
+
+
+@pytest.mark.parametrize("engine", ["resident", "ray"])
 def test_data_parallel_engines_have_no_reward_model_beside_them(config, engine):
     asked = config({"engine": engine}, is_moe=False)
     asked.parallel_config.data_parallel_size = asked.parallel_config.data_parallel_size_local = 2

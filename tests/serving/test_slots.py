@@ -142,3 +142,10 @@ def test_rows_and_types_are_what_the_rule_wants():
     assert selection.rows.dtype == selection.top_k.dtype == torch.int64
     assert selection.w.dtype == selection.beta.dtype == torch.float32
     assert selection.k_max == 4
+
+
+def test_a_request_that_knows_of_fewer_dimensions_weighs_the_others_with_zero():
+    slots = Slots(CPU, lambda _: None)
+    slots.put(0, ONE)
+    slots.put(1, Request(Guidance((0.0, 0.0, 2.0), 1.0, 5)))
+    assert slots.select(np.arange(2)).w.tolist() == [[1, 0, 0], [0, 0, 2]]

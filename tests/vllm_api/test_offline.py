@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
 pytest.importorskip("vllm")
 
 from vllm import SamplingParams
+from vllm.lora.request import LoRARequest
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from pad_vllm.outcome import MARK, unknown
-from pad_vllm.vllm_api import answers
+from pad_vllm.vllm_api import answers, front_end
 from pad_vllm.vllm_api.answers import tell_offline
 
 GUIDED = {"pad_weights": "helpful=1"}
@@ -24,6 +26,12 @@ class Bytes:
 
     def decode(self, ids):
         return bytes(ids).decode()
+
+
+class Guiding:
+    """Whatever guides a request."""
+
+    named: ClassVar = {"pad_adapter": "work#1"}
 
 
 class Engine:
@@ -58,7 +66,7 @@ def hooked(monkeypatch):
     monkeypatch.setattr(LLMEngine, "add_request", add_request)
     monkeypatch.setattr(LLMEngine, "step", step)
     for _ in range(2):
-        tell_offline(lambda _engine, params: bool(params.extra_args))
+        tell_offline(lambda _engine, params, _given: Guiding() if params.extra_args else None)
 
 
 def run(engine, *extra_args):
@@ -66,6 +74,23 @@ def run(engine, *extra_args):
     for number, one in enumerate(extra_args):
         LLMEngine.add_request(engine, str(number), "Hello", SamplingParams(extra_args=one))
     return LLMEngine.step(engine)
+
+
+def test_a_request_that_came_with_a_lora_is_known_by_its_name():
+    lora = LoRARequest("sql", 1, "/somewhere")
+    assert front_end._lora(("a prompt", None, 0, lora)) == "sql"
+    assert front_end._lora((SimpleNamespace(lora_request=lora), None)) == "sql"
+    assert front_end._lora(("a prompt", SimpleNamespace(lora_request=None))) is None
+
+
+def test_the_worker_is_told_the_adapter_by_its_own_name_for_it():
+    guided = SamplingParams(extra_args={**GUIDED, "pad_adapter": "work"})
+    own, said = answers.marked(guided, Guiding())
+    assert own.extra_args == {**GUIDED, "pad_adapter": "work#1", MARK: said.mark}
+    assert guided.extra_args["pad_adapter"] == "work"
+    assert answers.is_marked(own)
+    assert not answers.is_marked(guided)
+    assert not answers.is_marked(SamplingParams(extra_args={MARK: "a client's"}))
 
 
 def test_each_guided_output_has_its_own_outcome_and_others_have_none():

@@ -12,7 +12,10 @@ In: a model, an adapter, vLLM's record of how its attention layers were made. Kn
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -23,6 +26,7 @@ from pad_vllm.adapter.shapes import require_boundary
 from pad_vllm.engines.become import become
 from pad_vllm.engines.shared import shards
 from pad_vllm.engines.shared.embedding import ForkError, output_embedding
+from pad_vllm.engines.shared.heads import Heads, moved
 from pad_vllm.engines.shared.reward import SharedRewards
 from pad_vllm.engines.shared.rows import require_own_rows
 from pad_vllm.vllm_api.attention import AttentionRecord
@@ -40,14 +44,18 @@ def fork_model(model: Any, adapter: Adapter, record: AttentionRecord) -> SharedR
     embedding = output_embedding(model, adapter.config.backbone)
     if not adapter.config.heads_only:
         _fork_layers(model.model.layers, adapter, record, embedding.weight.device)
-    # Buffers of the model: those are what vLLM keeps of a model that sleeps.
-    for letter, head in zip("ABC", adapter.heads, strict=True):
-        kept = head if head is None else head.to(embedding.weight.device)
-        model.register_buffer(f"pad_head_{letter}", kept, persistent=False)
-    rewards = SharedRewards(model.pad_head_A, model.pad_head_B, embedding, model.pad_head_C)
-    model.pad_rewards = rewards
+    own = partial(_own, ref(model))  # the model owns its engine
+    A, B, C = heads = moved(adapter.heads, embedding.weight.device)
+    own(heads)
+    model.pad_rewards = rewards = SharedRewards(A, B, embedding, C, own)
     become(model, HeadedModel if adapter.config.heads_only else ForkedModel)
     return rewards
+
+
+def _own(model: Callable[[], Any], heads: Heads) -> None:
+    """As buffers of the model: those are what vLLM keeps of a model that sleeps."""
+    for letter, head in zip("ABC", heads, strict=True):
+        model().register_buffer(f"pad_head_{letter}", head, persistent=False)
 
 
 def _fork_layers(

@@ -6,12 +6,14 @@ was forked, and needs nothing of a request but its weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pad_vllm import guidance
 from pad_vllm.engines.base import Request, Step
+from pad_vllm.engines.shared import heads
 from pad_vllm.engines.shared.embedding import Embedding
 
 
@@ -19,12 +21,32 @@ class SharedRewards:
     """One a model. The hidden states are kept by reference, and released with the last rows of a step."""
 
     def __init__(
-        self, head_A: Tensor, head_B: Tensor, embedding: Embedding, head_C: Tensor | None = None
+        self,
+        head_A: Tensor,
+        head_B: Tensor,
+        embedding: Embedding,
+        head_C: Tensor | None = None,
+        own: Callable[[heads.Heads], None] = lambda _: None,
     ) -> None:
-        """Heads [D, r, H], [D, H, r] and [D, H] float32; embedding: the rows of lm_head."""
-        self._heads = (head_A, head_B, head_C)
-        self._embedding = embedding
+        """Heads [D, r, H], [D, H, r] and [D, H] float32; embedding: the rows of lm_head; own: called with
+        heads that take their place.
+        """
+        self._heads: heads.Heads = (head_A, head_B, head_C)
+        self._embedding, self._own = embedding, own
         self._kept: tuple[Tensor, Tensor] | None = None
+
+    def put(self, place: int, more: heads.Heads) -> None:
+        """Between steps: the heads of one more adapter, from `place` on. See heads.put."""
+        here = heads.moved(more, self._heads[0].device)
+        self._take(heads.put(self._heads, place, here))
+
+    def drop(self, place: int, count: int, left: int) -> None:
+        """Between steps: an adapter that no request in the batch has. See heads.drop."""
+        self._take(heads.drop(self._heads, place, count, left))
+
+    def _take(self, made: heads.Heads) -> None:
+        self._own(made)
+        self._heads = made
 
     def keep(self, h_B: Tensor, h_T: Tensor) -> None:
         """Hidden states [R, H] of the rows whose logits are computed now."""
@@ -48,5 +70,7 @@ class SharedRewards:
         if kept is None or len(kept[0]) != step.total:
             return None
         h_B, h_T = (hidden[step.begin :].index_select(0, step.rows).float() for hidden in kept)
-        d_w = guidance.direction(h_B, h_T, step.w, *self._heads)
+        # Adapters come and go: a row may know of fewer dimensions than there are.
+        w = pad(step.w, (0, len(self._heads[0]) - step.w.shape[1]))
+        d_w = guidance.direction(h_B, h_T, w, *self._heads)
         return self._embedding.rewards(d_w, step.ids)

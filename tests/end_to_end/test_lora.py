@@ -1,0 +1,77 @@
+"""LoRAs of the base beside heads only: one batch, guided, plain and under a LoRA; each answers as it does
+without the others. On both runners.
+"""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+from cases import greedy, tokens
+from harness import V2_ENV, engines, pad, plain
+
+pytestmark = pytest.mark.engine
+
+PROMPTS = [[3 + (7 * i + length) % 256 for i in range(length)] for length in (3, 40, 17)]
+GUIDED = {"pad_weights": "helpful=1,humor=-1"}
+# On CPUs vLLM gives rows without a LoRA the one in the last slot: the third stays empty.
+LORA = {"enable_lora": True, "max_lora_rank": 8, "max_loras": 3}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "v2 llama",
+        pytest.param("v1 qwen2", marks=pytest.mark.exhaustive),
+    ],  # qwen2's lm_head is tied
+)
+def case(request):
+    """The runner, and the family of the base."""
+    return request.param.split()
+
+
+@pytest.fixture(scope="module")
+def made(case, tmp_path_factory):
+    """The base, an adapter with heads only, and two LoRAs of the base as requests name them."""
+    root, (_, family) = tmp_path_factory.mktemp("lora"), case
+    base = tiny.checkpoint(family, root / "base")
+    layers = tiny.config(family).num_hidden_layers
+    adapter = tiny.write_adapter(base, root / "adapter", fork_layer=layers, std=0.2)
+    folders = [tiny.write_lora(base, root / f"lora{seed}", seed=seed) for seed in (1, 2)]
+    loras = [[f"lora{seed}", seed, str(folder)] for seed, folder in enumerate(folders, 1)]
+    return base, adapter, loras
+
+
+@pytest.fixture(scope="module")
+def runs(case, made):
+    """The answers of the mixed batch, of one kind alone on an engine without LoRAs, and of plain vLLM."""
+    base, adapter, loras = made
+    kinds = {
+        "guided": [greedy(prompt, 16, GUIDED) for prompt in PROMPTS],
+        "unguided": [greedy(prompt, 16) for prompt in PROMPTS],
+        "lora": [{**greedy(prompt, 16), "lora": lora} for prompt in PROMPTS for lora in loras],
+    }
+    mixed = [one for some in zip(*kinds.values(), strict=False) for one in some]
+    mixed += kinds["lora"][len(PROMPTS) :]
+    of = [next(kind for kind, some in kinds.items() if one in some) for one in mixed]
+    jobs = [
+        {"llm": pad(base, adapter, **LORA), "requests": mixed},
+        {"llm": pad(base, adapter), "requests": [*kinds["guided"], *kinds["unguided"]]},
+        {"llm": plain(base, **LORA), "requests": kinds["lora"]},
+    ]
+    together, bare, vllm = engines(jobs, V2_ENV if case[0] == "v2" else None)
+    assert together["runner"] == case[0]
+    said = dict.fromkeys(kinds)
+    for kind, one in zip(of, tokens(together), strict=True):
+        said[kind] = [*(said[kind] or ()), one]
+    alone = tokens(bare)[: len(PROMPTS)], tokens(bare)[len(PROMPTS) :], tokens(vllm)
+    return {"together": said, "alone": dict(zip(kinds, alone, strict=True))}
+
+
+@pytest.mark.parametrize("kind", ["guided", "unguided", "lora"])
+def test_each_answers_as_it_does_without_the_others(runs, kind):
+    assert runs["together"][kind] == runs["alone"][kind]
+
+
+def test_they_are_different_answers(runs):
+    every = [tuple(one) for some in runs["together"].values() for one in some]
+    assert len(set(every)) == len(every)
