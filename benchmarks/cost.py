@@ -172,9 +172,13 @@ def paper(llm: Any, twin: PersRM, w: Any, extra: dict[str, Any], args: argparse.
 
 def trace(llm: Any, args: argparse.Namespace, extra: dict[str, Any], out: Path) -> dict[str, Any]:
     """A decoding stretch of the ray engine as a Chrome trace, and how much of the actor overlaps."""
+    from vllm import envs
+
     model = model_of(llm)
     rewards, marks = model.pad_rewards, []
-    begin, keep, answer = model.pad_begin, model.pad_keep, rewards.rewards
+    # The last thing before a forward: V1 is told in it what is fed, V2 before it what was said last.
+    owner, name = (rewards, "ahead") if envs.VLLM_USE_V2_MODEL_RUNNER else (model, "pad_begin")
+    begin, keep, answer = getattr(owner, name), rewards.keep, rewards.rewards
 
     def note(name: str, call: Any) -> Any:
         def noted(*given: Any) -> Any:
@@ -185,14 +189,16 @@ def trace(llm: Any, args: argparse.Namespace, extra: dict[str, Any], out: Path) 
 
         return noted
 
-    model.pad_begin, model.pad_keep = note("begin", begin), note("keep", keep)
+    setattr(owner, name, note("begin", begin))
+    rewards.keep = note("keep", keep)
     rewards.rewards = note("rewards", answer)
     seconds(llm, 8, 24, args.prompt, extra)
-    model.pad_begin, model.pad_keep, rewards.rewards = begin, keep, answer
+    setattr(owner, name, begin)
+    rewards.keep, rewards.rewards = keep, answer
     busy = rewards.scores.busy()[0]
     steps = [
         (a[2], b[1], c[2])
-        for a, b, c in zip(marks[0::3], marks[1::3], marks[2::3], strict=False)
+        for a, b, c in zip(marks, marks[1:], marks[2:], strict=False)
         if (a[0], b[0], c[0]) == ("begin", "keep", "rewards")
     ][4:-1]
     events, inside, worked = [], 0.0, 0.0

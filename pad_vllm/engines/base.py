@@ -6,7 +6,7 @@ rule that adds the reward to the logits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
@@ -62,6 +62,12 @@ class RewardEngine(Protocol):
     def batch(self, requests: Mapping[int, Request]) -> None:
         """The guided requests of the step that begins, by logits row; called before the base's forward, on
         the V1 runner alone. An engine may begin its own work then.
+        """
+
+    def ahead(self, requests: Sequence[Request], fed: Callable[[], Tensor]) -> None:
+        """The same on the V2 runner, which does not say who is in the step: guided requests of the one before
+        that are still there; fed() gives the last token of each text and its position, [G, 2] int64. Where a
+        request is decoding, that is what it is fed now.
         """
 
     def rewards(self, step: Step) -> Tensor | None:

@@ -6,7 +6,7 @@ the base that is split, and one of them a rank would have to agree to the last b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ class Elsewhere:
         """Nothing to do."""
 
     def batch(self, requests: Mapping[int, Request]) -> None:
+        """Nothing to do."""
+
+    def ahead(self, requests: Sequence[Request], fed: Callable[[], Tensor]) -> None:
         """Nothing to do."""
 
     def rewards(self, step: Step) -> Tensor:

@@ -62,9 +62,9 @@ class ResidentRewards:
         early: Callable[[Sequence[Ask]], None] | None = None,
         last_tokens: Callable[[], Tensor | None] = lambda: None,
     ) -> None:
-        """scores: of one step's asks; early: takes the asks without candidates when
-        the base's forward starts; last_tokens: index of each row's last token among those of that
-        forward, None where it is not known.
+        """scores: of one step's asks; early: takes the asks without candidates when the base's
+        forward starts, or right before; last_tokens: index of each row's last token among those of
+        that forward, None where it is not known.
         """
         self._reader, self.scores, self.declined = reader, scores, declined
         self._early, self._last_tokens = early, last_tokens
@@ -110,8 +110,21 @@ class ResidentRewards:
             request = batch[row]
             with suppress(Exception):  # of this text alone: `rewards` says what is wrong with it
                 if position <= len(request.tokens) and self._follow(request, token, position):
-                    asks.append(_ask(request, position, []))
+                    asks.append(_ask(request, [], must=_must(request, position)))
         return asks
+
+    def ahead(self, requests: Sequence[Request], fed: Callable[[], Tensor]) -> None:
+        """See engines.base.RewardEngine. Waits for the device, where an engine wants its asks early."""
+        if self._early is None or not requests:
+            return
+        asks = []
+        for request, (token, position) in zip(requests, fed().tolist(), strict=True):
+            with suppress(Exception):  # as in `_begun`
+                known = len(request.tokens)
+                if position <= known and self._follow(request, token, position):
+                    # Where nothing is new, the base is still reading the prompt.
+                    asks.append(_ask(request, [], must=position == known))
+        self._early(asks)
 
     def lose(self) -> None:
         """It could not be kept: the next step's rows have none."""
@@ -156,7 +169,8 @@ class ResidentRewards:
         if position > len(request.tokens):
             raise LookupError(f"fed at {position}, and {len(request.tokens)} tokens are known")
         ready = self._follow(request, token, position)
-        return _ask(request, position, [*ids]) if ready or _must(request, position) else None
+        must = _must(request, position)
+        return _ask(request, [*ids], must=must) if ready or must else None
 
     def _follow(self, request: Request, token: int, position: int) -> bool:
         """Note what the request was fed. False where its prompt is still being read."""
@@ -175,9 +189,9 @@ def _must(request: Request, position: int) -> bool:
     return position == len(request.tokens) - 1
 
 
-def _ask(request: Request, position: int, ids: list[int]) -> Ask:
-    """What to ask for a request that was just fed at `position`."""
+def _ask(request: Request, ids: list[int], *, must: bool) -> Ask:
+    """What to ask for a request that has been fed all of its tokens, or else is read ahead."""
     text: Text = request.state
-    reading, must = text.reading(request.tokens), _must(request, position)
+    reading = text.reading(request.tokens)
     changes = reading.candidates(ids[: request.guidance.top_k] if must else [])
     return Ask(text.key, reading.tokens, request.guidance.weights, changes, must, reading.stays)

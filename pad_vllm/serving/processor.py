@@ -37,6 +37,7 @@ from pad_vllm.vllm_api.names import (
 
 logger = init_logger(__name__)
 
+_LATE = "the reward model starts late"
 _REPORT_EVERY = 1000  # steps between looks at the counter that lives on the device
 
 _Known = tuple[list[int], int]  # a request's tokens, and how many of them are its prompt
@@ -72,6 +73,7 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._reads_tokens = pad.engine != "shared" and ranks.place()[0] == 0
         self._v2_states: Any = None if isinstance(second, torch.device) else second
         self._unread: list[tuple[int, base.Request]] = []
+        self._last: Selection | None = None  # V2: the guided rows of the step before
         self._instance = vllm_config.instance_id
         # The token that ends a row without rewards; None where such a row goes on unguided.
         self._end = admission.end_token(vllm_config) if pad.on_failure == "stop" else None
@@ -113,7 +115,7 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             if engine is not None:
                 engine.batch(self._slots.guided)
         except Exception as error:  # noqa: BLE001, as above
-            self._declined.add("late start", 1, "the reward model starts late", error)
+            self._declined.add("late start", 1, _LATE, error)
 
     def _update(self, batch_update: BatchUpdate) -> None:
         for index in batch_update.removed:
@@ -142,10 +144,29 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         return request is not None
 
     def apply_staged_writes(self) -> None:
-        """V2: reads the tokens of requests that entered; they are on the device now."""
+        """V2: before every forward, also where a captured graph replays it. What requests that entered
+        were given and what the others said is on the device now: reads the one, and lets the engine read
+        the other.
+        """
         unread, self._unread = self._unread, []
         for index, request in unread:
             self._join(request, partial(self._read, index))
+        last, self._last = self._last, None
+        try:
+            engine = base.running(self._instance)
+            if last is not None and engine is not None:
+                here = set(self._slots.guided.values())
+                places = [place for place, one in enumerate(last.requests) if one in here]
+                requests = [last.requests[place] for place in places]
+                engine.ahead(requests, partial(self._fed, last.slots, places))
+        except Exception as error:  # noqa: BLE001, it would end the server and all its requests
+            self._declined.add("late start", 1, _LATE, error)
+
+    def _fed(self, slots: Tensor, places: list[int]) -> Tensor:
+        """[G, 2] int64, the last token of the texts in some of the slots, and its position."""
+        states, slots = self._v2_states, slots[places]
+        position = states.total_len.gpu.index_select(0, slots).long() - 1
+        return torch.stack((states.all_token_ids.gpu[slots, position].long(), position), 1)
 
     def _read(self, index: int) -> _Known:
         states = self._v2_states
@@ -175,6 +196,8 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         selection = self._slots.select(rows.slots)
         if selection is None:
             return
+        if self._reads_tokens and ctx is not None:
+            self._last = selection
         seen = self._tried(selection, partial(self._look, logits, selection, rows, ctx))
         # Each rank of tensor parallelism comes here, whatever failed on it: without its share the others
         # would wait. NaN in one share is NaN in the sum, so that all ranks leave the same rows unguided.

@@ -119,6 +119,11 @@ TESTED: dict[str, dict[str, str]] = {
     },
     "v1/worker/gpu/sample/sampler.py": {
         "Sampler.apply_sampling_params": "e85be62164c6",
+        "Sampler.apply_staged_writes": "f224c6e14b09",
+    },
+    "v1/worker/gpu/model_runner.py": {
+        "GPUModelRunner.add_requests": "a105e9ec3a7d",
+        "GPUModelRunner.postprocess_sampled": "a0b2fdb35ecf",
     },
     "v1/worker/gpu/input_batch.py": {
         "InputBatch": "e440ca63ecd4",

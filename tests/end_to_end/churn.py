@@ -27,18 +27,23 @@ def main(given: str, made: str) -> None:
     async_on_cpu.enable()
     from vllm import LLM
 
+    from pad_vllm.engines import declined
+
     job = json.loads(Path(given).read_text("utf-8"))
     llm = LLM(**job["llm"], disable_log_stats=False)
     engine = llm.llm_engine
     runner = engine.model_executor.driver_worker.worker.model_runner
     result = _storm(engine, job)
-    result["async"] = bool(runner.use_async_scheduling)
+    v2 = any(".v1.worker.gpu." in cls.__module__ for cls in type(runner).__mro__)
+    result["runner"] = "v2" if v2 else "v1"
+    wanted = engine.vllm_config.scheduler_config.async_scheduling
+    result["async"] = bool(getattr(runner, "use_async_scheduling", wanted))
     result["preemptions"] = sum(
         one.value for one in llm.get_metrics() if one.name == "vllm:num_preemptions"
     )
-    rewards = getattr(runner.get_model(), "pad_rewards", None)
+    rewards = runner.get_model().pad_rewards
+    result["declined"] = dict(declined.of(engine.vllm_config.instance_id, print).counts)
     if hasattr(rewards, "scores"):
-        result["declined"] = dict(rewards.declined.counts)
         result["counts"] = dict(vars(rewards.scores.counts))
         rewards.scores([])
         result["blocks_left"] = rewards.scores.used_blocks

@@ -90,6 +90,7 @@ def engine(
         calls: [method, keyword arguments] of the worker, or of run.py, before each of the rounds
         record: true notes the candidates of every guided row (one process only, no partial prefill);
             "hidden" the hidden states h_B and h_T of `shared` too
+        as_on_gpu: true for V2 compiled in pieces, with padded batches; for all jobs from this one on
         ranks: true notes what each rank of tensor parallelism guides with
     result:
         outputs: a request each, in order: prompt_token_ids; choices [{text, token_ids,
@@ -99,6 +100,8 @@ def engine(
         said: a call each, the error that it raised as text, None where it raised none
         counters: vLLM's own, where disable_log_stats is False
         steps: a request each: [{ids, z, reward}], one a step; empty where nothing was noted
+        early: rows that `ray` was asked for before a forward, each time
+        pieces: how many vLLM split the models into that it compiled; padded: tokens added to each step
         runner: "v1" or "v2", None where the engine has a process of its own
         ranks: a rank each, {steps: [[rewards, hashes of candidates, rewards and guided rows]], runner,
             buffers: shapes by name; speaks: whether its warnings are logged}

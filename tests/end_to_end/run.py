@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+import as_on_gpu
+
 HIDDEN = ("h_B", "h_T")
 
 
@@ -68,6 +70,9 @@ def _write(results: str, content: Any) -> None:
 def _run(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM
 
+    if job.get("as_on_gpu", False):
+        as_on_gpu.enable()
+    early = _early()
     begin = time.monotonic()
     llm = LLM(**_arguments(**job["llm"]))
     started = time.monotonic()
@@ -90,6 +95,9 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         "said": said,
         "counters": _counters(llm),
         "runner": _runner(llm),
+        "early": [*early],
+        "pieces": as_on_gpu.pieces(),
+        "padded": [*as_on_gpu.padded],
         "ranks": llm.collective_rpc(_noted) if job.get("ranks", False) else [],
         "guided_rows": _guided_rows() - guided,
         "start_s": started - begin,
@@ -138,6 +146,20 @@ def _call(llm: Any, method: str | None, arguments: Any) -> str | None:
     except Exception as error:  # noqa: BLE001, whatever it is, the test wants to see it
         return str(error)
     return None
+
+
+def _early() -> list[int]:
+    """Of every RayScores from here on: how many rows it is asked for early, each time."""
+    from pad_vllm.engines.ray import RayScores
+
+    begin, early = RayScores.begin, []
+
+    def noting(self: Any, asks: Any) -> None:
+        early.append(len(asks))
+        begin(self, asks)
+
+    RayScores.begin = noting
+    return early
 
 
 def _note(worker: Any) -> None:

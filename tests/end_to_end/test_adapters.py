@@ -50,7 +50,7 @@ def made(tmp_path_factory):
     }
 
 
-@pytest.fixture(scope="module", params=["v1", "v2"])
+@pytest.fixture(scope="module", params=["v2", pytest.param("v1", marks=pytest.mark.exhaustive)])
 def runs(request, made):
     """By adapter alone, and of both: the results; and the runner."""
     base, folders = made

@@ -23,7 +23,7 @@ def model(tmp_path_factory):
     return base, tiny.write_adapter(base, root / "adapter", fork_layer=2, std=0.15, beta=1.0)
 
 
-@pytest.fixture(scope="module", params=RUNNERS)
+@pytest.fixture(scope="module", params=["v2", pytest.param("v1", marks=pytest.mark.exhaustive)])
 def runs(request, model):
     """The requests, and what came of them in one batch and one by one."""
     prompts = [[3 + (11 * i + length) % 256 for i in range(length)] for length in (5, 40, 19)]

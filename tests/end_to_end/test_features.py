@@ -43,6 +43,12 @@ STOP = "e"  # within any 24 tokens
 # says nothing about masks.
 COMPACT = {"backend": "xgrammar", "disable_any_whitespace": True}
 TIGHT = {"small": 29, "real": 20}  # blocks, too few for two of the prompts and their answers
+NGRAMS = {
+    "method": "ngram",
+    "num_speculative_tokens": 3,
+    "prompt_lookup_min": 1,
+    "prompt_lookup_max": 3,
+}
 SMALL_BLOCKS = {"block_size": 32, "max_model_len": 512, "disable_log_stats": False}
 
 
@@ -105,6 +111,22 @@ def constrained(guidance, runner):
         "prompt scored": ask(LONG.format(ENDINGS[0]), guidance, prompt_logprobs=1),
         "not scored": ask(LONG.format(ENDINGS[0]), guidance),
     }
+
+
+# vLLM refuses logit_bias and min_p beside drafts.
+DRAFTED = (
+    "schema",
+    "choice",
+    "allowed tokens",
+    "bad words",
+    "at least 20 tokens",
+    "penalties",
+    "prompt scored",
+)
+
+
+def drafted_with(guidance):
+    return [constrained(guidance, "v2")[name] for name in DRAFTED]
 
 
 class Runs:
@@ -201,6 +223,20 @@ def runs(served, dimensions, guidance):
         ),
         "processed": pad(base, adapter, logprobs_mode="processed_logprobs"),
     }
+    if runner == "v2":
+        asked["drafts"] = {
+            "together": requests,
+            "constrained": drafted_with(guidance),
+            "more": [scored, stopped, *sampled(guidance)[:2]],
+        }
+        # In a crowd: prompts in pieces, preemptions, hits in the prefix cache.
+        crowd = {"max_num_batched_tokens": 48, "num_gpu_blocks_override": 18}
+        llm["drafts"] = {
+            **llm["prefix cache"],
+            **crowd,
+            "structured_outputs_config": COMPACT,
+            "speculative_config": NGRAMS,
+        }
     jobs = [{"llm": llm[name], "rounds": list(asked[name].values())} for name in asked]
     results = engines(jobs, V2_ENV if runner == "v2" else None)
     assert {result["runner"] for result in results} == {runner}
@@ -243,15 +279,20 @@ def test_the_engine_gives_the_answers_of_the_cold_cache(runs, reference, engine,
 
 @pytest.mark.parametrize("engine", ["reference", "prefix cache", "chunked prefill", "preemption"])
 def test_what_tokens_earned_is_told_however_an_answer_came_about(runs, engine):
-    (alone,) = runs["reference"]["alone 2"]
     name = "together" if engine == "reference" else "again"
-    (expected,), (found,) = (one["pad"]["explained"] for one in (alone, runs[engine][name][2]))
+    require_explained(runs, runs[engine][name])
+
+
+def require_explained(runs, outputs):
+    """The third of `mix`, and it alone, as it is where nobody is beside it."""
+    (alone,) = runs["reference"]["alone 2"]
+    (expected,), (found,) = (one["pad"]["explained"] for one in (alone, outputs[2]))
     assert len(found) == len(alone["token_ids"])
     assert "".join(one["token"] for one in found) == alone["text"]
     for one, other in zip(found, expected, strict=True):
         assert one == {**other, "reward": pytest.approx(other["reward"], abs=1e-3)}
     assert any(one["changed"] for one in found)
-    assert "explained" not in runs[engine][name][1]["pad"]
+    assert "explained" not in outputs[1]["pad"]
 
 
 def test_the_prefix_cache_is_hit_also_by_what_unguided_requests_left(runs):
@@ -374,6 +415,48 @@ def test_what_runs_after_guidance_finds_sound_logits(constraint, name):
 
     assert len(tokens) == 24
     assert len(set(tokens)) > 5  # NaN would give one token over and over
+
+
+@pytest.fixture
+def drafted(runs):
+    """With drafts, in a crowd."""
+    if "drafts" not in runs:
+        pytest.skip("speculative decoding is for V2")
+    return runs["drafts"]
+
+
+def test_drafts_change_no_answer(runs, drafted, reference, served):
+    assert drafted.texts("together") == reference
+    require_explained(runs, drafted["together"])
+    counters = drafted.counters
+    assert counters["vllm:spec_decode_num_accepted_tokens"] > 0
+    assert counters["vllm:prefix_cache_hits"] > 0
+    # The real model's prompts are of fewer tokens, most of which they share.
+    assert served[1] == "real" or counters["vllm:num_preemptions"] > 0
+
+
+@pytest.mark.parametrize("name", DRAFTED)
+def test_drafts_change_nothing_under_a_constraint(constraint, drafted, name):
+    found = dict(zip(DRAFTED, drafted["constrained"], strict=True))[name]
+    assert found["token_ids"] == constraint[name]["token_ids"]
+    assert found["pad"] == constraint[name]["pad"]
+
+
+def test_drafts_change_neither_logprobs_nor_where_a_stop_string_ends(runs, drafted):
+    (scored, stopped, *_), (reference,) = drafted["more"], runs["reference"]["scored"]
+    for one, other in zip(scored["logprobs"], reference["logprobs"], strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+    assert (stopped["text"], stopped["finish_reason"]) == tuple(
+        runs["reference"]["stopped"][0][key] for key in ("text", "finish_reason")
+    )
+
+
+def test_a_seed_gives_the_same_answers_with_drafts_too(drafted):
+    first, same = (
+        [choice["token_ids"] for choice in output["choices"]] for output in drafted["more"][2:]
+    )
+    assert first == same
+    assert len(set(map(tuple, first))) == 3
 
 
 def test_scoring_the_prompt_does_not_disturb_guidance(constraint):

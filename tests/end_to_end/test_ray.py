@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 import tiny
-from cases import greedy, mixed_batch, preferences, tokens
-from harness import engines, outcome, pad
+from cases import greedy, mixed_batch, preferences
+from harness import V2_ENV, engine, outcome, pad
 from twin import Twin
 
 pytestmark = pytest.mark.engine
 pytest.importorskip("ray")
 
 TOKENS = 40
+FEW = 16
 
 
 @pytest.fixture(scope="module")
@@ -32,20 +33,22 @@ def settings(base, **more):
     }
 
 
-def test_two_actors_share_a_mixed_batch_and_say_what_the_twin_says(pair):
+@pytest.mark.parametrize("runner", ["v2", pytest.param("v1", marks=pytest.mark.exhaustive)])
+def test_two_actors_share_a_mixed_batch_and_say_what_the_twin_says(pair, runner):
     base, adapter = pair
     prompts = [[3 + (7 * i + length) % 256 for i in range(length)] for length in (3, 40, 17, 70)]
-    requests = mixed_batch(adapter, prompts, 24)
-    jobs = [
-        {"llm": pad(base, adapter, settings(base, **more)), "requests": requests, "record": True}
-        for more in ({"ray_actors": 2}, {"engine": "resident"})
-    ]
-    remote, local = engines(jobs)
-    found = Twin(base, adapter).compare(requests, remote)
+    requests = mixed_batch(adapter, prompts, FEW)
+    llm = pad(base, adapter, settings(base, ray_actors=2))
+    job = {"llm": llm, "requests": requests, "record": True}
+    result = engine(job, V2_ENV if runner == "v2" else None)
+    found = Twin(base, adapter).compare(requests, result)
     print(f"\n{found}")
+    assert result["runner"] == runner
     assert found.differences == []
     assert found.reward_error < 1e-3
-    assert tokens(remote) == tokens(local)
+    # Before each forward but the first the actors are sent what was said last.
+    guided = sum("extra_args" in one["sampling"] for one in requests)
+    assert result["early"].count(guided) >= FEW - 1
 
 
 def trouble(pair, *kinds, wait=True, **more):
@@ -83,6 +86,7 @@ def test_when_an_actor_dies_or_stalls_every_request_ends_and_guidance_returns(pa
         assert found["back_s"] is not None
 
 
+@pytest.mark.exhaustive  # who stops where is the processor's affair, test_processor.py
 def test_where_on_failure_says_stop_the_guided_rows_end_there(pair):
     result = trouble(pair, "kill", wait=False, on_failure="stop")
     calm, found = result["calm"], result["kill"]

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 
 import pytest
 import tiny
 from cases import mixed_batch
-from harness import engines, pad
+from harness import V2_ENV, engine, pad
 
 pytestmark = pytest.mark.engine
 
 FORKS = {"llama": 2, "qwen2": 2}  # lm_head of its own; lm_head tied to the embedding
+SOME = (("llama", "v2"), ("qwen2", "v1"))  # the others are exhaustive
 PROMPTS = [[3 + (7 * i + length) % 256 for i in range(length)] for length in (5, 40)]
 
 
-@pytest.fixture(scope="module", params=FORKS)
+def cases():
+    """Family and runner."""
+    for family, runner in itertools.product(FORKS, ("v2", "v1")):
+        marks = [] if (family, runner) in SOME else [pytest.mark.exhaustive]
+        yield pytest.param((family, runner), id=f"{family} {runner}", marks=marks)
+
+
+@pytest.fixture(scope="module", params=cases())
 def again(request, tmp_path_factory):
     """One engine's answers at first, after what happened to its weights, and what was said to that."""
-    root = tmp_path_factory.mktemp(request.param)
-    base = tiny.checkpoint(request.param, root / "base")
+    family, runner = request.param
+    root = tmp_path_factory.mktemp(family)
+    base = tiny.checkpoint(family, root / "base")
     retrained = root / "retrained"
     shutil.copytree(base, retrained)
-    tiny.model(request.param, seed=1).save_pretrained(retrained)
-    fork = FORKS[request.param]
+    tiny.model(family, seed=1).save_pretrained(retrained)
+    fork = FORKS[family]
     adapter = tiny.write_adapter(base, root / "adapter", fork_layer=fork, std=0.15, beta=1.0)
     requests = mixed_batch(adapter, PROMPTS, 8)
     job = {
@@ -38,7 +48,9 @@ def again(request, tmp_path_factory):
         ],
         "rounds": [requests] * 4,
     }
-    return engines([job])[0]
+    result = engine(job, V2_ENV if runner == "v2" else None)
+    assert result["runner"] == runner
+    return result
 
 
 def test_the_adapters_own_weights_are_reloaded_and_guide_as_before(again):

@@ -1,27 +1,37 @@
-"""`pad-vllm serve` over HTTP: every API, good requests and bad ones, many at once."""
+"""`pad-vllm serve` over HTTP: every API, good requests and bad ones, many at once.
+
+V2 on a small random model; among the storms V1 on SmolLM2.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import jsonschema
 import openai
 import pytest
-from harness import engine, free_port, pad, serving
+import tiny
+import tiny_tokenizers
+from harness import V2_ENV, engine, free_port, pad, serving
 from prometheus_client.parser import text_string_to_metric_families
+from transformers import AutoTokenizer
 
 pytestmark = pytest.mark.engine
 
 QUESTION = "Write a short note to a friend who moved away."
 APIS = ("chat", "completions", "responses")
+TOKENS = 16
+BLOCK = 32
 
 
 class Client:
-    """Asks one server through any of its APIs: greedy, 24 tokens, unless told otherwise."""
+    """Asks one server through any of its APIs: greedy, TOKENS tokens, unless told otherwise."""
 
     def __init__(self, url, log):
         self.url = url
@@ -33,7 +43,7 @@ class Client:
         """The API's own response object."""
         extra_body = {**({"vllm_xargs": guidance} if guidance is not None else {}), **(extra or {})}
         request = {"model": "base", "temperature": 0, "extra_body": extra_body, **sampling}
-        tokens = request.pop("max_tokens", 24)
+        tokens = request.pop("max_tokens", TOKENS)
         if api == "responses":
             return self.openai.responses.create(input=prompt, max_output_tokens=tokens, **request)
         if api == "completions":
@@ -69,8 +79,22 @@ def text(api, response):
     return choice.text if api == "completions" else choice.message.content
 
 
+@pytest.fixture(
+    scope="module", params=["v2 small", pytest.param("v1 real", marks=pytest.mark.exhaustive)]
+)
+def served(request, tmp_path_factory):
+    """(environment, base, adapter)."""
+    if request.param == "v1 real":
+        return {}, *map(request.getfixturevalue, ("smollm2", "adapter"))
+    root = tmp_path_factory.mktemp("served")
+    base = tiny.checkpoint("llama", root / "base", tiny_tokenizers.bytewise())
+    adapter = tiny.write_adapter(base, root / "adapter", fork_layer=2, std=0.15, beta=1.0)
+    return V2_ENV, base, adapter
+
+
 @pytest.fixture(scope="module")
-def dimensions(adapter):
+def dimensions(served):
+    *_, adapter = served
     return json.loads((adapter / "pad_config.json").read_text("utf-8"))["dimensions"]
 
 
@@ -81,9 +105,10 @@ def guidance(dimensions):
 
 
 @pytest.fixture(scope="module")
-def offline(smollm2, adapter, guidance):
+def offline(served, guidance):
     """What LLM.generate answers in one process: guided and not, as a chat and as a completion."""
-    greedy = {"temperature": 0, "max_tokens": 24}
+    env, base, adapter = served
+    greedy = {"temperature": 0, "max_tokens": TOKENS}
     guided = {**greedy, "extra_args": guidance}
     chat = [{"role": "user", "content": QUESTION}]
     requests = [
@@ -92,29 +117,35 @@ def offline(smollm2, adapter, guidance):
         {"prompt": QUESTION, "sampling": guided},
         {"prompt": QUESTION, "sampling": greedy},
     ]
-    outputs = engine({"llm": pad(smollm2, adapter), "requests": requests})["outputs"]
-    texts = [output["text"] for output in outputs]
+    result = engine({"llm": pad(base, adapter), "requests": requests}, env)
+    assert result["runner"] == ("v2" if env else "v1")
+    texts = [output["text"] for output in result["outputs"]]
     chats, completions = texts[:2], texts[2:]
     return {"chat": chats, "responses": chats, "completions": completions}
 
 
 @pytest.fixture(scope="module")
-def client(smollm2, adapter, offline, tmp_path_factory):
+def client(served, offline, tmp_path_factory):
     """One server for the whole file, in processes of its own as in production."""
+    env, base, adapter = served
     log, port = tmp_path_factory.mktemp("server") / "log", free_port()
     flags = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512"]
     flags += ["--max-num-seqs", "16", "--host", "127.0.0.1", "--port", str(port)]
     # White space is legal JSON, and a small model under strong guidance may write nothing else.
     compact = {"backend": "xgrammar", "disable_any_whitespace": True}
     flags += ["--structured-outputs-config", json.dumps(compact)]
-    command = [sys.executable, "-m", "pad_vllm", "serve", str(smollm2), "--adapter", str(adapter)]
-    several = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+    flags += ["--block-size", str(BLOCK), "--enable-prompt-tokens-details"]
+    flags += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    command = [sys.executable, "-m", "pad_vllm", "serve", str(base), "--adapter", str(adapter)]
+    several = {**env, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "INFO"}
     with serving([*command, "--served-model-name", "base", *flags], log, port, several) as url:
         yield Client(url, log)
 
 
-def test_the_engine_runs_in_a_process_of_its_own(client):
-    assert "(EngineCore pid=" in client.log.read_text("utf-8")
+def test_the_engine_runs_in_a_process_of_its_own(client, served):
+    log = client.log.read_text("utf-8")
+    assert "(EngineCore pid=" in log
+    assert ("Using V2 Model Runner" in log) == bool(served[0])
 
 
 @pytest.mark.parametrize("api", APIS)
@@ -229,7 +260,7 @@ def test_weights_may_be_written_in_three_ways(client, guidance, dimensions, offl
 def test_the_anthropic_api_is_guided_too(client, guidance, offline):
     body = {
         "model": "base",
-        "max_tokens": 24,
+        "max_tokens": TOKENS,
         "temperature": 0,
         "messages": [{"role": "user", "content": QUESTION}],
         "vllm_xargs": guidance,
@@ -339,22 +370,102 @@ def test_an_echoed_and_scored_prompt_does_not_disturb_guidance(client, guidance,
     chat = client.create("chat", guidance, extra={"prompt_logprobs": 2})
 
     assert scored.choices[0].text == QUESTION + offline["completions"][0]
-    assert len(scored.choices[0].logprobs.tokens) > 24
+    assert len(scored.choices[0].logprobs.tokens) > TOKENS
     assert chat.choices[0].message.content == offline["chat"][0]
 
 
-def test_a_schema_is_kept_under_guidance(client, guidance):
-    schema = {
-        "type": "object",
-        "properties": {"mood": {"enum": ["happy", "sad"]}, "ready": {"type": "boolean"}},
-        "required": ["mood", "ready"],
-        "additionalProperties": False,
-    }
-    wanted = {"type": "json_schema", "json_schema": {"name": "note", "schema": schema}}
-    strong = {**guidance, "pad_beta": 10, "pad_top_k": 2}
-    answer = json.loads(client.ask("chat", strong, response_format=wanted, max_tokens=60))
+NOTE = {
+    "type": "object",
+    "properties": {"mood": {"enum": ["happy", "sad"]}, "ready": {"type": "boolean"}},
+    "required": ["mood", "ready"],
+    "additionalProperties": False,
+}
 
-    assert set(answer) == {"mood", "ready"}
+
+@pytest.fixture(scope="module")
+def strong(guidance):
+    return {**guidance, "pad_beta": 10, "pad_top_k": 2}
+
+
+def test_a_schema_is_kept_under_guidance(client, strong):
+    wanted = {"type": "json_schema", "json_schema": {"name": "note", "schema": NOTE}}
+    jsonschema.validate(
+        json.loads(client.ask("chat", strong, response_format=wanted, max_tokens=60)), NOTE
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "legal"),
+    [
+        ({"regex": "[a-c]{3}-[0-9]{2}"}, "[a-c]{3}-[0-9]{2}"),
+        ({"choice": ["certainly", "never"]}, "certainly|never"),
+    ],
+    ids=["regex", "choice"],
+)
+def test_a_pattern_is_kept_under_guidance(client, strong, wanted, legal):
+    assert re.fullmatch(legal, client.ask("chat", strong, extra={"structured_outputs": wanted}))
+
+
+@pytest.fixture(scope="module")
+def no_blanks(served):
+    """White space is legal in a tool's arguments; `compact` forbids it in a schema alone."""
+    tokenizer = AutoTokenizer.from_pretrained(served[1])
+    blanks = [token for token in range(len(tokenizer)) if tokenizer.decode([token]).isspace()]
+    return {"logit_bias": dict.fromkeys(map(str, blanks), -100)}
+
+
+@pytest.mark.parametrize("choice", ["required", "named"])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_tool_is_called_in_its_syntax_under_guidance(client, strong, no_blanks, choice, stream):
+    function = {"name": "note", "description": "A note.", "parameters": NOTE, "strict": True}
+    tools = [{"type": "function", "function": function}]
+    chosen = {"type": "function", "function": {"name": "note"}} if choice == "named" else choice
+    asked = {"tools": tools, "tool_choice": chosen, "parallel_tool_calls": False, **no_blanks}
+    asked |= {"max_tokens": 110, "stream": stream}
+    answer = client.create("chat", strong, **asked)
+    if stream:
+        *others, last = answer
+        deltas = [event.choices[0].delta for event in others if event.choices]
+        calls = [call.function for delta in deltas for call in delta.tool_calls or ()]
+        assert told(last) == GUIDED_THROUGHOUT
+    else:
+        calls = [call.function for call in answer.choices[0].message.tool_calls]
+        assert told(answer) == GUIDED_THROUGHOUT
+    assert [call.name for call in calls if call.name] == ["note"]
+    jsonschema.validate(json.loads("".join(call.arguments or "" for call in calls)), NOTE)
+
+
+def test_a_preference_may_change_from_turn_to_turn_on_a_warm_cache(client, dimensions):
+    """Each turn finds the one before in the prefix cache, whoever's it was, and says what a cold one says."""
+    first, last = dimensions[0], dimensions[-1]
+    turns = [None, {"pad_weights": f"{first}=1"}, {"pad_weights": f"{last}=-1", "pad_beta": 3}]
+    messages, before = [], []
+    for number, preference in enumerate([*turns, None]):
+        messages.append({"role": "user", "content": f"{number}. {QUESTION}"})
+        asked = {"messages": messages, "return_token_ids": True, "ignore_eos": True}
+        warm, cold = (
+            client.create("chat", preference, extra={**asked, "cache_salt": salt})
+            for salt in ("conversation", f"turn {number}")
+        )
+        said, prompt = warm.choices[0].token_ids, warm.prompt_token_ids
+        assert said == cold.choices[0].token_ids
+        known = shared(before, prompt) // BLOCK * BLOCK
+        assert [cached(one) for one in (warm, cold)] == [known, 0]
+        before = [*prompt, *said][:-1]  # nobody computed the last one's state
+        messages.append({"role": "assistant", "content": text("chat", warm)})
+    assert known >= 3 * BLOCK
+
+
+def shared(one, other):
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def cached(answer):
+    """How many of a prompt's tokens were in the prefix cache."""
+    told = answer.usage.prompt_tokens_details
+    return (told and told.cached_tokens) or 0
 
 
 def test_a_stream_that_is_closed_early_leaves_the_server_as_it_was(client, guidance, offline):

@@ -16,26 +16,34 @@ PENALTY = 0.5
 
 
 def pairs(everything, *, penalties=False):
-    """name -> (V2's result, V1's); under "plain" those of the first model's prompts without PAD, under
-    "penalised", where asked for, those of its first prompt with and without a penalty.
+    """name -> (V2's result, V1's); under "plain" V2's of the first model's prompts without PAD; under
+    "penalised", where asked for, both of its first prompt with and without a penalty, said in the same batch.
     """
-    names = [*everything, "plain"]
+    first, (base, _, requests) = next(iter(everything.items()))
+    more = penalised(requests[0]) if penalties else []
     jobs = [
-        {"llm": pad(base, adapter), "requests": requests, "record": True}
-        for base, adapter, requests in everything.values()
+        {
+            "llm": pad(base, adapter),
+            "requests": requests + more * (name == first),
+            "record": True,
+        }
+        for name, (base, adapter, requests) in everything.items()
     ]
-    base, _, requests = next(iter(everything.values()))
     unguided = [
         greedy(request["prompt"], request["sampling"]["max_tokens"])
         for request in requests[KINDS - 1 :: KINDS]
     ]
-    jobs.append({"llm": plain(base), "requests": unguided})
-    base, adapter, requests = everything[next(iter(everything))]
-    if penalties:
-        names.append("penalised")
-        jobs.append({"llm": pad(base, adapter), "requests": penalised(requests[0]), "record": True})
-    results = zip(engines(jobs, V2_ENV), engines(jobs), strict=True)
-    return everything, dict(zip(names, results, strict=True))
+    *v2, plainly = engines([*jobs, {"llm": plain(base), "requests": unguided}], V2_ENV)
+    results = dict(zip(everything, zip(v2, engines(jobs), strict=True), strict=True))
+    count, both = len(requests), results[first]
+    results["penalised"] = [part(one, slice(count, None)) for one in both]
+    results[first] = [part(one, slice(count)) for one in both]
+    return everything, {**results, "plain": plainly}
+
+
+def part(result, which):
+    """Of some of its requests."""
+    return {**result, **{key: result[key][which] for key in ("outputs", "steps")}}
 
 
 def penalised(request):
@@ -98,7 +106,7 @@ def test_both_runners_say_the_same(runs, name):
 
 @pytest.mark.parametrize(("runs", "name"), [("small", FAMILIES[0]), REAL], indirect=["runs"])
 def test_unguided_requests_say_what_plain_v2_says(runs, name):
-    (guided, _), (unguided, _) = runs[1][name], runs[1]["plain"]
+    (guided, _), unguided = runs[1][name], runs[1]["plain"]
     assert tokens(guided)[KINDS - 1 :: KINDS] == tokens(unguided)
 
 

@@ -167,6 +167,29 @@ def test_it_begins_with_the_text_when_the_forward_starts_and_does_not_read_it_tw
     assert len(early) == 1
 
 
+def test_it_begins_with_what_was_said_last_before_the_forward():
+    early = []
+    engine = ResidentRewards(Texts(), Scores(), Declined(print), early=early.append)
+    running, reading = request([5, 6], 2), request([7, 8, 9], 3)
+    step(engine, [running, reading], [(6, 1), (8, 1)])
+    engine.ahead([running, reading], lambda: torch.tensor([[40, 2], [9, 2]]))
+    assert [(list(ask.tokens), ask.must) for ask in early[-1]] == [
+        ([5, 6, 40], True),
+        ([7, 8, 9], False),  # the base is still reading this one's prompt
+    ]
+    step(engine, [running, reading], [(40, 2), (9, 2)])
+    assert texts(engine) == [[5, 6, 40], [7, 8, 9]]
+    engine.ahead([], lambda: torch.tensor([]))
+    assert len(early) == 1
+
+
+def test_without_an_early_start_the_device_is_not_waited_for(engine):
+    def waited():
+        raise AssertionError
+
+    engine.ahead([request([5], 1)], waited)
+
+
 def test_an_error_at_the_start_of_a_forward_is_reported_and_not_raised(logged):
     def broken(_asks):
         raise RuntimeError("no actor")

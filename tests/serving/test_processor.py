@@ -627,6 +627,46 @@ def test_an_engine_that_reads_tokens_is_told_of_a_guided_request_when_it_joins(c
     assert engine.joined[1:] == [([5, 6, 7], 2)]
 
 
+def test_v2_tells_the_engine_what_was_said_last_before_the_next_forward(
+    config, engine, monkeypatch
+):
+    told = []
+    monkeypatch.setattr(
+        engine, "ahead", lambda requests, fed: told.append((list(requests), fed().tolist()))
+    )
+    runner = V2(config)
+    processor = runner.processor
+    monkeypatch.setattr(processor, "_reads_tokens", True)
+    monkeypatch.setattr(processor, "_join", lambda request, read: None)
+    processor._v2_states.total_len = SimpleNamespace(gpu=torch.tensor(runner.length))
+    processor.apply_staged_writes()
+    first, second, third, fourth = (int(slot) for slot in runner.order)
+    for slot, text in ((first, [7]), (third, [5, 6]), (fourth, [])):
+        runner.add(slot, HELPFUL, text)
+    runner.add(second, None)
+    processor.apply_staged_writes()
+    runner.apply(torch.randn(R, V))
+    assert told == []  # nobody has said anything yet
+    runner.add(fourth, HELPFUL, [3])  # another one, as the first left
+    processor._v2_states.total_len.gpu[:] = torch.tensor(runner.length)
+    here = [processor._slots.guided[slot] for slot in (first, third)]
+    processor.apply_staged_writes()
+    assert told == [(here, [[7, 1], [6, 2]])]
+    processor.apply_staged_writes()  # a step without a forward
+    assert len(told) == 1
+
+
+def test_v2_goes_on_where_the_engine_cannot_begin_early(config, engine, monkeypatch):
+    runner = V2(config)
+    monkeypatch.setattr(runner.processor, "_reads_tokens", True)
+    monkeypatch.setattr(runner.processor, "_join", lambda request, read: None)
+    fill(runner, *[HELPFUL] * R)
+    monkeypatch.setattr(engine, "ahead", lambda requests, fed: fed())  # no lengths are known
+    runner.apply(torch.randn(R, V))
+    runner.processor.apply_staged_writes()
+    assert runner.processor._declined.counts == {"late start": 1}
+
+
 @pytest.mark.usefixtures("engine")
 def test_reasoning_may_be_left_unguided_and_does_not_count_as_lost(config):
     known = SimpleNamespace(reasoning_start_token_ids=[7], natural_reasoning_end_token_ids=[8])

@@ -6,7 +6,7 @@ was forked, and needs nothing of a request but its weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 from torch.nn.functional import pad
@@ -61,6 +61,9 @@ class SharedRewards:
 
     def batch(self, requests: Mapping[int, Request]) -> None:
         """Nothing to do: the hidden states come from the base's own forward."""
+
+    def ahead(self, requests: Sequence[Request], fed: Callable[[], Tensor]) -> None:
+        """Nothing to do, as in `batch`."""
 
     def rewards(self, step: Step) -> Tensor | None:
         """See engines.base.RewardEngine."""
