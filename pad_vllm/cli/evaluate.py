@@ -22,6 +22,7 @@ from pad_vllm.cli.steering import (
     OnTop,
     Out,
     Prompts,
+    Teacher,
     Temperatures,
     Tokens,
     Told,
@@ -60,6 +61,7 @@ def evaluate(
     told: Told = None,
     mixes: Mixes = True,
     on_top: OnTop = True,
+    teacher: Teacher = True,
     card: Card = False,
     out: Out = None,
 ) -> None:
@@ -84,6 +86,7 @@ def evaluate(
                 out,
                 mixes=mixes,
                 on_top=on_top,
+                teacher=teacher,
                 card=card,
             )
             return

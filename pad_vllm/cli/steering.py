@@ -75,6 +75,14 @@ OnTop = Annotated[
         help="With --steering: guidance on top of plain prompting too, at half the strength and the whole.",
     ),
 ]
+Teacher = Annotated[
+    bool,
+    typer.Option(
+        "--teacher/--no-teacher",
+        help="With --steering: what the base that is told the wish thinks of each answer, which taught, and "
+        "takes most of the judges' time.",
+    ),
+]
 Out = Annotated[
     Path | None,
     typer.Option(
@@ -100,6 +108,7 @@ def steer(
     *,
     mixes: bool,
     on_top: bool,
+    teacher: bool,
     card: bool,
 ) -> None:
     """Raises ValueError for what cannot be read."""
@@ -122,6 +131,7 @@ def steer(
         tuple(Decoding(temperature=t, tokens=tokens, dtype=dtype) for t in temperatures),
         mixes,
         on_top,
+        teacher,
         named("--told", told, "one sentence a dimension"),
     )
     found = measure(asked, typer.echo, out.with_suffix(".answers.json") if out else None)

@@ -38,6 +38,7 @@ class Steering:
     decodings: Sequence[Decoding] = (Decoding(), Decoding(temperature=0.7))
     mixes: bool = True  # every two dimensions at once
     on_top: bool = True  # guidance beside plain prompting
+    teacher: bool = True  # the told base judges too
     told: Mapping[str, str] = field(default_factory=dict)  # of dimensions that no sentence taught
 
 
@@ -62,7 +63,8 @@ def measure(asked: Steering, say: Say, kept: Path | None = None) -> dict[str, An
             say(
                 f"{name}: the judge of meaning is right on {one.accuracy:.0%} of its held-out pairs"
             )
-    figures = Figures(_judges(asked.base, config, sentences, leanings), asked.prompts)
+    judging = sentences if asked.teacher else {}
+    figures = Figures(_judges(asked.base, config, judging, leanings), asked.prompts)
     results = []
     for decoding, answered in zip(asked.decodings, said, strict=True):
         records = figures.records(rows, answered)

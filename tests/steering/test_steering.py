@@ -109,6 +109,11 @@ def test_figures_go_into_the_card_and_a_sentence_may_be_given_for_a_dimension(ad
     result = CliRunner().invoke(app, [*arguments, "--told", "warm=Be warm.", "--no-on-top"])
     assert result.exit_code == 0, result.output
     assert not [name for name in asked[0][1] if name.startswith("told and")]
+    assert "teacher" in result.output
+    unheard = [*arguments, "--told", "warm=Be warm.", "--no-on-top", "--no-teacher"]
+    result = CliRunner().invoke(app, unheard)
+    assert result.exit_code == 0, result.output
+    assert "teacher" not in result.output
     result = CliRunner().invoke(app, [*arguments, "--told", "cold=Be cold."])
     assert result.exit_code == 1
     assert "--told cold: the adapter has no such dimension, only warm, brief" in result.output
