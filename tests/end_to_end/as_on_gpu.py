@@ -28,8 +28,10 @@ def enable() -> None:
 
     def check_and_update_config(cls: Any, vllm_config: Any) -> None:
         check(cls, vllm_config)
-        vllm_config.compilation_config.mode = CompilationMode.VLLM_COMPILE
-        vllm_config.compilation_config.backend = "eager"
+        compilation = vllm_config.compilation_config
+        compilation.mode = CompilationMode.VLLM_COMPILE
+        compilation.backend = "eager"
+        compilation.compile_sizes = []  # no sizes of their own: one range has them all
 
     def dispatched(*args: Any, **kwargs: Any) -> Any:
         batch, sync = dispatch(*args, **kwargs)
