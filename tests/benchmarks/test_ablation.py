@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import ablation
-import asked as scenes
 import jury
 import pytest
 import torch
 
-from pad_vllm.adapter.folder import load_adapter, save_adapter
-from pad_vllm.adapter.merge import Part, merge
-from pad_vllm.steering.answers import Batch, Decoding, answers
-from pad_vllm.steering.conditions import Condition, unguided
+from pad_vllm.adapter.folder import load_adapter
 
 
 def test_variants_are_the_adapters_own_parts_and_random_ones(asked):
@@ -65,23 +61,3 @@ def test_the_script_judges_every_variant_and_strategy(asked, monkeypatch):
     batches = len(asked.batches)
     assert asked.run(monkeypatch, ablation.main)["rows"] == found["rows"]
     assert len(asked.batches) == batches
-
-
-@pytest.mark.engine
-def test_variants_answer_in_one_batch_of_a_real_engine(tmp_path, monkeypatch):
-    """One candidate leaves a reward nothing: what any variant then says is the base's own greedy answer."""
-    scene = scenes.made(tmp_path, monkeypatch)
-    trained = load_adapter(scene.adapter)
-    parts = [trained, *ablation.variants(trained, seed=0).values()]
-    adapter = merge([Part(one, {}) for one in parts])
-    save_adapter(adapter, tmp_path / "variants", "x")
-    names = adapter.config.dimensions
-    prompts = ['[{"role": "user", "content": "one"}]', '[{"role": "user", "content": "two"}]']
-    alone = [Condition(name, {name: 1.0}, 2.0, more={"pad_top_k": 1}) for name in names]
-    asked = [unguided(), *alone, Condition("free", {names[0]: 1.0}, 10.0)]
-    drawn = [Decoding(0.0, 6, dtype="float32"), Decoding(0.7, 6, dtype="float32")]
-    batch = Batch(str(scene.base), str(tmp_path / "variants"), prompts, asked, drawn)
-    greedy, sampled = answers(batch)
-    for row in (*greedy[1:-1], *sampled[1:-1]):
-        assert [one.token_ids for one in row] == [one.token_ids for one in greedy[0]]
-    assert greedy[-1] != greedy[0]
