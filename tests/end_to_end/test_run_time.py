@@ -58,15 +58,11 @@ def guidance(name):
     return {"pad_weights": WEIGHTS[name], **named}
 
 
-TWO_ENGINES = ["--data-parallel-size", "2", "--api-server-count", "1"]
-
-
 @pytest.fixture(
     scope="module",
     params=[
         pytest.param((V2_ENV, []), id="v2"),
         pytest.param(({}, []), id="v1"),
-        pytest.param(({}, TWO_ENGINES), id="two engines"),
         pytest.param(({}, ["--tensor-parallel-size", "2"]), id="two ranks"),
     ],
 )
