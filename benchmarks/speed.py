@@ -132,7 +132,10 @@ def make_random(base: str, args: argparse.Namespace) -> str:
     layers = config.get_text_config().num_hidden_layers
     fork = round(layers * 0.75) if args.fork_layer is None else min(args.fork_layer, layers)
     adapter = random_adapter(
-        Backbone.from_config(Path(base)),
+        # A bare config has no weights to be known by.
+        (Backbone.from_config if args.load_format == "dummy" else Backbone.from_checkpoint)(
+            Path(base)
+        ),
         fork,
         ("a", "b", "c"),
         16,
