@@ -90,7 +90,8 @@ def test_the_storm_was_one(result):
     assert sum(one["cancelled"] for one in result["said"]) > 0.05 * len(result["said"])
     assert result["preemptions"] > 0
     assert result["declined"] == {}
-    if result["of"][1] == "resident":
+    _, engine, count = result["of"]
+    if engine == "resident" and count > 200:  # the few texts of a short one all fit; test_scorer.py
         assert result["counts"]["preempted"] > 0
 
 
