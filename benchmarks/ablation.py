@@ -25,6 +25,7 @@ import dataclasses
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from setting import Setting
 from users import Space
 
 from pad_vllm.adapter.adapter import Adapter
-from pad_vllm.adapter.folder import load_adapter, save_adapter
+from pad_vllm.adapter.folder import save_adapter
 from pad_vllm.adapter.merge import Part, merge
 from pad_vllm.steering import conditions
 from pad_vllm.steering.conditions import Condition
@@ -196,13 +197,11 @@ def drawn(
 def main() -> None:
     parser = arguments.parser(__doc__)
     arguments.add_question(parser, tokens=48)
-    parser.add_argument("--picture", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="of the random heads")
     args = parser.parse_args()
     setting = Setting.of(args)
-    if not setting.config.heads_only:
-        raise SystemExit(f"--adapter {setting.folder}: heads alone are accepted")
-    names, trained = setting.dimensions, load_adapter(setting.folder)
+    setting.require_heads()
+    names, trained = setting.dimensions, setting.adapter
     adapter = merge([Part(a, {}) for a in (trained, *variants(trained, args.seed).values())])
     known = spreads(setting, adapter)
     singles = alone(names, known)
@@ -221,12 +220,9 @@ def main() -> None:
         for way in (UNIFORM, NORMALISED, MAXIMUM)
     ]
     lines = [*table(rows, names), "", *table(ways, ["strongest", "second", "third"])]
-    print("\n".join(lines))
-    if args.picture:
-        draw([*rows, *ways], args.picture)
     spread = {name: round(value, 4) for name, value in known.items()}
     result = {"spread": spread, "rows": rows, "strategies": ways, "table": lines}
-    arguments.report(args.out, {**setting.about(), **result})
+    arguments.tell(args, {**setting.about(), **result}, partial(draw, [*rows, *ways]))
 
 
 if __name__ == "__main__":

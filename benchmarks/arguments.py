@@ -9,7 +9,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ def add_question(made: argparse.ArgumentParser, *, tokens: int) -> None:
     made.add_argument("--tokens", type=int, default=tokens)
     made.add_argument("--dimensions", nargs="+", help="default: all of the adapter's")
     made.add_argument("--kept", type=Path, help="file of answers (default: beside --out)")
+    made.add_argument("--picture", type=Path)
 
 
 def add_timing(
@@ -69,6 +70,12 @@ def add_timing(
     made.add_argument("--eager", action="store_true")
 
 
+def pair(text: str) -> tuple[str, str]:
+    """The type of an argument NAME=VALUE."""
+    name, _, value = text.partition("=")
+    return name, value
+
+
 def read_prompts(path: Path) -> list[str]:
     """The texts of a list of {"prompt": text}."""
     return [record["prompt"] for record in json.loads(path.read_text("utf-8"))]
@@ -77,6 +84,16 @@ def read_prompts(path: Path) -> list[str]:
 def command() -> str:
     """The command line that started this script, for its report."""
     return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+
+
+def tell(
+    args: argparse.Namespace, result: Mapping[str, Any], draw: Callable[[Path], None] | None = None
+) -> None:
+    """Print the result's table, draw its picture where --picture asks for one, and write it to --out."""
+    print("\n".join(result["table"]))
+    if draw is not None and args.picture:
+        draw(args.picture)
+    report(args.out, result)
 
 
 def report(path: Path, result: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from setting import Setting
 from torch import Tensor, nn
 
 from pad_vllm.adapter.backbone import Backbone
-from pad_vllm.adapter.folder import load_adapter, save_adapter
+from pad_vllm.adapter.folder import save_adapter
 from pad_vllm.demo.names import resolve_base
 from pad_vllm.evaluation.measures import perplexity
 from pad_vllm.steering import conditions
@@ -88,7 +89,7 @@ def answers(setting: Setting, model: Any) -> list[list[Answer]]:
     with tempfile.TemporaryDirectory() as made:
         base, folder = Path(made) / "base", Path(made) / "adapter"
         write(model, resolve_base(setting.base), base)
-        adapter = load_adapter(setting.folder)
+        adapter = setting.adapter
         config = dataclasses.replace(adapter.config, backbone=Backbone.from_checkpoint(base))
         save_adapter(dataclasses.replace(adapter, config=config), folder, "# For a worse base\n")
         return setting.answers([conditions.unguided(), *guided], str(folder), str(base))
@@ -138,11 +139,9 @@ def main() -> None:
     parser.add_argument("--noises", type=float, nargs="*", default=[0.1, 0.2])
     parser.add_argument("--bits", type=int, nargs="*", choices=(8, 4), default=[8, 4])
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
-    parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
     setting = Setting.of(args)
-    if not setting.config.heads_only:
-        raise SystemExit(f"--adapter {setting.folder}: heads alone are accepted")
+    setting.require_heads()
     good, names = resolve_base(args.base), setting.dimensions
     tokenizer = chat_tokenizer(good, args.base, setting.config.chat_template)
     rows: list[dict[str, Any]] = []
@@ -162,11 +161,8 @@ def main() -> None:
     own = rows[0]["text"]
     for r in rows:
         r["text"] = round(r["text"] / own, 3)
-    lines = table(rows)
-    print("\n".join(lines))
-    if args.picture:
-        draw(rows, args.picture)
-    arguments.report(args.out, {**setting.about(), "rows": rows, "table": lines})
+    result = {**setting.about(), "rows": rows, "table": table(rows)}
+    arguments.tell(args, result, partial(draw, rows))
 
 
 if __name__ == "__main__":

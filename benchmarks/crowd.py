@@ -159,10 +159,8 @@ def main() -> None:
     crowds = crowd(plain, pad, config.dimensions, args)
     longs = long_prompts(plain, pad, config.dimensions, args)
     found = rows(crowds, longs, args)
-    lines = table(found)
-    print("\n".join(lines))
-    arguments.report(
-        args.out,
+    arguments.tell(
+        args,
         {
             "command": arguments.command(),
             "backbone": config.backbone.name,
@@ -171,7 +169,7 @@ def main() -> None:
             "compiled": not args.eager,
             "versions": speed.versions(),
             "rows": found,
-            "table": lines,
+            "table": table(found),
             "records": {"crowd": crowds, "long prompts": longs},
         },
     )

@@ -6,7 +6,7 @@
 evidence.json names the commands. A step whose result is there is not made again; one that fails is named at
 the end, and the others go on. --prompts: what everybody answers, as `pad-vllm evaluate --steering` reads it;
 without it the last 50 of the prompts that ship, which taught nobody here but teach by default. Judges and
-peers' vectors are made from others of these. --retrain also makes the adapters that some steps compare.
+peers' vectors are made from others of these.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pad_vllm.training.sampling.sample import read_prompts
 from pad_vllm.training.taught.run import SHIPPED
@@ -57,14 +57,12 @@ def prompt_files(out: Path, prompts: Path | None, smoke: bool) -> dict[str, str]
 
 
 def steps(
-    table: Mapping[str, Mapping[str, Any]], places: Mapping[str, str], out: Path, args: Any
+    table: Mapping[str, Mapping[str, str]], places: Mapping[str, str], out: Path, smoke: bool
 ) -> Iterator[Step]:
     """Of evidence.json, in its order."""
     for name, step in table.items():
-        if step.get("retrain") and not args.retrain:
-            continue
-        made = out / step.get("made", f"{name}.json")
-        words = step["run"] + (f" {step['smoke']}" if args.smoke and "smoke" in step else "")
+        made = out / f"{name}.json"
+        words = step["run"] + (f" {step['smoke']}" if smoke and "smoke" in step else "")
         argv = [word.format(**places, out=out, made=made) for word in shlex.split(words)]
         if argv[0] == "pad-vllm":
             argv = ["-m", "pad_vllm", *argv[1:]]
@@ -93,7 +91,6 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="+", help="names of evidence.json")
-    parser.add_argument("--retrain", action="store_true")
     parser.add_argument("--smoke", action="store_true", help="a slice of each")
     args = parser.parse_args()
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -104,7 +101,9 @@ def main() -> None:
     table = json.loads((HERE / "evidence.json").read_text())
     if unknown := set(args.only or ()) - set(table):
         raise SystemExit(f"--only {unknown.pop()}: evidence.json has {', '.join(table)}")
-    chosen = [s for s in steps(table, places, args.out, args) if s.name in (args.only or table)]
+    chosen = [
+        s for s in steps(table, places, args.out, args.smoke) if s.name in (args.only or table)
+    ]
     failed = [s.name for s in chosen if not run(s, args.out / f"{s.name}.log")]
     if failed:
         raise SystemExit(f"not made: {', '.join(failed)}")

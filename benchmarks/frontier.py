@@ -17,6 +17,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,7 @@ def alignment(
 
 def step_times(base: str, forks: Sequence[int], args: argparse.Namespace) -> list[dict[str, Any]]:
     """A record a fork and batch: the median of its step over plain vLLM's in the same round."""
-    sizes = {
-        "max_model_len": args.prompt + args.tokens + 8,
-        "max_num_seqs": max(args.batches),
-        "enable_prefix_caching": False,
-    }
+    sizes = speed.sizes(args)
     with tempfile.TemporaryDirectory() as folder:
         engines = {}
         for fork in forks:
@@ -138,13 +135,8 @@ def draw(found: Sequence[Mapping[str, Any]], batch: int, path: Path) -> None:
 
 
 def _row(text: str) -> tuple[str, int]:
-    name, _, fork = text.rpartition("=")
+    name, fork = arguments.pair(text)
     return name, int(fork)
-
-
-def _taught(text: str) -> tuple[str, str]:
-    dimension, _, scorer = text.partition("=")
-    return dimension, scorer
 
 
 def parse() -> argparse.Namespace:
@@ -153,7 +145,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--row", type=_row, action="append", required=True, help="NAME=FORK_LAYER")
     parser.add_argument(
         "--taught",
-        type=_taught,
+        type=arguments.pair,
         action="append",
         default=[],
         help="DIMENSION=SCORER, no judge then",
@@ -176,12 +168,8 @@ def main() -> None:
     rows(aligned, named, (), layers)  # raises before an hour is spent
     times = step_times(base, sorted(set(named.values()), reverse=True), args)
     found = rows(aligned, named, times, layers)
-    lines = table(found, args.batches)
-    print("\n".join(lines))
-    if args.picture:
-        draw(found, max(args.batches), args.picture)
-    arguments.report(
-        args.out,
+    arguments.tell(
+        args,
         {
             "command": arguments.command(),
             "versions": speed.versions(),
@@ -189,8 +177,9 @@ def main() -> None:
             "compiled": not args.eager,
             "times": times,
             "rows": found,
-            "table": lines,
+            "table": table(found, args.batches),
         },
+        partial(draw, found, max(args.batches)),
     )
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,6 @@ from matplotlib.figure import Figure
 from setting import Setting
 from users import Space, Tastes, User
 
-from pad_vllm.adapter.folder import load_adapter
 from pad_vllm.evaluation.embedding import embed
 from pad_vllm.evaluation.measures import outcomes, perplexity
 from pad_vllm.steering import conditions
@@ -176,12 +176,9 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=4, help="of the dialogue")
     parser.add_argument("--read", type=int, default=6, help="plain answers that w is read from")
     parser.add_argument("--mixed", type=int, default=2, help="users who like two dimensions")
-    parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
     setting = Setting.of(args)
-    adapter = load_adapter(setting.folder)
-    if not adapter.config.heads_only:
-        raise SystemExit(f"--adapter {setting.folder}: heads alone are accepted")
+    setting.require_heads()
     for name in setting.dimensions:
         if name not in setting.jury.judge.leanings:
             raise SystemExit(
@@ -189,7 +186,7 @@ def main() -> None:
             )
     users = hidden(setting.dimensions, args.mixed)
     known = dialogue.told(setting, users, args.turns)
-    space = Space(Reader.of(setting.base, adapter))
+    space = Space(Reader.of(setting.base, setting.adapter))
     some = slice(args.turns, args.turns + args.read)
     contexts = {
         name: lambda chat, one=one: [*dialogue.messages(one), *chat] for name, one in known.items()
@@ -203,12 +200,10 @@ def main() -> None:
     each = rows(setting, space, users, known, found)
     everyone = summary(each)
     lines = table([*everyone, *each])
-    print("\n".join(lines))
-    if args.picture:
-        draw([*everyone, *each], args.picture)
     texts = {name: dialogue.messages(one) for name, one in known.items()}
     result = {"all": everyone, "rows": each, "dialogues": texts, "table": lines}
-    arguments.report(args.out, {**setting.about(), "turns": args.turns, **result})
+    result |= {**setting.about(), "turns": args.turns}
+    arguments.tell(args, result, partial(draw, [*everyone, *each]))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,6 @@ def main() -> None:
     parser = arguments.parser(__doc__)
     arguments.add_question(parser, tokens=48)
     parser.add_argument("--grid", type=float, nargs="+", default=[1.0], help="weights above 0")
-    parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
     if min(args.grid) <= 0 or len(set(args.grid)) < len(args.grid):
         raise SystemExit(f"--grid {args.grid}: weights above 0 are accepted, each once")
@@ -170,11 +170,8 @@ def main() -> None:
         for name in mix
     ]
     kinds = summary(rows)
-    lines = table(kinds, rows)
-    print("\n".join(lines))
-    if args.picture:
-        draw(rows, args.picture)
-    arguments.report(args.out, {**setting.about(), "kinds": kinds, "rows": rows, "table": lines})
+    result = {**setting.about(), "kinds": kinds, "rows": rows, "table": table(kinds, rows)}
+    arguments.tell(args, result, partial(draw, rows))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from typing import Any
 
 import arguments
 import torch
+from candidates import Reader
 from peer_rules import TwoContexts, ValueFilter
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LogitsProcessor
@@ -239,11 +240,6 @@ def _guided(method: str, name: str, by: float) -> Condition:
     return one
 
 
-def _named(text: str) -> tuple[str, str]:
-    name, _, folder = text.partition("=")
-    return name, folder
-
-
 def main() -> None:
     parser = arguments.parser(__doc__)
     parser.add_argument("--learn", type=Path, required=True)
@@ -253,7 +249,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=float, nargs="*", default=[1.0])
     parser.add_argument("--filter", type=float, nargs="*", default=[-0.5, 0.0])
     parser.add_argument("--best-of", type=int, nargs="*", default=[4])
-    parser.add_argument("--policy", type=_named, action="append", help="DIMENSION=FOLDER")
+    parser.add_argument("--policy", type=arguments.pair, action="append", help="DIMENSION=FOLDER")
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--tokens", type=int, default=100)
     args = parser.parse_args()
@@ -263,8 +259,7 @@ def main() -> None:
     tokenizer = chat_tokenizer(Path(base), args.base, None)
     adapter = load_adapter(resolve_adapter(args.adapter))
     sentences = conditions.sentences_of(adapter.config)
-    reward_model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-    value = PersRM.from_adapter(reward_model, adapter)
+    value = Reader.of(args.base, adapter).model
     if args.filter and not value.heads_only:
         parser.error(
             "--filter reads the base's states alone: an adapter of heads only, or no --filter"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,6 @@ def main() -> None:
     parser.add_argument("--top-ks", type=int, nargs="*", default=[5, 50])
     parser.add_argument("--temperatures", type=float, nargs="*", default=[0.0, 1.0])
     parser.add_argument("--min-ps", type=float, nargs="*", default=[0.0, 0.4])
-    parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
     setting = Setting.of(args)
     config = setting.config
@@ -131,11 +131,8 @@ def main() -> None:
     found = rows(
         of_requests(setting, values) | of_decodings(setting, values), setting.dimensions, defaults
     )
-    lines = table(found, setting.dimensions)
-    print("\n".join(lines))
-    if args.picture:
-        draw(found, args.picture)
-    arguments.report(args.out, {**setting.about(), "rows": found, "table": lines})
+    result = {**setting.about(), "rows": found, "table": table(found, setting.dimensions)}
+    arguments.tell(args, result, partial(draw, found))
 
 
 if __name__ == "__main__":

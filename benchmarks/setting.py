@@ -15,6 +15,7 @@ import arguments
 from jury import Jury
 from kept import Kept
 
+from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.folder import load_adapter
 from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.demo.names import resolve_adapter
@@ -30,7 +31,7 @@ class Setting:
 
     base: str
     folder: str
-    config: AdapterConfig
+    adapter: Adapter
     dimensions: tuple[str, ...]
     prompts: Prompts
     drawn: Decoding
@@ -39,11 +40,22 @@ class Setting:
     others: Prompts  # that the judges were fitted on
     plain: list[Answer]  # the base's answers to them
 
+    @property
+    def config(self) -> AdapterConfig:
+        """The adapter's."""
+        return self.adapter.config
+
+    def require_heads(self) -> None:
+        """Raises SystemExit for a trunk."""
+        if not self.config.heads_only:
+            raise SystemExit(f"--adapter {self.folder}: heads alone are accepted")
+
     @classmethod
     def of(cls, args: argparse.Namespace) -> Setting:
         """Draws what judges are fitted on. Raises SystemExit for dimensions that cannot be asked about."""
         folder = resolve_adapter(args.adapter)
-        config = load_adapter(folder).config
+        adapter = load_adapter(folder)
+        config = adapter.config
         names = tuple(args.dimensions or config.dimensions)
         for name in names:
             if name not in config.dimensions:
@@ -68,7 +80,7 @@ class Setting:
                     f"{name} has no judge that trained nothing; accepted: dimensions that a sentence taught, "
                     "or that have more than one scorer. Name others: --dimensions"
                 )
-        return cls(args.base, folder, config, names, prompts, drawn, kept, jury, others, said[0])
+        return cls(args.base, folder, adapter, names, prompts, drawn, kept, jury, others, said[0])
 
     def answers(
         self, asked: Sequence[Condition], folder: str | None = None, base: str | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import evidence
@@ -34,8 +33,7 @@ def test_parts_of_the_prompts_do_not_meet(tmp_path):
 
 @pytest.mark.parametrize("smoke", [False, True])
 def test_every_step_is_a_script_that_is_there_with_options_it_has(tmp_path, smoke):
-    args = Namespace(retrain=True, smoke=smoke)
-    for step in evidence.steps(TABLE, PLACES, tmp_path, args):
+    for step in evidence.steps(TABLE, PLACES, tmp_path, smoke):
         if step.argv[1] == "-m":
             continue
         text = "".join(
