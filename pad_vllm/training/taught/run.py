@@ -167,10 +167,10 @@ class TaughtRun(Run):
 
     def _ridges(self) -> list[float]:
         """Of each dimension the penalty whose map explains most of the validation prompts."""
-        watched = self.parts.validation
+        watched = list(self._read(self.parts.validation))
         found = torch.stack(
             [
-                self._shares(
+                shares(
                     partial(map_rewards, self.model, self.moments.map(ridge).to(self.model.head_A)),
                     watched,
                 )
