@@ -12,25 +12,21 @@ perplexity and repetition.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import arguments
+import forks
 import speed
 from matplotlib.figure import Figure
 from pareto import Point, read
 
 from pad_vllm.adapter.backbone import Backbone
 from pad_vllm.demo.names import resolve_base
-
-GUIDANCE = {"pad_weights": ["a=1", "b=1"]}
-"""Of two of a random adapter's dimensions."""
 
 
 def alignment(
@@ -54,32 +50,6 @@ def alignment(
         ]
         for row, strengths in found.items()
     }
-
-
-def step_times(base: str, forks: Sequence[int], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A record a fork and batch: the median of its step over plain vLLM's in the same round."""
-    sizes = speed.sizes(args)
-    with tempfile.TemporaryDirectory() as folder:
-        engines = {}
-        for fork in forks:
-            own = copy.copy(args)
-            own.fork_layer, own.random_adapter = fork, Path(folder) / str(fork)
-            engines[fork] = speed.start(base, args, speed.make_random(base, own), **sizes)
-        plain = speed.start(base, args, None, **sizes)
-        records = []
-        for batch in args.batches:
-            ratios: dict[int, list[float]] = {fork: [] for fork in forks}
-            for turn in range(args.rounds + 1):  # the first warms up
-                once = speed.step_time(plain, batch, args, None)
-                for fork, engine in engines.items():
-                    found = speed.step_time(engine, batch, args, GUIDANCE) / once
-                    ratios[fork] += [found] if turn else []
-            records += [
-                {"fork_layer": fork, "batch": batch, "ratio": round(statistics.median(some), 3)}
-                | {"least": round(min(some), 3), "most": round(max(some), 3)}
-                for fork, some in ratios.items()
-            ]
-    return records
 
 
 def rows(
@@ -153,9 +123,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--picture", type=Path)
     arguments.add_timing(parser, batches=(1, 16), tokens=24, rounds=5)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--load-format", default="auto", help="`dummy` times a bare config.json")
-    parser.add_argument("--gpu-memory", type=float, default=0.12, help="share for each engine")
+    forks.add_engines(parser, dtype="float32", share=0.12)
     return parser.parse_args()
 
 
@@ -166,7 +134,7 @@ def main() -> None:
     aligned = alignment(result, args.temperature, dict(args.taught))
     layers = Backbone.from_config(Path(base)).num_layers
     rows(aligned, named, (), layers)  # raises before an hour is spent
-    times = step_times(base, sorted(set(named.values()), reverse=True), args)
+    times = forks.step_times(base, sorted(set(named.values()), reverse=True), args)["records"]
     found = rows(aligned, named, times, layers)
     arguments.tell(
         args,

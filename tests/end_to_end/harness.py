@@ -24,9 +24,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import httpx
+import torch
 from filelock import FileLock, Timeout
 
 HERE = Path(__file__).parent
+ON_GPU = torch.cuda.is_available()
+"""The same tests then run on it: its kernels, and captured graphs where an engine is not eager."""
+
 ENV = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
@@ -39,16 +43,20 @@ ENV = {
     # runs there, and a step takes twenty times as long.
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # Of attention on a GPU: products of float32 are not rounded to TF32.
+    "TRITON_F32_DEFAULT": "ieee",
 }
-# vLLM's V2 model runner on a CPU: Triton's interpreter, and a driver that says it is there.
-V2_ENV = {
-    "VLLM_USE_V2_MODEL_RUNNER": "1",
-    "TRITON_INTERPRET": "1",
-    # In front of what is there: pad_vllm may be found through it.
-    "PYTHONPATH": os.pathsep.join(
-        filter(None, (str(HERE / "v2_site"), os.environ.get("PYTHONPATH")))
-    ),
-}
+V2_ENV = {"VLLM_USE_V2_MODEL_RUNNER": "1"}
+if ON_GPU:  # where V2 is what vLLM takes by itself
+    ENV["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+else:  # Triton's interpreter, and a driver that says it is there
+    V2_ENV |= {
+        "TRITON_INTERPRET": "1",
+        # In front of what is there: pad_vllm may be found through it.
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, (str(HERE / "v2_site"), os.environ.get("PYTHONPATH")))
+        ),
+    }
 
 
 SLOTS = 2
@@ -62,7 +70,9 @@ class EngineFailed(AssertionError):
 def plain(model: str | Path, **llm: Any) -> dict[str, Any]:
     """LLM(...) arguments without PAD: float32, eager, small. `llm` adds and overrides."""
     small = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512, "max_num_seqs": 32}
-    return {"model": str(model), **small, **llm}
+    # A KV cache of a set size: what is free is not measured while another engine starts.
+    share = {"gpu_memory_utilization": 0.1, "kv_cache_memory_bytes": 2**30} if ON_GPU else {}
+    return {"model": str(model), **small, **share, **llm}
 
 
 def pad(
@@ -133,7 +143,7 @@ class _Forking:
         self.log = Path(tempfile.mkdtemp(prefix="pad_engines_")) / "log"
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, HERE / "run.py"],
+                [sys.executable, HERE / "run.py", *(["--apart"] if ON_GPU else [])],
                 env=environment(env),
                 stdin=subprocess.PIPE,
                 stdout=out,

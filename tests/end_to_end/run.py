@@ -2,7 +2,8 @@
 
 In: {"jobs": a list, as `harness.engine` describes them; "env": variables to set}. Out: a list of results, or
 {"error": what was raised}. vLLM is imported once; every line's engines run one after the other in a fork
-of this process (VLLM_ENABLE_V1_MULTIPROCESSING=0), so that what the plugin computes can be recorded.
+of this process (VLLM_ENABLE_V1_MULTIPROCESSING=0), so that what the plugin computes can be recorded. With
+--apart in a process of their own.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import gc
 import json
 import logging
 import os
+import subprocess
 import sys
 import time
 import traceback
@@ -25,15 +27,29 @@ HIDDEN = ("h_B", "h_T")
 
 
 def main() -> None:
-    _import_all()
+    how = sys.argv[1:]
+    if len(how) == 2:
+        _answer(*how)
+    if not how:
+        _import_all()
     for line in sys.stdin:
         jobs, results = line.split()
-        pid = os.fork()
-        if pid == 0:
-            _answer(jobs, results)
-        _, status = os.waitpid(pid, 0)
-        if code := os.waitstatus_to_exitcode(status):  # it wrote nothing
+        if code := _apart(jobs, results) if how else _forked(jobs, results):  # it wrote nothing
             _write(results, {"error": f"the engines' process ended with exit status {code}"})
+
+
+def _forked(jobs: str, results: str) -> int:
+    """Its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        _answer(jobs, results)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _apart(jobs: str, results: str) -> int:
+    """In a process that imports vLLM itself: a fork of one that has looked for a GPU cannot use it."""
+    return subprocess.run([sys.executable, __file__, jobs, results], check=False).returncode
 
 
 def _import_all() -> None:
@@ -48,7 +64,7 @@ def _import_all() -> None:
 
 
 def _answer(jobs: str, results: str) -> NoReturn:
-    """In the fork."""
+    """And end."""
     try:
         given = json.loads(Path(jobs).read_text("utf-8"))
         os.environ.update(given["env"])
@@ -177,7 +193,7 @@ def _note(worker: Any) -> None:
     def hash_of(tensor: Any) -> str:
         import hashlib
 
-        return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+        return hashlib.sha256(tensor.cpu().numpy().tobytes()).hexdigest()
 
     worker.pad_steps, worker.pad_guide, guidance.guide = steps, guide, noting
 
