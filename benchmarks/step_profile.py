@@ -28,24 +28,26 @@ WHOLE = "all of PAD"
 
 def parts() -> dict[str, tuple[Any, str]]:
     """name -> the owner of a function, and its name there."""
-    from pad_vllm import guidance
+    import torch
+
     from pad_vllm.engines.shared.reward import SharedRewards
+    from pad_vllm.kernels import rule
     from pad_vllm.serving.answers import Answers
     from pad_vllm.serving.history import V1History, V2History
     from pad_vllm.serving.processor import PADLogitsProcessor
     from pad_vllm.serving.slots import Slots
     from pad_vllm.serving.tally import Tally
 
+    code = rule.of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return {
         WHOLE: (PADLogitsProcessor, "apply"),
         "which rows": (Slots, "select"),
-        "candidates": (guidance, "candidates"),
+        "candidates": (code, "candidates"),
         "rewards": (SharedRewards, "rewards"),
         "text, V2": (V2History, "read"),
         "text, V1": (V1History, "read"),
-        "guard against the unlikely": (guidance, "unlikely"),
-        "guard against loops": (guidance, "repeats"),
-        "scores written": (guidance, "guide"),
+        "guards": (code, "unpaid"),
+        "scores written": (code, "guide"),
         "counted": (Tally, "step"),
         "answers told": (Answers, "count"),
     }

@@ -35,6 +35,13 @@ class Said(NamedTuple):
     stop: Tensor  # [G] and where it ends; whatever stands behind is not read
 
 
+class Guided(NamedTuple):
+    """What became of the guided rows; [G] bool each."""
+
+    left: Tensor  # those that stay as they came
+    changed: Tensor  # those whose likeliest token is another now
+
+
 def head_directions(
     h_T: Tensor, head_A: Tensor, head_B: Tensor, head_C: Tensor | None = None
 ) -> Tensor:
@@ -68,8 +75,10 @@ def direction(
     head_C: Tensor | None = None,
 ) -> Tensor:
     """d_w, the one vector a row needs: h_B, h_T [..., H], weights w [..., D] -> [..., H]."""
-    low = torch.einsum("drh,...h->...dr", head_A, h_T) * w.unsqueeze(-1)
-    made = w.sum(-1, keepdim=True) * (h_T - h_B) + torch.einsum("dhr,...dr->...h", head_B, low)
+    low = (h_T @ head_A.flatten(0, 1).T).unflatten(-1, head_A.shape[:2]) * w.unsqueeze(-1)
+    made = low.flatten(-2) @ head_B.transpose(1, 2).flatten(0, 1)
+    if h_T is not h_B:
+        made = made + w.sum(-1, keepdim=True) * (h_T - h_B)
     return made if head_C is None else made + w @ head_C
 
 
@@ -147,7 +156,7 @@ def guide(
     top_k: Tensor,
     unpaid: Tensor | None = None,
     spared: Tensor | None = None,
-) -> Tensor:
+) -> Guided:
     """Rewrite the guided rows of `logits` in place; other rows are not touched.
 
     logits [R, V] float32; rows [G] int64, ascending and unique; z, ids [G, K] from `candidates`;
@@ -155,8 +164,7 @@ def guide(
     spared [G] bool, rows not to be guided in this step.
     A candidate that arrives as -inf (a grammar mask, banned words) stays -inf. A row with a NaN
     or inf logit or score among its other candidates, and one that is spared, is left as it came.
-    Returns [G] bool, which rows were left (no device synchronisation). What may fail comes before
-    the first write.
+    No device synchronisation. What may fail comes before the first write.
     """
     legal = _legal(z, top_k)
     pay = beta.unsqueeze(-1) * reward.to(z.dtype)
@@ -167,9 +175,11 @@ def guide(
     if spared is not None:
         sound = sound & ~spared.unsqueeze(-1)
     guided = torch.where(sound, score.masked_fill(~legal, NEG_INF), z)
+    left = ~sound.squeeze(-1)
+    changed = (guided.argmax(-1) != 0) & ~left  # the candidates come best first
     logits.clamp_(max=_ceiling(logits, rows, sound))
     logits.index_put_((rows.unsqueeze(-1), ids), guided)
-    return ~sound.squeeze(-1)
+    return Guided(left, changed)
 
 
 def earned(z: Tensor, reward: Tensor, top_k: Tensor) -> Tensor:
@@ -188,6 +198,25 @@ def _mean(z: Tensor, pay: Tensor, legal: Tensor) -> Tensor:
     """[G, 1], in float64, where the sum does not depend on how many candidates other rows want."""
     p = z.masked_fill(~legal, NEG_INF).double().softmax(-1)
     return (p * pay.masked_fill(~legal, 0.0)).sum(-1, keepdim=True).to(pay.dtype)
+
+
+def unpaid(
+    z: Tensor,
+    ids: Tensor,
+    min_p: Tensor | None,
+    ends: Tensor,
+    said: Said | None,
+    n: Tensor,
+    longest: int,
+) -> Tensor | None:
+    """Which candidates the guards keep from being paid: `unlikely`, where a min_p is given, and `repeats`,
+    where it is known what was said; [G, K] bool, None without either.
+    """
+    low = None if min_p is None else unlikely(z, ids, min_p, ends)
+    if said is None:
+        return low
+    looping = repeats(said, ids, n, longest)
+    return looping if low is None else low | looping
 
 
 def repeats(said: Said, ids: Tensor, n: Tensor, longest: int) -> Tensor:

@@ -41,7 +41,8 @@ def batches(draw, *, broken=False):
 def guide(logits, rows, reward, beta, top_k):
     """What the processor does: candidates of the largest k, then one call for all rows."""
     z, ids = guidance.candidates(logits, rows, int(top_k.max()))
-    return guidance.guide(logits, rows, z, ids, reward[rows].gather(-1, ids), beta, top_k)
+    reward = reward[rows].gather(-1, ids)
+    return guidance.guide(logits, rows, z, ids, reward, beta, top_k).left
 
 
 def by_hand(logits, rows, reward, beta, top_k):
@@ -274,10 +275,9 @@ def test_with_the_guards_the_batch_gives_what_the_plain_twin_gives(batch, data):
         torch.tensor([len(text) for text in texts]),
     )
     z, ids = guidance.candidates(logits, rows, int(top_k.max()))
-    looping = guidance.repeats(said, ids, torch.tensor(n), max(n))
-    unpaid = looping | guidance.unlikely(z, ids, shares, torch.tensor(ends))
+    unpaid = guidance.unpaid(z, ids, shares, torch.tensor(ends), said, torch.tensor(n), max(n))
     taken = reward[rows].gather(-1, ids)
-    assert not guidance.guide(logits, rows, z, ids, taken, beta, top_k, unpaid).any()
+    assert not guidance.guide(logits, rows, z, ids, taken, beta, top_k, unpaid).left.any()
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 

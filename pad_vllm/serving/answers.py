@@ -1,7 +1,8 @@
 """What became of each guided answer: how many of its tokens went unguided, and whether it was stopped.
 
 In: the rows of every step, and which of them stayed unguided. Out: an Outcome for each mark that the front
-end gave a request (vllm_api/answers.py). Counts are kept on the device: only asking waits for it. No vLLM.
+end gave a request (vllm_api/answers.py). Counts are kept on the device: only asking waits for it. Steps are
+counted some at a time, since on a GPU each small operation costs the step that launches it. No vLLM.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pad_vllm.serving.slots import Selection
 from pad_vllm.serving.tally import Tally
 
 _SPARE = 4096  # answers that ended, and whose outcome nobody has asked for yet
+_AT_ONCE = 64  # steps that are counted together
 
 
 class Answers:
@@ -30,6 +32,10 @@ class Answers:
         """rows: the most that a batch has; most: candidates that a row may ask for."""
         self.tally = tally
         self._counts = torch.zeros(2 * rows + _SPARE, 2, dtype=torch.int32, device=device)
+        self._total = torch.zeros((), dtype=torch.int64, device=device)
+        self._uncounted: list[
+            tuple[Tensor, Tensor]
+        ] = []  # steps: tickets, which rows stayed unguided
         self._free = list(range(len(self._counts)))
         self._marks: dict[int, str | None] = {}  # ticket -> mark, None where nobody will ask
         self._tickets: dict[str, list[int]] = {}  # the reverse
@@ -41,6 +47,7 @@ class Answers:
         """A ticket for a row of the answer with this mark; None where nobody will ask for it."""
         if not self._free:
             self.forget(next(iter(self._left)))
+        self._settle()  # before the ticket is another's
         ticket = self._free.pop()
         self._counts[ticket] = 0
         mark = None if mark in self._lost else mark  # what is left of it would pass for the whole
@@ -55,10 +62,28 @@ class Answers:
         if self._marks[ticket] is None:
             self._release(ticket)
 
-    def count(self, tickets: Tensor, unguided: Tensor) -> Tensor:
-        """One more step: tickets [G] int64, unguided [G] bool -> [G] bool, which rows ever were unguided."""
-        self._counts[:, 0].index_add_(0, tickets, unguided.int())
+    def count(self, tickets: Tensor, unguided: Tensor) -> None:
+        """One more step: tickets [G] int64, unguided [G] bool."""
+        self._uncounted.append((tickets, unguided))
+        if len(self._uncounted) == _AT_ONCE:
+            self._settle()
+
+    def ever(self, tickets: Tensor) -> Tensor:
+        """[G] bool, which rows ever were unguided; tickets [G]."""
+        self._settle()
         return self._counts[:, 0].index_select(0, tickets) > 0
+
+    def unguided(self) -> int:
+        """Rows that stayed unguided, all steps together; waits for the device."""
+        self._settle()
+        return int(self._total)
+
+    def _settle(self) -> None:
+        if self._uncounted:
+            tickets, unguided = map(torch.cat, zip(*self._uncounted, strict=True))
+            self._uncounted.clear()
+            self._counts[:, 0].index_add_(0, tickets, unguided.int())
+            self._total += unguided.sum()
 
     def stop(self, tickets: Tensor, stopped: Tensor) -> None:
         """Which rows end in this step because they were unguided: tickets [G] int64, stopped [G] bool."""
@@ -77,6 +102,7 @@ class Answers:
         tickets = self._tickets.get(mark)
         if tickets is None:
             return unknown() if lost else None
+        self._settle()
         unguided, stopped = self._counts[tickets].sum(0).tolist()
         told: Outcome = {"unguided_tokens": unguided, "stopped": bool(stopped)}
         steps = [step for ticket in tickets for step in self._explained.steps(ticket)]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pad_vllm import guidance
 from pad_vllm.engines import base, declined
+from pad_vllm.kernels import rule
 from pad_vllm.outcome import MARK
 from pad_vllm.params import check_syntax, parse
 from pad_vllm.serving import adapters, admission, answers, arrivals, reasoning
@@ -77,6 +78,7 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._instance = vllm_config.instance_id
         # The token that ends a row without rewards; None where such a row goes on unguided.
         self._end = admission.end_token(vllm_config) if pad.on_failure == "stop" else None
+        self._rule = rule.of(device)
         ends = admission.end_tokens(vllm_config)
         self._ends = torch.tensor(ends, dtype=torch.int64, device=device)
         self._markers = reasoning.markers(vllm_config) if pad.reasoning == "unguided" else None
@@ -90,7 +92,6 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         if self._v2_states is not None:
             self._history = V2History(self._v2_states, _drafts(vllm_config))
         self._slots = Slots(device, self._left)
-        self._unguided = torch.zeros((), dtype=torch.int64, device=device)
         self._steps = 0
 
     @classmethod
@@ -208,11 +209,12 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             unguided = self._tried(selection, write)
         if unguided is None:
             unguided = torch.ones_like(selection.rows, dtype=torch.bool)
-        ever = self._answers.count(selection.tickets, unguided)
+        self._answers.count(selection.tickets, unguided)
         if self._end is not None:
+            ever = self._answers.ever(selection.tickets)
             ended = guidance.end(logits, selection.rows, self._end, ever)
             self._answers.stop(selection.tickets, ended)
-        self._report(unguided)
+        self._report()
 
     def _tried(self, selection: Selection, part: Callable[[], _Made]) -> _Made | None:
         """A part of a step; None where it failed, which is counted."""
@@ -225,7 +227,7 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     def _look(self, logits: Tensor, selection: Selection, rows: drafts.Rows, ctx: Any) -> _Seen:
         """All that may fail on one rank and not on another, before the ranks' rewards are summed."""
-        z, ids = guidance.candidates(logits, selection.rows, selection.k_max)
+        z, ids = self._rule.candidates(logits, selection.rows, selection.k_max)
         engine = base.running(self._instance)
         of = selection.rows, ids, selection.w, selection.requests
         step = base.Step(rows.total, *of, rows.begin, last=rows.begin + len(logits) == rows.total)
@@ -240,7 +242,10 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         if selection.longest or self._markers:
             said = self._history.read(selection, ctx)
         spared = reasoning.inside(said, self._markers) if said and self._markers else None
-        unpaid = self._unpaid(selection, z, ids, said)
+        share_of_best = selection.min_p if selection.strictest else None
+        guarded = said if selection.longest else None
+        guards = share_of_best, self._ends, guarded, selection.no_repeat, selection.longest
+        unpaid = self._rule.unpaid(z, ids, *guards)
         return _Seen(z, ids, unpaid, spared, share, seconds)
 
     def _rewrite(
@@ -249,29 +254,16 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         """[G] bool: which of the guided rows stay unguided and should not."""
         z, ids, spared = seen.z, seen.ids, seen.spared
         wanted = selection.beta, selection.top_k
-        left = guidance.guide(logits, selection.rows, z, ids, reward, *wanted, seen.unpaid, spared)
+        rest = selection.rows, z, ids, reward, *wanted, seen.unpaid, spared
+        left, changed = self._rule.guide(logits, *rest)
         try:
-            # The candidates come best first.
-            changed = logits[selection.rows.unsqueeze(-1), ids].argmax(-1) != 0
-            self._tally.step(~left, changed & ~left, seen.seconds)
+            self._tally.step(left, changed, seen.seconds)
             if selection.explaining:
                 paid = guidance.earned(z, reward, selection.top_k)
                 self._answers.note(selection, self._history.lengths(selection, ctx), ids, paid)
         except Exception as error:  # noqa: BLE001, the rows are guided all the same
             self._declined.add("not told", len(z), "a step's figures are lost", error)
         return left if spared is None else left & ~spared
-
-    def _unpaid(
-        self, selection: Selection, z: Tensor, ids: Tensor, said: guidance.Said | None
-    ) -> Tensor | None:
-        """Which candidates the guards keep from being paid; None where no row asked for a guard."""
-        unpaid = None
-        if selection.strictest:
-            unpaid = guidance.unlikely(z, ids, selection.min_p, self._ends)
-        if not selection.longest or said is None:
-            return unpaid
-        looping = guidance.repeats(said, ids, selection.no_repeat, selection.longest)
-        return looping if unpaid is None else unpaid | looping
 
     def _lose(self, error: Exception) -> None:
         """What becomes of the answers in the batch is not known any more."""
@@ -281,15 +273,14 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         said = "a step's guidance failed: its rows may be unguided"
         self._declined.add("engine failed", max(len(guided), 1), said, error)
 
-    def _report(self, unguided: Tensor) -> None:
-        self._unguided += unguided.sum()
+    def _report(self) -> None:
         self._steps += 1
         if self._steps % _REPORT_EVERY == 0:
             self._count_broken()
 
     def _count_broken(self) -> None:
         """Waits for the device."""
-        broken = max(int(self._unguided) - self._declined.rows, 0)
+        broken = max(self._answers.unguided() - self._declined.rows, 0)
         self._declined.add("not finite", broken, "rows with a NaN or inf reward stay unguided")
 
     def _request(self, params: SamplingParams) -> base.Request | None:

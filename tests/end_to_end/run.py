@@ -178,10 +178,18 @@ def _early() -> list[int]:
     return early
 
 
+def _rule() -> Any:
+    """What guides here: guidance.py, or on a GPU its kernels."""
+    import torch
+
+    from pad_vllm.kernels import rule
+
+    return rule.of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 def _note(worker: Any) -> None:
     """On each rank: note what it guides with, to the last bit, and what comes out."""
-    from pad_vllm import guidance
-
+    guidance = _rule()
     guide, steps = guidance.guide, []
 
     def noting(logits: Any, rows: Any, z: Any, ids: Any, reward: Any, *rest: Any) -> Any:
@@ -200,8 +208,7 @@ def _note(worker: Any) -> None:
 
 def _noted(worker: Any) -> dict[str, Any]:
     """A rank's steps: rewards [G, K], and hashes of candidates, rewards and guided rows."""
-    from pad_vllm import guidance
-
+    guidance = _rule()
     guidance.guide = worker.pad_guide  # the next engine may be in this process
     runner = type(worker.model_runner)
     v2 = any(".v1.worker.gpu." in cls.__module__ for cls in runner.__mro__)
@@ -315,7 +322,6 @@ def _recorder(llm: Any, *, on: bool | str) -> Any:
     """Notes the candidates of guided rows: request -> place -> {"ids", "z", "reward"}; with "hidden"
     the hidden states of `shared` too, under HIDDEN. A place that is decided again counts as the last time.
     """
-    from pad_vllm import guidance
     from pad_vllm.engines.shared.reward import SharedRewards
     from pad_vllm.serving.processor import PADLogitsProcessor
 
@@ -323,6 +329,7 @@ def _recorder(llm: Any, *, on: bool | str) -> Any:
     if not on:
         yield steps
         return
+    guidance = _rule()
     runner, guide, apply = _model_runner(llm), guidance.guide, PADLogitsProcessor.apply
     names: list[str] = []
     places: list[int | None] = []

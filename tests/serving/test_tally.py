@@ -10,11 +10,12 @@ from pad_vllm.serving import tally
 
 def test_every_step_is_told_once(monkeypatch):
     monkeypatch.setattr(tally, "_SECONDS", 2)
+    monkeypatch.setattr(tally, "_AT_ONCE", 2)
     declined = Declined(lambda _: None)
     kept = tally.Tally(torch.device("cpu"), declined)
     declined.add("no room", 3, "no room")
     for seconds in (1.0, 2.0, 3.0):
-        kept.step(torch.tensor([True, True, False]), torch.tensor([True, False, False]), seconds)
+        kept.step(torch.tensor([False, False, True]), torch.tensor([True, False, False]), seconds)
     assert kept.take() == {
         "rows": 6,
         "changed": 3,

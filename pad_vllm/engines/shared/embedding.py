@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pad_vllm import guidance
 from pad_vllm.adapter.backbone import Backbone
+from pad_vllm.kernels import rule
 from pad_vllm.vllm_api import ranks
 
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16)
@@ -45,11 +45,12 @@ class Embedding(NamedTuple):
         """This rank's share of R_w: d_w [G, H], ids [G, K] -> [G, K] float32. Each token's reward is in one
         rank's share, and 0 in all others: their sum has the same bits in whatever order they are added.
         """
+        token_rewards = rule.of(self.weight.device).token_rewards
         if self.ranks == 1:
-            return guidance.token_rewards(d_w, ids, self.weight)
+            return token_rewards(d_w, ids, self.weight)
         row = ids - self.rank * len(self.weight)
         here = (row >= 0) & (row < len(self.weight))
-        return guidance.token_rewards(d_w, row * here, self.weight).masked_fill(~here, 0.0)
+        return token_rewards(d_w, row * here, self.weight).masked_fill(~here, 0.0)
 
 
 def output_embedding(model: Any, config: Backbone) -> Embedding:

@@ -72,8 +72,11 @@ class SharedRewards:
             self._kept = None
         if kept is None or len(kept[0]) != step.total:
             return None
-        h_B, h_T = (hidden[step.begin :].index_select(0, step.rows).float() for hidden in kept)
-        # Adapters come and go: a row may know of fewer dimensions than there are.
-        w = pad(step.w, (0, len(self._heads[0]) - step.w.shape[1]))
+        h_B = h_T = kept[1][step.begin :].index_select(0, step.rows).float()
+        if kept[0] is not kept[1]:  # forked
+            h_B = kept[0][step.begin :].index_select(0, step.rows).float()
+        w = step.w
+        if more := len(self._heads[0]) - w.shape[1]:
+            w = pad(w, (0, more))  # adapters come and go: a row may know of fewer than there are
         d_w = guidance.direction(h_B, h_T, w, *self._heads)
         return self._embedding.rewards(d_w, step.ids)
