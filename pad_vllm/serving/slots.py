@@ -102,26 +102,39 @@ class Slots:
         if not pairs:
             return None
         guided = [request.guidance for _, request in pairs]
-
-        def on_device(values: Sequence[object], dtype: torch.dtype) -> Tensor:
-            return torch.tensor(values, dtype=dtype).to(self._device, non_blocking=True)
-
         width = max(len(g.weights) for g in guided)
         weights = [(*g.weights, *(0.0,) * (width - len(g.weights))) for g in guided]
         explaining = tuple(place for place, g in enumerate(guided) if g.explain)
+        integers = [
+            [row for row, _ in pairs],
+            [int(slots[row]) for row, _ in pairs],
+            [request.ticket for _, request in pairs],
+            [g.top_k for g in guided],
+            [g.no_repeat for g in guided],
+        ]
+        floats = [*zip(*weights, strict=True), [g.beta for g in guided], [g.min_p for g in guided]]
+        rows, at, tickets, top_k, no_repeat = self._there(integers, torch.int64).unbind()
+        numbers = self._there(floats, torch.float32)
         return Selection(
-            rows=on_device([row for row, _ in pairs], torch.int64),
-            w=on_device(weights, torch.float32),
-            beta=on_device([g.beta for g in guided], torch.float32),
-            top_k=on_device([g.top_k for g in guided], torch.int64),
-            no_repeat=on_device([g.no_repeat for g in guided], torch.int64),
-            min_p=on_device([g.min_p for g in guided], torch.float32),
-            slots=on_device([int(slots[row]) for row, _ in pairs], torch.int64),
-            tickets=on_device([request.ticket for _, request in pairs], torch.int64),
+            rows=rows,
+            w=numbers[:width].T,
+            beta=numbers[width],
+            top_k=top_k,
+            no_repeat=no_repeat,
+            min_p=numbers[width + 1],
+            slots=at,
+            tickets=tickets,
             k_max=max(g.top_k for g in guided),
             longest=max(g.no_repeat for g in guided),
             strictest=max(g.min_p for g in guided),
             explaining=explaining,
-            explained=on_device(list(explaining), torch.int64),
+            explained=self._there([explaining], torch.int64)[0],
             requests=tuple(request for _, request in pairs),
         )
+
+    def _there(self, values: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
+        """On the device, in one transfer that nothing waits for; each of the sequences contiguous."""
+        made = torch.tensor(values, dtype=dtype)
+        if self._device.type == "cuda":
+            made = made.pin_memory()
+        return made.to(self._device, non_blocking=True)

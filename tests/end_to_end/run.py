@@ -86,7 +86,7 @@ def _write(results: str, content: Any) -> None:
 def _run(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM
 
-    if job.get("as_on_gpu", False):
+    if job.get("as_on_gpu", False) and not _on_gpu():
         as_on_gpu.enable()
     early = _early()
     begin = time.monotonic()
@@ -184,7 +184,13 @@ def _rule() -> Any:
 
     from pad_vllm.kernels import rule
 
-    return rule.of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return rule.of(torch.device("cuda" if _on_gpu() else "cpu"))
+
+
+def _on_gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
 
 
 def _note(worker: Any) -> None:

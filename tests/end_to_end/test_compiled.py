@@ -1,6 +1,7 @@
 """Compiled: small models say what their twin says, and unguided rows what compiled plain vLLM says.
 
-V2 as a GPU compiles it, in pieces and with padded batches, as far as a CPU can; V1 as vLLM compiles on CPUs.
+V2 as a GPU compiles it, in pieces and with padded batches, as far as a CPU can, and where a GPU is with its
+graphs; V1 as vLLM compiles there.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import pytest
 import tiny
 from cases import KINDS, greedy, mixed_batch, tokens
-from harness import V2_ENV, engine, engines, pad, plain
+from harness import ON_GPU, V2_ENV, engine, engines, pad, plain
 from small_models import answered
 from twin import require_said
 
@@ -66,5 +67,6 @@ def test_every_attention_of_both_streams_is_a_place_to_split_at(in_pieces):
     assert in_pieces[3]["pieces"] == 2 * attentions + 1
 
 
+@pytest.mark.skipif(ON_GPU, reason="vLLM pads by itself, to the sizes of its graphs")
 def test_steps_were_padded(in_pieces):
     assert len(set(in_pieces[3]["padded"]) - {0}) > 1
