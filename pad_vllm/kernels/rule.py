@@ -50,7 +50,7 @@ def agree(fused: ModuleType, device: torch.device) -> bool:
 
 
 def _step(code: ModuleType, device: torch.device) -> tuple[Tensor, ...]:
-    source = torch.Generator().manual_seed(0)
+    source = torch.Generator("cpu").manual_seed(0)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=source, device="cpu").to(device)
