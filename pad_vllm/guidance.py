@@ -82,6 +82,11 @@ def direction(
     return made if head_C is None else made + w @ head_C
 
 
+def laid_out(head_B: Tensor) -> Tensor:
+    """The same [D, H, r], in memory as `direction` multiplies by it: otherwise each call copies it."""
+    return head_B.mT.contiguous().mT
+
+
 def rewards(d_w: Tensor, e: Tensor) -> Tensor:
     """R_w: d_w [..., H] and candidate embeddings e [..., K, H] -> [..., K]."""
     return torch.einsum("...kh,...h->...k", e, d_w)

@@ -179,6 +179,17 @@ def test_at_the_top_heads_and_constants_alone_make_the_direction():
     assert torch.equal(guidance.direction(h, h, w, A, B * 0, C), w @ C)
 
 
+def test_heads_laid_out_are_the_same_heads_and_need_no_copy():
+    torch.manual_seed(3)
+    h, w = torch.randn(2, 8), torch.randn(2, 3)
+    A, B = torch.randn(3, 2, 8), torch.randn(3, 8, 2)
+    laid = guidance.laid_out(B)
+    assert torch.equal(laid, B)
+    assert laid.transpose(1, 2).flatten(0, 1).data_ptr() == laid.data_ptr()
+    expected = guidance.direction(h, h, w, A, B)
+    torch.testing.assert_close(guidance.direction(h, h, w, A, laid), expected)
+
+
 def test_a_reward_trunk_like_the_base_and_empty_heads_give_no_reward():
     h, w = torch.randn(2, 8), torch.randn(2, 3)
     d_w = guidance.direction(h, h, w, torch.randn(3, 2, 8), torch.zeros(3, 8, 2))

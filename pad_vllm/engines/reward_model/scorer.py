@@ -77,7 +77,8 @@ class Scorer:
         self._decoder, self._exact, self._budget = decoder, exact, budget
         A, B, C = adapter.heads
         device = decoder.device
-        self._heads = (A.to(device), B.to(device), C if C is None else C.to(device))
+        B = guidance.laid_out(B.to(device))
+        self._heads = (A.to(device), B, C if C is None else C.to(device))
         self._blocks = Blocks(decoder.blocks, BLOCK)
         self._rows: dict[int, CachedRow] = {}
         self.counts, self.declined = Counts(), declined

@@ -45,8 +45,7 @@ def fork_model(model: Any, adapter: Adapter, record: AttentionRecord) -> SharedR
     if not adapter.config.heads_only:
         _fork_layers(model.model.layers, adapter, record, embedding.weight.device)
     own = partial(_own, ref(model))  # the model owns its engine
-    A, B, C = heads = moved(adapter.heads, embedding.weight.device)
-    own(heads)
+    A, B, C = moved(adapter.heads, embedding.weight.device)
     model.pad_rewards = rewards = SharedRewards(A, B, embedding, C, own)
     become(model, HeadedModel if adapter.config.heads_only else ForkedModel)
     return rewards

@@ -29,10 +29,10 @@ class SharedRewards:
         own: Callable[[heads.Heads], None] = lambda _: None,
     ) -> None:
         """Heads [D, r, H], [D, H, r] and [D, H] float32; embedding: the rows of lm_head; own: called with
-        heads that take their place.
+        the heads that are read, and with those that take their place.
         """
-        self._heads: heads.Heads = (head_A, head_B, head_C)
         self._embedding, self._own = embedding, own
+        self._take((head_A, head_B, head_C))
         self._kept: tuple[Tensor, Tensor] | None = None
 
     def put(self, place: int, more: heads.Heads) -> None:
@@ -45,8 +45,9 @@ class SharedRewards:
         self._take(heads.drop(self._heads, place, count, left))
 
     def _take(self, made: heads.Heads) -> None:
-        self._own(made)
-        self._heads = made
+        A, B, C = made
+        self._heads: heads.Heads = (A, guidance.laid_out(B), C)
+        self._own(self._heads)
 
     def keep(self, h_B: Tensor, h_T: Tensor) -> None:
         """Hidden states [R, H] of the rows whose logits are computed now."""
