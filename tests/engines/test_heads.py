@@ -69,4 +69,4 @@ def test_an_engine_takes_them_between_steps_and_says_so():
     assert rewards(0.0, 0.0, 1.0).abs().sum() > 0
     engine.drop(2, 1, 2)
     torch.testing.assert_close(rewards(1.0, 0.5), before)
-    assert [len(A) for A, _, _ in owned] == [3, 2]
+    assert [len(A) for A, _, _ in owned] == [2, 3, 2]
