@@ -36,7 +36,3 @@ def test_parts_have_host_and_device_time_and_kernels_their_own():
         ],
     }
     assert step_profile.table(found)[2] == "| rewards | 2.000 | 0.400 |"
-
-
-def test_every_part_is_a_function_that_is_there():
-    assert all(callable(getattr(owner, name)) for owner, name in step_profile.parts().values())

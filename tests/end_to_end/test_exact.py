@@ -11,8 +11,8 @@ from twin import Twin
 
 pytestmark = pytest.mark.engine
 
-SOME = PROMPTS[::4]  # of them, so that the file takes a minute
-TOKENS = 32
+SOME = PROMPTS[::5]  # of them, so that the file takes a minute
+TOKENS = 24
 
 
 @pytest.fixture(scope="module")

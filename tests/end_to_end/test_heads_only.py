@@ -10,7 +10,7 @@ from twin import require_said
 
 pytestmark = pytest.mark.engine
 
-LENGTHS = (3, 40, 17)
+LENGTHS = (3, 40)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def runs(tmp_path_factory):
             base, root / f"{name}_adapter", fork_layer=layers, std=0.15, beta=1.0, constants=True
         )
         prompts = [[3 + (7 * i + length) % 256 for i in range(length)] for length in LENGTHS]
-        made[name] = (base, adapter, mixed_batch(adapter, prompts, 24))
+        made[name] = (base, adapter, mixed_batch(adapter, prompts, 16))
     jobs = [
         {"llm": pad(base, adapter), "requests": requests, "record": True}
         for base, adapter, requests in made.values()

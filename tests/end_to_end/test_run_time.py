@@ -62,7 +62,7 @@ def guidance(name):
     scope="module",
     params=[
         pytest.param((V2_ENV, []), id="v2"),
-        pytest.param(({}, []), id="v1"),
+        pytest.param(({}, []), id="v1", marks=pytest.mark.exhaustive),
         pytest.param(({}, ["--tensor-parallel-size", "2"]), id="two ranks"),
     ],
 )

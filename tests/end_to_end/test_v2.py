@@ -11,7 +11,7 @@ from twin import require_said
 pytestmark = pytest.mark.engine
 
 FAMILIES = ("llama", "gemma3")
-LENGTHS = (5, 40, 19)
+LENGTHS = (5, 40)
 PENALTY = 0.5
 
 
@@ -56,7 +56,7 @@ def penalised(request):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Two random models, 20 tokens."""
+    """Two random models, 16 tokens."""
     root = tmp_path_factory.mktemp("v2")
     everything = {}
     for family in FAMILIES:
@@ -66,7 +66,7 @@ def small(tmp_path_factory):
             base, folder, fork_layer=3 if family == "gemma3" else 2, std=0.15, beta=1.0
         )
         prompts = [[3 + (11 * i + length) % 256 for i in range(length)] for length in LENGTHS]
-        everything[family] = (base, adapter, mixed_batch(adapter, prompts, 20))
+        everything[family] = (base, adapter, mixed_batch(adapter, prompts, 16))
     return pairs(everything, penalties=True)
 
 

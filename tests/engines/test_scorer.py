@@ -83,7 +83,7 @@ def test_rows_that_join_grow_shrink_and_leave_get_the_rewards_of_their_text(made
     fast, slow = scorer(base, adapter, exact=exact), Slow(base, adapter)
     rng = random.Random(family)
     rows = {}
-    for step in range(12):
+    for step in range(10):
         if step % 2 == 0:
             prompt = [3 + (7 * i) % 300 for i in range(rng.choice([1, 5, 40, 90]))]
             rows[step] = ([*prompt, rng.randrange(3, V)], [rng.gauss(0, 1) for _ in range(3)])
