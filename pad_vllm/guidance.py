@@ -30,9 +30,14 @@ _AT_ONCE = 1 << 24  # numbers that a copy may have
 class Said(NamedTuple):
     """What the guided rows have said so far."""
 
-    tokens: Tensor  # [G, L] integers
+    tokens: Tensor  # [G, L] integers, or [S, L] of which they have some
     start: Tensor  # [G] where in its row the answer begins
     stop: Tensor  # [G] and where it ends; whatever stands behind is not read
+    rows: Tensor | None = None  # [G] int64, which of S; None where tokens has the guided rows alone
+
+    def texts(self) -> Tensor:
+        """[G, L]."""
+        return self.tokens if self.rows is None else self.tokens.index_select(0, self.rows)
 
 
 class Guided(NamedTuple):
@@ -230,7 +235,7 @@ def repeats(said: Said, ids: Tensor, n: Tensor, longest: int) -> Tensor:
     ids [G, K]; n [G] integers, 0 for rows that do not mind; longest: at least the largest of them, on the
     host -> [G, K] bool, without device synchronisation. At most 16 MiB are compared at once.
     """
-    tokens, start, stop = said.tokens.long(), said.start.unsqueeze(-1), said.stop.unsqueeze(-1)
+    tokens, start, stop = said.texts().long(), said.start.unsqueeze(-1), said.stop.unsqueeze(-1)
     width = tokens.shape[1]
     if not width:
         return torch.zeros_like(ids, dtype=torch.bool)

@@ -6,6 +6,10 @@ under the base are taken in the precision of guidance.py, in another order.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -19,6 +23,19 @@ _BLOCKS = tl.constexpr(16)  # blocks that a program looks through
 _FEW = 32  # candidates that one program finds one by one
 _INF = tl.constexpr(float("inf"))
 _LAST = tl.constexpr(-0x7FFFFFFFFFFFFFFF)  # ranks behind every logit
+
+# What differs from batch to batch: a kernel is not compiled anew for it while requests wait.
+_NUMBERS = ["few", "k", "K", "last"]
+_PARTS = ["rows", "beta", "top_k", "min_p", "n", "start", "stop", "texts", "spared", "ids"]
+
+
+def _jit(kernel: Callable[..., Any]) -> Any:
+    names = set(inspect.signature(kernel).parameters)
+    return triton.jit(
+        kernel,
+        do_not_specialize=[name for name in _NUMBERS if name in names],
+        do_not_specialize_on_alignment=[name for name in _PARTS if name in names],
+    )
 
 
 def candidates(logits: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -50,7 +67,7 @@ def _order(z, number):
     return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) << 32) - number.to(tl.int64)
 
 
-@triton.jit
+@_jit
 def _best_of_blocks(logits, rows, best, stride, vocabulary, blocks):
     row = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1) * _BLOCKS + tl.arange(0, _BLOCKS)
@@ -61,7 +78,7 @@ def _best_of_blocks(logits, rows, best, stride, vocabulary, blocks):
     tl.store(best + row * blocks + block, _order(top, block), mask=block < blocks)
 
 
-@triton.jit(do_not_specialize=["few", "k"])
+@_jit
 def _best_tokens(logits, rows, chosen, z, ids, stride, vocabulary, few, k, SLOTS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     slot = tl.arange(0, SLOTS)
@@ -87,7 +104,7 @@ def token_rewards(d_w: Tensor, ids: Tensor, embedding: Tensor) -> Tensor:
     return reward
 
 
-@triton.jit(do_not_specialize=["K"])
+@_jit
 def _dots(d_w, ids, embedding, reward, stride, hidden, K):
     row, candidate = tl.program_id(0).to(tl.int64), tl.program_id(1)
     token = tl.load(ids + row * K + candidate)
@@ -112,17 +129,17 @@ def unpaid(
     if min_p is None and said is None:
         return None
     found = torch.empty(ids.shape, dtype=torch.bool, device=ids.device)
-    tokens = None if said is None else said.tokens.contiguous()
-    span = (None, None) if said is None else (said.start, said.stop)
+    text = (None, None, None, None) if said is None else said
     _unpaid[(len(ids),)](
-        *(z, ids, min_p, ends, tokens, *span, n, found),
-        *(ids.shape[1], len(ends), 0 if tokens is None else tokens.stride(0)),
-        *(triton.next_power_of_2(ids.shape[1]), 128, min_p is not None, said is not None),
+        *(z, ids, min_p, ends, *text, n, found),
+        *(ids.shape[1], len(ends), 0 if said is None else said.tokens.stride(0)),
+        *(triton.next_power_of_2(ids.shape[1]), 256),
+        *(min_p is not None, said is not None, said is not None and said.rows is not None),
     )
     return found
 
 
-@triton.jit(do_not_specialize=["K", "stride"])
+@_jit
 def _unpaid(
     z,
     ids,
@@ -131,6 +148,7 @@ def _unpaid(
     tokens,
     start,
     stop,
+    texts,
     n,
     found,
     K,
@@ -140,6 +158,7 @@ def _unpaid(
     SPAN: tl.constexpr,
     LIKELY: tl.constexpr,
     LOOPS: tl.constexpr,
+    SOME: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     slot = tl.arange(0, SLOTS)
@@ -153,7 +172,7 @@ def _unpaid(
             low = low & (token != tl.load(ends + end))
         bad = bad | low
     if LOOPS:
-        text = tokens + row * stride
+        text = tokens + (tl.load(texts + row) if SOME else row) * stride
         size, begin = tl.load(n + row).to(tl.int32), tl.load(start + row).to(tl.int32)
         behind = tl.load(stop + row).to(tl.int32)
         first = tl.where(size > 0, begin + size - 1, behind)
@@ -171,7 +190,7 @@ def _unpaid(
     tl.store(found + row * K + slot, bad, mask=known)
 
 
-@triton.jit(do_not_specialize=["K"])
+@_jit
 def _scores(
     z,
     reward,
@@ -213,7 +232,7 @@ def _scores(
     tl.store(changed + row, (best != 0) & (stays == 0))
 
 
-@triton.jit(do_not_specialize=["K"])
+@_jit
 def _write(logits, rows, ids, score, left, stride, vocabulary, K, WIDTH: tl.constexpr):
     """-inf everywhere, and the candidates' scores; each token by one program. Nothing in a row that stays."""
     row = tl.program_id(0).to(tl.int64)

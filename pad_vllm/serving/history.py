@@ -37,12 +37,16 @@ class V2History:
         self._states, self._drafts = states, drafts
 
     def read(self, selection: Selection, ctx: Any) -> Said:
-        """Of whole texts: the answers begin where the prompts end."""
+        """Of whole texts: the answers begin where the prompts end. They stay where vLLM has them, which for a
+        GPU is the host's memory: a copy would fetch the prompts too.
+        """
         longest = int(ctx.seq_lens_upper_bound_np.max())
-        tokens = self._states.all_token_ids.gpu[:, :longest].index_select(0, selection.slots)
-        if self._drafts:
-            self._write_drafts(tokens, selection, ctx)
-        return Said(tokens, *self._span(selection, ctx))
+        tokens, span = self._states.all_token_ids.gpu[:, :longest], self._span(selection, ctx)
+        if not self._drafts:
+            return Said(tokens, *span, selection.slots)
+        tokens = tokens.index_select(0, selection.slots)
+        self._write_drafts(tokens, selection, ctx)
+        return Said(tokens, *span)
 
     def _write_drafts(self, tokens: torch.Tensor, selection: Selection, ctx: Any) -> None:
         """For each row, the drafts up to the one that it was fed stand behind what was said: tokens [G, L],

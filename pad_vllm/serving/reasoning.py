@@ -41,10 +41,11 @@ def inside(texts: Said, known: Markers) -> Tensor:
 
     texts: whole ones, whose prompts stand in front of where the answers start.
     """
-    place = torch.arange(1, texts.tokens.shape[1] + 1, device=texts.tokens.device)
+    tokens = texts.texts()
+    place = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
     place = place * (place <= texts.stop.unsqueeze(-1))  # [G, L], 0 behind a text's end
 
     def last(token: int) -> Tensor:
-        return (place * (texts.tokens == token)).amax(-1)
+        return (place * (tokens == token)).amax(-1)
 
     return last(known.start) > last(known.end)

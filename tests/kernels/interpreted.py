@@ -60,7 +60,12 @@ def test_guards_find_the_same(seed):
     said = guidance.Said(tokens, start, stop)
     min_p = torch.tensor([0.0, 0.05, 0.3, 1.0, 0.1])
     ends = torch.tensor([2, 4])[: seed % 3]
-    for share, text in ((min_p, said), (None, said), (min_p, None)):
+    more = torch.cat(
+        (tokens[:2] * 0, tokens.flip(0))
+    )  # of which the rows have some, from the last on
+    some = guidance.Said(more, start, stop, torch.arange(G + 1, 1, -1))
+    assert torch.equal(some.texts(), tokens)
+    for share, text in ((min_p, said), (None, said), (min_p, None), (min_p, some)):
         given = share, ends, text, n, int(n.max())
         assert torch.equal(fused.unpaid(z, ids, *given), guidance.unpaid(z, ids, *given))
     assert fused.unpaid(z, ids, None, ends, None, n, 0) is None

@@ -24,7 +24,7 @@ def read(*live):
 
 
 def texts(said):
-    rows = zip(said.tokens.tolist(), said.stop.tolist(), strict=True)
+    rows = zip(said.texts().tolist(), said.stop.tolist(), strict=True)
     return [row[:stop] for row, stop in rows]
 
 
