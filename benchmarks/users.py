@@ -191,6 +191,11 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
+    learn = read_prompts(args.learn)
+    if (most := max(args.choices)) > len(learn):
+        raise SystemExit(
+            f"--choices {most}: {args.learn} has {len(learn)} prompts; accepted: at most as many"
+        )
     folder = resolve_adapter(args.adapter)
     adapter = load_adapter(folder)
     if not adapter.config.heads_only:
@@ -198,7 +203,6 @@ def main() -> None:
     drawn = Decoding(args.temperature, args.tokens, adapter.config.top_k, dtype="float32")
     sentences = conditions.sentences_of(adapter.config)
     leanings = judges.fit(args.base, sentences, read_prompts(args.judge_prompts), drawn)
-    learn = read_prompts(args.learn)
     one, other = (
         row[0]
         for row in answers(Batch(args.base, None, learn, [conditions.unguided()], [drawn] * 2))

@@ -87,3 +87,12 @@ def test_users_of_a_kind_are_one_line_and_a_picture_has_their_distance(tmp_path)
     assert users.table([one, *rows])[3].endswith("| 1.10x | b, 30 | 20% |")
     users.draw(rows, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_more_choices_than_prompts_are_refused(tmp_path, monkeypatch):
+    learn = tmp_path / "learn.jsonl"
+    learn.write_text('{"prompt": "one"}\n')
+    argv = ["users.py", "--learn", str(learn), "--judge-prompts", "j", "--steering", "s"]
+    monkeypatch.setattr("sys.argv", [*argv, "--out", "o", "--choices", "2"])
+    with pytest.raises(SystemExit, match="--choices 2: .* has 1 prompts; accepted: at most"):
+        users.main()
