@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,11 +169,8 @@ def main() -> None:
                     if number:
                         records.append({"way": way, "rate": rate, **found})
     rows = summary(records, args.ways)
-    print("\n".join(table(rows)))
-    if args.picture:
-        draw(rows, args.picture)
-    arguments.report(
-        args.out,
+    arguments.tell(
+        args,
         {
             "command": arguments.command(),
             "backbone": config.backbone.name,
@@ -181,7 +179,9 @@ def main() -> None:
             "versions": versions(),
             "rows": rows,
             "records": records,
+            "table": table(rows),
         },
+        partial(draw, rows),
     )
 
 

@@ -10,7 +10,8 @@ filter       value-filtered decoding: the base's own token stays, unless the ada
              candidates' mean, is below the strength; then the best-paid candidate is said
 policy       a LoRA policy that `policy.py` trained, at strength 1; two dimensions at once are the mean of two
              policies' weights (rewarded soups)
-best-of      as many answers as the strength says, of which the reward summed over the tokens picks one
+best-of      as many answers as the strength says, of which the reward summed over the tokens picks one; a
+             token's is what it earns more than the base's candidates do on average, as in guidance
 
 Unguided and told answers come from the same loop, Transformers' `generate`. --learn: prompts that the vectors
 are made from; --steering: others, that everybody answers.
@@ -219,7 +220,10 @@ def weights(value: PersRM, name: str) -> Tensor:
 def best_of(
     loop: Loop, value: PersRM, name: str, prompts: Sequence[str], drawn: Sequence[list[Answer]]
 ) -> list[Answer]:
-    """Of each prompt's answers the one that the reward model pays most, Psi_w."""
+    """Of each prompt's answers the one that the reward model pays most, Psi_w.
+
+    What all candidates of a state share steers nothing, and is taken off: summed, it would outweigh the rest.
+    """
     w, plain = weights(value, name), conditions.unguided()
 
     def paid(prompt: str, answer: Answer) -> float:
@@ -227,7 +231,12 @@ def best_of(
         said = torch.tensor([[*ids, *answer.token_ids]])
         h_B, h_T = value.hidden(said[:, :-1])
         rows = slice(len(ids) - 1, None)
-        return float(value.rewards(h_B[0, rows], h_T[0, rows], said[0, len(ids) :, None], w).sum())
+        z, candidates = value.base_logits(h_B[0, rows]).topk(TOP_K)
+        every = torch.cat((said[0, len(ids) :, None], candidates), dim=-1)
+        taken, others = value.rewards(h_B[0, rows], h_T[0, rows], every, w).split(
+            (1, TOP_K), dim=-1
+        )
+        return float(taken.sum() - (z.softmax(-1) * others).sum())
 
     return [
         max(answers, key=lambda answer, prompt=prompt: paid(prompt, answer))

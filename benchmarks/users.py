@@ -1,6 +1,6 @@
 """Preferences nobody prepared: hidden users served by their choices, or by one sentence, in known dimensions.
 
-    python benchmarks/users.py --adapter A --learn L --judge-prompts J --steering P --out users.json
+    python benchmarks/users.py --learn L --judge-prompts J --steering P --out F.json --picture F
 
 A user's taste is a judge of meaning, which no reward ever saw, or a mix of some; nobody states it.
 "left out": the taste of one dimension, with the others to express it in. "mixed": of two or three, with all.
@@ -12,7 +12,7 @@ own        the left out dimension itself, or the mix as it is: what could be rea
 
 All weights are scaled to rewards of one logit's spread over the candidates, and served at the adapter's
 strength. Beside the wins stands how far a left out preference lies from the known ones: 1 - the share of the
-told base's rewards that they explain together, and the angle to the nearest.
+told base's rewards that they explain together, and the angle to the nearest; the picture has wins against it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,12 +31,14 @@ import arguments
 import numpy as np
 import torch
 from candidates import Reader, centred
+from jury import share, shown
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from pad_vllm.adapter.folder import load_adapter
 from pad_vllm.demo.names import resolve_adapter
 from pad_vllm.evaluation.embedding import embed
-from pad_vllm.evaluation.measures import interval, outcomes, perplexity
+from pad_vllm.evaluation.measures import outcomes, perplexity
 from pad_vllm.steering import conditions, judges
 from pad_vllm.steering.answers import Answer, Batch, Decoding, Prompts, answers, losses
 from pad_vllm.steering.conditions import Condition
@@ -182,11 +185,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--mixed", type=int, default=6, help="users whose taste is a mix")
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--picture", type=Path)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse()
+    learn = read_prompts(args.learn)
+    if (most := max(args.choices)) > len(learn):
+        raise SystemExit(
+            f"--choices {most}: {args.learn} has {len(learn)} prompts; accepted: at most as many"
+        )
     folder = resolve_adapter(args.adapter)
     adapter = load_adapter(folder)
     if not adapter.config.heads_only:
@@ -194,7 +203,6 @@ def main() -> None:
     drawn = Decoding(args.temperature, args.tokens, adapter.config.top_k, dtype="float32")
     sentences = conditions.sentences_of(adapter.config)
     leanings = judges.fit(args.base, sentences, read_prompts(args.judge_prompts), drawn)
-    learn = read_prompts(args.learn)
     one, other = (
         row[0]
         for row in answers(Batch(args.base, None, learn, [conditions.unguided()], [drawn] * 2))
@@ -220,16 +228,18 @@ def main() -> None:
     ]
     prompts = read_prompts(args.steering)
     batch = Batch(args.base, folder, prompts, [conditions.unguided(), *asked], [drawn])
-    judge(rows, hidden, tastes, *answers(batch)[0])
-    print("\n".join(table(rows)))
-    arguments.report(
-        args.out,
-        {
-            "command": arguments.command(),
-            "judges": judges.accuracies(leanings),
-            "rows": rows,
-        },
-    )
+    said = answers(batch)[0]
+    judge(rows, hidden, tastes, *said)
+    everyone = summary(rows)
+    result = {
+        "command": arguments.command(),
+        "judges": judges.accuracies(leanings),
+        "all": everyone,
+        "rows": rows,
+        "texts": texts(asked, said),
+        "table": table([*everyone, *rows]),
+    }
+    arguments.tell(args, result, partial(draw, rows))
 
 
 def judge(
@@ -245,8 +255,32 @@ def judge(
     for row, said in zip(rows, guided, strict=True):
         user = by_name[row["user"]]
         won = outcomes(tastes(user, _embedded(said)), tastes(user, before))
-        row["wins"] = [round(x, 3) for x in (sum(won) / len(won), *interval(won))]
+        row["wins"], row["by_prompt"] = share(won), won
         row["perplexity"] = round(perplexity(losses(said)) / base, 3)
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A line a kind of user and way; a prompt's answers to several users are not apart."""
+    kinds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        kinds.setdefault((row["user"].split(":")[0], row["way"]), []).append(row)
+    return [
+        {
+            "user": f"{kind}, all {len(some)}",
+            "way": way,
+            "wins": share(
+                [statistics.mean(won) for won in zip(*(r["by_prompt"] for r in some), strict=True)]
+            ),
+            "perplexity": round(statistics.mean(r["perplexity"] for r in some), 3),
+        }
+        for (kind, way), some in kinds.items()
+    ]
+
+
+def texts(asked: Sequence[Condition], said: Sequence[Sequence[Answer]]) -> dict[str, list[str]]:
+    """What was said, the unguided answers first."""
+    names = ["unguided", *(one.name for one in asked)]
+    return {n: [a.text for a in row] for n, row in zip(names, said, strict=True)}
 
 
 def _chosen(
@@ -275,14 +309,31 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
         "| --- | --- | --- | ---: | --- | ---: |",
     ]
     for row in rows:
-        wins, low, high = (100 * x for x in row["wins"])
         near = f"{row['nearest']}, {row['angle']:.0f}" if "nearest" in row else ""
-        share = f"{row['unexplained']:.0%}" if "nearest" in row else ""
+        apart = f"{row['unexplained']:.0%}" if "nearest" in row else ""
         lines.append(
-            f"| {row['user']} | {row['way']} | {wins:.0f} ({low:.0f} to {high:.0f}) | "
-            f"{row['perplexity']:.2f}x | {near} | {share} |"
+            f"| {row['user']} | {row['way']} | {shown(row['wins'])} | "
+            f"{row['perplexity']:.2f}x | {near} | {apart} |"
         )
     return lines
+
+
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Wins of the left out users against how far they lie from what is known, a line a way."""
+    some = sorted((r for r in rows if "unexplained" in r), key=lambda r: r["unexplained"])
+    figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    for way in dict.fromkeys(r["way"] for r in some):
+        own = [r for r in some if r["way"] == way]
+        x, y = [100 * r["unexplained"] for r in own], [100 * r["wins"][0] for r in own]
+        axes.plot(x, y, "o-", markersize=4, label=way)
+    places = {r["user"].split(": ")[-1]: 100 * r["unexplained"] for r in some}
+    axes.set_xticks(list(places.values()), [f"{n}\n{x:.0f}%" for n, x in places.items()])
+    axes.axhline(50, color="0.7", linewidth=1)
+    axes.set_xlabel("what the other dimensions do not explain of the told base's rewards")
+    axes.set_ylabel("wins by the user's own taste, %")
+    axes.legend(fontsize=8)
+    figure.savefig(path)
 
 
 if __name__ == "__main__":

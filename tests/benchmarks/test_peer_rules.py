@@ -58,7 +58,9 @@ def test_the_best_of_some_answers_is_what_the_reward_model_pays_most(loop, value
         total = 0.0
         for token in answer.token_ids:
             h, _ = value.hidden(torch.tensor([ids]))
-            total += float(value.rewards(h[0, -1], h[0, -1], torch.tensor([token]), w)[0].detach())
+            z, known = value.base_logits(h[0, -1]).topk(peers.TOP_K)
+            one, *others = value.rewards(h[0, -1], h[0, -1], torch.tensor([token, *known]), w)
+            total += float((one - z.softmax(-1) @ torch.stack(others)).detach())
             ids = [*ids, token]
         return total
 

@@ -72,3 +72,27 @@ def test_a_taste_is_a_sum_of_standardised_judges():
     tastes = users.Tastes.of(judge, embedded)
     user = users.User("mixed", {"a": 1.0, "b": -1.0}, ("a", "b"))
     assert tastes(user, embedded) == pytest.approx([0.0, 0.0])
+
+
+def test_users_of_a_kind_are_one_line_and_a_picture_has_their_distance(tmp_path):
+    near = {"nearest": "b", "angle": 30.0, "unexplained": 0.2}
+    rows = [
+        {"user": f"left out: {name}", "way": way, "by_prompt": won, "wins": [0.5, 0.0, 1.0]}
+        | {"perplexity": 1.1, **near}
+        for name, way, won in (("a", "own", [1.0, 1.0]), ("b", "own", [1.0, 0.0]))
+    ]
+    (one,) = users.summary(rows)
+    assert one["user"] == "left out, all 2"
+    assert one["wins"][0] == pytest.approx(0.75)
+    assert users.table([one, *rows])[3].endswith("| 1.10x | b, 30 | 20% |")
+    users.draw(rows, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_more_choices_than_prompts_are_refused(tmp_path, monkeypatch):
+    learn = tmp_path / "learn.jsonl"
+    learn.write_text('{"prompt": "one"}\n')
+    argv = ["users.py", "--learn", str(learn), "--judge-prompts", "j", "--steering", "s"]
+    monkeypatch.setattr("sys.argv", [*argv, "--out", "o", "--choices", "2"])
+    with pytest.raises(SystemExit, match="--choices 2: .* has 1 prompts; accepted: at most"):
+        users.main()
