@@ -31,15 +31,9 @@ REFUSED: tuple[_Refusal, ...] = (
         "drop --nnodes, and start with --distributed-executor-backend mp",
     ),
     (
-        "pipeline together with tensor or data parallelism",
-        lambda c: (
-            _stages(c)
-            and (
-                c.parallel_config.tensor_parallel_size > 1
-                or c.parallel_config.data_parallel_size > 1
-            )
-        ),
-        "drop --pipeline-parallel-size, or --tensor-parallel-size and --data-parallel-size",
+        "pipeline together with data parallelism",
+        lambda c: _stages(c) and c.parallel_config.data_parallel_size > 1,
+        "drop one of the two sizes",
     ),
     (
         "pipeline parallelism with --enable-lora",

@@ -11,7 +11,7 @@ from harness import V2_ENV, engines, pad
 pytestmark = pytest.mark.engine
 
 LENGTHS = (5, 40)
-TOKENS = 12
+TOKENS = 8
 TWO = {"pipeline_parallel_size": 2}
 FORKS = {
     "first layer of the stage": (
@@ -46,12 +46,17 @@ def jobs(root, name, **llm):
 
 
 def require_one_answer(one, two, requests):
-    """The same tokens and outcomes; the first stage guides nothing and says nothing."""
+    """The same tokens and outcomes; the first stage guides nothing and says nothing, and ranks of the last
+    guide with the same bits.
+    """
     assert tokens(two) == tokens(one)
     assert [known(o) for o in two["outputs"]] == [known(o) for o in one["outputs"]]
-    first, last = two["ranks"]
-    assert (first["steps"], first["speaks"], last["speaks"]) == ([], False, True)
-    assert not [name for name in first["buffers"] if "pad_" in name]
+    ranks = two["ranks"]
+    below, (last, *others) = ranks[: len(ranks) // 2], ranks[len(ranks) // 2 :]
+    assert [(rank["steps"], rank["speaks"]) for rank in below] == [([], False)] * len(below)
+    assert not [name for rank in below for name in rank["buffers"] if "pad_" in name]
+    assert last["speaks"]
+    assert all(rank["steps"] == last["steps"] and not rank["speaks"] for rank in others)
     assert two["guided_rows"] == one["guided_rows"] >= TOKENS * guided(requests)
 
 
@@ -106,3 +111,12 @@ def test_batches_that_are_in_two_stages_at_once_keep_their_rows_apart(tmp_path, 
     require_one_answer(one, two, asked[0]["requests"])
     alone, (_, last) = one["ranks"][0], two["ranks"]
     assert len(last["steps"]) > len(alone["steps"])
+
+
+@pytest.mark.exhaustive
+def test_two_ranks_in_each_of_two_stages_say_what_one_process_says(tmp_path):
+    asked = jobs(tmp_path, IN_CI)
+    asked[1]["llm"]["tensor_parallel_size"] = 2
+    one, two = engines(asked, V2_ENV)
+    assert len(two["ranks"]) == 4
+    require_one_answer(one, two, asked[0]["requests"])

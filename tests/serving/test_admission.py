@@ -182,8 +182,8 @@ ON = {
     "pipeline parallelism beyond the processes of one machine": {
         "parallel": {"pipeline_parallel_size": 2, "nnodes": 2}
     },
-    "pipeline together with tensor or data parallelism": {
-        "parallel": {"pipeline_parallel_size": 2, "tensor_parallel_size": 2}
+    "pipeline together with data parallelism": {
+        "parallel": {"pipeline_parallel_size": 2, "data_parallel_size": 2}
     },
     "pipeline parallelism with --enable-lora": {
         "parallel": {"pipeline_parallel_size": 2},
@@ -231,7 +231,9 @@ def test_a_feature_that_is_not_supported_is_refused_with_the_way_out(config, mon
 def test_tensor_parallelism_on_one_machine_is_served(config):
     for backend in (None, "mp"):
         parallel = {"tensor_parallel_size": 2, "distributed_executor_backend": backend}
-        assert admission.front_end(config(parallel=parallel)) is not None
+        for stages in (1, 2):
+            asked = config(parallel={**parallel, "pipeline_parallel_size": stages})
+            assert admission.front_end(asked) is not None
     with pytest.raises(ValueError, match="beyond the processes of one machine yet; drop --nnodes"):
         admission.front_end(config(parallel={"tensor_parallel_size": 2, "nnodes": 2}))
 
