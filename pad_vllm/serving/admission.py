@@ -21,7 +21,12 @@ from pad_vllm.engines.reward_model.load import require_length, require_reward_ba
 from pad_vllm.params import ADAPTER, EXPLAIN, PREFERENCE, WEIGHTS, Limits, parse
 from pad_vllm.serving import adapters, reasoning, requests
 from pad_vllm.serving.quantised import stored_by
-from pad_vllm.serving.refusals import require_forkable, require_servable, require_wiring
+from pad_vllm.serving.refusals import (
+    require_forkable,
+    require_last_stage,
+    require_servable,
+    require_wiring,
+)
 from pad_vllm.serving.roster import Roster
 from pad_vllm.text.chat import template_text
 from pad_vllm.text.tokens import Reader
@@ -55,6 +60,7 @@ def check_backbone(
                 logger.warning("%s", warning)
         return
     if not adapter.config.heads_only:
+        require_last_stage(config, adapter.config.fork_layer)
         require_forkable(config)
     warnings = require_backbone(
         adapter.config.backbone,

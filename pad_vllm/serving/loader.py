@@ -22,8 +22,9 @@ from pad_vllm.engines.elsewhere import Elsewhere
 from pad_vllm.engines.shared.fork import fork_model
 from pad_vllm.serving import adapters, admission
 from pad_vllm.serving.answers import told
+from pad_vllm.serving.arrivals import ADD, DROP
 from pad_vllm.version import __version__
-from pad_vllm.vllm_api.answers import answer_workers
+from pad_vllm.vllm_api.answers import METHOD, answer_as, answer_workers
 from pad_vllm.vllm_api.attention import AttentionRecord, last_tokens, recorded_attention
 from pad_vllm.vllm_api.names import (
     BaseModelLoader,
@@ -34,7 +35,7 @@ from pad_vllm.vllm_api.names import (
     set_current_vllm_config,
     set_default_torch_dtype,
 )
-from pad_vllm.vllm_api.ranks import place
+from pad_vllm.vllm_api.ranks import place, samples
 
 logger = init_logger(__name__)
 
@@ -94,7 +95,7 @@ class PADModelLoader(BaseModelLoader):
         pad = admission.settings(vllm_config)
         adapter = adapters.load(pad)
         rank, _ = place()
-        if rank:  # of tensor parallelism: what it has to say the first one says
+        if rank or not samples():  # what it has to say the first rank of the last stage says
             logging.getLogger(pad_vllm.__name__).setLevel(logging.ERROR)
         # Written before the model is built: the compile cache's key knows neither the load format
         # nor the adapter, and two forks would share one artefact.
@@ -105,11 +106,22 @@ class PADModelLoader(BaseModelLoader):
             model = self._inner.load_model(vllm_config, model_config, *args, **kwargs)
         # After the weights: before, a hub's model may not have been downloaded.
         admission.check_backbone(vllm_config, pad, adapter)
+        if not samples():
+            _answer_nothing()
+            return model
         make = _elsewhere if rank and pad.engine != "shared" else _ENGINES[pad.engine]
         engine = make(Loaded(model, vllm_config, model_config, pad, adapter, record))
         base.start(vllm_config.instance_id, engine)
         answer_workers(told)
         return model
+
+
+def _answer_nothing() -> None:
+    """What a stage of pipeline parallelism below the last has to say: it has no lm_head, samples nothing and
+    guides nobody.
+    """
+    for method in (METHOD, ADD, DROP):
+        answer_as(method, lambda *_: None)
 
 
 def _is_draft(config: VllmConfig, model_config: Any) -> bool:

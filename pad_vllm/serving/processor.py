@@ -68,7 +68,8 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         device = second if isinstance(second, torch.device) else second.device
         pad = admission.settings(vllm_config)
         self._accepted = arrivals.Accepted(adapters.limits(pad))
-        arrivals.start(vllm_config.instance_id, self._accepted)
+        # Both runners make one on every stage of pipeline parallelism; logits are made on the last one.
+        self._samples = ranks.samples()
         # `shared` reads the base's hidden states; the other engines, which run on the first rank, need the
         # requests' token ids.
         self._reads_tokens = pad.engine != "shared" and ranks.place()[0] == 0
@@ -86,7 +87,9 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._tally = Tally(device, self._declined, self._count_broken)
         rows = vllm_config.scheduler_config.max_num_seqs
         self._answers = answers.Answers(device, rows, self._tally, pad.max_top_k)
-        answers.start(self._instance, self._answers)
+        if self._samples:
+            arrivals.start(self._instance, self._accepted)
+            answers.start(self._instance, self._answers)
         self._v1_history = V1History(device)
         self._history: History = self._v1_history
         if self._v2_states is not None:
@@ -285,7 +288,7 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     def _request(self, params: SamplingParams) -> base.Request | None:
         try:
-            asked = parse(params.extra_args, self._accepted.limits)
+            asked = parse(params.extra_args, self._accepted.limits) if self._samples else None
             if asked is None:
                 return None
             ticket = self._answers.enter((params.extra_args or {}).get(MARK))

@@ -14,6 +14,7 @@ from pad_vllm.serving.quantised import require_method
 from pad_vllm.vllm_api.front_end import rust_front_end
 from pad_vllm.vllm_api.names import VllmConfig
 from pad_vllm.vllm_api.quantisation import cache_type, method
+from pad_vllm.vllm_api.ranks import last_stage
 from pad_vllm.wording import listed
 
 _USE = (
@@ -25,9 +26,24 @@ _Refusal = tuple[str, Callable[[VllmConfig], Any], str]
 
 REFUSED: tuple[_Refusal, ...] = (
     (
-        "pipeline parallelism",
-        lambda c: c.parallel_config.pipeline_parallel_size > 1,
-        "drop --pipeline-parallel-size",
+        "pipeline parallelism beyond the processes of one machine",
+        lambda c: _stages(c) and _spread(c.parallel_config),
+        "drop --nnodes, and start with --distributed-executor-backend mp",
+    ),
+    (
+        "pipeline together with data parallelism",
+        lambda c: _stages(c) and c.parallel_config.data_parallel_size > 1,
+        "drop one of the two sizes",
+    ),
+    (
+        "pipeline parallelism with --enable-lora",
+        lambda c: _stages(c) and c.lora_config is not None,
+        "drop one of the two",
+    ),
+    (
+        "pipeline parallelism with speculative decoding",
+        lambda c: _stages(c) and c.speculative_config is not None,
+        "drop one of the two",
     ),
     (
         "tensor parallelism beyond the processes of one machine",
@@ -123,6 +139,11 @@ _SHARED: tuple[_Refusal, ...] = (
 
 _BESIDE: tuple[_Refusal, ...] = (
     (
+        "pipeline parallelism",
+        lambda c: c.parallel_config.pipeline_parallel_size > 1,
+        "drop --pipeline-parallel-size, or use the shared engine",
+    ),
+    (
         "--enable-lora",
         lambda c: c.lora_config is not None,
         "drop it and merge the LoRA into the base, or use the shared engine with heads alone",
@@ -204,6 +225,10 @@ def require_servable(config: VllmConfig, pad: PADConfig) -> None:
     _require_tested_drafts(config.speculative_config)
 
 
+def _stages(config: VllmConfig) -> bool:
+    return config.parallel_config.pipeline_parallel_size > 1
+
+
 def _spread(parallel: Any) -> bool:
     executor = getattr(parallel, "distributed_executor_backend", None)
     return executor not in (None, "mp") or getattr(parallel, "nnodes", 1) > 1
@@ -233,6 +258,23 @@ def _require_tested_drafts(speculative: Any) -> None:
         raise ValueError(
             f"pad_vllm does not support rejection_sample_method {how!r} yet; accepted is 'standard', "
             "by which a token is as likely as without drafts: drop it from --speculative-config."
+        )
+
+
+def require_last_stage(config: VllmConfig, fork: int) -> None:
+    """Raises ValueError for a fork below the last stage of pipeline parallelism: between stages vLLM sends as
+    many rows as it fed. The top, heads only, is in the last one whatever that has.
+    """
+    if not _stages(config):
+        return
+    stages, layers = config.parallel_config.pipeline_parallel_size, last_stage(config)
+    accepted = range(layers.start, layers.stop + 1)
+    if fork not in accepted:
+        raise ValueError(
+            f"pad_vllm forks layers of the last pipeline stage alone; the adapter's fork layer is {fork}: "
+            f"of {layers.stop} layers the last of {stages} stages has those from {layers.start} on; accepted "
+            f"fork layers: {listed(map(str, accepted))} (at the top heads alone). Give that stage more "
+            "layers by VLLM_PP_LAYER_PARTITION, drop --pipeline-parallel-size, or train with one of these."
         )
 
 

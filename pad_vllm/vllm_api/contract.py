@@ -29,7 +29,18 @@ TESTED: dict[str, dict[str, str]] = {
     },
     "distributed/parallel_state.py": {
         "GroupCoordinator.all_reduce": "236d4ae694c4",
+        "get_pp_group": "3807e8edce06",
         "model_parallel_is_initialized": "b13bc9ef9f42",
+    },
+    "distributed/utils.py": {
+        "get_pp_indices": "2caedf88e71f",
+    },
+    "config/model.py": {
+        "ModelConfig.get_total_num_hidden_layers": "1a16a4ac7cc5",
+    },
+    "model_executor/models/utils.py": {
+        "PPMissingLayer": "5d049b07c37a",
+        "make_layers": "46f545cdfa31",
     },
     "model_executor/model_loader/__init__.py": {
         "register_model_loader": "83f5ee674072",
@@ -122,6 +133,7 @@ TESTED: dict[str, dict[str, str]] = {
         "Sampler.apply_staged_writes": "f224c6e14b09",
     },
     "v1/worker/gpu/model_runner.py": {
+        "GPUModelRunner.load_model": "c58120acc79f",
         "GPUModelRunner.add_requests": "a105e9ec3a7d",
         "GPUModelRunner.postprocess_sampled": "a0b2fdb35ecf",
     },

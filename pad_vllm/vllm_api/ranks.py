@@ -1,7 +1,9 @@
-"""The ranks of tensor parallelism: which of them this process is, and sums over all of them.
+"""The ranks of tensor parallelism: which of them this process is, and sums over all of them; the stages of
+pipeline parallelism: whether this process is in the last one, and its layers.
 
-Leans on vLLM's tensor-parallel group (vllm/distributed/parallel_state.py). Where there is no group, as in a
-front end, there is one rank. Knows nothing of layers and rewards.
+Leans on vLLM's groups (vllm/distributed/parallel_state.py) and on how it shares layers out
+(vllm/distributed/utils.py). Where there is no group, as in a front end, there is one rank and one stage.
+Knows nothing of forks and rewards.
 """
 
 from __future__ import annotations
@@ -9,6 +11,9 @@ from __future__ import annotations
 from torch import Tensor
 from vllm.distributed import parallel_state
 from vllm.distributed.communication_op import tensor_model_parallel_all_reduce
+from vllm.distributed.utils import get_pp_indices
+
+from pad_vllm.vllm_api.names import VllmConfig
 
 
 def place() -> tuple[int, int]:
@@ -27,3 +32,19 @@ def summed(share: Tensor) -> Tensor:
     It may be computed in the place of the share.
     """
     return share if place()[1] == 1 else tensor_model_parallel_all_reduce(share.contiguous())
+
+
+def samples() -> bool:
+    """Whether this process makes logits, and so guides: only the last stage has the norm and lm_head."""
+    if not parallel_state.model_parallel_is_initialized():
+        return True
+    return bool(parallel_state.get_pp_group().is_last_rank)
+
+
+def last_stage(config: VllmConfig) -> range:
+    """The decoder layers of the last stage; VLLM_PP_LAYER_PARTITION has a say. Raises ValueError where that
+    does not fit the model.
+    """
+    layers = config.model_config.get_total_num_hidden_layers()
+    stages = config.parallel_config.pipeline_parallel_size
+    return range(*get_pp_indices(layers, stages - 1, stages))

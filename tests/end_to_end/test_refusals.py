@@ -113,8 +113,8 @@ def attempts(base, good, other_model, tmp_path_factory):
             "does not fork a model with --enable-lora yet; drop it",
         ),
         "pipeline": (
-            pad(base, good, pipeline_parallel_size=2),
-            "does not support pipeline parallelism yet; drop --pipeline-parallel-size",
+            pad(base, good, pipeline_parallel_size=4),
+            "of 4 layers the last of 4 stages has those from 3 on; accepted fork layers: 3, 4 (at the top",
         ),
         "tensor parallel by Ray": (
             pad(base, good, tensor_parallel_size=2, distributed_executor_backend="ray"),

@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
+from vllm import envs
 from vllm.config.cache import CacheDType
 from vllm.config.speculative import SpeculativeMethod
 
@@ -85,6 +86,7 @@ def config(base, folder):
                     "dtype": torch.bfloat16,
                     "model_impl": "auto",
                     "is_moe": False,
+                    "get_total_num_hidden_layers": lambda: hf_config.num_hidden_layers,
                     **(model_config or {}),
                 },
             ),
@@ -177,7 +179,20 @@ def offload(cpu_offload_gb=0, offload_group_size=0):
 
 
 ON = {
-    "pipeline parallelism": {"parallel": {"pipeline_parallel_size": 2}},
+    "pipeline parallelism beyond the processes of one machine": {
+        "parallel": {"pipeline_parallel_size": 2, "nnodes": 2}
+    },
+    "pipeline together with data parallelism": {
+        "parallel": {"pipeline_parallel_size": 2, "data_parallel_size": 2}
+    },
+    "pipeline parallelism with --enable-lora": {
+        "parallel": {"pipeline_parallel_size": 2},
+        "lora_config": object(),
+    },
+    "pipeline parallelism with speculative decoding": {
+        "parallel": {"pipeline_parallel_size": 2},
+        "speculative_config": object(),
+    },
     "tensor parallelism beyond the processes of one machine": {
         "parallel": {"tensor_parallel_size": 2, "distributed_executor_backend": "ray"}
     },
@@ -216,9 +231,42 @@ def test_a_feature_that_is_not_supported_is_refused_with_the_way_out(config, mon
 def test_tensor_parallelism_on_one_machine_is_served(config):
     for backend in (None, "mp"):
         parallel = {"tensor_parallel_size": 2, "distributed_executor_backend": backend}
-        assert admission.front_end(config(parallel=parallel)) is not None
+        for stages in (1, 2):
+            asked = config(parallel={**parallel, "pipeline_parallel_size": stages})
+            assert admission.front_end(asked) is not None
     with pytest.raises(ValueError, match="beyond the processes of one machine yet; drop --nnodes"):
         admission.front_end(config(parallel={"tensor_parallel_size": 2, "nnodes": 2}))
+
+
+@pytest.mark.parametrize(
+    ("stages", "partition", "fork", "accepted"),
+    [
+        (2, None, 2, None),
+        (2, None, 3, None),
+        (2, None, 4, None),  # heads only
+        (4, None, 2, "3, 4"),
+        (2, None, 1, "2, 3, 4"),
+        (2, "1,3", 1, None),
+        (2, "3,1", 2, "3, 4"),
+        (2, "4,0", 3, "4"),
+    ],
+)
+def test_a_fork_is_in_the_last_stage_or_refused_with_those_that_are(
+    config, base, tmp_path, monkeypatch, stages, partition, fork, accepted
+):
+    monkeypatch.setattr(envs, "VLLM_PP_LAYER_PARTITION", partition, raising=False)
+    adapter = tiny.write_adapter(base, tmp_path / "other", fork_layer=fork, std=0.05)
+    parallel = {"pipeline_parallel_size": stages}
+    asked = config(parallel=parallel, settings={"adapter": str(adapter)})
+    if accepted is None:
+        assert admission.front_end(asked) is not None
+        return
+    said = (
+        f"the adapter's fork layer is {fork}: of 4 layers the last of {stages} stages has those from "
+        f"{accepted[0]} on; accepted fork layers: {accepted} (at the top heads alone). Give that stage"
+    )
+    with pytest.raises(ValueError, match=re.escape(said)):
+        admission.front_end(asked)
 
 
 def test_data_parallelism_by_the_engines_of_one_server_is_served(config):

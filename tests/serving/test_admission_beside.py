@@ -121,6 +121,14 @@ def test_loras_of_the_base_are_for_the_shared_engine(config, engine):
 
 
 @pytest.mark.parametrize("engine", ["resident", "ray"])
+def test_stages_have_no_reward_model_beside_them(config, engine):
+    asked = config({"engine": engine})
+    asked.parallel_config.pipeline_parallel_size = 2
+    with pytest.raises(ValueError, match=f"{engine} engine does not support pipeline parallelism"):
+        admission.front_end(asked)
+
+
+@pytest.mark.parametrize("engine", ["resident", "ray"])
 def test_data_parallel_engines_have_no_reward_model_beside_them(config, engine):
     asked = config({"engine": engine}, is_moe=False)
     asked.parallel_config.data_parallel_size = asked.parallel_config.data_parallel_size_local = 2

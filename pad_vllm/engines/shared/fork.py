@@ -61,7 +61,9 @@ def _fork_layers(
     layers: Any, adapter: Adapter, record: AttentionRecord, device: torch.device
 ) -> None:
     fork = adapter.config.fork_layer
-    require_boundary([layer.self_attn.attn.sliding_window for layer in layers], fork)
+    # On a stage of pipeline parallelism those below it are elsewhere; the front end asks the config.
+    if all(hasattr(layer, "self_attn") for layer in layers):
+        require_boundary([layer.self_attn.attn.sliding_window for layer in layers], fork)
     for index in range(fork, len(layers)):
         _fork_attention(layers[index].self_attn.attn, index, record)
         _fork_linear(layers[index], index, adapter, device)
