@@ -40,4 +40,5 @@ def test_registering_imports_the_checks_of_a_config_and_nothing_of_adapters_engi
         "pad_vllm.serving.quantised",
         "pad_vllm.serving.refusals",
         "pad_vllm.vllm_api.quantisation",
+        "pad_vllm.vllm_api.ranks",
     }
