@@ -19,7 +19,7 @@ def name(storm):
     return "-".join(map(str, storm))
 
 
-OPEN = 24
+OPEN, LONGEST = 24, 24
 # vLLM's runner, our engine, how many requests.
 SHORT = [("v2", "shared", 200), ("v2", "resident", 200)]
 LONG = [(runner, engine, 2000) for runner in ("v2", "v1") for engine in ("shared", "resident")]
@@ -31,7 +31,6 @@ any_storm = pytest.mark.parametrize("result", STORMS, indirect=True, ids=name)
 def result(request, tmp_path_factory):
     """What came of one of STORMS."""
     runner, engine, count = request.param
-    longest = 24 if count > 200 else 12
     folder = tmp_path_factory.mktemp("churn")
     base = tiny.checkpoint("llama", folder / "base")
     adapter = tiny.write_adapter(base, folder / "adapter", fork_layer=2, std=0.15, beta=1.0)
@@ -43,7 +42,7 @@ def result(request, tmp_path_factory):
     for number in range(75 if count > 200 else 15):
         prompt = [rng.randrange(3, 259) for _ in range(rng.choice([1, 8, 80, 120]))]
         prompt = [*shared, *prompt] if number % 3 == 0 else prompt
-        requests.append(greedy(prompt, longest, kinds[number % len(kinds)]))
+        requests.append(greedy(prompt, LONGEST, kinds[number % len(kinds)]))
     # 24 rows of up to 184 tokens: vLLM's cache holds 5 to 11 of them, the reward model's (48 KiB a block
     # of 16) 4 to 10. Few tokens a step, so that vLLM's own kernels, kept for each number, are soon all there.
     beside = {"backbone": str(base), "cache_gib": 40 * 48 / 2**20} if engine == "resident" else {}
@@ -60,7 +59,7 @@ def result(request, tmp_path_factory):
         "requests": requests,
         "count": count,
         "open": OPEN,
-        "longest": longest,
+        "longest": LONGEST,
         "cancel": 0.15,
         "seed": 1,
     }
