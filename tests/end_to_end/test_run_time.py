@@ -63,7 +63,9 @@ def guidance(name):
     params=[
         pytest.param((V2_ENV, []), id="v2"),
         pytest.param(({}, []), id="v1", marks=pytest.mark.exhaustive),
-        pytest.param(({}, ["--tensor-parallel-size", "2"]), id="two ranks"),
+        pytest.param(
+            ({}, ["--tensor-parallel-size", "2"]), id="two ranks", marks=pytest.mark.exhaustive
+        ),
     ],
 )
 def server(request):
