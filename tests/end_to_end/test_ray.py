@@ -87,7 +87,6 @@ def test_when_an_actor_dies_or_stalls_every_request_ends_and_guidance_returns(pa
 
 
 @pytest.mark.exhaustive  # who stops where is the processor's affair, test_processor.py
-@pytest.mark.exhaustive
 def test_where_on_failure_says_stop_the_guided_rows_end_there(pair):
     result = trouble(pair, "kill", wait=False, on_failure="stop")
     calm, found = result["calm"], result["kill"]

@@ -62,10 +62,8 @@ def guidance(name):
     scope="module",
     params=[
         pytest.param((V2_ENV, []), id="v2"),
-        pytest.param(({}, []), id="v1", marks=pytest.mark.exhaustive),
-        pytest.param(
-            ({}, ["--tensor-parallel-size", "2"]), id="two ranks", marks=pytest.mark.exhaustive
-        ),
+        pytest.param(({}, []), id="v1"),
+        pytest.param(({}, ["--tensor-parallel-size", "2"]), id="two ranks"),
     ],
 )
 def server(request):
