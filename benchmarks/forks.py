@@ -12,7 +12,6 @@ also what each engine holds of its memory.
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ import speed
 from pad_vllm.adapter.backbone import Backbone
 from pad_vllm.demo.names import resolve_base
 
-GUIDANCE = {"pad_weights": ["a=1", "b=1"], "pad_no_repeat": 3, "pad_min_p": 0.15}
+GUIDANCE: dict[str, Any] = {"pad_weights": ["a=1", "b=1"], "pad_no_repeat": 3, "pad_min_p": 0.15}
 """Of two of a random adapter's dimensions."""
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -71,9 +70,8 @@ def step_times(base: str, forks: Sequence[int], args: argparse.Namespace) -> dic
         for fork in (None, *forks):
             adapter = None
             if fork is not None:
-                own = copy.copy(args)
-                own.fork_layer, own.random_adapter = fork, Path(folder) / str(fork)
-                adapter = speed.make_random(base, own)
+                own = Path(folder) / str(fork)
+                adapter = speed.make_random(base, own, fork, args.load_format)
             before = _gpu_gib()
             engines[fork] = speed.start(base, args, adapter, **sizes)
             held["plain" if fork is None else str(fork)] = round(_gpu_gib() - before, 2)
@@ -102,25 +100,15 @@ def _gpu_gib() -> float:
     return float((total - free) / 2**30)
 
 
-def _times(
-    engine: Any, batch: int, args: argparse.Namespace, extra: Mapping[str, Any] | None
-) -> tuple[float, float]:
-    """Seconds to the first token, and of a step behind it."""
-    given = None if extra is None else dict(extra)
-    first = speed.seconds(engine, batch, 1, args.prompt, given)
-    whole = speed.seconds(engine, batch, args.tokens + 1, args.prompt, given)
-    return first, (whole - first) / args.tokens
-
-
 def _compare(
     plain: Any, engines: Mapping[int, Any], batch: int, args: argparse.Namespace
 ) -> list[dict[str, Any]]:
     found: dict[tuple[int | None, bool], list[tuple[float, float]]] = {}
     for turn in range(args.rounds + 1):  # the first warms up
-        once = {(None, False): _times(plain, batch, args, None)}
+        once = {(None, False): speed.times(plain, batch, args, None)}
         for fork, engine in engines.items():
-            once[fork, True] = _times(engine, batch, args, GUIDANCE)
-            once[fork, False] = _times(engine, batch, args, None)
+            once[fork, True] = speed.times(engine, batch, args, GUIDANCE)
+            once[fork, False] = speed.times(engine, batch, args, None)
         for key, times in once.items() if turn else ():
             found.setdefault(key, []).append(times)
     return [_record(fork, batch, found) for fork in engines]

@@ -103,11 +103,19 @@ def seconds(llm: Any, batch: int, tokens: int, prompt: int, extra: dict[str, Any
     return time.perf_counter() - begin
 
 
+def times(
+    llm: Any, batch: int, args: argparse.Namespace, extra: dict[str, Any] | None
+) -> tuple[float, float]:
+    """Seconds to the first token, and of a step behind it."""
+    first = seconds(llm, batch, 1, args.prompt, extra)
+    whole = seconds(llm, batch, args.tokens + 1, args.prompt, extra)
+    return first, (whole - first) / args.tokens
+
+
 def step_time(
     llm: Any, batch: int, args: argparse.Namespace, extra: dict[str, Any] | None
 ) -> float:
-    one = seconds(llm, batch, 1, args.prompt, extra)
-    return (seconds(llm, batch, args.tokens + 1, args.prompt, extra) - one) / args.tokens
+    return times(llm, batch, args, extra)[1]
 
 
 def compare(
@@ -133,18 +141,16 @@ def compare(
     }
 
 
-def make_random(base: str, args: argparse.Namespace) -> str:
-    """A random adapter for a base that has none, forked at --fork-layer, or else at the top quarter."""
+def make_random(base: str, folder: Path, fork_layer: int | None, load_format: str) -> str:
+    """A random adapter for a base that has none, forked there, or else at the top quarter -> its folder."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(base)
     layers = config.get_text_config().num_hidden_layers
-    fork = round(layers * 0.75) if args.fork_layer is None else min(args.fork_layer, layers)
+    fork = round(layers * 0.75) if fork_layer is None else min(fork_layer, layers)
     adapter = random_adapter(
         # A bare config has no weights to be known by.
-        (Backbone.from_config if args.load_format == "dummy" else Backbone.from_checkpoint)(
-            Path(base)
-        ),
+        (Backbone.from_config if load_format == "dummy" else Backbone.from_checkpoint)(Path(base)),
         fork,
         ("a", "b", "c"),
         16,
@@ -154,8 +160,8 @@ def make_random(base: str, args: argparse.Namespace) -> str:
         seed=0,
         constants=fork == layers,
     )
-    save_adapter(adapter, args.random_adapter, "A random adapter, for timing only.\n")
-    return str(args.random_adapter)
+    save_adapter(adapter, folder, "A random adapter, for timing only.\n")
+    return str(folder)
 
 
 def versions() -> dict[str, str]:
@@ -203,7 +209,10 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     base = resolve_base(args.base)
-    adapter = make_random(base, args) if args.random_adapter else resolve_adapter(args.adapter)
+    if args.random_adapter:
+        adapter = make_random(base, args.random_adapter, args.fork_layer, args.load_format)
+    else:
+        adapter = resolve_adapter(args.adapter)
     config = read_config(adapter)
     memory = [resident_mib()]
     plain = start(base, args, None, **sizes(args))

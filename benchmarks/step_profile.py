@@ -126,13 +126,16 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    args.batches, args.fork_layer = [args.batch], args.fork
+    args.batches = [args.batch]
     with tempfile.TemporaryDirectory() as folder:
-        args.random_adapter = Path(folder) / "adapter"
         base = forks.bare(args.shape, Path(folder)) if args.shape else resolve_base(args.base)
         if args.shape:
             args.load_format = "dummy"
-        adapter = speed.make_random(base, args) if args.fork else resolve_adapter(args.adapter)
+        if args.fork:
+            own = Path(folder) / "adapter"
+            adapter = speed.make_random(base, own, args.fork, args.load_format)
+        else:
+            adapter = resolve_adapter(args.adapter)
         for part, (owner, name) in parts().items():
             label(owner, name, part)
         llm = speed.start(base, args, adapter, **speed.sizes(args), **forks.room(args))

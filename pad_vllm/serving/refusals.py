@@ -24,6 +24,11 @@ _USE = (
 
 _Refusal = tuple[str, Callable[[VllmConfig], Any], str]
 
+
+def _stages(config: VllmConfig) -> bool:
+    return config.parallel_config.pipeline_parallel_size > 1
+
+
 REFUSED: tuple[_Refusal, ...] = (
     (
         "pipeline parallelism beyond the processes of one machine",
@@ -140,7 +145,7 @@ _SHARED: tuple[_Refusal, ...] = (
 _BESIDE: tuple[_Refusal, ...] = (
     (
         "pipeline parallelism",
-        lambda c: c.parallel_config.pipeline_parallel_size > 1,
+        _stages,
         "drop --pipeline-parallel-size, or use the shared engine",
     ),
     (
@@ -223,10 +228,6 @@ def require_servable(config: VllmConfig, pad: PADConfig) -> None:
             "additional_config['pad']['reasoning'] out."
         )
     _require_tested_drafts(config.speculative_config)
-
-
-def _stages(config: VllmConfig) -> bool:
-    return config.parallel_config.pipeline_parallel_size > 1
 
 
 def _spread(parallel: Any) -> bool:

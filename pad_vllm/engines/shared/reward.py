@@ -73,9 +73,12 @@ class SharedRewards:
             self._kept = None
         if kept is None or len(kept[0]) != step.total:
             return None
-        h_B = h_T = kept[1][step.begin :].index_select(0, step.rows).float()
-        if kept[0] is not kept[1]:  # forked
-            h_B = kept[0][step.begin :].index_select(0, step.rows).float()
+
+        def guided(hidden: Tensor) -> Tensor:
+            return hidden[step.begin :].index_select(0, step.rows).float()
+
+        h_T = guided(kept[1])
+        h_B = h_T if kept[0] is kept[1] else guided(kept[0])  # the same where nothing is forked
         w = step.w
         if more := len(self._heads[0]) - w.shape[1]:
             w = pad(w, (0, more))  # adapters come and go: a row may know of fewer than there are
