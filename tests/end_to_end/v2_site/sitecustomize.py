@@ -5,6 +5,8 @@ For TRITON_INTERPRET=1, under which kernels run as Python and no driver is ever 
 Python imports this by itself where the folder is on PYTHONPATH, in every process.
 """
 
+import functools
+import inspect
 import os
 
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -64,3 +66,28 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
     mask_of_bools("create_masked_load", 1)
     mask_of_bools("create_masked_store", 2)
+
+    # What the interpreter looks up again for every kernel and operation took a third of a step's time.
+
+    @functools.cache
+    def built_in(package):
+        """Names of what it replaces in a module or class of Triton's language, asked before it did."""
+        return [name for name, member in inspect.getmembers(package) if tl.core.is_builtin(member)]
+
+    def patch_builtin(package, builder, scope):
+        for name in built_in(package):
+            member = getattr(package, name)
+            if tl.core.is_builtin(member):  # not replaced already, for the kernel that calls this one
+                interpreter._patch_attr(package, name, member, builder, scope)
+
+    interpreter._patch_builtin = patch_builtin
+
+    np_dtype, np_dtypes = interpreter._get_np_dtype, {}
+
+    def known_np_dtype(ty):
+        name = ty.scalar.name
+        if name not in np_dtypes:
+            np_dtypes[name] = np_dtype(ty.scalar)
+        return np_dtypes[name]
+
+    interpreter._get_np_dtype = known_np_dtype
