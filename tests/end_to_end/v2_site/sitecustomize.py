@@ -77,7 +77,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     def patch_builtin(package, builder, scope):
         for name in built_in(package):
             member = getattr(package, name)
-            if tl.core.is_builtin(member):  # not replaced already, for the kernel that calls this one
+            # Where it is not, the kernel that calls this one has replaced it already.
+            if tl.core.is_builtin(member):
                 interpreter._patch_attr(package, name, member, builder, scope)
 
     interpreter._patch_builtin = patch_builtin
