@@ -5,7 +5,8 @@
 A user's taste is a judge of meaning, which no reward ever saw, or a mix of some; nobody states it.
 "left out": the taste of one dimension, with the others to express it in. "mixed": of two or three, with all.
 
-choices N  weights from N choices between two plain answers (`pad-vllm fit`), by the user's taste
+plain N    weights from N choices between two plain answers (`pad-vllm fit`), by the user's taste
+guided N   from N choices between answers that were guided by two of the known dimensions, in either sign
 sentence   the told base's rewards projected on those of the known dimensions: no choice, no training
 nearest    the one known dimension, in the sign, whose rewards go best with the told base's
 own        the left out dimension itself, or the mix as it is: what could be reached
@@ -116,6 +117,42 @@ class Space:
 
 
 @dataclass(frozen=True)
+class Offers:
+    """Guided answers to the same prompts."""
+
+    weights: Tensor  # [C, D] of the conditions: each dimension alone, in either sign
+    embedded: Sequence[np.ndarray]  # of each condition's answers
+    seed: int
+
+    @classmethod
+    def of(cls, base: str, folder: str, prompts: Prompts, space: Space, drawn: Decoding) -> Offers:
+        dimensions, beta = space.model.dimensions, load_adapter(folder).config.beta
+        asked = [
+            Condition(f"{sign:+d} {name}", space.of_one_logit({name: sign}), beta)
+            for name in dimensions
+            for sign in (1, -1)
+        ]
+        said = answers(Batch(base, folder, prompts, asked, [drawn]))[0]
+        weights = torch.tensor([[one.weights.get(d, 0.0) for d in dimensions] for one in asked])
+        return cls(weights, [_embedded(row) for row in said], drawn.seed)
+
+    def chosen(self, user: User, tastes: Tastes, places: Sequence[int]) -> Tensor:
+        """[N, D] differences of the weights, chosen less other: two answers to each prompt are shown, guided
+        by dimensions at `places`.
+        """
+        known = [c for c, w in enumerate(self.weights) if int(w.abs().argmax()) in places]
+        value = np.array([tastes(user, self.embedded[c]) for c in known])  # [C, N]
+        source = np.random.default_rng(self.seed)
+        shown_of = [source.choice(len(known), 2, replace=False) for _ in value.T]
+        order = [
+            pair if values[pair[0]] >= values[pair[1]] else pair[::-1]
+            for pair, values in zip(shown_of, value.T, strict=True)
+        ]
+        better, other = (self.weights[[known[pair[n]] for pair in order]] for n in (0, 1))
+        return better - other
+
+
+@dataclass(frozen=True)
 class Tastes:
     """Standardised judges of meaning."""
 
@@ -149,11 +186,14 @@ def users(dimensions: Sequence[str], mixed: int, seed: int) -> Iterator[User]:
         yield User(f"mixed: {said}", taste, tuple(dimensions))
 
 
-def ways(user: User, space: Space, chosen: Tensor, counts: Sequence[int]) -> dict[str, Any]:
-    """Way -> weights; chosen [N, D] differences of Psi, chosen less other."""
+def ways(
+    user: User, space: Space, chosen: Mapping[str, Tensor], counts: Sequence[int]
+) -> dict[str, Any]:
+    """Way -> weights; chosen: kind of choices -> [N, D] differences, chosen less other."""
     rows = space.places(user.known)
     found: dict[str, dict[str, float]] = {
-        f"choices {n}": dict(zip(user.known, fit(chosen[:n, rows]).w.tolist(), strict=True))
+        f"{kind} {n}": dict(zip(user.known, fit(some[:n, rows]).w.tolist(), strict=True))
+        for kind, some in chosen.items()
         for n in counts
     }
     if len(user.taste) == 1:
@@ -214,14 +254,19 @@ def main() -> None:
     differences = _sums(reader, learn, one) - _sums(reader, learn, other)
     embedded = [_embedded(one), _embedded(other)]
     tastes = Tastes.of(leanings, np.concatenate(embedded))
+    offers = Offers.of(args.base, folder, learn[:most], space, drawn)
     hidden = list(users(tuple(sentences), args.mixed, drawn.seed))
-    rows = [
-        {"user": user.name, "way": way, "weights": space.of_one_logit(w), **distance(user, space)}
-        for user in hidden
-        for way, w in ways(
-            user, space, _chosen(user, tastes, differences, embedded), args.choices
-        ).items()
-    ]
+    rows = []
+    for user in hidden:
+        chosen = {
+            "plain": _chosen(user, tastes, differences, embedded),
+            "guided": offers.chosen(user, tastes, space.places(user.known)),
+        }
+        rows += [
+            {"user": user.name, "way": way, "weights": space.of_one_logit(w)}
+            | distance(user, space)
+            for way, w in ways(user, space, chosen, args.choices).items()
+        ]
     asked = [
         Condition(f"{row['user']}, {row['way']}", row["weights"], adapter.config.beta)
         for row in rows

@@ -74,6 +74,27 @@ def test_a_taste_is_a_sum_of_standardised_judges():
     assert tastes(user, embedded) == pytest.approx([0.0, 0.0])
 
 
+def test_choices_between_guided_answers_tell_the_taste(space):
+    """Of dimension a's embedded answers the taste likes the guided ones; b and c say nothing to it."""
+    weights = torch.tensor(
+        [[sign if d == row else 0.0 for d in range(3)] for row in range(3) for sign in (1.0, -1.0)]
+    )
+    source = np.random.default_rng(3)
+    embedded = [source.normal(size=(40, 2)) * 0.1 + [float(w[0]), 0.0] for w in weights]
+    tastes = users.Tastes.of({"a": lambda e: e[:, 0].tolist()}, np.concatenate(embedded))
+    offers = users.Offers(weights, embedded, seed=0)
+    chosen = offers.chosen(users.User("x", {"a": 1.0}, DIMENSIONS), tastes, [0, 1, 2])
+    assert chosen.shape == (40, 3)
+    assert (chosen[:, 0] >= 0).all()
+    assert chosen[:, 0].max() == 2.0
+    others = offers.chosen(users.User("x", {"a": 1.0}, ("b", "c")), tastes, [1, 2])
+    assert not others[:, 0].any()
+    found = users.ways(
+        users.User("x", {"a": 1.0, "b": 0.0}, DIMENSIONS), space, {"guided": chosen}, [40]
+    )
+    assert max(found["guided 40"], key=lambda d: abs(found["guided 40"][d])) == "a"
+
+
 def test_users_of_a_kind_are_one_line_and_a_picture_has_their_distance(tmp_path):
     near = {"nearest": "b", "angle": 30.0, "unexplained": 0.2}
     rows = [
