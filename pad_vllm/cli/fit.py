@@ -12,10 +12,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pad_vllm.adapter.manifest import read_config
 from pad_vllm.cli.arguments import AdapterName, Base, ChatTemplate, template_of
 from pad_vllm.cli.errors import plain_errors, require
 from pad_vllm.demo.names import resolve_adapter, resolve_base
-from pad_vllm.training.choices import FORM, as_json, learn, read_choices
+from pad_vllm.training.choices import (
+    FORM,
+    GUIDED,
+    as_json,
+    guided,
+    learn,
+    learn_guided,
+    read_choices,
+)
 
 if TYPE_CHECKING:
     from pad_vllm.persrm import PersRM
@@ -24,7 +33,7 @@ if TYPE_CHECKING:
 
 def fit(
     base: Base,
-    choices: Annotated[Path, typer.Argument(metavar="CHOICES", help=f"JSONL of {FORM}.")],
+    choices: Annotated[Path, typer.Argument(metavar="CHOICES", help=f"JSONL of {FORM}, {GUIDED}.")],
     adapter: AdapterName,
     strength: Annotated[
         float, typer.Option(help="How strongly weights are held near 0; more for fewer choices.")
@@ -32,17 +41,24 @@ def fit(
     out: Annotated[Path | None, typer.Option(help="Write the result as JSON, too.")] = None,
     chat_template: ChatTemplate = None,
 ) -> None:
-    """Learn one user's pad_weights from their CHOICES between two answers."""
+    """Learn one user's pad_weights from their CHOICES between two answers.
+
+    Few choices tell most between answers that were guided, each its own way; BASE is not read for them.
+    """
     with plain_errors():
         require("peft")
         read = read_choices(choices)
-        named = resolve_base(base), resolve_adapter(adapter)
-        model, tokenizer = _opened(*named, template_of(chat_template))
-        fitted = learn(model, tokenizer, read, strength=strength)
-        _print(fitted, model.dimensions)
+        folder = resolve_adapter(adapter)
+        dimensions = read_config(folder).dimensions
+        if guided(read):
+            fitted = learn_guided(read, dimensions, strength=strength)
+        else:
+            model, tokenizer = _opened(resolve_base(base), folder, template_of(chat_template))
+            fitted = learn(model, tokenizer, read, strength=strength)
+        _print(fitted, dimensions)
         if out is not None:
             result = {"adapter": adapter, "base": base, "strength": strength}
-            result |= as_json(fitted, model.dimensions)
+            result |= as_json(fitted, dimensions)
             out.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", "utf-8")
 
 

@@ -1,7 +1,13 @@
 """One user's choices between two answers, from a JSONL to the fit of their weights.
 
-A line is {"prompt": text or messages, "chosen": text, "rejected": text}. In: a file, a PersRM and its
-tokenizer. Out: a Fit, also as JSON. fit.py knows the regression; torch is imported for it alone.
+A line is {"prompt": text or messages, "chosen": text, "rejected": text}. Where the two answers were guided,
+by "chosen_weights" and "rejected_weights" (pad_weights of each, null for an unguided one, at one strength),
+the choice is one between these, and nobody has to read the answers:
+
+    P(chosen > other) = sigmoid( v . (w(chosen) - w(other)) )
+
+In: a file, and a PersRM and its tokenizer, or the names of the dimensions. Out: a Fit, also as JSON. fit.py
+knows the regression; torch is imported for it alone.
 """
 
 from __future__ import annotations
@@ -12,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pad_vllm.params import WEIGHTS, Limits, check_syntax, parse
 from pad_vllm.text.chat import chat_ids
 from pad_vllm.wording import show
 
@@ -20,6 +27,10 @@ if TYPE_CHECKING:
     from pad_vllm.training.fit import Fit
 
 FORM = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
+GUIDED = (
+    '"chosen_weights" and "rejected_weights" beside them where these pad_weights guided the answers'
+)
+_KEYS = ("chosen_weights", "rejected_weights")
 
 
 class Choice(NamedTuple):
@@ -29,6 +40,8 @@ class Choice(NamedTuple):
     chosen: str
     rejected: str
     line: int
+    weights: tuple[Any, Any] | None = None
+    """pad_weights that guided the chosen and the rejected one, None for an unguided one; None: not told."""
 
 
 def read_choices(path: Path) -> list[Choice]:
@@ -43,11 +56,12 @@ def _choice(path: Path, number: int, line: str) -> Choice:
         raw = json.loads(line)
         prompt, chosen, rejected = _fields(raw)
         _require_unicode([chosen, rejected, *(turn["content"] for turn in prompt)])
+        weights = _guides(raw)
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path} line {number}: {error}. Accepted: {FORM}. Correct or drop the line."
+            f"{path} line {number}: {error}. Accepted: {FORM}, {GUIDED}. Correct or drop the line."
         ) from None
-    return Choice(prompt, chosen, rejected, number)
+    return Choice(prompt, chosen, rejected, number, weights)
 
 
 def _fields(raw: Any) -> tuple[list[dict[str, str]], str, str]:
@@ -63,6 +77,17 @@ def _fields(raw: Any) -> tuple[list[dict[str, str]], str, str]:
     if raw["chosen"] == raw["rejected"]:
         raise ValueError("chosen and rejected are the same text, which is no choice")
     return _conversation(raw["prompt"]), raw["chosen"], raw["rejected"]
+
+
+def _guides(raw: dict[str, Any]) -> tuple[Any, Any] | None:
+    """What guided the two answers, where the line says so."""
+    given = [name for name in _KEYS if name in raw]
+    if len(given) == 1:
+        raise ValueError(f"{given[0]} is there alone")
+    for name in given:
+        if raw[name] is not None:
+            check_syntax({WEIGHTS: raw[name]})
+    return (raw[_KEYS[0]], raw[_KEYS[1]]) if given else None
 
 
 def _require_unicode(texts: list[str]) -> None:
@@ -86,6 +111,40 @@ def _conversation(prompt: Any) -> list[dict[str, str]]:
             '{"role": "...", "content": "..."} that ends with a turn of the user'
         )
     return list(turns)
+
+
+def guided(choices: Sequence[Choice]) -> bool:
+    """Whether they are between guided answers; ValueError where some are and some are not."""
+    told = [choice.line for choice in choices if choice.weights is not None]
+    if told and len(told) < len(choices):
+        untold = next(choice.line for choice in choices if choice.weights is None)
+        raise ValueError(
+            f"line {told[0]} says what guided its answers and line {untold} does not; accepted: all "
+            "lines or none. Fit the two kinds apart."
+        )
+    return bool(told)
+
+
+def learn_guided(
+    choices: Sequence[Choice], dimensions: tuple[str, ...], *, strength: float = 1.0
+) -> Fit:
+    """The fit of choices between guided answers; no model is asked."""
+    import torch
+
+    from pad_vllm.training.fit import fit
+
+    limits = Limits(dimensions, beta=1.0, top_k=1, max_beta=1.0, max_top_k=1)
+    pairs = [[_w(choice, value, limits) for value in choice.weights or ()] for choice in choices]
+    chosen, rejected = torch.tensor(pairs, dtype=torch.float64).unbind(1)
+    return fit(chosen - rejected, strength=strength)
+
+
+def _w(choice: Choice, value: Any, limits: Limits) -> tuple[float, ...]:
+    try:
+        given = None if value is None else parse({WEIGHTS: value}, limits)
+    except ValueError as error:  # a name that the adapter does not have
+        raise ValueError(f"line {choice.line}: {error}") from None
+    return (0.0,) * len(limits.dimensions) if given is None else given.weights
 
 
 def learn(model: PersRM, tokenizer: Any, choices: list[Choice], *, strength: float = 1.0) -> Fit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -268,6 +269,42 @@ def test_the_command_refuses_in_one_message(run, tmp_path, choices, message):
     result = run(write(tmp_path / "choices.jsonl", choices))
     assert result.exit_code == 1
     assert message in result.stderr
+
+
+def between(better, other, **more):
+    return {**GOOD, "chosen_weights": better, "rejected_weights": other, **more}
+
+
+def test_choices_between_guided_answers_are_fitted_without_a_base(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(fit_command, "_opened", None)
+    choices = [
+        between("brief=1", "humor=1"),
+        between(["brief=1", "helpful=0.5"], None),
+        between({"helpful": 0.5}, {"humor": 1}),
+        between("brief=2", "helpful=1"),
+    ]
+    out = tmp_path / "fit.json"
+    result = run(write(tmp_path / "choices.jsonl", choices), "--out", out)
+    assert result.exit_code == 0, result.output
+    found = {name: one["w"] for name, one in json.loads(out.read_text())["dimensions"].items()}
+    assert found["humor"] < 0 < found["brief"]
+    x = torch.tensor([[0.0, 1, -1], [0.5, 1, 0], [0.5, 0, -1], [-1, 2, 0]])
+    assert list(found.values()) == pytest.approx(fit(x).w.tolist())
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([{**GOOD, "chosen_weights": "brief=1"}], "line 1: chosen_weights is there alone"),
+        ([between("brief", "humor=1")], "line 1: pad_weights is 'brief'"),
+        ([between("brief=1", "warm=1")] * 2, "line 1: .*'warm'"),
+        ([between("brief=1", None), GOOD], "line 1 says what guided its answers and line 2 does"),
+    ],
+)
+def test_choices_between_guided_answers_that_are_none_are_refused(run, tmp_path, lines, message):
+    result = run(write(tmp_path / "choices.jsonl", lines))
+    assert result.exit_code == 1
+    assert re.search(message, " ".join(result.stderr.split()))
 
 
 def test_an_adapter_of_another_shape_is_refused(run, folders, tmp_path, monkeypatch):
