@@ -1,4 +1,4 @@
-"""Hundreds of requests, thousands among the exhaustive tests, come and go under async scheduling, on caches
+"""A hundred requests, thousands among the exhaustive tests, come and go under async scheduling, on caches
 too small for them.
 """
 
@@ -21,7 +21,7 @@ def name(storm):
 
 OPEN, LONGEST = 24, 24
 # vLLM's runner, our engine, how many requests.
-SHORT = [("v2", "shared", 200), ("v2", "resident", 200)]
+SHORT = [("v2", "shared", 120), ("v2", "resident", 120)]
 LONG = [(runner, engine, 2000) for runner in ("v2", "v1") for engine in ("shared", "resident")]
 STORMS = [*SHORT, *(pytest.param(one, marks=pytest.mark.exhaustive) for one in LONG)]
 any_storm = pytest.mark.parametrize("result", STORMS, indirect=True, ids=name)
@@ -39,8 +39,9 @@ def result(request, tmp_path_factory):
     shared = [rng.randrange(3, 259) for _ in range(40)]
     requests = []
     # As many different ones as there are: each is also asked alone.
-    for number in range(75 if count > 200 else 15):
-        prompt = [rng.randrange(3, 259) for _ in range(rng.choice([1, 8, 80, 120]))]
+    for number in range(75 if count > 120 else 9):
+        # Those of 120 tokens, alone or with the others' 40, ask for a second block on their way.
+        prompt = [rng.randrange(3, 259) for _ in range((1, 8, 80, 120)[number % 4])]
         prompt = [*shared, *prompt] if number % 3 == 0 else prompt
         requests.append(greedy(prompt, LONGEST, kinds[number % len(kinds)]))
     # 24 rows of up to 184 tokens: vLLM's cache holds 5 to 11 of them, the reward model's (48 KiB a block
@@ -91,7 +92,7 @@ def test_the_storm_was_one(result):
     assert result["preemptions"] > 0
     assert result["declined"] == {}
     _, engine, count = result["of"]
-    if engine == "resident" and count > 200:  # the few texts of a short one all fit; test_scorer.py
+    if engine == "resident" and count > 120:  # the few texts of a short one all fit; test_scorer.py
         assert result["counts"]["preempted"] > 0
 
 
@@ -103,7 +104,7 @@ def test_what_a_request_held_goes_with_it(result):
         assert end <= half + OPEN
 
 
-# Only a long one: for hundreds of requests vLLM itself still grows.
+# Only a long one: for a hundred requests vLLM itself still grows.
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("result", LONG, indirect=True, ids=name)
 def test_memory_does_not_grow(result):
