@@ -282,7 +282,7 @@ def main() -> None:
         "all": everyone,
         "rows": rows,
         "texts": texts(asked, said),
-        "table": table([*everyone, *rows]),
+        "table": table([*everyone, *(row for row in rows if "nearest" in row)]),
     }
     arguments.tell(args, result, partial(draw, rows))
 
@@ -366,18 +366,19 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Wins of the left out users against how far they lie from what is known, a line a way."""
     some = sorted((r for r in rows if "unexplained" in r), key=lambda r: r["unexplained"])
-    figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
+    figure = Figure(figsize=(7, 4), dpi=100, layout="constrained")
     axes = figure.subplots()
     for way in dict.fromkeys(r["way"] for r in some):
         own = [r for r in some if r["way"] == way]
         x, y = [100 * r["unexplained"] for r in own], [100 * r["wins"][0] for r in own]
         axes.plot(x, y, "o-", markersize=4, label=way)
     places = {r["user"].split(": ")[-1]: 100 * r["unexplained"] for r in some}
-    axes.set_xticks(list(places.values()), [f"{n}\n{x:.0f}%" for n, x in places.items()])
+    axes.set_xticks(list(places.values()), [f"{n} {x:.0f}%" for n, x in places.items()])
+    axes.tick_params("x", rotation=40)
     axes.axhline(50, color="0.7", linewidth=1)
     axes.set_xlabel("what the other dimensions do not explain of the told base's rewards")
     axes.set_ylabel("wins by the user's own taste, %")
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(path)
 
 
