@@ -38,6 +38,13 @@ def sampling(**arguments: Any) -> Any:
     return SamplingParams(**arguments)
 
 
+def guided(params: Any, arguments: Mapping[str, Any]) -> Any:
+    """A copy of vllm.SamplingParams with a request's arguments of PAD."""
+    asked = params.clone()
+    asked.extra_args = {**(params.extra_args or {}), **arguments}
+    return asked
+
+
 def _guiding(adapter: str) -> dict[str, Any]:
     return {
         "load_format": LOAD_FORMAT,

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,10 +16,15 @@ import tiny
 import typer
 from typer.testing import CliRunner
 
+from pad_vllm.adapter.manifest import read_config
 from pad_vllm.cli.sample import sample as sample_command
 from pad_vllm.cli.score import score as score_command
+from pad_vllm.demo.names import DEMO_ADAPTER
+from pad_vllm.params import Limits, parse
 from pad_vllm.training.data import jsonl
-from pad_vllm.training.data.record import Record
+from pad_vllm.training.data.prepare import _require_unguided
+from pad_vllm.training.data.record import Record, Response
+from pad_vllm.training.sampling import guided
 from pad_vllm.training.sampling.sample import declined_path, draw, read_prompts
 from pad_vllm.training.sampling.sampler import Sampling
 
@@ -125,6 +131,114 @@ def test_a_conversation_stays_one_and_a_template_may_refuse_it(tmp_path, out):
     assert [m.model_dump() for m in records(out)[0].prompt] == chat
     (declined,) = jsonl.read(declined_path(out))
     assert declined == {"prompt": refused, "declined": "the chat template refuses it: no system"}
+
+
+class Guidable(Echo):
+    """Answers each with what it was asked by, and the prompt's last word."""
+
+    def chat(self, messages, sampling_params, *, use_tqdm, chat_template=None):
+        self.batches.append(list(zip(messages, sampling_params, strict=True)))
+        texts = [f"{m[-1]['content'].split()[-1]} {p}" for m, p in self.batches[-1]]
+        return [
+            SimpleNamespace(outputs=[SimpleNamespace(text=t, token_ids=(i, 7))])
+            for i, t in enumerate(texts)
+        ]
+
+
+@pytest.fixture
+def guidable(monkeypatch):
+    """(engine, a Build of it): what guides stands for the parameters."""
+    monkeypatch.setattr(guided.offline, "guided", lambda params, arguments: arguments)
+    engine, asked = Guidable(), []
+
+    def inner(base, sampling, adapter=None):
+        asked.append((base, sampling.n, adapter))
+        return engine, None
+
+    engine.asked = asked
+    return engine, partial(guided.Guided, "folder", ("kind", "dry"), inner=inner)
+
+
+def test_each_response_of_a_guided_base_says_by_what_it_was_guided(prompts, out, guidable):
+    engine, build = guidable
+    tally = draw("base", prompts, out, ROOMY, build=build(beta=0.5))
+    assert engine.asked == [("base", 1, "folder")]
+    assert (tally.drawn, tally.declined) == (5, 1)
+    for record in records(out):
+        word = record.prompt[0].content.split()[-1]
+        assert len(record.responses) in {2, 3}
+        for one in record.responses:
+            assert one.text == f"{word} {one.guided_by}"
+            assert one.guided_by["pad_beta"] == 0.5
+            parse(one.guided_by, Limits(("kind", "dry"), 1.0, 1, 1.0, 1))
+    weights = [one.guided_by["pad_weights"] for r in records(out) for one in r.responses]
+    assert len(set(weights)) > 4
+
+
+def test_a_run_that_goes_on_asks_for_the_same_guidance(prompts, out, guidable):
+    _, build = guidable
+    draw("base", prompts, out, ROOMY, build=build())
+    again = out.with_name("again.jsonl")
+    draw("base", prompts[1:2], again, ROOMY, build=build())
+    draw("base", prompts, again, ROOMY, build=build())
+    assert guides(again) == guides(out)
+    other = out.with_name("other.jsonl")
+    draw("base", prompts, other, replace(ROOMY, seed=1), build=build())
+    assert guides(other) != guides(out)
+
+
+def guides(path):
+    """Prompt -> what guided its responses."""
+    return {r.key: [one.guided_by for one in r.responses] for r in records(path)}
+
+
+def test_given_weights_guide_every_response(prompts, out, guidable):
+    engine, build = guidable
+    draw("base", prompts[:2], out, ROOMY, build=build(weights="kind=1"))
+    assert {json.dumps(p) for _, p in engine.batches[0]} == {'{"pad_weights": "kind=1"}'}
+    assert len(engine.batches[0]) == 6
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--beta", "1"], "--weights and --beta are of --adapter"),
+        (["--weights", "random"], "--weights and --beta are of --adapter"),
+        (["--adapter", "demo", "--weights", "warm=1"], "'warm'"),
+        (["--adapter", "demo", "--beta", "99"], "pad_beta is 99"),
+    ],
+)
+def test_guidance_that_would_be_refused_is_before_an_engine_starts(
+    prompts, tmp_path, out, argv, message
+):
+    text = str(tmp_path / "prompts.txt")
+    result = CliRunner().invoke(
+        commands(), ["sample", "base", "--prompts", text, "--out", str(out), *argv]
+    )
+    assert result.exit_code == 1
+    assert message in " ".join(result.output.split())
+
+
+def test_the_command_draws_from_a_guided_base(prompts, tmp_path, out, guidable, monkeypatch):
+    engine, _ = guidable
+    made = guided.Guided
+    monkeypatch.setattr(
+        guided, "Guided", lambda *given: made(*given, inner=lambda *_: (engine, None))
+    )
+    text = str(tmp_path / "prompts.txt")
+    argv = ["sample", "base", "--prompts", text, "--out", str(out), "--max-model-len", "228"]
+    result = CliRunner().invoke(commands(), [*argv, "--adapter", "demo", "-n", "2"])
+    assert result.exit_code == 0, result.output
+    dimensions = read_config(DEMO_ADAPTER).dimensions
+    given = records(out)[0].responses[0].guided_by["pad_weights"]
+    assert {pair.split("=")[0] for pair in given.split(",")} <= set(dimensions)
+
+
+def test_credit_takes_the_bases_own_draw_alone():
+    drawn = Response(text="a", guided_by={"pad_weights": "kind=1"})
+    record = Record(prompt="Hi", responses=[drawn, Response(text="b")])
+    with pytest.raises(ValueError, match="1 responses were drawn under guidance"):
+        _require_unguided([record])
 
 
 class Pretrained(Echo):

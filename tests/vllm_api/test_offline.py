@@ -15,6 +15,7 @@ from vllm.lora.request import LoRARequest
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from pad_vllm.outcome import MARK, unknown
+from pad_vllm.serving import offline
 from pad_vllm.vllm_api import answers, front_end
 from pad_vllm.vllm_api.answers import tell_offline
 
@@ -174,3 +175,11 @@ def test_the_methods_keep_the_names_and_arguments_of_vllms():
     assert LLMEngine.add_request.__name__ == "add_request"
     assert LLMEngine.add_request.__doc__ == "As vLLM's."
     assert LLMEngine.step.__name__ == "step"
+
+
+def test_parameters_with_a_requests_arguments_are_a_copy():
+    params = offline.sampling(n=1, top_k=20, max_tokens=7)
+    asked = offline.guided(params, GUIDED)
+    assert (asked.extra_args, asked.top_k, asked.max_tokens) == (GUIDED, 20, 7)
+    assert params.extra_args is None
+    assert offline.guided(asked, {"pad_beta": 2.0}).extra_args == {**GUIDED, "pad_beta": 2.0}

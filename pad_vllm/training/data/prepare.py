@@ -20,7 +20,7 @@ from pad_vllm.training.data import groups as data
 from pad_vllm.training.data import sources
 from pad_vllm.training.data.groups import AnyGroup, DataReport, Group
 from pad_vllm.training.data.preferences import describe, draw_for
-from pad_vllm.training.data.record import fold
+from pad_vllm.training.data.record import Record, fold
 from pad_vllm.training.settings import Settings
 
 
@@ -82,11 +82,23 @@ def split(
     return parts
 
 
+def _require_unguided(records: Sequence[Record]) -> None:
+    """Credit is what a token of the base's own draw was worth."""
+    guided = sum(bool(one.guided_by) for record in records for one in record.responses)
+    if guided:
+        raise ValueError(
+            f"{guided} responses were drawn under guidance; --teacher scores accepts the base's own. Leave "
+            "their files out, or use --teacher pairs"
+        )
+
+
 def prepare(settings: Settings, tokenizer: Any) -> Prepared:
     """Read, tokenize, split and scale. ValueError where nothing is left of a part."""
     specs = [sources.Spec.parse(text) for text in settings.data]
     reads = [sources.read(s, strict=settings.strict, limit=settings.limit) for s in specs]
     records = [record for part, _ in reads for record in part]
+    if settings.by_credit:
+        _require_unguided(records)
     dimensions = settings.dimensions or sources.dimensions(records)
     groups, lengths = data.load_groups(
         records,

@@ -25,11 +25,13 @@ class Message(_Strict):
 
 
 class Response(_Strict):
-    """A response's text, its score per dimension, and its tokens where the base itself drew it."""
+    """A response's text, its score per dimension, and its tokens where an engine drew it."""
 
     text: Annotated[str, Field(min_length=1)]
     scores: dict[str, FiniteFloat] = {}
     token_ids: list[int] | None = None
+    guided_by: dict[str, str | float] = {}
+    """The request's arguments, as `pad_weights`; none where the base itself drew it."""
 
 
 def _conversation(value: Any) -> Any:

@@ -55,7 +55,7 @@ class Engine(Protocol):
         use_tqdm: bool,
         chat_template: str | None,
     ) -> Any:
-        """One result a conversation; its outputs have text and token_ids."""
+        """One result a conversation; its outputs have text and token_ids, and guided_by where they were."""
 
     def get_tokenizer(self) -> Any:
         """The base's."""
@@ -65,8 +65,8 @@ Build = Callable[[str, Sampling], tuple[Engine, Any]]
 """From base and Sampling to an engine and the parameters its chat takes."""
 
 
-def vllm_engine(base: str, sampling: Sampling) -> tuple[Engine, Any]:
-    """vLLM in this process."""
+def vllm_engine(base: str, sampling: Sampling, adapter: str | None = None) -> tuple[Engine, Any]:
+    """vLLM in this process; adapter: a folder, for an engine that guides."""
     from pad_vllm.serving import offline
 
     llm = {
@@ -82,7 +82,7 @@ def vllm_engine(base: str, sampling: Sampling) -> tuple[Engine, Any]:
         temperature=sampling.temperature,
         top_k=sampling.top_k,
     )
-    return offline.engine(base, llm), params
+    return offline.engine(base, llm, adapter), params
 
 
 class Sampler:
@@ -132,7 +132,11 @@ def _responses(result: Any) -> list[Response]:
     drawn: dict[str, Response] = {}
     for choice in result.outputs:
         if choice.text.strip() and choice.text not in drawn:
-            drawn[choice.text] = Response(text=choice.text, token_ids=list(choice.token_ids))
+            drawn[choice.text] = Response(
+                text=choice.text,
+                token_ids=list(choice.token_ids),
+                guided_by=getattr(choice, "guided_by", {}),
+            )
     return list(drawn.values())
 
 
