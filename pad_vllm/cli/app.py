@@ -13,6 +13,7 @@ import typer
 
 from pad_vllm.cli.bench import bench
 from pad_vllm.cli.check import check
+from pad_vllm.cli.choose import choose
 from pad_vllm.cli.evaluate import evaluate
 from pad_vllm.cli.explain import explain
 from pad_vllm.cli.fit import fit
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for command in (models, check, sample, score, train, merge, evaluate, explain, fit):
+for command in (models, check, sample, score, train, merge, evaluate, explain, choose, fit):
     app.command()(command)
 # Their other arguments belong to another program.
 others = {"ignore_unknown_options": True, "allow_extra_args": True}

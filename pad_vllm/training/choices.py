@@ -24,6 +24,7 @@ from pad_vllm.wording import show
 
 if TYPE_CHECKING:
     from pad_vllm.persrm import PersRM
+    from pad_vllm.training.data.record import Record, Response
     from pad_vllm.training.fit import Fit
 
 FORM = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
@@ -31,6 +32,16 @@ GUIDED = (
     '"chosen_weights" and "rejected_weights" beside them where these pad_weights guided the answers'
 )
 _KEYS = ("chosen_weights", "rejected_weights")
+
+
+def as_line(record: Record, chosen: Response, rejected: Response) -> str:
+    """A choice between two of a record's responses, as FORM, with what guided them where either was."""
+    line: dict[str, Any] = {"prompt": [turn.model_dump() for turn in record.prompt]}
+    line |= {"chosen": chosen.text, "rejected": rejected.text}
+    guides = [one.guided_by.get(WEIGHTS) for one in (chosen, rejected)]
+    if any(guides):
+        line |= dict(zip(_KEYS, guides, strict=True))
+    return json.dumps(line, ensure_ascii=False)
 
 
 class Choice(NamedTuple):

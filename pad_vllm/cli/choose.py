@@ -1,0 +1,69 @@
+"""`pad-vllm choose`: pairs of answers in, a person's choices between them out; what `pad-vllm fit` reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from pad_vllm.cli.arguments import Out
+from pad_vllm.cli.errors import plain_errors
+
+if TYPE_CHECKING:
+    from pad_vllm.training.data.record import Message, Response
+
+SKIP, STOP = "s", "q"
+
+
+def choose(
+    samples: Annotated[
+        Path,
+        typer.Argument(metavar="SAMPLES", help="JSONL of `pad-vllm sample --adapter ADAPTER`."),
+    ],
+    out: Out,
+) -> None:
+    """Read two answers at a time, and say which you like better; then `pad-vllm fit` knows your weights.
+
+    Nothing is said of what guided an answer. Prompts that OUT holds are not asked again.
+    """
+    with plain_errors():
+        from pad_vllm.training.choices import as_line, read_choices
+        from pad_vllm.training.data import jsonl
+        from pad_vllm.training.data.record import Record
+
+        jsonl.mend(out)
+        known = {_said(choice.prompt) for choice in read_choices(out)}
+        records = list(jsonl.read(samples, Record.model_validate_json))
+        left = [r for r in records if _said([m.model_dump() for m in r.prompt]) not in known]
+        made = 0
+        with jsonl.appending(out) as keep:
+            for number, record in enumerate(left, 1):
+                first, second = record.responses[:2]
+                answer = _asked(f"{number} of {len(left)}", record.prompt, first, second)
+                if answer == STOP:
+                    break
+                if answer != SKIP:
+                    pair = (first, second) if answer == "1" else (second, first)
+                    keep(as_line(record, *pair))
+                    made += 1
+    typer.echo(f"{out}: {made} choices made, {len(known)} were there before")
+    typer.echo(f"Your weights: pad-vllm fit BASE {out} --adapter ADAPTER")
+
+
+def _said(prompt: list[dict[str, str]]) -> str:
+    return "\n".join(turn["content"] for turn in prompt)
+
+
+def _asked(place: str, prompt: list[Message], first: Response, second: Response) -> str:
+    console = Console()
+    console.print(Panel(Text(prompt[-1].content), title=place))
+    for name, one in (("1", first), ("2", second)):
+        console.print(Panel(Text(one.text), title=name, title_align="left"))
+    while True:
+        answer = str(typer.prompt(f"Better: 1, 2, or {SKIP} to skip, {STOP} to stop")).strip()
+        if answer in {"1", "2", SKIP, STOP}:
+            return answer
