@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -12,9 +12,6 @@ from rich.text import Text
 
 from pad_vllm.cli.arguments import Out
 from pad_vllm.cli.errors import plain_errors
-
-if TYPE_CHECKING:
-    from pad_vllm.training.data.record import Message, Response
 
 SKIP, STOP = "s", "q"
 
@@ -37,13 +34,14 @@ def choose(
 
         jsonl.mend(out)
         known = {_said(choice.prompt) for choice in read_choices(out)}
-        records = list(jsonl.read(samples, Record.model_validate_json))
-        left = [r for r in records if _said([m.model_dump() for m in r.prompt]) not in known]
+        records = jsonl.read(samples, Record.model_validate_json)
+        said = [(_said([turn.model_dump() for turn in r.prompt]), r) for r in records]
+        left = [(prompt, record) for prompt, record in said if prompt not in known]
         made = 0
         with jsonl.appending(out) as keep:
-            for number, record in enumerate(left, 1):
+            for number, (prompt, record) in enumerate(left, 1):
                 first, second = record.responses[:2]
-                answer = _asked(f"{number} of {len(left)}", record.prompt, first, second)
+                answer = _asked(f"{number} of {len(left)}", prompt, first.text, second.text)
                 if answer == STOP:
                     break
                 if answer != SKIP:
@@ -55,14 +53,15 @@ def choose(
 
 
 def _said(prompt: list[dict[str, str]]) -> str:
-    return "\n".join(turn["content"] for turn in prompt)
+    """All turns of a conversation."""
+    return "\n\n".join(turn["content"] for turn in prompt)
 
 
-def _asked(place: str, prompt: list[Message], first: Response, second: Response) -> str:
+def _asked(place: str, prompt: str, first: str, second: str) -> str:
     console = Console()
-    console.print(Panel(Text(prompt[-1].content), title=place))
-    for name, one in (("1", first), ("2", second)):
-        console.print(Panel(Text(one.text), title=name, title_align="left"))
+    console.print(Panel(Text(prompt), title=place))
+    for name, text in (("1", first), ("2", second)):
+        console.print(Panel(Text(text), title=name, title_align="left"))
     while True:
         answer = str(typer.prompt(f"Better: 1, 2, or {SKIP} to skip, {STOP} to stop")).strip()
         if answer in {"1", "2", SKIP, STOP}:

@@ -43,7 +43,8 @@ def fit(
 ) -> None:
     """Learn one user's pad_weights from their CHOICES between two answers.
 
-    Few choices tell most between answers that were guided, each its own way; BASE is not read for them.
+    A few tell the most where both answers were guided, each its own way (`pad-vllm sample --adapter`,
+    `pad-vllm choose`); BASE is not read for those.
     """
     with plain_errors():
         require("peft")
