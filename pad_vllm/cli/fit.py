@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     from pad_vllm.training.fit import Fit
 
 
+_LITTLE = (
+    "Nothing says what guided these answers. Choices between plain ones told hidden users' tastes no "
+    "better than chance where they were measured; `pad-vllm sample --adapter` and `pad-vllm choose` "
+    "make pairs that tell more."
+)
+
+
 def fit(
     base: Base,
     choices: Annotated[Path, typer.Argument(metavar="CHOICES", help=f"JSONL of {FORM}, {GUIDED}.")],
@@ -56,6 +63,7 @@ def fit(
         else:
             model, tokenizer = _opened(resolve_base(base), folder, template_of(chat_template))
             fitted = learn(model, tokenizer, read, strength=strength)
+            typer.echo(_LITTLE, err=True)
         _print(fitted, dimensions)
         if out is not None:
             result = {"adapter": adapter, "base": base, "strength": strength}

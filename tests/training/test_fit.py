@@ -256,6 +256,7 @@ def test_the_command_prints_a_table_and_the_string_and_writes_both(run, tmp_path
     assert all(name in result.stdout for name in ("95% interval", *NAMES, "8 choices"))
     assert list(written["dimensions"]) == list(NAMES)
     assert written["choices"] == 8
+    assert "pairs that tell more" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -285,7 +286,7 @@ def test_choices_between_guided_answers_are_fitted_without_a_base(run, tmp_path,
     ]
     out = tmp_path / "fit.json"
     result = run(write(tmp_path / "choices.jsonl", choices), "--out", out)
-    assert result.exit_code == 0, result.output
+    assert (result.exit_code, result.stderr) == (0, "")
     found = {name: one["w"] for name, one in json.loads(out.read_text())["dimensions"].items()}
     assert found["humor"] < 0 < found["brief"]
     x = torch.tensor([[0.0, 1, -1], [0.5, 1, 0], [0.5, 0, -1], [-1, 2, 0]])
