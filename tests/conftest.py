@@ -18,6 +18,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name that is no folder is look
 FORKED = Path(__file__).parent / "forked_adapter"
 
 
+def pytest_collection_modifyitems(items):
+    """Files with engines first, then the training runs: the short ones fill the end of two processes."""
+    engines = {item.path for item in items if item.get_closest_marker("engine")}
+    items.sort(key=lambda item: (item.path not in engines, item.path.name != "test_training.py"))
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """Threads cost small models more than they give, many times over on a busy machine."""
