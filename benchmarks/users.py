@@ -116,6 +116,15 @@ class Space:
         return self.model.dimensions[best], float(cosines[best])
 
 
+def either_sign(space: Space, beta: float) -> list[Condition]:
+    """Each dimension alone, for more and for less of it, at one logit's spread."""
+    return [
+        Condition(f"{sign:+d} {name}", space.of_one_logit({name: sign}), beta)
+        for name in space.model.dimensions
+        for sign in (1, -1)
+    ]
+
+
 @dataclass(frozen=True)
 class Offers:
     """Guided answers to the same prompts."""
@@ -125,31 +134,23 @@ class Offers:
     seed: int
 
     @classmethod
-    def of(cls, base: str, folder: str, prompts: Prompts, space: Space, drawn: Decoding) -> Offers:
-        dimensions, beta = space.model.dimensions, load_adapter(folder).config.beta
-        asked = [
-            Condition(f"{sign:+d} {name}", space.of_one_logit({name: sign}), beta)
-            for name in dimensions
-            for sign in (1, -1)
-        ]
-        said = answers(Batch(base, folder, prompts, asked, [drawn]))[0]
-        weights = torch.tensor([[one.weights.get(d, 0.0) for d in dimensions] for one in asked])
-        return cls(weights, [_embedded(row) for row in said], drawn.seed)
+    def of(cls, batch: Batch, dimensions: Sequence[str]) -> Offers:
+        rows = [[one.weights.get(d, 0.0) for d in dimensions] for one in batch.conditions]
+        said = answers(batch)[0]
+        return cls(torch.tensor(rows), [_embedded(row) for row in said], batch.decodings[0].seed)
 
     def chosen(self, user: User, tastes: Tastes, places: Sequence[int]) -> Tensor:
         """[N, D] differences of the weights, chosen less other: two answers to each prompt are shown, guided
         by dimensions at `places`.
         """
-        known = [c for c, w in enumerate(self.weights) if int(w.abs().argmax()) in places]
-        value = np.array([tastes(user, self.embedded[c]) for c in known])  # [C, N]
+        known = self.weights[:, places].any(-1).nonzero().flatten().tolist()
+        value = np.array([tastes(user, self.embedded[c]) for c in known])  # [known, N]
         source = np.random.default_rng(self.seed)
-        shown_of = [source.choice(len(known), 2, replace=False) for _ in value.T]
-        order = [
-            pair if values[pair[0]] >= values[pair[1]] else pair[::-1]
-            for pair, values in zip(shown_of, value.T, strict=True)
-        ]
-        better, other = (self.weights[[known[pair[n]] for pair in order]] for n in (0, 1))
-        return better - other
+        prompt = np.arange(value.shape[1])
+        one, other = np.array([source.choice(len(known), 2, replace=False) for _ in prompt]).T
+        better = torch.from_numpy(value[one, prompt] >= value[other, prompt])
+        difference = self.weights[known][one] - self.weights[known][other]
+        return torch.where(better.unsqueeze(-1), difference, -difference)
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,10 @@ def main() -> None:
     differences = _sums(reader, learn, one) - _sums(reader, learn, other)
     embedded = [_embedded(one), _embedded(other)]
     tastes = Tastes.of(leanings, np.concatenate(embedded))
-    offers = Offers.of(args.base, folder, learn[:most], space, drawn)
+    offered = either_sign(space, adapter.config.beta)
+    offers = Offers.of(
+        Batch(args.base, folder, learn[:most], offered, [drawn]), space.model.dimensions
+    )
     hidden = list(users(tuple(sentences), args.mixed, drawn.seed))
     rows = []
     for user in hidden:
@@ -262,9 +266,9 @@ def main() -> None:
             "plain": _chosen(user, tastes, differences, embedded),
             "guided": offers.chosen(user, tastes, space.places(user.known)),
         }
+        far = distance(user, space)
         rows += [
-            {"user": user.name, "way": way, "weights": space.of_one_logit(w)}
-            | distance(user, space)
+            {"user": user.name, "way": way, "weights": space.of_one_logit(w), **far}
             for way, w in ways(user, space, chosen, args.choices).items()
         ]
     asked = [

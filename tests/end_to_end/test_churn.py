@@ -20,8 +20,9 @@ def name(storm):
 
 
 OPEN, LONGEST = 24, 24
+FEW = 120
 # vLLM's runner, our engine, how many requests.
-SHORT = [("v2", "shared", 120), ("v2", "resident", 120)]
+SHORT = [("v2", "shared", FEW), ("v2", "resident", FEW)]
 LONG = [(runner, engine, 2000) for runner in ("v2", "v1") for engine in ("shared", "resident")]
 STORMS = [*SHORT, *(pytest.param(one, marks=pytest.mark.exhaustive) for one in LONG)]
 any_storm = pytest.mark.parametrize("result", STORMS, indirect=True, ids=name)
@@ -39,7 +40,7 @@ def result(request, tmp_path_factory):
     shared = [rng.randrange(3, 259) for _ in range(40)]
     requests = []
     # As many different ones as there are: each is also asked alone.
-    for number in range(75 if count > 120 else 9):
+    for number in range(75 if count > FEW else 9):
         # Those of 120 tokens, alone or with the others' 40, ask for a second block on their way.
         prompt = [rng.randrange(3, 259) for _ in range((1, 8, 80, 120)[number % 4])]
         prompt = [*shared, *prompt] if number % 3 == 0 else prompt
@@ -92,7 +93,7 @@ def test_the_storm_was_one(result):
     assert result["preemptions"] > 0
     assert result["declined"] == {}
     _, engine, count = result["of"]
-    if engine == "resident" and count > 120:  # the few texts of a short one all fit; test_scorer.py
+    if engine == "resident" and count > FEW:  # the few texts of a short one all fit; test_scorer.py
         assert result["counts"]["preempted"] > 0
 
 

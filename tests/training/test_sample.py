@@ -151,8 +151,8 @@ def guidable(monkeypatch):
     monkeypatch.setattr(guided.offline, "guided", lambda params, arguments: arguments)
     engine, asked = Guidable(), []
 
-    def inner(base, sampling, adapter=None):
-        asked.append((base, sampling.n, adapter))
+    def inner(base, sampling):
+        asked.append((base, sampling.n, sampling.adapter))
         return engine, None
 
     engine.asked = asked

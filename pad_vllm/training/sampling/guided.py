@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -18,16 +18,17 @@ from pad_vllm.params import BETA, WEIGHTS
 from pad_vllm.serving import offline
 from pad_vllm.training.data.preferences import draw
 from pad_vllm.training.data.record import fold
-from pad_vllm.training.sampling.sampler import Engine, Messages, Sampling, vllm_engine
+from pad_vllm.training.sampling.sampler import (
+    Build,
+    Engine,
+    Messages,
+    Result,
+    Sampling,
+    vllm_engine,
+)
 
 RANDOM = "random"
 """Instead of weights: other ones for every response, as preferences are drawn for training."""
-
-
-class _Inner(Protocol):
-    def __call__(
-        self, base: str, sampling: Sampling, adapter: str | None = None
-    ) -> tuple[Engine, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,10 @@ class Guided:
     beta: float | None = None
     """None is the adapter's own."""
 
-    inner: _Inner = vllm_engine
+    inner: Build = vllm_engine
 
     def __call__(self, base: str, sampling: Sampling) -> tuple[Engine, Any]:
-        engine, params = self.inner(base, replace(sampling, n=1), self.adapter)
+        engine, params = self.inner(base, replace(sampling, n=1, adapter=self.adapter))
         return _GuidedEngine(engine, self, sampling), params
 
     def arguments(self, messages: Messages, sampling: Sampling) -> Iterator[dict[str, Any]]:
@@ -72,7 +73,7 @@ class _GuidedEngine:
     def get_tokenizer(self) -> Any:
         return self.engine.get_tokenizer()
 
-    def chat(self, messages: list[Messages], sampling_params: Any, **named: Any) -> list[_Result]:
+    def chat(self, messages: list[Messages], sampling_params: Any, **named: Any) -> list[Result]:
         asked = [(one, given) for one in messages for given in self.arguments(one)]
         params = [offline.guided(sampling_params, given) for _, given in asked]
         drawn = self.engine.chat([one for one, _ in asked], params, **named)
@@ -81,7 +82,7 @@ class _GuidedEngine:
             for result, (_, given) in zip(drawn, asked, strict=True)
         ]
         starts = range(0, len(outputs), self.count)
-        return [_Result(outputs[start : start + self.count]) for start in starts]
+        return [Result(outputs[start : start + self.count]) for start in starts]
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,3 @@ class _Choice:
     text: str
     token_ids: Any
     guided_by: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Result:
-    outputs: list[_Choice]

@@ -35,6 +35,7 @@ class Sampling:
     chat_template: str | None = None  # None is the base's own
     dtype: str = "auto"  # vLLM's; a CPU without bfloat16 is ten times slower in it
     eager: bool = False  # compiling takes minutes, which some hundred answers do not give back
+    adapter: str | None = None  # a folder, for an engine that can guide
 
     def __post_init__(self) -> None:
         if self.max_tokens >= self.max_model_len:
@@ -42,6 +43,13 @@ class Sampling:
                 f"max_tokens {self.max_tokens} of max_model_len {self.max_model_len} leave no room for "
                 "a prompt. Lower --max-tokens, or raise --max-model-len"
             )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an engine that asks another one says to one conversation."""
+
+    outputs: list[Any]
 
 
 class Engine(Protocol):
@@ -65,8 +73,8 @@ Build = Callable[[str, Sampling], tuple[Engine, Any]]
 """From base and Sampling to an engine and the parameters its chat takes."""
 
 
-def vllm_engine(base: str, sampling: Sampling, adapter: str | None = None) -> tuple[Engine, Any]:
-    """vLLM in this process; adapter: a folder, for an engine that guides."""
+def vllm_engine(base: str, sampling: Sampling) -> tuple[Engine, Any]:
+    """vLLM in this process."""
     from pad_vllm.serving import offline
 
     llm = {
@@ -82,7 +90,7 @@ def vllm_engine(base: str, sampling: Sampling, adapter: str | None = None) -> tu
         temperature=sampling.temperature,
         top_k=sampling.top_k,
     )
-    return offline.engine(base, llm, adapter), params
+    return offline.engine(base, llm, sampling.adapter), params
 
 
 class Sampler:

@@ -16,7 +16,14 @@ from pad_vllm.serving import offline
 from pad_vllm.text.preference import with_wish
 from pad_vllm.training.data.record import fold
 from pad_vllm.training.sampling.sample import Drawn, draw, undrawn
-from pad_vllm.training.sampling.sampler import Build, Engine, Messages, Sampling, vllm_engine
+from pad_vllm.training.sampling.sampler import (
+    Build,
+    Engine,
+    Messages,
+    Result,
+    Sampling,
+    vllm_engine,
+)
 
 _ROOM = 64
 """Tokens that a template may put around a wish, beside the wish's own."""
@@ -45,12 +52,12 @@ class _TwiceEngine:
     def get_tokenizer(self) -> Any:
         return self.engine.get_tokenizer()
 
-    def chat(self, messages: list[Messages], sampling_params: Any, **named: Any) -> list[_Both]:
+    def chat(self, messages: list[Messages], sampling_params: Any, **named: Any) -> list[Result]:
         told = [with_wish(one, self._sentence(one)) for one in messages]
         drawn = self.engine.chat([*messages, *told], sampling_params, **named)
         halves = drawn[: len(messages)], drawn[len(messages) :]
         return [
-            _Both([*plain.outputs[:1], *other.outputs[:1]])
+            Result([*plain.outputs[:1], *other.outputs[:1]])
             for plain, other in zip(*halves, strict=True)
         ]
 
@@ -58,11 +65,6 @@ class _TwiceEngine:
         """By the conversation alone, so that a run that goes on asks for the same."""
         place = fold(json.dumps(messages, ensure_ascii=False))
         return self.sentences[int(place * len(self.sentences))]
-
-
-@dataclass(frozen=True)
-class _Both:
-    outputs: list[Any]
 
 
 def draw_apart(
