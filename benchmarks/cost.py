@@ -2,12 +2,12 @@
 
     python benchmarks/cost.py --out benchmarks/results/cost.json
 
-Plain vLLM, the `resident` and the `ray` engine take turns on the same batches, every row guided; beside them
-the reward model's own step (its scorer alone, same rows), a KV-cached Transformers loop, and the loop as the
-paper publishes it: full recomputation each step, batch 1. A step's time is (time for N + 1 tokens - time
-for 1) / N. The base is the reward model's own backbone, so that every contender says the same. Ray's
-actor is a process of its own, here on the second core; the trace shows what of it overlaps with the base's
-forward. Prints tables, then one JSON line.
+Plain vLLM and the engines named by --engines take turns on the same batches, every row guided; beside them
+the reward model's own step (the scorer of `resident` alone, same rows), a KV-cached Transformers loop of two
+forwards, and the loop as the paper publishes it: full recomputation each step, batch 1. A step's time is
+(time for N + 1 tokens - time for 1) / N. The base is the reward model's own backbone, so that every contender
+says the same. Ray's actor is a process of its own, here on the second core; the trace shows what of it
+overlaps with the base's forward. Prints tables, then one JSON line.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def start(base: str, adapter: str, engine: str, args: argparse.Namespace) -> Any
 
     more: dict[str, Any] = {}
     if engine != "plain":
-        pad = {"adapter": adapter, "engine": engine, "backbone": base, "cache_gib": 0.5}
+        pad: dict[str, Any] = {"adapter": adapter, "engine": engine}
+        if engine != "shared":
+            pad |= {"backbone": base, "cache_gib": 0.5}
         if engine == "ray":
             pad |= {"ray_deadline_s": 60.0}
         more = {
@@ -105,7 +107,7 @@ def compare(
     llms: dict[str, Any], twin: PersRM, args: argparse.Namespace, extra: dict[str, Any], w: Any
 ) -> list[dict[str, Any]]:
     records = []
-    scorer = model_of(llms["resident"]).pad_rewards.scores
+    scorer = model_of(llms["resident"]).pad_rewards.scores if "resident" in llms else None
     for batch in args.batches:
         times: dict[str, list[float]] = {}
         for turn in range(args.rounds + 1):  # the first warms up
@@ -113,7 +115,8 @@ def compare(
                 name: step_time(llm, batch, args, extra if name != "plain" else None)
                 for name, llm in llms.items()
             }
-            found["persrm"] = persrm_step(scorer, batch, w, args)
+            if scorer is not None:
+                found["persrm"] = persrm_step(scorer, batch, w, args)
             if turn <= 2:
                 found["loop"] = loop_step(twin, batch, torch.tensor(w), args)
             for name, value in found.items() if turn else ():
@@ -125,25 +128,32 @@ def compare(
             record[f"{name}_ratio"] = round(
                 statistics.median(b / a for a, b in zip(plain, values, strict=False)), 3
             )
-        record["resident_over_sum"] = round(
-            statistics.median(
-                r / (p + m)
-                for p, m, r in zip(plain, times["persrm"], times["resident"], strict=True)
-            ),
-            3,
-        )
+            ratios = [b / a for a, b in zip(plain, values, strict=False)]
+            record[f"{name}_spread"] = [round(min(ratios), 3), round(max(ratios), 3)]
+        if scorer is not None:
+            record["resident_over_sum"] = round(
+                statistics.median(
+                    r / (p + m)
+                    for p, m, r in zip(plain, times["persrm"], times["resident"], strict=True)
+                ),
+                3,
+            )
         print(json.dumps(record), flush=True)
         records.append(record)
     return records
 
 
-def paper(llm: Any, twin: PersRM, w: Any, extra: dict[str, Any], args: argparse.Namespace) -> Any:
-    """128 new tokens for 8 prompts: resident at once, the paper's loop one after the other."""
-    rows = prompt_rows(8, args.prompt)
-    seconds(llm, 8, 4, args.prompt, extra)
-    ours = [seconds(llm, 8, args.paper_tokens, args.prompt, extra) for _ in range(2)]
+def paper(
+    llms: dict[str, Any], twin: PersRM, w: Any, extra: dict[str, Any], args: argparse.Namespace
+) -> dict[str, Any]:
+    """128 new tokens for 8 prompts: every engine at once, the paper's loop one after the other."""
+    ours = {}
+    for name, llm in llms.items():
+        given = extra if name != "plain" else None
+        seconds(llm, 8, 4, args.prompt, given)
+        ours[name] = min(seconds(llm, 8, args.paper_tokens, args.prompt, given) for _ in range(2))
     theirs = []
-    for row in rows[: args.paper_prompts]:
+    for row in prompt_rows(8, args.prompt)[: args.paper_prompts]:
         begin = time.perf_counter()
         paper_loop(
             twin.backbone,
@@ -163,10 +173,10 @@ def paper(llm: Any, twin: PersRM, w: Any, extra: dict[str, Any], args: argparse.
     return {
         "new_tokens": args.paper_tokens,
         "batch": 8,
-        "resident_s": round(min(ours), 2),
+        "seconds": {name: round(value, 2) for name, value in ours.items()},
         "paper_s_a_prompt": round(one, 2),
         "paper_prompts_timed": len(theirs),
-        "times_as_fast": round(8 * one / min(ours), 1),
+        "times_as_fast": {name: round(8 * one / value, 1) for name, value in ours.items()},
     }
 
 
@@ -226,13 +236,18 @@ def _event(name: str, process: str, begin: float, end: float) -> dict[str, Any]:
     return {"name": name, "ph": "X", "pid": process, "tid": 0, **micro}
 
 
-def table(records: list[dict[str, Any]]) -> str:
-    names = ("plain", "resident", "ray", "persrm", "loop")
-    lines = [f"| batch | {' | '.join(names)} | resident / (plain + persrm) |", "| --- " * 7 + "|"]
+def table(records: list[dict[str, Any]]) -> list[str]:
+    names = [name.removesuffix("_ms") for name in records[0] if name.endswith("_ms")]
+    lines = [
+        f"| batch | {' | '.join(names)} | loop / shared | resident / (plain + persrm) |",
+        "| ---: " + "| --- " * len(names) + "| ---: | ---: |",
+    ]
     for r in records:
         cells = [f"{r[f'{n}_ms']:.1f} ms ({r[f'{n}_ratio']:.2f}x)" for n in names]
-        lines.append(f"| {r['batch']} | {' | '.join(cells)} | {r['resident_over_sum']:.2f} |")
-    return "\n".join(lines)
+        over = f"{r['loop_ms'] / r['shared_ms']:.1f}x" if "shared" in names else ""
+        added = f"{r['resident_over_sum']:.2f}" if "resident_over_sum" in r else ""
+        lines.append(f"| {r['batch']} | {' | '.join(cells)} | {over} | {added} |")
+    return lines
 
 
 def parse() -> argparse.Namespace:
@@ -240,7 +255,7 @@ def parse() -> argparse.Namespace:
     arguments.add_timing(parser, batches=(1, 4, 16), tokens=32, rounds=3)
     parser.add_argument("--paper-tokens", type=int, default=128)
     parser.add_argument("--paper-prompts", type=int, default=2)
-    parser.add_argument("--engines", nargs="+", default=["resident", "ray"])
+    parser.add_argument("--engines", nargs="+", default=["shared", "resident", "ray"])
     parser.add_argument("--trace", type=Path, default=Path("benchmarks/results/overlap.trace.json"))
     return parser.parse_args()
 
@@ -258,7 +273,7 @@ def main() -> None:
     twin = PersRM.from_adapter(backbone, load_adapter(adapter))
     with torch.inference_mode():
         records = compare(llms, twin, args, extra, w)
-        against = paper(llms["resident"], twin, w, extra, args)
+        against = paper(llms, twin, w, extra, args)
     result = {
         "command": arguments.command(),
         "backbone": config.backbone.name,
@@ -267,11 +282,12 @@ def main() -> None:
         "compiled": not args.eager,
         "versions": versions(),
         "records": records,
+        "table": table(records),
         "paper_loop": against,
     }
     if "ray" in llms:
         result["overlap"] = trace(llms["ray"], args, extra, args.trace)
-    print(table(records))
+    print("\n".join(result["table"]))
     print(json.dumps(result))
     arguments.report(args.out, result)
 

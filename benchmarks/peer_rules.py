@@ -6,12 +6,15 @@ peer would. Knows no prompts and no judges.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from pad_vllm import guidance
+from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.persrm import PersRM
 
 NEG_INF = float("-inf")
@@ -44,26 +47,11 @@ class TwoContexts(LogitsProcessor):
         return guided.scatter(1, best, (scores + self.by * more).gather(1, best))
 
 
-class ValueFilter(LogitsProcessor):
-    """Draws the base's own token and keeps it, unless it is worth less than `least`; then the best-paid
-    candidate takes its place.
+class Watched(LogitsProcessor):
+    """Knows what `lm_head` is given: `hidden` [N, H], by a hook that is on within `with`."""
 
-    Worth is R_w less the mean over the candidates under the base. model: what decodes; its hidden states are
-    what `lm_head` is given, by a hook that is on within `with`. value: heads alone, over the same base.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        value: PersRM,
-        w: Tensor,
-        least: float,
-        temperature: float,
-        top_k: int = 20,
-    ) -> None:
-        self.model, self.value, self.w, self.least = model, value, w, least
-        self.temperature, self.top_k = temperature, top_k
-        self.hidden = torch.empty(0)
+    def __init__(self, model: Any) -> None:
+        self.model, self.hidden = model, torch.empty(0)
 
     def __enter__(self) -> Self:
         def note(_: Any, given: tuple[Tensor, ...]) -> None:
@@ -75,6 +63,28 @@ class ValueFilter(LogitsProcessor):
     def __exit__(self, *_: object) -> None:
         self.hook.remove()
 
+
+class ValueFilter(Watched):
+    """Draws the base's own token and keeps it, unless it is worth less than `least`; then the best-paid
+    candidate takes its place.
+
+    Worth is R_w less the mean over the candidates under the base. model: what decodes. value: heads alone,
+    over the same base.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        value: PersRM,
+        w: Tensor,
+        least: float,
+        temperature: float,
+        top_k: int = 20,
+    ) -> None:
+        super().__init__(model)
+        self.value, self.w, self.least = value, w, least
+        self.temperature, self.top_k = temperature, top_k
+
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         del input_ids
         z, ids = scores.topk(self.top_k)
@@ -84,3 +94,35 @@ class ValueFilter(LogitsProcessor):
         worth = paid - (z.softmax(-1) * paid).sum(-1, keepdim=True)
         said = torch.where(worth.gather(1, own) < self.least, worth.argmax(-1, keepdim=True), own)
         return torch.full_like(scores, NEG_INF).scatter(1, ids.gather(1, said), 0.0)
+
+
+class ManyValues(Watched):
+    """PAD's rule over several reward models: `paid` makes one reward [N, K] of theirs [M, N, K], each less
+    its mean over the candidates under the base, which no two share. values: heads alone, over `model`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        values: Sequence[PersRM],
+        w: Tensor,
+        paid: Callable[[Tensor], Tensor],
+        settings: AdapterConfig,
+        ends: Sequence[int],
+    ) -> None:
+        """settings: beta, top_k and min_p are those of this adapter."""
+        super().__init__(model)
+        self.values, self.w, self.paid, self.settings = values, w, paid, settings
+        self.ends = torch.tensor(ends)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        del input_ids
+        N, settings = len(scores), self.settings
+        top_k, rows = torch.full((N,), settings.top_k), torch.arange(N)
+        z, ids = guidance.candidates(scores, rows, settings.top_k)
+        each = [v.rewards(self.hidden, self.hidden, ids, self.w) for v in self.values]
+        reward = self.paid(torch.stack([guidance.earned(z, one, top_k) for one in each]))
+        low = guidance.unlikely(z, ids, torch.full((N,), settings.min_p), self.ends)
+        made, beta = scores.float(), torch.full((N,), settings.beta)
+        guidance.guide(made, rows, z, ids, reward, beta, top_k, low)
+        return made

@@ -26,7 +26,12 @@ import arguments
 import numpy as np
 from matplotlib.figure import Figure
 
-METHODS = {"plain_ms": "plain", "pad_ms": "shared", "resident_ms": "resident"}  # fields of a record
+METHODS = {  # fields of a record
+    "plain_ms": "plain",
+    "pad_ms": "shared",
+    "shared_ms": "shared",
+    "resident_ms": "resident",
+}
 ASSUMED = "exponential thinking and lengths; free prompts; steps depend on their rows alone; replicas add up"
 
 
@@ -74,10 +79,12 @@ def held(path: Path) -> dict[str, Any]:
         inner = {b: {k: v for k, v in steps.items() if k != b} for b in list(steps)[1:-1]}
         told = {b: float(seconds(rest, b)) for b, rest in inner.items()}
         off[name] = {b: round(t / steps[b] - 1, 3) for b, t in told.items()}
-    whole, own = json.loads(path.read_text()).get("paper_loop"), f"resident, {path.stem}"
-    if whole and own in found:
-        all_steps = whole["new_tokens"] * float(seconds(found[own], whole["batch"]))
-        off["resident's answers"] = round(all_steps / whole["resident_s"] - 1, 3)
+    whole = json.loads(path.read_text()).get("paper_loop") or {"seconds": {}}
+    for engine, measured in whole["seconds"].items():
+        own = f"{engine}, {path.stem}"
+        if own in found:
+            all_steps = whole["new_tokens"] * float(seconds(found[own], whole["batch"]))
+            off[f"{engine}'s answers"] = round(all_steps / measured - 1, 3)
     return off
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import peer_rules
 import peers
 import pytest
 import tiny
 import torch
 
+from pad_vllm import guidance
 from pad_vllm.steering import conditions
 from pad_vllm.steering.answers import Answer
 
@@ -47,6 +50,38 @@ def test_a_filter_keeps_the_bases_token_or_takes_the_best_paid(loop, value, leas
         paid = value.rewards(h[0, -1], h[0, -1], best, w)
         assert token == int(best[0] if least < 0 else best[paid.argmax()])
         ids = [*ids, token]
+
+
+def test_many_values_of_one_model_are_pads_rule(loop, value):
+    w, settings = peers.weights(value, "b"), SimpleNamespace(beta=3.0, top_k=5, min_p=0.2)
+
+    def said(values, paid):
+        with peer_rules.ManyValues(loop.model, values, w, paid, settings, [7]) as rule:
+            return loop.answers(PROMPTS[:1], PLAIN, rule=lambda _: rule)[0].token_ids
+
+    found = said([value], lambda each: each[0])
+    ids = peers.chat_ids(loop.tokenizer, peers.messages(PROMPTS[0], PLAIN))
+    for token in found:
+        h, _ = value.hidden(torch.tensor([ids]))
+        z = value.base_logits(h[0, -1])
+        paid = value.rewards(h[0, -1], h[0, -1], torch.arange(len(z)), w)
+        assert token == guidance.guide_row(z, paid, 3.0, 5, min_p=0.2, ends=[7]).argmax()
+        ids = [*ids, token]
+    assert said([value, value], lambda each: each.amax(0)) == found
+
+
+def test_a_value_that_pays_all_alike_is_beneath_none(loop, value):
+    """What it pays everyone is taken off before the maximum."""
+    flat = SimpleNamespace(rewards=lambda h, _, ids, w: torch.full(ids.shape, 100.0))
+    w, settings, seen = peers.weights(value, "b"), SimpleNamespace(beta=3.0, top_k=5, min_p=0.0), []
+
+    def paid(each):
+        seen.append(each)
+        return each.amax(0)
+
+    with peer_rules.ManyValues(loop.model, [flat, value], w, paid, settings, [7]) as rule:
+        loop.answers(PROMPTS[:1], PLAIN, rule=lambda _: rule)
+    assert all(each[0].abs().max() < 1e-4 < each[1].abs().max() for each in seen)
 
 
 def test_the_best_of_some_answers_is_what_the_reward_model_pays_most(loop, value):

@@ -45,13 +45,13 @@ def test_the_script_reads_the_results_that_exist(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["simulate.py", *files, *more])
     simulate.main()
     found = json.loads(out.read_text())
-    names = {"plain, speed", "shared, speed", "plain, cost", "resident, cost"}
+    names = {"plain, speed", "shared, speed", "plain, cost", "shared, cost", "resident, cost"}
     assert set(found["points"]) == names
     for some in found["points"].values():
         assert some[-1]["users"] == 10_000
         assert some == sorted(some, key=lambda r: r["tokens_s"])
     assert abs(found["off"]["cost.json"]["resident's answers"]) < 0.5
     assert picture.stat().st_size > 1000
-    monkeypatch.setattr("sys.argv", ["simulate.py", *files, "--rows", "32", "--out", str(out)])
-    with pytest.raises(SystemExit, match="at most 16"):
+    monkeypatch.setattr("sys.argv", ["simulate.py", *files, "--rows", "64", "--out", str(out)])
+    with pytest.raises(SystemExit, match="at most 32"):
         simulate.main()

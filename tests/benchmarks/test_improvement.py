@@ -1,0 +1,41 @@
+"""A wish paid by one policy's values, by all of them, by the best: the rules, and the whole script."""
+
+from __future__ import annotations
+
+import improvement
+import pytest
+import tiny
+import torch
+from asked import SENTENCES
+
+NAMES = [*SENTENCES]
+
+
+def test_rules_pick_mean_and_maximum_over_the_policies():
+    each = torch.tensor([[[1.0, 5.0]], [[3.0, 1.0]]])  # [M=2, N=1, K=2]
+    found = {name: paid(each).tolist() for name, paid in improvement.rules(["a", "b"]).items()}
+    assert found == {"a": [[1, 5]], "b": [[3, 1]], "mean": [[2, 3]], "most": [[3, 5]]}
+    assert improvement.wishes(("a", "b")) == [("a",), ("b",), ("a", "b")]
+    assert improvement.weights(("b",), ("a", "b")).tolist() == [0, 1]
+
+
+def test_the_script_judges_every_wish_under_every_rule(asked, monkeypatch):
+    pytest.importorskip("sklearn")
+    picture, one = asked.folder / "improvement.png", str(asked.adapter)
+    more = ["--of", f"plain={one}", "--of", f"warm={one}", "--tokens", "4", "--picture", picture]
+    found = asked.run(monkeypatch, improvement.main, *map(str, more))
+    assert [r["by"] for r in found["rows"][:4]] == ["plain", "warm", "mean", "most"]
+    assert [r["wish"] for r in found["rows"][::4]] == [*([name] for name in NAMES), NAMES]
+    assert len(found["rows"]) == 16
+    # Two policies with the same values are one.
+    by = {(*r["wish"], r["by"]): r["each"] for r in found["rows"]}
+    assert by["warm", "plain"] == by["warm", "most"] == by["warm", "mean"]
+    assert picture.stat().st_size > 1000
+
+
+def test_other_dimensions_are_refused(asked, monkeypatch):
+    pytest.importorskip("sklearn")
+    other = tiny.write_adapter(asked.base, asked.folder / "other", fork_layer=4, std=0.3)
+    more = ["--of", f"taught={asked.adapter}", "--of", f"plain={other}"]
+    with pytest.raises(SystemExit, match="plain=.*heads alone for .*warm"):
+        asked.run(monkeypatch, improvement.main, *more)
