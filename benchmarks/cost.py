@@ -125,10 +125,8 @@ def compare(
         record: dict[str, Any] = {"batch": batch}
         for name, values in times.items():
             record[f"{name}_ms"] = round(statistics.median(values) * 1e3, 2)
-            record[f"{name}_ratio"] = round(
-                statistics.median(b / a for a, b in zip(plain, values, strict=False)), 3
-            )
             ratios = [b / a for a, b in zip(plain, values, strict=False)]
+            record[f"{name}_ratio"] = round(statistics.median(ratios), 3)
             record[f"{name}_spread"] = [round(min(ratios), 3), round(max(ratios), 3)]
         if scorer is not None:
             record["resident_over_sum"] = round(

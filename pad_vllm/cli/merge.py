@@ -18,9 +18,9 @@ def merge(
         list[str],
         typer.Argument(
             metavar="ADAPTER[:NAME[=FACTOR],...]...",
-            help="Folders of adapters without a trunk, on one base, each with the dimensions to take "
-            "(default: all). One that several have is their sum, each times its FACTOR: 0.7 keeps the unit "
-            "where two teachers reward different things.",
+            help="Folders of adapters without a trunk, or `demo`, on one base, each with the dimensions to "
+            "take (default: all). One that several have is their sum, each times its FACTOR: 0.7 keeps the "
+            "unit where two teachers reward different things.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the new adapter.")],
@@ -45,11 +45,13 @@ def merge(
 def _part(text: str) -> Part:
     from pad_vllm.adapter.folder import load_adapter
     from pad_vllm.adapter.merge import Part
+    from pad_vllm.demo.names import resolve_adapter
 
     folder, colon, names = text.rpartition(":")
     if not colon or Path(text).is_dir():
-        return Part(load_adapter(text), {})
-    return Part(load_adapter(folder), dict(_factor(one) for one in names.split(",")))
+        return Part(load_adapter(resolve_adapter(text)), {})
+    known = load_adapter(resolve_adapter(folder))
+    return Part(known, dict(_factor(one) for one in names.split(",")))
 
 
 def _factor(text: str) -> tuple[str, float]:

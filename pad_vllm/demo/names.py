@@ -54,7 +54,7 @@ def resolve_adapter(adapter: str) -> str:
     folder = DEMO_ADAPTER if adapter == "demo" else Path(adapter).expanduser().absolute()
     if not (folder / "pad_config.json").is_file():
         raise ValueError(
-            f"--adapter {adapter}: {folder} holds no pad_config.json. Accepted: an adapter folder "
+            f"adapter {adapter!r}: {folder} holds no pad_config.json. Accepted: an adapter folder "
             "that `pad-vllm train` wrote, or `demo`, the one shipped for smollm2-135m"
         )
     return str(folder)

@@ -29,6 +29,12 @@ def test_dimensions_are_taken_by_name_and_a_folder_says_what_it_holds(tmp_path):
     assert "Preference dimensions: brief, warm. No LoRA" in (out / "README.md").read_text()
 
 
+def test_the_adapter_that_ships_goes_by_its_name(tmp_path):
+    result = run("demo:friendly", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert load_adapter(tmp_path / "out").config.dimensions == ("friendly",)
+
+
 def test_what_does_not_fit_is_one_message(tmp_path):
     base = tiny.checkpoint("llama", tmp_path / "base")
     tiny.write_adapter(base, tmp_path / "forked", fork_layer=2, std=0.1, dimensions=("kind",))
@@ -36,4 +42,4 @@ def test_what_does_not_fit_is_one_message(tmp_path):
     assert result.exit_code == 1
     assert "has a trunk" in result.output
     assert "NAME or NAME=FACTOR" in run(f"{tmp_path / 'forked'}:kind=x", "--out", "out").output
-    assert run(tmp_path / "nowhere", "--out", tmp_path / "out").exit_code == 1
+    assert "nowhere holds no" in run(tmp_path / "nowhere", "--out", tmp_path / "out").output
