@@ -17,6 +17,7 @@ from pad_vllm.cli.steering import (
     BesideBetas,
     Betas,
     Card,
+    Engine,
     JudgePrompts,
     Mixes,
     OnTop,
@@ -34,7 +35,10 @@ from pad_vllm.demo.names import resolve_adapter
 
 def evaluate(
     adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="Its folder, or `demo`.")],
-    base: Annotated[str, typer.Option(help="The backbone it was trained on.")],
+    base: Annotated[
+        str,
+        typer.Option(help="The backbone it was trained on; any base with --steering --engine."),
+    ],
     data: Annotated[
         list[str] | None,
         typer.Option(help="As for train (default: what the adapter was trained on)."),
@@ -59,6 +63,7 @@ def evaluate(
     temperature: Temperatures = None,
     tokens: Tokens = 100,
     told: Told = None,
+    engine: Engine = "shared",
     mixes: Mixes = True,
     on_top: OnTop = True,
     teacher: Teacher = True,
@@ -84,6 +89,8 @@ def evaluate(
                 temperature or DEFAULT_TEMPERATURES,
                 tokens,
                 out,
+                engine=engine,
+                chat_template=template,
                 mixes=mixes,
                 on_top=on_top,
                 teacher=teacher,

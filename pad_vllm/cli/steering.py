@@ -10,6 +10,9 @@ from typing import Annotated
 import typer
 
 from pad_vllm.cli.arguments import drawing_dtype, named, typed
+from pad_vllm.config import ENGINES
+from pad_vllm.demo.names import resolve_base
+from pad_vllm.wording import listed
 
 DEFAULT_TEMPERATURES = (0.0, 0.7)
 
@@ -52,6 +55,13 @@ Temperatures = Annotated[
     ),
 ]
 Tokens = Annotated[int, typer.Option("--tokens", min=1, help="With --steering: tokens an answer.")]
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="With --steering: where the reward model runs: `shared`, or `resident` or `ray` for another "
+        "base than the adapter's backbone.",
+    ),
+]
 Told = Annotated[
     list[str] | None,
     typer.Option(
@@ -106,12 +116,14 @@ def steer(
     tokens: int,
     out: Path | None,
     *,
+    engine: str,
+    chat_template: str | None,
     mixes: bool,
     on_top: bool,
     teacher: bool,
     card: bool,
 ) -> None:
-    """Raises ValueError for what cannot be read."""
+    """Raises ValueError for what cannot be read. chat_template: its text."""
     from pad_vllm.adapter.folder import CARD_FILE
     from pad_vllm.adapter.manifest import read_config
     from pad_vllm.steering.answers import Decoding
@@ -119,6 +131,11 @@ def steer(
     from pad_vllm.training.report.card import card as described
     from pad_vllm.training.sampling.sample import read_prompts
 
+    if engine not in ENGINES:
+        raise ValueError(f"--engine {engine}: accepted are {listed(ENGINES)}")
+    config = read_config(adapter)
+    if engine != "shared":  # its worker fetches nothing
+        resolve_base(config.backbone.name)
     dtype = drawing_dtype()
     asked = Steering(
         base,
@@ -133,13 +150,15 @@ def steer(
         on_top,
         teacher,
         named("--told", told, "one sentence a dimension"),
+        engine,
+        chat_template,
     )
     found = measure(asked, typer.echo, out.with_suffix(".answers.json") if out else None)
     result = {"command": typed(), **found}
     if out is not None:
         out.write_text(json.dumps(result, indent=1) + "\n")
     if card:
-        said = described(read_config(adapter), result)
+        said = described(config, result)
         (adapter / CARD_FILE).write_text(said, "utf-8")
 
 

@@ -20,14 +20,19 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def engine(base: str, llm: Mapping[str, Any], adapter: str | None = None) -> Any:
-    """vllm.LLM; adapter: a folder, for one that guides."""
+def engine(
+    base: str,
+    llm: Mapping[str, Any],
+    adapter: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Any:
+    """vllm.LLM; adapter: a folder, for one that guides, under these settings in additional_config['pad']."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     # In one process vLLM's own binding puts its CPU threads on one core.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     from vllm import LLM
 
-    guides = {} if adapter is None else _guiding(adapter)
+    guides = {} if adapter is None else _guiding({"adapter": adapter, **(settings or {})})
     return LLM(resolve_base(base), **guides, **llm)
 
 
@@ -45,11 +50,11 @@ def guided(params: Any, arguments: Mapping[str, Any]) -> Any:
     return asked
 
 
-def _guiding(adapter: str) -> dict[str, Any]:
+def _guiding(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "load_format": LOAD_FORMAT,
         "logits_processors": [PROCESSOR],
-        "additional_config": {KEY: {"adapter": adapter}},
+        "additional_config": {KEY: dict(settings)},
     }
 
 

@@ -7,8 +7,8 @@ engine runs in a process of its own, so that its memory is free for what reads t
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pad_vllm.serving import offline
@@ -61,6 +61,8 @@ class Batch:
     prompts: Prompts
     conditions: Sequence[Condition]
     decodings: Sequence[Decoding]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Of the engine that guides, in additional_config['pad'] beside the adapter."""
 
 
 def answers(batch: Batch) -> list[list[list[Answer]]]:
@@ -69,7 +71,7 @@ def answers(batch: Batch) -> list[list[list[Answer]]]:
 
 
 def _answers(batch: Batch) -> list[list[list[Answer]]]:
-    llm = offline.engine(batch.base, _sizes(batch), batch.adapter)
+    llm = offline.engine(batch.base, _sizes(batch), batch.adapter, batch.settings)
     prompts, conditions, size = batch.prompts, batch.conditions, len(batch.prompts)
     chats = [messages(prompt, one) for one in conditions for prompt in prompts]
     found = []

@@ -40,6 +40,16 @@ class Steering:
     on_top: bool = True  # guidance beside plain prompting
     teacher: bool = True  # the told base judges too
     told: Mapping[str, str] = field(default_factory=dict)  # of dimensions that no sentence taught
+    engine: str = "shared"
+    chat_template: str | None = None  # of the base; None: what the adapter says
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Of the engine that guides. One with a backbone of its own reads the base's prompts."""
+        if self.engine == "shared":
+            return {}
+        template = {} if self.chat_template is None else {"chat_template": self.chat_template}
+        return {"engine": self.engine, **template}
 
 
 def measure(asked: Steering, say: Say, kept: Path | None = None) -> dict[str, Any]:
@@ -48,7 +58,8 @@ def measure(asked: Steering, say: Say, kept: Path | None = None) -> dict[str, An
     kept: a file for the answers, which the same question asked again reads.
     """
     config = read_config(asked.adapter)
-    drawn = tuple(replace(d, chat_template=config.chat_template) for d in asked.decodings)
+    template = config.chat_template if asked.chat_template is None else asked.chat_template
+    drawn = tuple(replace(d, chat_template=template) for d in asked.decodings)
     asked = replace(asked, decodings=drawn)
     sentences = conditions.sentences_of(config, asked.told)
     by_adapter = conditions_of(asked, config, sentences)
@@ -57,14 +68,14 @@ def measure(asked: Steering, say: Say, kept: Path | None = None) -> dict[str, An
     leanings = {}
     if asked.judge_prompts and sentences:
         say(f"judges of meaning, from {len(asked.judge_prompts)} other prompts")
-        sampled = Decoding(0.7, dtype=drawn[0].dtype, chat_template=config.chat_template)
+        sampled = Decoding(0.7, dtype=drawn[0].dtype, chat_template=template)
         leanings = judges.fit(asked.base, sentences, asked.judge_prompts, sampled)
         for name, one in leanings.items():
             say(
                 f"{name}: the judge of meaning is right on {one.accuracy:.0%} of its held-out pairs"
             )
     judging = sentences if asked.teacher else {}
-    figures = Figures(_judges(asked.base, config, judging, leanings), asked.prompts)
+    figures = Figures(_judges(asked.base, template, judging, leanings), asked.prompts)
     results = []
     for decoding, answered in zip(asked.decodings, said, strict=True):
         records = figures.records(rows, answered)
@@ -121,7 +132,8 @@ def _drawn(
             ]
     said: list[list[list[Answer]]] = [[] for _ in asked.decodings]
     for folder, some in rows.items():
-        more = answers(Batch(asked.base, folder, asked.prompts, some, asked.decodings))
+        batch = Batch(asked.base, folder, asked.prompts, some, asked.decodings, asked.settings)
+        more = answers(batch)
         said = [[*before, *after] for before, after in zip(said, more, strict=True)]
     if kept is not None:
         plain = [
@@ -132,13 +144,13 @@ def _drawn(
 
 
 def _judges(
-    base: str, config: AdapterConfig, sentences: Mapping[str, str], leanings: Mapping[str, Any]
+    base: str, template: str | None, sentences: Mapping[str, str], leanings: Mapping[str, Any]
 ) -> judges.Judges:
     from transformers import AutoModelForCausalLM
 
     folder = Path(resolve_base(base))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
-    tokenizer = chat_tokenizer(folder, base, config.chat_template)
+    tokenizer = chat_tokenizer(folder, base, template)
     return judges.Judges(model, tokenizer, sentences, leanings)
 
 

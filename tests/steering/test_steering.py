@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from pad_vllm.adapter.folder import load_adapter, save_adapter
+from pad_vllm.cli import steering
 from pad_vllm.cli.app import app
 from pad_vllm.steering import figures, judges, run
 from pad_vllm.steering.answers import Answer
@@ -84,6 +85,44 @@ def test_everything_asked_for_is_in_the_file(adapter, tmp_path):
     assert again.exit_code == 0, again.output
     assert [folder for folder, _ in asked] == [None]  # the judges' answers alone
     assert json.loads((tmp_path / "out.json").read_text())["decodings"] == found["decodings"]
+
+
+def test_another_base_is_guided_by_an_engine_with_a_backbone_of_its_own(
+    adapter, tmp_path, monkeypatch
+):
+    from typer.testing import CliRunner
+
+    base, folder, _ = adapter
+    (tmp_path / "prompts.txt").write_text("one\n")
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    (tmp_path / "plain.jinja").write_text(template)
+    answer, seen = run.answers, []
+    monkeypatch.setattr(run, "answers", lambda batch: seen.append(batch) or answer(batch))
+    resolved = []
+    monkeypatch.setattr(steering, "resolve_base", resolved.append)
+
+    def evaluate(*more):
+        argv = [
+            "evaluate",
+            str(folder),
+            "--base",
+            str(base),
+            "--steering",
+            tmp_path / "prompts.txt",
+        ]
+        argv += ["--no-mixes", "--no-on-top", "--temperature", "0", *more]
+        return CliRunner().invoke(app, [*map(str, argv)])
+
+    result = evaluate("--engine", "resident", "--chat-template", tmp_path / "plain.jinja")
+    assert result.exit_code == 0, result.output
+    assert seen[0].settings == {"engine": "resident", "chat_template": template}
+    assert seen[0].decodings[0].chat_template == template
+    assert resolved == [
+        load_adapter(folder).config.backbone.name
+    ]  # fetched before the engine starts
+    assert evaluate().exit_code == 0
+    assert seen[1].settings == {}
+    assert "accepted are shared, resident, ray" in evaluate("--engine", "vector").output
 
 
 def test_figures_go_into_the_card_and_a_sentence_may_be_given_for_a_dimension(adapter, tmp_path):
