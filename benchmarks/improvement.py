@@ -10,7 +10,7 @@ have the same dimensions. A wish w, of one dimension or of all at once, is paid 
   mean   the mean over the policies
   most   max_i w^T psi_i(a): generalised policy improvement (Barreto et al. 2017), as in PAD's Theorem 1
 
-each psi less its mean over the candidates under the base, at the strength and under the guard of --adapter,
+each psi less its mean over the candidates under the base, at --times the strength and under the guard of --adapter,
 whose sentences the judges are fitted on. Answers come from Transformers' `generate`, since a maximum is no
 reward that is linear in w, and no engine has it.
 """
@@ -68,7 +68,7 @@ def weights(wish: Wish, dimensions: Sequence[str]) -> Tensor:
 
 
 def answers(
-    setting: Setting, loop: Loop, values: Mapping[str, PersRM]
+    setting: Setting, loop: Loop, values: Mapping[str, PersRM], by: Mapping[str, Paid], times: float
 ) -> Iterator[tuple[Wish, str, list[Answer]]]:
     """By wish and rule; unguided ones, of no wish, first."""
     plain, judge = conditions.unguided(), Judges(loop.model, loop.tokenizer, {})
@@ -80,8 +80,8 @@ def answers(
     yield (), "unguided", known(loop.answers(setting.prompts, plain))
     dimensions = next(iter(values.values())).dimensions
     ends = [loop.tokenizer.eos_token_id]
-    for wish, (name, paid) in itertools.product(wishes(dimensions), rules([*values]).items()):
-        w = weights(wish, dimensions)
+    for wish, (name, paid) in itertools.product(wishes(dimensions), by.items()):
+        w = times * weights(wish, dimensions)
         some = [*values.values()]
         with ManyValues(loop.model, some, w, paid, setting.config, ends) as rule:
             said = loop.answers(setting.prompts, plain, rule=lambda _, rule=rule: rule)
@@ -134,7 +134,12 @@ def main() -> None:
     parser.add_argument(
         "--of", type=arguments.pair, action="append", required=True, help="POLICY=ADAPTER"
     )
+    parser.add_argument("--by", nargs="+", help="of POLICY, mean, most (default: all)")
+    parser.add_argument("--times", type=float, default=1.0, help="of the adapter's strength")
     args = parser.parse_args()
+    by = rules([name for name, _ in args.of])
+    if unknown := [name for name in args.by or () if name not in by]:
+        raise SystemExit(f"--by {unknown[0]}: accepted are {', '.join(by)}")
     setting = Setting.of(args)
     torch.set_grad_enabled(False)
     base = resolve_base(args.base)
@@ -148,7 +153,8 @@ def main() -> None:
     tokenizer = chat_tokenizer(Path(base), args.base, setting.config.chat_template)
     loop = Loop(model, tokenizer, args.temperature, args.tokens)
     values = {name: PersRM.from_adapter(model, adapter) for name, adapter in adapters.items()}
-    made = list(answers(setting, loop, values))
+    asked = {name: by[name] for name in args.by or by}
+    made = list(answers(setting, loop, values, asked, args.times))
     verdicts = setting.jury.verdicts(known[0], [said for *_, said in made])
     rows = [row(w, name, v) for (w, name, _), v in zip(made, verdicts, strict=True) if w]
     texts = {" ".join([*w, name]): [one.text for one in said] for w, name, said in made}

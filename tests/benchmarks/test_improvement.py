@@ -31,6 +31,12 @@ def test_the_script_judges_every_wish_under_every_rule(asked, monkeypatch):
     by = {(*r["wish"], r["by"]): r["each"] for r in found["rows"]}
     assert by["warm", "plain"] == by["warm", "most"] == by["warm", "mean"]
     assert picture.stat().st_size > 1000
+    twice = asked.run(
+        monkeypatch, improvement.main, *map(str, more), "--by", "most", "--times", "2"
+    )
+    assert [r["by"] for r in twice["rows"]] == ["most"] * 4
+    with pytest.raises(SystemExit, match="--by least: accepted are plain, warm, mean, most"):
+        asked.run(monkeypatch, improvement.main, *map(str, more), "--by", "least")
 
 
 def test_other_dimensions_are_refused(asked, monkeypatch):
