@@ -10,9 +10,9 @@ have the same dimensions. A wish w, of one dimension or of all at once, is paid 
   mean   the mean over the policies
   most   max_i w^T psi_i(a): generalised policy improvement (Barreto et al. 2017), as in PAD's Theorem 1
 
-each psi less its mean over the candidates under the base, at --times the strength and under the guard of --adapter,
-whose sentences the judges are fitted on. Answers come from Transformers' `generate`, since a maximum is no
-reward that is linear in w, and no engine has it.
+each psi less its mean over the candidates under the base, at --times the strength and under the guard of
+--adapter, whose sentences the judges are fitted on. Answers come from Transformers' `generate`, since a
+maximum is no reward that is linear in w, and no engine has it.
 """
 
 from __future__ import annotations
