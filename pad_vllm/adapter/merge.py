@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.fields import AdapterError
-from pad_vllm.adapter.manifest import HEADS_VERSION
+from pad_vllm.adapter.manifest import HEADS_VERSION, parts_of
 from pad_vllm.adapter.peft_lora import NO_LORA
 from pad_vllm.wording import listed
 
@@ -55,7 +56,7 @@ def merge(
         head_rank=rank,
         beta=first.beta if beta is None else beta,
         min_p=first.min_p if min_p is None else min_p,
-        training={"parts": [_training(part) for part in parts]},
+        training={"parts": [row for part in parts for row in _training(part)]},
     )
     constants = any(part.adapter.head_C is not None for part in parts)
     return Adapter(config, NO_LORA, A, B, C if constants else None)
@@ -76,8 +77,15 @@ def _head(parts: Sequence[Part], name: str) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat(A), torch.cat(B, 1), C
 
 
-def _training(part: Part) -> dict[str, object]:
-    return {**part.adapter.config.training, "dimensions": dict(part.factors)}
+def _training(part: Part) -> list[dict[str, Any]]:
+    """Of what was merged before, its own parts: nobody has to look for a part in a part."""
+    rows = []
+    for one in parts_of(part.adapter.config):
+        before = one.get("dimensions") or dict.fromkeys(part.factors, 1.0)
+        taken = {name: by * before[name] for name, by in part.factors.items() if name in before}
+        if taken:
+            rows.append({**one, "dimensions": taken})
+    return rows
 
 
 def require_alike(parts: Sequence[Part]) -> None:

@@ -62,6 +62,17 @@ def test_defaults_are_the_firsts_unless_given_and_every_part_says_how_it_was_tra
     }
 
 
+def test_what_was_merged_before_is_told_part_by_part(words, manner):
+    before = merge([Part(words, {"kind": 0.5, "brief": 1.0}), Part(manner, {})])
+    parts = merge([Part(before, {"kind": 2.0, "warm": 1.0}), Part(words, {"brief": 1.0})]).config
+    assert [part["dimensions"] for part in parts.training["parts"]] == [
+        {"kind": 1.0},
+        {"warm": 1.0},
+        {"brief": 1.0},
+    ]
+    assert not any("parts" in part for part in parts.training["parts"])
+
+
 def test_without_constants_there_are_none(manner):
     assert merge([Part(manner, {})]).head_C is None
 
