@@ -128,6 +128,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
+@torch.no_grad()
 def main() -> None:
     parser = arguments.parser(__doc__)
     arguments.add_question(parser, tokens=48)
@@ -141,7 +142,6 @@ def main() -> None:
     if unknown := [name for name in args.by or () if name not in by]:
         raise SystemExit(f"--by {unknown[0]}: accepted are {', '.join(by)}")
     setting = Setting.of(args)
-    torch.set_grad_enabled(False)
     base = resolve_base(args.base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     adapters = {name: load_adapter(resolve_adapter(folder)) for name, folder in args.of}
