@@ -30,7 +30,7 @@ import torch
 from jury import Verdict, share, shown, text
 from matplotlib.figure import Figure
 from peer_rules import ManyValues
-from peers import Loop
+from peers import Loop, weights
 from setting import Setting
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -62,11 +62,6 @@ def wishes(dimensions: Sequence[str]) -> list[Wish]:
     return [*((name,) for name in dimensions), tuple(dimensions)]
 
 
-def weights(wish: Wish, dimensions: Sequence[str]) -> Tensor:
-    """[D]."""
-    return torch.tensor([float(name in wish) for name in dimensions])
-
-
 def answers(
     setting: Setting, loop: Loop, values: Mapping[str, PersRM], by: Mapping[str, Paid], times: float
 ) -> Iterator[tuple[Wish, str, list[Answer]]]:
@@ -78,11 +73,9 @@ def answers(
         return [replace(one, loss=loss) for one, (loss, _) in zip(said, found, strict=True)]
 
     yield (), "unguided", known(loop.answers(setting.prompts, plain))
-    dimensions = next(iter(values.values())).dimensions
-    ends = [loop.tokenizer.eos_token_id]
-    for wish, (name, paid) in itertools.product(wishes(dimensions), by.items()):
-        w = times * weights(wish, dimensions)
-        some = [*values.values()]
+    some, ends = [*values.values()], [loop.tokenizer.eos_token_id]
+    for wish, (name, paid) in itertools.product(wishes(some[0].dimensions), by.items()):
+        w = times * weights(some[0], *wish)
         with ManyValues(loop.model, some, w, paid, setting.config, ends) as rule:
             said = loop.answers(setting.prompts, plain, rule=lambda _, rule=rule: rule)
         yield wish, name, known(said)
@@ -141,15 +134,15 @@ def main() -> None:
     by = rules([name for name, _ in args.of])
     if unknown := [name for name in args.by or () if name not in by]:
         raise SystemExit(f"--by {unknown[0]}: accepted are {', '.join(by)}")
-    setting = Setting.of(args)
-    base = resolve_base(args.base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     adapters = {name: load_adapter(resolve_adapter(folder)) for name, folder in args.of}
     known = [one.config.dimensions for one in adapters.values()]
     for (name, folder), adapter in zip(args.of, adapters.values(), strict=True):
         config = adapter.config
         if not config.heads_only or config.dimensions != known[0]:
             raise SystemExit(f"--of {name}={folder}: heads alone for {known[0]} are accepted")
+    setting = Setting.of(args)
+    base = resolve_base(args.base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     tokenizer = chat_tokenizer(Path(base), args.base, setting.config.chat_template)
     loop = Loop(model, tokenizer, args.temperature, args.tokens)
     values = {name: PersRM.from_adapter(model, adapter) for name, adapter in adapters.items()}

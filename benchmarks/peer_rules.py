@@ -91,7 +91,7 @@ class ValueFilter(Watched):
         p = (z / (self.temperature or 1.0)).softmax(-1)
         own = torch.multinomial(p, 1) if self.temperature else torch.zeros_like(ids[:, :1])
         paid = self.value.rewards(self.hidden, self.hidden, ids, self.w)
-        worth = paid - (z.softmax(-1) * paid).sum(-1, keepdim=True)
+        worth = guidance.earned(z, paid, torch.full((len(z),), self.top_k))
         said = torch.where(worth.gather(1, own) < self.least, worth.argmax(-1, keepdim=True), own)
         return torch.full_like(scores, NEG_INF).scatter(1, ids.gather(1, said), 0.0)
 

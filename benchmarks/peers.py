@@ -211,9 +211,9 @@ def policies(base: str, folders: dict[str, str]) -> Iterator[tuple[dict[str, int
         yield dict.fromkeys(pair, 1), model
 
 
-def weights(value: PersRM, name: str) -> Tensor:
-    """[D], of one dimension."""
-    return torch.tensor([float(name == one) for one in value.dimensions])
+def weights(value: PersRM, *names: str) -> Tensor:
+    """[D], of these dimensions, as much of each."""
+    return torch.tensor([float(one in names) for one in value.dimensions])
 
 
 @torch.no_grad()

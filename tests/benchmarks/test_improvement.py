@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import improvement
 import pytest
 import tiny
@@ -16,7 +18,7 @@ def test_rules_pick_mean_and_maximum_over_the_policies():
     found = {name: paid(each).tolist() for name, paid in improvement.rules(["a", "b"]).items()}
     assert found == {"a": [[1, 5]], "b": [[3, 1]], "mean": [[2, 3]], "most": [[3, 5]]}
     assert improvement.wishes(("a", "b")) == [("a",), ("b",), ("a", "b")]
-    assert improvement.weights(("b",), ("a", "b")).tolist() == [0, 1]
+    assert improvement.weights(SimpleNamespace(dimensions=("a", "b")), "b").tolist() == [0, 1]
 
 
 def test_the_script_judges_every_wish_under_every_rule(asked, monkeypatch):

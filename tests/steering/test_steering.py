@@ -117,9 +117,8 @@ def test_another_base_is_guided_by_an_engine_with_a_backbone_of_its_own(
     assert result.exit_code == 0, result.output
     assert seen[0].settings == {"engine": "resident", "chat_template": template}
     assert seen[0].decodings[0].chat_template == template
-    assert resolved == [
-        load_adapter(folder).config.backbone.name
-    ]  # fetched before the engine starts
+    # Fetched before the engine starts.
+    assert resolved == [load_adapter(folder).config.backbone.name]
     assert evaluate().exit_code == 0
     assert seen[1].settings == {}
     assert "accepted are shared, resident, ray" in evaluate("--engine", "vector").output
