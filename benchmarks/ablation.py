@@ -38,10 +38,10 @@ from setting import Setting
 from users import Space
 
 from pad_vllm.adapter.adapter import Adapter
-from pad_vllm.adapter.folder import save_adapter
-from pad_vllm.adapter.merge import Part, merge
-from pad_vllm.steering import conditions
-from pad_vllm.steering.conditions import Condition
+from pad_vllm.adapter.adapter_folder import save_adapter
+from pad_vllm.adapter.combine_adapters import Part, merge
+from pad_vllm.steering import comparison_conditions
+from pad_vllm.steering.comparison_conditions import Condition
 
 NO_REWARD, AS_TRAINED, SHUFFLED = "no reward", "as trained", "shuffled"
 RANDOM, CONSTANTS, STATE = "random", "constants", "state"
@@ -189,7 +189,7 @@ def drawn(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "variants"
         save_adapter(adapter, path, "# Variants, side by side\n")
-        said = setting.answers([conditions.unguided(), *guided], str(path))
+        said = setting.answers([comparison_conditions.unguided(), *guided], str(path))
     _, *verdicts = setting.jury.verdicts(setting.dimensions, said)
     return dict(zip(asked, verdicts, strict=True))
 

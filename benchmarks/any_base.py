@@ -30,11 +30,11 @@ import arguments
 from served import served
 
 from pad_vllm.adapter.manifest import read_config
-from pad_vllm.demo.names import resolve_adapter, resolve_base
-from pad_vllm.evaluation.measures import repeated_ngrams, win_rate
-from pad_vllm.evaluation.scorers import SCORERS, score
-from pad_vllm.serving.command import serve_argv
-from pad_vllm.text.tokens import Reader, Reading
+from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
+from pad_vllm.evaluation.lexical_scorers import SCORERS, score
+from pad_vllm.evaluation.text_measures import repeated_ngrams, win_rate
+from pad_vllm.serving.launch.serve_arguments import serve_argv
+from pad_vllm.text.token_alignment import Reader, Reading
 
 RULES = ("exact", "first", "paper")
 TEMPLATE = (
@@ -129,7 +129,7 @@ def in_process(
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM, SamplingParams
 
-    from pad_vllm.serving import admission
+    from pad_vllm.serving.frontend import admission
 
     admission.Reader = PaperReader  # type: ignore[misc]
     llm = LLM(

@@ -28,14 +28,14 @@ from matplotlib.figure import Figure
 from setting import Setting
 from torch import Tensor, nn
 
-from pad_vllm.adapter.backbone import Backbone
-from pad_vllm.adapter.folder import save_adapter
-from pad_vllm.demo.names import resolve_base
-from pad_vllm.evaluation.measures import perplexity
-from pad_vllm.steering import conditions
-from pad_vllm.steering.answers import Answer
-from pad_vllm.steering.judges import Judges
-from pad_vllm.text.chat import chat_tokenizer
+from pad_vllm.adapter.adapter_folder import save_adapter
+from pad_vllm.adapter.backbone.backbone import Backbone
+from pad_vllm.catalog.name_resolution import resolve_base
+from pad_vllm.evaluation.text_measures import perplexity
+from pad_vllm.steering import comparison_conditions
+from pad_vllm.steering.dimension_judges import Judges
+from pad_vllm.steering.guided_answers import Answer
+from pad_vllm.text.chat_template import chat_tokenizer
 
 Change = Callable[[Tensor], Tensor]
 """Of one linear layer's weight [out, in]."""
@@ -85,14 +85,14 @@ def write(model: Any, base: str, folder: Path) -> None:
 
 def answers(setting: Setting, model: Any) -> list[list[Answer]]:
     """[unguided and each dimension][prompt], over a copy of the base."""
-    guided = conditions.guided("PAD", setting.dimensions, [setting.config.beta], (1,))
+    guided = comparison_conditions.guided("PAD", setting.dimensions, [setting.config.beta], (1,))
     with tempfile.TemporaryDirectory() as made:
         base, folder = Path(made) / "base", Path(made) / "adapter"
         write(model, resolve_base(setting.base), base)
         adapter = setting.adapter
         config = dataclasses.replace(adapter.config, backbone=Backbone.from_checkpoint(base))
         save_adapter(dataclasses.replace(adapter, config=config), folder, "# For a worse base\n")
-        return setting.answers([conditions.unguided(), *guided], str(folder), str(base))
+        return setting.answers([comparison_conditions.unguided(), *guided], str(folder), str(base))
 
 
 def wins(names: Sequence[str], verdicts: Sequence[Verdict]) -> list[float]:

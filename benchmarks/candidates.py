@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM
 
 from pad_vllm import guidance
 from pad_vllm.adapter.adapter import Adapter
-from pad_vllm.demo.names import resolve_base
+from pad_vllm.catalog.name_resolution import resolve_base
 from pad_vllm.persrm import PersRM
-from pad_vllm.steering.answers import Answer
-from pad_vllm.text.chat import chat_ids, chat_tokenizer
-from pad_vllm.text.preference import with_wish
+from pad_vllm.steering.guided_answers import Answer
+from pad_vllm.text.chat_template import chat_ids, chat_tokenizer
+from pad_vllm.text.preference_text import with_wish
 
 
 class Seen(NamedTuple):

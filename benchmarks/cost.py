@@ -30,10 +30,10 @@ import torch
 from loops import cached_loop, paper_loop
 from speed import prompt_rows, seconds, step_time, versions
 
-from pad_vllm.adapter.folder import load_adapter
+from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.manifest import read_config
-from pad_vllm.demo.names import resolve_adapter, resolve_base
-from pad_vllm.engines.reward_model.ask import Ask
+from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
+from pad_vllm.engines.reward_model.scoring_request import Ask
 from pad_vllm.persrm import PersRM
 
 BETA, TOP_K = 1.0, 10

@@ -22,7 +22,7 @@ import arguments
 import speed
 
 from pad_vllm.adapter.manifest import read_config
-from pad_vllm.demo.names import resolve_adapter, resolve_base
+from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
 
 Preference = dict[str, Any]
 

@@ -14,10 +14,10 @@ from typing import Any
 from setting import Setting
 from users import User
 
-from pad_vllm.steering import conditions
-from pad_vllm.steering.answers import Answer, Batch, Prompts
-from pad_vllm.steering.conditions import Condition
-from pad_vllm.text.chat import chat_ids
+from pad_vllm.steering import comparison_conditions
+from pad_vllm.steering.comparison_conditions import Condition
+from pad_vllm.steering.guided_answers import Answer, Batch, Prompts
+from pad_vllm.text.chat_template import chat_ids
 
 Dialogue = list[tuple[str, Answer]]
 """Prompts, messages as JSON, and their answers."""
@@ -25,7 +25,7 @@ Dialogue = list[tuple[str, Answer]]
 
 def told(setting: Setting, users: Sequence[User], turns: int) -> dict[str, Dialogue]:
     """By user, drawn from the base that is told their sentences."""
-    sentences = conditions.sentences_of(setting.config)
+    sentences = comparison_conditions.sentences_of(setting.config)
     asked = [
         Condition(user.name, sentence=" ".join(sentences[name] for name in user.taste))
         for user in users
@@ -54,7 +54,7 @@ def behind(
         for user in users
         for prompt in setting.prompts
     ]
-    plain = [conditions.unguided()]
+    plain = [comparison_conditions.unguided()]
     ((said,),) = setting.kept.answers(Batch(setting.base, None, prompts, plain, [setting.drawn]))
     said, size = [replace(one, loss=None) for one in said], len(setting.prompts)
     return [said[start : start + size] for start in range(0, len(said), size)]

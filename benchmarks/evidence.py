@@ -22,8 +22,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from pad_vllm.training.sampling.sample import read_prompts
-from pad_vllm.training.taught.run import SHIPPED
+from pad_vllm.training.distillation.distillation_run import SHIPPED
+from pad_vllm.training.sampling.sample_responses import read_prompts
 
 HERE = Path(__file__).parent
 

@@ -21,16 +21,16 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
-from pad_vllm.training.data.groups import Group
-from pad_vllm.training.data.prepare import checkpoint_folder, prepare
-from pad_vllm.training.loop.prompts import Prompts
+from pad_vllm.training.data.prepare_data import checkpoint_folder, prepare
+from pad_vllm.training.data.prompt_groups import Group
+from pad_vllm.training.loop.pair_dataset import Prompts
 from pad_vllm.training.loop.trainer import batches
-from pad_vllm.training.objective.cache import CachedResponse
-from pad_vllm.training.objective.model import load_backbone, untrained_persrm
-from pad_vllm.training.objective.objective import Objective
-from pad_vllm.training.objective.store import Store
-from pad_vllm.training.run import peak_memory_gib
+from pad_vllm.training.objective.fork_cache import CachedResponse
+from pad_vllm.training.objective.loss_module import Objective
+from pad_vllm.training.objective.training_model import load_backbone, untrained_persrm
+from pad_vllm.training.objective.training_store import Store
 from pad_vllm.training.settings import Recipe, Settings
+from pad_vllm.training.training_run import peak_memory_gib
 
 
 class Twice(Store):

@@ -21,8 +21,8 @@ from typing import Any
 import arguments
 import speed
 
-from pad_vllm.adapter.backbone import Backbone
-from pad_vllm.demo.names import resolve_base
+from pad_vllm.adapter.backbone.backbone import Backbone
+from pad_vllm.catalog.name_resolution import resolve_base
 
 GUIDANCE: dict[str, Any] = {"pad_weights": ["a=1", "b=1"], "pad_no_repeat": 3, "pad_min_p": 0.15}
 """Of two of a random adapter's dimensions."""

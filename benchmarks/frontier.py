@@ -25,8 +25,8 @@ import speed
 from matplotlib.figure import Figure
 from pareto import Point, read
 
-from pad_vllm.adapter.backbone import Backbone
-from pad_vllm.demo.names import resolve_base
+from pad_vllm.adapter.backbone.backbone import Backbone
+from pad_vllm.catalog.name_resolution import resolve_base
 
 
 def alignment(

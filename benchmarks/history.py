@@ -36,12 +36,12 @@ from matplotlib.figure import Figure
 from setting import Setting
 from users import Space, Tastes, User
 
-from pad_vllm.evaluation.embedding import embed
-from pad_vllm.evaluation.measures import outcomes, perplexity
-from pad_vllm.steering import conditions
-from pad_vllm.steering.answers import losses
-from pad_vllm.steering.conditions import Condition
-from pad_vllm.steering.judges import Judges
+from pad_vllm.evaluation.sentence_embeddings import embed
+from pad_vllm.evaluation.text_measures import outcomes, perplexity
+from pad_vllm.steering import comparison_conditions
+from pad_vllm.steering.comparison_conditions import Condition
+from pad_vllm.steering.dimension_judges import Judges
+from pad_vllm.steering.guided_answers import losses
 
 HISTORY, READ, SAID, ORACLE = "history", "read", "said", "oracle"
 WAYS = {HISTORY: "history in the prompt", READ: READ, SAID: SAID, ORACLE: ORACLE}
@@ -97,7 +97,7 @@ def rows(
 ) -> list[dict[str, Any]]:
     """One a user and way. found: (user, way) -> weights."""
     asked = [Condition(" ".join(key), w, setting.config.beta) for key, w in found.items()]
-    plain, *guided = setting.answers([conditions.unguided(), *asked])
+    plain, *guided = setting.answers([comparison_conditions.unguided(), *asked])
     said = dict(zip(found, guided, strict=True))
     kept = dialogue.behind(setting, users, known)
     said |= {(user.name, HISTORY): row for user, row in zip(users, kept, strict=True)}

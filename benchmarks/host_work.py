@@ -23,16 +23,16 @@ import arguments
 import torch
 from transformers import AutoTokenizer
 
-from pad_vllm.demo.names import resolve_base
-from pad_vllm.engines.base import Request, Step
-from pad_vllm.engines.declined import Declined
-from pad_vllm.engines.patience import Patience
-from pad_vllm.engines.ray import _Actor
-from pad_vllm.engines.resident import ResidentRewards
-from pad_vllm.engines.reward_model.ask import Ask
-from pad_vllm.engines.reward_model.scorer import Scorer
+from pad_vllm.catalog.name_resolution import resolve_base
+from pad_vllm.engines.actor_timeout import Patience
+from pad_vllm.engines.failure_log import Declined
+from pad_vllm.engines.ray_actors import _Actor
+from pad_vllm.engines.resident_engine import ResidentRewards
+from pad_vllm.engines.reward_engine import Request, Step
+from pad_vllm.engines.reward_model.reward_scorer import Scorer
+from pad_vllm.engines.reward_model.scoring_request import Ask
 from pad_vllm.params import Guidance
-from pad_vllm.text.tokens import Reader
+from pad_vllm.text.token_alignment import Reader
 
 ROWS, LENGTH, K, H, STEPS = 64, 8_000, 10, 64, 20
 TEXT = (

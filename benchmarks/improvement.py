@@ -35,13 +35,13 @@ from setting import Setting
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from pad_vllm.adapter.folder import load_adapter
-from pad_vllm.demo.names import resolve_adapter, resolve_base
+from pad_vllm.adapter.adapter_folder import load_adapter
+from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
 from pad_vllm.persrm import PersRM
-from pad_vllm.steering import conditions
-from pad_vllm.steering.answers import Answer
-from pad_vllm.steering.judges import Judges
-from pad_vllm.text.chat import chat_tokenizer
+from pad_vllm.steering import comparison_conditions
+from pad_vllm.steering.dimension_judges import Judges
+from pad_vllm.steering.guided_answers import Answer
+from pad_vllm.text.chat_template import chat_tokenizer
 
 Paid = Callable[[Tensor], Tensor]
 """[M, N, K] -> [N, K]."""
@@ -66,7 +66,7 @@ def answers(
     setting: Setting, loop: Loop, values: Mapping[str, PersRM], by: Mapping[str, Paid], times: float
 ) -> Iterator[tuple[Wish, str, list[Answer]]]:
     """By wish and rule; unguided ones, of no wish, first."""
-    plain, judge = conditions.unguided(), Judges(loop.model, loop.tokenizer, {})
+    plain, judge = comparison_conditions.unguided(), Judges(loop.model, loop.tokenizer, {})
 
     def known(said: list[Answer]) -> list[Answer]:
         found = judge.losses(setting.prompts, said, plain.sentence)

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from pad_vllm.adapter.manifest import AdapterConfig, parts_of
-from pad_vllm.evaluation.embedding import embed
-from pad_vllm.evaluation.measures import interval, outcomes, perplexity, repeated_ngrams
-from pad_vllm.evaluation.scorers import BESIDE
-from pad_vllm.steering import conditions, judges
-from pad_vllm.steering.answers import Answer, losses
+from pad_vllm.evaluation.lexical_scorers import BESIDE
+from pad_vllm.evaluation.sentence_embeddings import embed
+from pad_vllm.evaluation.text_measures import interval, outcomes, perplexity, repeated_ngrams
+from pad_vllm.steering import comparison_conditions, dimension_judges
+from pad_vllm.steering.guided_answers import Answer, losses
 
 Wins = list[float]
 """Of a dimension, by prompt: 1 where the answer has more of it than the other, 0 where less, or between."""
@@ -38,19 +38,19 @@ class Verdict:
 class Jury:
     """judge: sentences left out, judges of meaning by dimension. scored: learned from their own scorer."""
 
-    judge: judges.Judges
+    judge: dimension_judges.Judges
     scored: frozenset[str]
 
     @classmethod
     def of(cls, config: AdapterConfig, said: Sequence[Sequence[Answer]]) -> Jury:
         """said: unguided, then told each of the adapter's sentences, to prompts that are not judged."""
-        leanings = judges.fit_on(conditions.sentences_of(config), said)
-        return cls(judges.Judges(None, None, {}, leanings), learned_from_scores(config))
+        leanings = dimension_judges.fit_on(comparison_conditions.sentences_of(config), said)
+        return cls(dimension_judges.Judges(None, None, {}, leanings), learned_from_scores(config))
 
     @property
     def accuracies(self) -> dict[str, float]:
         """Of the judges of meaning, on answers they were not fitted on."""
-        return judges.accuracies(self.judge.leanings)
+        return dimension_judges.accuracies(self.judge.leanings)
 
     def verdicts(
         self, dimensions: Sequence[str], said: Sequence[Sequence[Answer]]
@@ -71,7 +71,7 @@ class Jury:
         beside = [
             name for name in BESIDE.get(dimension, ()) if name not in self.scored & {dimension}
         ]
-        return beside + [judges.MEANING] * (dimension in self.judge.leanings)
+        return beside + [dimension_judges.MEANING] * (dimension in self.judge.leanings)
 
 
 class _Read:

@@ -14,10 +14,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pad_vllm.adapter.fingerprint import fingerprint
-from pad_vllm.adapter.folder import load_adapter
-from pad_vllm.demo.names import resolve_base
-from pad_vllm.steering.answers import Answer, Batch, answers
+from pad_vllm.adapter.adapter_folder import load_adapter
+from pad_vllm.adapter.backbone.weight_fingerprint import fingerprint
+from pad_vllm.catalog.name_resolution import resolve_base
+from pad_vllm.steering.guided_answers import Answer, Batch, answers
 
 Answers = list[list[list[Answer]]]
 """[decoding][condition][prompt]."""

@@ -27,8 +27,8 @@ from jury import Verdict, Wins, share, shown, wished
 from matplotlib.figure import Figure
 from setting import Setting
 
-from pad_vllm.steering import conditions
-from pad_vllm.steering.conditions import Condition
+from pad_vllm.steering import comparison_conditions
+from pad_vllm.steering.comparison_conditions import Condition
 
 TOGETHER, OPPOSED, ALL = "together", "opposed", "all at once"
 
@@ -161,7 +161,7 @@ def main() -> None:
     alone, mixed = parts(setting.dimensions, args.grid), list(mixes(setting.dimensions, args.grid))
     guided = [*alone, *(mix for _, mix in mixed)]
     asked = [Condition(said(mix), mix, setting.config.beta) for mix in guided]
-    answered = setting.answers([conditions.unguided(), *asked])
+    answered = setting.answers([comparison_conditions.unguided(), *asked])
     _, *verdicts = setting.jury.verdicts(setting.dimensions, answered)
     by_part = dict(zip(map(said, alone), verdicts, strict=False))
     rows = [

@@ -30,8 +30,8 @@ from served import PROGRAM, served
 from speed import versions
 
 from pad_vllm.adapter.manifest import read_config
-from pad_vllm.demo.names import resolve_adapter, resolve_base
-from pad_vllm.serving.command import serve_argv
+from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
+from pad_vllm.serving.launch.serve_arguments import serve_argv
 
 WAYS = ("plain", "PAD, nobody", "PAD, half", "PAD, everybody")
 _SUMS = ("completed", "failed", "output_throughput")

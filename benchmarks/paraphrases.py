@@ -19,11 +19,11 @@ import torch
 from candidates import Reader
 from torch import Tensor
 
-from pad_vllm.adapter.folder import load_adapter
-from pad_vllm.demo.names import resolve_adapter
-from pad_vllm.steering.answers import Answer, Batch, Decoding, Prompts, answers
-from pad_vllm.steering.conditions import unguided
-from pad_vllm.training.sampling.sample import read_prompts
+from pad_vllm.adapter.adapter_folder import load_adapter
+from pad_vllm.catalog.name_resolution import resolve_adapter
+from pad_vllm.steering.comparison_conditions import unguided
+from pad_vllm.steering.guided_answers import Answer, Batch, Decoding, Prompts, answers
+from pad_vllm.training.sampling.sample_responses import read_prompts
 
 WORDINGS = {
     "positive": (

@@ -34,15 +34,15 @@ from peer_rules import TwoContexts, ValueFilter
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LogitsProcessor
 
-from pad_vllm.adapter.folder import load_adapter
-from pad_vllm.demo.names import resolve_adapter, resolve_base
+from pad_vllm.adapter.adapter_folder import load_adapter
+from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
 from pad_vllm.persrm import PersRM
-from pad_vllm.steering import conditions, judges
-from pad_vllm.steering.answers import Answer, Decoding, messages
-from pad_vllm.steering.conditions import Condition
-from pad_vllm.steering.figures import Figures, table
-from pad_vllm.text.chat import chat_ids, chat_tokenizer
-from pad_vllm.training.sampling.sample import read_prompts
+from pad_vllm.steering import comparison_conditions, dimension_judges
+from pad_vllm.steering.comparison_conditions import Condition
+from pad_vllm.steering.guided_answers import Answer, Decoding, messages
+from pad_vllm.steering.steering_metrics import Figures, table
+from pad_vllm.text.chat_template import chat_ids, chat_tokenizer
+from pad_vllm.training.sampling.sample_responses import read_prompts
 
 TOP_K = 20
 BATCH = 32
@@ -131,7 +131,7 @@ def steered(model: Any, vectors: Tensor, by: float) -> Iterator[None]:
 
 
 def vectors(loop: Loop, learn: Sequence[str], sentences: dict[str, str]) -> dict[str, Tensor]:
-    plain = conditions.unguided()
+    plain = comparison_conditions.unguided()
 
     def mean(told: Condition) -> Tensor:
         said = [
@@ -140,7 +140,7 @@ def vectors(loop: Loop, learn: Sequence[str], sentences: dict[str, str]) -> dict
         return residuals(loop.model, loop.tokenizer, told, said)
 
     base = mean(plain)
-    told = zip(sentences, conditions.told(sentences), strict=True)
+    told = zip(sentences, comparison_conditions.told(sentences), strict=True)
     return {name: mean(one) - base for name, one in told}
 
 
@@ -152,9 +152,9 @@ def rows(
     args: argparse.Namespace,
     sentences: dict[str, str],
 ) -> Iterator[tuple[Condition, list[Answer]]]:
-    plain = conditions.unguided()
+    plain = comparison_conditions.unguided()
     yield plain, loop.answers(prompts, plain)
-    wishes = dict(zip(sentences, conditions.told(sentences), strict=True))
+    wishes = dict(zip(sentences, comparison_conditions.told(sentences), strict=True))
     for one in wishes.values():
         yield one, loop.answers(prompts, one)
     for name, one in wishes.items():
@@ -178,7 +178,7 @@ def trained(
     loop: Loop, prompts: Sequence[str], value: PersRM, args: argparse.Namespace, base: str
 ) -> Iterator[tuple[Condition, list[Answer]]]:
     """Policies, and the best of some plain answers."""
-    plain = conditions.unguided()
+    plain = comparison_conditions.unguided()
     for aims, model in policies(base, dict(args.policy or ())):
         made = Condition(f"policy +{'+'.join(aims)}", dict.fromkeys(aims, 1.0), 1.0, "", aims)
         yield made, replace(loop, model=model).answers(prompts, plain)
@@ -224,7 +224,7 @@ def best_of(
 
     What all candidates of a state share steers nothing, and is taken off: summed, it would outweigh the rest.
     """
-    w, plain = weights(value, name), conditions.unguided()
+    w, plain = weights(value, name), comparison_conditions.unguided()
 
     def paid(prompt: str, answer: Answer) -> float:
         ids = chat_ids(loop.tokenizer, messages(prompt, plain))
@@ -245,7 +245,7 @@ def best_of(
 
 
 def _guided(method: str, name: str, by: float) -> Condition:
-    (one,) = conditions.guided(method, [name], [by], (1,))
+    (one,) = comparison_conditions.guided(method, [name], [by], (1,))
     return one
 
 
@@ -267,7 +267,7 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     tokenizer = chat_tokenizer(Path(base), args.base, None)
     adapter = load_adapter(resolve_adapter(args.adapter))
-    sentences = conditions.sentences_of(adapter.config)
+    sentences = comparison_conditions.sentences_of(adapter.config)
     value = Reader.of(args.base, adapter).model
     if args.filter and not value.heads_only:
         parser.error(
@@ -278,13 +278,15 @@ def main() -> None:
     leanings = {}
     if args.judge_prompts is not None:
         drawn = Decoding(args.temperature, args.tokens, dtype="float32")
-        leanings = judges.fit(args.base, sentences, read_prompts(args.judge_prompts), drawn)
+        leanings = dimension_judges.fit(
+            args.base, sentences, read_prompts(args.judge_prompts), drawn
+        )
     learned = {}
     if args.activation:
         learned = vectors(loop, read_prompts(args.learn), sentences)
     made = list(rows(loop, prompts, learned, value, args, sentences))
     made += trained(loop, prompts, value, args, base)
-    judged = judges.Judges(model, tokenizer, sentences, leanings)
+    judged = dimension_judges.Judges(model, tokenizer, sentences, leanings)
     found = Figures(judged, prompts).records(*zip(*made, strict=True))
     texts = {f"{c.name} @{c.beta:g}": [one.text for one in said] for c, said in made}
     lines = table(found)
@@ -294,7 +296,7 @@ def main() -> None:
         {
             "command": arguments.command(),
             "prompts": len(prompts),
-            "judges": judges.accuracies(leanings),
+            "judges": dimension_judges.accuracies(leanings),
             "temperature": args.temperature,
             "tokens": args.tokens,
             "records": found,

@@ -22,9 +22,9 @@ import arguments
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from pad_vllm.demo.names import resolve_base
+from pad_vllm.catalog.name_resolution import resolve_base
 from pad_vllm.training.data import jsonl
-from pad_vllm.training.data.record import Record
+from pad_vllm.training.data.preference_record import Record
 
 
 def pairs(path: Path, dimension: str, least: float) -> Iterator[dict[str, Any]]:

@@ -21,8 +21,8 @@ from jury import Verdict, share, shown, text
 from matplotlib.figure import Figure
 from setting import Setting
 
-from pad_vllm.steering.answers import Batch, Decoding
-from pad_vllm.steering.conditions import Condition, unguided
+from pad_vllm.steering.comparison_conditions import Condition, unguided
+from pad_vllm.steering.guided_answers import Batch, Decoding
 
 DEFAULT = "default"
 BETA, TOP_K, TEMPERATURE, MIN_P = "beta", "top k", "temperature", "min p"

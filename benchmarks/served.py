@@ -12,7 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 
-PROGRAM = (sys.executable, "-m", "pad_vllm.serving.launch")
+PROGRAM = (sys.executable, "-m", "pad_vllm.serving.launch.vllm_program")
 """vLLM's program, also where its CPU build is installed."""
 
 _PATIENCE = 600  # seconds

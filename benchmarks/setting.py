@@ -16,13 +16,13 @@ from jury import Jury
 from kept import Kept
 
 from pad_vllm.adapter.adapter import Adapter
-from pad_vllm.adapter.folder import load_adapter
+from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.manifest import AdapterConfig
-from pad_vllm.demo.names import resolve_adapter
-from pad_vllm.steering import conditions
-from pad_vllm.steering.answers import Answer, Batch, Decoding, Prompts
-from pad_vllm.steering.conditions import Condition
-from pad_vllm.training.sampling.sample import read_prompts
+from pad_vllm.catalog.name_resolution import resolve_adapter
+from pad_vllm.steering import comparison_conditions
+from pad_vllm.steering.comparison_conditions import Condition
+from pad_vllm.steering.guided_answers import Answer, Batch, Decoding, Prompts
+from pad_vllm.training.sampling.sample_responses import read_prompts
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,10 @@ class Setting:
         )
         kept = Kept(args.kept or args.out.with_suffix(".answers.jsonl"))
         others, prompts = read_prompts(args.judge_prompts), read_prompts(args.steering)
-        asked = [conditions.unguided(), *conditions.told(conditions.sentences_of(config))]
+        asked = [
+            comparison_conditions.unguided(),
+            *comparison_conditions.told(comparison_conditions.sentences_of(config)),
+        ]
         (said,) = kept.answers(Batch(args.base, None, others, asked, [drawn]))
         jury = Jury.of(config, said)
         for name in names:

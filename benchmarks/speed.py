@@ -30,12 +30,12 @@ os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) - 1)))
 
 import arguments
 
-from pad_vllm.adapter.backbone import Backbone
-from pad_vllm.adapter.folder import save_adapter
+from pad_vllm.adapter.adapter_folder import save_adapter
+from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.adapter.manifest import read_config
 from pad_vllm.adapter.random import random_adapter
-from pad_vllm.adapter.shapes import module_shapes
-from pad_vllm.demo.names import resolve_adapter, resolve_base
+from pad_vllm.adapter.shape_checks import module_shapes
+from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
 
 
 def weight_bytes(model: Any) -> int:

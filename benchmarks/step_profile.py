@@ -21,7 +21,7 @@ import arguments
 import forks
 import speed
 
-from pad_vllm.demo.names import resolve_adapter, resolve_base
+from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
 
 WHOLE = "all of PAD"
 
@@ -30,15 +30,15 @@ def parts() -> dict[str, tuple[Any, str]]:
     """name -> the owner of a function, and its name there."""
     import torch
 
-    from pad_vllm.engines.shared.reward import SharedRewards
-    from pad_vllm.kernels import rule
-    from pad_vllm.serving.answers import Answers
-    from pad_vllm.serving.history import V1History, V2History
-    from pad_vllm.serving.processor import PADLogitsProcessor
-    from pad_vllm.serving.slots import Slots
-    from pad_vllm.serving.tally import Tally
+    from pad_vllm.engines.shared.shared_rewards import SharedRewards
+    from pad_vllm.kernels import kernel_choice
+    from pad_vllm.serving.worker.answer_tokens import V1History, V2History
+    from pad_vllm.serving.worker.batch_slots import Slots
+    from pad_vllm.serving.worker.logits_processor import PADLogitsProcessor
+    from pad_vllm.serving.worker.outcome_table import Answers
+    from pad_vllm.serving.worker.step_counters import Tally
 
-    code = rule.of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    code = kernel_choice.of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return {
         WHOLE: (PADLogitsProcessor, "apply"),
         "which rows": (Slots, "select"),

@@ -36,17 +36,17 @@ from jury import share, shown
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pad_vllm.adapter.folder import load_adapter
-from pad_vllm.demo.names import resolve_adapter
-from pad_vllm.evaluation.embedding import embed
-from pad_vllm.evaluation.measures import outcomes, perplexity
-from pad_vllm.steering import conditions, judges
-from pad_vllm.steering.answers import Answer, Batch, Decoding, Prompts, answers, losses
-from pad_vllm.steering.conditions import Condition
-from pad_vllm.text.chat import chat_ids
-from pad_vllm.text.preference import with_wish
-from pad_vllm.training.fit import feature_sums, fit
-from pad_vllm.training.sampling.sample import read_prompts
+from pad_vllm.adapter.adapter_folder import load_adapter
+from pad_vllm.catalog.name_resolution import resolve_adapter
+from pad_vllm.evaluation.sentence_embeddings import embed
+from pad_vllm.evaluation.text_measures import outcomes, perplexity
+from pad_vllm.steering import comparison_conditions, dimension_judges
+from pad_vllm.steering.comparison_conditions import Condition
+from pad_vllm.steering.guided_answers import Answer, Batch, Decoding, Prompts, answers, losses
+from pad_vllm.text.chat_template import chat_ids
+from pad_vllm.text.preference_text import with_wish
+from pad_vllm.training.fit_weights import feature_sums, fit
+from pad_vllm.training.sampling.sample_responses import read_prompts
 
 RIDGE = 1e-3  # of the mean of the diagonal
 
@@ -242,11 +242,13 @@ def main() -> None:
     if not adapter.config.heads_only:
         raise SystemExit(f"--adapter {folder}: heads alone are accepted")
     drawn = Decoding(args.temperature, args.tokens, adapter.config.top_k, dtype="float32")
-    sentences = conditions.sentences_of(adapter.config)
-    leanings = judges.fit(args.base, sentences, read_prompts(args.judge_prompts), drawn)
+    sentences = comparison_conditions.sentences_of(adapter.config)
+    leanings = dimension_judges.fit(args.base, sentences, read_prompts(args.judge_prompts), drawn)
     one, other = (
         row[0]
-        for row in answers(Batch(args.base, None, learn, [conditions.unguided()], [drawn] * 2))
+        for row in answers(
+            Batch(args.base, None, learn, [comparison_conditions.unguided()], [drawn] * 2)
+        )
     )
     reader = Reader.of(args.base, adapter)
     space = Space(reader)
@@ -276,13 +278,13 @@ def main() -> None:
         for row in rows
     ]
     prompts = read_prompts(args.steering)
-    batch = Batch(args.base, folder, prompts, [conditions.unguided(), *asked], [drawn])
+    batch = Batch(args.base, folder, prompts, [comparison_conditions.unguided(), *asked], [drawn])
     said = answers(batch)[0]
     judge(rows, hidden, tastes, *said)
     everyone = summary(rows)
     result = {
         "command": arguments.command(),
-        "judges": judges.accuracies(leanings),
+        "judges": dimension_judges.accuracies(leanings),
         "all": everyone,
         "rows": rows,
         "texts": texts(asked, said),

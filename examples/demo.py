@@ -34,10 +34,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from pad_vllm.adapter.manifest import AdapterConfig, read_config
+from pad_vllm.catalog.name_resolution import resolve_adapter
 from pad_vllm.cli.explain import coloured
-from pad_vllm.demo.names import resolve_adapter
-from pad_vllm.evaluation.scorers import score
-from pad_vllm.steering.conditions import sentences_of
+from pad_vllm.evaluation.lexical_scorers import score
+from pad_vllm.steering.comparison_conditions import sentences_of
 
 MODEL = "smollm2-135m"
 PROMPT = "What should I know before I get a dog?"
@@ -272,7 +272,10 @@ async def talk(url: str, prompt: str, beta: float, config: AdapterConfig) -> tup
 
 def colour(prompt: str, beta: float, weights: str, answer: str) -> None:
     """What each token of an answer earned."""
-    from pad_vllm.steering.explanation import Question, explain  # PyTorch: not before the server
+    from pad_vllm.steering.token_explanation import (  # PyTorch: not before the server
+        Question,
+        explain,
+    )
 
     adapter = resolve_adapter("demo")
     read = explain(Question(adapter, MODEL, prompt, weights, beta, answer))

@@ -20,8 +20,8 @@ import ray
 from ray import serve
 from ray.serve.llm import LLMConfig, build_openai_app
 
-from pad_vllm.demo.names import resolve_adapter, resolve_base
-from pad_vllm.serving.command import serve_argv
+from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
+from pad_vllm.serving.launch.serve_arguments import serve_argv
 
 FRONT_END = {"num_cpus": 0}  # mostly waits; a replica's cores or GPU are its engine's
 

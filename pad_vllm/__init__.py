@@ -12,13 +12,13 @@ from pad_vllm.version import __version__
 if TYPE_CHECKING:
     from pad_vllm.adapter.adapter import Adapter
     from pad_vllm.persrm import PersRM
-    from pad_vllm.serving.processor import PADLogitsProcessor
+    from pad_vllm.serving.worker.logits_processor import PADLogitsProcessor
 
 __all__ = ["Adapter", "PADLogitsProcessor", "PersRM", "__version__"]
 
 _HOMES = {
     "Adapter": "pad_vllm.adapter.adapter",
-    "PADLogitsProcessor": "pad_vllm.serving.processor",
+    "PADLogitsProcessor": "pad_vllm.serving.worker.logits_processor",
     "PersRM": "pad_vllm.persrm",
 }
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pad_vllm import guidance
-from pad_vllm.adapter.modules import LINEAR_MODULES
+from pad_vllm.adapter.lora_modules import LINEAR_MODULES
 
 if TYPE_CHECKING:
     from pad_vllm.adapter.adapter import Adapter

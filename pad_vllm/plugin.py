@@ -12,7 +12,7 @@ def register() -> None:
     without PAD would end too. Those with it then end at the unknown load format "pad".
     """
     try:
-        from pad_vllm.serving.connection import connect
+        from pad_vllm.serving.registration import connect
 
         connect()
     except Exception:

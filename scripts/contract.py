@@ -9,27 +9,27 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pad_vllm.vllm_api import contract
+from pad_vllm.vllm_api import tested_symbols
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, nargs="?", default=contract.folder().parent)
+    parser.add_argument("folder", type=Path, nargs="?", default=tested_symbols.folder().parent)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     package = args.folder / "vllm"
-    changed = contract.moved(package)
+    changed = tested_symbols.moved(package)
     for symbol, how in changed.items():
         print(f"{how:8} {symbol}")
-    count = len(contract.symbols())
+    count = len(tested_symbols.symbols())
     print(f"{count - len(changed)} of {count} symbols as tested")
     if args.write:
-        source = Path(contract.__file__)
+        source = Path(tested_symbols.__file__)
         text = source.read_text("utf-8")
-        for file, name, tested in contract.symbols():
-            now = contract.source_hash(package, file, name)
+        for file, name, tested in tested_symbols.symbols():
+            now = tested_symbols.source_hash(package, file, name)
             text = text.replace(f'"{name}": "{tested}"', f'"{name}": "{now}"')
         source.write_text(text, "utf-8")
 

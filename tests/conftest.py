@@ -21,7 +21,9 @@ FORKED = Path(__file__).parent / "forked_adapter"
 def pytest_collection_modifyitems(items):
     """Files with engines first, then the training runs: the short ones fill the end of two processes."""
     engines = {item.path for item in items if item.get_closest_marker("engine")}
-    items.sort(key=lambda item: (item.path not in engines, item.path.name != "test_training.py"))
+    items.sort(
+        key=lambda item: (item.path not in engines, item.path.name != "test_training_run.py")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,6 @@ def adapter() -> Path:
 
 
 def _model(name: str) -> Path:
-    from pad_vllm.demo.models import fetch
+    from pad_vllm.catalog.model_downloads import fetch
 
     return fetch(name, quiet=True)

@@ -9,8 +9,8 @@ import tiny
 import torch
 
 from pad_vllm.adapter.adapter import Adapter
-from pad_vllm.adapter.backbone import Backbone
-from pad_vllm.adapter.folder import load_adapter, save_adapter
+from pad_vllm.adapter.adapter_folder import load_adapter, save_adapter
+from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.adapter.manifest import FORMAT_VERSION, AdapterConfig
 from pad_vllm.adapter.peft_lora import LoRA
 from pad_vllm.persrm import PersRM

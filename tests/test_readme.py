@@ -14,14 +14,14 @@ import typer
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from pad_vllm.adapter.families import FAMILIES
+from pad_vllm.adapter.backbone.model_families import FAMILIES
 from pad_vllm.cli.app import app
 from pad_vllm.config import PADConfig
-from pad_vllm.evaluation.scorers import SCORERS
+from pad_vllm.evaluation.lexical_scorers import SCORERS
 from pad_vllm.params import KEYS
-from pad_vllm.serving.command import serve_argv
-from pad_vllm.training.data.sources import Spec
-from pad_vllm.vllm_api.versions import ACCEPTED, TESTED
+from pad_vllm.serving.launch.serve_arguments import serve_argv
+from pad_vllm.training.data.data_sources import Spec
+from pad_vllm.vllm_api.vllm_versions import ACCEPTED, TESTED
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 

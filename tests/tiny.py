@@ -191,10 +191,10 @@ def write_adapter(
     """
     from transformers import AutoConfig
 
-    from pad_vllm.adapter.backbone import Backbone
-    from pad_vllm.adapter.folder import save_adapter
+    from pad_vllm.adapter.adapter_folder import save_adapter
+    from pad_vllm.adapter.backbone.backbone import Backbone
     from pad_vllm.adapter.random import random_adapter
-    from pad_vllm.adapter.shapes import module_shapes
+    from pad_vllm.adapter.shape_checks import module_shapes
 
     backbone = Backbone.from_checkpoint(checkpoint)
     heads_only = fork_layer == backbone.num_layers

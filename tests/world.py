@@ -9,7 +9,7 @@ import torch
 
 
 class World:
-    """A stand-in for vllm_api/ranks.py; `run` calls a function once a rank."""
+    """A stand-in for vllm_api/parallel_ranks.py; `run` calls a function once a rank."""
 
     def __init__(self, size):
         self.size = size

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pad_vllm.adapter.fields import AdapterError
+from pad_vllm.adapter.json_fields import AdapterError
 from pad_vllm.adapter.manifest import CONFIG_FILE, HEADS_VERSION, AdapterConfig
 from pad_vllm.adapter.peft_lora import LoRA
 

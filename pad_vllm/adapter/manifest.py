@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pad_vllm.adapter.backbone import Backbone
-from pad_vllm.adapter.fields import (
+from pad_vllm.adapter.backbone.backbone import Backbone
+from pad_vllm.adapter.json_fields import (
     AdapterError,
     as_tuple,
     is_number,

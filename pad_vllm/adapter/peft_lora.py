@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pad_vllm.adapter.fields import AdapterError, read_json
-from pad_vllm.adapter.modules import LINEAR_MODULES
+from pad_vllm.adapter.json_fields import AdapterError, read_json
+from pad_vllm.adapter.lora_modules import LINEAR_MODULES
 from pad_vllm.wording import listed, show
 
 LORA_CONFIG_FILE = "adapter_config.json"

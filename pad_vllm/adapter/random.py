@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pad_vllm.adapter.adapter import Adapter
-from pad_vllm.adapter.backbone import Backbone
+from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.adapter.manifest import AdapterConfig, least_version
 from pad_vllm.adapter.peft_lora import NO_LORA, LoRA
 

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from pad_vllm.cli.errors import plain_errors
+from pad_vllm.cli.error_reporting import plain_errors
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 

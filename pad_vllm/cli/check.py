@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pad_vllm.cli.arguments import AdapterName, Base
-from pad_vllm.cli.errors import plain_errors
-from pad_vllm.demo.names import resolve_adapter, resolve_base
+from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
+from pad_vllm.cli.error_reporting import plain_errors
+from pad_vllm.cli.shared_options import AdapterName, Base
 
 
 def check(
@@ -23,7 +23,7 @@ def check(
 ) -> None:
     """Say which engines can serve BASE with ADAPTER on the vLLM that is installed here."""
     with plain_errors():
-        from pad_vllm.serving.check import run, servable
+        from pad_vllm.serving.launch.compatibility_report import run, servable
 
         rows = run(resolve_base(base), resolve_adapter(adapter), backbone)
     table = Table("", "for", "check", "detail")

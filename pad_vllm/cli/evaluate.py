@@ -9,9 +9,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pad_vllm.cli.arguments import Cache, ChatTemplate, template_of
-from pad_vllm.cli.errors import plain_errors
-from pad_vllm.cli.steering import (
+from pad_vllm.catalog.model_downloads import train_cache
+from pad_vllm.catalog.name_resolution import resolve_adapter
+from pad_vllm.cli.error_reporting import plain_errors
+from pad_vllm.cli.shared_options import Cache, ChatTemplate, template_of
+from pad_vllm.cli.steer import (
     DEFAULT_TEMPERATURES,
     Beside,
     BesideBetas,
@@ -29,8 +31,6 @@ from pad_vllm.cli.steering import (
     Told,
     steer,
 )
-from pad_vllm.demo.models import train_cache
-from pad_vllm.demo.names import resolve_adapter
 
 
 def evaluate(
@@ -97,7 +97,7 @@ def evaluate(
                 card=card,
             )
             return
-        from pad_vllm.training.report.reevaluate import reevaluate
+        from pad_vllm.training.report.evaluate_adapter import reevaluate
 
         kept = cache or train_cache()
         rows = reevaluate(folder, base, data, kept, unseen or [], choices, template)

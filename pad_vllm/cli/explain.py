@@ -11,12 +11,12 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from pad_vllm.cli.arguments import drawing_dtype
-from pad_vllm.cli.errors import plain_errors
-from pad_vllm.demo.names import resolve_adapter
+from pad_vllm.catalog.name_resolution import resolve_adapter
+from pad_vllm.cli.error_reporting import plain_errors
+from pad_vllm.cli.shared_options import drawing_dtype
 
 if TYPE_CHECKING:
-    from pad_vllm.outcome import Earned
+    from pad_vllm.guidance_outcome import Earned
 
 _FULL = 2.0  # logits: a reward of that size has the full colour
 _BEFORE = 5  # tokens shown before a change
@@ -43,8 +43,8 @@ def explain(
     own first choice there.
     """
     with plain_errors():
-        from pad_vllm.steering.explanation import Question
-        from pad_vllm.steering.explanation import explain as explained
+        from pad_vllm.steering.token_explanation import Question
+        from pad_vllm.steering.token_explanation import explain as explained
 
         dtype, folder = drawing_dtype(), resolve_adapter(adapter)
         read = explained(Question(folder, base, prompt, weights, beta, answer, tokens, dtype))

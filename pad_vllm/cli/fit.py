@@ -13,10 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from pad_vllm.adapter.manifest import read_config
-from pad_vllm.cli.arguments import AdapterName, Base, ChatTemplate, template_of
-from pad_vllm.cli.errors import plain_errors, require
-from pad_vllm.demo.names import resolve_adapter, resolve_base
-from pad_vllm.training.choices import (
+from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
+from pad_vllm.cli.error_reporting import plain_errors, require
+from pad_vllm.cli.shared_options import AdapterName, Base, ChatTemplate, template_of
+from pad_vllm.training.user_choices import (
     FORM,
     GUIDED,
     as_json,
@@ -28,7 +28,7 @@ from pad_vllm.training.choices import (
 
 if TYPE_CHECKING:
     from pad_vllm.persrm import PersRM
-    from pad_vllm.training.fit import Fit
+    from pad_vllm.training.fit_weights import Fit
 
 
 _LITTLE = (
@@ -75,11 +75,11 @@ def _opened(base: str, folder: str, template: str | None) -> tuple[PersRM, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from pad_vllm.adapter.backbone import Backbone, require_backbone
-    from pad_vllm.adapter.fingerprint import local_checkpoint
-    from pad_vllm.adapter.folder import load_adapter
+    from pad_vllm.adapter.adapter_folder import load_adapter
+    from pad_vllm.adapter.backbone.backbone import Backbone, require_backbone
+    from pad_vllm.adapter.backbone.weight_fingerprint import local_checkpoint
     from pad_vllm.persrm import PersRM
-    from pad_vllm.text.chat import chat_tokenizer
+    from pad_vllm.text.chat_template import chat_tokenizer
 
     adapter = load_adapter(folder)
     tokenizer = chat_tokenizer(base, base, template or adapter.config.chat_template)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pad_vllm.cli.errors import plain_errors
+from pad_vllm.cli.error_reporting import plain_errors
 
 if TYPE_CHECKING:
-    from pad_vllm.adapter.merge import Part
+    from pad_vllm.adapter.combine_adapters import Part
 
 
 def merge(
@@ -33,9 +33,9 @@ def merge(
 ) -> None:
     """Put dimensions that were trained apart into one adapter."""
     with plain_errors():
-        from pad_vllm.adapter.folder import save_adapter
-        from pad_vllm.adapter.merge import merge as merged
-        from pad_vllm.training.report.card import card
+        from pad_vllm.adapter.adapter_folder import save_adapter
+        from pad_vllm.adapter.combine_adapters import merge as merged
+        from pad_vllm.training.report.model_card import card
 
         adapter = merged([_part(text) for text in adapters], beta=beta, min_p=min_p)
         save_adapter(adapter, out, card(adapter.config, None))
@@ -43,9 +43,9 @@ def merge(
 
 
 def _part(text: str) -> Part:
-    from pad_vllm.adapter.folder import load_adapter
-    from pad_vllm.adapter.merge import Part
-    from pad_vllm.demo.names import resolve_adapter
+    from pad_vllm.adapter.adapter_folder import load_adapter
+    from pad_vllm.adapter.combine_adapters import Part
+    from pad_vllm.catalog.name_resolution import resolve_adapter
 
     folder, colon, names = text.rpartition(":")
     if not colon or Path(text).is_dir():

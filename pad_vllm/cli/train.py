@@ -13,7 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from pad_vllm.cli.arguments import (
+from pad_vllm.catalog.model_downloads import train_cache
+from pad_vllm.cli.error_reporting import plain_errors, require
+from pad_vllm.cli.shared_options import (
     Base,
     Cache,
     ChatTemplate,
@@ -22,8 +24,7 @@ from pad_vllm.cli.arguments import (
     typed,
     with_options,
 )
-from pad_vllm.cli.errors import plain_errors, require
-from pad_vllm.cli.teachers import (
+from pad_vllm.cli.teacher_options import (
     TAUGHT_RECIPE,
     TEACHERS,
     Answers,
@@ -35,7 +36,6 @@ from pad_vllm.cli.teachers import (
     defaults,
     teacher_of,
 )
-from pad_vllm.demo.models import train_cache
 from pad_vllm.training.settings import Recipe, Settings
 
 _DEFAULT, _RECIPE = Settings("", (), ""), Recipe()
@@ -119,9 +119,9 @@ def _train(
     settings: Settings, cache: Path, workers: int, address: str | None, *, restart: bool
 ) -> None:
     require("peft")
-    from pad_vllm.training.distributed import launch
-    from pad_vllm.training.run import work_folder
-    from pad_vllm.training.teachers import run_of
+    from pad_vllm.training.ray_training import launch
+    from pad_vllm.training.training_methods import run_of
+    from pad_vllm.training.training_run import work_folder
 
     command = typed()
     if restart:

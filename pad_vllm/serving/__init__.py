@@ -1,1 +1,1 @@
-"""What puts PAD together inside vLLM: admission, loading, the logits processor, `vllm serve`."""
+"""PAD inside vLLM, a folder for each process: start-up checks, front end, worker, and launch."""

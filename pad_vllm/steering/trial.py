@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from functools import partial
 
 from pad_vllm.adapter.manifest import read_config
-from pad_vllm.evaluation.measures import perplexity, repeated_ngrams
-from pad_vllm.steering.answers import Answer, Batch, Decoding, answers, losses
-from pad_vllm.steering.conditions import Condition, guided, unguided
+from pad_vllm.evaluation.text_measures import perplexity, repeated_ngrams
+from pad_vllm.steering.comparison_conditions import Condition, guided, unguided
+from pad_vllm.steering.guided_answers import Answer, Batch, Decoding, answers, losses
 
 QUESTIONS = (
     "How do I make a good cup of tea?",

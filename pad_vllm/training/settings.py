@@ -78,7 +78,9 @@ class Teacher:
     """What teaches in the place of scores: the base itself, told a sentence (training/taught)."""
 
     sentences: dict[str, str]  # dimension -> what the base is told
-    prompts: str = ""  # file of sampling/sample.py's read_prompts; empty for those that ship
+    prompts: str = (
+        ""  # file of sampling/sample_responses.py's read_prompts; empty for those that ship
+    )
     opposites: dict[str, str] = dataclasses.field(default_factory=dict)
     answers: Annotated[
         int, _whole(1, "Prompts that are answered; of the others the first token is taught.")
@@ -106,7 +108,7 @@ class Settings:
     """What to train on what, and where it goes."""
 
     base: str  # checkpoint folder or hub name of the backbone
-    data: tuple[str, ...]  # specs of training/data/sources.py
+    data: tuple[str, ...]  # specs of training/data/data_sources.py
     out: str  # the adapter's folder
     name: Annotated[str | None, _said("BASE's name in the model card.")] = None
     dimensions: tuple[str, ...] = ()  # of the data's; () is all of them

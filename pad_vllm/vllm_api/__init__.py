@@ -1,1 +1,1 @@
-"""vLLM's versions, names and the internals that PAD uses; imports nothing of PAD's other folders."""
+"""What PAD knows of vLLM: versions, names and internals. Imports nothing of PAD's other folders."""

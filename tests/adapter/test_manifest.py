@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from pad_vllm.adapter.backbone import Backbone
-from pad_vllm.adapter.fields import AdapterError
-from pad_vllm.adapter.landmarks import COUNT
+from pad_vllm.adapter.backbone.backbone import Backbone
+from pad_vllm.adapter.backbone.embedding_sample import COUNT
+from pad_vllm.adapter.json_fields import AdapterError
 from pad_vllm.adapter.manifest import AdapterConfig, read_config
 
 MARK = "sha256:" + "0" * 64

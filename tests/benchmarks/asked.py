@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import tiny
 
-from pad_vllm.adapter.folder import load_adapter, save_adapter
-from pad_vllm.steering import judges
-from pad_vllm.steering.answers import Answer
+from pad_vllm.adapter.adapter_folder import load_adapter, save_adapter
+from pad_vllm.steering import dimension_judges
+from pad_vllm.steering.guided_answers import Answer
 
 SENTENCES = {"warm": "be warm", "dry": "be dry", "calm": "be calm"}
 
@@ -65,7 +65,7 @@ def made(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes) -> Asked:
     (folder / "j.txt").write_text("".join(f"other {i}\n" for i in range(8)))
     found = Asked(base, folder / "taught", folder)
     monkeypatch.setattr(kept, "answers", found.draw)
-    for module in (judges, jury):
+    for module in (dimension_judges, jury):
         monkeypatch.setattr(module, "embed", embed)
     return found
 

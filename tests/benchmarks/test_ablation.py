@@ -7,7 +7,7 @@ import jury
 import pytest
 import torch
 
-from pad_vllm.adapter.folder import load_adapter
+from pad_vllm.adapter.adapter_folder import load_adapter
 
 
 def test_variants_are_the_adapters_own_parts_and_random_ones(asked):

@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from pad_vllm.adapter.backbone import Backbone
+from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.adapter.manifest import read_config
 
 

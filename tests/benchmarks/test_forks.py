@@ -7,7 +7,7 @@ import json
 import forks
 import pytest
 
-from pad_vllm.adapter.backbone import Backbone
+from pad_vllm.adapter.backbone.backbone import Backbone
 
 
 def test_ratios_are_of_the_same_round():

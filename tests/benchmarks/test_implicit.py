@@ -13,7 +13,7 @@ import torch
 import users
 from asked import embed
 
-from pad_vllm.steering.answers import Answer
+from pad_vllm.steering.guided_answers import Answer
 
 CHAT = '[{"role": "user", "content": "%s"}]'
 

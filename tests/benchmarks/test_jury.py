@@ -9,10 +9,10 @@ import kept
 import pytest
 import tiny
 
-from pad_vllm.adapter.folder import load_adapter
-from pad_vllm.steering.answers import Answer, Batch, Decoding
-from pad_vllm.steering.conditions import Condition, unguided
-from pad_vllm.steering.judges import Judges
+from pad_vllm.adapter.adapter_folder import load_adapter
+from pad_vllm.steering.comparison_conditions import Condition, unguided
+from pad_vllm.steering.dimension_judges import Judges
+from pad_vllm.steering.guided_answers import Answer, Batch, Decoding
 
 
 def test_a_scorer_does_not_judge_what_its_own_scores_taught(asked):

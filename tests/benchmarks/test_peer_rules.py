@@ -11,11 +11,11 @@ import tiny
 import torch
 
 from pad_vllm import guidance
-from pad_vllm.steering import conditions
-from pad_vllm.steering.answers import Answer
+from pad_vllm.steering import comparison_conditions
+from pad_vllm.steering.guided_answers import Answer
 
 PROMPTS = ['[{"role": "user", "content": "one"}]', '[{"role": "user", "content": "a longer one"}]']
-PLAIN = conditions.unguided()
+PLAIN = comparison_conditions.unguided()
 
 
 @pytest.fixture(scope="module")

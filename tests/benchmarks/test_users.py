@@ -9,8 +9,8 @@ import tiny
 import torch
 import users
 
-from pad_vllm.steering.answers import Answer
-from pad_vllm.text.preference import with_wish
+from pad_vllm.steering.guided_answers import Answer
+from pad_vllm.text.preference_text import with_wish
 
 DIMENSIONS = ("a", "b", "c")
 

@@ -7,9 +7,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from pad_vllm.catalog.name_resolution import DEMO_ADAPTER
 from pad_vllm.cli import app as cli
-from pad_vllm.demo.names import DEMO_ADAPTER
-from pad_vllm.training.choices import read_choices
+from pad_vllm.training.user_choices import read_choices
 
 
 def sample(number):

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
+from pad_vllm.catalog.model_downloads import MODELS, ModelError
 from pad_vllm.cli import app as cli
 from pad_vllm.cli import models, serve
-from pad_vllm.demo.models import MODELS, ModelError
 from pad_vllm.version import __version__
 
 
@@ -50,7 +50,7 @@ def check_returning(monkeypatch, *rows, engines=()):
     fake = SimpleNamespace(
         run=lambda *given: seen.append(given) or list(rows), servable=lambda _: list(engines)
     )
-    monkeypatch.setitem(sys.modules, "pad_vllm.serving.check", fake)
+    monkeypatch.setitem(sys.modules, "pad_vllm.serving.launch.compatibility_report", fake)
     return seen
 
 
@@ -110,7 +110,7 @@ def test_serve_hands_every_unknown_flag_to_vllm(run, launched, adapter):
     assert result.exit_code == 0, result.output
     [(program, argv)] = launched
     assert program == sys.executable
-    assert argv[1:5] == ["-m", "pad_vllm.serving.launch", "serve", "org/base"]
+    assert argv[1:5] == ["-m", "pad_vllm.serving.launch.vllm_program", "serve", "org/base"]
     assert argv[-7:] == [*extra, "--api-key=x"]
 
 

@@ -6,7 +6,7 @@ import tiny
 import torch
 from typer.testing import CliRunner
 
-from pad_vllm.adapter.folder import load_adapter
+from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.cli.app import app
 
 

@@ -27,7 +27,7 @@ def main(given: str, made: str) -> None:
     async_on_cpu.enable()
     from vllm import LLM
 
-    from pad_vllm.engines import declined
+    from pad_vllm.engines import failure_log
 
     job = json.loads(Path(given).read_text("utf-8"))
     llm = LLM(**job["llm"], disable_log_stats=False)
@@ -42,7 +42,7 @@ def main(given: str, made: str) -> None:
         one.value for one in llm.get_metrics() if one.name == "vllm:num_preemptions"
     )
     rewards = runner.get_model().pad_rewards
-    result["declined"] = dict(declined.of(engine.vllm_config.instance_id, print).counts)
+    result["declined"] = dict(failure_log.of(engine.vllm_config.instance_id, print).counts)
     if hasattr(rewards, "scores"):
         result["counts"] = dict(vars(rewards.scores.counts))
         rewards.scores([])

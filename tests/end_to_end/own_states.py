@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pad_vllm import guidance
 from pad_vllm.adapter.adapter import Adapter
-from pad_vllm.adapter.folder import load_adapter
+from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.params import Guidance, Limits, parse
-from pad_vllm.serving.adapters import limits_of
+from pad_vllm.serving.start.served_adapters import limits_of
 
 REWARD = 1e-3  # rewards are float32
 

@@ -60,10 +60,6 @@ def _import_all() -> None:
     import vllm.v1.engine.llm_engine
     import vllm.v1.worker.cpu_worker  # noqa: F401
 
-    import pad_vllm.serving.connection
-    import pad_vllm.serving.loader
-    import pad_vllm.serving.processor  # noqa: F401
-
     gc.freeze()
 
 
@@ -170,7 +166,7 @@ def _call(llm: Any, method: str | None, arguments: Any) -> str | None:
 
 def _early() -> list[int]:
     """Of every RayScores from here on: how many rows it is asked for early, each time."""
-    from pad_vllm.engines.ray import RayScores
+    from pad_vllm.engines.ray_actors import RayScores
 
     begin, early = RayScores.begin, []
 
@@ -186,9 +182,9 @@ def _rule() -> Any:
     """What guides here: guidance.py, or on a GPU its kernels."""
     import torch
 
-    from pad_vllm.kernels import rule
+    from pad_vllm.kernels import kernel_choice
 
-    return rule.of(torch.device("cuda" if _on_gpu() else "cpu"))
+    return kernel_choice.of(torch.device("cuda" if _on_gpu() else "cpu"))
 
 
 def _on_gpu() -> bool:
@@ -332,8 +328,8 @@ def _recorder(llm: Any, *, on: bool | str) -> Any:
     """Notes the candidates of guided rows: request -> place -> {"ids", "z", "reward"}; with "hidden"
     the hidden states of `shared` too, under HIDDEN. A place that is decided again counts as the last time.
     """
-    from pad_vllm.engines.shared.reward import SharedRewards
-    from pad_vllm.serving.processor import PADLogitsProcessor
+    from pad_vllm.engines.shared.shared_rewards import SharedRewards
+    from pad_vllm.serving.worker.logits_processor import PADLogitsProcessor
 
     steps: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     if not on:

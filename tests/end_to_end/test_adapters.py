@@ -8,10 +8,10 @@ import torch
 from cases import greedy, tokens
 from harness import V2_ENV, engines, pad
 
-from pad_vllm.adapter.folder import load_adapter
+from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.persrm import PersRM
-from pad_vllm.steering import explanation
-from pad_vllm.text.chat import chat_tokenizer
+from pad_vllm.steering import token_explanation
+from pad_vllm.text.chat_template import chat_tokenizer
 
 pytestmark = pytest.mark.engine
 
@@ -84,7 +84,7 @@ def test_what_tokens_earned_is_what_the_twin_pays(runs, made, name):
         weights = dict(one.split("=") for one in given.split(","))
         w = torch.tensor([float(weights.get(one, 0)) for one in model.dimensions])
         prompt, said = output["prompt_token_ids"], output["token_ids"]
-        twin = explanation.tokens(model, tokenizer, prompt, said, w, adapter.config.top_k)
+        twin = token_explanation.tokens(model, tokenizer, prompt, said, w, adapter.config.top_k)
         (told,) = output["pad"]["explained"]
         for one, other in zip(told, twin, strict=True):
             assert one == {**other, "reward": pytest.approx(other["reward"], abs=1e-3)}

@@ -8,8 +8,8 @@ from harness import engines, pad
 from slow import Slow
 from tiny_tokenizers import bytewise, sentencepiece
 
-from pad_vllm.adapter.folder import load_adapter
-from pad_vllm.text.tokens import Reader
+from pad_vllm.adapter.adapter_folder import load_adapter
+from pad_vllm.text.token_alignment import Reader
 
 pytestmark = pytest.mark.engine
 

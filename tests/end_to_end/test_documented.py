@@ -52,7 +52,7 @@ def test_vllm_serve_with_its_flags_answers_the_clients_snippet(names, tmp_path, 
     for name, value in names.items():
         line = line.replace(name, value)
     port = free_port()
-    command = [sys.executable, "-m", "pad_vllm.serving.launch", *shlex.split(line)[1:]]
+    command = [sys.executable, "-m", "pad_vllm.serving.launch.vllm_program", *shlex.split(line)[1:]]
     command += ["--port", port, "--served-model-name", "smollm2-135m", "--enforce-eager"]
     with serving(command, tmp_path / "log", port) as url:
         exec(snippet("OpenAI(").replace("http://localhost:8000", url), {})

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from pad_vllm import guidance
-from pad_vllm.adapter.folder import load_adapter
+from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.params import parse
 from pad_vllm.persrm import PersRM
-from pad_vllm.serving.adapters import limits_of
+from pad_vllm.serving.start.served_adapters import limits_of
 
 TIE = 1e-4
 BATCH = 10  # sequences read at once

@@ -10,7 +10,7 @@ pytest.importorskip("vllm")
 
 from vllm.model_executor.layers.fusion.quant_activation import get_input_quant_key
 
-from pad_vllm.engines import lora
+from pad_vllm.engines import reward_lora
 
 IN, OUT, T = 8, 6, 3
 
@@ -28,7 +28,7 @@ class Packed(nn.Module):
 
 def forked(layer):
     A, B = torch.randn(2, IN), torch.randn(OUT, 2)
-    lora.add(layer, A, B, torch.float32, torch.device("cpu"))
+    reward_lora.add(layer, A, B, torch.float32, torch.device("cpu"))
     return layer, A, B
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pad_vllm import guidance
-from pad_vllm.kernels import fused, rule
+from pad_vllm.kernels import kernel_choice, triton_kernels
 
 NEG_INF = float("-inf")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -33,7 +33,9 @@ def test_candidates_come_in_the_same_order(vocabulary, k):
     logits[1], logits[2, 3], logits[3, 2], logits[4, 0] = NEG_INF, math.nan, math.inf, -0.0
     rows = torch.tensor([0, 1, 2, 3, 4])
     for ours, theirs in zip(
-        fused.candidates(logits, rows, k), guidance.candidates(logits, rows, k), strict=True
+        triton_kernels.candidates(logits, rows, k),
+        guidance.candidates(logits, rows, k),
+        strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
@@ -44,7 +46,9 @@ def test_rewards_are_the_same_dot_products(dtype):
     e = torch.randn(50, 1500, generator=source).to(dtype)
     d_w, ids = torch.randn(4, 1500, generator=source), torch.randint(50, (4, 7), generator=source)
     expected = guidance.token_rewards(d_w, ids, e)
-    torch.testing.assert_close(fused.token_rewards(d_w, ids, e), expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        triton_kernels.token_rewards(d_w, ids, e), expected, rtol=1e-4, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -67,8 +71,8 @@ def test_guards_find_the_same(seed):
     assert torch.equal(some.texts(), tokens)
     for share, text in ((min_p, said), (None, said), (min_p, None), (min_p, some)):
         given = share, ends, text, n, int(n.max())
-        assert torch.equal(fused.unpaid(z, ids, *given), guidance.unpaid(z, ids, *given))
-    assert fused.unpaid(z, ids, None, ends, None, n, 0) is None
+        assert torch.equal(triton_kernels.unpaid(z, ids, *given), guidance.unpaid(z, ids, *given))
+    assert triton_kernels.unpaid(z, ids, None, ends, None, n, 0) is None
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -90,7 +94,7 @@ def test_rows_are_written_alike(seed):
     unpaid = torch.rand(z.shape, generator=source) < 0.4 if seed % 4 else None
     spared = torch.tensor([False, False, True, False, False]) if seed % 5 == 0 else None
     ours, theirs = logits.clone(), logits.clone()
-    found = fused.guide(ours, rows, z, ids, reward, beta, top_k, unpaid, spared)
+    found = triton_kernels.guide(ours, rows, z, ids, reward, beta, top_k, unpaid, spared)
     known = guidance.guide(theirs, rows, z, ids, reward, beta, top_k, unpaid, spared)
     assert torch.equal(found.left, known.left)
     assert torch.equal(found.changed, known.changed)
@@ -99,6 +103,6 @@ def test_rows_are_written_alike(seed):
 
 
 def test_the_look_at_start_up_finds_them_alike_and_sees_a_difference(monkeypatch):
-    assert rule.agree(fused, DEVICE)
-    monkeypatch.setattr(fused, "token_rewards", lambda *a: -guidance.token_rewards(*a))
-    assert not rule.agree(fused, DEVICE)
+    assert kernel_choice.agree(triton_kernels, DEVICE)
+    monkeypatch.setattr(triton_kernels, "token_rewards", lambda *a: -guidance.token_rewards(*a))
+    assert not kernel_choice.agree(triton_kernels, DEVICE)

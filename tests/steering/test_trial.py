@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from pad_vllm.steering import trial
-from pad_vllm.steering.answers import Answer
+from pad_vllm.steering.guided_answers import Answer
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from pad_vllm.training.data.record import Record
+from pad_vllm.training.data.preference_record import Record
 
 T = TypeVar("T")
 

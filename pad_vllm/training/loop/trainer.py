@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pad_vllm.training.loop import checkpoint
+from pad_vllm.training.loop import training_checkpoint
 from pad_vllm.training.settings import Recipe
 
 HistoryRow = dict[str, Any]
@@ -165,7 +165,9 @@ class StageRun:
         self.done = self.waited >= self.recipe.patience
         if self.accelerator.is_main_process:
             if better:
-                checkpoint.save_tensors(self.folder / "best.safetensors", self.stage.trained)
+                training_checkpoint.save_tensors(
+                    self.folder / "best.safetensors", self.stage.trained
+                )
             state = {
                 "step": self.step,
                 "best": self.best,
@@ -174,11 +176,11 @@ class StageRun:
                 "history": self.history,
             }
             optimiser = self.optimiser.state_dict()
-            checkpoint.save(self.folder, self.step, self.stage.trained, optimiser, state)
+            training_checkpoint.save(self.folder, self.step, self.stage.trained, optimiser, state)
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:
-        newest = checkpoint.latest(self.folder)
+        newest = training_checkpoint.latest(self.folder)
         if newest is None:
             return
         tensors, optimiser, state = newest

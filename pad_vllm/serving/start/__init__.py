@@ -1,0 +1,1 @@
+"""Before an engine starts: refused configs, settings, adapters, checks of the backbone."""

@@ -1,0 +1,1 @@
+"""In the worker that samples: the model loader, the logits processor and the counts of what it did."""

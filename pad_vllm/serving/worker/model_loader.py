@@ -1,0 +1,213 @@
+"""`--load-format pad`: loads the model with another of vLLM's loaders, then gives it a reward engine.
+
+In: vLLM's config. Out: the model, its engine registered in engines.base. Runs in the worker, before vLLM
+sizes its KV cache: memory that an engine allocates here is subtracted from that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+import pad_vllm
+from pad_vllm.adapter.adapter import Adapter
+from pad_vllm.config import COMPILE_KEY, KEY, PADConfig
+from pad_vllm.engines import failure_log, reward_engine, token_columns
+from pad_vllm.engines.shared.model_fork import fork_model
+from pad_vllm.engines.zero_rewards import Elsewhere
+from pad_vllm.serving.start import config_checks, served_adapters
+from pad_vllm.serving.start.served_adapters import ADD, DROP
+from pad_vllm.serving.worker.outcome_table import told
+from pad_vllm.version import __version__
+from pad_vllm.vllm_api.parallel_ranks import place, samples
+from pad_vllm.vllm_api.patches.attention_record import (
+    AttentionRecord,
+    last_tokens,
+    recorded_attention,
+)
+from pad_vllm.vllm_api.patches.outcome_rpc import METHOD, answer_as, answer_workers
+from pad_vllm.vllm_api.vllm_names import (
+    BaseModelLoader,
+    VllmConfig,
+    get_current_vllm_config,
+    get_model_loader,
+    init_logger,
+    set_current_vllm_config,
+    set_default_torch_dtype,
+)
+
+logger = init_logger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """What the functions in _ENGINES make an engine of."""
+
+    model: Any
+    config: VllmConfig
+    model_config: Any
+    pad: PADConfig
+    adapter: Adapter
+    record: AttentionRecord
+
+
+class PADModelLoader(BaseModelLoader):
+    """Wraps the loader that `{"pad": {"load_format": ...}}` names ("auto" when it names none)."""
+
+    def __init__(self, load_config: Any) -> None:
+        super().__init__(load_config)
+        self._inner = self._loader("auto")
+
+    def _loader(self, load_format: str) -> BaseModelLoader:
+        return get_model_loader(dataclasses.replace(self.load_config, load_format=load_format))
+
+    def download_model(self, model_config: Any) -> None:
+        self._inner.download_model(model_config)
+
+    def load_weights(self, model: nn.Module, model_config: Any) -> None:
+        """Load weights into a model that may be forked already: parameter names are unchanged."""
+        self._inner.load_weights(model, model_config)
+
+    def get_all_weights(
+        self, model_config: Any, model: nn.Module
+    ) -> Iterable[tuple[str, torch.Tensor]]:
+        """A checkpoint's weights, for a reload. Raises ValueError where they are not the adapter's, before
+        the model is touched.
+        """
+        config = get_current_vllm_config()
+        pad = config_checks.settings(config)
+        inner: Any = self._loader(pad.load_format)
+        if not hasattr(inner, "get_all_weights"):
+            raise NotImplementedError(
+                f"Model reloading with `{pad.load_format}` format: vLLM reloads with `auto`"
+            )
+        inner.download_model(model_config)
+        config_checks.check_backbone(config, pad, served_adapters.load(pad))
+        weights: Iterable[tuple[str, torch.Tensor]] = inner.get_all_weights(model_config, model)
+        return weights
+
+    def load_model(
+        self, vllm_config: VllmConfig, model_config: Any, *args: Any, **kwargs: Any
+    ) -> nn.Module:
+        if _is_draft(vllm_config, model_config):
+            return self._inner.load_model(vllm_config, model_config, *args, **kwargs)
+        pad = config_checks.settings(vllm_config)
+        adapter = served_adapters.load(pad)
+        rank, _ = place()
+        if rank or not samples():  # what it has to say the first rank of the last stage says
+            logging.getLogger(pad_vllm.__name__).setLevel(logging.ERROR)
+        # Written before the model is built: the compile cache's key knows neither the load format
+        # nor the adapter, and two forks would share one artefact.
+        key = f"{__version__}:{pad.engine}:{adapter.config.fork_layer}:{adapter.digest}"
+        vllm_config.additional_config[KEY][COMPILE_KEY] = key
+        self._inner = self._loader(pad.load_format)
+        with recorded_attention() as record:
+            model = self._inner.load_model(vllm_config, model_config, *args, **kwargs)
+        # After the weights: before, a hub's model may not have been downloaded.
+        config_checks.check_backbone(vllm_config, pad, adapter)
+        if not samples():
+            _answer_nothing()
+            return model
+        make = _elsewhere if rank and pad.engine != "shared" else _ENGINES[pad.engine]
+        engine = make(Loaded(model, vllm_config, model_config, pad, adapter, record))
+        reward_engine.start(vllm_config.instance_id, engine)
+        answer_workers(told)
+        return model
+
+
+def _answer_nothing() -> None:
+    """What a stage of pipeline parallelism below the last has to say: it has no lm_head, samples nothing and
+    guides nobody.
+    """
+    for method in (METHOD, ADD, DROP):
+        answer_as(method, lambda *_: None)
+
+
+def _is_draft(config: VllmConfig, model_config: Any) -> bool:
+    """Whether this is a draft model, which vLLM hands to its target's loader. It drafts what it would say
+    unguided. Without such a model the config of drafts names the target as its own.
+    """
+    speculative = config.speculative_config
+    return (
+        speculative is not None
+        and speculative.draft_model_config is model_config
+        and speculative.target_model_config is not model_config
+    )
+
+
+_CPU_LORA = (
+    "PAD: on CPUs vLLM 0.32 gives requests without a LoRA the one in the last of its slots, while a request "
+    "with a LoRA is in the batch (vllm-project/vllm, pull request 48421; not so from 0.33 on). Keep a slot "
+    "free: --max-loras above the number of LoRAs that are served."
+)
+
+
+def _shared(loaded: Loaded) -> reward_engine.RewardEngine:
+    adapter = loaded.adapter
+    device = next(loaded.model.parameters()).device
+    if loaded.config.lora_config is not None and device.type == "cpu":
+        logger.warning(_CPU_LORA)
+    with (
+        set_current_vllm_config(loaded.config),
+        set_default_torch_dtype(loaded.model_config.dtype),
+        device,
+    ):
+        rewards = fork_model(loaded.model, adapter, loaded.record)
+    backbone = adapter.config.backbone
+    logger.info(
+        "PAD: forked %d of %d layers, dimensions %s",
+        backbone.num_layers - adapter.config.fork_layer,
+        backbone.num_layers,
+        ", ".join(adapter.config.dimensions),
+    )
+    return rewards
+
+
+def _resident(loaded: Loaded) -> reward_engine.RewardEngine:
+    from pad_vllm.engines.resident_engine import ResidentRewards
+    from pad_vllm.engines.reward_model.scorer_loader import make_scorer
+
+    pad = loaded.pad
+    device = torch.device(pad.device) if pad.device else next(loaded.model.parameters()).device
+    count = failure_log.of(loaded.config.instance_id, logger.warning)
+    scorer = make_scorer(pad, loaded.adapter, count, dtype=loaded.model_config.dtype, device=device)
+    reader = config_checks.reader(loaded.config, pad)
+    rewards = ResidentRewards(reader, scorer, count)
+    token_columns.carry(loaded.model, rewards)
+    # The model owns its engine: engines.base holds it weakly.
+    loaded.model.pad_rewards = rewards
+    logger.info("PAD: a reward model of its own beside the base, %s", pad.adapter)
+    return rewards
+
+
+def _ray(loaded: Loaded) -> reward_engine.RewardEngine:
+    from pad_vllm.engines.ray_actors import RayScores
+    from pad_vllm.engines.resident_engine import ResidentRewards
+
+    pad = loaded.pad
+    digest, dtype = loaded.adapter.digest, loaded.model_config.dtype
+    count = failure_log.of(loaded.config.instance_id, logger.warning)
+    scores = RayScores(pad, digest, dtype, count)
+    reader = config_checks.reader(loaded.config, pad)
+    rewards = ResidentRewards(reader, scores, count, early=scores.begin, last_tokens=last_tokens)
+    token_columns.carry(loaded.model, rewards, rewards.begin)
+    loaded.model.pad_rewards = rewards
+    logger.info("PAD: %d reward models in Ray actors, %s", pad.ray_actors, pad.adapter)
+    return rewards
+
+
+def _elsewhere(loaded: Loaded) -> reward_engine.RewardEngine:
+    loaded.model.pad_rewards = Elsewhere()
+    return loaded.model.pad_rewards
+
+
+_ENGINES: dict[str, Callable[[Loaded], reward_engine.RewardEngine]] = {
+    "shared": _shared,
+    "resident": _resident,
+    "ray": _ray,
+}

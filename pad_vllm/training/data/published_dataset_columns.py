@@ -1,0 +1,175 @@
+"""What each published preference data set calls its columns: the table `SOURCES`.
+
+In: one row as its file has it. Out: a `Draft`, or ValueError or KeyError that says what is malformed.
+Knows nothing of files, or of how rows become records.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from pad_vllm.training.data.preference_record import Message, Record, Response
+from pad_vllm.wording import listed, show
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One row's content, before rows of one prompt are joined and duplicates dropped."""
+
+    prompt: tuple[Message, ...]
+    responses: list[Response]
+    scorers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set is published, and how one of its rows is read."""
+
+    parse: Callable[[dict[str, Any], tuple[str, ...]], Draft]
+    """A row and the dimensions' names -> its draft; ValueError for a malformed row."""
+
+    dimensions: tuple[str, ...]
+    hub: str | None = None
+    """None: a spec needs a path."""
+
+    data_dirs: Mapping[str, str] = field(default_factory=dict)
+    """First dimension -> the folder of the hub's repository that holds its rows."""
+
+    split: str = "train"
+    most_names: int = 0
+    """How many dimensions a spec may name; 0 where the data names them."""
+
+    join: Literal["no", "next", "all"] = "no"
+    """Which rows with the same prompt are one record: none, those next to each other, or all."""
+
+
+def _text(row: dict[str, Any], column: str) -> str:
+    if not isinstance(row[column], str) or not row[column].strip():
+        raise ValueError(f"{column} is {show(row[column])}; text is needed")
+    return str(row[column])
+
+
+def _turns(text: str, marker: str) -> tuple[Message, ...]:
+    """The turns of a flattened conversation. marker: a regular expression whose group is the role."""
+    before, *parts = re.split(marker, text)
+    roles = ["assistant" if role == "Assistant" else "user" for role in parts[::2]]
+    wanted = [("user", "assistant")[place % 2] for place in range(len(roles))]
+    if before.strip() or not roles or roles != wanted:
+        raise ValueError(f"the turns must alternate and begin with the user's, not be {show(text)}")
+    turns = zip(wanted, parts[1::2], strict=True)
+    return tuple(Message(role=role, content=content.strip()) for role, content in turns)  # type: ignore[arg-type]
+
+
+def _pair(chosen: str, rejected: str, dimension: str) -> list[Response]:
+    return [
+        Response(text=chosen, scores={dimension: 1.0}),
+        Response(text=rejected, scores={dimension: 0.0}),
+    ]
+
+
+def _without_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_null(inner) for key, inner in value.items() if inner is not None}
+    return [_without_null(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _helpsteer2(row: dict[str, Any], dimensions: tuple[str, ...]) -> Draft:
+    """nvidia/HelpSteer2: a response a row, scored 0 to 4; later turns of a prompt follow markers."""
+    text = "<extra_id_1>User\n" + _text(row, "prompt")
+    scores = {name: row[name] for name in dimensions}
+    prompt = _turns(text, r"\s*<extra_id_1>(User|Assistant)\n")
+    return Draft(prompt, [Response(text=_text(row, "response"), scores=scores)])
+
+
+def _ric(row: dict[str, Any], dimensions: tuple[str, ...]) -> Draft:
+    r"""Rewards-in-Context (arXiv 2402.10207): a response a row, scored by reward models.
+
+    RiC publishes the script, not its output. Read are the columns that ric/prepare_dataset_with_rewards.py
+    saves: prompt ("\n\nHuman: ... \n\nAssistant:", or plain text), response, and score1, score2, ... in the
+    order of its --reward_names, which the spec names; or columns that carry the dimensions' own names.
+    """
+    text = _text(row, "prompt")
+    prompt = _turns(text, _HH) if re.match(_HH, text) else _turns(f"\n\nHuman: {text}", _HH)
+    if prompt[-1] == Message(role="assistant", content=""):  # the cue for the response
+        prompt = prompt[:-1]
+    values = {
+        name: row[name] if name in row else row.get(f"score{number}")
+        for number, name in enumerate(dimensions, start=1)
+    }
+    scores = {name: value for name, value in values.items() if value is not None}
+    if not scores:
+        raise ValueError(f"no score; columns {listed(dimensions)} or score1, ... are accepted")
+    return Draft(prompt, [Response(text=_text(row, "response"), scores=scores)])
+
+
+def _saferlhf(row: dict[str, Any], dimensions: tuple[str, ...]) -> Draft:
+    """PKU-Alignment/PKU-SafeRLHF: two responses a row, and which is better, which is safer."""
+    winners = {name: row[f"{name}_response_id"] for name in dimensions}
+    for name, winner in winners.items():
+        if winner not in (0, 1):
+            raise ValueError(f"{name}_response_id is {show(winner)}; 0 and 1 are accepted")
+    responses = [
+        Response(
+            text=_text(row, f"response_{place}"),
+            scores={name: float(winner == place) for name, winner in winners.items()},
+        )
+        for place in (0, 1)
+    ]
+    return Draft((Message(role="user", content=_text(row, "prompt")),), responses)
+
+
+_HH = r"\n\n(Human|Assistant):"
+
+
+def _hh_rlhf(row: dict[str, Any], dimensions: tuple[str, ...]) -> Draft:
+    """Anthropic/hh-rlhf: two conversations a row that part at the last Assistant turn."""
+    chosen, rejected = (_turns(_text(row, name), _HH) for name in ("chosen", "rejected"))
+    if chosen[:-1] != rejected[:-1] or {chosen[-1].role, rejected[-1].role} != {"assistant"}:
+        raise ValueError("chosen and rejected must be the same up to their last Assistant turn")
+    return Draft(chosen[:-1], _pair(chosen[-1].content, rejected[-1].content, dimensions[0]))
+
+
+class _Pair(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: Any
+    chosen: str
+    rejected: str
+    dimension: str | None = None
+
+
+def _own(row: dict[str, Any], dimensions: tuple[str, ...]) -> Draft:
+    """A Record, or {"prompt", "chosen", "rejected", "dimension"}. null is the same as left out."""
+    known = _without_null(row)
+    if "responses" not in known:
+        pair = _Pair.model_validate(known)
+        responses = _pair(pair.chosen, pair.rejected, pair.dimension or dimensions[0])
+        known = {"prompt": pair.prompt, "responses": responses}
+    record = Record.model_validate(known)
+    return Draft(tuple(record.prompt), record.responses, record.scorers)
+
+
+SOURCES = {
+    "helpsteer2": Source(
+        _helpsteer2,
+        ("helpfulness", "correctness", "coherence", "complexity", "verbosity"),
+        "nvidia/HelpSteer2",
+        join="next",
+    ),
+    # RiC saves all chosen responses first, then all rejected ones.
+    "ric": Source(_ric, ("harmless", "helpful", "humor"), most_names=8, join="all"),
+    "saferlhf": Source(_saferlhf, ("better", "safer"), "PKU-Alignment/PKU-SafeRLHF"),
+    "hh-rlhf": Source(
+        _hh_rlhf,
+        ("harmless",),
+        "Anthropic/hh-rlhf",
+        data_dirs={"harmless": "harmless-base", "helpful": "helpful-base"},
+        most_names=1,
+    ),
+    "jsonl": Source(_own, ("preferred",), most_names=1),
+}

@@ -1,0 +1,112 @@
+"""The frozen base and the PersRM on it, as training runs them; and the trained tensors as an adapter.
+
+In: a checkpoint's folder and Settings. Out: a PersRM; an Adapter. Knows no data and no loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pad_vllm.adapter.adapter import Adapter
+from pad_vllm.adapter.adapter_folder import save_adapter
+from pad_vllm.adapter.backbone.backbone import Backbone
+from pad_vllm.adapter.manifest import AdapterConfig, least_version
+from pad_vllm.adapter.peft_lora import NO_LORA, LoRA
+from pad_vllm.persrm import PersRM
+from pad_vllm.training.settings import Settings
+
+
+def load_backbone(folder: Path, dtype: str) -> Any:
+    """The base as training runs it. dtype: float32 or bfloat16."""
+    from transformers import AutoModelForCausalLM
+
+    # On a CPU the backward pass of SDPA takes three times as long as that of eager attention.
+    attention = "sdpa" if torch.cuda.is_available() else "eager"
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype), attn_implementation=attention
+    )
+
+
+def untrained_persrm(backbone: Any, dimensions: tuple[str, ...], settings: Settings) -> PersRM:
+    """A PersRM with the settings' sizes, its LoRA and heads untrained."""
+    layers = backbone.config.num_hidden_layers
+    fork = settings.fork_layer
+    if fork is None:
+        fork = layers if settings.heads_alone else layers - max(round(layers * 0.27), 1)
+    return PersRM(
+        backbone,
+        fork_layer=fork,
+        dimensions=dimensions,
+        lora_rank=settings.lora_rank,
+        lora_alpha=2.0 * settings.lora_rank,
+        head_rank=settings.head_rank,
+        constants=settings.by_credit,
+    )
+
+
+def to_adapter(
+    model: PersRM, backbone: Backbone, training: dict[str, Any], **defaults: Any
+) -> Adapter:
+    """The trained tensors as an adapter."""
+    config = AdapterConfig(
+        format_version=least_version(
+            heads_only=model.heads_only, constants=model.head_C is not None
+        ),
+        backbone=backbone,
+        fork_layer=model.fork_layer,
+        dimensions=model.dimensions,
+        head_rank=model.head_A.shape[1],
+        training=training,
+        **defaults,
+    )
+    heads = (None if part is None else part.detach().cpu().clone() for part in model.heads)
+    head_A, head_B, head_C = heads
+    assert head_A is not None
+    assert head_B is not None
+    return Adapter(config, _lora(model), head_A, head_B, head_C)
+
+
+@torch.no_grad()
+def to_one_logit(model: PersRM, spread: Tensor) -> None:
+    """Divide every dimension's head by its rewards' spread [D], so that all are of one strength."""
+    for part in model.heads[1:]:
+        if part is not None:
+            part.div_(spread.to(part).view(-1, *[1] * (part.ndim - 1)))
+
+
+def save_bias(config: AdapterConfig, constants: Tensor, work: Path) -> None:
+    """In a run's folder the control that its adapter has to beat, `constants` [D, H] in its units."""
+    save_adapter(
+        _constants_adapter(config, constants), work / "bias", "A bias over the vocabulary.\n"
+    )
+
+
+def _constants_adapter(config: AdapterConfig, constants: Tensor) -> Adapter:
+    """An adapter of constants alone, for what needs no state."""
+    plain = replace(
+        config,
+        format_version=least_version(heads_only=True, constants=True),
+        fork_layer=config.backbone.num_layers,
+        head_rank=1,
+        training={"method": "constant"},
+    )
+    A = torch.zeros(len(constants), 1, constants.shape[-1])
+    return Adapter(plain, NO_LORA, A, A.transpose(1, 2).contiguous(), constants)
+
+
+def _lora(model: PersRM) -> LoRA:
+    """In float16: half the size, finer than bfloat16."""
+    if model.heads_only:
+        return NO_LORA
+    settings = model.lora.peft_config["default"]
+    alpha = float(settings.lora_alpha)
+    weights = {
+        key: (a.detach().half().cpu().contiguous(), b.detach().half().cpu().contiguous())
+        for key, (a, b) in model.lora_weights().items()
+    }
+    return LoRA(rank=settings.r, alpha=alpha, scaling=alpha / settings.r, weights=weights)

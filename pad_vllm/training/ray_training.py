@@ -1,0 +1,54 @@
+"""The same run on many workers, through Ray Train: `pad-vllm train --workers N`.
+
+Every worker runs a `Run`; Ray sets up the process group that Accelerate finds. All state lies in the run's
+own folder, which every worker must see (on several machines: a shared file system), so a worker that dies
+costs the steps since the last checkpoint: Ray starts the group again and the run goes on from there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pad_vllm.training.settings import Settings
+
+RESTARTS = 3
+"""Times that a group with a dead worker is started again before the run fails."""
+
+
+def launch(
+    settings: Settings, cache: Path, command: str, workers: int, address: str | None
+) -> None:
+    """Train on `workers` workers of a Ray cluster; address: None starts or joins the usual one."""
+    import ray
+    import torch
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from pad_vllm.training.training_run import work_folder
+
+    if not ray.is_initialized():
+        ray.init(address=address, include_dashboard=False, log_to_driver=True)
+    work = work_folder(settings).absolute()
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={
+            "settings": settings.as_dict(),
+            "cache": str(cache.absolute()),
+            "command": command,
+        },
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=torch.cuda.is_available()),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(work),
+            failure_config=FailureConfig(max_failures=RESTARTS),
+        ),
+    )
+    trainer.fit()
+
+
+def _work(config: dict[str, Any]) -> None:
+    from pad_vllm.training.training_methods import run_of
+
+    settings = Settings.from_dict(config["settings"])
+    run_of(settings)(settings, Path(config["cache"]), config["command"]).train()

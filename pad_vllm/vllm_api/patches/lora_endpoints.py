@@ -1,0 +1,94 @@
+"""Adapters of PAD through vLLM's own `/v1/load_lora_adapter` and `/v1/unload_lora_adapter`.
+
+The server has these, behind its API key, where the operator sets VLLM_ALLOW_RUNTIME_LORA_UPDATING, and then
+has one front end alone. Leans on the methods of `OpenAIServingModels` that answer them. What is no adapter of
+PAD's goes on to vLLM.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from importlib import import_module
+from typing import Any, Protocol
+
+from vllm import envs
+
+from pad_vllm.vllm_api.patches.wrap_method import replace
+from pad_vllm.vllm_api.vllm_names import init_logger
+from pad_vllm.wording import show
+
+logger = init_logger(__name__)
+
+
+class AtRunTime(Protocol):
+    """The adapters of a running server, by the names that requests give."""
+
+    def has(self, name: str) -> bool:
+        """Whether requests may name it."""
+
+    def takes(self, path: str) -> bool:
+        """Whether there is an adapter of PAD's, or may be nothing else."""
+
+    async def load(self, engine: Any, name: str, path: str, *, replacing: bool) -> None:
+        """Have requests name it, on all workers of the engine. Raises ValueError for what is not served."""
+
+    async def unload(self, engine: Any, name: str) -> None:
+        """Have no more requests name it. Raises ValueError where none does."""
+
+
+def answer_lora_endpoints() -> None:
+    """In this process. Calling twice changes nothing; without a server nothing is done."""
+    try:
+        models = import_module("vllm.entrypoints.openai.models.serving").OpenAIServingModels
+    except (ImportError, AttributeError):
+        return
+    replace(models, "load_lora_adapter", _load)
+    replace(models, "unload_lora_adapter", _unload)
+
+
+def _adapters(models: Any) -> AtRunTime | None:
+    found: AtRunTime | None = getattr(models.input_processor, "pad_adapters", None)
+    return found
+
+
+async def _load(original: Any, models: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+    adapters, name, path = _adapters(models), request.lora_name, request.lora_path
+    if adapters is None or not (name and path):
+        return await original(models, request, *args, **kwargs)
+    if not adapters.takes(path):
+        if adapters.has(name):
+            return _refused(
+                f"lora_name is {show(name)}, an adapter of PAD's; accepted: another name"
+            )
+        return await original(models, request, *args, **kwargs)
+    if not envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING:  # --lora-modules: there may be several front ends
+        return _refused(
+            f"{path} is an adapter of PAD's, and --lora-modules takes LoRAs; accepted: "
+            f"""additional_config {{"pad": {{"adapters": {{"{name}": "{path}"}}}}}}"""
+        )
+    if models.is_base_model(name) or name in models.lora_requests:
+        return _refused(f"lora_name is {show(name)}, a served model; accepted: another name")
+    try:
+        await adapters.load(models.engine_client, name, path, replacing=request.load_inplace)
+    except (ValueError, OSError) as error:
+        return _refused(str(error))
+    return f"Success: PAD adapter '{name}' added successfully."
+
+
+async def _unload(original: Any, models: Any, request: Any) -> Any:
+    adapters = _adapters(models)
+    if adapters is None or not adapters.has(request.lora_name):
+        return await original(models, request)
+    try:
+        await adapters.unload(models.engine_client, request.lora_name)
+    except ValueError as error:  # another client was faster
+        return _refused(str(error))
+    return f"Success: PAD adapter '{request.lora_name}' removed successfully."
+
+
+def _refused(message: str) -> Any:
+    from vllm.entrypoints.serve import create_error_response
+
+    return create_error_response(
+        message=message, err_type="InvalidUserInput", status_code=HTTPStatus.BAD_REQUEST
+    )

@@ -1,0 +1,46 @@
+"""The server's requests as clients wrote them, before vLLM makes sampling parameters of them.
+
+Leans on the methods `to_sampling_params` and `to_beam_search_params` of vLLM's request classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from pad_vllm.vllm_api.patches.wrap_method import replace
+from pad_vllm.vllm_api.prometheus_metrics import metrics
+from pad_vllm.vllm_api.vllm_names import VLLMValidationError
+
+_CLASSES = (
+    ("vllm.entrypoints.openai.chat_completion.protocol", "ChatCompletionRequest"),
+    ("vllm.entrypoints.openai.completion.protocol", "CompletionRequest"),
+    ("vllm.entrypoints.openai.responses.protocol", "ResponsesRequest"),
+)
+_METHODS = ("to_sampling_params", "to_beam_search_params")
+
+
+def on_request(check: Callable[[Any], None]) -> None:
+    """Have `check` called with every request to this process's server, in place of an earlier check.
+
+    A ValueError is an HTTP 400. Fields that vLLM does not know are in its `model_extra`. An engine without
+    a server, or a vLLM that has the classes elsewhere, is left alone.
+    """
+    for module, name in _CLASSES:
+        try:
+            request = getattr(import_module(module), name)
+        except (ImportError, AttributeError):
+            continue
+        request.pad_request_check = staticmethod(check)
+        for method in _METHODS:
+            replace(request, method, _checked)
+
+
+def _checked(original: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        request.pad_request_check(request)
+    except ValueError as error:
+        metrics().refused()
+        raise VLLMValidationError(str(error)) from None
+    return original(request, *args, **kwargs)

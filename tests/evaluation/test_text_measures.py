@@ -1,0 +1,44 @@
+"""Win rates and fluency are plain arithmetic."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import tiny
+import torch
+
+from pad_vllm.evaluation.text_measures import perplexity, repeated_ngrams, token_losses, win_rate
+
+
+def test_ties_count_half():
+    assert win_rate([1, 2, 3, 0], [0, 2, 4, 0]) == 0.5
+
+
+def test_repetition_counts_what_stood_before():
+    assert repeated_ngrams("a b c d e f g") == 0
+    assert repeated_ngrams("a b c d " * 4) == pytest.approx(1 - 4 / 13)
+    assert repeated_ngrams("too short") == 0
+
+
+def test_perplexity_is_the_models_own():
+    model = tiny.model("llama")
+    prompt, answer = [3, 4, 5], [6, 7, 8, 9]
+    (total, count), _ = token_losses(model, [(prompt, answer), ([3], [4, 5])])
+    logits = model(torch.tensor([prompt + answer])).logits[0, 2:-1]
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(answer)).item()
+    assert perplexity([(total, count)]) == pytest.approx(math.exp(expected), rel=1e-4)
+
+
+def test_token_ids_are_made_on_the_models_device():
+    class Seen(Exception):
+        pass
+
+    class Elsewhere:
+        device = torch.device("meta")
+
+        def model(self, input_ids):
+            raise Seen(input_ids.device)
+
+    with pytest.raises(Seen, match="meta"):
+        token_losses(Elsewhere(), [([3], [4, 5])])

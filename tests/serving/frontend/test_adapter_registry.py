@@ -1,0 +1,156 @@
+"""Adapters that come and go: who may name them, where their dimensions stand, when their place is free."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+import tiny
+
+pytest.importorskip("vllm")
+
+from pad_vllm.config import PADConfig
+from pad_vllm.params import parse
+from pad_vllm.serving.frontend.adapter_registry import Roster
+from pad_vllm.serving.worker.runtime_adapter_updates import ADD, DROP
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("roster")
+    base = tiny.checkpoint("llama", root / "base")
+    other = tiny.checkpoint("qwen3", root / "other")
+
+    def write(name, dimensions, model=base, fork_layer=4):
+        folder = root / name
+        tiny.write_adapter(model, folder, fork_layer=fork_layer, std=0.1, dimensions=dimensions)
+        return str(folder)
+
+    return {
+        "own": write("own", ("warm", "brief")),
+        "work": write("work", ("formal",)),
+        "play": write("play", ("silly", "warm", "loud")),
+        "forked": write("forked", ("warm",), fork_layer=2),
+        "foreign": write("foreign", ("warm",), model=other),
+    }
+
+
+class Engine:
+    """Notes what its two workers were called for; `fails` is what the second one says."""
+
+    vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_size=1))
+
+    def __init__(self):
+        self.calls, self.fails, self.sleeps = [], None, False
+
+    async def is_sleeping(self):
+        return self.sleeps
+
+    async def collective_rpc(self, method, args):
+        self.calls.append((method, *args))
+        return [None, self.fails if method == ADD else None]
+
+
+@pytest.fixture
+def engine():
+    return Engine()
+
+
+@pytest.fixture
+def roster(folders):
+    return Roster(PADConfig(adapter=folders["own"]), loras=False)
+
+
+def load(roster, engine, name, folder, **more):
+    asyncio.run(roster.load(engine, name, folder, **more))
+
+
+def unload(roster, engine, name):
+    asyncio.run(roster.unload(engine, name))
+
+
+def test_a_loaded_adapter_can_be_named_and_its_weights_find_its_heads(roster, engine, folders):
+    load(roster, engine, "work", folders["work"])
+    load(roster, engine, "play", folders["play"])
+    asked = {"pad_weights": "loud=1", "pad_adapter": "play"}
+    assert parse(asked, roster.limits).weights == (0, 0, 0, 0, 0, 1)
+    keys = [roster.limits.of(name).named["pad_adapter"] for name in ("work", "play")]
+    assert [(*call[:3], call[3]) for call in engine.calls] == [
+        (ADD, keys[0], 2, folders["work"]),
+        (ADD, keys[1], 3, folders["play"]),
+    ]
+    with pytest.raises(ValueError, match="pad_adapter is 'x'; accepted: work and play|work, play"):
+        parse({"pad_weights": "loud=1", "pad_adapter": "x"}, roster.limits)
+
+
+def test_a_removed_one_leaves_when_its_last_request_has_ended(roster, engine, folders):
+    load(roster, engine, "work", folders["work"])
+    load(roster, engine, "play", folders["play"])
+    request = roster.limits.of("work")
+    key = request.key
+    unload(roster, engine, "work")
+    with pytest.raises(ValueError, match="pad_adapter"):
+        parse({"pad_weights": "formal=1", "pad_adapter": "work"}, roster.limits)
+    assert [call[0] for call in engine.calls] == [ADD, ADD]
+
+    load(roster, engine, "work", folders["work"])  # beside the first, which still has a request
+    again = roster.limits.of("work")
+    assert again.key != key
+    assert again.place == 6
+    del request, again
+    unload(roster, engine, "work")
+    assert [call[1:] for call in engine.calls if call[0] == DROP] == [
+        (key, 2, 1, 7),  # the third one's place is the last in use
+        ("work#2", 6, 1, 6),
+    ]
+    load(roster, engine, "work", folders["work"])
+    assert roster.limits.of("work").place == 2
+
+
+def test_one_is_replaced_where_the_client_says_so_and_else_its_name_is_taken(
+    roster, engine, folders
+):
+    load(roster, engine, "work", folders["work"])
+    with pytest.raises(ValueError, match="'work' is served already; accepted: another name, or lo"):
+        load(roster, engine, "work", folders["play"])
+    load(roster, engine, "work", folders["play"], replacing=True)
+    assert roster.limits.of("work").dimensions == ("silly", "warm", "loud")
+
+
+def test_where_one_worker_fails_all_let_go(roster, engine, folders):
+    engine.fails = "OSError: disk"
+    with pytest.raises(ValueError, match="a worker could not load it: OSError: disk"):
+        load(roster, engine, "work", folders["work"])
+    assert [call[0] for call in engine.calls] == [ADD, DROP]
+    assert not roster.has("work")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("forked", "has a trunk"), ("foreign", "another backbone"), ("nothing", "does not exist")],
+)
+def test_what_cannot_stand_beside_the_own_one_reaches_no_worker(
+    roster, engine, folders, name, said
+):
+    with pytest.raises(ValueError, match=said):
+        load(roster, engine, "more", folders.get(name, "/no/such/folder"))
+    assert engine.calls == []
+
+
+def test_nothing_is_loaded_into_a_server_that_sleeps(roster, engine, folders):
+    engine.sleeps = True
+    with pytest.raises(ValueError, match="sleeps; accepted: an awake one"):
+        load(roster, engine, "work", folders["work"])
+
+
+def test_a_name_that_nobody_has_is_refused(roster, engine):
+    with pytest.raises(ValueError, match="no adapter 'work'"):
+        unload(roster, engine, "work")
+
+
+def test_beside_vllms_own_loras_a_folder_says_whose_it_is(folders, tmp_path):
+    alone, beside = (Roster(PADConfig(adapter=folders["own"]), loras=on) for on in (False, True))
+    assert alone.takes(str(tmp_path))
+    assert beside.takes(folders["work"])
+    assert not beside.takes(str(tmp_path))

@@ -1,0 +1,691 @@
+"""PADLogitsProcessor as both runners call it: who is guided, who is not, and nothing raises."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from world import World
+
+pytest.importorskip("vllm")
+
+from vllm import SamplingParams
+from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
+from vllm.v1.worker.gpu.spec_decode.rejection_sampler import _iter_request_chunks
+
+from pad_vllm import guidance
+from pad_vllm.adapter.adapter_folder import save_adapter
+from pad_vllm.adapter.backbone.backbone import Backbone
+from pad_vllm.adapter.random import random_adapter
+from pad_vllm.engines import reward_engine
+from pad_vllm.engines.override_methods import become
+from pad_vllm.engines.shared.lm_head_rows import Embedding
+from pad_vllm.engines.shared.model_fork import ForkedModel
+from pad_vllm.engines.shared.shared_rewards import SharedRewards
+from pad_vllm.serving.worker import logits_processor
+from pad_vllm.serving.worker.logits_processor import PADLogitsProcessor
+from pad_vllm.vllm_api.patches import draft_rows
+
+H, V, D, R = 8, 12, 2, 4
+HELPFUL = {"pad_weights": "helpful=1"}
+BAD = [
+    {"pad_weights": "nope=1"},
+    {"pad_weights": 7},
+    {"pad_weights": "helpful=1", "pad_beta": "nan"},
+    {"pad_weights": "helpful=1", "pad_top_k": 10_000},
+    {"pad_beta": 1.0},
+    {"pad_wieghts": "helpful=1"},
+    {"pad_preference": "be kind"},
+    {"pad_weights": None},
+]
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    backbone = Backbone("tiny", ("LlamaForCausalLM",), H, 2, V, None)
+    made = random_adapter(
+        backbone, 1, ("helpful", "humor"), 2, 2, shapes={"q_proj": (H, H)}, std=1.0, seed=0
+    )
+    folder = tmp_path_factory.mktemp("processor") / "adapter"
+    save_adapter(made, folder, "x")
+    return folder
+
+
+@pytest.fixture
+def config(adapter, request):
+    """As much of a VllmConfig as is asked for."""
+    parallel = dict.fromkeys(
+        ("pipeline_parallel_size", "tensor_parallel_size", "data_parallel_size"), 1
+    )
+    return SimpleNamespace(
+        instance_id=request.node.name,
+        load_config=SimpleNamespace(load_format="pad"),
+        additional_config={"pad": {"adapter": str(adapter)}},
+        parallel_config=SimpleNamespace(**parallel),
+        lora_config=None,
+        speculative_config=None,
+        kv_transfer_config=None,
+        quant_config=None,
+        cache_config=SimpleNamespace(cache_dtype="auto"),
+        scheduler_config=SimpleNamespace(max_num_seqs=16),
+        model_config=SimpleNamespace(
+            runner_type="generate",
+            architectures=["LlamaForCausalLM"],
+            logits_processors=[PADLogitsProcessor],
+            model_impl="auto",
+            dtype=torch.float32,
+            hf_text_config=SimpleNamespace(eos_token_id=None),
+            try_get_generation_config=dict,
+        ),
+    )
+
+
+@pytest.fixture
+def engine(config, monkeypatch):
+    """A running engine with random hidden states for R rows."""
+    torch.manual_seed(0)
+    made = SharedRewards(torch.randn(D, 2, H), torch.randn(D, H, 2), Embedding(torch.randn(V, H)))
+    made.keep(torch.randn(R, H), torch.randn(R, H))
+    monkeypatch.setitem(reward_engine._running, config.instance_id, made)
+    return made
+
+
+class V1:
+    """The V1 runner's way in: rows are slots."""
+
+    order = np.arange(R)
+
+    def __init__(self, config):
+        self.processor = PADLogitsProcessor(config, torch.device("cpu"), False)
+
+    def add(self, slot, extra_args, answer=()):
+        added = [(slot, SamplingParams(extra_args=extra_args), [1], list(answer))]
+        self.processor.update_state(BatchUpdate(R, [], added, []))
+
+    def apply(self, logits):
+        return self.processor.apply(logits)
+
+
+class V2:
+    """The V2 runner's: rows are mapped to slots."""
+
+    order = np.array([9, 2, 5, 0], dtype=np.int32)
+
+    def __init__(self, config):
+        self.tokens = torch.zeros(16, 32, dtype=torch.int32)
+        self.length = np.ones(16, dtype=np.int32)
+        states = SimpleNamespace(
+            device=torch.device("cpu"),
+            max_num_reqs=16,
+            vocab_size=V,
+            all_token_ids=SimpleNamespace(gpu=self.tokens),
+            prompt_len=SimpleNamespace(gpu=torch.ones(16, dtype=torch.int32)),
+        )
+        self.processor = PADLogitsProcessor(config, states)
+
+    def add(self, slot, extra_args, answer=()):
+        text = [1, *answer]  # the prompt is one token
+        self.tokens[slot, : len(text)] = torch.tensor(text)
+        self.length[slot] = len(text)
+        return self.processor.add_request(slot, SamplingParams(extra_args=extra_args))
+
+    def verify(self, logits, drafted, limit):
+        """A step whose requests have drafts: slot -> their tokens, in slices of at most `limit` rows."""
+        fed = [[int(self.tokens[s, self.length[s] - 1]), *drafted[s]] for s in self.order.tolist()]
+        counts = [len(one) for one in fed]
+        batch = SimpleNamespace(
+            idx_mapping_np=self.order, cu_num_logits_np=np.array([0, *np.cumsum(counts)])
+        )
+        inputs = torch.tensor([token for one in fed for token in one], dtype=torch.int32)
+        offsets = [offset for count in counts for offset in range(count)]
+        lengths = np.repeat(self.length[self.order], counts) + offsets
+
+        def slices(*_):
+            for first, last in _iter_request_chunks(batch.cu_num_logits_np, limit):
+                rows = slice(*batch.cu_num_logits_np[[first, last]])
+                context = SimpleNamespace(
+                    idx_mapping_np=self.order[first:last],
+                    expanded_local_pos=torch.tensor(offsets[rows]),
+                    input_ids=inputs[rows],
+                    pos=torch.from_numpy(lengths[rows]) - 1,
+                    seq_lens_upper_bound_np=(self.length[self.order] + counts)[first:last],
+                )
+                self.processor.apply(logits[rows], context)
+
+        draft_rows._noted(slices, None, logits, batch)
+
+    def apply(self, logits):
+        lengths = self.length[self.order]
+        context = SimpleNamespace(
+            idx_mapping_np=self.order,
+            pos=torch.from_numpy(lengths) - 1,
+            seq_lens_upper_bound_np=lengths,
+        )
+        return self.processor.apply(logits, context)
+
+
+@pytest.fixture(params=[V1, V2])
+def runner(request, config):
+    return request.param(config)
+
+
+def fill(runner, *extra_args):
+    """Row i of the next step gets the i-th arguments."""
+    for slot, one in zip(runner.order.tolist(), extra_args, strict=False):
+        runner.add(slot, one)
+
+
+def test_only_guided_rows_change_and_they_change_as_the_rule_says(runner, engine):
+    fill(runner, None, HELPFUL, {}, {"pad_weights": "humor=-2", "pad_beta": 3, "pad_top_k": 4})
+    h_B, h_T = engine._kept
+    logits = torch.randn(R, V)
+    before = logits.clone()
+    result = runner.apply(logits)
+    assert result is logits
+    assert torch.equal(result[[0, 2]], before[[0, 2]])
+    for row, w, beta, k in ((1, [1.0, 0.0], 1.0, 10), (3, [0.0, -2.0], 3.0, 4)):
+        d_w = guidance.direction(h_B[row], h_T[row], torch.tensor(w), *engine._heads)
+        expected = guidance.guide_row(before[row], engine._embedding.weight @ d_w, beta, k)
+        torch.testing.assert_close(result[row], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_would_close_a_loop_earns_no_more_than_the_average(runner, engine):
+    guarded = {**HELPFUL, "pad_beta": 5, "pad_no_repeat": 2}
+    answers = [[3, 7, 3], [], [2, 2, 2, 2], [3, 7, 3]]
+    asked = [guarded, guarded, {**guarded, "pad_no_repeat": 3}, {**HELPFUL, "pad_beta": 5}]
+    for slot, one, answer in zip(runner.order.tolist(), asked, answers, strict=True):
+        runner.add(slot, one, answer)
+    h_B, h_T = engine._kept
+    engine._embedding.weight[[7, 2]] += (h_T - h_B).mean(0)  # what would loop is what is wanted
+    logits = torch.randn(R, V)
+    before = logits.clone()
+    runner.apply(logits)
+    for row, (answer, n) in enumerate(zip(answers, (2, 2, 3, 0), strict=True)):
+        d_w = guidance.direction(h_B[row], h_T[row], torch.tensor([1.0, 0.0]), *engine._heads)
+        reward = engine._embedding.weight @ d_w
+        expected = guidance.guide_row(before[row], reward, 5.0, 10, answer, n)
+        torch.testing.assert_close(logits[row], expected, rtol=1e-5, atol=1e-5)
+        free = guidance.guide_row(before[row], reward, 5.0, 10)
+        assert torch.equal(free, expected) or row in (0, 2)
+
+
+@pytest.mark.parametrize("limit", [100, 5, 1])
+def test_v2_every_drafts_row_is_guided_by_its_own_state_and_what_was_said_before_it(
+    config, engine, limit
+):
+    config.speculative_config = SimpleNamespace(method="ngram", num_speculative_tokens=3)
+    config.use_v2_model_runner = True
+    runner = V2(config)
+    guarded = {**HELPFUL, "pad_beta": 5, "pad_no_repeat": 2}
+    asked = {9: None, 2: guarded, 5: {**HELPFUL, "pad_beta": 2}, 0: marked("a", **guarded)}
+    answers = {9: [4], 2: [3, 7], 5: [6], 0: [3, 7, 2, 3]}
+    drafted = {9: [1, 2, 3], 2: [3, 7, 3], 5: [], 0: [7, 2]}
+    for slot, one in asked.items():
+        runner.add(slot, one, answers[slot])
+    count = sum(len(one) + 1 for one in drafted.values())
+    h_B, h_T = torch.randn(count, H), torch.randn(count, H)
+    engine._embedding.weight[[7, 3]] += (h_T - h_B).mean(0)  # what would loop is what is wanted
+    engine.keep(h_B, h_T)
+    logits = torch.randn(count, V)
+    before, row, looping = logits.clone(), 0, 0
+    runner.verify(logits, drafted, limit)
+    for slot in runner.order.tolist():
+        for said in range(len(drafted[slot]) + 1):
+            expected = before[row]
+            if asked[slot] is not None:
+                d_w = guidance.direction(
+                    h_B[row], h_T[row], torch.tensor([1.0, 0.0]), *engine._heads
+                )
+                text = [*answers[slot], *drafted[slot][:said]]
+                beta, n = asked[slot]["pad_beta"], asked[slot].get("pad_no_repeat", 0)
+                reward = engine._embedding.weight @ d_w
+                expected = guidance.guide_row(before[row], reward, beta, 10, text, n)
+                without = guidance.guide_row(before[row], reward, beta, 10, answers[slot], n)
+                looping += not torch.equal(without, expected)
+            torch.testing.assert_close(logits[row], expected, rtol=1e-5, atol=1e-5)
+            row += 1
+    assert looping > 2  # what drafts said before a row matters
+    assert engine._kept is None
+    assert not runner.processor._declined.counts
+    assert outcomes(runner, "a")[0]["unguided_tokens"] == 0
+
+
+def test_v2_rows_of_which_nobody_knows_whose_they_are_stay_as_they_came(config, engine):
+    runner = V2(config)
+    fill(runner, marked("a"))
+    logits = torch.randn(R + 1, V)
+    before = logits.clone()
+    assert torch.equal(runner.apply(logits), before)
+    assert runner.processor._declined.counts == {"engine failed": 1}
+    assert outcomes(runner, "a")[0]["unguided_tokens"] is None
+
+
+@pytest.mark.parametrize("nothing", [None, {}, {"kv_transfer_params": {"a": 1}, "other": 3}])
+def test_requests_without_pad_arguments_are_left_alone(runner, engine, nothing):
+    fill(runner, *[nothing] * R)
+    logits = torch.randn(R, V)
+    before = logits.clone()
+    assert torch.equal(runner.apply(logits), before)
+
+
+@pytest.mark.parametrize("bad", BAD, ids=[re.sub(r"\W+", "-", str(bad)) for bad in BAD])
+def test_bad_arguments_that_got_past_the_front_end_raise_nothing_and_guide_nothing(
+    runner, engine, bad
+):
+    fill(runner, bad, HELPFUL)
+    logits = torch.randn(R, V)
+    before = logits.clone()
+    runner.apply(logits)
+    assert torch.equal(logits[0], before[0])
+    assert not torch.equal(logits[1], before[1])
+    assert runner.processor._declined.counts == {"bad request": 1}
+
+
+@pytest.mark.parametrize("kept", [None, R - 1, R + 1])
+def test_hidden_states_of_other_rows_leave_the_logits_as_they_came(runner, engine, kept):
+    fill(runner, HELPFUL)
+    engine._kept = None if kept is None else (torch.randn(kept, H), torch.randn(kept, H))
+    logits = torch.randn(R, V)
+    before = logits.clone()
+    assert torch.equal(runner.apply(logits), before)
+    runner.apply(logits)
+    assert runner.processor._declined.counts == {"misaligned": 2}
+
+
+def test_hidden_states_serve_one_step_only(runner, engine):
+    fill(runner, HELPFUL)
+    runner.apply(torch.randn(R, V))
+    logits = torch.randn(R, V)
+    before = logits.clone()
+    assert torch.equal(runner.apply(logits), before)
+
+
+def test_an_engine_that_fails_leaves_the_logits_as_they_came_and_raises_nothing(
+    runner, engine, monkeypatch
+):
+    def fail(_step):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(engine, "rewards", fail)
+    said = []
+    monkeypatch.setattr(runner.processor._declined, "_log", said.append)
+    fill(runner, HELPFUL)
+    logits = torch.randn(R, V)
+    for _ in range(3):
+        assert torch.equal(runner.apply(logits.clone()), logits)
+    assert runner.processor._declined.counts == {"engine failed": 3}
+    assert len(said) == 1
+    assert "RuntimeError: out of memory" in said[0]
+
+
+def test_without_a_running_engine_nothing_is_guided_and_nothing_raises(runner):
+    fill(runner, HELPFUL)
+    logits = torch.randn(R, V)
+    before = logits.clone()
+    assert torch.equal(runner.apply(logits), before)
+
+
+def test_rows_with_broken_rewards_are_counted_and_reported(runner, engine, monkeypatch):
+    said = []
+    monkeypatch.setattr(logits_processor, "_REPORT_EVERY", 1)
+    monkeypatch.setattr(runner.processor._declined, "_log", said.append)
+    fill(runner, HELPFUL, HELPFUL)
+    engine._kept[1][0] = float("nan")
+    logits = torch.randn(R, V)
+    before = logits.clone()
+    runner.apply(logits)
+    assert torch.equal(logits[0], before[0])
+    assert not torch.equal(logits[1], before[1])
+    assert runner.processor._declined.counts == {"not finite": 1}
+    assert len(said) == 1
+
+
+def test_rows_that_were_declined_for_another_reason_are_not_counted_as_broken(
+    runner, engine, monkeypatch
+):
+    monkeypatch.setattr(logits_processor, "_REPORT_EVERY", 1)
+    fill(runner, HELPFUL)
+    engine._kept = None
+    runner.apply(torch.randn(R, V))
+    runner.apply(torch.randn(R, V))
+    assert runner.processor._declined.counts == {"misaligned": 2}
+
+
+def outcomes(runner, *marks):
+    """What the worker says of answers, by their marks."""
+    return logits_processor.outcome_table.told(runner.processor._instance, list(marks))[0]
+
+
+def marked(mark, **more):
+    return {**HELPFUL, "_pad_answer": mark, **more}
+
+
+def test_an_answers_unguided_tokens_are_counted_for_that_answer_alone(runner, engine):
+    fill(runner, marked("a"), marked("b"), None, marked("c"))
+    for _ in range(3):
+        engine.keep(torch.randn(R, H), torch.randn(R, H))
+        engine._kept[1][0] = float("nan")
+        runner.apply(torch.randn(R, V))
+    assert outcomes(runner, "a", "b") == [
+        {"unguided_tokens": 3, "stopped": False},
+        {"unguided_tokens": 0, "stopped": False},
+    ]
+    runner.apply(torch.randn(R, V))  # nothing was kept for this step
+    assert outcomes(runner, "c", "nobody") == [
+        {"unguided_tokens": 1, "stopped": False},
+        None,
+    ]
+
+
+def test_an_answer_that_comes_back_after_a_preemption_keeps_its_count(runner, engine):
+    engine.lose()
+    for _ in range(2):
+        fill(runner, marked("a"))
+        runner.apply(torch.randn(R, V))
+        fill(runner, None)
+    assert outcomes(runner, "a")[0]["unguided_tokens"] == 2
+
+
+@pytest.fixture
+def stopping(config, adapter, request):
+    """A processor that ends answers which cannot go on guided, with token 5."""
+    config.additional_config["pad"]["on_failure"] = "stop"
+    config.model_config.hf_text_config = SimpleNamespace(eos_token_id=5)
+
+
+@pytest.mark.usefixtures("stopping")
+def test_an_answer_that_is_to_stop_does_so_as_soon_as_its_grammar_lets_it(runner, engine):
+    fill(runner, marked("a"), marked("b"))
+    masked = torch.randn(R, V)
+    masked[0, 5] = float("-inf")
+    engine._kept[1][0] = float("nan")
+    before = masked.clone()
+    runner.apply(masked)
+    assert torch.equal(masked[0], before[0])  # unguided, and not cut off
+    engine.keep(torch.randn(R, H), torch.randn(R, H))
+    logits = torch.randn(R, V)
+    runner.apply(logits)
+    assert logits[0].isfinite().nonzero().tolist() == [[5]]
+    assert logits[1].isfinite().sum() > 1
+    assert outcomes(runner, "a", "b") == [
+        {"unguided_tokens": 1, "stopped": True},
+        {"unguided_tokens": 0, "stopped": False},
+    ]
+
+
+@pytest.mark.parametrize(
+    "where", ["candidates", "guide", "token_rewards", "select", "keep", "count"]
+)
+def test_whatever_fails_in_a_step_raises_nothing_and_is_told(runner, engine, monkeypatch, where):
+    def fail(*_args, **_kwargs):
+        raise RuntimeError("out of memory")
+
+    fill(runner, marked("a"))
+    processor = runner.processor
+    owner = {"select": processor._slots, "keep": engine, "count": processor._answers}
+    if where == "keep":
+        kept(engine, torch.randn(R, H), torch.randn(R, H))
+    with monkeypatch.context() as patch:
+        patch.setattr(owner.get(where, guidance), where, fail)
+        if where == "keep":
+            kept(engine, torch.randn(R, H), torch.randn(R, H))
+        logits = torch.randn(R, V)
+        before = logits.clone()
+        runner.apply(logits)
+    unknown = where in ("select", "count")
+    assert torch.equal(logits, before) or where == "count"
+    assert outcomes(runner, "a")[0]["unguided_tokens"] == (None if unknown else 1)
+    engine.keep(torch.randn(R, H), torch.randn(R, H))
+    runner.apply(logits)
+    assert not torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("where", ["candidates", "token_rewards", "unlikely", "keep"])
+def test_what_fails_on_one_rank_leaves_the_same_rows_unguided_on_all(config, monkeypatch, where):
+    """None waits for another, and all have the same bits: now, and in the next step."""
+    world = World(2)
+    torch.manual_seed(0)
+    heads, e = (torch.randn(D, 2, H), torch.randn(D, H, 2)), torch.randn(V, H)
+    parts = e.chunk(2)
+    engines = [SharedRewards(*heads, Embedding(parts[rank], rank, 2)) for rank in range(2)]
+    runners = [V2(config) for _ in range(2)]
+    monkeypatch.setattr(logits_processor, "parallel_ranks", world)
+    monkeypatch.setattr(reward_engine, "running", lambda _: engines[world.place()[0]])
+    broken, original = [], getattr(guidance, where, None)
+
+    def fail_on_the_second(*args):
+        if broken and world.place()[0] == 1:
+            raise RuntimeError("out of memory")
+        return original(*args)
+
+    if original is not None:
+        monkeypatch.setattr(guidance, where, fail_on_the_second)
+    for runner in runners:
+        fill(runner, {**marked("a"), "pad_min_p": 0.1}, None)
+
+    def step(states, logits):
+        def one(rank):
+            if where != "keep" or not broken or rank == 0:
+                engines[rank].keep(*states)
+            return runners[rank].apply(logits.clone())
+
+        first, second = world.run(one)
+        assert torch.equal(first, second)
+        return first
+
+    states, logits = (torch.randn(R, H), torch.randn(R, H)), torch.randn(R, V)
+    guided = step(states, logits)
+    assert (guided != logits).any(1).tolist() == [True, False, False, False]
+    broken.append(True)
+    assert torch.equal(step(states, logits), logits)
+    broken.clear()
+    assert torch.equal(step(states, logits), guided)
+    for runner in runners:
+        told = runner.processor._answers.outcome("a")
+        assert told == {"unguided_tokens": 1, "stopped": False}
+
+
+class Model:
+    """A model whose logits are its hidden states."""
+
+    def compute_logits(self, hidden_states):
+        return hidden_states
+
+
+def kept(engine, h_B, h_T):
+    """As the forked model hands its hidden states over."""
+    model = Model()
+    model.pad_rewards = engine
+    become(model, ForkedModel)
+    model.compute_logits(torch.cat((h_B, h_T), dim=-1))
+
+
+def test_v1_tables_that_cannot_follow_the_batch_guide_nothing_rather_than_another(
+    config, engine, monkeypatch
+):
+    runner = V1(config)
+    fill(runner, marked("a"), marked("b"))
+    monkeypatch.setattr(runner.processor._slots, "move", None)
+    runner.processor.update_state(BatchUpdate(3, [], [], [(1, 0, MoveDirectionality.SWAP)]))
+    logits = torch.randn(R, V)
+    before = logits.clone()
+    assert torch.equal(runner.apply(logits), before)
+    assert [told["unguided_tokens"] for told in outcomes(runner, "a", "b")] == [None, None]
+
+
+def test_v1_a_reward_model_that_cannot_begin_early_costs_nobody_their_guidance(
+    config, engine, monkeypatch
+):
+    runner = V1(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "batch", None)
+        fill(runner, marked("a"), marked("b"))
+    logits = torch.randn(R, V)
+    before = logits.clone()
+    runner.apply(logits)
+    assert (logits != before).any(1).tolist() == [True, True, False, False]
+    assert [told["unguided_tokens"] for told in outcomes(runner, "a", "b")] == [0, 0]
+    assert set(runner.processor._declined.counts) == {"late start"}
+
+
+def test_a_request_whose_text_cannot_be_read_costs_no_other_its_guidance(
+    runner, engine, monkeypatch
+):
+    joined = []
+
+    def join(request):
+        if not joined:
+            joined.append(None)
+            raise RuntimeError("can't start new thread")
+        joined.append(request.tokens)
+
+    processor = runner.processor
+    monkeypatch.setattr(processor, "_reads_tokens", True)
+    monkeypatch.setattr(engine, "join", join)
+    processor._v2_states = SimpleNamespace(
+        prefill_len=SimpleNamespace(np=[1] * 10),
+        prompt_len=SimpleNamespace(np=[1] * 10),
+        all_token_ids=SimpleNamespace(gpu=torch.ones(10, 1, dtype=torch.int64)),
+    )
+    fill(runner, marked("a"), marked("b"), marked("c"))
+    processor.apply_staged_writes()
+    assert joined == [None, [1], [1]]
+    assert len(processor._slots) == 3
+    assert processor._declined.counts == {"text lost": 1}
+
+
+def test_v2_tokens_that_cannot_be_read_raise_nothing(config, engine, monkeypatch):
+    runner = V2(config)
+    monkeypatch.setattr(runner.processor, "_reads_tokens", True)
+    assert runner.add(5, HELPFUL) is True
+    runner.processor.apply_staged_writes()
+    assert runner.processor._unread == []
+
+
+def test_v1_follows_requests_that_leave_move_and_swap(config):
+    runner = V1(config)
+    fill(runner, HELPFUL, None, HELPFUL, None)
+    moved = [(3, 0, MoveDirectionality.UNIDIRECTIONAL), (1, 2, MoveDirectionality.SWAP)]
+    runner.processor.update_state(None)
+    runner.processor.update_state(BatchUpdate(3, [0], [], moved))
+    assert runner.processor._slots.select(np.arange(3)).rows.tolist() == [1]
+
+
+def test_v2_says_which_requests_it_guides_and_forgets_a_slots_last_one(config):
+    runner = V2(config)
+    assert runner.add(5, HELPFUL) is True
+    assert runner.add(5, None) is False
+    assert len(runner.processor._slots) == 0
+
+
+def test_greedy_requests_need_it_too(runner):
+    assert runner.processor.is_argmax_invariant() is False
+
+
+@pytest.mark.parametrize("bad", BAD[1:3] + BAD[4:])
+def test_what_is_wrong_under_every_adapter_is_refused_at_admission(bad):
+    with pytest.raises(ValueError, match="pad_"):
+        PADLogitsProcessor.validate_params(SamplingParams(extra_args=bad))
+
+
+@pytest.mark.parametrize("good", [None, {}, HELPFUL, {"other": 1}])
+def test_what_may_be_right_passes_admission(good):
+    PADLogitsProcessor.validate_params(SamplingParams(extra_args=good))
+
+
+class Joined(SharedRewards):
+    """Notes the tokens of the requests that it is told of."""
+
+    def __init__(self):
+        self.joined = []
+
+    def batch(self, requests):
+        pass
+
+    def join(self, request):
+        self.joined.append((list(request.tokens), request.prompt))
+
+
+def test_an_engine_that_reads_tokens_is_told_of_a_guided_request_when_it_joins(config, monkeypatch):
+    engine = Joined()
+    monkeypatch.setitem(reward_engine._running, config.instance_id, engine)
+    v1, v2 = V1(config), V2(config)
+    v1.processor._reads_tokens = v2.processor._reads_tokens = True
+    v1.add(0, HELPFUL)
+    v1.add(1, None)
+    assert engine.joined == [([1], 1)]
+    v2.processor._v2_states = SimpleNamespace(
+        prefill_len=SimpleNamespace(np=[3]),
+        prompt_len=SimpleNamespace(np=[2]),
+        all_token_ids=SimpleNamespace(gpu=torch.tensor([[5, 6, 7, 0]])),
+    )
+    v2.add(0, HELPFUL)
+    v2.processor.apply_staged_writes()
+    assert engine.joined[1:] == [([5, 6, 7], 2)]
+
+
+def test_v2_tells_the_engine_what_was_said_last_before_the_next_forward(
+    config, engine, monkeypatch
+):
+    told = []
+    monkeypatch.setattr(
+        engine, "ahead", lambda requests, fed: told.append((list(requests), fed().tolist()))
+    )
+    runner = V2(config)
+    processor = runner.processor
+    monkeypatch.setattr(processor, "_reads_tokens", True)
+    monkeypatch.setattr(processor, "_join", lambda request, read: None)
+    processor._v2_states.total_len = SimpleNamespace(gpu=torch.tensor(runner.length))
+    processor.apply_staged_writes()
+    first, second, third, fourth = (int(slot) for slot in runner.order)
+    for slot, text in ((first, [7]), (third, [5, 6]), (fourth, [])):
+        runner.add(slot, HELPFUL, text)
+    runner.add(second, None)
+    processor.apply_staged_writes()
+    runner.apply(torch.randn(R, V))
+    assert told == []  # nobody has said anything yet
+    runner.add(fourth, HELPFUL, [3])  # another one, as the first left
+    processor._v2_states.total_len.gpu[:] = torch.tensor(runner.length)
+    here = [processor._slots.guided[slot] for slot in (first, third)]
+    processor.apply_staged_writes()
+    assert told == [(here, [[7, 1], [6, 2]])]
+    processor.apply_staged_writes()  # a step without a forward
+    assert len(told) == 1
+
+
+def test_v2_goes_on_where_the_engine_cannot_begin_early(config, engine, monkeypatch):
+    runner = V2(config)
+    monkeypatch.setattr(runner.processor, "_reads_tokens", True)
+    monkeypatch.setattr(runner.processor, "_join", lambda request, read: None)
+    fill(runner, *[HELPFUL] * R)
+    monkeypatch.setattr(engine, "ahead", lambda requests, fed: fed())  # no lengths are known
+    runner.apply(torch.randn(R, V))
+    runner.processor.apply_staged_writes()
+    assert runner.processor._declined.counts == {"late start": 1}
+
+
+@pytest.mark.usefixtures("engine")
+def test_reasoning_may_be_left_unguided_and_does_not_count_as_lost(config):
+    known = SimpleNamespace(reasoning_start_token_ids=[7], natural_reasoning_end_token_ids=[8])
+    config.additional_config["pad"]["reasoning"] = "unguided"
+    config.reasoning_config, config.use_v2_model_runner = known, True
+    runner = V2(config)
+    first, second, third, _ = (int(slot) for slot in runner.order)
+    runner.add(first, marked("thinks"), [7, 3])
+    runner.add(second, marked("answers"), [7, 3, 8])
+    runner.add(third, marked("never thinks"), [3])
+    before = torch.randn(R, V)
+    after = runner.apply(before.clone())
+    assert torch.equal(after[0], before[0])
+    assert not torch.equal(after[1], before[1])
+    assert not torch.equal(after[2], before[2])
+    assert [one["unguided_tokens"] for one in outcomes(runner, "thinks", "answers")] == [0, 0]
+
+
+def test_reasoning_is_left_unguided_on_v2_alone(config):
+    config.additional_config["pad"]["reasoning"] = "unguided"
+    with pytest.raises(ValueError, match="V2 runner alone"):
+        PADLogitsProcessor(config, torch.device("cpu"), False)

@@ -1,0 +1,56 @@
+"""Where reasoning is left unguided: what is inside it, and what vLLM has to say of its markers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pad_vllm.guidance import Said
+from pad_vllm.serving.start import reasoning_markers
+from pad_vllm.serving.worker import reasoning_rows
+
+THINK, END = 7, 8
+KNOWN = reasoning_markers.Markers(THINK, END)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ([1, 2, 3], False),
+        ([1, THINK, 3], True),
+        ([THINK], True),
+        ([1, THINK, 3, END], False),
+        ([1, THINK, END, 4, THINK, 5], True),  # an earlier turn's, and this one's
+        ([1, END, 4], False),
+    ],
+)
+def test_a_text_is_inside_from_its_last_think_to_the_end_of_it(text, found):
+    behind = [THINK, THINK]  # what a row had before, and others' longer texts
+    tokens = torch.tensor([[*text, *behind], [0] * (len(text) + 2)], dtype=torch.int32)
+    texts = Said(tokens, torch.tensor([1, 1]), torch.tensor([len(text), 2]))
+    assert reasoning_rows.inside(texts, KNOWN).tolist() == [found, False]
+
+
+def config(start, end):
+    known = SimpleNamespace(reasoning_start_token_ids=start, natural_reasoning_end_token_ids=end)
+    return SimpleNamespace(reasoning_config=known)
+
+
+def test_the_markers_are_vllms_own():
+    assert reasoning_markers.markers(config([THINK], [END])) == KNOWN
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        SimpleNamespace(reasoning_config=None),
+        config(None, None),
+        config([1, 2], [END]),
+        config([1], []),
+    ],
+)
+def test_markers_that_are_no_single_tokens_are_refused_with_the_way_out(unknown):
+    with pytest.raises(ValueError, match="accepted: one token each.*--reasoning-parser"):
+        reasoning_markers.markers(unknown)

@@ -1,0 +1,177 @@
+"""`pad-vllm evaluate --steering` on a tiny model, its engine a fake: every condition, and the file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+from pad_vllm.adapter.adapter_folder import load_adapter, save_adapter
+from pad_vllm.cli import steer
+from pad_vllm.cli.app import app
+from pad_vllm.steering import dimension_judges, steering_metrics, steering_report
+from pad_vllm.steering.guided_answers import Answer
+
+SENTENCES = {"warm": "be warm", "brief": "be brief"}
+
+
+@pytest.fixture
+def adapter(tmp_path, monkeypatch):
+    """A tiny base's adapter that sentences taught; its engine says how strongly it was guided."""
+    base = tiny.checkpoint("llama", tmp_path / "base")
+    plain = tiny.write_adapter(
+        base, tmp_path / "plain", fork_layer=2, std=0.1, dimensions=tuple(SENTENCES)
+    )
+    made = load_adapter(plain)
+    rows = [{"dimension": name, "sentences": [said]} for name, said in SENTENCES.items()]
+    config = dataclasses.replace(made.config, training={"taught": rows})
+    save_adapter(dataclasses.replace(made, config=config), tmp_path / "taught", "x")
+    asked = []
+
+    def answers(batch):
+        prompts, conditions, decodings = batch.prompts, batch.conditions, batch.decodings
+        asked.append((batch.adapter, [c.name for c in conditions]))
+        return [
+            [
+                [Answer(f"answer {c.beta} {c.sentence}", (5, 6, 7))] * len(prompts)
+                for c in conditions
+            ]
+            for _ in decodings
+        ]
+
+    monkeypatch.setattr(steering_report, "answers", answers)
+    monkeypatch.setattr(dimension_judges, "answers", answers)
+    for module in (dimension_judges, steering_metrics):
+        monkeypatch.setattr(
+            module, "embed", lambda texts: np.array([[len(t), "be" in t] for t in texts], float)
+        )
+    return base, tmp_path / "taught", asked
+
+
+def test_everything_asked_for_is_in_the_file(adapter, tmp_path):
+    pytest.importorskip("sklearn")
+    from typer.testing import CliRunner
+
+    base, folder, asked = adapter
+    prompts, others = tmp_path / "prompts.txt", tmp_path / "others.txt"
+    prompts.write_text("one\ntwo\nthree\n")
+    others.write_text("".join(f"other {i}\n" for i in range(8)))
+    arguments = ["evaluate", str(folder), "--base", str(base), "--steering", str(prompts)]
+    arguments += ["--judge-prompts", str(others), "--beside", f"again={folder}", "--beta", "2"]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out.json")])
+    assert result.exit_code == 0, result.output
+    assert asked[0][1][:3] == ["unguided", "told warm", "told brief"]
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert set(found["judges"]) == set(SENTENCES)
+    assert [one["temperature"] for one in found["decodings"]] == [0.0, 0.7]
+    records = {r["name"]: r for r in found["decodings"][0]["records"]}
+    assert {
+        "PAD +warm",
+        "PAD -brief",
+        "PAD +warm+brief",
+        "told and PAD +warm",
+        "again +warm",
+    } <= set(records)
+    assert set(records["PAD +warm"]["wins"]["warm"]) == {"meaning", "teacher"}
+    assert set(records["PAD +brief"]["wins"]["brief"]) == {"brief", "meaning", "teacher"}
+    assert len(found["decodings"][0]["texts"]["unguided"]) == 3
+    assert (folder / "README.md").read_text() == "x"
+
+    asked.clear()
+    again = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out.json")])
+    assert again.exit_code == 0, again.output
+    assert [folder for folder, _ in asked] == [None]  # the judges' answers alone
+    assert json.loads((tmp_path / "out.json").read_text())["decodings"] == found["decodings"]
+
+
+def test_another_base_is_guided_by_an_engine_with_a_backbone_of_its_own(
+    adapter, tmp_path, monkeypatch
+):
+    from typer.testing import CliRunner
+
+    base, folder, _ = adapter
+    (tmp_path / "prompts.txt").write_text("one\n")
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    (tmp_path / "plain.jinja").write_text(template)
+    answer, seen = steering_report.answers, []
+    monkeypatch.setattr(
+        steering_report, "answers", lambda batch: seen.append(batch) or answer(batch)
+    )
+    resolved = []
+    monkeypatch.setattr(steer, "resolve_base", resolved.append)
+
+    def evaluate(*more):
+        argv = [
+            "evaluate",
+            str(folder),
+            "--base",
+            str(base),
+            "--steering",
+            tmp_path / "prompts.txt",
+        ]
+        argv += ["--no-mixes", "--no-on-top", "--temperature", "0", *more]
+        return CliRunner().invoke(app, [*map(str, argv)])
+
+    result = evaluate("--engine", "resident", "--chat-template", tmp_path / "plain.jinja")
+    assert result.exit_code == 0, result.output
+    assert seen[0].settings == {"engine": "resident", "chat_template": template}
+    assert seen[0].decodings[0].chat_template == template
+    # Fetched before the engine starts.
+    assert resolved == [load_adapter(folder).config.backbone.name]
+    assert evaluate().exit_code == 0
+    assert seen[1].settings == {}
+    assert "accepted are shared, resident, ray" in evaluate("--engine", "vector").output
+
+
+def test_figures_go_into_the_card_and_a_sentence_may_be_given_for_a_dimension(adapter, tmp_path):
+    from typer.testing import CliRunner
+
+    base, folder, asked = adapter
+    made = load_adapter(folder)
+    config = dataclasses.replace(made.config, training={})
+    save_adapter(dataclasses.replace(made, config=config), folder, "x")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("one\ntwo\n")
+    arguments = ["evaluate", str(folder), "--base", str(base), "--steering", str(prompts), "--card"]
+    result = CliRunner().invoke(app, [*arguments, "--told", "warm=Be warm.", "--no-mixes"])
+    assert result.exit_code == 0, result.output
+    names = asked[0][1]
+    assert "told warm" in names
+    assert "told brief" not in names
+    said = (folder / "README.md").read_text()
+    assert "## Steering" in said
+    assert "| told warm |" in said
+    assert "told and PAD +warm" in names
+    asked.clear()
+    result = CliRunner().invoke(app, [*arguments, "--told", "warm=Be warm.", "--no-on-top"])
+    assert result.exit_code == 0, result.output
+    assert not [name for name in asked[0][1] if name.startswith("told and")]
+    assert "teacher" in result.output
+    unheard = [*arguments, "--told", "warm=Be warm.", "--no-on-top", "--no-teacher"]
+    result = CliRunner().invoke(app, unheard)
+    assert result.exit_code == 0, result.output
+    assert "teacher" not in result.output
+    result = CliRunner().invoke(app, [*arguments, "--told", "cold=Be cold."])
+    assert result.exit_code == 1
+    assert "--told cold: the adapter has no such dimension, only warm, brief" in result.output
+
+
+def test_an_adapter_beside_it_has_a_name_and_a_folder(adapter, tmp_path):
+    from typer.testing import CliRunner
+
+    base, folder, _ = adapter
+    (tmp_path / "p.txt").write_text("one\n")
+    arguments = [
+        "evaluate",
+        str(folder),
+        "--base",
+        str(base),
+        "--steering",
+        str(tmp_path / "p.txt"),
+    ]
+    result = CliRunner().invoke(app, [*arguments, "--beside", "nameless"])
+    assert result.exit_code == 1
+    assert "NAME=ADAPTER is accepted" in result.output

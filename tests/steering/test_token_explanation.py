@@ -1,0 +1,79 @@
+"""`pad-vllm explain` on a tiny model: what is paid, what the base would have said, and the colours."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from pad_vllm.adapter.adapter_folder import load_adapter
+from pad_vllm.cli.app import app
+from pad_vllm.persrm import PersRM
+from pad_vllm.steering import token_explanation
+from pad_vllm.steering.guided_answers import Answer
+from pad_vllm.text.chat_template import chat_ids, chat_tokenizer
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("explained")
+    base = tiny.checkpoint("llama", folder / "base")
+    return base, tiny.write_adapter(base, folder / "adapter", fork_layer=1, std=0.1)
+
+
+@pytest.fixture
+def model(made):
+    from transformers import AutoModelForCausalLM
+
+    base, adapter = made
+    return PersRM.from_adapter(AutoModelForCausalLM.from_pretrained(base), load_adapter(adapter))
+
+
+@torch.no_grad()
+def test_a_token_has_what_it_earned_beyond_the_bases_candidates(made, model):
+    tokenizer = chat_tokenizer(made[0], "base", None)
+    prompt, answer = [3, 4, 5], [6, 7, 8, 9]
+    w = torch.linspace(1, 2, len(model.dimensions))
+    read = token_explanation.tokens(model, tokenizer, prompt, answer, w, 5)
+    h_B, h_T = model.hidden_twice(torch.tensor([prompt + answer]))
+    for place, token in enumerate(read):
+        here = (h[0, len(prompt) - 1 + place] for h in (h_B, h_T))
+        h, t = here
+        z, ids = model.base_logits(h).topk(5)
+        paid = model.rewards(h, t, torch.cat([ids, torch.tensor([answer[place]])]), w)
+        mean = (z.softmax(-1) * paid[:-1]).sum()
+        assert token["reward"] == pytest.approx(float(paid[-1] - mean), abs=1e-4)
+        assert token["base"] == tokenizer.decode([int(ids[0])])
+        assert token["changed"] == (int(ids[0]) != answer[place])
+    assert "".join(token["token"] for token in read) == tokenizer.decode(answer)
+    assert token_explanation.tokens(model, tokenizer, prompt, [], w, 5) == []
+
+
+def test_an_answer_is_read_or_drawn_and_shown_and_written(made, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    base, adapter = map(str, made)
+    names, asked = load_adapter(adapter).config.dimensions, []
+
+    def answers(batch):
+        asked.append(batch)
+        tokenizer = chat_tokenizer(base, "base", None)
+        return [[[Answer("drawn", tuple(chat_ids(tokenizer, [{"role": "user", "content": "x"}])))]]]
+
+    monkeypatch.setattr(token_explanation, "answers", answers)
+    said = ["explain", adapter, "Hello", "--base", base, "--weights", f"{names[0]}=-1"]
+    page = tmp_path / "page.html"
+    result = CliRunner().invoke(app, [*said, "--answer", "a b c", "--html", str(page)])
+    assert result.exit_code == 0, result.output
+    assert "not the base's first choice" in result.output
+    assert not asked
+    assert "background-color" in page.read_text()
+
+    result = CliRunner().invoke(app, [*said, "--beta", "3"])
+    assert result.exit_code == 0, result.output
+    (way,) = asked[0].conditions
+    assert (way.weights[names[0]], way.beta) == (-1.0, 3.0)
+
+    result = CliRunner().invoke(app, [*said[:-1], "kindness=1"])
+    assert result.exit_code == 1
+    assert "kindness" in result.output

@@ -1,0 +1,330 @@
+"""The PersRM's tokens beside the base's: always those of the whole text. No model runs."""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import itertools
+import random
+import re
+import statistics
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_tokenizers import CHAT, CORPUS, bytewise, lossy, sentencepiece, wrapped
+from tokenizers import Tokenizer, decoders, models
+
+from pad_vllm.text import incremental_encoding
+from pad_vllm.text.conversation_from_prompt import prompt_ids
+from pad_vllm.text.token_alignment import Reader
+from pad_vllm.text.token_texts import Pieces
+
+UNKNOWN = (10**6, 2**32, 2**70, -1)  # ids that no tokenizer has
+TINY = {
+    "bytewise": bytewise,
+    "prefixed": functools.partial(bytewise, prefix=True),
+    "gemma": functools.partial(sentencepiece, 0),
+    "llama": functools.partial(sentencepiece, 1),
+    "lossy": lossy,
+}
+PAIRS = [(base, persrm) for base in TINY for persrm in TINY if base != persrm]
+
+
+@functools.cache
+def reader(base, persrm):
+    return Reader(TINY[base](), TINY[persrm]())
+
+
+@pytest.fixture(scope="module")
+def real(smollm2, gemma3):
+    """Readers both ways, and their tokenizers."""
+    from transformers import AutoTokenizer
+
+    smol, gemma = (AutoTokenizer.from_pretrained(folder) for folder in (smollm2, gemma3))
+    return [(Reader(smol, gemma), smol, gemma), (Reader(gemma, smol), gemma, smol)]
+
+
+WORDS = st.sampled_from(
+    [
+        *(sentence[:40] for sentence in CORPUS),
+        *(" the", " dog", "'s", "12", "3", " ", "  ", "\n", "\n\n", "\t", "é", "e\u0301", "犬"),
+        *(
+            "🐕",
+            "👩\u200d🚀",
+            "\ufffd",
+            "▁",
+            "<|im_end|>",
+            "<|im_",
+            "</s>",
+            "<0x41>",
+            ",",
+            "…",
+            "aaaa",
+        ),
+    ]
+)
+TEXTS = st.lists(WORDS | st.text(max_size=8), max_size=8).map("".join)
+
+
+def token_lists(tokenizer):
+    """Tokens of texts, any tokens, and bytes that need not be characters, in any order."""
+    encoded = TEXTS.map(lambda text: tokenizer.encode(text, add_special_tokens=False))
+    one = st.integers(0, len(tokenizer) + 2) | st.sampled_from(UNKNOWN)
+    bytewise = [tokenizer.convert_tokens_to_ids(f"<0x{b:02X}>") for b in (0xE7, 0x8A, 0xAC, 0x20)]
+    byte = st.sampled_from([i for i in bytewise if i is not None] or [0])
+    part = encoded | st.lists(one, max_size=4) | st.lists(byte, max_size=5)
+    return st.lists(part, max_size=4).map(lambda parts: [i for part in parts for i in part])
+
+
+def existing(tokenizer, ids):
+    return [i for i in ids if 0 <= i < len(tokenizer)]
+
+
+def decoded(tokenizer, ids):
+    return tokenizer.decode(existing(tokenizer, ids), skip_special_tokens=True)
+
+
+def complete(tokenizer, ids):
+    """What decode makes of tokens without the bytes of a character that is not complete."""
+    text = decoded(tokenizer, ids)
+    if "ByteLevel" in str(tokenizer.backend_tokenizer.decoder):
+        return text  # the test knows these bytes as one U+FFFD at the end
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    kept = [i for i in existing(tokenizer, ids) if i not in special]
+    names = tokenizer.convert_ids_to_tokens(kept)
+    run = itertools.takewhile(lambda name: re.fullmatch("<0x..>", name), reversed(names))
+    utf8 = codecs.getincrementaldecoder("utf-8")()
+    try:
+        utf8.decode(bytes(int(name[3:5], 16) for name in reversed(list(run))))
+    except UnicodeDecodeError:
+        return text
+    return decoded(tokenizer, kept[: len(kept) - len(utf8.getstate()[0])])
+
+
+def applied(tokens, change):
+    keep, added = change
+    assert not added or tokens[keep : keep + 1] != [added[0]], "keep is not the longest"
+    return tokens[:keep] + list(added)
+
+
+def follows(reader, base, persrm, ids, sizes):
+    """Extend by pieces of these sizes, and compare with the encoding of the whole each time."""
+    reading = reader.open(base.encode("Hi"))
+    prompt, done = list(reading.tokens), 0
+    while done < len(ids):
+        size = sizes[done % len(sizes)]
+        piece = ids[done : done + size]
+        done += size
+        before, changes = list(reading.tokens), reading.candidates([*piece, 5, *UNKNOWN])
+        assert reading.tokens == before
+        assert changes[-4:] == [(len(before), ())] * 4
+        reading.extend(piece)
+        text = reading._answer.text
+        assert reading.tokens == prompt + persrm.encode(text, add_special_tokens=False)
+        held = "\ufffd" if reader._pieces._bytewise and reading._tail.run else ""
+        assert text + held == complete(base, ids[:done])
+        if len(piece) == 1 and piece[0] not in reader._ends:
+            assert applied(before, changes[0]) == reading.tokens
+
+
+SIZES = st.lists(st.sampled_from([1, 1, 1, 2, 7]), min_size=1, max_size=5)
+
+
+@pytest.mark.parametrize(("base", "persrm"), PAIRS)
+@settings(deadline=None, max_examples=15)
+@given(data=st.data())
+def test_the_tokens_are_those_of_the_whole_text_after_any_base_tokens(base, persrm, data):
+    ids = data.draw(token_lists(TINY[base]()))
+    follows(reader(base, persrm), TINY[base](), TINY[persrm](), ids, data.draw(SIZES))
+
+
+@pytest.mark.parametrize("persrm", [name for name in TINY if name != "bytewise"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" * 300,
+        "\n" * 50,
+        " " * 90 + "x",
+        "123" * 60,
+        "犬" * 40,
+        "🐕" * 40,
+        "<|im_end|>" * 9,
+        "\t" * 60,
+    ],
+)
+def test_long_runs_of_one_thing_are_followed(persrm, text):
+    base = TINY["bytewise"]()
+    ids = base.encode(text, add_special_tokens=False)
+    follows(reader("bytewise", persrm), base, TINY[persrm](), ids, [1])
+
+
+@pytest.mark.parametrize("name", TINY)
+@settings(deadline=None, max_examples=50)
+@given(data=st.data())
+def test_tokens_as_text_are_what_decode_makes_of_them(name, data):
+    tokenizer = TINY[name]()
+    ids = data.draw(token_lists(tokenizer))
+    assert finished(Pieces(tokenizer.backend_tokenizer), ids) == decoded(tokenizer, ids)
+
+
+def finished(pieces, ids):
+    """The text of tokens after which nothing comes: what is held back is shown as it is."""
+    text, tail = pieces.add(pieces.start, ids)
+    if pieces._bytewise:
+        return text + tail.run.decode("utf-8", "replace")
+    try:
+        rest = tail.run.decode()
+    except UnicodeDecodeError:
+        rest = "\ufffd" * len(tail.run)
+    return text + pieces._stripped(rest, tail.strip)[0]
+
+
+def test_the_bytes_of_a_character_are_held_back_until_it_is_complete():
+    base, persrm = TINY["gemma"](), TINY["bytewise"]()
+    first, second, third = (base.convert_tokens_to_ids(f"<0x{b:02X}>") for b in "€".encode())
+    reading = reader("gemma", "bytewise").open([])
+    prompt = list(reading.tokens)
+    for token in (first, second):
+        assert reading.candidates([token]) == [(len(prompt), ())]
+        reading.extend([token])
+        assert reading.tokens == prompt
+    reading.extend([third])
+    euro = persrm.encode("€", add_special_tokens=False)
+    assert reading.tokens == prompt + euro
+    # A wrong byte spoils the run it stands in, back to its first byte: that is how it is decoded.
+    reading.extend([first, first])
+    assert decoded(base, [first, second, third, first, first]) == "\ufffd" * 5
+    assert reading.tokens == prompt + persrm.encode("\ufffd" * 5, add_special_tokens=False)
+
+
+@pytest.mark.parametrize(("base", "persrm"), PAIRS)
+def test_a_candidate_that_ends_the_turn_is_the_persrms_own_end(base, persrm):
+    ours, theirs = TINY[base](), TINY[persrm]()
+    reading = reader(base, persrm).open(ours.encode("Hi"))
+    before = list(reading.tokens)
+    ends = [ours.eos_token_id, ours.convert_tokens_to_ids("<|im_end|>")]
+    end = theirs.convert_tokens_to_ids("<|im_end|>")
+    assert reading.candidates(ends) == [(len(before), (end,))] * 2
+    reading.extend(ends)
+    assert reading.tokens == before
+    assert reading.candidates([ours.convert_tokens_to_ids("<|im_start|>")]) == [(len(before), ())]
+
+
+def test_without_a_template_the_end_is_eos():
+    plain = bytewise(chat_template=None)
+    changes = Reader(sentencepiece(0), plain).open([]).candidates([sentencepiece(0).eos_token_id])
+    assert changes[0][1] == (plain.eos_token_id,)
+
+
+def test_one_tokenizer_in_both_models_passes_ids_through():
+    same = Reader(bytewise(), bytewise.__wrapped__())
+    assert same.same
+    reading = same.open([5, 6])
+    reading.extend([7, 8])
+    assert reading.tokens == [5, 6, 7, 8]
+    assert reading.candidates([9, 10]) == [(4, (9,)), (4, (10,))]
+
+
+def test_a_preference_stands_in_the_persrms_prompt_only():
+    tokenizer = bytewise()
+    messages = [{"role": "user", "content": "Hi dog"}]
+    asked = prompt_ids(tokenizer, messages)
+    expected = prompt_ids(tokenizer, messages, "Bark.")
+    for base, persrm in ((tokenizer, tokenizer), (sentencepiece(0), tokenizer)):
+        reading = Reader(base, persrm).open(prompt_ids(base, messages), "Bark.")
+        assert "[Principles] Bark. [Instruction] Hi dog" in tokenizer.decode(reading.tokens)
+        assert reading.tokens == expected != asked
+    reading = Reader(tokenizer, tokenizer).open(asked, "Bark.")
+    reading.extend([7])
+    assert reading.tokens == [*expected, 7]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [bytewise(chat_template=None), bytewise(prefix=True, chat_template=CHAT + " "), lossy()],
+)
+def test_other_tokens_or_another_template_are_not_the_same(other):
+    assert not Reader(bytewise(), other).same
+
+
+def test_a_tokenizer_whose_tokens_cannot_be_followed_is_refused():
+    odd = wrapped(Tokenizer(models.BPE()), CHAT)
+    odd.backend_tokenizer.decoder = decoders.CTC()
+    with pytest.raises(ValueError, match="CTC.*accepted: ByteLevel.*Use a PersRM"):
+        Reader(odd, bytewise())
+    with pytest.raises(ValueError, match="the PersRM's tokenizer is a object.*accepted.*fast"):
+        Reader(bytewise(), object())
+
+
+def test_only_the_end_of_a_long_answer_is_encoded_again():
+    base = TINY["bytewise"]()
+    follower = Reader(base, TINY["llama"]())
+    reading = follower.open([])
+    reading.extend(base.encode(" ".join(CORPUS) * 30, add_special_tokens=False))
+    follower._encoder._known.clear()
+    reading.candidates(range(20, 40))
+    assert max(map(len, follower._encoder._known)) < 150 < len(reading._answer.text) / 50
+
+
+@pytest.mark.exhaustive
+@pytest.mark.engine
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_real_tokenizers_follow_each_other(real, data):
+    for one, base, persrm in real:
+        follows(one, base, persrm, data.draw(token_lists(base)), data.draw(SIZES))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.engine
+@settings(deadline=None, max_examples=100)
+@given(data=st.data())
+def test_real_tokens_as_text_are_what_decode_makes_of_them(real, data):
+    for _, base, _ in real:
+        ids = data.draw(token_lists(base))
+        assert finished(Pieces(base.backend_tokenizer), ids) == decoded(base, ids)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.engine
+def test_ten_candidates_take_well_under_a_step(real, capsys):
+    for follower, base, persrm in real:
+        ids = base.encode(" ".join(CORPUS) * 5, add_special_tokens=False)
+        reading, draw, seconds = follower.open(ids[:20]), random.Random(0), []
+        for token in ids:
+            candidates = [token, *draw.sample(ids, 9)]
+            begun = time.perf_counter()
+            reading.candidates(candidates)
+            seconds.append(time.perf_counter() - begun)
+            reading.extend([token])
+        milliseconds = statistics.median(seconds) * 1e3
+        names = f"{len(base)} -> {len(persrm)} tokens"
+        with capsys.disabled():
+            print(f"\n{names}: {milliseconds:.2f} ms for 10 candidates, median of {len(ids)} steps")
+        assert milliseconds < 20  # an order of magnitude of room: machines are shared
+
+
+@pytest.mark.parametrize("persrm", ["llama", "bytewise"])
+def test_a_reading_knows_how_many_of_its_tokens_stayed(persrm):
+    base = TINY["bytewise"]()
+    reading, known = reader("bytewise", persrm).open(base.encode("Hi")), []
+    for number, token in enumerate(base.encode(CORPUS[1] + CORPUS[2], add_special_tokens=False)):
+        reading.extend([token])
+        assert reading.tokens[: reading.stays] == known[: reading.stays]
+        assert reading.stays >= len(known) - 8
+        if number % 3:
+            known = list(reading.tokens)
+            reading.settle()
+            assert reading.stays == len(known)
+
+
+def test_encoded_windows_are_kept_up_to_so_many_characters(monkeypatch):
+    monkeypatch.setattr(incremental_encoding, "_MEMO", 1000)
+    encoder = incremental_encoding.Encoder(TINY["llama"]().backend_tokenizer)
+    for number in range(30):
+        texts = [f"{number} " + "dog " * 50, f"cat {number}"]
+        assert encoder(texts) == encoder(texts)
+        assert sum(map(len, encoder._known)) < 1000 + sum(map(len, texts))
+    assert len(encoder._known) > 2

@@ -1,0 +1,200 @@
+"""A run taught by sentences on a tiny model: planted, resumed, refused, and what comes out."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import pytest
+import tiny_examples
+import torch
+from planted import kill, require_equal
+
+from pad_vllm.adapter.adapter_folder import load_adapter
+from pad_vllm.training.distillation import prompted_teacher
+from pad_vllm.training.distillation.distillation_run import TaughtRun
+from pad_vllm.training.distillation.ridge_statistics import RIDGES
+from pad_vllm.training.objective.candidate_rewards import map_rewards, trained_rewards
+from pad_vllm.training.report.evaluate_adapter import reevaluate
+from pad_vllm.training.training_methods import run_of
+from pad_vllm.training.training_run import Run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("taught")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def planted():
+    """Teachers that a PersRM can learn from: "warm" is a linear map of the state, "brief" constant."""
+    torch.manual_seed(5)
+    warm, brief = torch.randn(64, 8) @ torch.randn(8, 64) / 40, torch.randn(64)
+
+    def directions(model, some, h_B):
+        return [torch.stack([h.float() @ warm.T, brief.expand_as(h.float())]) for h in h_B]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prompted_teacher, "directions", directions)
+        yield
+
+
+def started(root, out, **changes):
+    run = run_of(settings := tiny_examples.settings(root, out, **changes))(
+        settings, root / "cache", "pad-vllm train ..."
+    )
+    tiny_examples.answer(root, out, run.answered)
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(root):
+    """An uninterrupted run and what it said."""
+    adapter = started(root, "finished").train()
+    return adapter, json.loads((root / "finished" / "history.json").read_text())
+
+
+def test_a_run_with_a_teacher_is_a_taught_one(root):
+    settings = tiny_examples.settings(root)
+    assert run_of(settings) is TaughtRun
+    assert run_of(type(settings)("base", (), "out")) is Run
+    assert type(settings).from_dict(settings.as_dict()) == settings
+
+
+def test_a_planted_teacher_is_learned_and_the_constant_direction_learns_what_is_constant(finished):
+    adapter, history = finished
+    warm, brief = adapter.config.training["taught"]
+    assert (warm["dimension"], warm["sentences"]) == ("warm", ["be warm"])
+    assert warm["trained"] > 0.9 > warm["constant"]
+    assert brief["constant"] > 0.99
+    assert brief["trained"] > 0.9
+    assert {row["stage"] for row in history} == {1, 2}
+
+
+def test_training_lowers_the_loss_and_raises_the_shares_from_nothing(root):
+    run = started(root, "raised", recipe={"epochs": 5, "head_epochs": 0, "head_lr": 3e-2})
+    start = run._start
+
+    def forgotten():
+        start()
+        with torch.no_grad():
+            run.model.head_B.zero_()
+
+    run._start = forgotten
+    rows = run.train().config.training["taught"]
+    history = json.loads((root / "raised" / "history.json").read_text())
+    loss = [row["loss"] for row in history if row["step"]]
+    assert sum(loss[-3:]) < 0.7 * sum(loss[:3])
+    looks = [sum(row["accuracy"].values()) for row in history if "accuracy" in row]
+    assert looks[-1] > looks[0]
+    assert all(row["trained"] > 0.2 for row in rows)
+
+
+def test_heads_start_at_the_closed_form_and_stay_there_without_steps(root):
+    run = started(root, "heads", recipe={"epochs": 0, "head_lr": 0.0, "weight_decay": 0.0})
+    adapter = run.train()
+    A, B = run.moments.heads(8, run.ridges)
+    assert torch.equal(adapter.head_A, A)
+    assert torch.equal(adapter.head_B, B)
+    for row in adapter.config.training["taught"]:
+        assert row["trained"] == pytest.approx(row["heads"], abs=1e-3)
+    assert all(not b.any() for _, b in adapter.lora.weights.values())
+
+
+def test_a_penalty_is_the_one_that_explains_most_of_the_validation_prompts(root):
+    run = started(root, "penalty", recipe={"epochs": 0})
+    start, explained = run._start, []
+
+    def looked():
+        start()
+        for ridge in RIDGES:
+            made = partial(map_rewards, run.model, run.moments.map(ridge).float())
+            explained.append(run._shares(made, run.parts.validation))
+
+    run._start = looked
+    rows = run.train().config.training["taught"]
+    best = torch.stack(explained).argmax(0)
+    assert run.ridges == [RIDGES[i] for i in best]
+    assert [row["penalty"] for row in rows] == pytest.approx(run.ridges)
+
+
+def test_heads_alone_are_trained_where_the_fork_is_at_the_top(root):
+    run = started(root, "top", fork_layer=None, recipe={"epochs": 4})
+    adapter = run.train()
+    assert adapter.config.heads_only
+    assert adapter.config.format_version == 2
+    for row in adapter.config.training["taught"]:
+        assert row["trained"] >= row["heads"] > 0.3
+    loaded = load_adapter(root / "top")
+    assert not loaded.lora.weights
+    assert torch.equal(loaded.head_B, adapter.head_B)
+    served = run._spreads(partial(trained_rewards, run.model))
+    assert torch.allclose(served, torch.ones(2), atol=1e-3)  # one unit for every dimension
+    bias = load_adapter(root / "top.run" / "bias")
+    assert bias.config.heads_only
+    assert not bias.head_B.any()
+    assert bias.head_C.any()
+
+
+def test_what_comes_out_is_an_ordinary_adapter_whose_card_has_the_sentences(finished, root):
+    adapter, _ = finished
+    out = root / "finished"
+    loaded = load_adapter(out)
+    assert loaded.config.dimensions == ("warm", "brief")
+    assert torch.equal(loaded.head_B, adapter.head_B)
+    assert loaded.config.training["settings"]["teacher"]["sentences"] == tiny_examples.SENTENCES
+    card = (out / "README.md").read_text()
+    assert "- warm: be warm" in card
+    assert "| dimension | trained | first | heads | constant | variance | spread |" in card
+    assert (out / "curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(("stage", "step"), [(1, 2), (1, 5), (2, 2)])
+def test_a_run_stopped_anywhere_ends_with_the_same_numbers(finished, root, stage, step):
+    adapter, history = finished
+    out = f"stopped-{stage}-{step}"
+    kill(started(root, out), stage, step)
+    again = started(root, out).train()
+    assert json.loads((root / out / "history.json").read_text()) == history
+    assert again.config.training["taught"] == adapter.config.training["taught"]
+    require_equal(again, adapter)
+
+
+def test_without_a_file_the_prompts_that_ship_are_answered(root):
+    settings = tiny_examples.settings(
+        root, "shipped", teacher={"prompts": "", "answers": 12}, max_prompt=400
+    )
+    run = run_of(settings)(settings, root / "cache", "pad-vllm train ...")
+    assert len(run.answered) == 12
+    assert len(run.others) == 24
+    assert run._told()["described"].startswith("Prompts of prompts.txt")
+
+
+def test_prompts_beyond_those_answered_teach_first_tokens(root):
+    run = started(root, "firsts")
+    assert (len(run.answered), len(run.others)) == (24, 16)
+    run._gather()
+    assert all(one.response_ids == [[1]] for one in run.parts.firsts)
+    example = run._lessons()[1].example(0, 1, 0)
+    assert [len(one.z_B) for one in example.firsts] == [1, 1]
+    seen = {lesson.key for lesson in [*run.parts.train, *run.parts.firsts]}
+    assert not seen & {one.key for one in [*run.parts.held_out, *run.parts.held_out_firsts]}
+
+
+def test_prompts_that_all_are_too_long_are_an_error_that_says_what_to_do(root):
+    with pytest.raises(
+        ValueError, match="none of its 40 prompts has at most 5 tokens.*--max-prompt"
+    ):
+        started(root, "long", max_prompt=5)
+
+
+def test_other_sentences_are_another_run(finished, root):
+    with pytest.raises(ValueError, match="teacher was .*--restart"):
+        started(root, "finished", teacher={"sentences": {"warm": "be cold", "brief": "be brief"}})
+
+
+def test_evaluate_says_that_there_are_no_pairs(finished, root):
+    with pytest.raises(ValueError, match="taught by sentences.*Give --data"):
+        reevaluate(root / "finished", str(root / "base"), None, root / "cache", [], 0)

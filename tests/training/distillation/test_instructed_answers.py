@@ -1,0 +1,80 @@
+"""Two answers a prompt: one plain, one told; drawn once, and the rest where a draw was cut."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import tiny
+
+from pad_vllm.training.distillation.instructed_answers import Told
+from pad_vllm.training.sampling.sample_responses import draw
+from pad_vllm.training.sampling.vllm_sampler import Sampling
+
+SENTENCES = ("be warm", "be brief")
+
+
+class Engine:
+    """Answers with what it was asked."""
+
+    def __init__(self, sampling):
+        self.sampling, self.asked = sampling, []
+
+    def get_tokenizer(self):
+        return tiny.tokenizer()
+
+    def chat(self, messages, sampling_params, *, use_tqdm, chat_template):
+        self.asked.append([one[-1]["content"] for one in messages])
+        return [
+            SimpleNamespace(
+                outputs=[SimpleNamespace(text=f"to {text}", token_ids=[5, 6])] * sampling_params.n
+            )
+            for text in self.asked[-1]
+        ]
+
+
+@pytest.fixture
+def engines():
+    return []
+
+
+@pytest.fixture
+def build(engines):
+    def inner(base, sampling):
+        engines.append(Engine(sampling))
+        return engines[-1], SimpleNamespace(n=sampling.n)
+
+    return Told(SENTENCES, inner)
+
+
+def keys(count):
+    return [json.dumps([{"role": "user", "content": f"question {n}"}]) for n in range(count)]
+
+
+def test_each_prompt_is_answered_plain_and_told_one_of_the_sentences(build, engines, tmp_path):
+    out = tmp_path / "answers.jsonl"
+    assert draw("base", keys(12), out, Sampling(n=2), build=build).drawn == 12
+    told = []
+    for line in map(json.loads, out.read_text().splitlines()):
+        plain, other = (one["text"] for one in line["responses"])
+        assert plain == f"to {line['prompt']}"
+        assert other.startswith(f"{plain}\n\n")
+        told.append(other.removeprefix(f"{plain}\n\n"))
+    assert set(told) == set(SENTENCES)
+    assert engines[0].sampling.n == 1
+
+
+def test_there_is_room_for_the_sentence_beside_the_longest_prompt(build, engines, tmp_path):
+    sampling = Sampling(n=2, max_tokens=8, max_model_len=40)
+    draw("base", keys(1), tmp_path / "answers.jsonl", sampling, build=build)
+    assert engines[0].sampling.max_model_len >= 40 + max(map(len, SENTENCES))
+
+
+def test_a_draw_that_goes_on_asks_for_the_rest_with_the_same_sentences(build, engines, tmp_path):
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    draw("base", keys(6), whole, Sampling(n=2), build=build)
+    draw("base", keys(3), cut, Sampling(n=2), build=build)
+    draw("base", keys(6), cut, Sampling(n=2), build=build)
+    assert cut.read_text() == whole.read_text()
+    assert [len(asked) for engine in engines for asked in engine.asked] == [12, 6, 6]

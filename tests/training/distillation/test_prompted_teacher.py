@@ -1,0 +1,147 @@
+"""What the told base pays: against two whole forwards, with an opposite, from disk and where it stopped."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import tiny_examples as made
+import torch
+
+from pad_vllm.training.data.preference_record import Record
+from pad_vllm.training.distillation import prompted_teacher
+from pad_vllm.training.distillation.distillation_examples import Lessons
+from pad_vllm.training.distillation.instructions import wishes
+from pad_vllm.training.distillation.prompted_teacher import LessonStore
+from pad_vllm.training.distillation.ridge_statistics import Moments
+from pad_vllm.training.objective.candidate_rewards import centred
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TOKENIZER = tiny.tokenizer()
+
+
+class Killed(BaseException):
+    """What a test raises where a kill would end the process."""
+
+
+@pytest.fixture
+def model():
+    return tiny.persrm("llama", 2, ("warm", "brief"))
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return made.settings(tmp_path, teacher={"opposites": {"brief": "talk much"}})
+
+
+@pytest.fixture
+def some(settings):
+    maker = Lessons(TOKENIZER, settings, wishes(settings.teacher))
+    records = [
+        {
+            "prompt": f"q{n}",
+            "responses": [{"text": t, "token_ids": TOKENIZER.encode(t)} for t in ts],
+        }
+        for n, ts in enumerate((("no", "oh yes"), ("well", "so it is"), ("a cat", "dogs")))
+    ]
+    return [maker.answered(Record.model_validate(record)) for record in records]
+
+
+def nothing(*_):
+    """Progress that nobody reads."""
+
+
+def store(model, settings, folder):
+    return LessonStore(model, TOKENIZER, settings, folder, "weights")
+
+
+def taught(one, lessons):
+    """The store with forks and rewards of the lessons, and the sums over them."""
+    one.build(lessons, 0, 1, nothing, scored=False)
+    moments = Moments.none(2, 64)
+    one.teach(lessons, nothing, moments, one.folder / "moments")
+    return moments
+
+
+def last(model, prompt, answer):
+    """The base's final hidden states before each token of the answer, by one whole forward."""
+    return model.hidden_twice(torch.tensor([[*prompt, *answer][:-1]]))[0][0, -len(answer) :]
+
+
+def test_rewards_are_what_the_told_base_would_rather_say(model, settings, some, tmp_path):
+    one = store(model, settings, tmp_path / "cache")
+    taught(one, some)
+    for lesson in some:
+        (warm,), (brief, much) = lesson.told
+        for response, ids in zip(
+            one.responses(lesson, scored=True), lesson.response_ids, strict=True
+        ):
+            z = {
+                name: model.base_logits(last(model, prompt, ids)).gather(-1, response.ids.long())
+                for name, prompt in (
+                    ("base", lesson.prompt_ids),
+                    ("warm", warm),
+                    ("brief", brief),
+                    ("much", much),
+                )
+            }
+            slow = torch.stack([z["warm"] - z["base"], (z["brief"] - z["much"]) / 2], -1)
+            assert torch.allclose(response.wanted, centred(slow, response.z_B), atol=1e-2)
+
+
+def test_the_told_prompts_differ_by_the_sentence_behind_the_question(some):
+    for lesson in some:
+        text = TOKENIZER.decode(lesson.prompt_ids)
+        told = [TOKENIZER.decode(ids) for both in lesson.told for ids in both]
+        for sentence, one in zip(("be warm", "be brief", "talk much"), told, strict=True):
+            assert one.replace(f"\n\n{sentence}", "") == text
+
+
+def test_rewards_are_the_same_without_a_cache(model, settings, some, tmp_path):
+    import dataclasses
+
+    cached = store(model, settings, tmp_path / "cache")
+    fresh = store(model, dataclasses.replace(settings, cached=False), tmp_path / "none")
+    moments = [taught(one, some) for one in (cached, fresh)]
+    assert torch.allclose(moments[0].dh, moments[1].dh, atol=1e-2)
+    for lesson in some:
+        rows = (one.responses(lesson, scored=True) for one in (cached, fresh))
+        for kept, computed in zip(*rows, strict=True):
+            assert torch.allclose(kept.wanted, computed.wanted, atol=1e-2)
+    assert not (tmp_path / "none" / "wanted").exists()
+
+
+def test_sums_killed_in_between_go_on_where_they_stopped(
+    model, settings, some, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(prompted_teacher, "_CHUNK", 1)
+    whole = taught(store(model, settings, tmp_path / "whole"), some)
+    one = store(model, settings, tmp_path / "cut")
+    one.build(some, 0, 1, nothing, scored=False)
+
+    def stop(what, done, total):
+        if done == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        one.teach(some, stop, Moments.none(2, 64), tmp_path / "moments")
+    again = Moments.load(tmp_path / "moments")
+    assert int(again.lessons) == 2
+    one.teach(some, nothing, again, tmp_path / "moments")
+    for name, value in vars(whole).items():
+        assert torch.equal(value, getattr(again, name)), name
+
+
+def test_another_sentence_has_rewards_of_its_own(model, settings, some, tmp_path):
+    import dataclasses
+
+    one = store(model, settings, tmp_path / "cache")
+    taught(one, some)
+    assert one.knows(some)
+    other = made.settings(tmp_path, teacher={"sentences": {"warm": "be cold", "brief": "be brief"}})
+    maker = Lessons(TOKENIZER, other, wishes(other.teacher))
+    record = {"prompt": list(some[0].prompt), "responses": [{"text": "-"}] * 2}
+    told = maker.answered(Record.model_validate(record)).told
+    changed = dataclasses.replace(some[0], told=told)
+    assert not one.knows([changed])
+    assert not one.forks.missing([changed])

@@ -1,0 +1,73 @@
+"""The closed forms agree with what a solver makes of all tokens at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pad_vllm.training.distillation.ridge_statistics import Moments
+
+H, N = 12, 300
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    """h [N, H] and d* [2, N, H], linear in it but for noise."""
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(N, H, generator=generator) * torch.linspace(0.3, 3, H)
+    maps = torch.randn(2, H, H, generator=generator)
+    return h, torch.einsum("doh,nh->dno", maps, h) + torch.randn(2, N, H, generator=generator)
+
+
+def summed(h, d, parts=1):
+    moments = Moments.none(2, H)
+    for some, others in zip(h.chunk(parts), d.chunk(parts, dim=1), strict=True):
+        moments.add(some, others, torch.ones(len(some), 2))
+    return moments
+
+
+def test_heads_of_full_rank_are_the_ridge_regression(tokens):
+    h, d = tokens
+    ridges = [0.1, 3.0]
+    A, B = summed(h, d).heads(H, ridges)
+    for i, ridge in enumerate(ridges):
+        penalty = (ridge * (h**2).sum(0).mean()).sqrt() * torch.eye(H)
+        solved = torch.linalg.lstsq(
+            torch.cat([h, penalty]), torch.cat([d[i], torch.zeros(H, H)])
+        ).solution.T
+        assert torch.allclose(B[i] @ A[i], solved, atol=2e-3)
+        assert torch.allclose(summed(h, d).map(ridge)[i].float(), solved, atol=2e-3)
+
+
+def test_heads_of_a_lower_rank_err_least_of_all_maps_of_that_rank(tokens):
+    h, d = tokens
+    moments = summed(h, d)
+    A, B = moments.heads(4, [0.1, 0.1])
+    assert A.shape == (2, 4, H)
+    whole = moments.map(0.1).float()
+    U, S, V = torch.linalg.svd(whole)
+    plain = U[..., :4] * S[:, None, :4] @ V[:, :4]
+
+    def error(maps):
+        return ((torch.einsum("doh,nh->dno", maps, h) - d) ** 2).sum((1, 2))
+
+    assert (error(B @ A) < error(plain)).all()
+
+
+def test_sums_do_not_depend_on_how_tokens_are_parted_or_on_who_adds_them(tokens):
+    h, d = tokens
+    whole, parts = summed(h, d), summed(h, d, parts=7)
+    two = summed(h[:100], d[:, :100]) + summed(h[100:], d[:, 100:])
+    for one in (parts, two):
+        for name, value in vars(whole).items():
+            assert torch.allclose(value.double(), getattr(one, name).double(), atol=1e-2), name
+
+
+def test_what_was_saved_is_what_is_loaded(tokens, tmp_path):
+    moments = summed(*tokens)
+    assert Moments.load(tmp_path / "none") is None
+    moments.save(tmp_path / "some")
+    loaded = Moments.load(tmp_path / "some")
+    assert all(torch.equal(v, getattr(loaded, n)) for n, v in vars(moments).items())
+    assert torch.allclose(moments.constant(), tokens[1].mean(1), atol=1e-4)
+    assert moments.variance().tolist() == [1, 1]

@@ -1,0 +1,82 @@
+"""Whose each logits row is while drafts are verified, in one piece and in vLLM's own slices."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("vllm")
+
+from pad_vllm.vllm_api.patches import draft_rows
+
+COUNTS = (1, 4, 3, 1, 4)  # rows of a request
+SLOTS = np.array([7, 2, 9, 0, 4])
+BATCH = SimpleNamespace(
+    idx_mapping_np=SLOTS, cu_num_logits_np=np.array([0, *np.cumsum(COUNTS)], dtype=np.int32)
+)
+
+
+def told(first=0, last=5):
+    """The rows of the requests from `first` up to `last`, as asked for while they are verified."""
+    ends = BATCH.cu_num_logits_np
+    ctx = SimpleNamespace(idx_mapping_np=SLOTS[first:last])
+
+    def verify(_sampler, _logits, _batch):
+        return draft_rows.rows(ctx, int(ends[last] - ends[first]))
+
+    return draft_rows._noted(verify, None, None, BATCH)
+
+
+def test_a_request_has_a_row_for_each_draft_and_one_more():
+    rows = told()
+    assert rows.slots.tolist() == [7, 2, 2, 2, 2, 9, 9, 9, 0, 4, 4, 4, 4]
+    assert (rows.begin, rows.total) == (0, 13)
+
+
+@pytest.mark.parametrize("limit", range(1, 15))
+def test_slices_are_the_parts_of_the_whole(limit):
+    rejection = pytest.importorskip("vllm.v1.worker.gpu.spec_decode.rejection_sampler")
+    whole, seen = told(), []
+    for first, last in rejection._iter_request_chunks(BATCH.cu_num_logits_np, limit):
+        rows = told(first, last)
+        assert (rows.begin, rows.total) == (len(seen), whole.total)
+        seen += rows.slots.tolist()
+    assert seen == whole.slots.tolist()
+
+
+def test_where_nothing_is_verified_a_request_has_one_row():
+    rows = draft_rows.rows(SimpleNamespace(idx_mapping_np=SLOTS), 5)
+    assert rows.slots is SLOTS
+    assert (rows.begin, rows.total) == (0, 5)
+
+
+def test_rows_that_nobody_can_tell_are_nobodys():
+    with pytest.raises(ValueError, match="13 logits rows, and it is known of 5"):
+        draft_rows.rows(SimpleNamespace(idx_mapping_np=SLOTS), 13)
+
+
+def test_what_was_verified_is_forgotten_also_when_it_fails():
+    def fail(*_):
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        draft_rows._noted(fail, None, None, BATCH)
+    assert draft_rows._verified.get() is None
+
+
+def test_vllms_rejection_sampler_is_watched_once():
+    rejection = pytest.importorskip("vllm.v1.worker.gpu.spec_decode.rejection_sampler")
+    draft_rows.watch()
+    first = rejection.RejectionSampler.__call__
+    draft_rows.watch()
+    assert rejection.RejectionSampler.__call__ is first
+    assert first.pad_by == (draft_rows._noted,)
+
+
+def test_a_rejection_sampler_that_is_called_otherwise_is_refused(monkeypatch):
+    rejection = pytest.importorskip("vllm.v1.worker.gpu.spec_decode.rejection_sampler")
+    monkeypatch.setattr(rejection.RejectionSampler, "__call__", lambda self, batch: None)
+    with pytest.raises(draft_rows.IncompatibleVLLM, match="verifies drafts in a way.*Drop"):
+        draft_rows.watch()

@@ -1,0 +1,155 @@
+"""The field `pad` of responses and streams: at their end, once, and never in the way of an event."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+
+from pad_vllm.vllm_api.patches.response_fields import fill_responses
+
+DONE = "data: [DONE]\n\n"
+HOOKED = {
+    OpenAIServingChat: ("chat_completion_full_generator", "chat_completion_stream_generator"),
+    OpenAIServingChatBatch: ("chat_completion_full_generator_batch",),
+    OpenAIServingCompletion: (
+        "completion_stream_generator",
+        "request_output_to_completion_response",
+    ),
+    OpenAIServingResponses: ("_generate_with_builtin_tools", "responses_full_generator"),
+}
+
+
+def outcome(unguided):
+    return {"unguided_tokens": unguided, "stopped": False}
+
+
+@pytest.fixture(autouse=True)
+def originals(monkeypatch):
+    """vLLM's methods come back after the test."""
+    for cls, methods in HOOKED.items():
+        for method in methods:
+            monkeypatch.setattr(cls, method, getattr(cls, method))
+
+
+async def outputs(*unguided, closed=None):
+    """Of an engine, with these unguided tokens each, None where nothing is told; closed: notes the end."""
+    try:
+        for number in unguided:
+            yield SimpleNamespace(pad=None if number is None else outcome(number))
+    finally:
+        if closed is not None:
+            closed.append(True)
+
+
+def said(number, **more):
+    return f"data: {json.dumps({'number': number, **more})}\n\n"
+
+
+def stream(monkeypatch, events, *unguided):
+    """What a client reads, where vLLM's generator ends with these events after all outputs."""
+
+    async def original(self, request, result_generator):
+        async for _ in result_generator:
+            yield said("delta")
+        for event in events:
+            yield event
+
+    monkeypatch.setattr(OpenAIServingChat, "chat_completion_stream_generator", original)
+    fill_responses()
+
+    async def read():
+        answer = OpenAIServingChat.chat_completion_stream_generator(None, None, outputs(*unguided))
+        return [event async for event in answer]
+
+    return asyncio.run(read())
+
+
+def test_the_last_event_before_the_end_has_the_outcome(monkeypatch):
+    usage = said("usage")
+    assert stream(monkeypatch, [usage, DONE], None, 3) == [
+        said("delta"),
+        said("delta"),
+        said("usage", pad=outcome(3)),
+        DONE,
+    ]
+    assert stream(monkeypatch, [DONE], None, 3) == [
+        said("delta"),
+        said("delta", pad=outcome(3)),
+        DONE,
+    ]
+
+
+def test_an_unguided_stream_is_as_it_was(monkeypatch):
+    assert stream(monkeypatch, [said("usage"), DONE], None, None) == [
+        said("delta"),
+        said("delta"),
+        said("usage"),
+        DONE,
+    ]
+
+
+def test_a_stream_that_ends_without_saying_so_loses_no_event(monkeypatch):
+    assert stream(monkeypatch, [], None, 3) == [said("delta"), said("delta", pad=outcome(3))]
+
+
+def test_an_error_is_no_answer_and_has_no_outcome(monkeypatch):
+    error = said("error", error={"message": "out of memory"})
+    assert stream(monkeypatch, [error, DONE], None, 3)[-2:] == [error, DONE]
+
+
+def batch(monkeypatch, *generators, error=False):
+    """The response of vLLM's endpoint for several conversations at once."""
+
+    async def original(self, request, generators):
+        for generator in generators:
+            await anext(generator)
+            await generator.aclose()
+        return SimpleNamespace(**({"error": "too long"} if error else {}))
+
+    name = "chat_completion_full_generator_batch"
+    monkeypatch.setattr(OpenAIServingChatBatch, name, original)
+    fill_responses()
+    return asyncio.run(getattr(OpenAIServingChatBatch, name)(None, None, list(generators)))
+
+
+def test_several_conversations_at_once_are_told_of_together(monkeypatch):
+    closed = []
+    answer = batch(monkeypatch, outputs(2), outputs(3, None, closed=closed))
+    assert answer.pad == outcome(5)
+    assert closed == [True]  # a client that leaves ends its answers at once
+    assert not hasattr(batch(monkeypatch, outputs(None)), "pad")
+    assert not hasattr(batch(monkeypatch, outputs(1), error=True), "pad")
+
+
+def test_prompts_of_a_stream_are_told_of_in_their_order_whoever_ends_first(monkeypatch):
+    async def both():
+        for place in (1, 0):
+            explained = [[{"token": str(place)}]]
+            yield place, SimpleNamespace(pad={**outcome(0), "explained": explained})
+
+    async def original(self, request, engine_inputs, result_generator):
+        async for _ in result_generator:
+            yield said("delta")
+        yield DONE
+
+    name = "completion_stream_generator"
+    monkeypatch.setattr(OpenAIServingCompletion, name, original)
+    fill_responses()
+
+    async def read():
+        answer = getattr(OpenAIServingCompletion, name)(None, None, ["One", "Two"], both())
+        return [event async for event in answer]
+
+    *_, last, _ = asyncio.run(read())
+    (first,), (second,) = json.loads(last.removeprefix("data: "))["pad"]["explained"]
+    assert (first["token"], second["token"]) == ("0", "1")
