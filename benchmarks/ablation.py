@@ -39,7 +39,7 @@ from users import Space
 
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.adapter_folder import save_adapter
-from pad_vllm.adapter.combine_adapters import Part, merge
+from pad_vllm.adapter.combine_adapters import AdapterPart, merge_adapters
 from pad_vllm.steering import comparison_conditions
 from pad_vllm.steering.comparison_conditions import Condition
 
@@ -189,7 +189,7 @@ def drawn(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "variants"
         save_adapter(adapter, path, "# Variants, side by side\n")
-        said = setting.answers([comparison_conditions.unguided(), *guided], str(path))
+        said = setting.answers([comparison_conditions.unguided_condition(), *guided], str(path))
     _, *verdicts = setting.jury.verdicts(setting.dimensions, said)
     return dict(zip(asked, verdicts, strict=True))
 
@@ -202,7 +202,9 @@ def main() -> None:
     setting = Setting.of(args)
     setting.require_heads()
     names, trained = setting.dimensions, setting.adapter
-    adapter = merge([Part(a, {}) for a in (trained, *variants(trained, args.seed).values())])
+    adapter = merge_adapters(
+        [AdapterPart(a, {}) for a in (trained, *variants(trained, args.seed).values())]
+    )
     known = spreads(setting, adapter)
     singles = alone(names, known)
     sizes = [size for size in (2, 3) if size <= len(names)]

@@ -31,10 +31,10 @@ from served import served
 
 from pad_vllm.adapter.manifest import read_config
 from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
-from pad_vllm.evaluation.lexical_scorers import SCORERS, score
-from pad_vllm.evaluation.text_measures import repeated_ngrams, win_rate
+from pad_vllm.evaluation.lexical_scorers import LEXICAL_SCORERS, lexical_scores
+from pad_vllm.evaluation.text_measures import repeated_ngram_share, win_rate
 from pad_vllm.serving.launch.serve_arguments import serve_argv
-from pad_vllm.text.token_alignment import Reader, Reading
+from pad_vllm.text.token_alignment import AlignedTokens, TokenAligner
 
 RULES = ("exact", "first", "paper")
 TEMPLATE = (
@@ -44,18 +44,18 @@ TEMPLATE = (
 STOP = ["\nQuestion:"]
 
 
-class PaperReader(Reader):
+class PaperReader(TokenAligner):
     """The paper's cross-tokenizer rule: all text so far without specials, encoded again at each step."""
 
     def __init__(self, base: Any, persrm: Any, **_: Any) -> None:
-        self.same, self._base, self._persrm = False, base, persrm
+        self.same_tokens, self._base, self._persrm = False, base, persrm
 
-    def open(self, prompt_ids: Sequence[int], preference: str = "") -> Reading:
+    def start(self, prompt_ids: Sequence[int], preference: str = "") -> AlignedTokens:
         del preference
         return PaperReading(self._base, self._persrm, prompt_ids)
 
 
-class PaperReading(Reading):
+class PaperReading(AlignedTokens):
     """One request under that rule."""
 
     def __init__(self, base: Any, persrm: Any, prompt: Sequence[int]) -> None:
@@ -69,7 +69,7 @@ class PaperReading(Reading):
             "input_ids"
         ]
 
-    def candidates(self, ids: Sequence[int]) -> list[tuple[int, tuple[int, ...]]]:
+    def candidate_changes(self, ids: Sequence[int]) -> list[tuple[int, tuple[int, ...]]]:
         return [(len(self.tokens), self._alone(token)) for token in ids]
 
     def _alone(self, token: int) -> tuple[int, ...]:
@@ -162,16 +162,16 @@ def in_process(
 
 def measure(rows: list[Any], texts: list[Any], dimensions: Sequence[str]) -> list[dict[str, Any]]:
     """One record a condition."""
-    plain = [score(text, dimensions) for text in texts[0]]
+    plain = [lexical_scores(text, dimensions) for text in texts[0]]
     empty = [not text.strip() for text in texts[0]]
     records = []
     for (name, beta), said in zip(rows, texts, strict=True):
-        scores = [score(text, dimensions) for text in said]
+        scores = [lexical_scores(text, dimensions) for text in said]
         wins = {
             one: round(win_rate([s[d] for s in scores], [s[d] for s in plain]), 4)
             for d, one in enumerate(dimensions)
         }
-        repeated = sum(map(repeated_ngrams, said)) / len(said)
+        repeated = sum(map(repeated_ngram_share, said)) / len(said)
         records.append(
             {
                 "dimension": name,
@@ -218,7 +218,7 @@ def main() -> None:
     base, adapter = resolve_base(args.base), resolve_adapter(args.adapter)
     prompts = arguments.read_prompts(args.prompts)[: args.count]
     config = read_config(adapter)
-    dimensions = args.dimensions or [name for name in config.dimensions if name in SCORERS]
+    dimensions = args.dimensions or [name for name in config.dimensions if name in LEXICAL_SCORERS]
     rows = conditions(dimensions, args.betas)
     found, texts, seconds = {}, {}, {}
     for rule in args.rules:

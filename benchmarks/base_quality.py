@@ -33,9 +33,9 @@ from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.catalog.name_resolution import resolve_base
 from pad_vllm.evaluation.text_measures import perplexity
 from pad_vllm.steering import comparison_conditions
-from pad_vllm.steering.dimension_judges import Judges
-from pad_vllm.steering.guided_answers import Answer
-from pad_vllm.text.chat_template import chat_tokenizer
+from pad_vllm.steering.dimension_judges import DimensionJudges
+from pad_vllm.steering.guided_answers import DrawnAnswer
+from pad_vllm.text.chat_template import load_chat_tokenizer
 
 Change = Callable[[Tensor], Tensor]
 """Of one linear layer's weight [out, in]."""
@@ -83,16 +83,20 @@ def write(model: Any, base: str, folder: Path) -> None:
             shutil.copy(file, folder)
 
 
-def answers(setting: Setting, model: Any) -> list[list[Answer]]:
+def answers(setting: Setting, model: Any) -> list[list[DrawnAnswer]]:
     """[unguided and each dimension][prompt], over a copy of the base."""
-    guided = comparison_conditions.guided("PAD", setting.dimensions, [setting.config.beta], (1,))
+    guided = comparison_conditions.guided_conditions(
+        "PAD", setting.dimensions, [setting.config.beta], (1,)
+    )
     with tempfile.TemporaryDirectory() as made:
         base, folder = Path(made) / "base", Path(made) / "adapter"
         write(model, resolve_base(setting.base), base)
         adapter = setting.adapter
         config = dataclasses.replace(adapter.config, backbone=Backbone.from_checkpoint(base))
         save_adapter(dataclasses.replace(adapter, config=config), folder, "# For a worse base\n")
-        return setting.answers([comparison_conditions.unguided(), *guided], str(folder), str(base))
+        return setting.answers(
+            [comparison_conditions.unguided_condition(), *guided], str(folder), str(base)
+        )
 
 
 def wins(names: Sequence[str], verdicts: Sequence[Verdict]) -> list[float]:
@@ -143,9 +147,9 @@ def main() -> None:
     setting = Setting.of(args)
     setting.require_heads()
     good, names = resolve_base(args.base), setting.dimensions
-    tokenizer = chat_tokenizer(good, args.base, setting.config.chat_template)
+    tokenizer = load_chat_tokenizer(good, args.base, setting.config.chat_template)
     rows: list[dict[str, Any]] = []
-    plain: list[Answer] = []
+    plain: list[DrawnAnswer] = []
     for name, change in changes(args.noises, args.bits, args.seed).items():
         model = AutoModelForCausalLM.from_pretrained(good, dtype=torch.float32).eval()
         worsen(model, change)
@@ -153,7 +157,7 @@ def main() -> None:
         plain = plain or said[0]
         # What an answer knows of its losses is what the good base said.
         heard = [dataclasses.replace(one, loss=None) for one in plain]
-        losses = Judges(model, tokenizer, {}).losses(setting.prompts, heard, "")
+        losses = DimensionJudges(model, tokenizer, {}).losses(setting.prompts, heard, "")
         verdicts = setting.jury.verdicts(names, said)[1:]
         over_good = setting.jury.verdicts(names, [plain, *said[1:]])[1:]
         found = {"base": name, "text": perplexity(losses), "wins": wins(names, verdicts)}

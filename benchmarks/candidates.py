@@ -18,9 +18,9 @@ from pad_vllm import guidance
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.catalog.name_resolution import resolve_base
 from pad_vllm.persrm import PersRM
-from pad_vllm.steering.guided_answers import Answer
-from pad_vllm.text.chat_template import chat_ids, chat_tokenizer
-from pad_vllm.text.preference_text import with_wish
+from pad_vllm.steering.guided_answers import DrawnAnswer
+from pad_vllm.text.chat_template import chat_token_ids, load_chat_tokenizer
+from pad_vllm.text.preference_text import with_instruction
 
 
 class Seen(NamedTuple):
@@ -43,29 +43,29 @@ class Reader:
         """base: by any of its names."""
         folder = resolve_base(base)
         backbone = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        tokenizer = chat_tokenizer(folder, base, adapter.config.chat_template)
+        tokenizer = load_chat_tokenizer(folder, base, adapter.config.chat_template)
         return cls(PersRM.from_adapter(backbone, adapter), tokenizer, adapter.config.top_k)
 
     @torch.no_grad()
-    def plain(self, prompt: str, answer: Answer) -> Seen:
+    def plain(self, prompt: str, answer: DrawnAnswer) -> Seen:
         """prompt: messages as JSON."""
         h = self._hidden(json.loads(prompt), answer)
         z, ids = guidance.candidates(self.model.base_logits(h), torch.arange(len(h)), self.top_k)
         return Seen(z.double().softmax(-1), z, ids, h)
 
-    def told(self, prompt: str, answer: Answer, sentence: str, seen: Seen) -> Tensor:
+    def told(self, prompt: str, answer: DrawnAnswer, sentence: str, seen: Seen) -> Tensor:
         """[n, K] float64: how much likelier the told base finds each candidate than the base does."""
-        return self.paid(with_wish(json.loads(prompt), sentence), answer, seen)
+        return self.paid(with_instruction(json.loads(prompt), sentence), answer, seen)
 
     @torch.no_grad()
-    def paid(self, chat: Sequence[dict[str, str]], answer: Answer, seen: Seen) -> Tensor:
+    def paid(self, chat: Sequence[dict[str, str]], answer: DrawnAnswer, seen: Seen) -> Tensor:
         """The same of a base that has read `chat`, whatever it says."""
         h = self._hidden(chat, answer)
         paid = self.model.base_logits(h).gather(1, seen.ids) - seen.z
         return centred(paid.double().unsqueeze(-1), seen.p).squeeze(-1)
 
-    def _hidden(self, chat: Any, answer: Answer) -> Tensor:
-        prompt = chat_ids(self.tokenizer, chat)
+    def _hidden(self, chat: Any, answer: DrawnAnswer) -> Tensor:
+        prompt = chat_token_ids(self.tokenizer, chat)
         h, _ = self.model.hidden(torch.tensor([[*prompt, *answer.token_ids][:-1]]))
         return h[0, len(prompt) - 1 :].float()
 

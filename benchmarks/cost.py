@@ -33,7 +33,7 @@ from speed import prompt_rows, seconds, step_time, versions
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.manifest import read_config
 from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
-from pad_vllm.engines.reward_model.scoring_request import Ask
+from pad_vllm.engines.reward_model.scoring_request import ScoringRequest
 from pad_vllm.persrm import PersRM
 
 BETA, TOP_K = 1.0, 10
@@ -70,9 +70,11 @@ def persrm_step(scorer: Any, batch: int, w: tuple[float, ...], args: argparse.Na
     """The reward model's part alone: the same rows, one token longer at each step."""
     rows = prompt_rows(batch, args.prompt)
 
-    def asks() -> list[Ask]:
+    def asks() -> list[ScoringRequest]:
         return [
-            Ask(-1 - n, list(row), w, [(len(row), (token,)) for token in range(100, 100 + TOP_K)])
+            ScoringRequest(
+                -1 - n, list(row), w, [(len(row), (token,)) for token in range(100, 100 + TOP_K)]
+            )
             for n, row in enumerate(rows)
         ]
 

@@ -16,22 +16,22 @@ from users import User
 
 from pad_vllm.steering import comparison_conditions
 from pad_vllm.steering.comparison_conditions import Condition
-from pad_vllm.steering.guided_answers import Answer, Batch, Prompts
-from pad_vllm.text.chat_template import chat_ids
+from pad_vllm.steering.guided_answers import AnswerBatch, DrawnAnswer, JsonPrompts
+from pad_vllm.text.chat_template import chat_token_ids
 
-Dialogue = list[tuple[str, Answer]]
+Dialogue = list[tuple[str, DrawnAnswer]]
 """Prompts, messages as JSON, and their answers."""
 
 
 def told(setting: Setting, users: Sequence[User], turns: int) -> dict[str, Dialogue]:
     """By user, drawn from the base that is told their sentences."""
-    sentences = comparison_conditions.sentences_of(setting.config)
+    sentences = comparison_conditions.instructions_of(setting.config)
     asked = [
-        Condition(user.name, sentence=" ".join(sentences[name] for name in user.taste))
+        Condition(user.name, instruction=" ".join(sentences[name] for name in user.taste))
         for user in users
     ]
     prompts = setting.others[:turns]
-    (said,) = setting.kept.answers(Batch(setting.base, None, prompts, asked, [setting.drawn]))
+    (said,) = setting.kept.answers(AnswerBatch(setting.base, None, prompts, asked, [setting.drawn]))
     return {
         u.name: list(zip(prompts, row, strict=True)) for u, row in zip(users, said, strict=True)
     }
@@ -47,24 +47,26 @@ def messages(dialogue: Dialogue) -> list[dict[str, str]]:
 
 def behind(
     setting: Setting, users: Sequence[User], known: Mapping[str, Dialogue]
-) -> list[list[Answer]]:
+) -> list[list[DrawnAnswer]]:
     """[user][prompt]: unguided, behind the dialogue; without losses, since a plain prompt's are not known."""
     prompts = [
         json.dumps([*messages(known[user.name]), *json.loads(prompt)])
         for user in users
         for prompt in setting.prompts
     ]
-    plain = [comparison_conditions.unguided()]
-    ((said,),) = setting.kept.answers(Batch(setting.base, None, prompts, plain, [setting.drawn]))
+    plain = [comparison_conditions.unguided_condition()]
+    ((said,),) = setting.kept.answers(
+        AnswerBatch(setting.base, None, prompts, plain, [setting.drawn])
+    )
     said, size = [replace(one, loss=None) for one in said], len(setting.prompts)
     return [said[start : start + size] for start in range(0, len(said), size)]
 
 
-def length(tokenizer: Any, dialogue: Dialogue, prompts: Prompts) -> int:
+def length(tokenizer: Any, dialogue: Dialogue, prompts: JsonPrompts) -> int:
     """Tokens that the dialogue adds to a request, on average."""
     more = [
-        len(chat_ids(tokenizer, [*messages(dialogue), *json.loads(prompt)]))
-        - len(chat_ids(tokenizer, json.loads(prompt)))
+        len(chat_token_ids(tokenizer, [*messages(dialogue), *json.loads(prompt)]))
+        - len(chat_token_ids(tokenizer, json.loads(prompt)))
         for prompt in prompts
     ]
     return round(statistics.mean(more))

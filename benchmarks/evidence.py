@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from pad_vllm.training.distillation.distillation_run import SHIPPED
+from pad_vllm.training.distillation.distillation_run import SHIPPED_PROMPTS
 from pad_vllm.training.sampling.sample_responses import read_prompts
 
 HERE = Path(__file__).parent
@@ -39,7 +39,7 @@ class Step(NamedTuple):
 
 def prompt_files(out: Path, prompts: Path | None, smoke: bool) -> dict[str, str]:
     """Place -> file: `prompts` (50), `some` (20 of them), `judge` (40 others) and `learn` (20 others)."""
-    shipped = read_prompts(SHIPPED)
+    shipped = read_prompts(SHIPPED_PROMPTS)
     asked = shipped[-50:] if prompts is None else read_prompts(prompts)
     few = 2 if smoke else 20
     parts = {

@@ -21,32 +21,34 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer
 
-from pad_vllm.training.data.prepare_data import checkpoint_folder, prepare
-from pad_vllm.training.data.prompt_groups import Group
-from pad_vllm.training.loop.pair_dataset import Prompts
-from pad_vllm.training.loop.trainer import batches
+from pad_vllm.training.data.prepare_data import checkpoint_folder, prepare_groups
+from pad_vllm.training.data.prompt_groups import PromptGroup
+from pad_vllm.training.loop.pair_dataset import PairDataset
+from pad_vllm.training.loop.trainer import epoch_batches
 from pad_vllm.training.objective.fork_cache import CachedResponse
-from pad_vllm.training.objective.loss_module import Objective
+from pad_vllm.training.objective.loss_module import PreferenceObjective
 from pad_vllm.training.objective.training_model import load_backbone, untrained_persrm
-from pad_vllm.training.objective.training_store import Store
+from pad_vllm.training.objective.training_store import TrainingStore
 from pad_vllm.training.settings import Recipe, Settings
 from pad_vllm.training.training_run import peak_memory_gib
 
 
-class Twice(Store):
+class Twice(TrainingStore):
     """The layers below the fork are run for the policy too, not only for the reference."""
 
-    def responses(self, group: Group, *, scored: bool = False) -> list[CachedResponse]:
-        found = super().responses(group, scored=scored)
+    def responses(self, group: PromptGroup, *, with_targets: bool = False) -> list[CachedResponse]:
+        found = super().responses(group, with_targets=with_targets)
         ids = [torch.tensor([*group.prompt_ids, *r][:-1]) for r in group.response_ids]
-        forked = self.model.fork(pad_sequence(ids, batch_first=True))
+        forked = self.model.states_below_fork(pad_sequence(ids, batch_first=True))
         return [replace(r, forked=forked[row, : len(r.forked)]) for row, r in enumerate(found)]
 
 
-def epoch(prompts: Prompts, objective: Objective, optimiser: torch.optim.Optimizer) -> float:
+def epoch(
+    prompts: PairDataset, objective: PreferenceObjective, optimiser: torch.optim.Optimizer
+) -> float:
     """Seconds of one epoch."""
     recipe, start = prompts.recipe, time.perf_counter()
-    for step, batch in enumerate(batches(prompts.lengths, recipe.groups, 0, 1, 0)):
+    for step, batch in enumerate(epoch_batches(prompts.lengths, recipe.groups, 0, 1, 0)):
         for first in range(0, len(batch), recipe.micro_groups):
             micro = batch[first : first + recipe.micro_groups]
             objective([prompts.example(i, 1, step) for i in micro], len(batch)).backward()
@@ -72,23 +74,23 @@ def main() -> None:
     )
     folder = checkpoint_folder(args.base)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    prepared = prepare(settings, tokenizer)
+    prepared = prepare_groups(settings, tokenizer)
     model = untrained_persrm(load_backbone(folder, args.dtype), prepared.dimensions, settings)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=0.0)
-    objective = Objective(model, settings.recipe)
+    objective = PreferenceObjective(model, settings.recipe)
     seconds: dict[str, list[float]] = {"cached": [], "forked": [], "full": []}
     with tempfile.TemporaryDirectory() as cache:
         ways = {}
         for name in seconds:
             cached = name == "cached"
-            kind = Twice if name == "full" else Store
+            kind = Twice if name == "full" else TrainingStore
             store = kind(model, tokenizer, replace(settings, cached=cached), Path(cache), "weights")
             start = time.perf_counter()
-            store.build(prepared.train, 0, 1, lambda *_: None, scored=False)
+            store.build(prepared.train, 0, 1, lambda *_: None, with_targets=False)
             if cached:
                 building = time.perf_counter() - start
-            ways[name] = Prompts(store, prepared.train, prepared.validation, settings.recipe)
+            ways[name] = PairDataset(store, prepared.train, prepared.validation, settings.recipe)
         for round_ in range(args.rounds):
             for name, prompts in ways.items():
                 seconds[name].append(epoch(prompts, objective, optimiser))

@@ -37,11 +37,11 @@ from setting import Setting
 from users import Space, Tastes, User
 
 from pad_vllm.evaluation.sentence_embeddings import embed
-from pad_vllm.evaluation.text_measures import outcomes, perplexity
+from pad_vllm.evaluation.text_measures import perplexity, wins_by_prompt
 from pad_vllm.steering import comparison_conditions
 from pad_vllm.steering.comparison_conditions import Condition
-from pad_vllm.steering.dimension_judges import Judges
-from pad_vllm.steering.guided_answers import losses
+from pad_vllm.steering.dimension_judges import DimensionJudges
+from pad_vllm.steering.guided_answers import known_losses
 
 HISTORY, READ, SAID, ORACLE = "history", "read", "said", "oracle"
 WAYS = {HISTORY: "history in the prompt", READ: READ, SAID: SAID, ORACLE: ORACLE}
@@ -97,17 +97,19 @@ def rows(
 ) -> list[dict[str, Any]]:
     """One a user and way. found: (user, way) -> weights."""
     asked = [Condition(" ".join(key), w, setting.config.beta) for key, w in found.items()]
-    plain, *guided = setting.answers([comparison_conditions.unguided(), *asked])
+    plain, *guided = setting.answers([comparison_conditions.unguided_condition(), *asked])
     said = dict(zip(found, guided, strict=True))
     kept = dialogue.behind(setting, users, known)
     said |= {(user.name, HISTORY): row for user, row in zip(users, kept, strict=True)}
-    tastes = Tastes.of(setting.jury.judge.leanings, embed([one.text for one in setting.plain]))
-    judge = Judges(space.model.backbone, space.reader.tokenizer, {})
-    before, base = embed([one.text for one in plain]), perplexity(losses(plain))
+    tastes = Tastes.of(setting.jury.judge.classifiers, embed([one.text for one in setting.plain]))
+    judge = DimensionJudges(space.model.backbone, space.reader.tokenizer, {})
+    before, base = embed([one.text for one in plain]), perplexity(known_losses(plain))
     made = []
     for user, way in itertools.product(users, WAYS):
         answers, w = said[user.name, way], found.get((user.name, way), {})
-        won = outcomes(tastes(user, embed([one.text for one in answers])), tastes(user, before))
+        won = wins_by_prompt(
+            tastes(user, embed([one.text for one in answers])), tastes(user, before)
+        )
         loss = judge.losses(setting.prompts, answers, "" if w else HISTORY)
         more = dialogue.length(space.reader.tokenizer, known[user.name], setting.prompts)
         made.append(
@@ -180,7 +182,7 @@ def main() -> None:
     setting = Setting.of(args)
     setting.require_heads()
     for name in setting.dimensions:
-        if name not in setting.jury.judge.leanings:
+        if name not in setting.jury.judge.classifiers:
             raise SystemExit(
                 f"{name}: dimensions that a sentence taught are accepted (--dimensions)"
             )

@@ -24,15 +24,15 @@ import torch
 from transformers import AutoTokenizer
 
 from pad_vllm.catalog.name_resolution import resolve_base
-from pad_vllm.engines.actor_timeout import Patience
-from pad_vllm.engines.failure_log import Declined
-from pad_vllm.engines.ray_actors import _Actor
+from pad_vllm.engines.actor_timeout import ActorTimeout
+from pad_vllm.engines.failure_log import FailureLog
+from pad_vllm.engines.ray_actors import PooledActor
 from pad_vllm.engines.resident_engine import ResidentRewards
-from pad_vllm.engines.reward_engine import Request, Step
-from pad_vllm.engines.reward_model.reward_scorer import Scorer
-from pad_vllm.engines.reward_model.scoring_request import Ask
+from pad_vllm.engines.reward_engine import GuidedRequest, StepCandidates
+from pad_vllm.engines.reward_model.reward_scorer import RewardScorer
+from pad_vllm.engines.reward_model.scoring_request import ScoringRequest
 from pad_vllm.params import Guidance
-from pad_vllm.text.token_alignment import Reader
+from pad_vllm.text.token_alignment import TokenAligner
 
 ROWS, LENGTH, K, H, STEPS = 64, 8_000, 10, 64, 20
 TEXT = (
@@ -59,13 +59,13 @@ class Timed:
 
     def __init__(self) -> None:
         heads = SimpleNamespace(heads=(torch.zeros(2, 4, H), torch.zeros(2, H, 4), None))
-        declined = Declined(print)
-        self.scorer = Scorer(Nothing(), heads, declined, exact=True, budget=4096)  # type: ignore[arg-type]
+        declined = FailureLog(print)
+        self.scorer = RewardScorer(Nothing(), heads, declined, exact=True, budget=4096)  # type: ignore[arg-type]
         handle = SimpleNamespace(step=SimpleNamespace(remote=len))
-        self.actor = _Actor(handle, 0, Patience(1.0, time.monotonic))
+        self.actor = PooledActor(handle, 0, ActorTimeout(1.0, time.monotonic))
         self.scored, self.updated = 0.0, 0.0
 
-    def __call__(self, asks: Sequence[Ask]) -> torch.Tensor:
+    def __call__(self, asks: Sequence[ScoringRequest]) -> torch.Tensor:
         self.updated = seconds(lambda: self.actor.step(asks))
         begun = time.process_time()
         rewards = self.scorer(asks)
@@ -82,10 +82,10 @@ def seconds(work: Callable[[], Any]) -> float:
 def steps(base: Any, persrm: Any) -> dict[str, float]:
     """Milliseconds a step of all rows."""
     scores, draw = Timed(), random.Random(0)
-    engine = ResidentRewards(Reader(base, persrm), scores, Declined(print))
+    engine = ResidentRewards(TokenAligner(base, persrm), scores, FailureLog(print))
     words = base.encode(TEXT * (LENGTH // 15))
     requests = [
-        Request(Guidance((1.0, 1.0), 1.0, K), [*draw.sample(words, 20), *words[:LENGTH]], 20)
+        GuidedRequest(Guidance((1.0, 1.0), 1.0, K), [*draw.sample(words, 20), *words[:LENGTH]], 20)
         for _ in range(ROWS)
     ]
     rows, w = torch.arange(ROWS), torch.ones(ROWS, 2)
@@ -94,9 +94,9 @@ def steps(base: Any, persrm: Any) -> dict[str, float]:
         fed = [words[(7 * row + number) % 1000] for row in range(ROWS)]
         at = [len(request.tokens) - (number == 0) for request in requests]
         last = [request.tokens[-1] for request in requests] if number == 0 else fed
-        engine.keep(torch.tensor(list(zip(last, at, strict=True))))
+        engine.receive(torch.tensor(list(zip(last, at, strict=True))))
         ids = torch.tensor([draw.sample(words[:500], K) for _ in range(ROWS)])
-        step = Step(ROWS, rows, ids, w, tuple(requests))
+        step = StepCandidates(ROWS, rows, ids, w, tuple(requests))
         whole = seconds(lambda step=step: engine.rewards(step))  # type: ignore[misc]
         taken.append((whole - scores.scored - scores.updated, scores.scored, scores.updated))
     parts = zip(*taken[2:], strict=True)
@@ -108,10 +108,12 @@ def steps(base: Any, persrm: Any) -> dict[str, float]:
 
 def opening(base: Any, persrm: Any, *, tokens: int = 100_000) -> float:
     """Milliseconds that a long prompt takes when its request joins."""
-    reader = Reader(base, persrm)
+    reader = TokenAligner(base, persrm)
     turn = [{"role": "user", "content": TEXT * (tokens // 21)}]
     prompt = base.apply_chat_template(turn, add_generation_prompt=True)["input_ids"]
-    return round(1e3 * statistics.median(seconds(lambda: reader.open(prompt)) for _ in range(3)), 1)
+    return round(
+        1e3 * statistics.median(seconds(lambda: reader.start(prompt)) for _ in range(3)), 1
+    )
 
 
 def main() -> None:

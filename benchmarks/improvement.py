@@ -39,9 +39,9 @@ from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
 from pad_vllm.persrm import PersRM
 from pad_vllm.steering import comparison_conditions
-from pad_vllm.steering.dimension_judges import Judges
-from pad_vllm.steering.guided_answers import Answer
-from pad_vllm.text.chat_template import chat_tokenizer
+from pad_vllm.steering.dimension_judges import DimensionJudges
+from pad_vllm.steering.guided_answers import DrawnAnswer
+from pad_vllm.text.chat_template import load_chat_tokenizer
 
 Paid = Callable[[Tensor], Tensor]
 """[M, N, K] -> [N, K]."""
@@ -64,12 +64,15 @@ def wishes(dimensions: Sequence[str]) -> list[Wish]:
 
 def answers(
     setting: Setting, loop: Loop, values: Mapping[str, PersRM], by: Mapping[str, Paid], times: float
-) -> Iterator[tuple[Wish, str, list[Answer]]]:
+) -> Iterator[tuple[Wish, str, list[DrawnAnswer]]]:
     """By wish and rule; unguided ones, of no wish, first."""
-    plain, judge = comparison_conditions.unguided(), Judges(loop.model, loop.tokenizer, {})
+    plain, judge = (
+        comparison_conditions.unguided_condition(),
+        DimensionJudges(loop.model, loop.tokenizer, {}),
+    )
 
-    def known(said: list[Answer]) -> list[Answer]:
-        found = judge.losses(setting.prompts, said, plain.sentence)
+    def known(said: list[DrawnAnswer]) -> list[DrawnAnswer]:
+        found = judge.losses(setting.prompts, said, plain.instruction)
         return [replace(one, loss=loss) for one, (loss, _) in zip(said, found, strict=True)]
 
     yield (), "unguided", known(loop.answers(setting.prompts, plain))
@@ -143,7 +146,7 @@ def main() -> None:
     setting = Setting.of(args)
     base = resolve_base(args.base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-    tokenizer = chat_tokenizer(Path(base), args.base, setting.config.chat_template)
+    tokenizer = load_chat_tokenizer(Path(base), args.base, setting.config.chat_template)
     loop = Loop(model, tokenizer, args.temperature, args.tokens)
     values = {name: PersRM.from_adapter(model, adapter) for name, adapter in adapters.items()}
     asked = {name: by[name] for name in args.by or by}

@@ -14,12 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from pad_vllm.adapter.manifest import AdapterConfig, parts_of
-from pad_vllm.evaluation.lexical_scorers import BESIDE
+from pad_vllm.adapter.manifest import AdapterConfig, training_sections
+from pad_vllm.evaluation.lexical_scorers import LEXICAL_JUDGES
 from pad_vllm.evaluation.sentence_embeddings import embed
-from pad_vllm.evaluation.text_measures import interval, outcomes, perplexity, repeated_ngrams
+from pad_vllm.evaluation.text_measures import (
+    bootstrap_interval,
+    perplexity,
+    repeated_ngram_share,
+    wins_by_prompt,
+)
 from pad_vllm.steering import comparison_conditions, dimension_judges
-from pad_vllm.steering.guided_answers import Answer, losses
+from pad_vllm.steering.guided_answers import DrawnAnswer, known_losses
 
 Wins = list[float]
 """Of a dimension, by prompt: 1 where the answer has more of it than the other, 0 where less, or between."""
@@ -38,29 +43,33 @@ class Verdict:
 class Jury:
     """judge: sentences left out, judges of meaning by dimension. scored: learned from their own scorer."""
 
-    judge: dimension_judges.Judges
+    judge: dimension_judges.DimensionJudges
     scored: frozenset[str]
 
     @classmethod
-    def of(cls, config: AdapterConfig, said: Sequence[Sequence[Answer]]) -> Jury:
+    def of(cls, config: AdapterConfig, said: Sequence[Sequence[DrawnAnswer]]) -> Jury:
         """said: unguided, then told each of the adapter's sentences, to prompts that are not judged."""
-        leanings = dimension_judges.fit_on(comparison_conditions.sentences_of(config), said)
-        return cls(dimension_judges.Judges(None, None, {}, leanings), learned_from_scores(config))
+        leanings = dimension_judges.meaning_judges_from_answers(
+            comparison_conditions.instructions_of(config), said
+        )
+        return cls(
+            dimension_judges.DimensionJudges(None, None, {}, leanings), learned_from_scores(config)
+        )
 
     @property
     def accuracies(self) -> dict[str, float]:
         """Of the judges of meaning, on answers they were not fitted on."""
-        return dimension_judges.accuracies(self.judge.leanings)
+        return dimension_judges.judge_accuracies(self.judge.classifiers)
 
     def verdicts(
-        self, dimensions: Sequence[str], said: Sequence[Sequence[Answer]]
+        self, dimensions: Sequence[str], said: Sequence[Sequence[DrawnAnswer]]
     ) -> list[Verdict]:
         """One a condition."""
         read = [_Read(self, dimensions, row) for row in said]
         return [one.beside(read[0]) for one in read]
 
     def scores(
-        self, dimension: str, said: Sequence[Answer], embedded: np.ndarray
+        self, dimension: str, said: Sequence[DrawnAnswer], embedded: np.ndarray
     ) -> dict[str, list[float]]:
         """Judge -> a score of each answer."""
         found = self.judge.scores(dimension, (), said, "", (), embedded)
@@ -69,17 +78,19 @@ class Jury:
     def names(self, dimension: str) -> list[str]:
         """Who judges it."""
         beside = [
-            name for name in BESIDE.get(dimension, ()) if name not in self.scored & {dimension}
+            name
+            for name in LEXICAL_JUDGES.get(dimension, ())
+            if name not in self.scored & {dimension}
         ]
-        return beside + [dimension_judges.MEANING] * (dimension in self.judge.leanings)
+        return beside + [dimension_judges.MEANING_JUDGE] * (dimension in self.judge.classifiers)
 
 
 class _Read:
-    def __init__(self, jury: Jury, dimensions: Sequence[str], said: Sequence[Answer]) -> None:
+    def __init__(self, jury: Jury, dimensions: Sequence[str], said: Sequence[DrawnAnswer]) -> None:
         embedded = embed([one.text for one in said])
         self.scores = {name: jury.scores(name, said, embedded) for name in dimensions}
-        self.perplexity = perplexity(losses(said))
-        self.repeated = statistics.mean(repeated_ngrams(one.text) for one in said)
+        self.perplexity = perplexity(known_losses(said))
+        self.repeated = statistics.mean(repeated_ngram_share(one.text) for one in said)
 
     def beside(self, other: _Read) -> Verdict:
         wins = {
@@ -93,13 +104,13 @@ def _mean_outcomes(
     scores: Mapping[str, Sequence[float]], against: Mapping[str, Sequence[float]]
 ) -> Wins:
     """Over the judges."""
-    each = [outcomes(values, against[judge]) for judge, values in scores.items()]
+    each = [wins_by_prompt(values, against[judge]) for judge, values in scores.items()]
     return [statistics.mean(column) for column in zip(*each, strict=True)]
 
 
 def learned_from_scores(config: AdapterConfig) -> frozenset[str]:
     """Dimensions of a part that no sentence taught: scorers of their names made its data."""
-    parts = [part for part in parts_of(config) if "taught" not in part]
+    parts = [part for part in training_sections(config) if "taught" not in part]
     return frozenset(name for part in parts for name in part.get("dimensions") or config.dimensions)
 
 
@@ -110,7 +121,7 @@ def wished(wins: Wins, sign: float) -> Wins:
 
 def share(values: Sequence[float]) -> list[float]:
     """[mean, and its 95% interval by bootstrap]."""
-    return [round(x, 3) for x in (statistics.mean(values), *interval(values))]
+    return [round(x, 3) for x in (statistics.mean(values), *bootstrap_interval(values))]
 
 
 def shown(found: Sequence[float]) -> str:

@@ -17,9 +17,9 @@ from typing import Any
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.backbone.weight_fingerprint import fingerprint
 from pad_vllm.catalog.name_resolution import resolve_base
-from pad_vllm.steering.guided_answers import Answer, Batch, answers
+from pad_vllm.steering.guided_answers import AnswerBatch, DrawnAnswer, draw_answers
 
-Answers = list[list[list[Answer]]]
+Answers = list[list[list[DrawnAnswer]]]
 """[decoding][condition][prompt]."""
 
 
@@ -29,15 +29,16 @@ class Kept:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def answers(self, batch: Batch) -> Answers:
+    def answers(self, batch: AnswerBatch) -> Answers:
         """Drawn, and appended to the file, where it does not have them."""
         known = question(batch)
         for line in self.path.read_text("utf-8").splitlines() if self.path.is_file() else ():
             if line.startswith(f'{{"question": "{known}"') and line.endswith("}"):  # not a torn one
                 return _each(
-                    json.loads(line)["answers"], lambda one: Answer(one[0], tuple(one[1]), one[2])
+                    json.loads(line)["answers"],
+                    lambda one: DrawnAnswer(one[0], tuple(one[1]), one[2]),
                 )
-        said = answers(batch)
+        said = draw_answers(batch)
         plain = _each(said, lambda one: [one.text, list(one.token_ids), one.loss])
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
@@ -45,7 +46,7 @@ class Kept:
         return said
 
 
-def question(batch: Batch) -> str:
+def question(batch: AnswerBatch) -> str:
     """sha256 over all that decides the answers."""
     adapter = None if batch.adapter is None else load_adapter(batch.adapter).digest
     asked = asdict(

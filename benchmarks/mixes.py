@@ -161,7 +161,7 @@ def main() -> None:
     alone, mixed = parts(setting.dimensions, args.grid), list(mixes(setting.dimensions, args.grid))
     guided = [*alone, *(mix for _, mix in mixed)]
     asked = [Condition(said(mix), mix, setting.config.beta) for mix in guided]
-    answered = setting.answers([comparison_conditions.unguided(), *asked])
+    answered = setting.answers([comparison_conditions.unguided_condition(), *asked])
     _, *verdicts = setting.jury.verdicts(setting.dimensions, answered)
     by_part = dict(zip(map(said, alone), verdicts, strict=False))
     rows = [

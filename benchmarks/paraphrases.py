@@ -21,8 +21,14 @@ from torch import Tensor
 
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.catalog.name_resolution import resolve_adapter
-from pad_vllm.steering.comparison_conditions import unguided
-from pad_vllm.steering.guided_answers import Answer, Batch, Decoding, Prompts, answers
+from pad_vllm.steering.comparison_conditions import unguided_condition
+from pad_vllm.steering.guided_answers import (
+    AnswerBatch,
+    DecodingSettings,
+    DrawnAnswer,
+    JsonPrompts,
+    draw_answers,
+)
 from pad_vllm.training.sampling.sample_responses import read_prompts
 
 WORDINGS = {
@@ -58,7 +64,7 @@ WORDINGS = {
 
 
 def correlations(
-    reader: Reader, prompts: Prompts, said: Sequence[Answer], sentences: Sequence[str]
+    reader: Reader, prompts: JsonPrompts, said: Sequence[DrawnAnswer], sentences: Sequence[str]
 ) -> Tensor:
     """[S, S] of the rewards of S sentences."""
     products = torch.zeros(len(sentences), len(sentences), dtype=torch.float64)
@@ -113,8 +119,10 @@ def main() -> None:
     args = parser.parse_args()
     adapter = load_adapter(resolve_adapter(args.adapter))
     prompts = read_prompts(args.steering)
-    drawn = Decoding(0.7, args.tokens, adapter.config.top_k, dtype="float32")
-    (said,) = answers(Batch(args.base, None, prompts, [unguided()], [drawn]))[0]
+    drawn = DecodingSettings(0.7, args.tokens, adapter.config.top_k, dtype="float32")
+    (said,) = draw_answers(AnswerBatch(args.base, None, prompts, [unguided_condition()], [drawn]))[
+        0
+    ]
     sentences = [one for some in WORDINGS.values() for one in some]
     found = correlations(Reader.of(args.base, adapter), prompts, said, sentences)
     rows, means = agreement(found, WORDINGS)

@@ -91,7 +91,7 @@ class ValueFilter(Watched):
         p = (z / (self.temperature or 1.0)).softmax(-1)
         own = torch.multinomial(p, 1) if self.temperature else torch.zeros_like(ids[:, :1])
         paid = self.value.rewards(self.hidden, self.hidden, ids, self.w)
-        worth = guidance.earned(z, paid, torch.full((len(z),), self.top_k))
+        worth = guidance.centred_rewards(z, paid, torch.full((len(z),), self.top_k))
         said = torch.where(worth.gather(1, own) < self.least, worth.argmax(-1, keepdim=True), own)
         return torch.full_like(scores, NEG_INF).scatter(1, ids.gather(1, said), 0.0)
 
@@ -121,8 +121,8 @@ class ManyValues(Watched):
         top_k, rows = torch.full((N,), settings.top_k), torch.arange(N)
         z, ids = guidance.candidates(scores, rows, settings.top_k)
         each = [v.rewards(self.hidden, self.hidden, ids, self.w) for v in self.values]
-        reward = self.paid(torch.stack([guidance.earned(z, one, top_k) for one in each]))
-        low = guidance.unlikely(z, ids, torch.full((N,), settings.min_p), self.ends)
+        reward = self.paid(torch.stack([guidance.centred_rewards(z, one, top_k) for one in each]))
+        low = guidance.below_min_p(z, ids, torch.full((N,), settings.min_p), self.ends)
         made, beta = scores.float(), torch.full((N,), settings.beta)
         guidance.guide(made, rows, z, ids, reward, beta, top_k, low)
         return made

@@ -39,9 +39,9 @@ from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
 from pad_vllm.persrm import PersRM
 from pad_vllm.steering import comparison_conditions, dimension_judges
 from pad_vllm.steering.comparison_conditions import Condition
-from pad_vllm.steering.guided_answers import Answer, Decoding, messages
-from pad_vllm.steering.steering_metrics import Figures, table
-from pad_vllm.text.chat_template import chat_ids, chat_tokenizer
+from pad_vllm.steering.guided_answers import DecodingSettings, DrawnAnswer, condition_messages
+from pad_vllm.steering.steering_metrics import ConditionMetrics, metrics_table
+from pad_vllm.text.chat_template import chat_token_ids, load_chat_tokenizer
 from pad_vllm.training.sampling.sample_responses import read_prompts
 
 TOP_K = 20
@@ -64,9 +64,9 @@ class Loop:
         *,
         rule: Callable[[Sequence[str]], LogitsProcessor] | None = None,
         seed: int = 0,
-    ) -> list[Answer]:
+    ) -> list[DrawnAnswer]:
         """told: what the prompts say; rule: what changes the logits of some prompts' answers."""
-        found: list[Answer] = []
+        found: list[DrawnAnswer] = []
         for start in range(0, len(prompts), BATCH):
             some = prompts[start : start + BATCH]
             torch.manual_seed(start + 1000 * seed)
@@ -84,14 +84,17 @@ class Loop:
             found += [self._answer(row[ids.shape[1] :].tolist()) for row in made]
         return found
 
-    def _answer(self, ids: list[int]) -> Answer:
+    def _answer(self, ids: list[int]) -> DrawnAnswer:
         end = self.tokenizer.eos_token_id
         said = ids[: ids.index(end) + 1] if end in ids else ids
-        return Answer(self.tokenizer.decode(said, skip_special_tokens=True), tuple(said))
+        return DrawnAnswer(self.tokenizer.decode(said, skip_special_tokens=True), tuple(said))
 
     def padded(self, prompts: Sequence[str], condition: Condition) -> tuple[Tensor, Tensor]:
         """Ids and mask, [N, T]."""
-        rows = [chat_ids(self.tokenizer, messages(prompt, condition)) for prompt in prompts]
+        rows = [
+            chat_token_ids(self.tokenizer, condition_messages(prompt, condition))
+            for prompt in prompts
+        ]
         width = max(map(len, rows))
         ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
         return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
@@ -99,12 +102,12 @@ class Loop:
 
 @torch.no_grad()
 def residuals(
-    model: Any, tokenizer: Any, told: Condition, pairs: Sequence[tuple[str, Answer]]
+    model: Any, tokenizer: Any, told: Condition, pairs: Sequence[tuple[str, DrawnAnswer]]
 ) -> Tensor:
     """[L, H] mean output of every layer over the answers' tokens, read behind what they were told."""
     total, count = torch.zeros(()), 0
     for prompt, answer in pairs:
-        ids = [*chat_ids(tokenizer, messages(prompt, told)), *answer.token_ids]
+        ids = [*chat_token_ids(tokenizer, condition_messages(prompt, told)), *answer.token_ids]
         hidden = model(input_ids=torch.tensor([ids]), output_hidden_states=True, logits_to_keep=1)
         rows = torch.stack(hidden.hidden_states[1:])[:, 0, -len(answer.token_ids) :]
         total, count = total + rows.sum(1), count + rows.shape[1]
@@ -131,7 +134,7 @@ def steered(model: Any, vectors: Tensor, by: float) -> Iterator[None]:
 
 
 def vectors(loop: Loop, learn: Sequence[str], sentences: dict[str, str]) -> dict[str, Tensor]:
-    plain = comparison_conditions.unguided()
+    plain = comparison_conditions.unguided_condition()
 
     def mean(told: Condition) -> Tensor:
         said = [
@@ -140,7 +143,7 @@ def vectors(loop: Loop, learn: Sequence[str], sentences: dict[str, str]) -> dict
         return residuals(loop.model, loop.tokenizer, told, said)
 
     base = mean(plain)
-    told = zip(sentences, comparison_conditions.told(sentences), strict=True)
+    told = zip(sentences, comparison_conditions.instructed_conditions(sentences), strict=True)
     return {name: mean(one) - base for name, one in told}
 
 
@@ -151,10 +154,12 @@ def rows(
     value: PersRM,
     args: argparse.Namespace,
     sentences: dict[str, str],
-) -> Iterator[tuple[Condition, list[Answer]]]:
-    plain = comparison_conditions.unguided()
+) -> Iterator[tuple[Condition, list[DrawnAnswer]]]:
+    plain = comparison_conditions.unguided_condition()
     yield plain, loop.answers(prompts, plain)
-    wishes = dict(zip(sentences, comparison_conditions.told(sentences), strict=True))
+    wishes = dict(
+        zip(sentences, comparison_conditions.instructed_conditions(sentences), strict=True)
+    )
     for one in wishes.values():
         yield one, loop.answers(prompts, one)
     for name, one in wishes.items():
@@ -176,13 +181,13 @@ def rows(
 
 def trained(
     loop: Loop, prompts: Sequence[str], value: PersRM, args: argparse.Namespace, base: str
-) -> Iterator[tuple[Condition, list[Answer]]]:
+) -> Iterator[tuple[Condition, list[DrawnAnswer]]]:
     """Policies, and the best of some plain answers."""
-    plain = comparison_conditions.unguided()
+    plain = comparison_conditions.unguided_condition()
     for aims, model in policies(base, dict(args.policy or ())):
         made = Condition(f"policy +{'+'.join(aims)}", dict.fromkeys(aims, 1.0), 1.0, "", aims)
         yield made, replace(loop, model=model).answers(prompts, plain)
-    drawn: list[list[Answer]] = []
+    drawn: list[list[DrawnAnswer]] = []
     for count in sorted(args.best_of):
         drawn += [loop.answers(prompts, plain, seed=n) for n in range(len(drawn) + 1, count + 1)]
         for name in value.dimensions:
@@ -218,16 +223,16 @@ def weights(value: PersRM, *names: str) -> Tensor:
 
 @torch.no_grad()
 def best_of(
-    loop: Loop, value: PersRM, name: str, prompts: Sequence[str], drawn: Sequence[list[Answer]]
-) -> list[Answer]:
+    loop: Loop, value: PersRM, name: str, prompts: Sequence[str], drawn: Sequence[list[DrawnAnswer]]
+) -> list[DrawnAnswer]:
     """Of each prompt's answers the one that the reward model pays most, Psi_w.
 
     What all candidates of a state share steers nothing, and is taken off: summed, it would outweigh the rest.
     """
-    w, plain = weights(value, name), comparison_conditions.unguided()
+    w, plain = weights(value, name), comparison_conditions.unguided_condition()
 
-    def paid(prompt: str, answer: Answer) -> float:
-        ids = chat_ids(loop.tokenizer, messages(prompt, plain))
+    def paid(prompt: str, answer: DrawnAnswer) -> float:
+        ids = chat_token_ids(loop.tokenizer, condition_messages(prompt, plain))
         said = torch.tensor([[*ids, *answer.token_ids]])
         h_B, h_T = value.hidden(said[:, :-1])
         rows = slice(len(ids) - 1, None)
@@ -245,7 +250,7 @@ def best_of(
 
 
 def _guided(method: str, name: str, by: float) -> Condition:
-    (one,) = comparison_conditions.guided(method, [name], [by], (1,))
+    (one,) = comparison_conditions.guided_conditions(method, [name], [by], (1,))
     return one
 
 
@@ -265,9 +270,9 @@ def main() -> None:
     torch.set_grad_enabled(False)
     base = resolve_base(args.base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-    tokenizer = chat_tokenizer(Path(base), args.base, None)
+    tokenizer = load_chat_tokenizer(Path(base), args.base, None)
     adapter = load_adapter(resolve_adapter(args.adapter))
-    sentences = comparison_conditions.sentences_of(adapter.config)
+    sentences = comparison_conditions.instructions_of(adapter.config)
     value = Reader.of(args.base, adapter).model
     if args.filter and not value.heads_only:
         parser.error(
@@ -277,8 +282,8 @@ def main() -> None:
     prompts = read_prompts(args.steering)
     leanings = {}
     if args.judge_prompts is not None:
-        drawn = Decoding(args.temperature, args.tokens, dtype="float32")
-        leanings = dimension_judges.fit(
+        drawn = DecodingSettings(args.temperature, args.tokens, dtype="float32")
+        leanings = dimension_judges.fit_meaning_judges(
             args.base, sentences, read_prompts(args.judge_prompts), drawn
         )
     learned = {}
@@ -286,17 +291,17 @@ def main() -> None:
         learned = vectors(loop, read_prompts(args.learn), sentences)
     made = list(rows(loop, prompts, learned, value, args, sentences))
     made += trained(loop, prompts, value, args, base)
-    judged = dimension_judges.Judges(model, tokenizer, sentences, leanings)
-    found = Figures(judged, prompts).records(*zip(*made, strict=True))
+    judged = dimension_judges.DimensionJudges(model, tokenizer, sentences, leanings)
+    found = ConditionMetrics(judged, prompts).records(*zip(*made, strict=True))
     texts = {f"{c.name} @{c.beta:g}": [one.text for one in said] for c, said in made}
-    lines = table(found)
+    lines = metrics_table(found)
     print("\n".join(lines))
     arguments.report(
         args.out,
         {
             "command": arguments.command(),
             "prompts": len(prompts),
-            "judges": dimension_judges.accuracies(leanings),
+            "judges": dimension_judges.judge_accuracies(leanings),
             "temperature": args.temperature,
             "tokens": args.tokens,
             "records": found,

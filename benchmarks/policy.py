@@ -24,12 +24,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from pad_vllm.catalog.name_resolution import resolve_base
 from pad_vllm.training.data import jsonl
-from pad_vllm.training.data.preference_record import Record
+from pad_vllm.training.data.preference_record import PreferenceRecord
 
 
 def pairs(path: Path, dimension: str, least: float) -> Iterator[dict[str, Any]]:
     """In TRL's conversational form; least: the smallest difference of scores, in standard deviations."""
-    records = list(jsonl.read(path, Record.model_validate_json))
+    records = list(jsonl.read_lines(path, PreferenceRecord.model_validate_json))
     scores = [
         r.scores[dimension] for one in records for r in one.responses if dimension in r.scores
     ]

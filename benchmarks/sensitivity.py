@@ -21,8 +21,8 @@ from jury import Verdict, share, shown, text
 from matplotlib.figure import Figure
 from setting import Setting
 
-from pad_vllm.steering.comparison_conditions import Condition, unguided
-from pad_vllm.steering.guided_answers import Batch, Decoding
+from pad_vllm.steering.comparison_conditions import Condition, unguided_condition
+from pad_vllm.steering.guided_answers import AnswerBatch, DecodingSettings
 
 DEFAULT = "default"
 BETA, TOP_K, TEMPERATURE, MIN_P = "beta", "top k", "temperature", "min p"
@@ -32,7 +32,9 @@ Found = dict[tuple[str, float], list[Verdict]]
 
 
 def guided(names: Sequence[str], beta: float, label: str, **more: float) -> list[Condition]:
-    return [Condition(f"{label} +{name}", {name: 1.0}, beta, more=more) for name in names]
+    return [
+        Condition(f"{label} +{name}", {name: 1.0}, beta, request_arguments=more) for name in names
+    ]
 
 
 def of_requests(setting: Setting, values: Mapping[str, Sequence[float]]) -> Found:
@@ -41,7 +43,7 @@ def of_requests(setting: Setting, values: Mapping[str, Sequence[float]]) -> Foun
     asked = {(DEFAULT, 0.0): guided(names, beta, DEFAULT)}
     asked |= {(BETA, b): guided(names, b, f"{BETA} {b:g}") for b in values[BETA]}
     asked |= {(MIN_P, p): guided(names, beta, f"{MIN_P} {p:g}", pad_min_p=p) for p in values[MIN_P]}
-    every = [unguided(), *(one for some in asked.values() for one in some)]
+    every = [unguided_condition(), *(one for some in asked.values() for one in some)]
     _, *verdicts = setting.jury.verdicts(names, setting.answers(every))
     parts = [verdicts[i : i + len(names)] for i in range(0, len(verdicts), len(names))]
     return dict(zip(asked, parts, strict=True))
@@ -50,7 +52,7 @@ def of_requests(setting: Setting, values: Mapping[str, Sequence[float]]) -> Foun
 def of_decodings(setting: Setting, values: Mapping[str, Sequence[float]]) -> Found:
     """The settings that draw the base's own answers too."""
     names, config = setting.dimensions, setting.config
-    ways: dict[tuple[str, float], Decoding] = {
+    ways: dict[tuple[str, float], DecodingSettings] = {
         (TEMPERATURE, t): replace(setting.drawn, temperature=t) for t in values[TEMPERATURE]
     }
     ways |= {(TOP_K, k): replace(setting.drawn, top_k=int(k)) for k in values[TOP_K]}
@@ -58,8 +60,10 @@ def of_decodings(setting: Setting, values: Mapping[str, Sequence[float]]) -> Fou
     # One engine a number of candidates: conditions and decodings of a batch are crossed.
     for k in dict.fromkeys(one.top_k for one in ways.values()):
         some = {key: one for key, one in ways.items() if one.top_k == k}
-        asked = [unguided(), *guided(names, config.beta, f"{TOP_K} {k}", pad_top_k=k)]
-        batch = Batch(setting.base, setting.folder, setting.prompts, asked, list(some.values()))
+        asked = [unguided_condition(), *guided(names, config.beta, f"{TOP_K} {k}", pad_top_k=k)]
+        batch = AnswerBatch(
+            setting.base, setting.folder, setting.prompts, asked, list(some.values())
+        )
         for key, said in zip(some, setting.kept.answers(batch), strict=True):
             found[key] = setting.jury.verdicts(names, said)[1:]
     return found

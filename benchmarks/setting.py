@@ -21,7 +21,7 @@ from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.catalog.name_resolution import resolve_adapter
 from pad_vllm.steering import comparison_conditions
 from pad_vllm.steering.comparison_conditions import Condition
-from pad_vllm.steering.guided_answers import Answer, Batch, Decoding, Prompts
+from pad_vllm.steering.guided_answers import AnswerBatch, DecodingSettings, DrawnAnswer, JsonPrompts
 from pad_vllm.training.sampling.sample_responses import read_prompts
 
 
@@ -33,12 +33,12 @@ class Setting:
     folder: str
     adapter: Adapter
     dimensions: tuple[str, ...]
-    prompts: Prompts
-    drawn: Decoding
+    prompts: JsonPrompts
+    drawn: DecodingSettings
     kept: Kept
     jury: Jury
-    others: Prompts  # that the judges were fitted on
-    plain: list[Answer]  # the base's answers to them
+    others: JsonPrompts  # that the judges were fitted on
+    plain: list[DrawnAnswer]  # the base's answers to them
 
     @property
     def config(self) -> AdapterConfig:
@@ -62,7 +62,7 @@ class Setting:
                 raise SystemExit(
                     f"--dimensions {name}: accepted are {', '.join(config.dimensions)}"
                 )
-        drawn = Decoding(
+        drawn = DecodingSettings(
             args.temperature,
             args.tokens,
             config.top_k,
@@ -72,10 +72,12 @@ class Setting:
         kept = Kept(args.kept or args.out.with_suffix(".answers.jsonl"))
         others, prompts = read_prompts(args.judge_prompts), read_prompts(args.steering)
         asked = [
-            comparison_conditions.unguided(),
-            *comparison_conditions.told(comparison_conditions.sentences_of(config)),
+            comparison_conditions.unguided_condition(),
+            *comparison_conditions.instructed_conditions(
+                comparison_conditions.instructions_of(config)
+            ),
         ]
-        (said,) = kept.answers(Batch(args.base, None, others, asked, [drawn]))
+        (said,) = kept.answers(AnswerBatch(args.base, None, others, asked, [drawn]))
         jury = Jury.of(config, said)
         for name in names:
             if not jury.names(name):
@@ -87,10 +89,10 @@ class Setting:
 
     def answers(
         self, asked: Sequence[Condition], folder: str | None = None, base: str | None = None
-    ) -> list[list[Answer]]:
+    ) -> list[list[DrawnAnswer]]:
         """[condition][prompt]. folder: of another adapter; base: another one."""
         guides = self.folder if folder is None else folder
-        batch = Batch(base or self.base, guides, self.prompts, asked, [self.drawn])
+        batch = AnswerBatch(base or self.base, guides, self.prompts, asked, [self.drawn])
         return self.kept.answers(batch)[0]
 
     def about(self) -> Mapping[str, Any]:

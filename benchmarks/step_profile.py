@@ -32,24 +32,26 @@ def parts() -> dict[str, tuple[Any, str]]:
 
     from pad_vllm.engines.shared.shared_rewards import SharedRewards
     from pad_vllm.kernels import kernel_choice
-    from pad_vllm.serving.worker.answer_tokens import V1History, V2History
-    from pad_vllm.serving.worker.batch_slots import Slots
+    from pad_vllm.serving.worker.answer_tokens import V1AnswerTokenReader, V2AnswerTokenReader
+    from pad_vllm.serving.worker.batch_slots import BatchSlots
     from pad_vllm.serving.worker.logits_processor import PADLogitsProcessor
-    from pad_vllm.serving.worker.outcome_table import Answers
-    from pad_vllm.serving.worker.step_counters import Tally
+    from pad_vllm.serving.worker.outcome_table import OutcomeTable
+    from pad_vllm.serving.worker.step_counters import StepCounters
 
-    code = kernel_choice.of(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    code = kernel_choice.rule_for_device(
+        torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    )
     return {
         WHOLE: (PADLogitsProcessor, "apply"),
-        "which rows": (Slots, "select"),
+        "which rows": (BatchSlots, "select"),
         "candidates": (code, "candidates"),
         "rewards": (SharedRewards, "rewards"),
-        "text, V2": (V2History, "read"),
-        "text, V1": (V1History, "read"),
-        "guards": (code, "unpaid"),
+        "text, V2": (V2AnswerTokenReader, "read"),
+        "text, V1": (V1AnswerTokenReader, "read"),
+        "guards": (code, "guarded_candidates"),
         "scores written": (code, "guide"),
-        "counted": (Tally, "step"),
-        "answers told": (Answers, "count"),
+        "counted": (StepCounters, "step"),
+        "answers told": (OutcomeTable, "count"),
     }
 
 

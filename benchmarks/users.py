@@ -39,13 +39,20 @@ from torch import Tensor
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.catalog.name_resolution import resolve_adapter
 from pad_vllm.evaluation.sentence_embeddings import embed
-from pad_vllm.evaluation.text_measures import outcomes, perplexity
+from pad_vllm.evaluation.text_measures import perplexity, wins_by_prompt
 from pad_vllm.steering import comparison_conditions, dimension_judges
 from pad_vllm.steering.comparison_conditions import Condition
-from pad_vllm.steering.guided_answers import Answer, Batch, Decoding, Prompts, answers, losses
-from pad_vllm.text.chat_template import chat_ids
-from pad_vllm.text.preference_text import with_wish
-from pad_vllm.training.fit_weights import feature_sums, fit
+from pad_vllm.steering.guided_answers import (
+    AnswerBatch,
+    DecodingSettings,
+    DrawnAnswer,
+    JsonPrompts,
+    draw_answers,
+    known_losses,
+)
+from pad_vllm.text.chat_template import chat_token_ids
+from pad_vllm.text.preference_text import with_instruction
+from pad_vllm.training.fit_weights import feature_sums, fit_weights
 from pad_vllm.training.sampling.sample_responses import read_prompts
 
 RIDGE = 1e-3  # of the mean of the diagonal
@@ -77,7 +84,7 @@ class Space:
 
     @torch.no_grad()
     def read(
-        self, prompts: Prompts, said: Sequence[Answer], contexts: Mapping[str, Context]
+        self, prompts: JsonPrompts, said: Sequence[DrawnAnswer], contexts: Mapping[str, Context]
     ) -> None:
         """contexts: what else the base has read, by a name that `projected` knows it by."""
         for prompt, answer in zip(prompts, said, strict=True):
@@ -134,9 +141,9 @@ class Offers:
     seed: int
 
     @classmethod
-    def of(cls, batch: Batch, dimensions: Sequence[str]) -> Offers:
+    def of(cls, batch: AnswerBatch, dimensions: Sequence[str]) -> Offers:
         rows = [[one.weights.get(d, 0.0) for d in dimensions] for one in batch.conditions]
-        said = answers(batch)[0]
+        said = draw_answers(batch)[0]
         return cls(torch.tensor(rows), [_embedded(row) for row in said], batch.decodings[0].seed)
 
     def chosen(self, user: User, tastes: Tastes, places: Sequence[int]) -> Tensor:
@@ -193,7 +200,7 @@ def ways(
     """Way -> weights; chosen: kind of choices -> [N, D] differences, chosen less other."""
     rows = space.places(user.known)
     found: dict[str, dict[str, float]] = {
-        f"{kind} {n}": dict(zip(user.known, fit(some[:n, rows]).w.tolist(), strict=True))
+        f"{kind} {n}": dict(zip(user.known, fit_weights(some[:n, rows]).w.tolist(), strict=True))
         for kind, some in chosen.items()
         for n in counts
     }
@@ -241,25 +248,29 @@ def main() -> None:
     adapter = load_adapter(folder)
     if not adapter.config.heads_only:
         raise SystemExit(f"--adapter {folder}: heads alone are accepted")
-    drawn = Decoding(args.temperature, args.tokens, adapter.config.top_k, dtype="float32")
-    sentences = comparison_conditions.sentences_of(adapter.config)
-    leanings = dimension_judges.fit(args.base, sentences, read_prompts(args.judge_prompts), drawn)
+    drawn = DecodingSettings(args.temperature, args.tokens, adapter.config.top_k, dtype="float32")
+    sentences = comparison_conditions.instructions_of(adapter.config)
+    leanings = dimension_judges.fit_meaning_judges(
+        args.base, sentences, read_prompts(args.judge_prompts), drawn
+    )
     one, other = (
         row[0]
-        for row in answers(
-            Batch(args.base, None, learn, [comparison_conditions.unguided()], [drawn] * 2)
+        for row in draw_answers(
+            AnswerBatch(
+                args.base, None, learn, [comparison_conditions.unguided_condition()], [drawn] * 2
+            )
         )
     )
     reader = Reader.of(args.base, adapter)
     space = Space(reader)
-    told = {name: partial(with_wish, text=sentence) for name, sentence in sentences.items()}
+    told = {name: partial(with_instruction, text=sentence) for name, sentence in sentences.items()}
     space.read(learn[: args.read], one[: args.read], told)
     differences = _sums(reader, learn, one) - _sums(reader, learn, other)
     embedded = [_embedded(one), _embedded(other)]
     tastes = Tastes.of(leanings, np.concatenate(embedded))
     offered = either_sign(space, adapter.config.beta)
     offers = Offers.of(
-        Batch(args.base, folder, learn[:most], offered, [drawn]), space.model.dimensions
+        AnswerBatch(args.base, folder, learn[:most], offered, [drawn]), space.model.dimensions
     )
     hidden = list(users(tuple(sentences), args.mixed, drawn.seed))
     rows = []
@@ -278,13 +289,15 @@ def main() -> None:
         for row in rows
     ]
     prompts = read_prompts(args.steering)
-    batch = Batch(args.base, folder, prompts, [comparison_conditions.unguided(), *asked], [drawn])
-    said = answers(batch)[0]
+    batch = AnswerBatch(
+        args.base, folder, prompts, [comparison_conditions.unguided_condition(), *asked], [drawn]
+    )
+    said = draw_answers(batch)[0]
     judge(rows, hidden, tastes, *said)
     everyone = summary(rows)
     result = {
         "command": arguments.command(),
-        "judges": dimension_judges.accuracies(leanings),
+        "judges": dimension_judges.judge_accuracies(leanings),
         "all": everyone,
         "rows": rows,
         "texts": texts(asked, said),
@@ -297,17 +310,17 @@ def judge(
     rows: Sequence[dict[str, Any]],
     hidden: Sequence[User],
     tastes: Tastes,
-    plain: Sequence[Answer],
-    *guided: Sequence[Answer],
+    plain: Sequence[DrawnAnswer],
+    *guided: Sequence[DrawnAnswer],
 ) -> None:
     """Puts into each row what the user's own taste says of its answers, beside the unguided ones."""
     by_name = {user.name: user for user in hidden}
-    before, base = _embedded(plain), perplexity(losses(plain))
+    before, base = _embedded(plain), perplexity(known_losses(plain))
     for row, said in zip(rows, guided, strict=True):
         user = by_name[row["user"]]
-        won = outcomes(tastes(user, _embedded(said)), tastes(user, before))
+        won = wins_by_prompt(tastes(user, _embedded(said)), tastes(user, before))
         row["wins"], row["by_prompt"] = share(won), won
-        row["perplexity"] = round(perplexity(losses(said)) / base, 3)
+        row["perplexity"] = round(perplexity(known_losses(said)) / base, 3)
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -328,7 +341,9 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def texts(asked: Sequence[Condition], said: Sequence[Sequence[Answer]]) -> dict[str, list[str]]:
+def texts(
+    asked: Sequence[Condition], said: Sequence[Sequence[DrawnAnswer]]
+) -> dict[str, list[str]]:
     """What was said, the unguided answers first."""
     names = ["unguided", *(one.name for one in asked)]
     return {n: [a.text for a in row] for n, row in zip(names, said, strict=True)}
@@ -342,13 +357,13 @@ def _chosen(
     return differences * torch.tensor(better).unsqueeze(-1)
 
 
-def _embedded(said: Sequence[Answer]) -> np.ndarray:
+def _embedded(said: Sequence[DrawnAnswer]) -> np.ndarray:
     return embed([answer.text for answer in said])
 
 
-def _sums(reader: Reader, prompts: Prompts, said: Sequence[Answer]) -> Tensor:
+def _sums(reader: Reader, prompts: JsonPrompts, said: Sequence[DrawnAnswer]) -> Tensor:
     pairs = [
-        (chat_ids(reader.tokenizer, json.loads(prompt)), list(answer.token_ids))
+        (chat_token_ids(reader.tokenizer, json.loads(prompt)), list(answer.token_ids))
         for prompt, answer in zip(prompts, said, strict=True)
     ]
     return feature_sums(reader.model, pairs)

@@ -35,9 +35,9 @@ from rich.table import Table
 
 from pad_vllm.adapter.manifest import AdapterConfig, read_config
 from pad_vllm.catalog.name_resolution import resolve_adapter
-from pad_vllm.cli.explain import coloured
-from pad_vllm.evaluation.lexical_scorers import score
-from pad_vllm.steering.comparison_conditions import sentences_of
+from pad_vllm.cli.explain import coloured_answer
+from pad_vllm.evaluation.lexical_scorers import lexical_scores
+from pad_vllm.steering.comparison_conditions import instructions_of
 
 MODEL = "smollm2-135m"
 PROMPT = "What should I know before I get a dog?"
@@ -138,7 +138,7 @@ class Wish:
 
 def wishes(config: AdapterConfig) -> list[Wish]:
     """Unguided; each dimension in words, where a sentence taught it, and guided; two at once; an opposite."""
-    told, names = sentences_of(config), config.dimensions
+    told, names = instructions_of(config), config.dimensions
     pair = f"{names[0]}=1,{names[1]}=1"
     return [
         Wish("unguided"),
@@ -198,7 +198,7 @@ def require_moved(texts: dict[str, list[str]], dimensions: tuple[str, ...]) -> N
             continue
         scorer, sign = CHECKS[name]
         plain, told, guided = (
-            statistics.fmean(score(text, (scorer,))[0] for text in texts[way])
+            statistics.fmean(lexical_scores(text, (scorer,))[0] for text in texts[way])
             if way in texts
             else None
             for way in ("unguided", f"told {name}", f"{name}=1")
@@ -273,16 +273,16 @@ async def talk(url: str, prompt: str, beta: float, config: AdapterConfig) -> tup
 def colour(prompt: str, beta: float, weights: str, answer: str) -> None:
     """What each token of an answer earned."""
     from pad_vllm.steering.token_explanation import (  # PyTorch: not before the server
-        Question,
-        explain,
+        ExplanationRequest,
+        explain_answer,
     )
 
     adapter = resolve_adapter("demo")
-    read = explain(Question(adapter, MODEL, prompt, weights, beta, answer))
+    read = explain_answer(ExplanationRequest(adapter, MODEL, prompt, weights, beta, answer))
     console.print(
         f"\n'{weights}' once more: green earned, red did not, underlined the base would not say:"
     )
-    console.print(coloured(read))
+    console.print(coloured_answer(read))
 
 
 def teach(sentence: str) -> None:

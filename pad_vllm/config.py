@@ -11,14 +11,14 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from pad_vllm.wording import did_you_mean, listed, show
+from pad_vllm.wording import did_you_mean, listed, short_repr
 
-KEY = "pad"
-COMPILE_KEY = "_compile_key"
+PAD_KEY = "pad"
+COMPILE_CACHE_KEY = "_compile_key"
 """The loader's entry beside the settings: vLLM hashes it into the key of its compile cache."""
 
 LOAD_FORMAT = "pad"
-PROCESSOR = "pad_vllm:PADLogitsProcessor"
+LOGITS_PROCESSOR = "pad_vllm:PADLogitsProcessor"
 """With the settings under KEY, what switches PAD on: vLLM's --load-format and --logits-processors."""
 
 ENGINES = ("shared", "resident", "ray")
@@ -138,16 +138,16 @@ class PADConfig:
     """A reasoning model's <think> part: `guided` as its answer is, or `unguided`, as the base thinks."""
 
     @classmethod
-    def from_additional_config(cls, additional: Mapping[str, Any] | None) -> "PADConfig":
+    def from_additional_config(cls, additional_config: Mapping[str, Any] | None) -> "PADConfig":
         """Reads `additional["pad"]`; COMPILE_KEY in it is the loader's own."""
-        given = dict(_section(additional))
-        given.pop(COMPILE_KEY, None)
+        given = dict(_section(additional_config))
+        given.pop(COMPILE_CACHE_KEY, None)
         known = [field.name for field in dataclasses.fields(cls)]
         for name in given:
             if name not in known:
                 hint = did_you_mean(name, known)
                 raise ValueError(
-                    f"additional_config['pad'] has an unknown key {show(name)}.{hint} "
+                    f"additional_config['pad'] has an unknown key {short_repr(name)}.{hint} "
                     f"Accepted: {listed(known)}. Remove or rename it."
                 )
         if "adapter" not in given:
@@ -164,18 +164,18 @@ class PADConfig:
 def _section(additional: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if additional is not None and not isinstance(additional, Mapping):
         raise ValueError(
-            f"additional_config is {show(additional)}, and PAD reads its settings from a JSON "
+            f"additional_config is {short_repr(additional)}, and PAD reads its settings from a JSON "
             f"object. Pass {_EXAMPLE}."
         )
-    if not additional or KEY not in additional:
+    if not additional or PAD_KEY not in additional:
         raise ValueError(
             f"additional_config has no 'pad' entry (it has: {listed(map(str, additional or ()))}), "
             f"so PAD does not know its adapter. Pass {_EXAMPLE}."
         )
-    section = additional[KEY]
+    section = additional[PAD_KEY]
     if not isinstance(section, Mapping) or not all(isinstance(name, str) for name in section):
         raise ValueError(
-            f"additional_config['pad'] is {show(section)}, and a JSON object is accepted. Pass "
+            f"additional_config['pad'] is {short_repr(section)}, and a JSON object is accepted. Pass "
             f"{_EXAMPLE}."
         )
     return section
@@ -196,6 +196,6 @@ def _refusal(error: ValidationError) -> ValueError:
     name = str(first["loc"][0])
     accepted = _ACCEPTED[name]
     return ValueError(
-        f"additional_config['pad']['{name}'] is {show(first['input'])}; accepted is {accepted}. "
+        f"additional_config['pad']['{name}'] is {short_repr(first['input'])}; accepted is {accepted}. "
         "Correct it, or leave it out where it has a default."
     )

@@ -24,26 +24,30 @@ from torch import Tensor
 
 NEG_INF = float("-inf")
 _BLOCK = 64
-_AT_ONCE = 1 << 24  # numbers that a copy may have
+_MAX_COPY_NUMEL = 1 << 24  # numbers that a copy may have
 
 
-class Said(NamedTuple):
+class AnswerTokens(NamedTuple):
     """What the guided rows have said so far."""
 
     tokens: Tensor  # [G, L] integers, or [S, L] of which they have some
     start: Tensor  # [G] where in its row the answer begins
     stop: Tensor  # [G] and where it ends; whatever stands behind is not read
-    rows: Tensor | None = None  # [G] int64, which of S; None where tokens has the guided rows alone
+    text_index: Tensor | None = (
+        None  # [G] int64, which of S; None where tokens has the guided rows alone
+    )
 
-    def texts(self) -> Tensor:
+    def row_tokens(self) -> Tensor:
         """[G, L]."""
-        return self.tokens if self.rows is None else self.tokens.index_select(0, self.rows)
+        return (
+            self.tokens if self.text_index is None else self.tokens.index_select(0, self.text_index)
+        )
 
 
-class Guided(NamedTuple):
+class GuideResult(NamedTuple):
     """What became of the guided rows; [G] bool each."""
 
-    left: Tensor  # those that stay as they came
+    unguided: Tensor  # those that stay as they came
     changed: Tensor  # those whose likeliest token is another now
 
 
@@ -71,7 +75,7 @@ def features(
     return torch.einsum("...kh,...dh->...kd", e, directions)
 
 
-def direction(
+def reward_direction(
     h_B: Tensor,
     h_T: Tensor,
     w: Tensor,
@@ -87,7 +91,7 @@ def direction(
     return made if head_C is None else made + w @ head_C
 
 
-def laid_out(head_B: Tensor) -> Tensor:
+def contiguous_for_direction(head_B: Tensor) -> Tensor:
     """The same [D, H, r], in memory as `direction` multiplies by it: otherwise each call copies it."""
     return head_B.mT.contiguous().mT
 
@@ -102,7 +106,7 @@ def token_rewards(d_w: Tensor, ids: Tensor, embedding: Tensor) -> Tensor:
 
     At most 64 MiB of embeddings are gathered at once, as float32, whatever G and K are.
     """
-    rows = max(1, _AT_ONCE // (ids.shape[-1] * embedding.shape[-1] or 1))
+    rows = max(1, _MAX_COPY_NUMEL // (ids.shape[-1] * embedding.shape[-1] or 1))
     return torch.cat(
         [
             rewards(direction, torch.nn.functional.embedding(some, embedding).float())
@@ -123,7 +127,7 @@ def candidates(logits: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return _top(logits, k)
     parts = [
         _top(logits.index_select(0, some), k)
-        for some in rows.split(max(1, _AT_ONCE // logits.shape[-1]))
+        for some in rows.split(max(1, _MAX_COPY_NUMEL // logits.shape[-1]))
     ]
     return torch.cat([z for z, _ in parts]), torch.cat([ids for _, ids in parts])
 
@@ -164,9 +168,9 @@ def guide(
     reward: Tensor,
     beta: Tensor,
     top_k: Tensor,
-    unpaid: Tensor | None = None,
-    spared: Tensor | None = None,
-) -> Guided:
+    guarded: Tensor | None = None,
+    excluded: Tensor | None = None,
+) -> GuideResult:
     """Rewrite the guided rows of `logits` in place; other rows are not touched.
 
     logits [R, V] float32; rows [G] int64, ascending and unique; z, ids [G, K] from `candidates`;
@@ -178,21 +182,21 @@ def guide(
     """
     legal = _legal(z, top_k)
     pay = beta.unsqueeze(-1) * reward.to(z.dtype)
-    if unpaid is not None:
-        pay = torch.where(unpaid, torch.minimum(pay, _mean(z, pay, legal)), pay)
+    if guarded is not None:
+        pay = torch.where(guarded, torch.minimum(pay, _mean(z, pay, legal)), pay)
     score = z + pay
     sound = (score.isfinite() | ~legal).all(-1, keepdim=True)
-    if spared is not None:
-        sound = sound & ~spared.unsqueeze(-1)
+    if excluded is not None:
+        sound = sound & ~excluded.unsqueeze(-1)
     guided = torch.where(sound, score.masked_fill(~legal, NEG_INF), z)
     left = ~sound.squeeze(-1)
     changed = (guided.argmax(-1) != 0) & ~left  # the candidates come best first
     logits.clamp_(max=_ceiling(logits, rows, sound))
     logits.index_put_((rows.unsqueeze(-1), ids), guided)
-    return Guided(left, changed)
+    return GuideResult(left, changed)
 
 
-def earned(z: Tensor, reward: Tensor, top_k: Tensor) -> Tensor:
+def centred_rewards(z: Tensor, reward: Tensor, top_k: Tensor) -> Tensor:
     """Rewards less their mean over the row's candidates under the base, since what all share steers nothing:
     z, reward [G, K], top_k [G] -> [G, K].
     """
@@ -210,44 +214,48 @@ def _mean(z: Tensor, pay: Tensor, legal: Tensor) -> Tensor:
     return (p * pay.masked_fill(~legal, 0.0)).sum(-1, keepdim=True).to(pay.dtype)
 
 
-def unpaid(
+def guarded_candidates(
     z: Tensor,
     ids: Tensor,
     min_p: Tensor | None,
-    ends: Tensor,
-    said: Said | None,
+    end_tokens: Tensor,
+    answer: AnswerTokens | None,
     n: Tensor,
-    longest: int,
+    max_n: int,
 ) -> Tensor | None:
     """Which candidates the guards keep from being paid: `unlikely`, where a min_p is given, and `repeats`,
     where it is known what was said; [G, K] bool, None without either.
     """
-    low = None if min_p is None else unlikely(z, ids, min_p, ends)
-    if said is None:
+    low = None if min_p is None else below_min_p(z, ids, min_p, end_tokens)
+    if answer is None:
         return low
-    looping = repeats(said, ids, n, longest)
+    looping = repeats_ngram(answer, ids, n, max_n)
     return looping if low is None else low | looping
 
 
-def repeats(said: Said, ids: Tensor, n: Tensor, longest: int) -> Tensor:
+def repeats_ngram(answer: AnswerTokens, ids: Tensor, n: Tensor, max_n: int) -> Tensor:
     """Which candidates would complete an n-gram that is already in the answer.
 
     ids [G, K]; n [G] integers, 0 for rows that do not mind; longest: at least the largest of them, on the
     host -> [G, K] bool, without device synchronisation. At most 16 MiB are compared at once.
     """
-    tokens, start, stop = said.texts().long(), said.start.unsqueeze(-1), said.stop.unsqueeze(-1)
+    tokens, start, stop = (
+        answer.row_tokens().long(),
+        answer.start.unsqueeze(-1),
+        answer.stop.unsqueeze(-1),
+    )
     width = tokens.shape[1]
     if not width:
         return torch.zeros_like(ids, dtype=torch.bool)
     place = torch.arange(width, device=ids.device)
     n = n.unsqueeze(-1)
     again = (n > 0) & (place >= start + n - 1) & (place < stop)  # [G, L] where an n-gram ends
-    for back in range(1, longest):
+    for back in range(1, max_n):
         last = tokens.gather(1, (stop - back).clamp(min=0))
         # What is rolled in at the front is not looked at: an n-gram ends n - 1 tokens behind the start.
         again &= (back >= n) | (tokens.roll(back, 1) == last)
     told = tokens.masked_fill(~again, -1)
-    rows = max(1, _AT_ONCE // (width * ids.shape[-1]))
+    rows = max(1, _MAX_COPY_NUMEL // (width * ids.shape[-1]))
     return torch.cat(
         [
             (some.unsqueeze(1) == few.unsqueeze(-1)).any(-1)
@@ -256,14 +264,14 @@ def repeats(said: Said, ids: Tensor, n: Tensor, longest: int) -> Tensor:
     )
 
 
-def unlikely(z: Tensor, ids: Tensor, min_p: Tensor, ends: Tensor) -> Tensor:
+def below_min_p(z: Tensor, ids: Tensor, min_p: Tensor, end_tokens: Tensor) -> Tensor:
     """Which candidates are less than min_p times as likely as the row's best, but for those that end the
     answer: nothing can derail behind them, and how long to be is a preference too.
 
     z, ids [G, K] best first; min_p [G]; ends [E] token ids -> [G, K] bool.
     """
     low = z < z[:, :1] + min_p.log().unsqueeze(-1)  # none of them where min_p is 0
-    return low & (ids.unsqueeze(-1) != ends).all(-1)
+    return low & (ids.unsqueeze(-1) != end_tokens).all(-1)
 
 
 def _ceiling(logits: Tensor, rows: Tensor, on: Tensor) -> Tensor:
@@ -275,14 +283,14 @@ def _ceiling(logits: Tensor, rows: Tensor, on: Tensor) -> Tensor:
     return ceiling.index_put_((rows,), torch.where(on, NEG_INF, -NEG_INF).to(logits.dtype))
 
 
-def end(logits: Tensor, rows: Tensor, token: int, wanted: Tensor) -> Tensor:
+def force_end_token(logits: Tensor, rows: Tensor, token: int, ending: Tensor) -> Tensor:
     """Leave the wanted ones of rows [G] nothing but `token`, the end; in place. wanted [G] bool.
 
     A row whose end arrives as -inf (a grammar, min_tokens) is not over yet, and left as it came.
     Returns [G] bool, which rows end.
     """
     last = logits[rows, token]
-    ends = wanted & last.isfinite()
+    ends = ending & last.isfinite()
     logits.clamp_(max=_ceiling(logits, rows, ends.unsqueeze(-1)))
     logits[rows, token] = last.masked_fill(ends, 0.0)
     return ends
@@ -296,7 +304,7 @@ def guide_row(
     answer: Sequence[int] = (),
     no_repeat: int = 0,
     min_p: float = 0.0,
-    ends: Sequence[int] = (),
+    end_tokens: Sequence[int] = (),
 ) -> Tensor:
     """Reference implementation of `guide`, `repeats` and `unlikely` for one row, used in tests.
 
@@ -311,7 +319,7 @@ def guide_row(
     last = tuple(answer[len(answer) - no_repeat + 1 :])
     for token in legal:
         looping = no_repeat and (*last, token) in grams
-        low = token not in ends and z_B[token] < z_B[legal[0]] + torch.tensor(min_p).log()
+        low = token not in end_tokens and z_B[token] < z_B[legal[0]] + torch.tensor(min_p).log()
         if looping or low:
             pay[token] = min(float(pay[token]), mean)
     scores = torch.full_like(z_B, NEG_INF)

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from typing import Any, NotRequired, TypedDict
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-MARK = "_pad_answer"
+OUTCOME_KEY = "_pad_answer"
 """In a guided request's `extra_args`: the front end's mark, by which it asks the worker for the outcome."""
 
-Step = tuple[int, list[int], list[float]]
+ExplainedStep = tuple[int, list[int], list[float]]
 """With `pad_explain`, of an answer: its tokens so far, the candidates, best first, what each would earn."""
 
 
-class Earned(TypedDict):
+class TokenExplanation(TypedDict):
     """One token of an answer with `pad_explain`."""
 
     token: str
@@ -46,14 +46,14 @@ class Outcome(TypedDict):
     stopped: bool
     """Whether PAD ended it for that reason (`on_failure` "stop")."""
 
-    steps: NotRequired[list[Step]]
+    steps: NotRequired[list[ExplainedStep]]
     """From the worker alone; the front end makes `explained` of it."""
 
-    explained: NotRequired[list[list[Earned]]]
+    explained: NotRequired[list[list[TokenExplanation]]]
     """With `pad_explain`: each answer token by token."""
 
 
-class Figures(TypedDict):
+class GuidanceCounts(TypedDict):
     """What guidance did since the worker was last asked."""
 
     rows: int
@@ -69,18 +69,18 @@ class Figures(TypedDict):
     """Reason -> rows."""
 
 
-Told = tuple[list[Outcome | None], Figures | None]
+WorkerReport = tuple[list[Outcome | None], GuidanceCounts | None]
 """What a worker answers: outcomes in the order they were asked for, None of answers that it never had, and
 the figures.
 """
 
 
-def unknown() -> Outcome:
+def unknown_outcome() -> Outcome:
     """Of an answer that nobody counted."""
     return {"unguided_tokens": None, "stopped": False}
 
 
-def total(outcomes: Sequence[Outcome]) -> Outcome | None:
+def total_outcome(outcomes: Sequence[Outcome]) -> Outcome | None:
     """Of all of them together; None of none."""
     counts = [outcome["unguided_tokens"] for outcome in outcomes]
     known = [count for count in counts if count is not None]
@@ -96,30 +96,32 @@ def total(outcomes: Sequence[Outcome]) -> Outcome | None:
     return {**whole, "explained": explained}
 
 
-def with_tokens(outcome: Outcome, ids: Sequence[int], tokenizer: Any) -> Outcome:
+def with_explanations(outcome: Outcome, ids: Sequence[int], tokenizer: Any) -> Outcome:
     """`steps` as `explained`; ids: the answer's tokens. An outcome without steps stays as it is."""
     if "steps" not in outcome:
         return outcome
     whole: Outcome = {
         "unguided_tokens": outcome["unguided_tokens"],
         "stopped": outcome["stopped"],
-        "explained": [earned(outcome["steps"], ids, tokenizer)],
+        "explained": [token_explanations(outcome["steps"], ids, tokenizer)],
     }
     return whole
 
 
-def earned(steps: Sequence[Step], ids: Sequence[int], tokenizer: Any) -> list[Earned]:
+def token_explanations(
+    steps: Sequence[ExplainedStep], ids: Sequence[int], tokenizer: Any
+) -> list[TokenExplanation]:
     """Of each of the answer's tokens. A place that was decided twice counts as the last time.
 
     tokenizer: Transformers' or vLLM's; None, and there is no text.
     """
     known = {place: (candidates, rewards) for place, candidates, rewards in steps}
-    found: list[Earned] = []
-    for place, (text, token) in enumerate(zip(pieces(tokenizer, ids), ids, strict=True)):
+    found: list[TokenExplanation] = []
+    for place, (text, token) in enumerate(zip(token_texts(tokenizer, ids), ids, strict=True)):
         candidates, rewards = known.get(place, ([], []))
         reward = rewards[candidates.index(token)] if token in candidates else math.nan
         best = candidates[0] if candidates else None
-        one: Earned = {
+        one: TokenExplanation = {
             "token": text,
             "reward": reward if math.isfinite(reward) else None,
             "base": None if best is None else _behind(tokenizer, ids[:place][-1:], best),
@@ -137,7 +139,7 @@ def _behind(tokenizer: Any, before: Sequence[int], token: int) -> str:
     return text[len(tokenizer.decode(before)) :] if before else text
 
 
-def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """The text that each token adds. A character of several tokens is the last one's."""
     if tokenizer is None:  # vLLM's skip_tokenizer_init
         return [""] * len(ids)

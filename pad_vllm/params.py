@@ -12,20 +12,22 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from pad_vllm.wording import did_you_mean, listed, show
+from pad_vllm.wording import did_you_mean, listed, short_repr
 
 WEIGHTS, BETA, TOP_K = "pad_weights", "pad_beta", "pad_top_k"
 NO_REPEAT, MIN_P, PREFERENCE = "pad_no_repeat", "pad_min_p", "pad_preference"
 EXPLAIN, ADAPTER = "pad_explain", "pad_adapter"
-KEYS = (WEIGHTS, BETA, TOP_K, NO_REPEAT, MIN_P, PREFERENCE, EXPLAIN, ADAPTER)
-PREFIX = "pad_"
-NO_REPEATS = (0, *range(2, 9))  # accepted of pad_no_repeat
-MAX_PREFERENCE = 2000  # characters; part of the reward model's prefill of the request
-MAX_WEIGHTS = 10_000  # characters of pad_weights in all: it is parsed in the server's event loop
+ARGUMENT_NAMES = (WEIGHTS, BETA, TOP_K, NO_REPEAT, MIN_P, PREFERENCE, EXPLAIN, ADAPTER)
+ARGUMENT_PREFIX = "pad_"
+NO_REPEAT_LENGTHS = (0, *range(2, 9))  # accepted of pad_no_repeat
+MAX_PREFERENCE_CHARS = 2000  # characters; part of the reward model's prefill of the request
+MAX_WEIGHTS_CHARS = (
+    10_000  # characters of pad_weights in all: it is parsed in the server's event loop
+)
 MAX_WEIGHT = 1e4  # keeps w, the sum of w and the rewards made from them finite in float32
 _FORM = """'helpful=1,humor=0.5', '{"helpful": 1}' or ["helpful=1", "humor=0.5"]"""
 
-Pairs = list[tuple[str, float]]
+NamedWeights = list[tuple[str, float]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Guidance:
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """What the served adapter and engine accept. Raises ValueError where the defaults break the
     limits, so that an engine which would refuse its own defaults never starts.
     """
@@ -86,13 +88,13 @@ class Limits:
     engine: str = "shared"
     """The reward engine that serves."""
 
-    place: int = 0
+    first_dimension: int = 0
     """Where this adapter's dimensions begin among those of all that are served."""
 
-    key: str | None = None
+    worker_key: str | None = None
     """What the worker knows it by, where that may not be the name that a client gives."""
 
-    others: Mapping[str, "Limits"] = field(default_factory=dict)
+    other_adapters: Mapping[str, "RequestLimits"] = field(default_factory=dict)
     """What the other adapters accept, by the name that a request gives."""
 
     def __post_init__(self) -> None:
@@ -108,30 +110,34 @@ class Limits:
                 )
 
     @property
-    def named(self) -> dict[str, str]:
+    def worker_arguments(self) -> dict[str, str]:
         """The argument by which the worker knows the adapter, in the place of the client's."""
-        return {} if self.key is None else {ADAPTER: self.key}
+        return {} if self.worker_key is None else {ADAPTER: self.worker_key}
 
-    def of(self, name: str | None) -> "Limits":
+    def for_adapter(self, name: str | None) -> "RequestLimits":
         """Those of the adapter that a request names; None is the one that needs no name."""
         if name is None:
             return self
-        if name not in self.others:
+        if name not in self.other_adapters:
             raise _refusal(
                 ADAPTER,
                 name,
-                listed(self.others) if self.others else "nothing, one adapter is served",
+                listed(self.other_adapters)
+                if self.other_adapters
+                else "nothing, one adapter is served",
                 "leave it out for the server's own",
             )
-        return self.others[name]
+        return self.other_adapters[name]
 
 
-def parse(extra_args: Mapping[str, object] | None, limits: Limits) -> Guidance | None:
+def parse_guidance(
+    extra_args: Mapping[str, object] | None, limits: RequestLimits
+) -> Guidance | None:
     """The guidance a request asks for, None where it has none of these arguments. Raises ValueError."""
     given = _syntax(extra_args)
     if given is None:
         return None
-    limits = limits.of(given.adapter)
+    limits = limits.for_adapter(given.adapter)
     if given.preference and limits.engine == "shared":
         raise _no_text(given.preference, limits.engine)
     beta = limits.beta if given.beta is None else given.beta
@@ -152,11 +158,11 @@ def parse(extra_args: Mapping[str, object] | None, limits: Limits) -> Guidance |
         )
     no_repeat = limits.no_repeat if given.no_repeat is None else given.no_repeat
     min_p = limits.min_p if given.min_p is None else given.min_p
-    weights = (0.0,) * limits.place + _ordered(given.weights, limits.dimensions)
+    weights = (0.0,) * limits.first_dimension + _ordered(given.weights, limits.dimensions)
     return Guidance(weights, beta, top_k, given.preference, no_repeat, min_p, given.explain)
 
 
-def check_syntax(extra_args: Mapping[str, object] | None) -> None:
+def check_argument_syntax(extra_args: Mapping[str, object] | None) -> None:
     """Refuses whatever is wrong under every adapter, engine and limit; see `parse` for the rest."""
     _syntax(extra_args)
 
@@ -165,7 +171,7 @@ def check_syntax(extra_args: Mapping[str, object] | None) -> None:
 class _Given:
     """What the request itself says, before the adapter's names, defaults and limits."""
 
-    weights: Pairs
+    weights: NamedWeights
     beta: float | None
     top_k: int | None
     no_repeat: int | None
@@ -179,7 +185,7 @@ def _syntax(extra_args: Mapping[str, object] | None) -> _Given | None:
     ours = {
         name: value
         for name, value in (extra_args or {}).items()
-        if isinstance(name, str) and name.startswith(PREFIX)
+        if isinstance(name, str) and name.startswith(ARGUMENT_PREFIX)
     }
     for name, value in ours.items():
         _check_known(name)
@@ -204,18 +210,18 @@ def _syntax(extra_args: Mapping[str, object] | None) -> _Given | None:
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str) or not value.strip() or len(value) > MAX_PREFERENCE:
+    if not isinstance(value, str) or not value.strip() or len(value) > MAX_PREFERENCE_CHARS:
         raise _refusal(
             PREFERENCE,
             value,
-            f"text of 1 to {MAX_PREFERENCE} characters, such as 'formal but humorous'",
+            f"text of 1 to {MAX_PREFERENCE_CHARS} characters, such as 'formal but humorous'",
             "say it shorter, or leave the argument out",
         )
     return value.strip()
 
 
 def _name(value: object) -> str:
-    if not isinstance(value, str) or len(value) > MAX_PREFERENCE:
+    if not isinstance(value, str) or len(value) > MAX_PREFERENCE_CHARS:
         raise _refusal(
             ADAPTER, value, "the name of an adapter that is served", "leave it out for the default"
         )
@@ -224,10 +230,10 @@ def _name(value: object) -> str:
 
 def _check_known(name: str) -> None:
     # A typo must not silently switch guidance off.
-    if name not in KEYS:
+    if name not in ARGUMENT_NAMES:
         raise ValueError(
-            f"unknown request argument {show(name)}.{did_you_mean(name, KEYS)} Arguments that "
-            f"begin with '{PREFIX}' are PAD's; accepted: {listed(KEYS)}. Rename or remove it."
+            f"unknown request argument {short_repr(name)}.{did_you_mean(name, ARGUMENT_NAMES)} Arguments that "
+            f"begin with '{ARGUMENT_PREFIX}' are PAD's; accepted: {listed(ARGUMENT_NAMES)}. Rename or remove it."
         )
 
 
@@ -241,11 +247,11 @@ def _no_text(value: object, engine: str) -> ValueError:
     )
 
 
-def _weights(value: object) -> Pairs:
+def _weights(value: object) -> NamedWeights:
     """Weights by name in the order given: names stripped and unique, numbers within bounds."""
-    if _size(value) > MAX_WEIGHTS:
+    if _size(value) > MAX_WEIGHTS_CHARS:
         raise _refusal(
-            WEIGHTS, value, f"at most {MAX_WEIGHTS:,} characters", "name only what is not 0"
+            WEIGHTS, value, f"at most {MAX_WEIGHTS_CHARS:,} characters", "name only what is not 0"
         )
     pairs = [(name.strip(), number) for name, number in _raw_pairs(value)]
     if not pairs:
@@ -258,7 +264,7 @@ def _weights(value: object) -> Pairs:
             raise _refusal(WEIGHTS, value, _FORM, "put a dimension's name before every '='")
         if name in seen:
             raise _refusal(
-                WEIGHTS, value, "each dimension once", f"drop one of the two {show(name)}"
+                WEIGHTS, value, "each dimension once", f"drop one of the two {short_repr(name)}"
             )
         seen.add(name)
     return [(name, _weight(name, number)) for name, number in pairs]
@@ -270,7 +276,7 @@ def _size(value: object) -> int:
         return len(value)
     if not isinstance(value, list | tuple | Mapping):
         return 0
-    if len(value) > MAX_WEIGHTS:
+    if len(value) > MAX_WEIGHTS_CHARS:
         return len(value)
     return len(value) + sum(len(entry) for entry in value if isinstance(entry, str))
 
@@ -292,7 +298,7 @@ def _split(items: Iterable[object], value: object) -> list[tuple[str, object]]:
     pairs: list[tuple[str, object]] = []
     for item in items:
         if not isinstance(item, str) or "=" not in item:
-            raise _refusal(WEIGHTS, value, _FORM, f"write {show(item)} as name=number")
+            raise _refusal(WEIGHTS, value, _FORM, f"write {short_repr(item)} as name=number")
         name, _, number = item.partition("=")
         pairs.append((name, number))
     return pairs
@@ -309,10 +315,10 @@ def _json_pairs(text: str) -> list[tuple[str, object]]:
 
 
 def _weight(name: str, value: object) -> float:
-    number = _number(f"{WEIGHTS} for {show(name)}", value)
+    number = _number(f"{WEIGHTS} for {short_repr(name)}", value)
     if abs(number) > MAX_WEIGHT:
         raise _refusal(
-            f"{WEIGHTS} for {show(name)}",
+            f"{WEIGHTS} for {short_repr(name)}",
             value,
             f"-{MAX_WEIGHT:g} to {MAX_WEIGHT:g}, which keeps rewards finite in float32",
             "scale the weights down",
@@ -343,11 +349,11 @@ def _whole(value: object) -> int:
 
 def _length(value: object) -> int:
     number = _number(NO_REPEAT, value)
-    if number not in NO_REPEATS:
+    if number not in NO_REPEAT_LENGTHS:
         raise _refusal(
             NO_REPEAT,
             value,
-            f"0 for off, or an n-gram's length from {NO_REPEATS[1]} to {NO_REPEATS[-1]}",
+            f"0 for off, or an n-gram's length from {NO_REPEAT_LENGTHS[1]} to {NO_REPEAT_LENGTHS[-1]}",
             "3 stops most loops",
         )
     return int(number)
@@ -372,11 +378,11 @@ def _switch(value: object) -> bool:
     return spelled in ("true", "1")
 
 
-def _ordered(pairs: Pairs, dimensions: tuple[str, ...]) -> tuple[float, ...]:
+def _ordered(pairs: NamedWeights, dimensions: tuple[str, ...]) -> tuple[float, ...]:
     for name, _ in pairs:
         if name not in dimensions:
             raise ValueError(
-                f"{WEIGHTS} names {show(name)}, which this adapter does not have."
+                f"{WEIGHTS} names {short_repr(name)}, which this adapter does not have."
                 f"{did_you_mean(name, dimensions)} Accepted dimensions: {listed(dimensions)}. "
                 "Use these names (case matters), or serve an adapter trained on yours."
             )
@@ -385,4 +391,4 @@ def _ordered(pairs: Pairs, dimensions: tuple[str, ...]) -> tuple[float, ...]:
 
 
 def _refusal(what: str, value: object, accepted: str, way_out: str) -> ValueError:
-    return ValueError(f"{what} is {show(value)}; accepted: {accepted}. Way out: {way_out}.")
+    return ValueError(f"{what} is {short_repr(value)}; accepted: {accepted}. Way out: {way_out}.")

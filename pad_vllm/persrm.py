@@ -100,7 +100,7 @@ class PersRM(nn.Module):
         """head_A [D, r, H], head_B [D, H, r], head_C [D, H] or None: guidance.direction's last arguments."""
         return self.head_A, self.head_B, self.head_C
 
-    def base_alone(self) -> AbstractContextManager[None]:
+    def adapter_off(self) -> AbstractContextManager[None]:
         """Within it the backbone is the base: its LoRA, where it has one, is off."""
         off: AbstractContextManager[None] = (
             nullcontext() if self.lora is None else self.lora.disable_adapter()
@@ -128,7 +128,7 @@ class PersRM(nn.Module):
                     )
         return weights
 
-    def fork(self, input_ids: Tensor) -> Tensor:
+    def states_below_fork(self, input_ids: Tensor) -> Tensor:
         """What both streams share: ids [N, T] -> the residual stream below the fork [N, T, H], or the final
         hidden state where the fork is at the top.
         """
@@ -136,17 +136,17 @@ class PersRM(nn.Module):
             return self._whole(input_ids)
         if self.fork_layer == 0:
             return self.backbone.model.embed_tokens(input_ids)
-        with torch.no_grad(), self.base_alone():
+        with torch.no_grad(), self.adapter_off():
             return self._parts[0](input_ids=input_ids, use_cache=False).last_hidden_state
 
-    def reference(self, forked: Tensor) -> Tensor:
+    def base_states(self, forked: Tensor) -> Tensor:
         """h_B [N, T, H] from the fork's activations: the top layers with the adapter off."""
         if self.heads_only:
             return forked
-        with torch.no_grad(), self.base_alone():
+        with torch.no_grad(), self.adapter_off():
             return self._parts[1](inputs_embeds=forked, use_cache=False).last_hidden_state
 
-    def trunk(self, forked: Tensor) -> Tensor:
+    def trunk_states(self, forked: Tensor) -> Tensor:
         """h_T [N, T, H] from the fork's activations: the top layers with the adapter on."""
         if self.heads_only:
             return forked
@@ -170,8 +170,8 @@ class PersRM(nn.Module):
 
     def hidden(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """The forked forward, lower layers run once: ids [N, T] -> (h_B, h_T), each [N, T, H]."""
-        forked = self.fork(input_ids)
-        return self.reference(forked), self.trunk(forked)
+        forked = self.states_below_fork(input_ids)
+        return self.base_states(forked), self.trunk_states(forked)
 
     def hidden_twice(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """`hidden` by two forwards of the whole backbone; the reference for tests."""
@@ -182,7 +182,7 @@ class PersRM(nn.Module):
 
     def _whole(self, input_ids: Tensor) -> Tensor:
         """h_B [N, T, H] by one forward of the whole backbone, whatever its architecture."""
-        with torch.no_grad(), self.base_alone():
+        with torch.no_grad(), self.adapter_off():
             return self.backbone.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
 
     def base_logits(self, h_B: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ class PersRM(nn.Module):
 
     def rewards(self, h_B: Tensor, h_T: Tensor, ids: Tensor, w: Tensor) -> Tensor:
         """R_w: h_B, h_T [..., H], candidate ids [..., K], weights w [..., D] -> [..., K], in logit units."""
-        d_w = guidance.direction(h_B.float(), h_T.float(), w, *self.heads)
+        d_w = guidance.reward_direction(h_B.float(), h_T.float(), w, *self.heads)
         return guidance.rewards(d_w, self.embeddings(ids))
 
     def scores(

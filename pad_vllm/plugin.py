@@ -12,8 +12,8 @@ def register() -> None:
     without PAD would end too. Those with it then end at the unknown load format "pad".
     """
     try:
-        from pad_vllm.serving.registration import connect
+        from pad_vllm.serving.registration import register_with_vllm
 
-        connect()
+        register_with_vllm()
     except Exception:
         logger.exception("PAD is off: it cannot work with this vLLM; `pad-vllm check` says more")

@@ -24,7 +24,7 @@ class _Short(reprlib.Repr):
 _SHORT = _Short()
 
 
-def show(value: object) -> str:
+def short_repr(value: object) -> str:
     """`repr(value)`, cut to a length that fits in an error message."""
     text = _SHORT.repr(value)
     return text if len(text) <= 3 * _LONGEST else text[: 3 * _LONGEST] + "..."

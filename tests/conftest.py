@@ -56,6 +56,6 @@ def adapter() -> Path:
 
 
 def _model(name: str) -> Path:
-    from pad_vllm.catalog.model_downloads import fetch
+    from pad_vllm.catalog.model_downloads import fetch_model
 
-    return fetch(name, quiet=True)
+    return fetch_model(name, quiet=True)

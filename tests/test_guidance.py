@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pad_vllm import guidance
-from pad_vllm.params import NO_REPEATS
+from pad_vllm.params import NO_REPEAT_LENGTHS
 
 NEG_INF = float("-inf")
 
@@ -42,7 +42,7 @@ def guide(logits, rows, reward, beta, top_k):
     """What the processor does: candidates of the largest k, then one call for all rows."""
     z, ids = guidance.candidates(logits, rows, int(top_k.max()))
     reward = reward[rows].gather(-1, ids)
-    return guidance.guide(logits, rows, z, ids, reward, beta, top_k).left
+    return guidance.guide(logits, rows, z, ids, reward, beta, top_k).unguided
 
 
 def by_hand(logits, rows, reward, beta, top_k):
@@ -145,7 +145,7 @@ def test_one_direction_a_row_gives_the_weighted_sum_of_the_features(seed):
     A, B, C = torch.randn(D, r, H), torch.randn(D, H, r), torch.randn(D, H)
     for heads in ((A, B), (A, B, C)):
         phi = guidance.features(h_B, h_T, e, *heads)
-        fast = guidance.rewards(guidance.direction(h_B, h_T, w, *heads), e)
+        fast = guidance.rewards(guidance.reward_direction(h_B, h_T, w, *heads), e)
         torch.testing.assert_close(torch.einsum("gkd,gd->gk", phi, w), fast, rtol=1e-4, atol=1e-3)
 
 
@@ -175,24 +175,24 @@ def test_at_the_top_heads_and_constants_alone_make_the_direction():
     expected = torch.stack(
         [sum(w[g, i] * (B[i] @ (A[i] @ h[g]) + C[i]) for i in range(3)) for g in range(2)]
     )
-    torch.testing.assert_close(guidance.direction(h, h, w, A, B, C), expected)
-    assert torch.equal(guidance.direction(h, h, w, A, B * 0, C), w @ C)
+    torch.testing.assert_close(guidance.reward_direction(h, h, w, A, B, C), expected)
+    assert torch.equal(guidance.reward_direction(h, h, w, A, B * 0, C), w @ C)
 
 
 def test_heads_laid_out_are_the_same_heads_and_need_no_copy():
     torch.manual_seed(3)
     h, w = torch.randn(2, 8), torch.randn(2, 3)
     A, B = torch.randn(3, 2, 8), torch.randn(3, 8, 2)
-    laid = guidance.laid_out(B)
+    laid = guidance.contiguous_for_direction(B)
     assert torch.equal(laid, B)
     assert laid.transpose(1, 2).flatten(0, 1).data_ptr() == laid.data_ptr()
-    expected = guidance.direction(h, h, w, A, B)
-    torch.testing.assert_close(guidance.direction(h, h, w, A, laid), expected)
+    expected = guidance.reward_direction(h, h, w, A, B)
+    torch.testing.assert_close(guidance.reward_direction(h, h, w, A, laid), expected)
 
 
 def test_a_reward_trunk_like_the_base_and_empty_heads_give_no_reward():
     h, w = torch.randn(2, 8), torch.randn(2, 3)
-    d_w = guidance.direction(h, h, w, torch.randn(3, 2, 8), torch.zeros(3, 8, 2))
+    d_w = guidance.reward_direction(h, h, w, torch.randn(3, 2, 8), torch.zeros(3, 8, 2))
     assert torch.equal(d_w, torch.zeros(2, 8))
 
 
@@ -232,7 +232,7 @@ def test_equal_logits_of_either_zero_go_by_token_id():
 
 
 def test_candidates_of_some_rows_among_many_are_found_in_bounded_pieces(monkeypatch):
-    monkeypatch.setattr(guidance, "_AT_ONCE", 3 * 640)
+    monkeypatch.setattr(guidance, "_MAX_COPY_NUMEL", 3 * 640)
     logits = torch.randn(20, 640).bfloat16().float()
     rows = torch.arange(0, 20, 2)
     _, ids = guidance.candidates(logits, rows, 9)
@@ -243,7 +243,7 @@ def test_rewards_of_many_candidates_are_gathered_in_bounded_pieces(monkeypatch):
     torch.manual_seed(0)
     d_w, ids, embedding = torch.randn(7, 8), torch.randint(50, (7, 5)), torch.randn(50, 8)
     whole = guidance.rewards(d_w, embedding[ids])
-    monkeypatch.setattr(guidance, "_AT_ONCE", 2 * 5 * 8)
+    monkeypatch.setattr(guidance, "_MAX_COPY_NUMEL", 2 * 5 * 8)
     torch.testing.assert_close(guidance.token_rewards(d_w, ids, embedding), whole)
 
 
@@ -251,7 +251,9 @@ def test_a_row_ends_only_where_what_came_before_lets_it_end():
     logits = torch.randn(4, 6)
     logits[1, 5] = NEG_INF  # a grammar, or min_tokens, that goes on
     before = logits.clone()
-    ended = guidance.end(logits, torch.tensor([0, 1, 3]), 5, torch.tensor([True, True, False]))
+    ended = guidance.force_end_token(
+        logits, torch.tensor([0, 1, 3]), 5, torch.tensor([True, True, False])
+    )
     assert ended.tolist() == [True, False, False]
     assert logits[0].tolist() == [NEG_INF] * 5 + [0.0]
     assert torch.equal(logits[1:], before[1:])
@@ -264,7 +266,7 @@ def test_with_the_guards_the_batch_gives_what_the_plain_twin_gives(batch, data):
     few = st.lists(st.integers(0, min(logits.shape[1] - 1, 2)), max_size=12)
     answers = [data.draw(few) for _ in rows]
     prompts = [data.draw(few) for _ in rows]
-    n = [data.draw(st.sampled_from(NO_REPEATS)) for _ in rows]
+    n = [data.draw(st.sampled_from(NO_REPEAT_LENGTHS)) for _ in rows]
     shares = torch.tensor([data.draw(st.sampled_from([0.0, 0.05, 0.5, 1.0])) for _ in rows])
     ends = data.draw(few)
     before, expected = logits.clone(), logits.clone()
@@ -280,15 +282,17 @@ def test_with_the_guards_the_batch_gives_what_the_plain_twin_gives(batch, data):
             ends,
         )
     texts = [torch.tensor([*prompt, *said]) for prompt, said in zip(prompts, answers, strict=True)]
-    said = guidance.Said(
+    said = guidance.AnswerTokens(
         torch.nn.utils.rnn.pad_sequence([t.int() for t in texts], batch_first=True),
         torch.tensor([len(prompt) for prompt in prompts]),
         torch.tensor([len(text) for text in texts]),
     )
     z, ids = guidance.candidates(logits, rows, int(top_k.max()))
-    unpaid = guidance.unpaid(z, ids, shares, torch.tensor(ends), said, torch.tensor(n), max(n))
+    unpaid = guidance.guarded_candidates(
+        z, ids, shares, torch.tensor(ends), said, torch.tensor(n), max(n)
+    )
     taken = reward[rows].gather(-1, ids)
-    assert not guidance.guide(logits, rows, z, ids, taken, beta, top_k, unpaid).left.any()
+    assert not guidance.guide(logits, rows, z, ids, taken, beta, top_k, unpaid).unguided.any()
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -296,11 +300,11 @@ def test_an_unlikely_token_earns_no_more_than_the_average_and_may_lose():
     logits = torch.tensor([[3.0, 2.0, -3.0, -4.0]])
     z, ids = guidance.candidates(logits, torch.tensor([0]), 4)
     none = torch.tensor([], dtype=torch.int64)
-    unpaid = guidance.unlikely(z, ids, torch.tensor([0.05]), none)
+    unpaid = guidance.below_min_p(z, ids, torch.tensor([0.05]), none)
     assert unpaid.tolist() == [[False, False, True, True]]
-    assert not guidance.unlikely(z, ids, torch.tensor([0.0]), none).any()
+    assert not guidance.below_min_p(z, ids, torch.tensor([0.0]), none).any()
     ends = torch.tensor([7, 3])
-    assert guidance.unlikely(z, ids, torch.tensor([0.05]), ends).tolist() == [
+    assert guidance.below_min_p(z, ids, torch.tensor([0.05]), ends).tolist() == [
         [False, False, True, False]
     ]
     one = torch.ones(1)
@@ -311,8 +315,14 @@ def test_an_unlikely_token_earns_no_more_than_the_average_and_may_lose():
 
 
 def test_a_token_that_closes_a_loop_earns_no_more_than_the_average():
-    said = guidance.Said(torch.tensor([[9, 1, 2, 3, 1, 2]]), torch.tensor([1]), torch.tensor([6]))
+    said = guidance.AnswerTokens(
+        torch.tensor([[9, 1, 2, 3, 1, 2]]), torch.tensor([1]), torch.tensor([6])
+    )
     ids = torch.tensor([[3, 9, 4]])
-    assert guidance.repeats(said, ids, torch.tensor([3]), 3).tolist() == [[True, False, False]]
-    assert not guidance.repeats(said, ids, torch.tensor([4]), 4).any()  # 9 1 2 3: 9 is the prompt's
-    assert not guidance.repeats(said, ids, torch.tensor([0]), 3).any()
+    assert guidance.repeats_ngram(said, ids, torch.tensor([3]), 3).tolist() == [
+        [True, False, False]
+    ]
+    assert not guidance.repeats_ngram(
+        said, ids, torch.tensor([4]), 4
+    ).any()  # 9 1 2 3: 9 is the prompt's
+    assert not guidance.repeats_ngram(said, ids, torch.tensor([0]), 3).any()

@@ -17,7 +17,7 @@ class Bytes:
 
 
 def told(steps, ids, tokenizer=None):
-    return guidance_outcome.earned(steps, ids, tokenizer or Bytes())
+    return guidance_outcome.token_explanations(steps, ids, tokenizer or Bytes())
 
 
 def test_a_place_that_was_decided_twice_counts_as_the_last_time():
@@ -35,23 +35,26 @@ def test_a_token_that_was_no_candidate_or_had_no_reward_has_none():
 
 
 def test_a_character_of_several_tokens_is_the_last_ones():
-    assert guidance_outcome.pieces(Bytes(), [A, HALF, REST, B]) == ["a", "", "é", "b"]
+    assert guidance_outcome.token_texts(Bytes(), [A, HALF, REST, B]) == ["a", "", "é", "b"]
 
 
 def test_without_a_tokenizer_there_is_no_text_but_what_was_earned():
-    assert guidance_outcome.pieces(None, [A, B]) == ["", ""]
-    (one,) = guidance_outcome.earned([(0, [A], [1.0])], [A], None)
+    assert guidance_outcome.token_texts(None, [A, B]) == ["", ""]
+    (one,) = guidance_outcome.token_explanations([(0, [A], [1.0])], [A], None)
     assert one == {"token": "", "reward": 1.0, "base": "", "changed": False}
 
 
 def test_answers_are_added_up_with_their_explanations():
     plain = {"unguided_tokens": 1, "stopped": False}
     steps = [(0, [A], [1.0])]
-    full = guidance_outcome.with_tokens({**plain, "steps": steps}, [A], Bytes())
+    full = guidance_outcome.with_explanations({**plain, "steps": steps}, [A], Bytes())
     assert "steps" not in full
-    assert guidance_outcome.with_tokens(plain, [A], Bytes()) == plain
-    assert guidance_outcome.total([plain, full])["explained"] == [[], *full["explained"]]
-    assert guidance_outcome.total([plain, plain]) == {"unguided_tokens": 2, "stopped": False}
+    assert guidance_outcome.with_explanations(plain, [A], Bytes()) == plain
+    assert guidance_outcome.total_outcome([plain, full])["explained"] == [[], *full["explained"]]
+    assert guidance_outcome.total_outcome([plain, plain]) == {
+        "unguided_tokens": 2,
+        "stopped": False,
+    }
 
 
 class Worded:
@@ -77,5 +80,5 @@ def test_a_long_answer_is_decoded_a_few_tokens_at_a_time():
             return super().decode(ids)
 
     tokenizer = Counting()
-    assert "".join(guidance_outcome.pieces(tokenizer, [A, HALF, REST] * 50)) == "aé" * 50
+    assert "".join(guidance_outcome.token_texts(tokenizer, [A, HALF, REST] * 50)) == "aé" * 50
     assert tokenizer.most <= 4

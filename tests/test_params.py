@@ -9,22 +9,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pad_vllm.params import MAX_WEIGHT, Guidance, Limits, check_syntax, parse
+from pad_vllm.params import (
+    MAX_WEIGHT,
+    Guidance,
+    RequestLimits,
+    check_argument_syntax,
+    parse_guidance,
+)
 
 DIMENSIONS = ("helpful", "harmless", "humor")
-LIMITS = Limits(dimensions=DIMENSIONS, beta=1.0, top_k=10, max_beta=5.0, max_top_k=50)
+LIMITS = RequestLimits(dimensions=DIMENSIONS, beta=1.0, top_k=10, max_beta=5.0, max_top_k=50)
 
 
 def refusal(extra_args, *, syntax: bool) -> str:
     """The refusal of `parse`; `syntax` says whether `check_syntax` has to say the same."""
     with pytest.raises(ValueError) as caught:  # noqa: PT011, the message is what is asserted
-        parse(extra_args, LIMITS)
+        parse_guidance(extra_args, LIMITS)
     if syntax:
         with pytest.raises(ValueError) as early:  # noqa: PT011, as above
-            check_syntax(extra_args)
+            check_argument_syntax(extra_args)
         assert str(early.value) == str(caught.value)
     else:
-        check_syntax(extra_args)
+        check_argument_syntax(extra_args)
     return str(caught.value)
 
 
@@ -32,8 +38,8 @@ def refusal(extra_args, *, syntax: bool) -> str:
     "extra_args", [None, {}, {"kv_transfer_params": {}}, {"padding": 1, "PAD_x": 2, 3: 4}]
 )
 def test_a_request_without_pad_arguments_is_left_alone(extra_args):
-    check_syntax(extra_args)
-    assert parse(extra_args, LIMITS) is None
+    check_argument_syntax(extra_args)
+    assert parse_guidance(extra_args, LIMITS) is None
 
 
 @pytest.mark.parametrize(
@@ -49,27 +55,27 @@ def test_a_request_without_pad_arguments_is_left_alone(extra_args):
     ],
 )
 def test_every_spelling_of_weights_means_the_same_in_the_adapters_order(weights):
-    check_syntax({"pad_weights": weights})
-    assert parse({"pad_weights": weights}, LIMITS) == Guidance((1.0, 0.0, 0.5), 1.0, 10)
+    check_argument_syntax({"pad_weights": weights})
+    assert parse_guidance({"pad_weights": weights}, LIMITS) == Guidance((1.0, 0.0, 0.5), 1.0, 10)
 
 
 def test_all_zero_weights_are_guidance_that_only_truncates():
-    assert parse({"pad_weights": "humor=0"}, LIMITS) == Guidance((0.0, 0.0, 0.0), 1.0, 10)
+    assert parse_guidance({"pad_weights": "humor=0"}, LIMITS) == Guidance((0.0, 0.0, 0.0), 1.0, 10)
 
 
 def test_weights_and_beta_may_be_negative():
-    guidance = parse({"pad_weights": "humor=-2", "pad_beta": -5}, LIMITS)
+    guidance = parse_guidance({"pad_weights": "humor=-2", "pad_beta": -5}, LIMITS)
     assert guidance == Guidance((0.0, 0.0, -2.0), -5.0, 10)
 
 
 @pytest.mark.parametrize("beta", [2, 2.0, "2", " 2.0 ", "2e0"])
 def test_beta_is_a_number_or_text_that_is_one(beta):
-    assert parse({"pad_weights": "humor=1", "pad_beta": beta}, LIMITS).beta == 2.0
+    assert parse_guidance({"pad_weights": "humor=1", "pad_beta": beta}, LIMITS).beta == 2.0
 
 
 @pytest.mark.parametrize("length", [0, 2, 3.0, "8"])
 def test_a_loops_length_is_zero_or_that_of_an_n_gram(length):
-    guidance = parse({"pad_weights": "humor=1", "pad_no_repeat": length}, LIMITS)
+    guidance = parse_guidance({"pad_weights": "humor=1", "pad_no_repeat": length}, LIMITS)
     assert guidance.no_repeat == int(float(length))
 
 
@@ -83,7 +89,9 @@ def test_any_other_length_is_refused_with_what_is_accepted(length):
 
 @pytest.mark.parametrize("share", [0, 0.05, "0.2", 1])
 def test_the_unlikely_are_told_by_a_share_of_the_best(share):
-    assert parse({"pad_weights": "humor=1", "pad_min_p": share}, LIMITS).min_p == float(share)
+    assert parse_guidance({"pad_weights": "humor=1", "pad_min_p": share}, LIMITS).min_p == float(
+        share
+    )
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, "nan", "some", True])
@@ -95,28 +103,28 @@ def test_any_other_share_is_refused_with_what_is_accepted(share):
 
 
 def test_a_request_names_one_of_several_adapters_whose_names_and_defaults_then_hold():
-    work = Limits(("formal",), 0.5, 10, 10, 100, place=3, key="work#1")
-    limits = dataclasses.replace(LIMITS, others={"work": work})
-    asked = parse({"pad_weights": "formal=2", "pad_adapter": "work"}, limits)
+    work = RequestLimits(("formal",), 0.5, 10, 10, 100, first_dimension=3, worker_key="work#1")
+    limits = dataclasses.replace(LIMITS, other_adapters={"work": work})
+    asked = parse_guidance({"pad_weights": "formal=2", "pad_adapter": "work"}, limits)
     assert (asked.weights, asked.beta, asked.top_k) == ((0.0, 0.0, 0.0, 2.0), 0.5, 10)
-    assert len(parse({"pad_weights": "humor=1"}, limits).weights) == 3
-    assert limits.of("work").named == {"pad_adapter": "work#1"}
-    assert limits.of(None).named == {}
+    assert len(parse_guidance({"pad_weights": "humor=1"}, limits).weights) == 3
+    assert limits.for_adapter("work").worker_arguments == {"pad_adapter": "work#1"}
+    assert limits.for_adapter(None).worker_arguments == {}
     for args, said in (
         ({"pad_weights": "humor=1", "pad_adapter": "work"}, "Accepted dimensions: formal"),
         ({"pad_weights": "formal=1", "pad_adapter": "play"}, "'play'; accepted: work"),
         ({"pad_weights": "formal=1", "pad_adapter": 3}, "the name of an adapter"),
     ):
         with pytest.raises(ValueError, match=said):
-            parse(args, limits)
+            parse_guidance(args, limits)
     with pytest.raises(ValueError, match="one adapter is served"):
-        parse({"pad_weights": "humor=1", "pad_adapter": "work"}, LIMITS)
+        parse_guidance({"pad_weights": "humor=1", "pad_adapter": "work"}, LIMITS)
 
 
 @pytest.mark.parametrize("value", [True, 1, "true", "1"])
 def test_an_answer_may_be_explained(value):
-    assert parse({"pad_weights": "humor=1", "pad_explain": value}, LIMITS).explain
-    assert not parse({"pad_weights": "humor=1", "pad_explain": not value}, LIMITS).explain
+    assert parse_guidance({"pad_weights": "humor=1", "pad_explain": value}, LIMITS).explain
+    assert not parse_guidance({"pad_weights": "humor=1", "pad_explain": not value}, LIMITS).explain
 
 
 @pytest.mark.parametrize("value", ["yes", 2, "", []])
@@ -127,21 +135,21 @@ def test_another_word_for_it_is_refused(value):
 
 def test_without_guards_of_its_own_a_request_has_the_adapters():
     limits = dataclasses.replace(LIMITS, no_repeat=3, min_p=0.05)
-    guarded = parse({"pad_weights": "humor=1"}, limits)
+    guarded = parse_guidance({"pad_weights": "humor=1"}, limits)
     assert (guarded.no_repeat, guarded.min_p) == (3, 0.05)
-    free = parse({"pad_weights": "humor=1", "pad_no_repeat": 0, "pad_min_p": 0}, limits)
+    free = parse_guidance({"pad_weights": "humor=1", "pad_no_repeat": 0, "pad_min_p": 0}, limits)
     assert (free.no_repeat, free.min_p) == (0, 0.0)
 
 
 @pytest.mark.parametrize("top_k", [50, 50.0, "50", "50.0", "5e1"])
 def test_top_k_is_a_whole_number_however_it_is_written(top_k):
-    guidance = parse({"pad_weights": "humor=1", "pad_top_k": top_k}, LIMITS)
+    guidance = parse_guidance({"pad_weights": "humor=1", "pad_top_k": top_k}, LIMITS)
     assert guidance.top_k == 50
     assert type(guidance.top_k) is int
 
 
 def test_the_numbers_are_floats_whatever_the_json_held():
-    guidance = parse({"pad_weights": '{"humor": 1}', "pad_beta": 1}, LIMITS)
+    guidance = parse_guidance({"pad_weights": '{"humor": 1}', "pad_beta": 1}, LIMITS)
     assert {type(number) for number in (*guidance.weights, guidance.beta)} == {float}
 
 
@@ -183,9 +191,11 @@ def test_null_is_refused_rather_than_taken_for_absent(name):
 
 def test_preference_text_goes_with_weights_to_an_engine_with_a_prompt_of_its_own():
     limits = dataclasses.replace(LIMITS, engine="resident")
-    found = parse({"pad_weights": "humor=1", "pad_preference": " formal but humorous "}, limits)
+    found = parse_guidance(
+        {"pad_weights": "humor=1", "pad_preference": " formal but humorous "}, limits
+    )
     assert found.preference == "formal but humorous"
-    assert parse({"pad_weights": "humor=1"}, limits).preference == ""
+    assert parse_guidance({"pad_weights": "humor=1"}, limits).preference == ""
 
 
 @pytest.mark.parametrize("value", ["", "  ", 3, ["formal"], "x" * 2001])
@@ -264,7 +274,7 @@ def test_malformed_weights_are_refused_before_the_adapter_is_known(weights):
 
 def test_a_weight_beyond_float32s_comfort_says_why():
     assert "finite in float32" in refusal({"pad_weights": f"humor={MAX_WEIGHT * 2}"}, syntax=True)
-    assert parse({"pad_weights": f"humor={MAX_WEIGHT}"}, LIMITS).weights[2] == MAX_WEIGHT
+    assert parse_guidance({"pad_weights": f"humor={MAX_WEIGHT}"}, LIMITS).weights[2] == MAX_WEIGHT
 
 
 @pytest.mark.parametrize("name", ["Helpful", "humour", "expert"])
@@ -309,7 +319,7 @@ def test_a_top_k_beyond_the_limit_is_refused_naming_the_limit(top_k):
 @pytest.mark.parametrize(("beta", "top_k", "name"), [(-6.0, 10, "beta"), (1.0, 51, "top_k")])
 def test_an_adapter_whose_defaults_break_the_engines_limits_never_starts(beta, top_k, name):
     with pytest.raises(ValueError, match=f"default {name}.*max_{name}"):
-        Limits(DIMENSIONS, beta, top_k, max_beta=5.0, max_top_k=50)
+        RequestLimits(DIMENSIONS, beta, top_k, max_beta=5.0, max_top_k=50)
 
 
 numbers = st.floats(-MAX_WEIGHT, MAX_WEIGHT)
@@ -321,7 +331,7 @@ def test_any_weighting_survives_every_spelling(named):
     expected = tuple(named.get(name, 0.0) for name in DIMENSIONS)
     pairs = [f"{name}={value!r}" for name, value in named.items()]
     for spelled in (",".join(pairs), pairs, json.dumps(named)):
-        assert parse({"pad_weights": spelled}, LIMITS).weights == expected
+        assert parse_guidance({"pad_weights": spelled}, LIMITS).weights == expected
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
@@ -331,10 +341,10 @@ keys = st.sampled_from(["pad_weights", "pad_beta", "pad_top_k", "pad_x"]) | st.t
 @given(st.dictionaries(keys, scalars | st.lists(scalars)))
 def test_whatever_a_client_sends_is_guidance_within_limits_or_a_value_error(extra_args):
     try:
-        guidance = parse(extra_args, LIMITS)
+        guidance = parse_guidance(extra_args, LIMITS)
     except ValueError:
         return
-    check_syntax(extra_args)
+    check_argument_syntax(extra_args)
     if guidance is None:
         assert not any(key.startswith("pad_") for key in extra_args)
         return
@@ -358,7 +368,7 @@ def test_whatever_a_client_sends_is_guidance_within_limits_or_a_value_error(extr
 def test_megabytes_of_weights_are_refused_before_they_are_parsed(weights):
     begin = time.perf_counter()
     with pytest.raises(ValueError, match="at most 10,000 characters"):
-        check_syntax({"pad_weights": weights})
+        check_argument_syntax({"pad_weights": weights})
     assert time.perf_counter() - begin < 0.5
 
 
@@ -366,5 +376,5 @@ def test_megabytes_of_weights_are_refused_before_they_are_parsed(weights):
 def test_a_number_of_megabytes_is_refused_unread(name):
     begin = time.perf_counter()
     with pytest.raises(ValueError, match=f"{name} is .*; accepted: "):
-        check_syntax({"pad_weights": "helpful=1", name: "1" * 10_000_000})
+        check_argument_syntax({"pad_weights": "helpful=1", name: "1" * 10_000_000})
     assert time.perf_counter() - begin < 0.5

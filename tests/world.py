@@ -18,10 +18,10 @@ class World:
         self._barrier = threading.Barrier(size, timeout=20)
         self._rank = threading.local()
 
-    def place(self):
+    def tp_rank_and_size(self):
         return self._rank.number, self.size
 
-    def summed(self, share):
+    def sum_over_ranks(self, share):
         """In another order on each rank, as an all-reduce may."""
         rank = self._rank.number
         self._shares[rank] = share.clone()

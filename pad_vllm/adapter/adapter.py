@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pad_vllm.adapter.json_fields import AdapterError
-from pad_vllm.adapter.manifest import CONFIG_FILE, HEADS_VERSION, AdapterConfig
+from pad_vllm.adapter.manifest import CONFIG_FILE, FORMAT_2, AdapterConfig
 from pad_vllm.adapter.peft_lora import LoRA
 
 
@@ -79,10 +79,10 @@ class Adapter:
 
 
 def _require_constants(version: int) -> None:
-    if version < HEADS_VERSION:
+    if version < FORMAT_2:
         raise AdapterError(
             f"preference head C is there and format_version is {version}; accepted: constants from "
-            f"format_version {HEADS_VERSION} on. Set it in the config."
+            f"format_version {FORMAT_2} on. Set it in the config."
         )
 
 

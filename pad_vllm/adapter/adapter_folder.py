@@ -22,18 +22,18 @@ from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.json_fields import AdapterError
 from pad_vllm.adapter.manifest import (
     CONFIG_FILE,
-    HEADS_VERSION,
+    FORMAT_2,
     AdapterConfig,
-    adapter_folder,
     read_config,
+    require_adapter_folder,
 )
-from pad_vllm.adapter.peft_lora import LORA_CONFIG_FILE, LORA_FILE, NO_LORA, LoRA
+from pad_vllm.adapter.peft_lora import EMPTY_LORA, LORA_CONFIG_FILE, LORA_TENSORS_FILE, LoRA
 from pad_vllm.wording import listed
 
 HEADS_FILE = "preference_heads.safetensors"
 CARD_FILE = "README.md"
-FILES = (LORA_CONFIG_FILE, LORA_FILE, CONFIG_FILE, HEADS_FILE, CARD_FILE)
-ABOUT = ("curves.png", "history.json")
+ADAPTER_FILES = (LORA_CONFIG_FILE, LORA_TENSORS_FILE, CONFIG_FILE, HEADS_FILE, CARD_FILE)
+TRAINING_RECORD_FILES = ("curves.png", "history.json")
 """What training leaves beside an adapter's files; nothing that loads one reads them."""
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -41,7 +41,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 def load_adapter(path: str | Path) -> Adapter:
     """The adapter in folder `path`. Raises AdapterError: the path, what is wrong, the way out."""
-    folder = adapter_folder(path)
+    folder = require_adapter_folder(path)
     config = read_config(folder)
     try:
         lora = _lora(folder, config)
@@ -71,15 +71,17 @@ def save_adapter(adapter: Adapter, path: str | Path, card: str) -> None:
 
 def _lora(folder: Path, config: AdapterConfig) -> LoRA:
     if config.heads_only:
-        peft_lora.require_none(folder)
-        return NO_LORA
-    settings, tensors = peft_lora.files(folder)
-    return peft_lora.unpack(settings, _read(tensors), config.fork_layer, config.backbone.num_layers)
+        peft_lora.require_no_peft_files(folder)
+        return EMPTY_LORA
+    settings, tensors = peft_lora.read_peft_config(folder)
+    return peft_lora.lora_from_peft(
+        settings, _read(tensors), config.fork_layer, config.backbone.num_layers
+    )
 
 
 def _heads(file: Path, version: int) -> dict[str, Tensor]:
     heads = _read(file)
-    constants = version >= HEADS_VERSION
+    constants = version >= FORMAT_2
     if set(heads) - ({"C"} if constants else set()) != {"A", "B"}:
         accepted = "A, B and, for constants, C" if constants else "exactly A and B"
         raise AdapterError(
@@ -121,13 +123,13 @@ def _write(adapter: Adapter, folder: Path, card: str) -> None:
 
 def _write_lora(adapter: Adapter, folder: Path) -> None:
     backbone = adapter.config.backbone
-    settings = peft_lora.settings(
+    settings = peft_lora.peft_settings(
         adapter.lora, backbone.name, adapter.config.fork_layer, backbone.num_layers
     )
     (folder / LORA_CONFIG_FILE).write_text(
         json.dumps(settings, sort_keys=True, indent=2) + "\n", "utf-8"
     )
-    _save(peft_lora.pack(adapter.lora), folder / LORA_FILE)
+    _save(peft_lora.peft_tensors(adapter.lora), folder / LORA_TENSORS_FILE)
 
 
 def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
@@ -145,7 +147,7 @@ def require_replaceable(target: Path) -> None:
     if not target.exists():
         return
     names = sorted(p.name for p in target.iterdir()) if target.is_dir() else [target.name]
-    foreign = [name for name in names if name not in FILES + ABOUT]
+    foreign = [name for name in names if name not in ADAPTER_FILES + TRAINING_RECORD_FILES]
     if foreign or not target.is_dir():
         raise AdapterError(
             f"{target} holds files that are not an adapter's ({listed(foreign[:4])}), and saving "

@@ -16,31 +16,31 @@ from torch import Tensor
 
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.json_fields import AdapterError
-from pad_vllm.adapter.manifest import HEADS_VERSION, parts_of
-from pad_vllm.adapter.peft_lora import NO_LORA
+from pad_vllm.adapter.manifest import FORMAT_2, training_sections
+from pad_vllm.adapter.peft_lora import EMPTY_LORA
 from pad_vllm.wording import listed
 
 
 @dataclass(frozen=True)
-class Part:
+class AdapterPart:
     """Some dimensions of an adapter, each with its factor; none named is all, as they are."""
 
     adapter: Adapter
-    named: Mapping[str, float]
+    selected: Mapping[str, float]
 
     @property
     def factors(self) -> Mapping[str, float]:
-        return self.named or dict.fromkeys(self.adapter.config.dimensions, 1.0)
+        return self.selected or dict.fromkeys(self.adapter.config.dimensions, 1.0)
 
 
-def merge(
-    parts: Sequence[Part], *, beta: float | None = None, min_p: float | None = None
+def merge_adapters(
+    parts: Sequence[AdapterPart], *, beta: float | None = None, min_p: float | None = None
 ) -> Adapter:
     """beta, min_p: the new adapter's; None is the first's, as the other defaults are.
 
     Raises AdapterError for trunks, different backbones or chat templates, and unknown dimensions.
     """
-    require_alike(parts)
+    require_mergeable(parts)
     first = parts[0].adapter.config
     names = tuple(dict.fromkeys(name for part in parts for name in part.factors))
     heads = [_head(parts, name) for name in names]
@@ -51,7 +51,7 @@ def merge(
         A[place, : len(a)], B[place, :, : len(a)], C[place] = a, b, c
     config = replace(
         first,
-        format_version=HEADS_VERSION,
+        format_version=FORMAT_2,
         dimensions=names,
         head_rank=rank,
         beta=first.beta if beta is None else beta,
@@ -59,10 +59,10 @@ def merge(
         training={"parts": [row for part in parts for row in _training(part)]},
     )
     constants = any(part.adapter.head_C is not None for part in parts)
-    return Adapter(config, NO_LORA, A, B, C if constants else None)
+    return Adapter(config, EMPTY_LORA, A, B, C if constants else None)
 
 
-def _head(parts: Sequence[Part], name: str) -> tuple[Tensor, Tensor, Tensor]:
+def _head(parts: Sequence[AdapterPart], name: str) -> tuple[Tensor, Tensor, Tensor]:
     """A [r, H], B [H, r], c [H] of a dimension, r the ranks of all who have it."""
     A, B, C = [], [], torch.zeros(parts[0].adapter.head_A.shape[-1])
     for part in parts:
@@ -77,10 +77,10 @@ def _head(parts: Sequence[Part], name: str) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat(A), torch.cat(B, 1), C
 
 
-def _training(part: Part) -> list[dict[str, Any]]:
+def _training(part: AdapterPart) -> list[dict[str, Any]]:
     """Of what was merged before, its own parts: nobody has to look for a part in a part."""
     rows = []
-    for one in parts_of(part.adapter.config):
+    for one in training_sections(part.adapter.config):
         before = one.get("dimensions") or dict.fromkeys(part.factors, 1.0)
         taken = {name: by * before[name] for name, by in part.factors.items() if name in before}
         if taken:
@@ -88,7 +88,7 @@ def _training(part: Part) -> list[dict[str, Any]]:
     return rows
 
 
-def require_alike(parts: Sequence[Part]) -> None:
+def require_mergeable(parts: Sequence[AdapterPart]) -> None:
     """Raises AdapterError where they cannot stand side by side."""
     first = parts[0].adapter.config
     for part in parts:

@@ -10,35 +10,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pad_vllm.wording import did_you_mean, listed, show
+from pad_vllm.wording import did_you_mean, listed, short_repr
 
 
 class AdapterError(ValueError):
     """An adapter that is not served: where, the value, what is accepted, the way out."""
 
 
-def read_json(file: Path, way_out: str) -> dict[str, Any]:
+def read_json_object(file: Path, way_out: str) -> dict[str, Any]:
     if not file.is_file():
         raise AdapterError(f"{file} does not exist. {way_out}")
     try:
-        return parse(file.read_text("utf-8"))
+        return parse_json_object(file.read_text("utf-8"))
     except ValueError as error:
         raise AdapterError(f"{file}: {error}") from None
 
 
-def parse(text: str) -> dict[str, Any]:
+def parse_json_object(text: str) -> dict[str, Any]:
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"not valid JSON ({error}). Write or copy the file again.") from None
-    require(isinstance(raw, dict), "the file", raw, "a JSON object")
+    require_field(isinstance(raw, dict), "the file", raw, "a JSON object")
     assert isinstance(raw, dict)
     return raw
 
 
-def require(holds: object, name: str, value: object, accepted: str) -> None:
-    if not holds:
-        raise AdapterError(f"{name} is {show(value)}; accepted: {accepted}. Correct it.")
+def require_field(valid: object, name: str, value: object, accepted: str) -> None:
+    if not valid:
+        raise AdapterError(f"{name} is {short_repr(value)}; accepted: {accepted}. Correct it.")
 
 
 def require_keys(prefix: str, raw: Mapping[str, Any], of: type) -> None:
@@ -54,12 +54,12 @@ def require_keys(prefix: str, raw: Mapping[str, Any], of: type) -> None:
         )
 
 
-def require_whole(name: str, value: object, low: int, high: int | None = None) -> None:
+def require_integer(name: str, value: object, low: int, high: int | None = None) -> None:
     accepted = (
         f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
     )
     whole = isinstance(value, int) and not isinstance(value, bool)
-    require(whole and low <= value and (high is None or value <= high), name, value, accepted)  # type: ignore[operator]
+    require_field(whole and low <= value and (high is None or value <= high), name, value, accepted)  # type: ignore[operator]
 
 
 def is_number(value: object) -> bool:

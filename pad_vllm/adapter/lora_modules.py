@@ -14,13 +14,13 @@ class LinearModule(NamedTuple):
     parent: str
     """The part of a decoder layer that holds it."""
 
-    packed: str
+    vllm_layer: str
     """vLLM's layer that computes it, alone or with others in the table's order."""
 
-    inputs: str
+    input_width: str
     """The width it reads: hidden, queries or inner."""
 
-    outputs: str
+    output_width: str
     """The width it writes: hidden, queries, keys or inner."""
 
 
@@ -40,5 +40,5 @@ def packed_modules(parent: str) -> dict[str, tuple[str, ...]]:
     packed: dict[str, tuple[str, ...]] = {}
     for name, module in LINEAR_MODULES.items():
         if module.parent == parent:
-            packed[module.packed] = (*packed.get(module.packed, ()), name)
+            packed[module.vllm_layer] = (*packed.get(module.vllm_layer, ()), name)
     return packed

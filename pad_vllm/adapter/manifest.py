@@ -17,22 +17,24 @@ from pad_vllm.adapter.json_fields import (
     AdapterError,
     as_tuple,
     is_number,
-    parse,
-    require,
+    parse_json_object,
+    require_field,
+    require_integer,
     require_keys,
-    require_whole,
 )
-from pad_vllm.params import NO_REPEATS
-from pad_vllm.wording import listed, show
+from pad_vllm.params import NO_REPEAT_LENGTHS
+from pad_vllm.wording import listed, short_repr
 
-FORMAT_VERSION = 1
+FORMAT_1 = 1
 """What is written wherever it says enough, so that every release loads it."""
 
-HEADS_VERSION = 2
+FORMAT_2 = 2
 """Beyond version 1: a fork at the top, which has no LoRA, and constants in the heads."""
 
 CONFIG_FILE = "pad_config.json"
-DIMENSION = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")  # free of the , = { } and blanks of pad_weights
+DIMENSION_NAME = re.compile(
+    r"[A-Za-z][A-Za-z0-9_-]*"
+)  # free of the , = { } and blanks of pad_weights
 MAX_BETA = 1e6
 
 
@@ -77,27 +79,27 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         _require_version(self.format_version)
-        require(isinstance(self.backbone, Backbone), "backbone", self.backbone, "an object")
+        require_field(isinstance(self.backbone, Backbone), "backbone", self.backbone, "an object")
         top = self.backbone.num_layers
-        last = top - 1 if self.format_version == FORMAT_VERSION else top
-        require_whole("fork_layer", self.fork_layer, 0, last)
+        last = top - 1 if self.format_version == FORMAT_1 else top
+        require_integer("fork_layer", self.fork_layer, 0, last)
         _require_dimensions(self.dimensions)
-        require_whole("head_rank", self.head_rank, 1)
+        require_integer("head_rank", self.head_rank, 1)
         within = is_number(self.beta) and abs(self.beta) <= MAX_BETA
-        require(within, "beta", self.beta, f"a number from -{MAX_BETA:g} to {MAX_BETA:g}")
-        require_whole("top_k", self.top_k, 1, self.backbone.vocab_size)
-        require(isinstance(self.training, dict), "training", self.training, "a JSON object")
-        require(
-            type(self.no_repeat) is int and self.no_repeat in NO_REPEATS,
+        require_field(within, "beta", self.beta, f"a number from -{MAX_BETA:g} to {MAX_BETA:g}")
+        require_integer("top_k", self.top_k, 1, self.backbone.vocab_size)
+        require_field(isinstance(self.training, dict), "training", self.training, "a JSON object")
+        require_field(
+            type(self.no_repeat) is int and self.no_repeat in NO_REPEAT_LENGTHS,
             "no_repeat",
             self.no_repeat,
-            f"one of {listed(map(str, NO_REPEATS))}",
+            f"one of {listed(map(str, NO_REPEAT_LENGTHS))}",
         )
         share = is_number(self.min_p) and 0 <= self.min_p <= 1
-        require(share, "min_p", self.min_p, "a number from 0 to 1")
+        require_field(share, "min_p", self.min_p, "a number from 0 to 1")
         template = self.chat_template
         named = template is None or (isinstance(template, str) and template)
-        require(named, "chat_template", template, "a Jinja template's text, or none at all")
+        require_field(named, "chat_template", template, "a Jinja template's text, or none at all")
         # 1 and 1.0 are one default, and have to give one digest.
         for name in ("beta", "min_p"):
             object.__setattr__(self, name, float(getattr(self, name)))
@@ -125,11 +127,11 @@ class AdapterConfig:
     @classmethod
     def from_json(cls, text: str) -> "AdapterConfig":
         """The config in `text`. Raises AdapterError, for another format version before anything else."""
-        raw = parse(text)
+        raw = parse_json_object(text)
         _require_version(raw.get("format_version"))
         require_keys("", {**_LATER, **raw}, cls)
         backbone = raw["backbone"]
-        require(isinstance(backbone, dict), "backbone", backbone, "an object")
+        require_field(isinstance(backbone, dict), "backbone", backbone, "an object")
         backbone = {**_BACKBONE_LATER, **backbone}
         require_keys("backbone.", backbone, Backbone)
         lists = {name: as_tuple(backbone[name]) for name in ("architectures", "landmarks")}
@@ -148,19 +150,19 @@ def _used(values: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
     return {name: v for name, v in values.items() if name not in later or v != later[name]}
 
 
-def least_version(*, heads_only: bool, constants: bool) -> int:
+def format_version_for(*, heads_only: bool, constants: bool) -> int:
     """The format version that an adapter with these parts is written as."""
-    return HEADS_VERSION if heads_only or constants else FORMAT_VERSION
+    return FORMAT_2 if heads_only or constants else FORMAT_1
 
 
-def parts_of(config: AdapterConfig) -> list[dict[str, Any]]:
+def training_sections(config: AdapterConfig) -> list[dict[str, Any]]:
     """`training` of each adapter that was merged into this one; of one that was not, its own."""
     return list(config.training.get("parts") or [config.training])
 
 
 def read_config(path: str | Path) -> AdapterConfig:
     """The config of the adapter in folder `path`, its tensors unread. Raises AdapterError."""
-    folder = adapter_folder(path)
+    folder = require_adapter_folder(path)
     file = folder / CONFIG_FILE
     if not file.is_file():
         names = sorted(entry.name for entry in folder.iterdir())[:8]
@@ -174,7 +176,7 @@ def read_config(path: str | Path) -> AdapterConfig:
         raise AdapterError(f"{file}: {error}") from None
 
 
-def adapter_folder(path: str | Path) -> Path:
+def require_adapter_folder(path: str | Path) -> Path:
     """`path` as an existing folder. Raises AdapterError, which says how to get one."""
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -193,21 +195,23 @@ def adapter_folder(path: str | Path) -> Path:
 
 
 def _require_version(version: object) -> None:
-    if type(version) is not int or version not in (FORMAT_VERSION, HEADS_VERSION):
+    if type(version) is not int or version not in (FORMAT_1, FORMAT_2):
         raise AdapterError(
-            f"format_version is {show(version)}; this pad_vllm reads {FORMAT_VERSION} and "
-            f"{HEADS_VERSION}. Upgrade pad_vllm, or train or convert the adapter with a release that "
+            f"format_version is {short_repr(version)}; this pad_vllm reads {FORMAT_1} and "
+            f"{FORMAT_2}. Upgrade pad_vllm, or train or convert the adapter with a release that "
             "writes one of these versions."
         )
 
 
 def _require_dimensions(names: object) -> None:
     accepted = "at least one name such as 'helpful': a letter, then letters, digits, _ and -"
-    require(isinstance(names, tuple) and names, "dimensions", names, accepted)
+    require_field(isinstance(names, tuple) and names, "dimensions", names, accepted)
     assert isinstance(names, tuple)
     for name in names:
-        require(isinstance(name, str) and DIMENSION.fullmatch(name), "a dimension", name, accepted)
-        require(
+        require_field(
+            isinstance(name, str) and DIMENSION_NAME.fullmatch(name), "a dimension", name, accepted
+        )
+        require_field(
             names.count(name) == 1,
             "dimensions",
             names,

@@ -13,12 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
-from pad_vllm.adapter.json_fields import AdapterError, read_json
+from pad_vllm.adapter.json_fields import AdapterError, read_json_object
 from pad_vllm.adapter.lora_modules import LINEAR_MODULES
-from pad_vllm.wording import listed, show
+from pad_vllm.wording import listed, short_repr
 
 LORA_CONFIG_FILE = "adapter_config.json"
-LORA_FILE = "adapter_model.safetensors"
+LORA_TENSORS_FILE = "adapter_model.safetensors"
 
 _NAME = re.compile(
     r"base_model\.model\.model\.layers\.(?P<layer>0|[1-9][0-9]*)\."
@@ -94,7 +94,7 @@ class LoRA:
                 "last, and no other. Train with layers_to_transform set to these layers."
             )
         for (layer, module), (a, b) in self.weights.items():
-            width = a.shape[1] if LINEAR_MODULES[module].inputs == "hidden" else b.shape[0]
+            width = a.shape[1] if LINEAR_MODULES[module].input_width == "hidden" else b.shape[0]
             if width != hidden:
                 raise AdapterError(
                     f"LoRA of layer {layer} {module} meets the residual stream with width {width}; "
@@ -103,11 +103,11 @@ class LoRA:
                 )
 
 
-NO_LORA = LoRA(rank=0, alpha=0.0, scaling=0.0, weights={})
+EMPTY_LORA = LoRA(rank=0, alpha=0.0, scaling=0.0, weights={})
 """Of a fork at the top."""
 
 
-def require_none(folder: Path) -> None:
+def require_no_peft_files(folder: Path) -> None:
     """Raises AdapterError where a folder whose fork is at the top holds PEFT's files all the same."""
     found = [LORA_CONFIG_FILE] if (folder / LORA_CONFIG_FILE).exists() else []
     found += sorted(path.name for path in folder.glob("adapter_model.*"))
@@ -118,9 +118,9 @@ def require_none(folder: Path) -> None:
         )
 
 
-def files(folder: Path) -> tuple[dict[str, Any], Path]:
+def read_peft_config(folder: Path) -> tuple[dict[str, Any], Path]:
     """(settings of adapter_config.json, path of the tensors). Raises AdapterError where one is missing."""
-    if not (folder / LORA_FILE).is_file():
+    if not (folder / LORA_TENSORS_FILE).is_file():
         reason = "is missing. Copy the whole folder, or save the adapter again."
         pickled = sorted(path.name for path in folder.glob("adapter_model.*"))
         if pickled:
@@ -128,11 +128,13 @@ def files(folder: Path) -> tuple[dict[str, Any], Path]:
                 f"is missing, and {listed(pickled)} is not read: a pickle can run code. "
                 "Save it again with save_pretrained(folder, safe_serialization=True)."
             )
-        raise AdapterError(f"{LORA_FILE} {reason}")
-    return read_json(folder / LORA_CONFIG_FILE, "Copy the whole folder."), folder / LORA_FILE
+        raise AdapterError(f"{LORA_TENSORS_FILE} {reason}")
+    return read_json_object(
+        folder / LORA_CONFIG_FILE, "Copy the whole folder."
+    ), folder / LORA_TENSORS_FILE
 
 
-def unpack(
+def lora_from_peft(
     settings: Mapping[str, Any], tensors: Mapping[str, Tensor], fork: int, num_layers: int
 ) -> LoRA:
     """The LoRA in PEFT's settings and tensors, rank-stabilised scaling folded into alpha.
@@ -152,7 +154,7 @@ def unpack(
     return LoRA(rank=rank, alpha=scaling * rank, scaling=scaling, weights=weights)
 
 
-def pack(lora: LoRA) -> dict[str, Tensor]:
+def peft_tensors(lora: LoRA) -> dict[str, Tensor]:
     """PEFT's tensor names -> tensors."""
     stem = "base_model.model.model.layers"
     return {
@@ -162,7 +164,7 @@ def pack(lora: LoRA) -> dict[str, Tensor]:
     }
 
 
-def settings(lora: LoRA, backbone: str, fork: int, num_layers: int) -> dict[str, Any]:
+def peft_settings(lora: LoRA, backbone: str, fork: int, num_layers: int) -> dict[str, Any]:
     """What adapter_config.json says; PEFT fills in its own defaults for the rest."""
     return {
         "base_model_name_or_path": backbone,
@@ -202,7 +204,9 @@ def _require_targets(targets: object, modules: set[str]) -> None:
     # A text is a pattern, which PEFT expands: there only the names of the tensors are checked.
     if isinstance(targets, list) and {str(name).rsplit(".", 1)[-1] for name in targets} != modules:
         raise _wrong(
-            "target_modules", targets, f"the modules of {LORA_FILE}: {listed(sorted(modules))}"
+            "target_modules",
+            targets,
+            f"the modules of {LORA_TENSORS_FILE}: {listed(sorted(modules))}",
         )
 
 
@@ -211,12 +215,12 @@ def _paired(tensors: Mapping[str, Tensor]) -> dict[tuple[int, str], tuple[Tensor
     for name, tensor in tensors.items():
         match = _NAME.fullmatch(name)
         if not match or not _belongs(match["module"], match["parent"]):
-            raise AdapterError(f"{LORA_FILE}: {_unknown_module(name)}")
+            raise AdapterError(f"{LORA_TENSORS_FILE}: {_unknown_module(name)}")
         halves.setdefault((int(match["layer"]), match["module"]), {})[match["letter"]] = tensor
     for place, pair in halves.items():
         if len(pair) != 2:
             raise AdapterError(
-                f"{LORA_FILE}: lora_{'B' if 'A' in pair else 'A'} of {_places([place])} is "
+                f"{LORA_TENSORS_FILE}: lora_{'B' if 'A' in pair else 'A'} of {_places([place])} is "
                 "missing; accepted: A and B of every module. Save the adapter again."
             )
     return {place: (pair["A"], pair["B"]) for place, pair in halves.items()}
@@ -240,6 +244,6 @@ def _places(places: list[tuple[int, str]]) -> str:
 
 def _wrong(name: str, value: object, accepted: str) -> AdapterError:
     return AdapterError(
-        f"{LORA_CONFIG_FILE}: {name} is {show(value)}; accepted: {accepted}. "
+        f"{LORA_CONFIG_FILE}: {name} is {short_repr(value)}; accepted: {accepted}. "
         "Train the LoRA with this setting, or save the adapter again."
     )

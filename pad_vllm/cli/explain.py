@@ -12,11 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pad_vllm.catalog.name_resolution import resolve_adapter
-from pad_vllm.cli.error_reporting import plain_errors
-from pad_vllm.cli.shared_options import drawing_dtype
+from pad_vllm.cli.error_reporting import report_errors
+from pad_vllm.cli.shared_options import sampling_dtype
 
 if TYPE_CHECKING:
-    from pad_vllm.guidance_outcome import Earned
+    from pad_vllm.guidance_outcome import TokenExplanation
 
 _FULL = 2.0  # logits: a reward of that size has the full colour
 _BEFORE = 5  # tokens shown before a change
@@ -42,28 +42,30 @@ def explain(
     Green earns more than the base's candidates do on average, red less; underlined is what was not the base's
     own first choice there.
     """
-    with plain_errors():
-        from pad_vllm.steering.token_explanation import Question
-        from pad_vllm.steering.token_explanation import explain as explained
+    with report_errors():
+        from pad_vllm.steering.token_explanation import ExplanationRequest
+        from pad_vllm.steering.token_explanation import explain_answer as explained
 
-        dtype, folder = drawing_dtype(), resolve_adapter(adapter)
-        read = explained(Question(folder, base, prompt, weights, beta, answer, tokens, dtype))
+        dtype, folder = sampling_dtype(), resolve_adapter(adapter)
+        read = explained(
+            ExplanationRequest(folder, base, prompt, weights, beta, answer, tokens, dtype)
+        )
     console = Console(record=html is not None)
-    console.print(picture(read))
+    console.print(explanation_view(read))
     if html is not None:
         console.save_html(str(html))
         typer.echo(f"wrote {html}")
 
 
-def picture(read: Sequence[Earned]) -> Group:
+def explanation_view(read: Sequence[TokenExplanation]) -> Group:
     """For a terminal or a page."""
     changed = sum(token["changed"] for token in read)
     mean = sum(_reward(token) for token in read) / max(len(read), 1)
     said = f"{changed} of {len(read)} tokens are not the base's first choice; {mean:+.2f} logits a token"
-    return Group(coloured(read), "", said, _changes(read))
+    return Group(coloured_answer(read), "", said, _changes(read))
 
 
-def coloured(read: Sequence[Earned]) -> Text:
+def coloured_answer(read: Sequence[TokenExplanation]) -> Text:
     """The answer alone."""
     text = Text()
     for token in read:
@@ -71,18 +73,18 @@ def coloured(read: Sequence[Earned]) -> Text:
     return text
 
 
-def _reward(token: Earned) -> float:
+def _reward(token: TokenExplanation) -> float:
     return token["reward"] or 0.0
 
 
-def _style(token: Earned) -> str:
+def _style(token: TokenExplanation) -> str:
     strength = min(abs(_reward(token)) / _FULL, 1.0)
     rest, full = round(255 - 155 * strength), 255 - round(35 * strength)
     colour = f"{rest},{full},{rest}" if _reward(token) > 0 else f"{full},{rest},{rest}"
     return f"black on rgb({colour}){' underline' if token['changed'] else ''}"
 
 
-def _changes(read: Sequence[Earned]) -> Table:
+def _changes(read: Sequence[TokenExplanation]) -> Table:
     places = [i for i, token in enumerate(read) if token["changed"]]
     table = Table()
     table.add_column("after", ratio=1)

@@ -14,21 +14,26 @@ from rich.table import Table
 
 from pad_vllm.adapter.manifest import read_config
 from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
-from pad_vllm.cli.error_reporting import plain_errors, require
-from pad_vllm.cli.shared_options import AdapterName, Base, ChatTemplate, template_of
+from pad_vllm.cli.error_reporting import report_errors, require_package
+from pad_vllm.cli.shared_options import (
+    AdapterOption,
+    BaseArgument,
+    ChatTemplateOption,
+    chat_template_text,
+)
 from pad_vllm.training.user_choices import (
-    FORM,
-    GUIDED,
-    as_json,
-    guided,
-    learn,
-    learn_guided,
+    CHOICE_FORM,
+    GUIDED_CHOICE_FORM,
+    answers_were_guided,
+    fit_choices,
+    fit_guided_choices,
+    fit_to_json,
     read_choices,
 )
 
 if TYPE_CHECKING:
     from pad_vllm.persrm import PersRM
-    from pad_vllm.training.fit_weights import Fit
+    from pad_vllm.training.fit_weights import WeightFit
 
 
 _LITTLE = (
@@ -39,35 +44,40 @@ _LITTLE = (
 
 
 def fit(
-    base: Base,
-    choices: Annotated[Path, typer.Argument(metavar="CHOICES", help=f"JSONL of {FORM}, {GUIDED}.")],
-    adapter: AdapterName,
+    base: BaseArgument,
+    choices: Annotated[
+        Path,
+        typer.Argument(metavar="CHOICES", help=f"JSONL of {CHOICE_FORM}, {GUIDED_CHOICE_FORM}."),
+    ],
+    adapter: AdapterOption,
     strength: Annotated[
         float, typer.Option(help="How strongly weights are held near 0; more for fewer choices.")
     ] = 1.0,
     out: Annotated[Path | None, typer.Option(help="Write the result as JSON, too.")] = None,
-    chat_template: ChatTemplate = None,
+    chat_template: ChatTemplateOption = None,
 ) -> None:
     """Learn one user's pad_weights from their CHOICES between two answers.
 
     A few tell the most where both answers were guided, each its own way (`pad-vllm sample --adapter`,
     `pad-vllm choose`); BASE is not read for those.
     """
-    with plain_errors():
-        require("peft")
+    with report_errors():
+        require_package("peft")
         read = read_choices(choices)
         folder = resolve_adapter(adapter)
         dimensions = read_config(folder).dimensions
-        if guided(read):
-            fitted = learn_guided(read, dimensions, strength=strength)
+        if answers_were_guided(read):
+            fitted = fit_guided_choices(read, dimensions, strength=strength)
         else:
-            model, tokenizer = _opened(resolve_base(base), folder, template_of(chat_template))
-            fitted = learn(model, tokenizer, read, strength=strength)
+            model, tokenizer = _opened(
+                resolve_base(base), folder, chat_template_text(chat_template)
+            )
+            fitted = fit_choices(model, tokenizer, read, strength=strength)
             typer.echo(_LITTLE, err=True)
         _print(fitted, dimensions)
         if out is not None:
             result = {"adapter": adapter, "base": base, "strength": strength}
-            result |= as_json(fitted, dimensions)
+            result |= fit_to_json(fitted, dimensions)
             out.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", "utf-8")
 
 
@@ -76,13 +86,13 @@ def _opened(base: str, folder: str, template: str | None) -> tuple[PersRM, Any]:
     from transformers import AutoModelForCausalLM
 
     from pad_vllm.adapter.adapter_folder import load_adapter
-    from pad_vllm.adapter.backbone.backbone import Backbone, require_backbone
+    from pad_vllm.adapter.backbone.backbone import Backbone, require_same_backbone
     from pad_vllm.adapter.backbone.weight_fingerprint import local_checkpoint
     from pad_vllm.persrm import PersRM
-    from pad_vllm.text.chat_template import chat_tokenizer
+    from pad_vllm.text.chat_template import load_chat_tokenizer
 
     adapter = load_adapter(folder)
-    tokenizer = chat_tokenizer(base, base, template or adapter.config.chat_template)
+    tokenizer = load_chat_tokenizer(base, base, template or adapter.config.chat_template)
     backbone = AutoModelForCausalLM.from_pretrained(base)
     checkpoint = local_checkpoint(base)
     served = (
@@ -91,16 +101,18 @@ def _opened(base: str, folder: str, template: str | None) -> tuple[PersRM, Any]:
         else Backbone.from_checkpoint(checkpoint)
     )
     # A mismatch only warns: weights for a quantised copy may be fitted on the original model.
-    for warning in require_backbone(adapter.config.backbone, served, allow_mismatch=True):
+    for warning in require_same_backbone(adapter.config.backbone, served, allow_mismatch=True):
         Console(stderr=True).print(f"[yellow]Warning:[/yellow] {escape(warning)}", soft_wrap=True)
     model = PersRM.from_adapter(backbone, adapter)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device), tokenizer
 
 
-def _print(fitted: Fit, dimensions: Sequence[str]) -> None:
+def _print(fitted: WeightFit, dimensions: Sequence[str]) -> None:
     table = Table("dimension", "w", "95% interval", "note")
-    rows = zip(dimensions, fitted.w.tolist(), fitted.interval.tolist(), fitted.clear, strict=True)
+    rows = zip(
+        dimensions, fitted.w.tolist(), fitted.interval.tolist(), fitted.excludes_zero, strict=True
+    )
     for name, w, (low, high), clear in rows:
         note = "" if clear else "may be 0: these choices do not tell"
         table.add_row(escape(name), f"{w:+.2f}", f"{low:+.2f} to {high:+.2f}", note)
@@ -111,4 +123,4 @@ def _print(fitted: Fit, dimensions: Sequence[str]) -> None:
         f"fit {fitted.cross_validated:.0%}, by the best single dimension {fitted.baseline:.0%}.",
         highlight=False,
     )
-    typer.echo(f'pad_weights: "{fitted.weights(dimensions)}"')
+    typer.echo(f'pad_weights: "{fitted.pad_weights(dimensions)}"')

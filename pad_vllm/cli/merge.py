@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pad_vllm.cli.error_reporting import plain_errors
+from pad_vllm.cli.error_reporting import report_errors
 
 if TYPE_CHECKING:
-    from pad_vllm.adapter.combine_adapters import Part
+    from pad_vllm.adapter.combine_adapters import AdapterPart
 
 
 def merge(
@@ -32,26 +32,26 @@ def merge(
     ] = None,
 ) -> None:
     """Put dimensions that were trained apart into one adapter."""
-    with plain_errors():
+    with report_errors():
         from pad_vllm.adapter.adapter_folder import save_adapter
-        from pad_vllm.adapter.combine_adapters import merge as merged
-        from pad_vllm.training.report.model_card import card
+        from pad_vllm.adapter.combine_adapters import merge_adapters as merged
+        from pad_vllm.training.report.model_card import model_card_text
 
         adapter = merged([_part(text) for text in adapters], beta=beta, min_p=min_p)
-        save_adapter(adapter, out, card(adapter.config, None))
+        save_adapter(adapter, out, model_card_text(adapter.config, None))
         typer.echo(f"wrote {out}: {', '.join(adapter.config.dimensions)}")
 
 
-def _part(text: str) -> Part:
+def _part(text: str) -> AdapterPart:
     from pad_vllm.adapter.adapter_folder import load_adapter
-    from pad_vllm.adapter.combine_adapters import Part
+    from pad_vllm.adapter.combine_adapters import AdapterPart
     from pad_vllm.catalog.name_resolution import resolve_adapter
 
     folder, colon, names = text.rpartition(":")
     if not colon or Path(text).is_dir():
-        return Part(load_adapter(resolve_adapter(text)), {})
+        return AdapterPart(load_adapter(resolve_adapter(text)), {})
     known = load_adapter(resolve_adapter(folder))
-    return Part(known, dict(_factor(one) for one in names.split(",")))
+    return AdapterPart(known, dict(_factor(one) for one in names.split(",")))
 
 
 def _factor(text: str) -> tuple[str, float]:

@@ -6,17 +6,18 @@ from typing import Annotated
 
 import typer
 
-from pad_vllm.catalog.model_downloads import MODELS, fetch
-from pad_vllm.cli.error_reporting import plain_errors
+from pad_vllm.catalog.model_downloads import DOWNLOADABLE_MODELS, fetch_model
+from pad_vllm.cli.error_reporting import report_errors
 
 
 def models(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help=f"Of: {', '.join(MODELS)}.")
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help=f"Of: {', '.join(DOWNLOADABLE_MODELS)}."),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
 ) -> None:
     """Fetch and convert the small real models (default: all) and print their folders."""
-    with plain_errors():
-        for name in names or MODELS:
-            typer.echo(f"{name}\t{fetch(name, quiet=quiet)}")
+    with report_errors():
+        for name in names or DOWNLOADABLE_MODELS:
+            typer.echo(f"{name}\t{fetch_model(name, quiet=quiet)}")

@@ -8,17 +8,23 @@ from typing import Annotated, Any
 import typer
 
 from pad_vllm.catalog.name_resolution import resolve_adapter
-from pad_vllm.cli.error_reporting import plain_errors
-from pad_vllm.cli.shared_options import Base, ChatTemplate, Out, drawing_dtype, template_of
-from pad_vllm.params import BETA, WEIGHTS, parse
+from pad_vllm.cli.error_reporting import report_errors
+from pad_vllm.cli.shared_options import (
+    BaseArgument,
+    ChatTemplateOption,
+    JsonLinesOutput,
+    chat_template_text,
+    sampling_dtype,
+)
+from pad_vllm.params import BETA, WEIGHTS, parse_guidance
 
 
 def sample(
-    base: Base,
+    base: BaseArgument,
     prompts: Annotated[
         Path, typer.Option(help='.jsonl of {"prompt": text or messages}, or .txt, a prompt a line.')
     ],
-    out: Out,
+    out: JsonLinesOutput,
     n: Annotated[int, typer.Option("--n", "-n", min=2, help="Responses a prompt.")] = 4,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens a response.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.01)] = 0.8,
@@ -38,7 +44,7 @@ def sample(
     ray: Annotated[
         int, typer.Option(min=0, help="Draw through Ray Data with this many engines; 0: in here.")
     ] = 0,
-    chat_template: ChatTemplate = None,
+    chat_template: ChatTemplateOption = None,
     adapter: Annotated[
         str | None,
         typer.Option(help="Folder of a PAD adapter, or `demo`: draw from BASE guided by it."),
@@ -55,38 +61,44 @@ def sample(
     ] = None,
 ) -> None:
     """Draw responses of BASE to your prompts, through vLLM: of BASE itself, or guided by an adapter."""
-    with plain_errors():
+    with report_errors():
         build = {} if adapter is None else {"build": _guided(adapter, weights, beta)}
         if adapter is None and (weights, beta) != (None, None):
             raise ValueError("--weights and --beta are of --adapter. Add it, or leave them out")
-        from pad_vllm.training.sampling.sample_responses import declined_path, draw, read_prompts
-        from pad_vllm.training.sampling.vllm_sampler import Sampling
+        from pad_vllm.training.sampling.sample_responses import (
+            failed_prompts_path,
+            read_prompts,
+            sample_responses,
+        )
+        from pad_vllm.training.sampling.vllm_sampler import SamplingOptions
 
-        sampling = Sampling(
+        sampling = SamplingOptions(
             n,
             max_tokens,
             temperature,
             top_k,
             seed,
             max_model_len,
-            chat_template=template_of(chat_template),
-            dtype=drawing_dtype(),
+            chat_template=chat_template_text(chat_template),
+            dtype=sampling_dtype(),
         )
-        done = draw(base, read_prompts(prompts), out, sampling, batch=batch, ray=ray, **build)
-    typer.echo(f"{out}: {done.drawn} prompts drawn for, {done.known} were done before")
-    if done.declined:
-        where = declined_path(out)
-        typer.echo(f"{done.declined} declined, reasons in {where} (remove it to try them again)")
+        done = sample_responses(
+            base, read_prompts(prompts), out, sampling, batch=batch, ray=ray, **build
+        )
+    typer.echo(f"{out}: {done.sampled} prompts drawn for, {done.already_done} were done before")
+    if done.failed:
+        where = failed_prompts_path(out)
+        typer.echo(f"{done.failed} declined, reasons in {where} (remove it to try them again)")
 
 
 def _guided(adapter: str, weights: str | None, beta: float | None) -> Any:
     """A Build; ValueError where its requests would be refused."""
     from pad_vllm.config import PADConfig
-    from pad_vllm.serving.start.served_adapters import limits
-    from pad_vllm.training.sampling.guided_sampling import RANDOM, Guided
+    from pad_vllm.serving.start.served_adapters import served_limits
+    from pad_vllm.training.sampling.guided_sampling import RANDOM_WEIGHTS, GuidedEngineBuilder
 
-    folder, weights = resolve_adapter(adapter), weights or RANDOM
-    accepted = limits(PADConfig(adapter=folder))
-    asked = dict.fromkeys(accepted.dimensions, 1) if weights == RANDOM else weights
-    parse({WEIGHTS: asked, **({} if beta is None else {BETA: beta})}, accepted)
-    return Guided(folder, accepted.dimensions, weights, beta)
+    folder, weights = resolve_adapter(adapter), weights or RANDOM_WEIGHTS
+    accepted = served_limits(PADConfig(adapter=folder))
+    asked = dict.fromkeys(accepted.dimensions, 1) if weights == RANDOM_WEIGHTS else weights
+    parse_guidance({WEIGHTS: asked, **({} if beta is None else {BETA: beta})}, accepted)
+    return GuidedEngineBuilder(folder, accepted.dimensions, weights, beta)

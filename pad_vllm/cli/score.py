@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pad_vllm.cli.error_reporting import plain_errors
-from pad_vllm.cli.shared_options import Out
+from pad_vllm.cli.error_reporting import report_errors
+from pad_vllm.cli.shared_options import JsonLinesOutput
 
 
 def score(
@@ -24,7 +24,7 @@ def score(
             "classifier:MODEL\\[#LABEL], or judge:URL#MODEL\\[#INSTRUCTION].",
         ),
     ],
-    out: Out,
+    out: JsonLinesOutput,
     batch: Annotated[int, typer.Option(min=1, help="Records between two writes.")] = 64,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests a judge gets at once.")] = 8,
 ) -> None:
@@ -32,10 +32,10 @@ def score(
 
     A judge is any OpenAI-compatible endpoint; its key comes from OPENAI_API_KEY.
     """
-    with plain_errors():
+    with report_errors():
         from pad_vllm.training.sampling.score_responses import score_file
 
         done = score_file(source, out, scorers, batch=batch, concurrency=concurrency)
-    typer.echo(f"{out}: {done.scored} records scored, {done.known} were done before")
-    for dimension, count in sorted(done.unknown.items()):
+    typer.echo(f"{out}: {done.scored} records scored, {done.already_done} were done before")
+    for dimension, count in sorted(done.without_score.items()):
         typer.echo(f"{dimension}: {count} responses without a score")

@@ -11,15 +11,15 @@ import typer
 
 from pad_vllm.adapter.manifest import read_config
 from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
-from pad_vllm.cli.error_reporting import plain_errors
-from pad_vllm.cli.shared_options import AdapterName, Base
+from pad_vllm.cli.error_reporting import report_errors
+from pad_vllm.cli.shared_options import AdapterOption, BaseArgument
 from pad_vllm.serving.launch.serve_arguments import serve_argv
 
 
 def serve(
     context: typer.Context,
-    base: Base,
-    adapter: AdapterName,
+    base: BaseArgument,
+    adapter: AdapterOption,
     pad_load_format: Annotated[
         str | None, typer.Option(help="What --load-format says without PAD (default: auto).")
     ] = None,
@@ -40,7 +40,7 @@ def serve(
 
     Settings without a flag here are given as vLLM takes them: --additional-config.pad.max_beta 5
     """
-    with plain_errors():
+    with report_errors():
         if base.startswith("-"):
             raise ValueError(f"BASE comes first, found {base}. Say: pad-vllm serve BASE {base} ...")
         resolved = resolve_base(base)

@@ -12,22 +12,24 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-from pad_vllm.text.chat_template import template_text
+from pad_vllm.text.chat_template import read_chat_template
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
-Base = Annotated[
+BaseArgument = Annotated[
     str,
     typer.Argument(
         metavar="BASE", help="A name of `pad-vllm models`, a folder, or a model's hub name."
     ),
 ]
-AdapterName = Annotated[str, typer.Option("--adapter", help="Folder of a PAD adapter, or `demo`.")]
-Cache = Annotated[
+AdapterOption = Annotated[
+    str, typer.Option("--adapter", help="Folder of a PAD adapter, or `demo`.")
+]
+CacheOption = Annotated[
     Path | None,
     typer.Option(help="Folder of fork activations (default: $PAD_VLLM_CACHE/train)."),
 ]
-ChatTemplate = Annotated[
+ChatTemplateOption = Annotated[
     str | None,
     typer.Option(
         "--chat-template",
@@ -35,23 +37,23 @@ ChatTemplate = Annotated[
         help="Jinja template that puts conversations to BASE, where it has none of its own.",
     ),
 ]
-Out = Annotated[
+JsonLinesOutput = Annotated[
     Path,
     typer.Option(help="JSONL to append to; the same command again continues where it stopped."),
 ]
 
 
-def template_of(given: str | None) -> str | None:
+def chat_template_text(given: str | None) -> str | None:
     """The text of a ChatTemplate."""
-    return None if given is None else template_text(given, "--chat-template")
+    return None if given is None else read_chat_template(given, "--chat-template")
 
 
-def typed() -> str:
+def command_line_as_typed() -> str:
     """The command as it was typed, for what it writes."""
     return shlex.join(["pad-vllm", *sys.argv[1:]])
 
 
-def named(option: str, given: Sequence[str], one: str) -> dict[str, str]:
+def name_value_pairs(option: str, given: Sequence[str], one: str) -> dict[str, str]:
     """What was typed as NAME=VALUE; a value may be empty. ValueError for a name twice.
 
     one: what is accepted of a name, in words.
@@ -65,14 +67,14 @@ def named(option: str, given: Sequence[str], one: str) -> dict[str, str]:
     return found
 
 
-def drawing_dtype() -> str:
+def sampling_dtype() -> str:
     """vLLM's dtype for drawing responses: not bfloat16 on CPUs, many of which are ten times slower in it."""
     import torch
 
     return "auto" if torch.cuda.is_available() else "float32"
 
 
-def options_of(settings: Any, names: Collection[str]) -> list[inspect.Parameter]:
+def options_from_fields(settings: Any, names: Collection[str]) -> list[inspect.Parameter]:
     """One command-line option for each named field of a pydantic dataclass: type, default, help and
     lower bound are the field's own. settings: an instance, whose values are the defaults.
     """

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pad_vllm.catalog.name_resolution import resolve_base
-from pad_vllm.cli.shared_options import drawing_dtype, named, typed
+from pad_vllm.cli.shared_options import command_line_as_typed, name_value_pairs, sampling_dtype
 from pad_vllm.config import ENGINES
 from pad_vllm.wording import listed
 
@@ -126,9 +126,9 @@ def steer(
     """Raises ValueError for what cannot be read. chat_template: its text."""
     from pad_vllm.adapter.adapter_folder import CARD_FILE
     from pad_vllm.adapter.manifest import read_config
-    from pad_vllm.steering.guided_answers import Decoding
-    from pad_vllm.steering.steering_report import Steering, measure
-    from pad_vllm.training.report.model_card import card as described
+    from pad_vllm.steering.guided_answers import DecodingSettings
+    from pad_vllm.steering.steering_report import SteeringSettings, measure_steering
+    from pad_vllm.training.report.model_card import model_card_text as described
     from pad_vllm.training.sampling.sample_responses import read_prompts
 
     if engine not in ENGINES:
@@ -136,8 +136,8 @@ def steer(
     config = read_config(adapter)
     if engine != "shared":  # its worker fetches nothing
         resolve_base(config.backbone.name)
-    dtype = drawing_dtype()
-    asked = Steering(
+    dtype = sampling_dtype()
+    asked = SteeringSettings(
         base,
         str(adapter),
         read_prompts(prompts),
@@ -145,16 +145,16 @@ def steer(
         _adapters(beside),
         betas,
         beside_betas,
-        tuple(Decoding(temperature=t, tokens=tokens, dtype=dtype) for t in temperatures),
+        tuple(DecodingSettings(temperature=t, tokens=tokens, dtype=dtype) for t in temperatures),
         mixes,
         on_top,
         teacher,
-        named("--told", told, "one sentence a dimension"),
+        name_value_pairs("--told", told, "one sentence a dimension"),
         engine,
         chat_template,
     )
-    found = measure(asked, typer.echo, out.with_suffix(".answers.json") if out else None)
-    result = {"command": typed(), **found}
+    found = measure_steering(asked, typer.echo, out.with_suffix(".answers.json") if out else None)
+    result = {"command": command_line_as_typed(), **found}
     if out is not None:
         out.write_text(json.dumps(result, indent=1) + "\n")
     if card:
@@ -163,7 +163,7 @@ def steer(
 
 
 def _adapters(beside: Sequence[str]) -> dict[str, str]:
-    found = named("--beside", beside, "one adapter a name")
+    found = name_value_pairs("--beside", beside, "one adapter a name")
     for name, folder in found.items():
         if not name or not folder:
             raise ValueError(

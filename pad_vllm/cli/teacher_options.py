@@ -12,18 +12,27 @@ from typing import Annotated, Any
 
 import typer
 
-from pad_vllm.cli.shared_options import named
+from pad_vllm.cli.shared_options import name_value_pairs
 from pad_vllm.training import settings
 
-BY_CREDIT: dict[str, Any] = {"head_rank": 128, "beta": 0.8, "no_repeat": 3, "min_p": 0.15}
+SCORES_DEFAULTS: dict[str, Any] = {"head_rank": 128, "beta": 0.8, "no_repeat": 3, "min_p": 0.15}
 """Defaults in the place of Settings' own, for heads in units of one logit: of scores, by credit."""
 
-TAUGHT: dict[str, Any] = {"epochs": 4, "head_epochs": 0, **BY_CREDIT, "max_response": 80}
+PROMPT_DEFAULTS: dict[str, Any] = {
+    "epochs": 4,
+    "head_epochs": 0,
+    **SCORES_DEFAULTS,
+    "max_response": 80,
+}
 """Of a sentence, with some of Recipe's, for targets as dense as a teacher's."""
 
-TAUGHT_RECIPE: dict[str, Any] = {"lora_lr": 2e-4, "head_lr": 1e-4, "evaluate_every": 20}
+PROMPT_RECIPE_DEFAULTS: dict[str, Any] = {"lora_lr": 2e-4, "head_lr": 1e-4, "evaluate_every": 20}
 
-TEACHERS: dict[str, dict[str, Any]] = {"pairs": {}, "scores": BY_CREDIT, "prompt": TAUGHT}
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "pairs": {},
+    "scores": SCORES_DEFAULTS,
+    "prompt": PROMPT_DEFAULTS,
+}
 """Those of --teacher, each with its defaults."""
 
 _OF_DATA = ("data", "dimensions", "limit", "strict", "prompted", "text_preferences")
@@ -34,18 +43,18 @@ def _listed(others: dict[str, Any]) -> str:
     return ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in others.items())
 
 
-Teacher = Annotated[
+TeacherOption = Annotated[
     str,
     typer.Option(
-        metavar="|".join(TEACHERS),
+        metavar="|".join(METHOD_DEFAULTS),
         help="pairs: learn which of --data's responses is preferred, step by step. scores: from the same "
         "data, BASE's own responses with a score for each (`pad-vllm sample`, `pad-vllm score`), by one "
-        f"step in closed form; defaults are then {_listed(BY_CREDIT)}. prompt: from sentences, not from "
+        f"step in closed form; defaults are then {_listed(SCORES_DEFAULTS)}. prompt: from sentences, not from "
         "--data: BASE itself, told the sentence, is the teacher. Needs --dimension; defaults are then "
-        f"{_listed(TAUGHT)}.",
+        f"{_listed(PROMPT_DEFAULTS)}.",
     ),
 ]
-Dimension = Annotated[
+DimensionOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar='NAME="SENTENCE"',
@@ -53,7 +62,7 @@ Dimension = Annotated[
         'friendly="Answer in a warm and casual tone."; again for each.',
     ),
 ]
-Opposite = Annotated[
+OppositeOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar='NAME="SENTENCE"',
@@ -61,14 +70,14 @@ Opposite = Annotated[
         "is then half the difference of the two.",
     ),
 ]
-Prompts = Annotated[
+PromptsOption = Annotated[
     Path | None,
     typer.Option(
         help='With --teacher prompt: .jsonl of {"prompt": text or messages}, or .txt, a prompt a line '
         "(default: 160 that ship with the package)."
     ),
 ]
-Answers = Annotated[
+AnswersOption = Annotated[
     int | None,
     typer.Option(
         min=1,
@@ -86,17 +95,17 @@ Trial = Annotated[
 ]
 
 
-def teacher_of(
+def distillation_settings(
     context: typer.Context,
     teacher: str,
     dimension: Sequence[str] | None,
     opposite: Sequence[str] | None,
     prompts: Path | None,
     answers: int | None,
-) -> settings.Teacher | None:
+) -> settings.DistillationSettings | None:
     """None for a run from data. Raises ValueError for what does not go together."""
-    if teacher not in TEACHERS:
-        raise ValueError(f"--teacher {teacher}: one of {', '.join(TEACHERS)} is accepted")
+    if teacher not in METHOD_DEFAULTS:
+        raise ValueError(f"--teacher {teacher}: one of {', '.join(METHOD_DEFAULTS)} is accepted")
     _refuse_mixed(context, taught=teacher == "prompt")
     if teacher != "prompt":
         return None
@@ -105,15 +114,15 @@ def teacher_of(
             '--teacher prompt has no dimension to teach: give --dimension NAME="SENTENCE"'
         )
     told = {"answers": answers} if answers else {}
-    return settings.Teacher(
-        sentences=named("--dimension", dimension, "one sentence a dimension"),
-        opposites=named("--opposite", opposite or (), "one sentence a dimension"),
+    return settings.DistillationSettings(
+        sentences=name_value_pairs("--dimension", dimension, "one sentence a dimension"),
+        opposites=name_value_pairs("--opposite", opposite or (), "one sentence a dimension"),
         prompts=str(prompts or ""),
         **told,
     )
 
 
-def defaults(context: typer.Context, others: dict[str, Any]) -> dict[str, Any]:
+def defaults_not_typed(context: typer.Context, others: dict[str, Any]) -> dict[str, Any]:
     """Those of `others` that were not typed."""
     return {name: value for name, value in others.items() if not _typed(context, name)}
 

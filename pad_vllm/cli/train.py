@@ -13,28 +13,28 @@ from typing import Annotated, Any
 
 import typer
 
-from pad_vllm.catalog.model_downloads import train_cache
-from pad_vllm.cli.error_reporting import plain_errors, require
+from pad_vllm.catalog.model_downloads import training_cache_dir
+from pad_vllm.cli.error_reporting import report_errors, require_package
 from pad_vllm.cli.shared_options import (
-    Base,
-    Cache,
-    ChatTemplate,
-    options_of,
-    template_of,
-    typed,
+    BaseArgument,
+    CacheOption,
+    ChatTemplateOption,
+    chat_template_text,
+    command_line_as_typed,
+    options_from_fields,
     with_options,
 )
 from pad_vllm.cli.teacher_options import (
-    TAUGHT_RECIPE,
-    TEACHERS,
-    Answers,
-    Dimension,
-    Opposite,
-    Prompts,
-    Teacher,
+    METHOD_DEFAULTS,
+    PROMPT_RECIPE_DEFAULTS,
+    AnswersOption,
+    DimensionOption,
+    OppositeOption,
+    PromptsOption,
+    TeacherOption,
     Trial,
-    defaults,
-    teacher_of,
+    defaults_not_typed,
+    distillation_settings,
 )
 from pad_vllm.training.settings import Recipe, Settings
 
@@ -53,9 +53,9 @@ _SETTINGS = [f.name for f in dataclasses.fields(Settings) if f.name not in _WRIT
 _OFTEN = ("epochs", "head_epochs", "seed")
 
 
-@with_options(*options_of(_DEFAULT, _SETTINGS), *options_of(_RECIPE, _OFTEN))
+@with_options(*options_from_fields(_DEFAULT, _SETTINGS), *options_from_fields(_RECIPE, _OFTEN))
 def train(
-    base: Base,
+    base: BaseArgument,
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder of the adapter.")],
     data: Annotated[
@@ -72,16 +72,16 @@ def train(
             "--dimension makes one of a sentence."
         ),
     ] = "",
-    teacher: Teacher = "pairs",
-    dimension: Dimension = None,
-    opposite: Opposite = None,
-    prompts: Prompts = None,
-    answers: Answers = None,
+    teacher: TeacherOption = "pairs",
+    dimension: DimensionOption = None,
+    opposite: OppositeOption = None,
+    prompts: PromptsOption = None,
+    answers: AnswersOption = None,
     recipe: Annotated[
         list[str] | None,
         typer.Option(help="NAME=VALUE of any other choice in training/settings.py's Recipe."),
     ] = None,
-    cache: Cache = None,
+    cache: CacheOption = None,
     workers: Annotated[
         int, typer.Option(min=0, help="Ray Train workers; 0: this process alone.")
     ] = 0,
@@ -90,27 +90,27 @@ def train(
         bool, typer.Option("--restart", help="Forget an unfinished run in OUT.run.")
     ] = False,
     trial: Trial = True,
-    chat_template: ChatTemplate = None,
+    chat_template: ChatTemplateOption = None,
     **chosen: Any,
 ) -> None:
     """Train a reward adapter for BASE. Stopped at any moment, the same command goes on."""
-    with plain_errors():
-        taught = teacher_of(context, teacher, dimension, opposite, prompts, answers)
-        chosen = {**chosen, **defaults(context, TEACHERS[teacher])}
+    with report_errors():
+        taught = distillation_settings(context, teacher, dimension, opposite, prompts, answers)
+        chosen = {**chosen, **defaults_not_typed(context, METHOD_DEFAULTS[teacher])}
         often = {name: chosen.pop(name) for name in _OFTEN}
-        by_recipe = {**often, **(TAUGHT_RECIPE if taught else {}), **_parsed(recipe or [])}
+        by_recipe = {**often, **(PROMPT_RECIPE_DEFAULTS if taught else {}), **_parsed(recipe or [])}
         settings = Settings(
             base=base,
             data=tuple(data or ()),
             out=str(out),
             dimensions=tuple(part.strip() for part in dimensions.split(",") if part.strip()),
-            chat_template=template_of(chat_template),
+            chat_template=chat_template_text(chat_template),
             teacher=taught,
             by_credit=teacher == "scores",
             recipe=Recipe(**by_recipe),
             **chosen,
         )
-        _train(settings, cache or train_cache(), workers, address, restart=restart)
+        _train(settings, cache or training_cache_dir(), workers, address, restart=restart)
         if taught and trial:
             _try(settings)
 
@@ -118,16 +118,16 @@ def train(
 def _train(
     settings: Settings, cache: Path, workers: int, address: str | None, *, restart: bool
 ) -> None:
-    require("peft")
-    from pad_vllm.training.ray_training import launch
+    require_package("peft")
+    from pad_vllm.training.ray_training import train_on_ray
     from pad_vllm.training.training_methods import run_of
-    from pad_vllm.training.training_run import work_folder
+    from pad_vllm.training.training_run import run_folder
 
-    command = typed()
+    command = command_line_as_typed()
     if restart:
-        shutil.rmtree(work_folder(settings), ignore_errors=True)
+        shutil.rmtree(run_folder(settings), ignore_errors=True)
     if workers:
-        launch(settings, cache, command, workers, address)
+        train_on_ray(settings, cache, command, workers, address)
     else:
         run_of(settings)(settings, cache, command).train()
 

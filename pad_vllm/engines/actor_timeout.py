@@ -16,7 +16,7 @@ _LEAST = 0.25  # of the deadline: a hiccup is no failure
 _PAUSE = 100.0  # deadlines at most: an actor that is always late costs a hundredth of the time
 
 
-class Patience:
+class ActorTimeout:
     """With one actor."""
 
     def __init__(self, deadline: float, clock: Callable[[], float]) -> None:
@@ -25,7 +25,7 @@ class Patience:
         self._pause, self._until = 0.0, clock()
 
     @property
-    def seconds(self) -> float:
+    def wait_seconds(self) -> float:
         """The longest wait for the next answer: the deadline until one has come."""
         known = max(self._took, default=self._deadline)
         return min(max(_TIMES * known, _LEAST * self._deadline), self._deadline)
@@ -35,12 +35,12 @@ class Patience:
         """Whether it is too early to ask again."""
         return self._clock() < self._until
 
-    def answered(self, took: float) -> None:
+    def record_answer(self, took: float) -> None:
         """In time, after `took` seconds."""
         self._took.append(took)
         self._pause = 0.0
 
-    def lost(self) -> None:
+    def record_failure(self) -> None:
         """No answer, or none in time: no pause after the first, then the deadline, twice that, ..."""
         # Its next answers may be as slow: they get the whole deadline.
         self._took.append(self._deadline)

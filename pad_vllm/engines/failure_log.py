@@ -29,7 +29,7 @@ _NO_ROW: tuple[Reason, ...] = ("late start", "bad request", "not told")
 _EVERY_S = 10.0
 
 
-class Declined:
+class FailureLog:
     """Of one vLLM instance."""
 
     def __init__(
@@ -47,7 +47,7 @@ class Declined:
         return sum(self.counts.values()) - sum(self.counts[reason] for reason in _NO_ROW)
 
     def add(
-        self, reason: Reason, count: int, said: str, error: BaseException | None = None
+        self, reason: Reason, count: int, message: str, error: BaseException | None = None
     ) -> None:
         """`count` more for the reason; said: what happened to what, and what follows."""
         if not count:
@@ -56,7 +56,7 @@ class Declined:
         self.counts[reason] += count
         if first or self._clock() >= self._next:
             self._next = self._clock() + _EVERY_S
-            self._log(_line(reason, said, error) if first else self._totals(said, error))
+            self._log(_line(reason, message, error) if first else self._totals(message, error))
 
     def _totals(self, said: str, error: BaseException | None) -> str:
         counts = ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
@@ -69,9 +69,9 @@ def _line(reason: Reason, said: str, error: BaseException | None) -> str:
     return f"PAD: {reason}: {said}{trace}"
 
 
-_instances: WeakValueDictionary[str, Declined] = WeakValueDictionary()
+_instances: WeakValueDictionary[str, FailureLog] = WeakValueDictionary()
 
 
-def of(instance_id: str, log: Callable[[str], None]) -> Declined:
+def failure_log_of(instance_id: str, log: Callable[[str], None]) -> FailureLog:
     """The one of a vLLM instance in this process, made where there is none."""
-    return _instances.setdefault(instance_id, Declined(log))
+    return _instances.setdefault(instance_id, FailureLog(log))

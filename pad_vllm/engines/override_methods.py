@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 
-def become(module: Any, mixin: Any) -> None:
+def mix_in(module: Any, mixin: Any) -> None:
     """Put the mixin's methods before those of the module's class."""
     cls: Any = type(module)
     module.__class__ = _mixed(mixin, cls)

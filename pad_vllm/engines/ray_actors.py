@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from pad_vllm.config import PADConfig
-from pad_vllm.engines.actor_timeout import Patience
-from pad_vllm.engines.failure_log import Declined
-from pad_vllm.engines.reward_engine import widen
-from pad_vllm.engines.reward_model.scoring_request import Ask, common
-from pad_vllm.text.incremental_encoding import Change
+from pad_vllm.engines.actor_timeout import ActorTimeout
+from pad_vllm.engines.failure_log import FailureLog
+from pad_vllm.engines.reward_engine import widen_rewards
+from pad_vllm.engines.reward_model.scoring_request import ScoringRequest, common_prefix_length
+from pad_vllm.text.incremental_encoding import TokenChange
 from pad_vllm.wording import listed
 
 NAN = float("nan")
@@ -36,25 +36,27 @@ _START_S = 600.0  # longest wait for an actor to load its model at start-up
 
 
 @dataclass(frozen=True)
-class Update:
+class RowUpdate:
     """An Ask without the tokens that the actor has."""
 
     key: int
-    keep: int
+    num_kept: int
     """How many of the tokens that the actor has for the row stay."""
 
     added: tuple[int, ...]
     """The tokens after those."""
 
     w: tuple[float, ...]
-    changes: tuple[Change, ...]
-    must: bool
+    candidates: tuple[TokenChange, ...]
+    must_finish: bool
 
-    def to(self, tokens: list[int]) -> list[int]:
+    def apply_to(self, tokens: list[int]) -> list[int]:
         """The row's tokens, changed in place. Raises LookupError where those that should stay are gone."""
-        if len(tokens) < self.keep:  # Ray restarted the actor between two calls, or a step failed
-            raise LookupError(f"row {self.key}: {len(tokens)} of {self.keep} tokens are here")
-        tokens[self.keep :] = self.added
+        if (
+            len(tokens) < self.num_kept
+        ):  # Ray restarted the actor between two calls, or a step failed
+            raise LookupError(f"row {self.key}: {len(tokens)} of {self.num_kept} tokens are here")
+        tokens[self.num_kept :] = self.added
         return tokens
 
 
@@ -64,17 +66,20 @@ class PersRMActor:
     def __init__(self, settings: dict[str, Any], digest: str, dtype: str) -> None:
         """digest: of the server's adapter; raises ValueError where this host's is another one."""
         from pad_vllm.adapter.adapter_folder import load_adapter
-        from pad_vllm.engines.reward_model.scorer_loader import make_scorer, require_reward_backbone
+        from pad_vllm.engines.reward_model.scorer_loader import (
+            make_reward_scorer,
+            require_reward_backbone,
+        )
 
         pad = PADConfig(**settings)
         device = pad.device or ("cuda" if torch.cuda.is_available() else "cpu")
         adapter = load_adapter(pad.adapter)
         _require_digest(pad.adapter, adapter.digest, digest)
         require_reward_backbone(pad, adapter)  # of the files that this host has
-        self._scorer = make_scorer(
+        self._scorer = make_reward_scorer(
             pad,
             adapter,
-            Declined(logging.getLogger(__name__).warning),
+            FailureLog(logging.getLogger(__name__).warning),
             dtype=getattr(torch, dtype),
             device=torch.device(device),
         )
@@ -85,13 +90,16 @@ class PersRMActor:
         """When the last steps began and ended, in Unix time."""
         return list(self._busy)
 
-    def step(self, updates: list[Update]) -> Any:
+    def step(self, updates: list[RowUpdate]) -> Any:
         """Rewards [G, K] as numpy. Raises LookupError where tokens that it should have are gone."""
         begun = time.time()
         # A step that fails leaves none: they come whole again.
         known, self._tokens = self._tokens, {}
-        tokens = {update.key: update.to(known.get(update.key, [])) for update in updates}
-        asks = [Ask(u.key, tokens[u.key], u.w, u.changes, u.must, u.keep) for u in updates]
+        tokens = {update.key: update.apply_to(known.get(update.key, [])) for update in updates}
+        asks = [
+            ScoringRequest(u.key, tokens[u.key], u.w, u.candidates, u.must_finish, u.num_kept)
+            for u in updates
+        ]
         rewards = self._scorer(asks).cpu().numpy()
         self._tokens = tokens
         self._busy.append((begun, time.time()))
@@ -107,25 +115,27 @@ class PersRMActor:
 
 
 @dataclass(eq=False)
-class _Actor:
+class PooledActor:
     handle: Any
     number: int
-    patience: Patience
+    timeout: ActorTimeout
     sent: dict[int, list[int]] = field(default_factory=dict)  # row -> the tokens that it has
     back: Any = None  # while it is down: the ref that is done when it is up again
     error: Exception | None = None  # why it is down
 
-    def step(self, asks: Sequence[Ask]) -> Any:
+    def step(self, asks: Sequence[ScoringRequest]) -> Any:
         """Send the asks, as updates of what was sent before: the ref of their rewards."""
         before, sent = self.sent, {}
         self.sent = {}  # should the call not be made, what the actor has is no longer known
         made = []
         for ask in asks:
             known = sent[ask.key] = before.get(ask.key, [])
-            keep = common(known, ask.tokens, ask.stays)
+            keep = common_prefix_length(known, ask.tokens, ask.num_unchanged)
             added = tuple(ask.tokens[keep:])
             known[keep:] = added
-            made.append(Update(ask.key, keep, added, ask.w, tuple(ask.changes), ask.must))
+            made.append(
+                RowUpdate(ask.key, keep, added, ask.w, tuple(ask.candidates), ask.must_finish)
+            )
         ref = self.handle.step.remote(made)
         self.sent = sent
         return ref
@@ -134,7 +144,7 @@ class _Actor:
         """Whether it takes updates; after a failure, once it has answered again and its pause is over."""
         if (
             self.back is not None
-            and not self.patience.paused
+            and not self.timeout.paused
             and ray.wait([self.back], timeout=0)[0]
         ):
             try:
@@ -148,11 +158,11 @@ class _Actor:
         """It failed or was late, and may have lost its rows: send them whole when it has answered again."""
         self.error = error
         self.sent = {}
-        self.patience.lost()
+        self.timeout.record_failure()
         self.back = self.handle.ready.remote()
 
 
-class RayScores:
+class RayRewardScorer:
     """engines.resident.Scores over the pool."""
 
     def __init__(
@@ -160,7 +170,7 @@ class RayScores:
         pad: PADConfig,
         digest: str,
         dtype: torch.dtype,
-        declined: Declined,
+        declined: FailureLog,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -170,7 +180,7 @@ class RayScores:
         """
         import ray
 
-        self._ray, self.declined, self._clock = ray, declined, clock
+        self._ray, self.failure_log, self._clock = ray, declined, clock
         if not ray.is_initialized():
             _join(ray, pad.ray_address)
         settings = {**vars(pad), "ray_resources": dict(pad.ray_resources)}
@@ -178,10 +188,10 @@ class RayScores:
         options = {"max_restarts": -1, "max_task_retries": 0, **_options(pad.ray_resources)}
         made = ray.remote(PersRMActor).options(**options)
         self._actors = [
-            _Actor(
+            PooledActor(
                 made.remote(settings, digest, str(dtype).removeprefix("torch.")),
                 number,
-                Patience(pad.ray_deadline_s, clock),
+                ActorTimeout(pad.ray_deadline_s, clock),
             )
             for number in range(pad.ray_actors)
         ]
@@ -189,29 +199,29 @@ class RayScores:
             ray.get([actor.handle.ready.remote() for actor in self._actors], timeout=_START_S)
         except TimeoutError as error:
             raise TimeoutError(_not_started(pad, ray.cluster_resources())) from error
-        self._home: dict[int, _Actor] = {}
-        self.failures = 0
+        self._home: dict[int, PooledActor] = {}
+        self.failed_calls = 0
 
     def busy(self) -> list[list[tuple[float, float]]]:
         """When each actor's last steps began and ended, in Unix time."""
         return self._ray.get([actor.handle.busy.remote() for actor in self._actors])
 
-    def begin(self, asks: Sequence[Ask]) -> None:
+    def start_prefill(self, asks: Sequence[ScoringRequest]) -> None:
         """The base's forward starts: send the rows' tokens, without waiting."""
         for actor, places in self._routed(asks).items():
             if actor.up(self._ray):
                 actor.step([asks[place] for place in places])
 
-    def __call__(self, asks: Sequence[Ask]) -> Tensor:
+    def __call__(self, asks: Sequence[ScoringRequest]) -> Tensor:
         """Rewards [G, K]; NaN for `must` rows of an actor that is down, or does not answer in time."""
-        result = torch.zeros(len(asks), max((len(a.changes) for a in asks), default=0))
-        result[[place for place, ask in enumerate(asks) if ask.must]] = NAN
+        result = torch.zeros(len(asks), max((len(a.candidates) for a in asks), default=0))
+        result[[place for place, ask in enumerate(asks) if ask.must_finish]] = NAN
         refs = {}
         routed = self._routed(asks)
         for actor, places in routed.items():
             if actor.up(self._ray):
                 ref = actor.step([asks[place] for place in places])
-                if any(asks[place].must for place in places):  # the others need no answer
+                if any(asks[place].must_finish for place in places):  # the others need no answer
                     refs[actor] = ref
         begun = self._clock()
         for actor, ref in refs.items():
@@ -222,27 +232,29 @@ class RayScores:
         return result
 
     def _collect(
-        self, actor: _Actor, ref: Any, places: list[int], result: Tensor, begun: float
+        self, actor: PooledActor, ref: Any, places: list[int], result: Tensor, begun: float
     ) -> None:
-        wait = begun + actor.patience.seconds - self._clock()
+        wait = begun + actor.timeout.wait_seconds - self._clock()
         try:
             rewards = self._ray.get(ref, timeout=max(wait, 0.0))
         except Exception as error:  # noqa: BLE001, dead, late, restarting or failed: all leave rows unguided
-            self.failures += 1
+            self.failed_calls += 1
             actor.down(error)
             return
-        actor.patience.answered(self._clock() - begun)
-        result[places] = widen(torch.from_numpy(rewards.copy()), result.shape[1])
+        actor.timeout.record_answer(self._clock() - begun)
+        result[places] = widen_rewards(torch.from_numpy(rewards.copy()), result.shape[1])
 
-    def _count(self, actor: _Actor, rows: int) -> None:
+    def _count(self, actor: PooledActor, rows: int) -> None:
         if actor.back is None:
-            self.declined.add("no room", rows, f"reward actor {actor.number} has no room for a row")
+            self.failure_log.add(
+                "no room", rows, f"reward actor {actor.number} has no room for a row"
+            )
         else:
             late = isinstance(actor.error, TimeoutError)
             said = f"reward actor {actor.number} is down: its rows have no rewards until it is back"
-            self.declined.add("late actor" if late else "lost actor", rows, said, actor.error)
+            self.failure_log.add("late actor" if late else "lost actor", rows, said, actor.error)
 
-    def _routed(self, asks: Sequence[Ask]) -> dict[_Actor, list[int]]:
+    def _routed(self, asks: Sequence[ScoringRequest]) -> dict[PooledActor, list[int]]:
         """Every row's actor: the one that has its cache, else the one with the fewest rows."""
         home = {ask.key: self._home.get(ask.key) for ask in asks}
         load = dict.fromkeys(self._actors, 0)
@@ -254,7 +266,7 @@ class RayScores:
         for actor in home.values():
             if actor is not None:
                 load[actor] += 1
-        places: dict[_Actor, list[int]] = {}
+        places: dict[PooledActor, list[int]] = {}
         for place, ask in enumerate(asks):
             actor = home[ask.key]
             if actor is None:

@@ -18,30 +18,30 @@ from weakref import finalize
 import torch
 from torch import Tensor
 
-from pad_vllm.engines.failure_log import Declined
-from pad_vllm.engines.reward_engine import Request, Step, widen
-from pad_vllm.engines.reward_model.scoring_request import Ask
-from pad_vllm.text.token_alignment import Reader, Reading
+from pad_vllm.engines.failure_log import FailureLog
+from pad_vllm.engines.reward_engine import GuidedRequest, StepCandidates, widen_rewards
+from pad_vllm.engines.reward_model.scoring_request import ScoringRequest
+from pad_vllm.text.token_alignment import AlignedTokens, TokenAligner
 
 NAN = float("nan")
 
 
-class Scores(Protocol):
+class ScoringFunction(Protocol):
     """Rewards [G, K] of the asks of one step; NaN in rows that have none."""
 
-    def __call__(self, asks: Sequence[Ask]) -> Tensor: ...
+    def __call__(self, asks: Sequence[ScoringRequest]) -> Tensor: ...
 
 
 @dataclass
-class Text:
+class ResidentRowState:
     """What the engine keeps of a request: its number, and its tokens for the reward model."""
 
     key: int
-    opened: Future[Reading]
+    opened: Future[AlignedTokens]
     read: int
     """How many of the base's tokens are in it."""
 
-    def reading(self, tokens: Sequence[int]) -> Reading:
+    def reading(self, tokens: Sequence[int]) -> AlignedTokens:
         """With all of the base's tokens; waits until its prompt is read."""
         reading = self.opened.result()
         if self.read < len(tokens):
@@ -55,41 +55,44 @@ class ResidentRewards:
 
     def __init__(
         self,
-        reader: Reader,
-        scores: Scores,
-        declined: Declined,
+        reader: TokenAligner,
+        scores: ScoringFunction,
+        declined: FailureLog,
         *,
-        early: Callable[[Sequence[Ask]], None] | None = None,
-        last_tokens: Callable[[], Tensor | None] = lambda: None,
+        start_early: Callable[[Sequence[ScoringRequest]], None] | None = None,
+        last_token_indices: Callable[[], Tensor | None] = lambda: None,
     ) -> None:
         """scores: of one step's asks; early: takes the asks without candidates when the base's
         forward starts, or right before; last_tokens: index of each row's last token among those of
         that forward, None where it is not known.
         """
-        self._reader, self.scores, self.declined = reader, scores, declined
-        self._early, self._last_tokens = early, last_tokens
-        self._batch: Mapping[int, Request] = {}
+        self._reader, self.scorer, self.failure_log = reader, scores, declined
+        self._early, self._last_tokens = start_early, last_token_indices
+        self._batch: Mapping[int, GuidedRequest] = {}
         # One thread: prompts are read one by one, while the base's forwards run.
         self._prompts = ThreadPoolExecutor(1, "pad-prompts")
         self._keys = itertools.count()
         self._kept: Tensor | None = None
 
-    def join(self, request: Request) -> None:
+    def on_request_joined(self, request: GuidedRequest) -> None:
         """See engines.base.RewardEngine: its prompt is read beside the steps."""
-        request.state = self._open(request)
+        request.engine_state = self._open(request)
 
-    def _open(self, request: Request) -> Text:
-        prompt, preference = request.tokens[: request.prompt], request.guidance.preference
-        opened = self._prompts.submit(self._reader.open, prompt, preference)
-        text = Text(next(self._keys), opened, len(prompt))
+    def _open(self, request: GuidedRequest) -> ResidentRowState:
+        prompt, preference = (
+            request.tokens[: request.num_prompt_tokens],
+            request.guidance.preference,
+        )
+        opened = self._prompts.submit(self._reader.start, prompt, preference)
+        text = ResidentRowState(next(self._keys), opened, len(prompt))
         finalize(text, opened.cancel)  # a request that left holds up nobody who came after it
         return text
 
-    def batch(self, requests: Mapping[int, Request]) -> None:
+    def before_forward_v1(self, requests: Mapping[int, GuidedRequest]) -> None:
         """See engines.base.RewardEngine."""
         self._batch = requests
 
-    def begin(self, ids: Tensor, positions: Tensor) -> None:
+    def on_forward_start(self, ids: Tensor, positions: Tensor) -> None:
         """The base is fed these, [T] each: the reward model may prefill them at the same time."""
         batch, self._batch = self._batch, {}
         try:
@@ -97,11 +100,11 @@ class ResidentRewards:
             if last is not None and self._early is not None and max(batch) < len(last):
                 self._early(self._begun(batch, last, ids, positions))
         except Exception as error:  # noqa: BLE001, an error in a step would end the server
-            self.declined.add("late start", 1, "the reward model starts late", error)
+            self.failure_log.add("late start", 1, "the reward model starts late", error)
 
     def _begun(
-        self, batch: Mapping[int, Request], last: Tensor, ids: Tensor, positions: Tensor
-    ) -> list[Ask]:
+        self, batch: Mapping[int, GuidedRequest], last: Tensor, ids: Tensor, positions: Tensor
+    ) -> list[ScoringRequest]:
         rows = sorted(batch)
         places = last[rows]
         fed = torch.stack((ids[places], positions[places]), 1).tolist()
@@ -113,12 +116,14 @@ class ResidentRewards:
                     asks.append(_ask(request, [], must=_must(request, position)))
         return asks
 
-    def ahead(self, requests: Sequence[Request], fed: Callable[[], Tensor]) -> None:
+    def before_forward_v2(
+        self, requests: Sequence[GuidedRequest], read_last_tokens: Callable[[], Tensor]
+    ) -> None:
         """See engines.base.RewardEngine. Waits for the device, where an engine wants its asks early."""
         if self._early is None or not requests:
             return
         asks = []
-        for request, (token, position) in zip(requests, fed().tolist(), strict=True):
+        for request, (token, position) in zip(requests, read_last_tokens().tolist(), strict=True):
             with suppress(Exception):  # as in `_begun`
                 known = len(request.tokens)
                 if position <= known and self._follow(request, token, position):
@@ -126,18 +131,18 @@ class ResidentRewards:
                     asks.append(_ask(request, [], must=position == known))
         self._early(asks)
 
-    def lose(self) -> None:
+    def discard(self) -> None:
         """It could not be kept: the next step's rows have none."""
         self._kept = None
 
-    def keep(self, fed: Tensor) -> None:
+    def receive(self, fed: Tensor) -> None:
         """[R, 2] int64: token and position of the rows whose logits are computed now."""
         self._kept = fed
 
-    def rewards(self, step: Step) -> Tensor | None:
+    def rewards(self, step: StepCandidates) -> Tensor | None:
         """See engines.base.RewardEngine."""
         kept, self._kept = self._kept, None
-        if kept is None or len(kept) != step.total:
+        if kept is None or len(kept) != step.num_logits_rows:
             return None
         # One transfer: the host waits for the device here, and nowhere else before the scorer.
         numbers = torch.cat((kept.index_select(0, step.rows), step.ids), 1).tolist()
@@ -147,7 +152,7 @@ class ResidentRewards:
                 ask = self._asked(request, *row)
             except Exception as error:  # noqa: BLE001, of this text alone
                 said = "a request's text was lost: its row stays unguided"
-                self.declined.add("text lost", 1, said, error)
+                self.failure_log.add("text lost", 1, said, error)
                 continue
             if ask is None:
                 idle.append(place)
@@ -157,12 +162,14 @@ class ResidentRewards:
         result = torch.full(step.ids.shape, NAN, device=step.ids.device)
         result[idle] = 0.0
         if asks:
-            result[places] = widen(self.scores(asks).to(step.ids.device), result.shape[1])
+            result[places] = widen_rewards(self.scorer(asks).to(step.ids.device), result.shape[1])
         for place in places:
-            step.requests[place].state.opened.result().settle()
+            step.requests[place].engine_state.opened.result().settle()
         return result
 
-    def _asked(self, request: Request, token: int, position: int, *ids: int) -> Ask | None:
+    def _asked(
+        self, request: GuidedRequest, token: int, position: int, *ids: int
+    ) -> ScoringRequest | None:
         """What to ask for a request that was just fed `token` at `position`; None where nothing is, as
         both models still read its prompt. Raises LookupError where tokens before it are not known.
         """
@@ -172,26 +179,31 @@ class ResidentRewards:
         must = _must(request, position)
         return _ask(request, [*ids], must=must) if ready or must else None
 
-    def _follow(self, request: Request, token: int, position: int) -> bool:
+    def _follow(self, request: GuidedRequest, token: int, position: int) -> bool:
         """Note what the request was fed. False where its prompt is still being read."""
         if position == len(request.tokens):
             request.tokens.append(token)
         elif position == len(request.tokens) - 1 and request.tokens[position] != token:
-            request.tokens[position], request.state = token, None  # the fed one is in the KV cache
-        if request.state is None:  # nobody could know before
-            request.state = self._open(request)
-            request.state.opened.result()
-        return bool(request.state.opened.done())
+            request.tokens[position], request.engine_state = (
+                token,
+                None,
+            )  # the fed one is in the KV cache
+        if request.engine_state is None:  # nobody could know before
+            request.engine_state = self._open(request)
+            request.engine_state.opened.result()
+        return bool(request.engine_state.opened.done())
 
 
-def _must(request: Request, position: int) -> bool:
+def _must(request: GuidedRequest, position: int) -> bool:
     """Whether a request just fed at `position` needs rewards; else the base is still reading its prompt."""
     return position == len(request.tokens) - 1
 
 
-def _ask(request: Request, ids: list[int], *, must: bool) -> Ask:
+def _ask(request: GuidedRequest, ids: list[int], *, must: bool) -> ScoringRequest:
     """What to ask for a request that has been fed all of its tokens, or else is read ahead."""
-    text: Text = request.state
+    text: ResidentRowState = request.engine_state
     reading = text.reading(request.tokens)
-    changes = reading.candidates(ids[: request.guidance.top_k] if must else [])
-    return Ask(text.key, reading.tokens, request.guidance.weights, changes, must, reading.stays)
+    changes = reading.candidate_changes(ids[: request.guidance.top_k] if must else [])
+    return ScoringRequest(
+        text.key, reading.tokens, request.guidance.weights, changes, must, reading.num_unchanged
+    )

@@ -18,7 +18,7 @@ from pad_vllm.params import Guidance
 
 
 @dataclass(eq=False)
-class Request:
+class GuidedRequest:
     """One guided request while it is in the batch; after a preemption it is a new one."""
 
     guidance: Guidance
@@ -28,49 +28,51 @@ class Request:
     """The base's token ids, prompt and answer, as far as they were known when it joined; an engine
     that needs them appends what the model is fed. Empty where the engine does not need them."""
 
-    prompt: int = 0
+    num_prompt_tokens: int = 0
     """How many of them are the prompt."""
 
-    ticket: int = 0
+    outcome_row: int = 0
     """Its place in the table of serving/worker/outcome_table.py."""
 
-    state: Any = None
+    engine_state: Any = None
     """Whatever the engine keeps for this request."""
 
 
 @dataclass(frozen=True)
-class Step:
+class StepCandidates:
     """The guided rows of one step: G of them, K candidates each, D dimensions."""
 
-    total: int  # logits rows of this step, guided or not
+    num_logits_rows: int  # logits rows of this step, guided or not
     rows: Tensor  # [G] int64 among those from `begin` on, ascending
     ids: Tensor  # [G, K] int64, the base's best candidates, best first
     w: Tensor  # [G, D] float32; dimensions behind the last of them weigh 0
-    requests: Sequence[Request]  # of the rows, in their order
-    begin: int = 0  # where the slice of the step's rows begins that these are of
-    last: bool = True  # whether it is the last slice
+    requests: Sequence[GuidedRequest]  # of the rows, in their order
+    first_row: int = 0  # where the slice of the step's rows begins that these are of
+    is_last_slice: bool = True  # whether it is the last slice
 
 
 class RewardEngine(Protocol):
     """Rewards for the logits rows of the current step."""
 
-    def join(self, request: Request) -> None:
+    def on_request_joined(self, request: GuidedRequest) -> None:
         """A guided request joined the batch, its tokens are known; called where `Request.tokens` are given.
         An engine may begin to read them then.
         """
 
-    def batch(self, requests: Mapping[int, Request]) -> None:
+    def before_forward_v1(self, requests: Mapping[int, GuidedRequest]) -> None:
         """The guided requests of the step that begins, by logits row; called before the base's forward, on
         the V1 runner alone. An engine may begin its own work then.
         """
 
-    def ahead(self, requests: Sequence[Request], fed: Callable[[], Tensor]) -> None:
+    def before_forward_v2(
+        self, requests: Sequence[GuidedRequest], read_last_tokens: Callable[[], Tensor]
+    ) -> None:
         """The same on the V2 runner, which does not say who is in the step: guided requests of the one before
         that are still there; fed() gives the last token of each text and its position, [G, 2] int64. Where a
         request is decoding, that is what it is fed now.
         """
 
-    def rewards(self, step: Step) -> Tensor | None:
+    def rewards(self, step: StepCandidates) -> Tensor | None:
         """R_w of the candidates, [G, K] float32 in logit units; NaN in a row that stays unguided. None
         where the hidden states or tokens that the engine kept are not of these rows. Call once a step, or
         once a slice of it: what was kept is let go with the last one. Under tensor parallelism this rank's
@@ -78,7 +80,7 @@ class RewardEngine(Protocol):
         """
 
 
-def widen(reward: Tensor, width: int) -> Tensor:
+def widen_rewards(reward: Tensor, width: int) -> Tensor:
     """Rewards [G, k] as [G, width]: candidates that a row did not ask for earn 0, and NaN where the row
     has no rewards at all. A row that asked for none, k 0, has all it wants.
     """
@@ -92,11 +94,11 @@ def widen(reward: Tensor, width: int) -> Tensor:
 _running: WeakValueDictionary[str, RewardEngine] = WeakValueDictionary()
 
 
-def start(instance_id: str, engine: RewardEngine) -> None:
+def register_engine(instance_id: str, engine: RewardEngine) -> None:
     """Register the engine of one vLLM instance (`VllmConfig.instance_id`) in this process."""
     _running[instance_id] = engine
 
 
-def running(instance_id: str) -> RewardEngine | None:
+def running_engine(instance_id: str) -> RewardEngine | None:
     """The instance's engine, None until its model is loaded."""
     return _running.get(instance_id)

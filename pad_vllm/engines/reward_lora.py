@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pad_vllm.engines.override_methods import become
+from pad_vllm.engines.override_methods import mix_in
 
-Pair = tuple[Tensor, Tensor]
+LoRAPair = tuple[Tensor, Tensor]
 
 
-def pack(pairs: list[Pair | None], widths: list[int], scaling: float) -> Pair:
+def pack_lora_pairs(pairs: list[LoRAPair | None], widths: list[int], scaling: float) -> LoRAPair:
     """One (A, B) for a packed layer: A [n r, in] stacked, B [out, n r] block-diagonal, scaled.
 
     pairs: (A [r, in], B [out_i, r]) a packed module, None where it has no LoRA; widths: out_i.
@@ -37,12 +37,14 @@ def pack(pairs: list[Pair | None], widths: list[int], scaling: float) -> Pair:
     return A, B
 
 
-def add(linear: Any, A: Tensor, B: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+def add_reward_lora(
+    linear: Any, A: Tensor, B: Tensor, dtype: torch.dtype, device: torch.device
+) -> None:
     """From here on `linear` adds x A^T B^T to the second half of its rows; A [n r, in], B [out, n r]."""
     # Transposed once, so that a step multiplies without a copy; not persistent: no part of a checkpoint.
     linear.register_buffer("pad_A_t", A.T.contiguous().to(device, dtype), persistent=False)
     linear.register_buffer("pad_B_t", B.T.contiguous().to(device, dtype), persistent=False)
-    become(linear, RewardLoRA)
+    mix_in(linear, RewardLoRA)
 
 
 class RewardLoRA:

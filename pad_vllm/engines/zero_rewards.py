@@ -11,21 +11,23 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pad_vllm.engines.reward_engine import Request, Step
+from pad_vllm.engines.reward_engine import GuidedRequest, StepCandidates
 
 
-class Elsewhere:
+class ZeroRewards:
     """See engines.base.RewardEngine."""
 
-    def join(self, request: Request) -> None:
+    def on_request_joined(self, request: GuidedRequest) -> None:
         """Nothing to do."""
 
-    def batch(self, requests: Mapping[int, Request]) -> None:
+    def before_forward_v1(self, requests: Mapping[int, GuidedRequest]) -> None:
         """Nothing to do."""
 
-    def ahead(self, requests: Sequence[Request], fed: Callable[[], Tensor]) -> None:
+    def before_forward_v2(
+        self, requests: Sequence[GuidedRequest], fed: Callable[[], Tensor]
+    ) -> None:
         """Nothing to do."""
 
-    def rewards(self, step: Step) -> Tensor:
+    def rewards(self, step: StepCandidates) -> Tensor:
         """[G, K] zeros."""
         return torch.zeros(step.ids.shape, device=step.ids.device)

@@ -25,13 +25,13 @@ _SCALE = re.compile(r"\b1\s*(?:-|\u2013|to|and)\s*10\b")  # "on a scale of 1 to 
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
-class Judge:
+class ChatJudge:
     """`judge:URL#MODEL[#INSTRUCTION]`. whole: unfinished answers are not judged.
 
     instruction replaces "Rate how DIMENSION the reply is."; the scale and the reply's form are fixed.
     """
 
-    whole = True
+    complete_only = True
 
     def __init__(
         self,
@@ -68,7 +68,9 @@ class Judge:
         try:
             reply = self._client.chat.completions.create(
                 model=self.model,
-                messages=[{"role": "user", "content": question(self.instruction, prompt, text)}],
+                messages=[
+                    {"role": "user", "content": judge_prompt(self.instruction, prompt, text)}
+                ],
                 temperature=0,
                 max_tokens=_REPLY_TOKENS,
             )
@@ -79,10 +81,10 @@ class Judge:
             raise ConnectionError(
                 f"{self.name}: {error}. Mend it and run the same command again: it continues"
             ) from error
-        return number(reply.choices[0].message.content or "") if reply.choices else None
+        return parse_score(reply.choices[0].message.content or "") if reply.choices else None
 
 
-def question(instruction: str, prompt: str, text: str) -> str:
+def judge_prompt(instruction: str, prompt: str, text: str) -> str:
     """What the judge is asked."""
     return (
         f"{instruction} Give a score from 1 (not at all) to 10 (as much as can be). "
@@ -91,7 +93,7 @@ def question(instruction: str, prompt: str, text: str) -> str:
     )
 
 
-def number(reply: str) -> float | None:
+def parse_score(reply: str) -> float | None:
     """The first number of a judge's reply if it is a score, 1 to 10; None otherwise."""
     match = _NUMBER.search(_SCALE.sub("", _THINKING.sub("", reply)))
     if match is None or not 1 <= float(match[0]) <= 10:

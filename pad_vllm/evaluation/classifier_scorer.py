@@ -17,19 +17,19 @@ class _Loaded(NamedTuple):
     limit: int | None
 
 
-class Classifier:
+class ClassifierScorer:
     """`classifier:MODEL[#LABEL]`: the probability of LABEL (default: the last one).
 
     Labels that exclude each other share a softmax; a multi-label model has a sigmoid each. A model
     with a single label is a regression: its raw logit. whole is False: text of any length has a score.
     """
 
-    whole = False
+    complete_only = False
 
-    def __init__(self, model: str, label: str | None = None, *, batch: int = 32) -> None:
+    def __init__(self, model: str, label: str | None = None, *, batch_size: int = 32) -> None:
         self.model = model
         self.label = label
-        self.batch = batch
+        self.batch = batch_size
         self.name = f"classifier:{model}" + (f"#{label}" if label else "")
 
     def __call__(self, prompts: list[str], texts: list[str]) -> list[float | None]:  # noqa: ARG002

@@ -14,31 +14,33 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Leaning:
+class InstructionClassifier:
     """A direction among embeddings."""
 
-    model: Any  # scikit-learn's LogisticRegression
+    regression: Any  # scikit-learn's LogisticRegression
     accuracy: float  # on pairs of a told and a plain answer to prompts it was not fitted on
 
     def __call__(self, embeddings: np.ndarray) -> list[float]:
         """Log odds of having been told the wish: [n, E] -> n numbers."""
-        return self.model.decision_function(embeddings).tolist()
+        return self.regression.decision_function(embeddings).tolist()
 
 
-def fit(told: np.ndarray, plain: np.ndarray, held_out: int) -> Leaning:
+def fit_instruction_classifier(
+    instructed: np.ndarray, plain: np.ndarray, held_out: int
+) -> InstructionClassifier:
     """told, plain [n, E], in the order of their prompts, of which the last `held_out` are for accuracy.
 
     Raises ValueError where nothing is left to fit on.
     """
     from sklearn.linear_model import LogisticRegression
 
-    kept = len(told) - held_out
+    kept = len(instructed) - held_out
     if kept < 1 or held_out < 1:
         raise ValueError(
-            f"a judge of meaning has {len(told)} prompts, {held_out} of them to be tried on; accepted: at "
+            f"a judge of meaning has {len(instructed)} prompts, {held_out} of them to be tried on; accepted: at "
             "least one more to fit it on. Give more prompts"
         )
-    lines = np.concatenate((told[:kept], plain[:kept]))
+    lines = np.concatenate((instructed[:kept], plain[:kept]))
     model = LogisticRegression(max_iter=1000).fit(lines, np.repeat((1, 0), kept))
-    scored = (model.decision_function(part[kept:]) for part in (told, plain))
-    return Leaning(model, accuracy=float(np.mean(np.greater(*scored))))
+    scored = (model.decision_function(part[kept:]) for part in (instructed, plain))
+    return InstructionClassifier(model, accuracy=float(np.mean(np.greater(*scored))))

@@ -42,7 +42,7 @@ def _vader() -> Any:
     return SentimentIntensityAnalyzer()
 
 
-def positive(text: str) -> float:
+def score_positive(text: str) -> float:
     """Mean VADER compound score of the sentences, -1 to 1; 0 for empty text."""
     sentences = [s for s in _SENTENCE.findall(text) if any(c.isalpha() for c in s)]
     if not sentences:
@@ -56,12 +56,12 @@ def _compound(sentence: str) -> float:
     return float(_vader().polarity_scores(sentence)["compound"])
 
 
-def brief(text: str) -> float:
+def score_brief(text: str) -> float:
     """Minus the number of white-space separated words."""
     return -float(len(text.split()))
 
 
-def simple(text: str) -> float:
+def score_simple(text: str) -> float:
     """Minus the Coleman-Liau grade (school years), kept in 0..25; 0 for text without words."""
     import textstat
 
@@ -70,7 +70,7 @@ def simple(text: str) -> float:
     return -min(max(float(textstat.coleman_liau_index(text)), 0.0), 25.0)
 
 
-def personal(text: str) -> float:
+def score_personal(text: str) -> float:
     """First and second person pronouns per 100 words, contractions included; 0 without words."""
     words = _WORD.findall(text)
     return 100.0 * sum(map(_is_pronoun, words)) / len(words) if words else 0.0
@@ -82,19 +82,19 @@ def _is_pronoun(word: str) -> bool:
     return _PRONOUN.fullmatch(word.replace("\u2019", "'")) is not None
 
 
-def clean(text: str) -> float:
+def score_clean(text: str) -> float:
     """Minus the profane words per 100 words, disguised ones (sh1t, f*ck) included; 0 without words."""
     if not (count := len(_WORD.findall(text))):
         return 0.0
     words = [word.strip(".,;:!?\"'()[]").lower() for word in text.split()]
-    if len(_PROFANE) > _WORDS:
-        _PROFANE.clear()
-    _look_up([word for word in dict.fromkeys(words) if word not in _PROFANE])
-    return 0.0 - 100.0 * sum(_PROFANE[word] for word in words) / count
+    if len(_PROFANITY_CACHE) > _PROFANITY_CACHE_SIZE:
+        _PROFANITY_CACHE.clear()
+    _look_up([word for word in dict.fromkeys(words) if word not in _PROFANITY_CACHE])
+    return 0.0 - 100.0 * sum(_PROFANITY_CACHE[word] for word in words) / count
 
 
-_WORDS = 100_000
-_PROFANE: dict[str, bool] = {}
+_PROFANITY_CACHE_SIZE = 100_000
+_PROFANITY_CACHE: dict[str, bool] = {}
 """Words seen, about _WORDS: the matcher's hundred patterns take milliseconds a call, texts repeat words."""
 
 
@@ -104,12 +104,12 @@ def _look_up(words: list[str]) -> None:
     if not words:
         return
     starts = list(accumulate((len(word) + 1 for word in words[:-1]), initial=0))
-    _PROFANE.update(dict.fromkeys(words, False))
+    _PROFANITY_CACHE.update(dict.fromkeys(words, False))
     for match in pyobscenity.find_matches("\n".join(words), include_metadata=False):
-        _PROFANE[words[bisect(starts, match.start_index) - 1]] = True
+        _PROFANITY_CACHE[words[bisect(starts, match.start_index) - 1]] = True
 
 
-def polarity(text: str) -> float:
+def score_polarity(text: str) -> float:
     """TextBlob's polarity, -1 to 1; 0 for text without words it knows."""
     from textblob import TextBlob
 
@@ -123,7 +123,7 @@ def _afinn() -> Any:
     return Afinn()
 
 
-def afinn(text: str) -> float:
+def score_afinn(text: str) -> float:
     """AFINN valence per word; 0 without words."""
     words = len(_WORD.findall(text))
     return float(_afinn().score(text)) / words if words else 0.0
@@ -136,7 +136,7 @@ def _hyphens() -> Any:
     return Pyphen(lang="en_US")
 
 
-def flesch(text: str) -> float:
+def score_flesch(text: str) -> float:
     """Flesch reading ease, kept in -100..200; 0 for text without words.
 
     Syllables are counted by hyphenation: textstat's own count asks for a word list that has to be fetched.
@@ -150,7 +150,7 @@ def flesch(text: str) -> float:
     return min(max(ease, -100.0), 200.0)
 
 
-def common(text: str) -> float:
+def score_common(text: str) -> float:
     """Mean Zipf frequency of the words, 0 to 8: 3 is once in a million words; 0 without words."""
     from wordfreq import zipf_frequency
 
@@ -158,19 +158,19 @@ def common(text: str) -> float:
     return sum(zipf_frequency(word, "en") for word in words) / len(words) if words else 0.0
 
 
-SCORERS: dict[str, TextScorer] = {
-    "positive": positive,
-    "brief": brief,
-    "simple": simple,
-    "personal": personal,
-    "clean": clean,
-    "polarity": polarity,
-    "afinn": afinn,
-    "flesch": flesch,
-    "common": common,
+LEXICAL_SCORERS: dict[str, TextScorer] = {
+    "positive": score_positive,
+    "brief": score_brief,
+    "simple": score_simple,
+    "personal": score_personal,
+    "clean": score_clean,
+    "polarity": score_polarity,
+    "afinn": score_afinn,
+    "flesch": score_flesch,
+    "common": score_common,
 }
 
-BESIDE: dict[str, tuple[str, ...]] = {
+LEXICAL_JUDGES: dict[str, tuple[str, ...]] = {
     "positive": ("positive", "polarity", "afinn"),
     "brief": ("brief",),
     "simple": ("simple", "flesch", "common"),
@@ -180,13 +180,15 @@ BESIDE: dict[str, tuple[str, ...]] = {
 stranger to it: the others are.
 """
 
-WHOLE = frozenset({"brief"})
+COMPLETE_ONLY = frozenset({"brief"})
 """Scorers whose score of an unfinished answer means nothing."""
 
 
-def score(text: str, names: tuple[str, ...]) -> list[float]:
+def lexical_scores(text: str, names: tuple[str, ...]) -> list[float]:
     """One number a name, in the order given; an unknown name is a ValueError naming the known ones."""
-    unknown = [name for name in names if name not in SCORERS]
+    unknown = [name for name in names if name not in LEXICAL_SCORERS]
     if unknown:
-        raise ValueError(f"scorer {unknown[0]!r} is not known; use one of {', '.join(SCORERS)}")
-    return [SCORERS[name](text) for name in names]
+        raise ValueError(
+            f"scorer {unknown[0]!r} is not known; use one of {', '.join(LEXICAL_SCORERS)}"
+        )
+    return [LEXICAL_SCORERS[name](text) for name in names]

@@ -16,11 +16,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 def win_rate(scores: Sequence[float], against: Sequence[float]) -> float:
     """Share of prompts on which `scores` is higher, ties counting half."""
-    wins = outcomes(scores, against)
+    wins = wins_by_prompt(scores, against)
     return sum(wins) / len(wins)
 
 
-def repeated_ngrams(text: str, n: int = 4) -> float:
+def repeated_ngram_share(text: str, n: int = 4) -> float:
     """Share of the text's word n-grams that stood in it before, 0 to 1; 0 where it has none."""
     words = text.split()
     grams = list(zip(*(words[start:] for start in range(n)), strict=False))
@@ -28,7 +28,7 @@ def repeated_ngrams(text: str, n: int = 4) -> float:
 
 
 @torch.no_grad()
-def token_losses(
+def answer_losses(
     model: Any, pairs: Sequence[tuple[list[int], list[int]]], batch: int = 16
 ) -> list[tuple[float, int]]:
     """(summed negative log-likelihood, tokens) of each answer after its prompt, both as token ids."""
@@ -54,12 +54,14 @@ def perplexity(losses: Sequence[tuple[float, int]]) -> float:
     return math.exp(sum(loss for loss, _ in losses) / max(tokens, 1))
 
 
-def outcomes(scores: Sequence[float], against: Sequence[float]) -> list[float]:
+def wins_by_prompt(scores: Sequence[float], against: Sequence[float]) -> list[float]:
     """1 for each prompt on which `scores` is higher, 0 where lower, half for a tie."""
     return [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(scores, against, strict=True)]
 
 
-def interval(values: Sequence[float], draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(
+    values: Sequence[float], draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
     """95% interval of the mean, by bootstrap over the prompts."""
     found = np.asarray(values)
     places = np.random.default_rng(seed).integers(0, len(found), (draws, len(found)))

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pad_vllm import guidance
-from pad_vllm.guidance import Guided, Said
+from pad_vllm.guidance import AnswerTokens, GuideResult
 
 _WIDTH = tl.constexpr(64)  # tokens of a block
 _BLOCKS = tl.constexpr(16)  # blocks that a program looks through
@@ -116,25 +116,29 @@ def _dots(d_w, ids, embedding, reward, stride, hidden, K):
     tl.store(reward + row * K + candidate, tl.sum(total, axis=0))
 
 
-def unpaid(
+def guarded_candidates(
     z: Tensor,
     ids: Tensor,
     min_p: Tensor | None,
-    ends: Tensor,
-    said: Said | None,
+    end_tokens: Tensor,
+    answer: AnswerTokens | None,
     n: Tensor,
-    longest: int,  # noqa: ARG001, guidance.py needs it
+    max_n: int,  # noqa: ARG001, guidance.py needs it
 ) -> Tensor | None:
     """See guidance.unpaid."""
-    if min_p is None and said is None:
+    if min_p is None and answer is None:
         return None
     found = torch.empty(ids.shape, dtype=torch.bool, device=ids.device)
-    text = (None, None, None, None) if said is None else said
+    text = (None, None, None, None) if answer is None else answer
     _unpaid[(len(ids),)](
-        *(z, ids, min_p, ends, *text, n, found),
-        *(ids.shape[1], len(ends), 0 if said is None else said.tokens.stride(0)),
+        *(z, ids, min_p, end_tokens, *text, n, found),
+        *(ids.shape[1], len(end_tokens), 0 if answer is None else answer.tokens.stride(0)),
         *(triton.next_power_of_2(ids.shape[1]), 256),
-        *(min_p is not None, said is not None, said is not None and said.rows is not None),
+        *(
+            min_p is not None,
+            answer is not None,
+            answer is not None and answer.text_index is not None,
+        ),
     )
     return found
 
@@ -254,20 +258,20 @@ def guide(
     reward: Tensor,
     beta: Tensor,
     top_k: Tensor,
-    unpaid: Tensor | None = None,
-    spared: Tensor | None = None,
-) -> Guided:
+    guarded: Tensor | None = None,
+    excluded: Tensor | None = None,
+) -> GuideResult:
     """See guidance.guide."""
     score = torch.empty_like(z)
     left, changed = (torch.empty(len(z), dtype=torch.bool, device=z.device) for _ in range(2))
     K = z.shape[1]
     slots = triton.next_power_of_2(K)
     _scores[(len(z),)](
-        *(z, reward, beta, top_k, unpaid, spared, score, left, changed, K),
-        *(slots, unpaid is not None, spared is not None),
+        *(z, reward, beta, top_k, guarded, excluded, score, left, changed, K),
+        *(slots, guarded is not None, excluded is not None),
     )
     vocabulary = logits.shape[-1]
     _write[len(z), triton.cdiv(vocabulary, 2048)](
         logits, rows, ids, score, left, logits.stride(0), vocabulary, K, 2048
     )
-    return Guided(left, changed)
+    return GuideResult(left, changed)

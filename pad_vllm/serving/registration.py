@@ -9,29 +9,29 @@ from __future__ import annotations
 from typing import Any
 
 from pad_vllm.config import LOAD_FORMAT
-from pad_vllm.serving.start.unsupported_configs import wants_pad
-from pad_vllm.vllm_api.patches.front_end_checks import RequestCheck, on_admission
-from pad_vllm.vllm_api.startup_probe import probe
+from pad_vllm.serving.start.unsupported_configs import asks_for_pad
+from pad_vllm.vllm_api.patches.front_end_checks import RequestCheck, patch_input_processor
+from pad_vllm.vllm_api.startup_probe import require_vllm_internals
 from pad_vllm.vllm_api.vllm_names import BaseModelLoader, VllmConfig, register_model_loader
 
 
-def connect() -> None:
+def register_with_vllm() -> None:
     """Probe this vLLM, register load format "pad", hook the front end's request check.
 
     Safe to call again. Raises what is wrong with this vLLM.
     """
-    probe()
+    require_vllm_internals()
     register_model_loader(LOAD_FORMAT)(_Loader)
-    on_admission(front_end)
+    patch_input_processor(request_check)
 
 
-def front_end(config: VllmConfig) -> RequestCheck | None:
+def request_check(config: VllmConfig) -> RequestCheck | None:
     """The check of requests, None where the config asks for no PAD. See admission.front_end."""
-    if not wants_pad(config):
+    if not asks_for_pad(config):
         return None
     from pad_vllm.serving.frontend import admission
 
-    return admission.front_end(config)
+    return admission.make_admission(config)
 
 
 class _Loader(BaseModelLoader):

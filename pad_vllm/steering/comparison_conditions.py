@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pad_vllm.adapter.manifest import AdapterConfig, parts_of
+from pad_vllm.adapter.manifest import AdapterConfig, training_sections
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Condition:
     beta: float = 0.0
     """Of guidance."""
 
-    sentence: str = ""
+    instruction: str = ""
     """Put behind the prompt, as a user would ask for it; empty for none."""
 
     aims: Mapping[str, int] = field(default_factory=dict)
     """Dimension -> 1 for more of it, -1 for less: what it is judged by."""
 
-    more: Mapping[str, Any] = field(default_factory=dict)
+    request_arguments: Mapping[str, Any] = field(default_factory=dict)
     """Other arguments of a guided request, as `pad_min_p`; the adapter's defaults where there are none."""
 
     def extra_args(self) -> dict[str, Any] | None:
@@ -39,38 +39,40 @@ class Condition:
         if not self.weights:
             return None
         weights = [f"{name}={value:g}" for name, value in self.weights.items()]
-        return {"pad_weights": weights, "pad_beta": self.beta, **self.more}
+        return {"pad_weights": weights, "pad_beta": self.beta, **self.request_arguments}
 
 
-def sentences_of(config: AdapterConfig, told: Mapping[str, str] | None = None) -> dict[str, str]:
+def instructions_of(
+    config: AdapterConfig, given: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """How a user would ask for each dimension: what taught it, of two opposites the first, or `told`.
 
     Raises ValueError where `told` names a dimension that the adapter does not have.
     """
-    for name in told or {}:
+    for name in given or {}:
         if name not in config.dimensions:
             raise ValueError(
                 f"--told {name}: the adapter has no such dimension, only {', '.join(config.dimensions)}"
             )
-    rows = [row for part in parts_of(config) for row in part.get("taught") or []]
-    sentences = {row["dimension"]: row["sentences"][0] for row in rows} | dict(told or {})
+    rows = [row for part in training_sections(config) for row in part.get("taught") or []]
+    sentences = {row["dimension"]: row["sentences"][0] for row in rows} | dict(given or {})
     return {name: sentences[name] for name in config.dimensions if name in sentences}
 
 
-def unguided() -> Condition:
+def unguided_condition() -> Condition:
     """What every other condition is compared with."""
     return Condition("unguided")
 
 
-def told(sentences: Mapping[str, str]) -> list[Condition]:
+def instructed_conditions(sentences: Mapping[str, str]) -> list[Condition]:
     """Plain prompting."""
     return [
-        Condition(f"told {name}", sentence=sentence, aims={name: 1})
+        Condition(f"told {name}", instruction=sentence, aims={name: 1})
         for name, sentence in sentences.items()
     ]
 
 
-def guided(
+def guided_conditions(
     name: str, dimensions: Sequence[str], betas: Sequence[float], signs: Sequence[int] = (1, -1)
 ) -> list[Condition]:
     """Each dimension alone, in each of the signs. name: of the adapter."""
@@ -80,7 +82,7 @@ def guided(
     ]
 
 
-def told_and_guided(
+def instructed_and_guided_conditions(
     name: str, sentences: Mapping[str, str], betas: Sequence[float]
 ) -> list[Condition]:
     """Guidance on top of plain prompting."""
@@ -90,7 +92,7 @@ def told_and_guided(
     ]
 
 
-def mixes(name: str, dimensions: Sequence[str], beta: float) -> list[Condition]:
+def mixed_conditions(name: str, dimensions: Sequence[str], beta: float) -> list[Condition]:
     """Every two dimensions at once."""
     return [
         Condition(

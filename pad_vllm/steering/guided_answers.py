@@ -13,14 +13,14 @@ from typing import Any
 
 from pad_vllm.serving.launch import offline_engine
 from pad_vllm.steering.comparison_conditions import Condition
-from pad_vllm.text.preference_text import with_wish
+from pad_vllm.text.preference_text import with_instruction
 
-Prompts = Sequence[str]
+JsonPrompts = Sequence[str]
 """As training/sampling/sample_responses.py reads them: messages as JSON."""
 
 
 @dataclass(frozen=True)
-class Answer:
+class DrawnAnswer:
     """What the engine said: the text, and the tokens where they were sampled."""
 
     text: str
@@ -29,13 +29,13 @@ class Answer:
     """Negative log-likelihood, in nats, under the base that was asked as this answer was; None: not known."""
 
 
-def losses(said: Sequence[Answer]) -> list[tuple[float, int]]:
+def known_losses(said: Sequence[DrawnAnswer]) -> list[tuple[float, int]]:
     """(negative log-likelihood, tokens) of those answers that know theirs."""
     return [(one.loss, len(one.token_ids)) for one in said if one.loss is not None]
 
 
 @dataclass(frozen=True)
-class Decoding:
+class DecodingSettings:
     """How answers are drawn. The candidates are the base's best `top_k`, guided or not."""
 
     temperature: float = 0.0
@@ -46,34 +46,36 @@ class Decoding:
     chat_template: str | None = None  # None is the base's own
 
 
-def messages(prompt: str, condition: Condition) -> list[dict[str, str]]:
+def condition_messages(prompt: str, condition: Condition) -> list[dict[str, str]]:
     """The conversation of a condition."""
     turns = json.loads(prompt)
-    return with_wish(turns, condition.sentence) if condition.sentence else turns
+    return with_instruction(turns, condition.instruction) if condition.instruction else turns
 
 
 @dataclass(frozen=True)
-class Batch:
+class AnswerBatch:
     """What is asked of one engine."""
 
     base: str
     adapter: str | None  # a folder; None where no condition is guided
-    prompts: Prompts
+    prompts: JsonPrompts
     conditions: Sequence[Condition]
-    decodings: Sequence[Decoding]
-    settings: Mapping[str, str] = field(default_factory=dict)
+    decodings: Sequence[DecodingSettings]
+    engine_settings: Mapping[str, str] = field(default_factory=dict)
     """Of the engine that guides, in additional_config['pad'] beside the adapter."""
 
 
-def answers(batch: Batch) -> list[list[list[Answer]]]:
+def draw_answers(batch: AnswerBatch) -> list[list[list[DrawnAnswer]]]:
     """[decoding][condition][prompt]."""
-    return offline_engine.apart(_answers, batch)
+    return offline_engine.run_in_subprocess(_answers, batch)
 
 
-def _answers(batch: Batch) -> list[list[list[Answer]]]:
-    llm = offline_engine.engine(batch.base, _sizes(batch), batch.adapter, batch.settings)
+def _answers(batch: AnswerBatch) -> list[list[list[DrawnAnswer]]]:
+    llm = offline_engine.offline_llm(
+        batch.base, _sizes(batch), batch.adapter, batch.engine_settings
+    )
     prompts, conditions, size = batch.prompts, batch.conditions, len(batch.prompts)
-    chats = [messages(prompt, one) for one in conditions for prompt in prompts]
+    chats = [condition_messages(prompt, one) for one in conditions for prompt in prompts]
     found = []
     for decoding in batch.decodings:
         params = [_sampling(decoding, one) for one in conditions for _ in prompts]
@@ -84,15 +86,15 @@ def _answers(batch: Batch) -> list[list[list[Answer]]]:
     return found
 
 
-def _answer(said: Any, known: bool) -> Answer:
+def _answer(said: Any, known: bool) -> DrawnAnswer:
     loss = -float(said.cumulative_logprob) if known else None
-    return Answer(said.text, tuple(said.token_ids), loss)
+    return DrawnAnswer(said.text, tuple(said.token_ids), loss)
 
 
-def _sizes(batch: Batch) -> dict[str, Any]:
+def _sizes(batch: AnswerBatch) -> dict[str, Any]:
     # No token is less than a byte; a template puts some around.
     asked = max(len(prompt.encode()) for prompt in batch.prompts)
-    told = max(len(condition.sentence.encode()) for condition in batch.conditions)
+    told = max(len(condition.instruction.encode()) for condition in batch.conditions)
     tokens = max(decoding.tokens for decoding in batch.decodings)
     first = batch.decodings[0]
     return {
@@ -106,8 +108,8 @@ def _sizes(batch: Batch) -> dict[str, Any]:
     }
 
 
-def _sampling(decoding: Decoding, condition: Condition) -> Any:
-    return offline_engine.sampling(
+def _sampling(decoding: DecodingSettings, condition: Condition) -> Any:
+    return offline_engine.sampling_params(
         temperature=decoding.temperature,
         top_k=decoding.top_k if decoding.temperature else 0,
         max_tokens=decoding.tokens,

@@ -11,30 +11,35 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pad_vllm.evaluation.sentence_embeddings import embed, relevance
-from pad_vllm.evaluation.text_measures import interval, outcomes, perplexity, repeated_ngrams
+from pad_vllm.evaluation.text_measures import (
+    bootstrap_interval,
+    perplexity,
+    repeated_ngram_share,
+    wins_by_prompt,
+)
 from pad_vllm.steering.comparison_conditions import Condition
-from pad_vllm.steering.dimension_judges import Judges
-from pad_vllm.steering.guided_answers import Answer, Prompts
+from pad_vllm.steering.dimension_judges import DimensionJudges
+from pad_vllm.steering.guided_answers import DrawnAnswer, JsonPrompts
 
-Record = dict[str, Any]
+ConditionRecord = dict[str, Any]
 
 
-class Figures:
+class ConditionMetrics:
     """Of the answers to some prompts; the first condition is what the others are compared with."""
 
-    def __init__(self, judges: Judges, prompts: Prompts) -> None:
+    def __init__(self, judges: DimensionJudges, prompts: JsonPrompts) -> None:
         self.judges, self.prompts = judges, prompts
-        self.asked = embed([json.loads(prompt)[-1]["content"] for prompt in prompts])
+        self.prompt_embeddings = embed([json.loads(prompt)[-1]["content"] for prompt in prompts])
 
     def records(
-        self, conditions: Sequence[Condition], said: Sequence[Sequence[Answer]]
-    ) -> list[Record]:
+        self, conditions: Sequence[Condition], said: Sequence[Sequence[DrawnAnswer]]
+    ) -> list[ConditionRecord]:
         """One a condition, in their order."""
         read = [_Read(self, *both) for both in zip(conditions, said, strict=True)]
         wished = {
             next(iter(condition.aims)): one
             for condition, one in zip(conditions, read, strict=True)
-            if condition.sentence and not condition.weights
+            if condition.instruction and not condition.weights
         }
         return [
             self._record(condition, one, read[0], wished)
@@ -43,8 +48,8 @@ class Figures:
 
     def _record(
         self, condition: Condition, read: _Read, plain: _Read, wished: Mapping[str, _Read]
-    ) -> Record:
-        record: Record = {
+    ) -> ConditionRecord:
+        record: ConditionRecord = {
             "name": condition.name,
             "beta": condition.beta,
             "weights": dict(condition.weights),
@@ -57,7 +62,7 @@ class Figures:
             "words": round(read.words / max(plain.words, 1e-9), 3),
         }
         beside = wished.get(next(iter(condition.aims), "")) if condition.weights else None
-        if condition.sentence and beside is not None:
+        if condition.instruction and beside is not None:
             record["wins_over_told"] = {
                 d: _wins(read.scores(d), beside.scores(d)) for d in condition.aims
             }
@@ -67,15 +72,17 @@ class Figures:
 class _Read:
     """One condition's answers, read once."""
 
-    def __init__(self, figures: Figures, condition: Condition, said: Sequence[Answer]) -> None:
-        self.figures, self.said, self.asked = figures, said, condition.sentence
+    def __init__(
+        self, figures: ConditionMetrics, condition: Condition, said: Sequence[DrawnAnswer]
+    ) -> None:
+        self.figures, self.said, self.asked = figures, said, condition.instruction
         self.losses = figures.judges.losses(figures.prompts, said, self.asked)
         texts = [one.text for one in said]
         self.perplexity = perplexity(self.losses)
-        self.repeated = sum(map(repeated_ngrams, texts)) / len(texts)
+        self.repeated = sum(map(repeated_ngram_share, texts)) / len(texts)
         self.words = sum(len(text.split()) for text in texts) / len(texts)
         self.embedded = embed(texts)
-        cosines = relevance(figures.asked, self.embedded)
+        cosines = relevance(figures.prompt_embeddings, self.embedded)
         self.relevance = sum(cosines) / len(cosines)
         self._scores: dict[str, dict[str, list[float]]] = {}
 
@@ -94,12 +101,12 @@ def _wins(
     """Judge -> [share of prompts won, and its 95% interval]."""
     found = {}
     for judge, values in scores.items():
-        won = outcomes(values, against[judge])
-        found[judge] = [round(x, 4) for x in (sum(won) / len(won), *interval(won))]
+        won = wins_by_prompt(values, against[judge])
+        found[judge] = [round(x, 4) for x in (sum(won) / len(won), *bootstrap_interval(won))]
     return found
 
 
-def table(records: Sequence[Record]) -> list[str]:
+def metrics_table(records: Sequence[ConditionRecord]) -> list[str]:
     """Markdown, a line a condition."""
     lines = [
         "| condition | beta | wins in percent, by judge | repeated | perplexity | relevance | words |",
@@ -115,7 +122,7 @@ def table(records: Sequence[Record]) -> list[str]:
     return lines
 
 
-def _cell(record: Record) -> str:
+def _cell(record: ConditionRecord) -> str:
     many = len(record["aims"]) > 1
     parts = []
     for dimension, wins in record["wins"].items():

@@ -17,21 +17,21 @@ from torch import Tensor
 
 from pad_vllm import guidance
 from pad_vllm.adapter.adapter_folder import load_adapter
-from pad_vllm.adapter.backbone.backbone import Backbone, require_backbone
+from pad_vllm.adapter.backbone.backbone import Backbone, require_same_backbone
 from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.catalog.name_resolution import resolve_base
 from pad_vllm.config import PADConfig
-from pad_vllm.guidance_outcome import Earned, earned
-from pad_vllm.params import BETA, WEIGHTS, Guidance, parse
+from pad_vllm.guidance_outcome import TokenExplanation, token_explanations
+from pad_vllm.params import BETA, WEIGHTS, Guidance, parse_guidance
 from pad_vllm.persrm import PersRM
-from pad_vllm.serving.start.served_adapters import limits_of
+from pad_vllm.serving.start.served_adapters import adapter_limits
 from pad_vllm.steering.comparison_conditions import Condition
-from pad_vllm.steering.guided_answers import Batch, Decoding, answers
-from pad_vllm.text.chat_template import chat_ids, chat_tokenizer
+from pad_vllm.steering.guided_answers import AnswerBatch, DecodingSettings, draw_answers
+from pad_vllm.text.chat_template import chat_token_ids, load_chat_tokenizer
 
 
 @dataclass(frozen=True)
-class Question:
+class ExplanationRequest:
     """What is explained."""
 
     adapter: str  # folder
@@ -40,18 +40,18 @@ class Question:
     weights: str  # as pad_weights
     beta: float | None = None  # None: the adapter's
     answer: str | None = None  # None: the guided base's own, greedy
-    length: int = 80  # tokens of that
+    max_tokens: int = 80  # tokens of that
     dtype: str = "auto"  # that it is drawn in
 
 
-def explain(asked: Question) -> list[Earned]:
+def explain_answer(asked: ExplanationRequest) -> list[TokenExplanation]:
     """Raises ValueError for weights that the adapter does not have, and for what cannot be loaded."""
     from transformers import AutoModelForCausalLM
 
     adapter, folder = load_adapter(asked.adapter), Path(resolve_base(asked.base))
-    require_backbone(adapter.config.backbone, Backbone.from_checkpoint(folder))
+    require_same_backbone(adapter.config.backbone, Backbone.from_checkpoint(folder))
     guided = _guidance(asked, adapter.config)
-    tokenizer = chat_tokenizer(folder, asked.base, adapter.config.chat_template)
+    tokenizer = load_chat_tokenizer(folder, asked.base, adapter.config.chat_template)
     prompt = [{"role": "user", "content": asked.prompt}]
     if asked.answer is None:
         said = _drawn(asked, guided, adapter.config, prompt)
@@ -61,36 +61,40 @@ def explain(asked: Question) -> list[Earned]:
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), adapter
     )
     w = torch.tensor(guided.weights)
-    return tokens(model, tokenizer, chat_ids(tokenizer, prompt), said, w, guided.top_k)
+    return explain_tokens(
+        model, tokenizer, chat_token_ids(tokenizer, prompt), said, w, guided.top_k
+    )
 
 
-def _guidance(asked: Question, config: AdapterConfig) -> Guidance:
-    limits = limits_of(config, PADConfig.max_beta, config.top_k)
+def _guidance(asked: ExplanationRequest, config: AdapterConfig) -> Guidance:
+    limits = adapter_limits(config, PADConfig.max_beta, config.top_k)
     beta = {} if asked.beta is None else {BETA: asked.beta}
-    guided = parse({WEIGHTS: asked.weights, **beta}, limits)
+    guided = parse_guidance({WEIGHTS: asked.weights, **beta}, limits)
     assert guided is not None
     return guided
 
 
 def _drawn(
-    asked: Question, guided: Guidance, config: AdapterConfig, prompt: list[dict[str, str]]
+    asked: ExplanationRequest, guided: Guidance, config: AdapterConfig, prompt: list[dict[str, str]]
 ) -> list[int]:
     weights = dict(zip(config.dimensions, guided.weights, strict=True))
     way = Condition("explained", weights, guided.beta)
-    decoding = Decoding(tokens=asked.length, dtype=asked.dtype, chat_template=config.chat_template)
-    batch = Batch(asked.base, asked.adapter, [json.dumps(prompt)], [way], [decoding])
-    return list(answers(batch)[0][0][0].token_ids)
+    decoding = DecodingSettings(
+        tokens=asked.max_tokens, dtype=asked.dtype, chat_template=config.chat_template
+    )
+    batch = AnswerBatch(asked.base, asked.adapter, [json.dumps(prompt)], [way], [decoding])
+    return list(draw_answers(batch)[0][0][0].token_ids)
 
 
 @torch.no_grad()
-def tokens(
+def explain_tokens(
     model: PersRM,
     tokenizer: Any,
     prompt: Sequence[int],
     answer: Sequence[int],
     w: Tensor,
     top_k: int,
-) -> list[Earned]:
+) -> list[TokenExplanation]:
     """prompt, answer: token ids; w [D]; top_k: the base's candidates."""
     if not answer:
         return []
@@ -101,6 +105,6 @@ def tokens(
     ids = torch.cat([best, torch.tensor(answer).unsqueeze(-1)], -1)
     behind = torch.nn.functional.pad(z, (0, 1), value=guidance.NEG_INF)
     rewards = model.rewards(h_B, h_T, ids, w.expand(len(h_B), -1))
-    paid = guidance.earned(behind, rewards, torch.full((len(z),), top_k))
+    paid = guidance.centred_rewards(behind, rewards, torch.full((len(z),), top_k))
     steps = list(zip(range(len(answer)), ids.tolist(), paid.tolist(), strict=True))
-    return earned(steps, answer, tokenizer)
+    return token_explanations(steps, answer, tokenizer)

@@ -12,9 +12,15 @@ from collections.abc import Sequence
 from functools import partial
 
 from pad_vllm.adapter.manifest import read_config
-from pad_vllm.evaluation.text_measures import perplexity, repeated_ngrams
-from pad_vllm.steering.comparison_conditions import Condition, guided, unguided
-from pad_vllm.steering.guided_answers import Answer, Batch, Decoding, answers, losses
+from pad_vllm.evaluation.text_measures import perplexity, repeated_ngram_share
+from pad_vllm.steering.comparison_conditions import Condition, guided_conditions, unguided_condition
+from pad_vllm.steering.guided_answers import (
+    AnswerBatch,
+    DecodingSettings,
+    DrawnAnswer,
+    draw_answers,
+    known_losses,
+)
 
 QUESTIONS = (
     "How do I make a good cup of tea?",
@@ -33,30 +39,35 @@ _TOKENS = 60
 def trial(base: str, adapter: str, dtype: str) -> list[str]:
     """adapter: folder; dtype: of the engine. Takes about a minute on two cores."""
     config = read_config(adapter)
-    conditions = [unguided(), *guided("", config.dimensions, [config.beta], (1,))]
+    conditions = [
+        unguided_condition(),
+        *guided_conditions("", config.dimensions, [config.beta], (1,)),
+    ]
     prompts = [json.dumps([{"role": "user", "content": one}]) for one in QUESTIONS]
-    drawn = Decoding(0.7, _TOKENS, config.top_k, dtype=dtype, chat_template=config.chat_template)
-    (said,) = answers(Batch(base, adapter, prompts, conditions, [drawn]))
+    drawn = DecodingSettings(
+        0.7, _TOKENS, config.top_k, dtype=dtype, chat_template=config.chat_template
+    )
+    (said,) = draw_answers(AnswerBatch(base, adapter, prompts, conditions, [drawn]))
     return [*_table(conditions, said), *_shown(conditions, said)]
 
 
-def _table(conditions: Sequence[Condition], said: Sequence[Sequence[Answer]]) -> list[str]:
+def _table(conditions: Sequence[Condition], said: Sequence[Sequence[DrawnAnswer]]) -> list[str]:
     lines = [f"{'':>14} {'repeated':>10} {'perplexity':>10} {'words':>6}"]
     for condition, row in zip(conditions, said, strict=True):
-        repeated = sum(repeated_ngrams(one.text) for one in row) / len(row)
+        repeated = sum(repeated_ngram_share(one.text) for one in row) / len(row)
         words = sum(len(one.text.split()) for one in row) / len(row)
         name = condition.name.strip()
         lines.append(f"{name:>14} {repeated:>10.1%} {_perplexity(row):>10} {words:>6.0f}")
     return lines
 
 
-def _perplexity(row: Sequence[Answer]) -> str:
+def _perplexity(row: Sequence[DrawnAnswer]) -> str:
     """Of the base; not known in half precision."""
-    known = losses(row)
+    known = known_losses(row)
     return f"{perplexity(known):.1f}" if known else "-"
 
 
-def _shown(conditions: Sequence[Condition], said: Sequence[Sequence[Answer]]) -> list[str]:
+def _shown(conditions: Sequence[Condition], said: Sequence[Sequence[DrawnAnswer]]) -> list[str]:
     fill = partial(textwrap.fill, width=100, subsequent_indent=" " * 16)
     lines = []
     for number, question in enumerate(QUESTIONS[:_SHOWN]):

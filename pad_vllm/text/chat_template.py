@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 
-def chat_ids(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
+def chat_token_ids(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
     """Token ids of a conversation up to where the assistant begins.
 
     Raises jinja2.TemplateError for a conversation that the template does not take.
@@ -32,15 +32,15 @@ def _rendered(tokenizer: Any, messages: Sequence[dict[str, str]]) -> str:
     )
 
 
-def chat_tokenizer(folder: str | Path, base: str, template: str | None) -> Any:
+def load_chat_tokenizer(folder: str | Path, base: str, template: str | None) -> Any:
     """The tokenizer in a checkpoint's folder, as `with_template` has it."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    return with_template(tokenizer, base, template)
+    return with_chat_template(tokenizer, base, template)
 
 
-def with_template(tokenizer: Any, base: str, template: str | None) -> Any:
+def with_chat_template(tokenizer: Any, base: str, template: str | None) -> Any:
     """The tokenizer of `base`, with `template` in the place of its own where one is given.
 
     Raises ValueError where there is none, or where it takes no conversation at all.
@@ -70,7 +70,7 @@ def with_template(tokenizer: Any, base: str, template: str | None) -> Any:
     return tokenizer
 
 
-def template_text(given: str, setting: str) -> str:
+def read_chat_template(given: str, setting: str) -> str:
     """A chat template's text, from a file's name or the text itself, as vLLM takes it.
 
     Raises ValueError, which names the setting it was given by.

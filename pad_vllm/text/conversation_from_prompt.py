@@ -73,7 +73,7 @@ class _Form:
             at, role = place + len(between), self.turns[role][between]
 
 
-class Template:
+class ChatTemplateReader:
     """Recovers the conversation from a prompt that a tokenizer's chat template rendered.
 
     Reads conversations of system, user and assistant turns. Tools, images and a template's own
@@ -83,7 +83,7 @@ class Template:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._learn()
-        self.end = _end_of_turn(tokenizer)
+        self.end_of_turn = _end_of_turn(tokenizer)
         """The special token after an assistant's content; None where the template puts none."""
 
     def read(self, text: str) -> list[Turn] | None:
@@ -96,7 +96,7 @@ class Template:
             self._learn()  # templates that say today's date change at midnight
         return self._read(text)
 
-    def conversation(self, ids: Sequence[int]) -> list[Turn]:
+    def conversation_from_ids(self, ids: Sequence[int]) -> list[Turn]:
         """`read` of a prompt's tokens; a prompt that it cannot read is one user turn."""
         tokenizer = self._tokenizer
         messages = self.read(_decode(tokenizer, ids))
@@ -138,7 +138,9 @@ class Template:
         return _decode(self._tokenizer, _encode(self._tokenizer, text))
 
 
-def prompt_text(tokenizer: Any, messages: Sequence[Mapping[str, str]], preference: str = "") -> str:
+def persrm_prompt_text(
+    tokenizer: Any, messages: Sequence[Mapping[str, str]], preference: str = ""
+) -> str:
     """The PersRM's prompt: rendered, up to where the assistant begins.
 
     preference: free text, put where training puts a preference in words. A conversation that the
@@ -156,11 +158,11 @@ def prompt_text(tokenizer: Any, messages: Sequence[Mapping[str, str]], preferenc
     return "".join(f"{turn['content']}\n\n" for turn in turns)
 
 
-def prompt_ids(
+def persrm_prompt_ids(
     tokenizer: Any, messages: Sequence[Mapping[str, str]], preference: str = ""
 ) -> list[int]:
     """`prompt_text` in tokens; the tokenizer adds its own <bos> only where it has no template."""
-    text = prompt_text(tokenizer, messages, preference)
+    text = persrm_prompt_text(tokenizer, messages, preference)
     return _encode(tokenizer, text, special=not tokenizer.chat_template)
 
 

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-Change = tuple[int, tuple[int, ...]]
+TokenChange = tuple[int, tuple[int, ...]]
 """(keep, added): the tokens become tokens[:keep] + added."""
 
 _MEET = 4  # tokens in a row that a window must share with the known ones to be accepted
@@ -19,23 +19,23 @@ _BACK = 6  # tokens before the change that the first window begins at; the next 
 _MEMO = 2**18  # characters of windows memoised, over all requests: some 10 MB with their tokens
 
 
-class Splice(NamedTuple):
+class TextSplice(NamedTuple):
     """A text's end, replaced."""
 
-    place: int  # characters that stay
+    num_kept: int  # characters that stay
     text: str  # what follows them
 
 
-class Edit(NamedTuple):
+class TokenEdit(NamedTuple):
     """New tokens from the one at `cut`, spans in characters of the new text."""
 
-    splice: Splice
-    cut: int
+    splice: TextSplice
+    num_kept: int
     ids: list[int]
     spans: list[tuple[int, int]]
 
 
-class Encoder:
+class WindowEncoder:
     """Encodes texts as (ids, spans in characters), memoised."""
 
     def __init__(self, backend: Any) -> None:
@@ -51,7 +51,7 @@ class Encoder:
         begins = {re.escape(token.content[0]) for token in added if token.content}
         self._begin = re.compile("(?s:.)" if anywhere or not begins else f"[{''.join(begins)}]")
 
-    def sound(self, text: str, place: int) -> int:
+    def safe_start(self, text: str, place: int) -> int:
         """`place`, or an earlier one where an added token may begin that text after `place` completes."""
         begin = self._begin.search(text, max(0, place - self._reach), place)
         place = begin.start() if begin else place
@@ -72,29 +72,31 @@ class Encoder:
         return [self._known[text] for text in texts]
 
 
-class Answer:
+class EncodedAnswer:
     """A text and its tokens, equal to the encoding of the whole text after every edit.
 
     Encoded is a window of text that begins some tokens before the change. From where four of its tokens
     agree with the known ones in ids and spans, its tokens replace the known ones.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: WindowEncoder) -> None:
         self.text = ""
         self.ids: list[int] = []
         self.spans: list[tuple[int, int]] = []
         self._encoder = encoder
 
-    def edits(self, splices: Sequence[Splice]) -> list[Edit]:
+    def edits(self, splices: Sequence[TextSplice]) -> list[TokenEdit]:
         """The tokens that each splice of the text would make."""
-        nothing = Splice(len(self.text), "")
-        made = {nothing: Edit(nothing, len(self.ids), [], [])}
+        nothing = TextSplice(len(self.text), "")
+        made = {nothing: TokenEdit(nothing, len(self.ids), [], [])}
         back = _BACK
         while missing := [s for s in dict.fromkeys(splices) if s not in made]:
-            sound = [self._encoder.sound(self.text, splice.place) for splice in missing]
+            sound = [self._encoder.safe_start(self.text, splice.num_kept) for splice in missing]
             firsts = [self._first(place, back) for place in sound]
             begins = [self.spans[first][0] if first else 0 for first in firsts]
-            texts = [self.text[b : s.place] + s.text for b, s in zip(begins, missing, strict=True)]
+            texts = [
+                self.text[b : s.num_kept] + s.text for b, s in zip(begins, missing, strict=True)
+            ]
             windows = self._encoder(texts)
             for s, place, first, begin, window in zip(
                 missing, sound, firsts, begins, windows, strict=True
@@ -102,23 +104,23 @@ class Answer:
                 ids, spans = window[0], [(b + begin, e + begin) for b, e in window[1]]
                 met = self._meet(first, ids, spans, place) if first else (0, 0)
                 if met:
-                    made[s] = Edit(s, met[0], ids[met[1] :], spans[met[1] :])
+                    made[s] = TokenEdit(s, met[0], ids[met[1] :], spans[met[1] :])
             back *= 2
         return [made[splice] for splice in splices]
 
-    def change(self, edit: Edit) -> Change:
+    def as_token_change(self, edit: TokenEdit) -> TokenChange:
         """An edit as (keep, added), with as many tokens kept as stay the same."""
         alike = 0
-        for old, new in zip(self.ids[edit.cut :], edit.ids, strict=False):
+        for old, new in zip(self.ids[edit.num_kept :], edit.ids, strict=False):
             if old != new:
                 break
             alike += 1
-        return edit.cut + alike, tuple(edit.ids[alike:])
+        return edit.num_kept + alike, tuple(edit.ids[alike:])
 
-    def apply(self, edit: Edit) -> None:
-        self.text = self.text[: edit.splice.place] + edit.splice.text
-        self.ids[edit.cut :] = edit.ids
-        self.spans[edit.cut :] = edit.spans
+    def apply(self, edit: TokenEdit) -> None:
+        self.text = self.text[: edit.splice.num_kept] + edit.splice.text
+        self.ids[edit.num_kept :] = edit.ids
+        self.spans[edit.num_kept :] = edit.spans
 
     def _first(self, place: int, back: int) -> int:
         """The token that a window begins with: `back` before `place`, at the start of a character."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from pad_vllm.wording import show
+from pad_vllm.wording import short_repr
 
 
 def with_preference(messages: Sequence[Mapping[str, str]], text: str) -> list[dict[str, str]]:
@@ -21,7 +21,7 @@ def with_preference(messages: Sequence[Mapping[str, str]], text: str) -> list[di
     )
 
 
-def with_wish(messages: Sequence[Mapping[str, str]], text: str) -> list[dict[str, str]]:
+def with_instruction(messages: Sequence[Mapping[str, str]], text: str) -> list[dict[str, str]]:
     """The conversation with `text` after its last user turn's content. Raises ValueError without one.
 
     Of a base that was never trained on `with_preference`'s form this is what it follows: a small one
@@ -39,6 +39,6 @@ def _changed(
             turn["content"] = change(turn["content"])
             return turns
     raise ValueError(
-        f"the conversation has no user turn (roles: {show([turn['role'] for turn in turns])}); "
+        f"the conversation has no user turn (roles: {short_repr([turn['role'] for turn in turns])}); "
         "accepted: one at least, for the preference to stand in. Add it."
     )

@@ -11,100 +11,104 @@ from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import Any
 
-from pad_vllm.text.conversation_from_prompt import Template, prompt_ids
-from pad_vllm.text.incremental_encoding import Answer, Change, Encoder, Splice
-from pad_vllm.text.token_texts import Pieces, Tail
+from pad_vllm.text.conversation_from_prompt import ChatTemplateReader, persrm_prompt_ids
+from pad_vllm.text.incremental_encoding import EncodedAnswer, TextSplice, TokenChange, WindowEncoder
+from pad_vllm.text.token_texts import TokenDecoder, UndecodedTail
 
 
-class Reader:
+class TokenAligner:
     """One for a pair of tokenizers.
 
     Raises ValueError for a tokenizer that is not a fast one, or a base's decoder that `Pieces` does not know.
     """
 
-    def __init__(self, base: Any, persrm: Any, *, ends: Iterable[int] = ()) -> None:
+    def __init__(self, base: Any, persrm: Any, *, end_tokens: Iterable[int] = ()) -> None:
         """ends: tokens that end the base's answers beside its tokenizer's end of sequence."""
         for role, tokenizer in (("base", base), ("PersRM", persrm)):
             _require_fast(role, tokenizer)
-        self.same = _same(base, persrm)
+        self.same_tokens = _same(base, persrm)
         """Token ids mean the same in both, so they are passed through."""
         self._persrm = persrm
-        self._template = Template(base)
-        if self.same:
+        self._template = ChatTemplateReader(base)
+        if self.same_tokens:
             return
-        self._encoder = Encoder(persrm.backend_tokenizer)
-        self._pieces = Pieces(base.backend_tokenizer)
-        self._ends = frozenset({base.eos_token_id, self._template.end, *ends} - {None})
-        end = Template(persrm).end
+        self._encoder = WindowEncoder(persrm.backend_tokenizer)
+        self._pieces = TokenDecoder(base.backend_tokenizer)
+        self._ends = frozenset(
+            {base.eos_token_id, self._template.end_of_turn, *end_tokens} - {None}
+        )
+        end = ChatTemplateReader(persrm).end_of_turn
         self._end = persrm.eos_token_id if end is None else end
 
-    def open(self, prompt_ids: Sequence[int], preference: str = "") -> Reading:
+    def start(self, prompt_ids: Sequence[int], preference: str = "") -> AlignedTokens:
         """A request whose prompt the base has as these tokens; preference: the user's, in words."""
-        if self.same and not preference:
-            return Reading(prompt_ids)
+        if self.same_tokens and not preference:
+            return AlignedTokens(prompt_ids)
         prompt = self._prompt(prompt_ids, preference)
-        if self.same:
-            return Reading(prompt)
+        if self.same_tokens:
+            return AlignedTokens(prompt)
         end = () if self._end is None else (self._end,)
         return _Translation(prompt, self._pieces, self._encoder, dict.fromkeys(self._ends, end))
 
     def _prompt(self, ids: Sequence[int], preference: str) -> list[int]:
-        return prompt_ids(self._persrm, self._template.conversation(ids), preference)
+        return persrm_prompt_ids(
+            self._persrm, self._template.conversation_from_ids(ids), preference
+        )
 
 
-class Reading:
+class AlignedTokens:
     """One request's tokens for the PersRM; this class where both models have the same tokens."""
 
     def __init__(self, prompt: Sequence[int]) -> None:
         self.tokens = list(prompt)
         """The PersRM's: prompt and answer so far."""
-        self.stays = 0
+        self.num_unchanged = 0
         """How many of the first of them have not changed since `settle`."""
 
-    def settle(self) -> None:
+    def reset_unchanged(self) -> None:
         """From here on `stays` counts anew."""
-        self.stays = len(self.tokens)
+        self.num_unchanged = len(self.tokens)
 
     def extend(self, ids: Sequence[int]) -> None:
         """Append tokens that the base generated."""
         self.tokens += ids
 
-    def candidates(self, ids: Sequence[int]) -> list[Change]:
+    def candidate_changes(self, ids: Sequence[int]) -> list[TokenChange]:
         """For each base token what `tokens` would be if it came next."""
         return [(len(self.tokens), (token,)) for token in ids]
 
 
-class _Translation(Reading):
+class _Translation(AlignedTokens):
     """One request whose answer is decoded, and encoded again for the PersRM."""
 
     def __init__(
         self,
         prompt: Sequence[int],
-        pieces: Pieces,
-        encoder: Encoder,
+        pieces: TokenDecoder,
+        encoder: WindowEncoder,
         ends: dict[int, tuple[int, ...]],
     ) -> None:
         super().__init__(prompt)
         self._prompt = len(self.tokens)
         self._pieces = pieces
         self._ends = ends  # base tokens that end the turn -> the PersRM's
-        self._answer = Answer(encoder)
+        self._answer = EncodedAnswer(encoder)
         self._settled = 0  # characters of the answer that no later byte can change
-        self._tail = pieces.start
+        self._tail = pieces.initial_tail
 
     def extend(self, ids: Sequence[int]) -> None:
-        text, tail = self._pieces.add(self._tail, ids)
+        text, tail = self._pieces.decode(self._tail, ids)
         [edit] = self._answer.edits([self._splice(text, tail)])
-        keep, added = self._answer.change(edit)
+        keep, added = self._answer.as_token_change(edit)
         self._answer.apply(edit)
         self._settled += len(text)
         self._tail = tail
         self.tokens[self._prompt + keep :] = added
-        self.stays = min(self.stays, self._prompt + keep)
+        self.num_unchanged = min(self.num_unchanged, self._prompt + keep)
 
-    def candidates(self, ids: Sequence[int]) -> list[Change]:
+    def candidate_changes(self, ids: Sequence[int]) -> list[TokenChange]:
         splices = [
-            self._splice(*self._pieces.add(self._tail, () if token in self._ends else (token,)))
+            self._splice(*self._pieces.decode(self._tail, () if token in self._ends else (token,)))
             for token in ids
         ]
         changes = []
@@ -112,18 +116,18 @@ class _Translation(Reading):
             if token in self._ends:
                 changes.append((len(self.tokens), self._ends[token]))
             else:
-                keep, added = self._answer.change(edit)
+                keep, added = self._answer.as_token_change(edit)
                 changes.append((self._prompt + keep, added))
         return changes
 
-    def _splice(self, text: str, tail: Tail) -> Splice:
+    def _splice(self, text: str, tail: UndecodedTail) -> TextSplice:
         """The change of the answer's text by newly final `text` and a new tail."""
         old = self._answer.text[self._settled :]
-        new = text + self._pieces.shown(tail)
+        new = text + self._pieces.pending_text(tail)
         alike = sum(
             1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False))
         )
-        return Splice(self._settled + alike, new[alike:])
+        return TextSplice(self._settled + alike, new[alike:])
 
 
 def _require_fast(role: str, tokenizer: Any) -> None:

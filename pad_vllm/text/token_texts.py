@@ -12,17 +12,17 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from pad_vllm.wording import show
+from pad_vllm.wording import short_repr
 
 
-class Tail(NamedTuple):
+class UndecodedTail(NamedTuple):
     """The end of an answer that is not final text yet."""
 
-    run: bytes  # of tokens not decoded yet
-    strip: int  # leading blanks of the answer that decoding would still drop
+    pending_bytes: bytes  # of tokens not decoded yet
+    blanks_to_strip: int  # leading blanks of the answer that decoding would still drop
 
 
-class Pieces:
+class TokenDecoder:
     """Decodes a tokenizer's tokens one by one. Raises ValueError for a decoder that is not known.
 
     Two kinds: every token is bytes (ByteLevel), or a token is text or one byte (byte fallback).
@@ -42,36 +42,36 @@ class Pieces:
         strip: dict[str, Any] = parts[-1] if parts[-1]["type"] == "Strip" else {}
         self._blank = strip.get("content", "")
         self._known: dict[int, str | bytes] = {}
-        self.start = Tail(b"", strip.get("start", 0))
+        self.initial_tail = UndecodedTail(b"", strip.get("start", 0))
         """Before the first token."""
 
-    def of(self, token: int) -> str | bytes:
+    def token_text(self, token: int) -> str | bytes:
         """A token's text or bytes; empty for special tokens and for those that do not exist."""
         piece = self._known.get(token)
         if piece is None:
             piece = self._known[token] = self._piece(token)
         return piece
 
-    def add(self, tail: Tail, tokens: Iterable[int]) -> tuple[str, Tail]:
+    def decode(self, tail: UndecodedTail, tokens: Iterable[int]) -> tuple[str, UndecodedTail]:
         """The text that becomes final with `tokens`, and the new tail."""
         if self._bytewise:
-            data = b"".join([tail.run, *map(self.of, tokens)])  # type: ignore[list-item]
+            data = b"".join([tail.pending_bytes, *map(self.token_text, tokens)])  # type: ignore[list-item]
             text, used = codecs.utf_8_decode(data, "replace", False)
-            return text, Tail(data[used:], 0)
+            return text, UndecodedTail(data[used:], 0)
         text, (run, strip) = "", tail
-        for piece in map(self.of, tokens):
+        for piece in map(self.token_text, tokens):
             if isinstance(piece, bytes):
                 run += piece
             elif piece:
                 more, strip = self._stripped(_characters(run, final=True) + piece, strip)
                 text, run = text + more, b""
-        return text, Tail(run, strip)
+        return text, UndecodedTail(run, strip)
 
-    def shown(self, tail: Tail) -> str:
+    def pending_text(self, tail: UndecodedTail) -> str:
         """The complete characters of a tail, not final: a wrong byte after them makes them all U+FFFD."""
-        if self._bytewise or not tail.run:
+        if self._bytewise or not tail.pending_bytes:
             return ""
-        return self._stripped(_characters(tail.run, final=False), tail.strip)[0]
+        return self._stripped(_characters(tail.pending_bytes, final=False), tail.blanks_to_strip)[0]
 
     def _piece(self, token: int) -> str | bytes:
         # id_to_token takes unsigned 32-bit ids, and raises on any other.
@@ -121,7 +121,7 @@ def _decoder(backend: Any) -> list[dict[str, Any]]:
     patterns = [part["pattern"] for part in parts if part["type"] == "Replace"]
     if not known or parts[-1].get("stop") or not all("String" in pattern for pattern in patterns):
         raise ValueError(
-            f"the base's tokenizer decodes by {show(parts)}; accepted: ByteLevel, or Replace, "
+            f"the base's tokenizer decodes by {short_repr(parts)}; accepted: ByteLevel, or Replace, "
             "ByteFallback, Fuse and Strip at the start, in this order. Use a PersRM with the base's "
             "own tokenizer."
         )

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pad_vllm.persrm import PersRM
 
-LEAST = 2  # cross-validation leaves out at least one and fits the rest
+MIN_CHOICES = 2  # cross-validation leaves out at least one and fits the rest
 _FOLDS = 10
 # Of the prior at strength 1: a standard deviation of 2. With 1, the intervals of simulated users whose
 # choices were firm (log-odds of spread 3) held their weights 75% of the time; with 2, 95%. The direction
@@ -31,7 +31,7 @@ _NORMAL_95 = 1.959964
 
 
 @dataclass(frozen=True, eq=False)
-class Fit:
+class WeightFit:
     """What the choices say. D dimensions in the adapter's order; all tensors float64."""
 
     w: Tensor
@@ -57,11 +57,11 @@ class Fit:
     """What the best single dimension gets right of the same left-out choices."""
 
     @property
-    def clear(self) -> list[bool]:
+    def excludes_zero(self) -> list[bool]:
         """Per dimension: whether the interval excludes 0."""
         return [low > 0 or high < 0 for low, high in self.interval.tolist()]
 
-    def weights(self, dimensions: Sequence[str]) -> str:
+    def pad_weights(self, dimensions: Sequence[str]) -> str:
         """`pad_weights`: every dimension, also those whose sign is in doubt, to two digits."""
         # + 0.0 turns -0.0 into 0.
         numbers = (f"{value + 0.0:.2g}" for value in self.w.tolist())
@@ -102,7 +102,7 @@ def _batch_sums(model: PersRM, sequences: list[tuple[list[int], list[int]]]) -> 
     return torch.stack(sums)
 
 
-def fit(differences: Tensor, *, strength: float = 1.0) -> Fit:
+def fit_weights(differences: Tensor, *, strength: float = 1.0) -> WeightFit:
     """The weights behind N choices: differences [N, D] of Psi, chosen minus rejected.
 
     strength: of the prior, a Gaussian around 0 of variance 4/strength on the weights of differences
@@ -120,7 +120,7 @@ def fit(differences: Tensor, *, strength: float = 1.0) -> Fit:
         )
     half = _NORMAL_95 * deviation
     held_out, baseline = _cross_validated(x, strength)
-    return Fit(
+    return WeightFit(
         w=v / scale,
         interval=torch.stack((v - half, v + half), dim=-1) / scale,
         scale=scale,
@@ -137,8 +137,10 @@ def _require(differences: Tensor, strength: float) -> None:
             f"strength is {strength:g}; accepted: a finite number above 0, without which choices "
             "that all agree have no finite weights. Leave it out for 1."
         )
-    if len(differences) < LEAST:
-        raise ValueError(f"{len(differences)} choices; accepted: at least {LEAST}. Add choices.")
+    if len(differences) < MIN_CHOICES:
+        raise ValueError(
+            f"{len(differences)} choices; accepted: at least {MIN_CHOICES}. Add choices."
+        )
     broken = (~differences.isfinite()).any(-1).nonzero().flatten().tolist()
     if broken:
         raise ValueError(

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextmanager
-def bar(what: str, total: int, *, done: int = 0) -> Iterator[Callable[[int], None]]:
+def progress_bar(what: str, total: int, *, done: int = 0) -> Iterator[Callable[[int], None]]:
     """A function to call with the number of steps just taken; done were taken by an earlier run."""
     console = Console(stderr=True)
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -12,11 +12,11 @@ from typing import Any
 
 from pad_vllm.training.settings import Settings
 
-RESTARTS = 3
+MAX_RESTARTS = 3
 """Times that a group with a dead worker is started again before the run fails."""
 
 
-def launch(
+def train_on_ray(
     settings: Settings, cache: Path, command: str, workers: int, address: str | None
 ) -> None:
     """Train on `workers` workers of a Ray cluster; address: None starts or joins the usual one."""
@@ -25,13 +25,13 @@ def launch(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from pad_vllm.training.training_run import work_folder
+    from pad_vllm.training.training_run import run_folder
 
     if not ray.is_initialized():
         ray.init(address=address, include_dashboard=False, log_to_driver=True)
-    work = work_folder(settings).absolute()
+    work = run_folder(settings).absolute()
     trainer = TorchTrainer(
-        _work,
+        _train_on_worker,
         train_loop_config={
             "settings": settings.as_dict(),
             "cache": str(cache.absolute()),
@@ -41,13 +41,13 @@ def launch(
         run_config=RunConfig(
             name="ray",
             storage_path=str(work),
-            failure_config=FailureConfig(max_failures=RESTARTS),
+            failure_config=FailureConfig(max_failures=MAX_RESTARTS),
         ),
     )
     trainer.fit()
 
 
-def _work(config: dict[str, Any]) -> None:
+def _train_on_worker(config: dict[str, Any]) -> None:
     from pad_vllm.training.training_methods import run_of
 
     settings = Settings.from_dict(config["settings"])

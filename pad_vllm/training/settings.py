@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from pad_vllm.adapter.manifest import DIMENSION
+from pad_vllm.adapter.manifest import DIMENSION_NAME
 
 
 def _whole(least: int, description: str) -> Any:
@@ -26,7 +26,7 @@ def _said(description: str) -> Any:
     return Field(description=description)
 
 
-FREE = ("out", "strict", "prompted")
+CHANGEABLE_SETTINGS = ("out", "strict", "prompted")
 """Settings that a run may go on with changed: no weight depends on them."""
 
 _FINITE = ConfigDict(allow_inf_nan=False)
@@ -74,7 +74,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, config=_FINITE)
-class Teacher:
+class DistillationSettings:
     """What teaches in the place of scores: the base itself, told a sentence (training/taught)."""
 
     sentences: dict[str, str]  # dimension -> what the base is told
@@ -90,7 +90,7 @@ class Teacher:
     def __post_init__(self) -> None:
         for option, told in (("--dimension", self.sentences), ("--opposite", self.opposites)):
             for name, sentence in told.items():
-                if not DIMENSION.fullmatch(name) or not sentence.strip():
+                if not DIMENSION_NAME.fullmatch(name) or not sentence.strip():
                     raise ValueError(
                         f'{option} {name}={sentence}: NAME="A SENTENCE" is accepted, NAME a letter, '
                         "then letters, digits, _ and -"
@@ -150,7 +150,7 @@ class Settings:
         ),
     ] = 0.0
     chat_template: str | None = None  # text; None is the base's own
-    teacher: Teacher | None = None  # in the place of data and dimensions
+    teacher: DistillationSettings | None = None  # in the place of data and dimensions
     by_credit: bool = (
         False  # one closed-form step from the data (training/credit), not a loop over pairs
     )
@@ -168,7 +168,7 @@ class Settings:
                 )
 
     @property
-    def heads_alone(self) -> bool:
+    def heads_only_by_default(self) -> bool:
         """Whether a run trains heads without a trunk where no fork layer is named."""
         return self.teacher is not None or self.by_credit
 
@@ -185,10 +185,10 @@ class Settings:
         """The inverse of `as_dict`."""
         lists = {"data", "dimensions"}
         plain: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in values.items()}
-        teacher = values.get("teacher") and Teacher(**values["teacher"])
+        teacher = values.get("teacher") and DistillationSettings(**values["teacher"])
         return cls(**{**plain, "teacher": teacher, "recipe": Recipe(**values["recipe"])})
 
     def digest(self) -> str:
         """Identifies the run: checkpoints of another digest are refused. Without what changes no weight."""
-        values = {k: v for k, v in self.as_dict().items() if k not in FREE}
+        values = {k: v for k, v in self.as_dict().items() if k not in CHANGEABLE_SETTINGS}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

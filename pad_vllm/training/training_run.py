@@ -26,26 +26,26 @@ from torch import nn
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.adapter_folder import require_replaceable, save_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone
-from pad_vllm.text.chat_template import chat_tokenizer
-from pad_vllm.training.data.prepare_data import Prepared, checkpoint_folder, prepare
-from pad_vllm.training.data.prompt_groups import DataReport, Group
-from pad_vllm.training.loop.pair_dataset import Prompts
-from pad_vllm.training.loop.trainer import Data, HistoryRow, Stage, StageRun
-from pad_vllm.training.loop.training_log import Log
-from pad_vllm.training.objective.loss_module import Objective
+from pad_vllm.text.chat_template import load_chat_tokenizer
+from pad_vllm.training.data.prepare_data import PreparedData, checkpoint_folder, prepare_groups
+from pad_vllm.training.data.prompt_groups import DataReport, PromptGroup
+from pad_vllm.training.loop.pair_dataset import PairDataset
+from pad_vllm.training.loop.trainer import HistoryRow, StageData, StageTrainer, TrainingStage
+from pad_vllm.training.loop.training_log import TrainingLog
+from pad_vllm.training.objective.loss_module import PreferenceObjective
 from pad_vllm.training.objective.training_model import load_backbone, to_adapter, untrained_persrm
-from pad_vllm.training.objective.training_store import Store
+from pad_vllm.training.objective.training_store import TrainingStore
 from pad_vllm.training.report import held_out_accuracy
-from pad_vllm.training.report.model_card import card
-from pad_vllm.training.report.training_curves import PAIRS, plot
-from pad_vllm.training.settings import FREE, Settings
+from pad_vllm.training.report.model_card import model_card_text
+from pad_vllm.training.report.training_curves import PAIR_ACCURACY, plot_training_curves
+from pad_vllm.training.settings import CHANGEABLE_SETTINGS, Settings
 from pad_vllm.version import __version__
 
 _BESIDE = ("out", "recipe", "chat_template")
 """Settings that stand elsewhere in pad_config.json, or nowhere."""
 
 
-class Run:
+class TrainingRun:
     """One worker's part of a run. cache: folder of fork activations. command: for the card.
 
     What is learned from pairs here, and may be learned otherwise (distillation/distillation_run.py,
@@ -54,7 +54,7 @@ class Run:
     """
 
     measured = "validation pairs"
-    shown = PAIRS
+    shown = PAIR_ACCURACY
 
     def __init__(self, settings: Settings, cache: Path, command: str) -> None:
         from accelerate import Accelerator
@@ -62,12 +62,12 @@ class Run:
         self.settings, self.command = settings, command
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        self.work = work_folder(settings)
-        self.log = Log(self.work if self.rank == 0 else None, measured=self.measured)
+        self.work = run_folder(settings)
+        self.log = TrainingLog(self.work if self.rank == 0 else None, accuracy_label=self.measured)
         self.seconds: dict[str, float] = {}
         folder = checkpoint_folder(settings.base)
         self.backbone = Backbone.from_checkpoint(folder, settings.name)
-        tokenizer = chat_tokenizer(folder, settings.base, settings.chat_template)
+        tokenizer = load_chat_tokenizer(folder, settings.base, settings.chat_template)
         self.tokenizer = tokenizer
         self.prepared = self._prepared()
         torch.manual_seed(settings.recipe.seed)
@@ -83,7 +83,7 @@ class Run:
         self._adapter({})
         require_replaceable(Path(settings.out).expanduser())
         if self.rank == 0:
-            _claim(self.work, settings)
+            _claim_run_folder(self.work, settings)
         self.accelerator.wait_for_everyone()
 
     def train(self) -> Adapter | None:
@@ -107,50 +107,52 @@ class Run:
             history += self._stage(2)
         return history
 
-    def _prepared(self) -> Prepared:
-        prepared = prepare(self.settings, self.tokenizer)
-        _require_told(self.settings.dimensions, prepared.report)
+    def _prepared(self) -> PreparedData:
+        prepared = prepare_groups(self.settings, self.tokenizer)
+        _require_scored_dimensions(self.settings.dimensions, prepared.report)
         return prepared
 
-    def _store(self, cache: Path, identity: str) -> Store:
-        return Store(self.model, self.tokenizer, self.settings, cache, identity)
+    def _store(self, cache: Path, identity: str) -> TrainingStore:
+        return TrainingStore(self.model, self.tokenizer, self.settings, cache, identity)
 
-    def _gather(self) -> list[Group]:
+    def _gather(self) -> list[PromptGroup]:
         """All that the stages and the figures read is in the store afterwards: the groups of it."""
         prepared, log = self.prepared, self.log
-        for row in prepared.report.rows():
+        for row in prepared.report.table_rows():
             self._say_row(row)
-        for line in prepared.report.malformed():
-            log.say(f"malformed: {line}")
+        for line in prepared.report.malformed_lines():
+            log.write_line(f"malformed: {line}")
         with self._timed("cache"):
             watched = [*prepared.validation, *prepared.held_out]
             self._build(prepared.train, scored=True)
             self._build(watched, scored=False)
         return [*prepared.train, *watched]
 
-    def _lessons(self) -> tuple[nn.Module, Data]:
+    def _lessons(self) -> tuple[nn.Module, StageData]:
         """The objective and the prompts of a stage."""
         recipe = self.settings.recipe
-        prompts = Prompts(self.store, self.prepared.train, self.prepared.validation, recipe)
-        return Objective(self.model, recipe), prompts
+        prompts = PairDataset(self.store, self.prepared.train, self.prepared.validation, recipe)
+        return PreferenceObjective(self.model, recipe), prompts
 
     def _figures(self) -> dict[str, Any]:
         """What the adapter is worth on the held-out prompts, as the card has it."""
         groups, recipe = self.prepared.held_out, self.settings.recipe
         if not self.settings.prompted:
-            return {"held_out": held_out_accuracy.ranked(self.store, groups, recipe)}
+            return {"held_out": held_out_accuracy.accuracy_rows(self.store, groups, recipe)}
         arguments = self.tokenizer, groups, recipe, self.log.progress
-        return {"held_out": held_out_accuracy.rows(self.store, *arguments)}
+        return {
+            "held_out": held_out_accuracy.accuracy_rows_with_prompted_base(self.store, *arguments)
+        }
 
     def _told(self) -> dict[str, Any]:
         """What was learned from, as the card has it."""
         return self.prepared.report.as_dict()
 
-    def _build(self, groups: Sequence[Group], *, scored: bool) -> None:
-        self.store.build(groups, self.rank, self.world, self.log.progress, scored=scored)
+    def _build(self, groups: Sequence[PromptGroup], *, scored: bool) -> None:
+        self.store.build(groups, self.rank, self.world, self.log.progress, with_targets=scored)
         self.accelerator.wait_for_everyone()
 
-    def _freeze(self, groups: Sequence[Group]) -> None:
+    def _freeze(self, groups: Sequence[PromptGroup]) -> None:
         lora = self.model.lora_parameters()
         for parameter in lora.values():
             parameter.requires_grad = False
@@ -167,15 +169,21 @@ class Run:
         if number == 1 and lora:
             groups.insert(0, {"params": list(lora.values()), "lr": recipe.lora_lr})
         epochs = recipe.epochs if number == 1 else recipe.head_epochs
-        stage = Stage(number, epochs, groups, {**lora, **heads})
+        stage = TrainingStage(number, epochs, groups, {**lora, **heads})
         objective, prompts = self._lessons()
         with self._timed(f"stage{number}"):
-            return StageRun(
-                objective, prompts, recipe, stage, self.accelerator, self.work, self.log.row
-            ).run()
+            return StageTrainer(
+                objective,
+                prompts,
+                recipe,
+                stage,
+                self.accelerator,
+                self.work,
+                self.log.write_history_row,
+            ).train()
 
     def _say_row(self, cells: Sequence[object]) -> None:
-        self.log.say("  ".join(f"{cell!s:>13}" for cell in cells))
+        self.log.write_line("  ".join(f"{cell!s:>13}" for cell in cells))
 
     def _timed(self, name: str) -> _Timer:
         return _Timer(self.seconds, name, self.log)
@@ -184,8 +192,8 @@ class Run:
         settings = self.settings
         training = {
             "command": self.command,
-            "revision": revision(),
-            "versions": versions(),
+            "revision": git_revision(),
+            "versions": package_versions(),
             "settings": {k: v for k, v in settings.as_dict().items() if k not in _BESIDE},
             "recipe": asdict(settings.recipe),
             "seed": settings.recipe.seed,
@@ -207,20 +215,20 @@ class Run:
 
     def _write(self, adapter: Adapter, history: list[HistoryRow]) -> None:
         out = Path(self.settings.out)
-        save_adapter(adapter, out, card(adapter.config, None))
+        save_adapter(adapter, out, model_card_text(adapter.config, None))
         if history:
             (out / "history.json").write_text(json.dumps(history))
-            plot(history, out / "curves.png", self.shown)
+            plot_training_curves(history, out / "curves.png", self.shown)
         shutil.rmtree(self.work / "trunk", ignore_errors=True)
-        self.log.say(f"peak memory {adapter.config.training['peak_memory_gib']} GiB")
-        self.log.say(f"wrote {out}")
+        self.log.write_line(f"peak memory {adapter.config.training['peak_memory_gib']} GiB")
+        self.log.write_line(f"wrote {out}")
         self.log.close()
 
 
 class _Timer:
     """Measures the seconds of a part of the run and logs them."""
 
-    def __init__(self, seconds: dict[str, float], name: str, log: Log) -> None:
+    def __init__(self, seconds: dict[str, float], name: str, log: TrainingLog) -> None:
         self.seconds, self.name, self.log = seconds, name, log
 
     def __enter__(self) -> None:
@@ -228,19 +236,19 @@ class _Timer:
 
     def __exit__(self, *_: object) -> None:
         self.seconds[self.name] = time.monotonic() - self.start
-        self.log.say(f"{self.name}: {self.seconds[self.name]:.0f} s")
+        self.log.write_line(f"{self.name}: {self.seconds[self.name]:.0f} s")
 
 
-def work_folder(settings: Settings) -> Path:
+def run_folder(settings: Settings) -> Path:
     """Where an unfinished run lives: beside the adapter, so that the adapter's folder stays clean."""
     out = Path(settings.out)
     return out.with_name(out.name + ".run")
 
 
-def _require_told(dimensions: Sequence[str], report: DataReport) -> None:
+def _require_scored_dimensions(dimensions: Sequence[str], report: DataReport) -> None:
     """Raises ValueError for one of the dimensions asked for that the data says nothing of."""
     pairs: Counter[str] = Counter()
-    for lengths in report.lengths.values():
+    for lengths in report.grouping.values():
         pairs.update(lengths.pairs)
     for name in dimensions:
         if not pairs[name]:
@@ -250,7 +258,7 @@ def _require_told(dimensions: Sequence[str], report: DataReport) -> None:
             )
 
 
-def _claim(work: Path, settings: Settings) -> None:
+def _claim_run_folder(work: Path, settings: Settings) -> None:
     """Write the run's settings; ValueError where the folder holds a run with other settings."""
     note = work / "settings.json"
     if note.exists():
@@ -267,7 +275,7 @@ def _claim(work: Path, settings: Settings) -> None:
 
 def _differences(before: Settings, now: Settings) -> str:
     old, new = ({**s.as_dict(), **s.as_dict()["recipe"]} for s in (before, now))
-    names = [k for k in old if k not in ("recipe", *FREE) and old[k] != new[k]]
+    names = [k for k in old if k not in ("recipe", *CHANGEABLE_SETTINGS) and old[k] != new[k]]
     return ", ".join(f"{name} was {old[name]!r}, now {new[name]!r}" for name in names)
 
 
@@ -277,7 +285,7 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Versions of the packages that a rerun needs."""
     version_of = {"pad_vllm": __version__, "python": sys.version.split()[0]}
     for package in ("torch", "transformers", "peft", "accelerate", "datasets"):
@@ -285,7 +293,7 @@ def versions() -> dict[str, str]:
     return version_of
 
 
-def revision() -> str | None:
+def git_revision() -> str | None:
     """The commit of a checkout that runs this, None for an installed package."""
     try:
         said = subprocess.run(

@@ -18,23 +18,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pad_vllm.params import WEIGHTS, Limits, check_syntax, parse
-from pad_vllm.text.chat_template import chat_ids
-from pad_vllm.wording import show
+from pad_vllm.params import WEIGHTS, RequestLimits, check_argument_syntax, parse_guidance
+from pad_vllm.text.chat_template import chat_token_ids
+from pad_vllm.wording import short_repr
 
 if TYPE_CHECKING:
     from pad_vllm.persrm import PersRM
-    from pad_vllm.training.data.preference_record import Record, Response
-    from pad_vllm.training.fit_weights import Fit
+    from pad_vllm.training.data.preference_record import PreferenceRecord, Response
+    from pad_vllm.training.fit_weights import WeightFit
 
-FORM = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
-GUIDED = (
+CHOICE_FORM = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
+GUIDED_CHOICE_FORM = (
     '"chosen_weights" and "rejected_weights" beside them where these pad_weights guided the answers'
 )
 _KEYS = ("chosen_weights", "rejected_weights")
 
 
-def as_line(record: Record, chosen: Response, rejected: Response) -> str:
+def choice_to_line(record: PreferenceRecord, chosen: Response, rejected: Response) -> str:
     """A choice between two of a record's responses, as FORM, with what guided them where either was."""
     line: dict[str, Any] = {"prompt": [turn.model_dump() for turn in record.prompt]}
     line |= {"chosen": chosen.text, "rejected": rejected.text}
@@ -44,25 +44,25 @@ def as_line(record: Record, chosen: Response, rejected: Response) -> str:
     return json.dumps(line, ensure_ascii=False)
 
 
-class Choice(NamedTuple):
+class UserChoice(NamedTuple):
     """One line: a conversation that ends with the user's turn, and the two answers to it."""
 
     prompt: list[dict[str, str]]
     chosen: str
     rejected: str
-    line: int
-    weights: tuple[Any, Any] | None = None
+    line_number: int
+    answer_weights: tuple[Any, Any] | None = None
     """pad_weights that guided the chosen and the rejected one, None for an unguided one; None: not told."""
 
 
-def read_choices(path: Path) -> list[Choice]:
+def read_choices(path: Path) -> list[UserChoice]:
     """Every line's choice; ValueError names the first line that is none."""
     # Not splitlines(), which also splits at U+2028 and the like inside a JSON string.
     with path.open(encoding="utf-8") as file:
         return [_choice(path, n, line) for n, line in enumerate(file, 1) if line.strip()]
 
 
-def _choice(path: Path, number: int, line: str) -> Choice:
+def _choice(path: Path, number: int, line: str) -> UserChoice:
     try:
         raw = json.loads(line)
         prompt, chosen, rejected = _fields(raw)
@@ -70,21 +70,21 @@ def _choice(path: Path, number: int, line: str) -> Choice:
         weights = _guides(raw)
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path} line {number}: {error}. Accepted: {FORM}, {GUIDED}. Correct or drop the line."
+            f"{path} line {number}: {error}. Accepted: {CHOICE_FORM}, {GUIDED_CHOICE_FORM}. Correct or drop the line."
         ) from None
-    return Choice(prompt, chosen, rejected, number, weights)
+    return UserChoice(prompt, chosen, rejected, number, weights)
 
 
 def _fields(raw: Any) -> tuple[list[dict[str, str]], str, str]:
     """Prompt and answers of a parsed line; other keys are ignored."""
     if not isinstance(raw, dict):
-        raise ValueError(f"{show(raw)} is no JSON object")
+        raise ValueError(f"{short_repr(raw)} is no JSON object")
     for name in ("prompt", "chosen", "rejected"):
         if name not in raw:
             raise ValueError(f"{name} is missing")
     for name in ("chosen", "rejected"):
         if not isinstance(raw[name], str) or not raw[name].strip():
-            raise ValueError(f"{name} is {show(raw[name])}, not an answer's text")
+            raise ValueError(f"{name} is {short_repr(raw[name])}, not an answer's text")
     if raw["chosen"] == raw["rejected"]:
         raise ValueError("chosen and rejected are the same text, which is no choice")
     return _conversation(raw["prompt"]), raw["chosen"], raw["rejected"]
@@ -97,7 +97,7 @@ def _guides(raw: dict[str, Any]) -> tuple[Any, Any] | None:
         raise ValueError(f"{given[0]} is there alone")
     for name in given:
         if raw[name] is not None:
-            check_syntax({WEIGHTS: raw[name]})
+            check_argument_syntax({WEIGHTS: raw[name]})
     return (raw[_KEYS[0]], raw[_KEYS[1]]) if given else None
 
 
@@ -105,7 +105,7 @@ def _require_unicode(texts: list[str]) -> None:
     """JSON can carry half a character, which no tokenizer takes."""
     for text in texts:
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise ValueError(f"{show(text)} holds a lone surrogate, which is no character")
+            raise ValueError(f"{short_repr(text)} holds a lone surrogate, which is no character")
 
 
 def _conversation(prompt: Any) -> list[dict[str, str]]:
@@ -118,17 +118,17 @@ def _conversation(prompt: Any) -> list[dict[str, str]]:
     )
     if not sound or not turns or turns[-1]["role"] != "user":
         raise ValueError(
-            f"prompt is {show(prompt)}, neither text nor a list of "
+            f"prompt is {short_repr(prompt)}, neither text nor a list of "
             '{"role": "...", "content": "..."} that ends with a turn of the user'
         )
     return list(turns)
 
 
-def guided(choices: Sequence[Choice]) -> bool:
+def answers_were_guided(choices: Sequence[UserChoice]) -> bool:
     """Whether they are between guided answers; ValueError where some are and some are not."""
-    told = [choice.line for choice in choices if choice.weights is not None]
+    told = [choice.line_number for choice in choices if choice.answer_weights is not None]
     if told and len(told) < len(choices):
-        untold = next(choice.line for choice in choices if choice.weights is None)
+        untold = next(choice.line_number for choice in choices if choice.answer_weights is None)
         raise ValueError(
             f"line {told[0]} says what guided its answers and line {untold} does not; accepted: all "
             "lines or none. Fit the two kinds apart."
@@ -136,34 +136,38 @@ def guided(choices: Sequence[Choice]) -> bool:
     return bool(told)
 
 
-def learn_guided(
-    choices: Sequence[Choice], dimensions: tuple[str, ...], *, strength: float = 1.0
-) -> Fit:
+def fit_guided_choices(
+    choices: Sequence[UserChoice], dimensions: tuple[str, ...], *, strength: float = 1.0
+) -> WeightFit:
     """The fit of choices between guided answers; no model is asked."""
     import torch
 
-    from pad_vllm.training.fit_weights import fit
+    from pad_vllm.training.fit_weights import fit_weights
 
-    limits = Limits(dimensions, beta=1.0, top_k=1, max_beta=1.0, max_top_k=1)
-    pairs = [[_w(choice, value, limits) for value in choice.weights or ()] for choice in choices]
+    limits = RequestLimits(dimensions, beta=1.0, top_k=1, max_beta=1.0, max_top_k=1)
+    pairs = [
+        [_w(choice, value, limits) for value in choice.answer_weights or ()] for choice in choices
+    ]
     chosen, rejected = torch.tensor(pairs, dtype=torch.float64).unbind(1)
-    return fit(chosen - rejected, strength=strength)
+    return fit_weights(chosen - rejected, strength=strength)
 
 
-def _w(choice: Choice, value: Any, limits: Limits) -> tuple[float, ...]:
+def _w(choice: UserChoice, value: Any, limits: RequestLimits) -> tuple[float, ...]:
     try:
-        given = None if value is None else parse({WEIGHTS: value}, limits)
+        given = None if value is None else parse_guidance({WEIGHTS: value}, limits)
     except ValueError as error:  # a name that the adapter does not have
-        raise ValueError(f"line {choice.line}: {error}") from None
+        raise ValueError(f"line {choice.line_number}: {error}") from None
     return (0.0,) * len(limits.dimensions) if given is None else given.weights
 
 
-def learn(model: PersRM, tokenizer: Any, choices: list[Choice], *, strength: float = 1.0) -> Fit:
+def fit_choices(
+    model: PersRM, tokenizer: Any, choices: list[UserChoice], *, strength: float = 1.0
+) -> WeightFit:
     """The fit of `choices`, tokenised as the base's chat template has them."""
-    from pad_vllm.training.fit_weights import LEAST, feature_sums, fit
+    from pad_vllm.training.fit_weights import MIN_CHOICES, feature_sums, fit_weights
 
-    if len(choices) < LEAST:
-        raise ValueError(f"{len(choices)} choices; accepted: at least {LEAST}. Add lines.")
+    if len(choices) < MIN_CHOICES:
+        raise ValueError(f"{len(choices)} choices; accepted: at least {MIN_CHOICES}. Add lines.")
     limit = getattr(model.backbone.config, "max_position_embeddings", math.inf)
     sequences = []
     for choice in choices:
@@ -174,22 +178,22 @@ def learn(model: PersRM, tokenizer: Any, choices: list[Choice], *, strength: flo
             response = [*_ids(tokenizer, answer), *end]
             if len(prompt) + len(response) > limit:
                 raise ValueError(
-                    f"line {choice.line} has {len(prompt) + len(response)} tokens; this base "
+                    f"line {choice.line_number} has {len(prompt) + len(response)} tokens; this base "
                     f"accepts {limit}. Shorten or drop the line."
                 )
             sequences.append((prompt, response))
     sums = feature_sums(model, sequences)
-    return fit(sums[0::2] - sums[1::2], strength=strength)
+    return fit_weights(sums[0::2] - sums[1::2], strength=strength)
 
 
-def _prompt_ids(tokenizer: Any, choice: Choice) -> list[int]:
+def _prompt_ids(tokenizer: Any, choice: UserChoice) -> list[int]:
     from jinja2 import TemplateError
 
     try:
-        return chat_ids(tokenizer, choice.prompt)
+        return chat_token_ids(tokenizer, choice.prompt)
     except TemplateError as error:  # such as a system turn for a model that knows none
         raise ValueError(
-            f"line {choice.line}: the chat template refuses the prompt ({error}). Reword or drop the "
+            f"line {choice.line_number}: the chat template refuses the prompt ({error}). Reword or drop the "
             "line."
         ) from error
 
@@ -198,11 +202,13 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def as_json(fitted: Fit, dimensions: Sequence[str]) -> dict[str, Any]:
+def fit_to_json(fitted: WeightFit, dimensions: Sequence[str]) -> dict[str, Any]:
     """The fit as plain JSON; an interval without a bound has null."""
-    rows = zip(dimensions, fitted.w.tolist(), fitted.interval.tolist(), fitted.clear, strict=True)
+    rows = zip(
+        dimensions, fitted.w.tolist(), fitted.interval.tolist(), fitted.excludes_zero, strict=True
+    )
     return {
-        "pad_weights": fitted.weights(dimensions),
+        "pad_weights": fitted.pad_weights(dimensions),
         "dimensions": {
             name: {
                 "w": w,

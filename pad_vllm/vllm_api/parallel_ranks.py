@@ -16,7 +16,7 @@ from vllm.distributed.utils import get_pp_indices
 from pad_vllm.vllm_api.vllm_names import VllmConfig
 
 
-def place() -> tuple[int, int]:
+def tp_rank_and_size() -> tuple[int, int]:
     """This process's rank, and how many ranks there are."""
     if not parallel_state.model_parallel_is_initialized():
         return 0, 1
@@ -26,22 +26,26 @@ def place() -> tuple[int, int]:
     )
 
 
-def summed(share: Tensor) -> Tensor:
+def sum_over_ranks(share: Tensor) -> Tensor:
     """The sum of the ranks' shares, on each of them; all must call it, with one shape, in one order.
 
     It may be computed in the place of the share.
     """
-    return share if place()[1] == 1 else tensor_model_parallel_all_reduce(share.contiguous())
+    return (
+        share
+        if tp_rank_and_size()[1] == 1
+        else tensor_model_parallel_all_reduce(share.contiguous())
+    )
 
 
-def samples() -> bool:
+def computes_logits() -> bool:
     """Whether this process makes logits, and so guides: only the last stage has the norm and lm_head."""
     if not parallel_state.model_parallel_is_initialized():
         return True
     return bool(parallel_state.get_pp_group().is_last_rank)
 
 
-def last_stage(config: VllmConfig) -> range:
+def last_stage_layers(config: VllmConfig) -> range:
     """The decoder layers of the last stage; VLLM_PP_LAYER_PARTITION has a say. Raises ValueError where that
     does not fit the model.
     """

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from pad_vllm.guidance_outcome import Figures
+from pad_vllm.guidance_outcome import GuidanceCounts
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Counter
@@ -33,7 +33,7 @@ _BUCKETS = (
 )  # seconds
 
 
-class Metrics:
+class PADMetrics:
     """The series, in a registry of prometheus_client's."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -69,15 +69,15 @@ class Metrics:
             registry=registry,
         )
 
-    def guided(self) -> None:
+    def count_guided_request(self) -> None:
         """A request that asks for guidance."""
         self._guided.inc()
 
-    def refused(self) -> None:
+    def count_refused_request(self) -> None:
         """A request with arguments that are not accepted."""
         self._refused.inc()
 
-    def ended(self, tokens: int, unguided: int | None) -> None:
+    def count_answer_tokens(self, tokens: int, unguided: int | None) -> None:
         """A guided request's answers, all of their tokens; unguided: of them, None where not known."""
         if unguided is None:
             self._unknown.inc(tokens)
@@ -86,19 +86,19 @@ class Metrics:
         self._tokens.inc(tokens - without)
         self._unguided.inc(without)
 
-    def add(self, figures: Figures) -> None:
+    def add_worker_counts(self, counts: GuidanceCounts) -> None:
         """What the worker tells."""
-        self._rows.inc(figures["rows"])
-        self._changed.inc(figures["changed"])
-        for reason, count in figures["declined"].items():
+        self._rows.inc(counts["rows"])
+        self._changed.inc(counts["changed"])
+        for reason, count in counts["declined"].items():
             self._declined.labels(reason).inc(count)
-        for seconds in figures["seconds"]:
+        for seconds in counts["seconds"]:
             self._seconds.observe(seconds)
 
 
 @cache
-def metrics() -> Metrics:
+def pad_metrics() -> PADMetrics:
     """Those of this process."""
     from prometheus_client import REGISTRY
 
-    return Metrics(REGISTRY)
+    return PADMetrics(REGISTRY)

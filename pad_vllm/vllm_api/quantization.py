@@ -11,13 +11,13 @@ from typing import Any
 from pad_vllm.vllm_api.vllm_names import UnquantizedLinearMethod, VllmConfig
 
 
-def method(config: VllmConfig) -> str:
+def quantization_method(config: VllmConfig) -> str:
     """vLLM's name of the method that the model is quantised by; empty where it is not."""
     quantised: Any = config.quant_config
     return "" if quantised is None else str(quantised.get_name())
 
 
-def cache_type(config: VllmConfig) -> str:
+def kv_cache_dtype(config: VllmConfig) -> str:
     """The type of the KV cache: "auto" is the model's own."""
     given = str(config.cache_config.cache_dtype)
     if given == "auto" and getattr(config.quant_config, "kv_cache_scheme", None) is not None:
@@ -25,7 +25,7 @@ def cache_type(config: VllmConfig) -> str:
     return given
 
 
-def packed(layer: Any) -> bool:
+def is_quantized(layer: Any) -> bool:
     """Whether a linear layer computes with anything else than its plain weight."""
     how = getattr(layer, "quant_method", None)
     return how is not None and not isinstance(how, UnquantizedLinearMethod)

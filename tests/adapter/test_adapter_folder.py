@@ -102,7 +102,7 @@ def test_an_adapter_comes_back_bit_for_bit(folder):
 
 
 def test_the_folder_holds_the_five_files_and_the_card(folder):
-    assert sorted(path.name for path in folder.iterdir()) == sorted(adapter_module.FILES)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(adapter_module.ADAPTER_FILES)
     assert (folder / "README.md").read_text() == "# A card\n"
 
 

@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from pad_vllm.adapter.backbone.backbone import Backbone
-from pad_vllm.adapter.combine_adapters import Part, merge
+from pad_vllm.adapter.combine_adapters import AdapterPart, merge_adapters
 from pad_vllm.adapter.json_fields import AdapterError
 from pad_vllm.adapter.random import random_adapter
 from pad_vllm.persrm import PersRM
@@ -37,7 +37,7 @@ def manner():
 
 
 def test_every_dimension_pays_what_it_paid_apart(words, manner):
-    both = merge([Part(words, {"brief": 1.0}), Part(manner, {})])
+    both = merge_adapters([AdapterPart(words, {"brief": 1.0}), AdapterPart(manner, {})])
     assert both.config.dimensions == ("brief", "warm", "formal")
     h, ids = torch.randn(7, 64), torch.randint(0, 333, (7, 5))
     apart, together = (
@@ -50,9 +50,11 @@ def test_every_dimension_pays_what_it_paid_apart(words, manner):
 
 
 def test_defaults_are_the_firsts_unless_given_and_every_part_says_how_it_was_trained(words, manner):
-    both = merge([Part(words, {}), Part(manner, {"formal": 1.0})])
+    both = merge_adapters([AdapterPart(words, {}), AdapterPart(manner, {"formal": 1.0})])
     assert both.config.beta == 0.4
-    given = merge([Part(words, {}), Part(manner, {})], beta=0.5, min_p=0.15).config
+    given = merge_adapters(
+        [AdapterPart(words, {}), AdapterPart(manner, {})], beta=0.5, min_p=0.15
+    ).config
     assert (given.beta, given.min_p) == (0.5, 0.15)
     assert both.config.training == {
         "parts": [
@@ -63,8 +65,12 @@ def test_defaults_are_the_firsts_unless_given_and_every_part_says_how_it_was_tra
 
 
 def test_what_was_merged_before_is_told_part_by_part(words, manner):
-    before = merge([Part(words, {"kind": 0.5, "brief": 1.0}), Part(manner, {})])
-    parts = merge([Part(before, {"kind": 2.0, "warm": 1.0}), Part(words, {"brief": 1.0})]).config
+    before = merge_adapters(
+        [AdapterPart(words, {"kind": 0.5, "brief": 1.0}), AdapterPart(manner, {})]
+    )
+    parts = merge_adapters(
+        [AdapterPart(before, {"kind": 2.0, "warm": 1.0}), AdapterPart(words, {"brief": 1.0})]
+    ).config
     assert [part["dimensions"] for part in parts.training["parts"]] == [
         {"kind": 1.0},
         {"warm": 1.0},
@@ -74,12 +80,12 @@ def test_what_was_merged_before_is_told_part_by_part(words, manner):
 
 
 def test_without_constants_there_are_none(manner):
-    assert merge([Part(manner, {})]).head_C is None
+    assert merge_adapters([AdapterPart(manner, {})]).head_C is None
 
 
 def test_a_dimension_of_two_teachers_is_the_sum_of_what_they_pay(words):
     other = made(("brief",), 4, 7)
-    both = merge([Part(words, {"brief": 0.7}), Part(other, {"brief": 0.5})])
+    both = merge_adapters([AdapterPart(words, {"brief": 0.7}), AdapterPart(other, {"brief": 0.5})])
     assert both.config.dimensions == ("brief",)
     assert both.config.head_rank == 7
     h, ids = torch.randn(7, 64), torch.randint(0, 333, (7, 5))
@@ -93,19 +99,23 @@ def test_a_dimension_of_two_teachers_is_the_sum_of_what_they_pay(words):
 
 def test_an_unknown_dimension_is_refused_by_name(words):
     with pytest.raises(AdapterError, match="folder-3 has no dimension old; accepted: new"):
-        merge([Part(words, {}), Part(made(("new",), 2, 3), {"old": 1.0})])
+        merge_adapters([AdapterPart(words, {}), AdapterPart(made(("new",), 2, 3), {"old": 1.0})])
 
 
 def test_another_backbone_or_template_is_refused(words):
     elsewhere = dataclasses.replace(BACKBONE, fingerprint="sha256:" + "1" * 64)
     with pytest.raises(AdapterError, match="folder-3 has another backbone than folder-1"):
-        merge([Part(words, {}), Part(made(("new",), 2, 3, backbone=elsewhere), {})])
+        merge_adapters(
+            [AdapterPart(words, {}), AdapterPart(made(("new",), 2, 3, backbone=elsewhere), {})]
+        )
     with pytest.raises(AdapterError, match="another chat_template"):
-        merge([Part(words, {}), Part(made(("new",), 2, 3, chat_template="{{ x }}"), {})])
+        merge_adapters(
+            [AdapterPart(words, {}), AdapterPart(made(("new",), 2, 3, chat_template="{{ x }}"), {})]
+        )
 
 
 def test_a_trunk_is_refused(words):
     from test_adapter_folder import make
 
     with pytest.raises(AdapterError, match="has a trunk \\(fork_layer 2 of 4\\)"):
-        merge([Part(words, {}), Part(make(), {})])
+        merge_adapters([AdapterPart(words, {}), AdapterPart(make(), {})])

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from pad_vllm.adapter.backbone.backbone import Backbone
-from pad_vllm.adapter.backbone.embedding_sample import COUNT
+from pad_vllm.adapter.backbone.embedding_sample import SAMPLE_SIZE
 from pad_vllm.adapter.json_fields import AdapterError
 from pad_vllm.adapter.manifest import AdapterConfig, read_config
 
@@ -203,7 +203,7 @@ def test_a_training_record_that_is_not_plain_json_is_refused_when_written(traini
         dataclasses.replace(CONFIG, training=training).to_json()
 
 
-LANDMARKS = tuple(place / 8 for place in range(COUNT))
+LANDMARKS = tuple(place / 8 for place in range(SAMPLE_SIZE))
 
 
 def known(landmarks):
@@ -217,12 +217,12 @@ def test_landmarks_are_written_where_they_are_known_and_nowhere_else(tmp_path):
     assert known(LANDMARKS).backbone == BACKBONE  # the fingerprint says more
 
 
-@pytest.mark.parametrize("value", [[], [0.5], ["a"] * COUNT, "landmarks", 3])
+@pytest.mark.parametrize("value", [[], [0.5], ["a"] * SAMPLE_SIZE, "landmarks", 3])
 def test_landmarks_that_are_none_are_refused(tmp_path, value):
     backbone = json.loads(CONFIG.to_json())["backbone"] | {"landmarks": value}
     message = refusal(written(tmp_path, backbone=backbone))
     assert "backbone.landmarks is " in message
-    assert f"{COUNT} numbers" in message
+    assert f"{SAMPLE_SIZE} numbers" in message
 
 
 def test_guards_are_written_where_they_are_on_and_nowhere_else(tmp_path):

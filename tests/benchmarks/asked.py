@@ -16,7 +16,7 @@ import tiny
 
 from pad_vllm.adapter.adapter_folder import load_adapter, save_adapter
 from pad_vllm.steering import dimension_judges
-from pad_vllm.steering.guided_answers import Answer
+from pad_vllm.steering.guided_answers import DrawnAnswer
 
 SENTENCES = {"warm": "be warm", "dry": "be dry", "calm": "be calm"}
 
@@ -49,7 +49,7 @@ def _answer(condition, prompt, decoding):
     strength = {name: 4 + round(4 * condition.weights.get(name, 0)) for name in SENTENCES}
     words = [name for name, times in strength.items() for _ in range(times)]
     words += [name for name, sentence in SENTENCES.items() if sentence in condition.sentence] * 4
-    return Answer(" ".join(words), (20, 31, 45), 3.0)
+    return DrawnAnswer(" ".join(words), (20, 31, 45), 3.0)
 
 
 def made(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes) -> Asked:
@@ -64,7 +64,7 @@ def made(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes) -> Asked:
     (folder / "p.txt").write_text("".join(f"prompt {i}\n" for i in range(6)))
     (folder / "j.txt").write_text("".join(f"other {i}\n" for i in range(8)))
     found = Asked(base, folder / "taught", folder)
-    monkeypatch.setattr(kept, "answers", found.draw)
+    monkeypatch.setattr(kept, "draw_answers", found.draw)
     for module in (dimension_judges, jury):
         monkeypatch.setattr(module, "embed", embed)
     return found

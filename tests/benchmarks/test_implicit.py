@@ -13,7 +13,7 @@ import torch
 import users
 from asked import embed
 
-from pad_vllm.steering.guided_answers import Answer
+from pad_vllm.steering.guided_answers import DrawnAnswer
 
 CHAT = '[{"role": "user", "content": "%s"}]'
 
@@ -22,7 +22,7 @@ CHAT = '[{"role": "user", "content": "%s"}]'
 def space():
     model = tiny.persrm("llama", 4, ("a", "b"), 0.5)
     made = users.Space(candidates.Reader(model, tiny.tokenizer(), 8))
-    made.read([CHAT % "one"], [Answer("x", (20, 31, 45, 12))], {})
+    made.read([CHAT % "one"], [DrawnAnswer("x", (20, 31, 45, 12))], {})
     return made
 
 
@@ -33,15 +33,15 @@ def test_a_user_likes_a_dimension_or_two():
 
 
 def test_a_dialogue_is_both_sides_of_it():
-    found = dialogue.messages([(CHAT % "hi", Answer("ho", (1,)))])
+    found = dialogue.messages([(CHAT % "hi", DrawnAnswer("ho", (1,)))])
     assert [m["role"] for m in found] == ["user", "assistant"]
     assert found[1]["content"] == "ho"
 
 
 def test_the_slope_is_that_of_the_answers_likelihood(space):
     prompt = CHAT % "one"
-    ids = space.reader.plain(prompt, Answer("", (5, 6, 7))).ids
-    answer = Answer("", (*ids[0, 3:4].tolist(), 6, 7))
+    ids = space.reader.plain(prompt, DrawnAnswer("", (5, 6, 7))).ids
+    answer = DrawnAnswer("", (*ids[0, 3:4].tolist(), 6, 7))
     slope = history.likelihood(space, [(prompt, answer)])
     seen = space.reader.plain(prompt, answer)
     with torch.no_grad():

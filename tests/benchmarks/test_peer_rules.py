@@ -12,10 +12,10 @@ import torch
 
 from pad_vllm import guidance
 from pad_vllm.steering import comparison_conditions
-from pad_vllm.steering.guided_answers import Answer
+from pad_vllm.steering.guided_answers import DrawnAnswer
 
 PROMPTS = ['[{"role": "user", "content": "one"}]', '[{"role": "user", "content": "a longer one"}]']
-PLAIN = comparison_conditions.unguided()
+PLAIN = comparison_conditions.unguided_condition()
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_a_filter_keeps_the_bases_token_or_takes_the_best_paid(loop, value, leas
     with peer_rules.ValueFilter(loop.model, value, w, least, 0.0, 5) as kept:
         said = loop.answers(PROMPTS[:1], PLAIN, rule=lambda _: kept)[0].token_ids
     assert not loop.model.lm_head._forward_pre_hooks
-    ids = peers.chat_ids(loop.tokenizer, peers.messages(PROMPTS[0], PLAIN))
+    ids = peers.chat_token_ids(loop.tokenizer, peers.condition_messages(PROMPTS[0], PLAIN))
     for token in said:
         h, _ = value.hidden(torch.tensor([ids]))
         best = value.base_logits(h[0, -1]).topk(5).indices
@@ -60,12 +60,12 @@ def test_many_values_of_one_model_are_pads_rule(loop, value):
             return loop.answers(PROMPTS[:1], PLAIN, rule=lambda _: rule)[0].token_ids
 
     found = said([value], lambda each: each[0])
-    ids = peers.chat_ids(loop.tokenizer, peers.messages(PROMPTS[0], PLAIN))
+    ids = peers.chat_token_ids(loop.tokenizer, peers.condition_messages(PROMPTS[0], PLAIN))
     for token in found:
         h, _ = value.hidden(torch.tensor([ids]))
         z = value.base_logits(h[0, -1])
         paid = value.rewards(h[0, -1], h[0, -1], torch.arange(len(z)), w)
-        assert token == guidance.guide_row(z, paid, 3.0, 5, min_p=0.2, ends=[7]).argmax()
+        assert token == guidance.guide_row(z, paid, 3.0, 5, min_p=0.2, end_tokens=[7]).argmax()
         ids = [*ids, token]
     assert said([value, value], lambda each: each.amax(0)) == found
 
@@ -85,11 +85,15 @@ def test_a_value_that_pays_all_alike_is_beneath_none(loop, value):
 
 
 def test_the_best_of_some_answers_is_what_the_reward_model_pays_most(loop, value):
-    drawn = [[Answer("x", (20, 31))], [Answer("y", (45, 12, 9))], [Answer("z", (7,))]]
+    drawn = [
+        [DrawnAnswer("x", (20, 31))],
+        [DrawnAnswer("y", (45, 12, 9))],
+        [DrawnAnswer("z", (7,))],
+    ]
     w = peers.weights(value, "a")
 
     def paid(answer):
-        ids = peers.chat_ids(loop.tokenizer, peers.messages(PROMPTS[0], PLAIN))
+        ids = peers.chat_token_ids(loop.tokenizer, peers.condition_messages(PROMPTS[0], PLAIN))
         total = 0.0
         for token in answer.token_ids:
             h, _ = value.hidden(torch.tensor([ids]))

@@ -9,8 +9,8 @@ import tiny
 import torch
 import users
 
-from pad_vllm.steering.guided_answers import Answer
-from pad_vllm.text.preference_text import with_wish
+from pad_vllm.steering.guided_answers import DrawnAnswer
+from pad_vllm.text.preference_text import with_instruction
 
 DIMENSIONS = ("a", "b", "c")
 
@@ -21,10 +21,10 @@ def space():
     tokenizer = tiny.tokenizer()
     made = users.Space(candidates.Reader(model, tokenizer, 8))
     chat = '[{"role": "user", "content": "%s"}]'
-    said = [Answer("x", (20, 31, 45, 12)), Answer("y", (9, 50, 33))]
+    said = [DrawnAnswer("x", (20, 31, 45, 12)), DrawnAnswer("y", (9, 50, 33))]
     told = {
-        "a": lambda c: with_wish(c, "Be warm."),
-        "b": lambda c: with_wish(c, "Be brief."),
+        "a": lambda c: with_instruction(c, "Be warm."),
+        "b": lambda c: with_instruction(c, "Be brief."),
     }
     made.read([chat % "one", chat % "two"], said, told)
     return made
@@ -58,7 +58,7 @@ def test_what_a_dimension_itself_says_is_explained_whole_by_it(space):
 
 
 def test_the_told_base_pays_nothing_on_average_and_differs_from_the_plain_one(space):
-    chat, answer = '[{"role": "user", "content": "one"}]', Answer("x", (20, 31, 45, 12))
+    chat, answer = '[{"role": "user", "content": "one"}]', DrawnAnswer("x", (20, 31, 45, 12))
     seen = space.reader.plain(chat, answer)
     paid = space.reader.told(chat, answer, "Be warm.", seen)
     assert paid.shape == (4, 8)

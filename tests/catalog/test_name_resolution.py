@@ -3,12 +3,12 @@
 import pytest
 
 from pad_vllm.catalog import model_downloads, name_resolution
-from pad_vllm.catalog.name_resolution import local_base, resolve_adapter, resolve_base
+from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base, resolve_local_base
 
 
 def test_a_known_name_is_fetched_and_any_other_is_left_to_vllm(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(model_downloads, "fetch", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setattr(model_downloads, "fetch_model", lambda name: tmp_path / "cache" / name)
 
     assert resolve_base("smollm2-135m") == str(tmp_path / "cache" / "smollm2-135m")
     assert resolve_base("meta-llama/Llama-3.1-8B") == "meta-llama/Llama-3.1-8B"
@@ -31,7 +31,7 @@ def test_an_adapter_becomes_an_absolute_folder(monkeypatch, tmp_path):
 
 def test_demo_is_the_adapter_in_the_package(monkeypatch, tmp_path):
     (tmp_path / "pad_config.json").touch()
-    monkeypatch.setattr(name_resolution, "DEMO_ADAPTER", tmp_path)
+    monkeypatch.setattr(name_resolution, "DEMO_ADAPTER_FOLDER", tmp_path)
 
     assert resolve_adapter("demo") == str(tmp_path)
 
@@ -43,16 +43,16 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path):
 
 def test_an_adapters_own_word_for_its_backbone_finds_the_fetched_model(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(model_downloads, "fetched", lambda name: tmp_path / name)
+    monkeypatch.setattr(model_downloads, "fetched_model_folder", lambda name: tmp_path / name)
 
-    assert local_base("SmolLM2-135M-Instruct") == str(tmp_path / "smollm2-135m")
-    assert local_base("org/other") == "org/other"
+    assert resolve_local_base("SmolLM2-135M-Instruct") == str(tmp_path / "smollm2-135m")
+    assert resolve_local_base("org/other") == "org/other"
 
 
 def test_a_worker_fetches_nothing_and_says_how_to(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(model_downloads, "fetched", lambda name: None)
-    monkeypatch.setattr(model_downloads, "fetch", lambda name: pytest.fail("fetched"))
+    monkeypatch.setattr(model_downloads, "fetched_model_folder", lambda name: None)
+    monkeypatch.setattr(model_downloads, "fetch_model", lambda name: pytest.fail("fetched"))
 
     with pytest.raises(ValueError, match="Fetch it first: pad-vllm models smollm2-135m"):
-        local_base("smollm2-135m")
+        resolve_local_base("smollm2-135m")

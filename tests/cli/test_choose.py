@@ -7,7 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from pad_vllm.catalog.name_resolution import DEMO_ADAPTER
+from pad_vllm.catalog.name_resolution import DEMO_ADAPTER_FOLDER
 from pad_vllm.cli import app as cli
 from pad_vllm.training.user_choices import read_choices
 
@@ -41,8 +41,8 @@ def test_choices_are_kept_with_what_guided_them_and_the_rest_is_asked_the_next_t
     assert "2 choices made, 0 were there before" in said.output
     first, second = read_choices(out)
     assert (first.chosen, first.rejected) == ("[0] to 0", "[1] to 0")
-    assert first.weights == ("friendly=1", "brief=1,friendly=-0.5")
-    assert second.weights == first.weights[::-1]
+    assert first.answer_weights == ("friendly=1", "brief=1,friendly=-0.5")
+    assert second.answer_weights == first.answer_weights[::-1]
 
     again = run("choose", samples, "--out", out, typed="1\n1\n")
     assert "1 of 2" in again.output
@@ -55,7 +55,7 @@ def test_choices_are_kept_with_what_guided_them_and_the_rest_is_asked_the_next_t
 def test_what_was_chosen_is_what_fit_reads(files):
     samples, out = files
     run("choose", samples, "--out", out, typed="1\n" * 4)
-    said = run("fit", "smollm2-135m", out, "--adapter", DEMO_ADAPTER)
+    said = run("fit", "smollm2-135m", out, "--adapter", DEMO_ADAPTER_FOLDER)
     assert said.exit_code == 0, said.output
     weights = said.output.splitlines()[-1].split('"')[1]
     found = {name: float(w) for name, w in (pair.split("=") for pair in weights.split(","))}
@@ -69,7 +69,7 @@ def test_answers_that_nothing_guided_are_chosen_between_too(files):
     samples.write_text(json.dumps(plain), "utf-8")
     run("choose", samples, "--out", out, typed="2\n")
     (choice,) = read_choices(out)
-    assert (choice.chosen, choice.weights) == ("Hi!", None)
+    assert (choice.chosen, choice.answer_weights) == ("Hi!", None)
 
 
 def test_a_file_that_holds_no_samples_is_refused(files):

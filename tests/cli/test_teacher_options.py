@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from pad_vllm.cli import app as cli
 from pad_vllm.cli import train as train_command
-from pad_vllm.training.settings import Teacher
+from pad_vllm.training.settings import DistillationSettings
 
 FRIENDLY = ("--dimension", "friendly=Answer in a warm and casual tone: 1 + 1 = 2.")
 TAUGHT = ("--teacher", "prompt", *FRIENDLY, "--prompts", "p.txt")
@@ -41,7 +41,7 @@ def test_sentences_and_opposites_become_a_teacher(asked):
     simple = ("--dimension", "simple=Use short words.", "--opposite", "simple=Use long words.")
     result = run(*TAUGHT, *simple, "--answers", "50")
     assert result.exit_code == 0, result.output
-    assert asked[0].teacher == Teacher(
+    assert asked[0].teacher == DistillationSettings(
         sentences={
             "friendly": "Answer in a warm and casual tone: 1 + 1 = 2.",
             "simple": "Use short words.",

@@ -42,7 +42,9 @@ def main(given: str, made: str) -> None:
         one.value for one in llm.get_metrics() if one.name == "vllm:num_preemptions"
     )
     rewards = runner.get_model().pad_rewards
-    result["declined"] = dict(failure_log.of(engine.vllm_config.instance_id, print).counts)
+    result["declined"] = dict(
+        failure_log.failure_log_of(engine.vllm_config.instance_id, print).counts
+    )
     if hasattr(rewards, "scores"):
         result["counts"] = dict(vars(rewards.scores.counts))
         rewards.scores([])

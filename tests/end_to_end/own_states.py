@@ -12,8 +12,8 @@ from torch import Tensor
 from pad_vllm import guidance
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.adapter_folder import load_adapter
-from pad_vllm.params import Guidance, Limits, parse
-from pad_vllm.serving.start.served_adapters import limits_of
+from pad_vllm.params import Guidance, RequestLimits, parse_guidance
+from pad_vllm.serving.start.served_adapters import adapter_limits
 
 REWARD = 1e-3  # rewards are float32
 
@@ -23,7 +23,7 @@ class Rule(NamedTuple):
 
     weight: Tensor
     adapter: Adapter
-    limits: Limits
+    limits: RequestLimits
     resolution: float  # of the engine's type: relative, of a logit
     ends: list[int]
 
@@ -32,7 +32,7 @@ def rule(base: Path, folder: Path, dtype: torch.dtype, resolution: float) -> Rul
     from transformers import AutoModelForCausalLM
 
     model, adapter = AutoModelForCausalLM.from_pretrained(base, dtype=dtype), load_adapter(folder)
-    limits = limits_of(adapter.config, 1e3, 1000)
+    limits = adapter_limits(adapter.config, 1e3, 1000)
     return Rule(model.lm_head.weight.detach(), adapter, limits, resolution, ends_of(model))
 
 
@@ -43,11 +43,11 @@ def ends_of(model: Any) -> list[int]:
 
 
 def guided_steps(
-    requests: list[dict[str, Any]], result: dict[str, Any], limits: Limits
+    requests: list[dict[str, Any]], result: dict[str, Any], limits: RequestLimits
 ) -> Iterator[tuple[Guidance, dict[str, Tensor], list[int], int]]:
     """(what was asked, what was noted, the answer so far, the token) of each step of guided requests."""
     for request, output, steps in zip(requests, result["outputs"], result["steps"], strict=True):
-        asked = parse(request["sampling"].get("extra_args"), limits)
+        asked = parse_guidance(request["sampling"].get("extra_args"), limits)
         said = output["token_ids"]
         for step, (noted, token) in enumerate(zip(steps, said, strict=False)):
             yield asked, {name: torch.tensor(of) for name, of in noted.items()}, said[:step], token
@@ -76,7 +76,7 @@ def _require_step(
     others = z.index_fill(0, ids, float("-inf"))
     assert others.max() <= logits[-1] + near
     w = torch.tensor(asked.weights)
-    d_w = guidance.direction(noted["h_B"], noted["h_T"], w, *adapter.heads)
+    d_w = guidance.reward_direction(noted["h_B"], noted["h_T"], w, *adapter.heads)
     reward = by.weight[ids].float() @ d_w
     torch.testing.assert_close(noted["reward"][:k], reward, rtol=REWARD, atol=REWARD)
     few, rewards = others.fill_(float("-inf")), torch.zeros_like(others)

@@ -166,15 +166,15 @@ def _call(llm: Any, method: str | None, arguments: Any) -> str | None:
 
 def _early() -> list[int]:
     """Of every RayScores from here on: how many rows it is asked for early, each time."""
-    from pad_vllm.engines.ray_actors import RayScores
+    from pad_vllm.engines.ray_actors import RayRewardScorer
 
-    begin, early = RayScores.begin, []
+    begin, early = RayRewardScorer.start_prefill, []
 
     def noting(self: Any, asks: Any) -> None:
         early.append(len(asks))
         begin(self, asks)
 
-    RayScores.begin = noting
+    RayRewardScorer.start_prefill = noting
     return early
 
 
@@ -184,7 +184,7 @@ def _rule() -> Any:
 
     from pad_vllm.kernels import kernel_choice
 
-    return kernel_choice.of(torch.device("cuda" if _on_gpu() else "cpu"))
+    return kernel_choice.rule_for_device(torch.device("cuda" if _on_gpu() else "cpu"))
 
 
 def _on_gpu() -> bool:

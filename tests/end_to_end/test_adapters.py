@@ -11,7 +11,7 @@ from harness import V2_ENV, engines, pad
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.persrm import PersRM
 from pad_vllm.steering import token_explanation
-from pad_vllm.text.chat_template import chat_tokenizer
+from pad_vllm.text.chat_template import load_chat_tokenizer
 
 pytestmark = pytest.mark.engine
 
@@ -78,13 +78,18 @@ def test_what_tokens_earned_is_what_the_twin_pays(runs, made, name):
     base, folders = made
     backbone = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     adapter = load_adapter(folders[name])
-    model, tokenizer = PersRM.from_adapter(backbone, adapter), chat_tokenizer(base, "base", None)
+    model, tokenizer = (
+        PersRM.from_adapter(backbone, adapter),
+        load_chat_tokenizer(base, "base", None),
+    )
     for request, output in zip(asked(name), runs[name]["outputs"], strict=True):
         given = request["sampling"]["extra_args"]["pad_weights"]
         weights = dict(one.split("=") for one in given.split(","))
         w = torch.tensor([float(weights.get(one, 0)) for one in model.dimensions])
         prompt, said = output["prompt_token_ids"], output["token_ids"]
-        twin = token_explanation.tokens(model, tokenizer, prompt, said, w, adapter.config.top_k)
+        twin = token_explanation.explain_tokens(
+            model, tokenizer, prompt, said, w, adapter.config.top_k
+        )
         (told,) = output["pad"]["explained"]
         for one, other in zip(told, twin, strict=True):
             assert one == {**other, "reward": pytest.approx(other["reward"], abs=1e-3)}

@@ -9,7 +9,7 @@ from slow import Slow
 from tiny_tokenizers import bytewise, sentencepiece
 
 from pad_vllm.adapter.adapter_folder import load_adapter
-from pad_vllm.text.token_alignment import Reader
+from pad_vllm.text.token_alignment import TokenAligner
 
 pytestmark = pytest.mark.engine
 
@@ -73,8 +73,8 @@ def weights(kind, dimensions):
 @pytest.mark.parametrize("name", PAIRS)
 def test_the_rewards_are_those_of_the_whole_text_and_the_best_score_is_taken(runs, name):
     words, own, backbone, folder, scored, requests, result = runs[name]
-    slow, reader, compared = Slow(backbone, load_adapter(folder)), Reader(words, own), 0
-    assert not reader.same
+    slow, reader, compared = Slow(backbone, load_adapter(folder)), TokenAligner(words, own), 0
+    assert not reader.same_tokens
     for request, output, steps in zip(requests, result["outputs"], result["steps"], strict=True):
         kind = request["sampling"].get("extra_args")
         if kind is None:
@@ -82,11 +82,11 @@ def test_the_rewards_are_those_of_the_whole_text_and_the_best_score_is_taken(run
         w, said = weights(kind, slow.dimensions), output["token_ids"]
         assert len(steps) == TOKENS
         for number, step in enumerate(steps):
-            reading = reader.open(output["prompt_token_ids"], kind.get("pad_preference", ""))
+            reading = reader.start(output["prompt_token_ids"], kind.get("pad_preference", ""))
             reading.extend(said[:number])
             count = kind.get("pad_top_k", 10)
             for token, reward in zip(step["ids"][:count], step["reward"], strict=False):
-                (change,) = reading.candidates([token])
+                (change,) = reading.candidate_changes([token])
                 wanted = slow.reward(reading.tokens, change, w, exact=scored == "exact")
                 assert reward == pytest.approx(wanted, abs=1e-3)
                 compared += 1
@@ -100,9 +100,9 @@ def test_the_rewards_are_those_of_the_whole_text_and_the_best_score_is_taken(run
 
 def test_a_preference_in_words_changes_the_rewards(runs):
     words, own, *_ = runs["mistral"]
-    reader = Reader(words, own)
+    reader = TokenAligner(words, own)
     plain, stated = (
-        reader.open(words.apply_chat_template(CHATS[0], return_dict=False), said)
+        reader.start(words.apply_chat_template(CHATS[0], return_dict=False), said)
         for said in ("", "formal, but humorous")
     )
     assert "formal, but humorous" in own.decode(stated.tokens)

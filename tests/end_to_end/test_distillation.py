@@ -10,7 +10,7 @@ from cases import PROMPTS, greedy, tokens
 from harness import engines, pad
 from twin import Twin
 
-from pad_vllm.text.chat_template import chat_ids, chat_tokenizer
+from pad_vllm.text.chat_template import chat_token_ids, load_chat_tokenizer
 
 pytestmark = [pytest.mark.engine, pytest.mark.exhaustive]  # a minute of drawing and teaching
 
@@ -48,8 +48,8 @@ def test_gemma_learns_two_sentences_and_serves_them(gemma3, tmp_path):
     command += ["--no-trial"]
     command += ["--cache", str(tmp_path / "cache"), "--out", str(out)]
     subprocess.run(command, check=True)
-    tokenizer = chat_tokenizer(gemma3, "gemma3-270m", TEMPLATE)
-    chats = [chat_ids(tokenizer, [{"role": "user", "content": text}]) for text in PROMPTS[:4]]
+    tokenizer = load_chat_tokenizer(gemma3, "gemma3-270m", TEMPLATE)
+    chats = [chat_token_ids(tokenizer, [{"role": "user", "content": text}]) for text in PROMPTS[:4]]
     ways = [{"pad_weights": w} for w in ("friendly=1", "brief=-1", "friendly=0.5,brief=1")]
     requests = [greedy(chat, 16, way) for chat in chats for way in [*ways, None]]
     (result,) = engines([{"llm": pad(gemma3, out), "requests": requests, "record": True}])

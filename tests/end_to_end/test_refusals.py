@@ -14,7 +14,7 @@ import torch
 from harness import HERE, EngineFailed, engine_slot, environment, pad, plain, run, tail
 from safetensors.torch import load_file, save_file
 
-from pad_vllm.config import PROCESSOR
+from pad_vllm.config import LOGITS_PROCESSOR
 
 pytestmark = pytest.mark.engine
 
@@ -129,13 +129,16 @@ def attempts(base, good, other_model, tmp_path_factory):
             "Rust front end yet; unset VLLM_USE_RUST_FRONTEND",
         ),
         "twice": (
-            pad(base, good, logits_processors=[PROCESSOR, PROCESSOR]),
+            pad(base, good, logits_processors=[LOGITS_PROCESSOR, LOGITS_PROCESSOR]),
             "PADLogitsProcessor is given 2 times, and once is needed",
         ),
         "no processor": (pad(base, good, logits_processors=[]), "is given 0 times"),
         "no load format": (without_format, "needs load format 'pad', and this is 'auto'"),
         "no settings": (pad(base, good, additional_config={}), "no 'pad' entry"),
-        "processor alone": (plain(base, logits_processors=[PROCESSOR]), "needs load format 'pad'"),
+        "processor alone": (
+            plain(base, logits_processors=[LOGITS_PROCESSOR]),
+            "needs load format 'pad'",
+        ),
         "misspelt setting": (pad(base, good, {"max_bta": 3}), "Did you mean 'max_beta'?"),
         "load format within": (pad(base, good, {"load_format": "pad"}), "would make PAD's loader"),
         "no such backbone": (

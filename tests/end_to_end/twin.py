@@ -18,9 +18,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pad_vllm import guidance
 from pad_vllm.adapter.adapter_folder import load_adapter
-from pad_vllm.params import parse
+from pad_vllm.params import parse_guidance
 from pad_vllm.persrm import PersRM
-from pad_vllm.serving.start.served_adapters import limits_of
+from pad_vllm.serving.start.served_adapters import adapter_limits
 
 TIE = 1e-4
 BATCH = 10  # sequences read at once
@@ -56,7 +56,7 @@ class Twin:
         loaded = load_adapter(adapter)
         config = loaded.config
         self.persrm = PersRM.from_adapter(backbone, loaded)
-        self._limits = limits_of(config, 1e3, config.top_k + 1000)
+        self._limits = adapter_limits(config, 1e3, config.top_k + 1000)
         self._ends = ends_of(backbone)
         self._seen: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
@@ -74,7 +74,7 @@ class Twin:
             asked = request["sampling"].get("extra_args")
             z, reward, scores = self._scores(h_B, h_T, asked, output["token_ids"])
             agreed = _agreement(found, scores, output["token_ids"], str(asked))
-            guided = parse(asked, self._limits)
+            guided = parse_guidance(asked, self._limits)
             _measure(found, z, reward, steps[:agreed], guided.top_k if guided else 0)
         torch.set_num_threads(threads)
         return found
@@ -84,11 +84,11 @@ class Twin:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Base logits, every token's reward, and the scores that the rule's plain twin makes."""
         z = self.persrm.base_logits(h_B)
-        guided = parse(asked, self._limits)
+        guided = parse_guidance(asked, self._limits)
         if guided is None:
             return z, torch.zeros_like(z), z
         w = torch.tensor(guided.weights)
-        d_w = guidance.direction(h_B, h_T, w, *self.persrm.heads)
+        d_w = guidance.reward_direction(h_B, h_T, w, *self.persrm.heads)
         reward = d_w @ self.persrm.backbone.lm_head.weight.float().T
         rows = [
             guidance.guide_row(

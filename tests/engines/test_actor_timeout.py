@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from pad_vllm.engines.actor_timeout import Patience
+from pad_vllm.engines.actor_timeout import ActorTimeout
 
 
 @pytest.fixture
 def patience(clock):
-    return Patience(2.0, clock)
+    return ActorTimeout(2.0, clock)
 
 
 def test_it_waits_the_deadline_until_it_knows_better(patience):
-    assert patience.seconds == 2.0
+    assert patience.wait_seconds == 2.0
 
 
 @pytest.mark.parametrize(
@@ -23,27 +23,27 @@ def test_it_waits_a_multiple_of_the_slowest_answer_between_a_quarter_and_all_of_
     patience, took, waits
 ):
     for seconds in took:
-        patience.answered(seconds)
-    assert patience.seconds == pytest.approx(waits)
+        patience.record_answer(seconds)
+    assert patience.wait_seconds == pytest.approx(waits)
 
 
 def test_a_slow_answer_is_forgotten_in_time(patience):
-    patience.answered(1.0)
+    patience.record_answer(1.0)
     for _ in range(1000):
-        patience.answered(0.2)
-    assert patience.seconds == pytest.approx(0.8)
+        patience.record_answer(0.2)
+    assert patience.wait_seconds == pytest.approx(0.8)
 
 
 def test_after_a_lost_answer_the_next_has_the_whole_deadline(patience):
-    patience.answered(0.1)
-    patience.lost()
-    assert patience.seconds == 2.0
+    patience.record_answer(0.1)
+    patience.record_failure()
+    assert patience.wait_seconds == 2.0
 
 
 def test_the_pause_doubles_from_the_deadline_up_to_a_hundred_of_them(patience, clock):
     pauses = []
     for _ in range(10):
-        patience.lost()
+        patience.record_failure()
         begin = clock.now
         while patience.paused:
             clock.now += 1.0
@@ -53,8 +53,8 @@ def test_the_pause_doubles_from_the_deadline_up_to_a_hundred_of_them(patience, c
 
 def test_an_answer_in_time_ends_the_pauses(patience, clock):
     for _ in range(5):
-        patience.lost()
+        patience.record_failure()
     clock.now += 1000
-    patience.answered(0.1)
-    patience.lost()
+    patience.record_answer(0.1)
+    patience.record_failure()
     assert not patience.paused

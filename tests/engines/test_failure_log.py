@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pad_vllm.engines import failure_log
-from pad_vllm.engines.failure_log import Declined
+from pad_vllm.engines.failure_log import FailureLog
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def logged():
 
 @pytest.fixture
 def kept(logged, clock):
-    return Declined(logged.append, clock)
+    return FailureLog(logged.append, clock)
 
 
 def test_every_row_is_counted_by_its_reason(kept):
@@ -71,6 +71,8 @@ def test_an_errors_traceback_is_logged_once(kept, logged, clock):
 
 
 def test_loader_and_processor_of_an_instance_count_into_one():
-    first, second, other = (failure_log.of(name, print) for name in ("one", "one", "other"))
+    first, second, other = (
+        failure_log.failure_log_of(name, print) for name in ("one", "one", "other")
+    )
     assert first is second
     assert first is not other

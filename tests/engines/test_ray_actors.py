@@ -16,9 +16,9 @@ from watched import Watched
 
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.config import PADConfig
-from pad_vllm.engines.failure_log import Declined
-from pad_vllm.engines.ray_actors import PersRMActor, RayScores, _join
-from pad_vllm.engines.reward_model.scoring_request import Ask
+from pad_vllm.engines.failure_log import FailureLog
+from pad_vllm.engines.ray_actors import PersRMActor, RayRewardScorer, _join
+from pad_vllm.engines.reward_model.scoring_request import ScoringRequest
 
 DIGEST = "0" * 64
 
@@ -131,11 +131,11 @@ def ray(monkeypatch):
 
 def scores(actors=1, clock=time.monotonic, **settings):
     pad = PADConfig("/a", engine="ray", ray_actors=actors, **settings)
-    return RayScores(pad, DIGEST, torch.float32, Declined(lambda _: None), clock=clock)
+    return RayRewardScorer(pad, DIGEST, torch.float32, FailureLog(lambda _: None), clock=clock)
 
 
 def ask(key, length, *, changes=1, must=True):
-    return Ask(key, list(range(length)), (1.0,), [(length, (7,))] * changes, must)
+    return ScoringRequest(key, list(range(length)), (1.0,), [(length, (7,))] * changes, must)
 
 
 def test_only_new_tokens_cross_the_wire_and_the_actor_has_the_whole_text(ray):
@@ -144,7 +144,7 @@ def test_only_new_tokens_cross_the_wire_and_the_actor_has_the_whole_text(ray):
     step = actor.step
     actor.step = lambda messages: sent.append(messages) or step(messages)
     assert pool([ask(0, 5)]).tolist() == [[5.0]]
-    pool.begin([Ask(0, [*range(6)], (1.0,))])
+    pool.start_prefill([ScoringRequest(0, [*range(6)], (1.0,))])
     assert pool([ask(0, 6)]).tolist() == [[6.0]]
     assert [(m.keep, m.added) for (m,) in sent] == [(0, (0, 1, 2, 3, 4)), (5, (5,)), (6, ())]
     assert actor.steps[-1] == [(0, [0, 1, 2, 3, 4, 5])]
@@ -176,7 +176,7 @@ def test_a_row_that_an_actor_has_no_room_for_has_no_reward_for_any_candidate(ray
         )
     found = pool([ask(0, 3, changes=1), ask(1, 3, changes=2)])
     assert found.isnan().tolist() == [[True, True], [False, False]]
-    assert pool.declined.counts == {"no room": 1}
+    assert pool.failure_log.counts == {"no room": 1}
 
 
 def test_a_dead_actor_costs_its_rows_their_rewards_until_it_is_back(ray):
@@ -185,7 +185,7 @@ def test_a_dead_actor_costs_its_rows_their_rewards_until_it_is_back(ray):
     actor.alive = False
     assert pool([ask(0, 4)]).isnan().all()
     assert pool([ask(0, 5)]).isnan().all()
-    assert (pool.failures, pool.declined.counts) == (1, {"lost actor": 2})
+    assert (pool.failed_calls, pool.failure_log.counts) == (1, {"lost actor": 2})
     actor.alive = True
     actor.restart()
     pool([ask(0, 6)])  # finds out that the last look failed, and asks again
@@ -196,9 +196,9 @@ def test_a_late_actor_is_not_waited_for_a_second_time(ray):
     pool, (actor,) = scores(), ray.actors
     actor.late = True
     assert pool([ask(0, 3)]).isnan().all()
-    pool.begin([ask(0, 4)])
+    pool.start_prefill([ask(0, 4)])
     assert pool([ask(0, 4)]).isnan().all()
-    assert (pool.failures, pool.declined.counts) == (1, {"late actor": 2})
+    assert (pool.failed_calls, pool.failure_log.counts) == (1, {"late actor": 2})
     actor.late = False
     assert pool([ask(0, 5)]).tolist() == [[5.0]]
 
@@ -219,14 +219,14 @@ def test_rows_of_a_dead_actor_move_to_one_that_lives(ray):
     ray.actors[0].alive = False
     assert pool(asks).isnan().any(1).sum() == 1
     assert not pool(asks).isnan().any()
-    assert pool.declined.counts == {"lost actor": 1}
+    assert pool.failure_log.counts == {"lost actor": 1}
 
 
 def test_rows_that_look_ahead_are_not_counted_as_unguided(ray):
     pool = scores()
     ray.actors[0].alive = False
     pool([ask(0, 3, must=False), ask(1, 3)])
-    assert pool.declined.counts == {"lost actor": 1}
+    assert pool.failure_log.counts == {"lost actor": 1}
 
 
 def waited(ray, pool, asks):
@@ -268,7 +268,7 @@ def test_a_step_in_which_the_base_only_reads_prompts_does_not_wait(ray):
     asks = [ask(0, 3, changes=0, must=False), ask(1, 3, changes=0, must=False)]
     assert waited(ray, pool, asks) == 0
     assert len(actor.steps) == 1  # but the reward model reads them too
-    assert pool.failures == 0
+    assert pool.failed_calls == 0
     assert waited(ray, pool, [ask(0, 3), asks[1]]) == 2.0
 
 
@@ -339,11 +339,13 @@ def test_an_empty_address_starts_a_cluster_of_its_own_and_joins_no_other(given, 
 def test_a_step_looks_at_the_new_tokens_alone(ray):
     pool, (actor,) = scores(), ray.actors
     tokens = Watched(range(1000))
-    pool([Ask(0, tokens, (1.0,), [(1000, (7,))])])
+    pool([ScoringRequest(0, tokens, (1.0,), [(1000, (7,))])])
     for _ in range(5):
         stays, tokens.read = len(tokens) - 2, 0
         tokens[-2:] = (8, 9, 10)
-        found = pool([Ask(0, tokens, (1.0,), [(len(tokens), (7,))], stays=stays)])
+        found = pool(
+            [ScoringRequest(0, tokens, (1.0,), [(len(tokens), (7,))], num_unchanged=stays)]
+        )
         assert found.tolist() == [[float(len(tokens))]]
         assert tokens.read < 10
     assert actor.steps[-1] == [(0, list(tokens))]
@@ -354,7 +356,7 @@ def test_after_a_step_that_failed_an_actor_has_nothing_that_stays(ray):
     pool, (actor,) = scores(), ray.actors
     pool([ask(0, 3)])
     actor._scorer = None
-    pool.begin([Ask(0, [0, 1, 9], (1.0,))])  # nobody looks at what becomes of it
+    pool.start_prefill([ScoringRequest(0, [0, 1, 9], (1.0,))])  # nobody looks at what becomes of it
     actor._scorer = actor._lengths
     assert pool([ask(0, 4)]).isnan().all()
     assert pool([ask(0, 5)]).tolist() == [[5.0]]
@@ -371,9 +373,9 @@ def test_a_text_whose_call_could_not_be_made_is_sent_whole_again(ray):
 
     handle.step = SimpleNamespace(remote=broken)
     with pytest.raises(OSError, match="no connection"):
-        pool.begin([Ask(0, [0, 1, 9], (1.0,))])
+        pool.start_prefill([ScoringRequest(0, [0, 1, 9], (1.0,))])
     handle.step = works
-    assert pool([Ask(0, [0, 1, 9], (1.0,), [(3, (7,))])]).tolist() == [[3.0]]
+    assert pool([ScoringRequest(0, [0, 1, 9], (1.0,), [(3, (7,))])]).tolist() == [[3.0]]
     assert actor.steps[-1] == [(0, [0, 1, 9])]
 
 
@@ -381,11 +383,11 @@ def test_a_row_that_comes_back_to_an_actor_it_left_is_sent_whole(ray):
     pool, (first, second) = scores(actors=2), ray.actors
     pool([ask(1, 1), ask(0, 3)])
     assert second.steps[-1] == [(0, [0, 1, 2])]
-    pool.begin([])
-    pool([Ask(0, [0, 8, 9], (1.0,), [(3, (7,))], stays=1)])
+    pool.start_prefill([])
+    pool([ScoringRequest(0, [0, 8, 9], (1.0,), [(3, (7,))], num_unchanged=1)])
     assert first.steps[-1] == [(0, [0, 8, 9])]
     pool([ask(2, 1)])
-    pool([ask(2, 1), Ask(0, [0, 8, 9], (1.0,), [(3, (7,))], stays=3)])
+    pool([ask(2, 1), ScoringRequest(0, [0, 8, 9], (1.0,), [(3, (7,))], num_unchanged=3)])
     assert second.steps[-1] == [(0, [0, 8, 9])]
 
 
@@ -403,7 +405,9 @@ class Row:
         self.stays = min(self.stays, keep)
 
     def ask(self):
-        return Ask(self.key, self.tokens, (1.0,), [(len(self.tokens), (7,))], stays=self.stays)
+        return ScoringRequest(
+            self.key, self.tokens, (1.0,), [(len(self.tokens), (7,))], num_unchanged=self.stays
+        )
 
 
 def trouble(rng, actors, handles):
@@ -455,7 +459,7 @@ def test_whatever_fails_no_actor_is_asked_about_a_text_that_is_not_the_rows(ray,
         try:
             with suppress(OSError):
                 if rng.random() < 0.5:
-                    pool.begin([row.ask() for row in asked if rng.random() < 0.9])
+                    pool.start_prefill([row.ask() for row in asked if rng.random() < 0.9])
             found = pool([row.ask() for row in asked]) if asked else []
         except OSError:
             continue

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from pad_vllm.engines import token_columns
-from pad_vllm.engines.failure_log import Declined
+from pad_vllm.engines.failure_log import FailureLog
 from pad_vllm.engines.resident_engine import ResidentRewards
-from pad_vllm.engines.reward_engine import Request, Step
+from pad_vllm.engines.reward_engine import GuidedRequest, StepCandidates
 from pad_vllm.params import Guidance
-from pad_vllm.text.token_alignment import Reading
+from pad_vllm.text.token_alignment import AlignedTokens
 
 K = 3
 
@@ -25,7 +25,7 @@ class Texts:
 
     def open(self, prompt, preference=""):
         self.opened.append((list(prompt), preference))
-        return Reading(prompt)
+        return AlignedTokens(prompt)
 
 
 class Scores:
@@ -50,25 +50,25 @@ def logged():
 
 @pytest.fixture
 def engine(logged):
-    return ResidentRewards(Texts(), Scores(), Declined(logged.append))
+    return ResidentRewards(Texts(), Scores(), FailureLog(logged.append))
 
 
 def request(tokens, prompt, *, top_k=K, preference=""):
-    return Request(Guidance((1.0, 0.0), 1.0, top_k, preference), list(tokens), prompt)
+    return GuidedRequest(Guidance((1.0, 0.0), 1.0, top_k, preference), list(tokens), prompt)
 
 
 def step(engine, requests, fed, *, total=None):
     """One step in which each request was fed (token, position)."""
     count = len(requests)
-    engine.keep(torch.tensor(fed))
+    engine.receive(torch.tensor(fed))
     ids = torch.arange(count * K).view(count, K)
     w = torch.zeros(count, 2)
     rows = torch.arange(count)
-    return engine.rewards(Step(total or count, rows, ids, w, tuple(requests)))
+    return engine.rewards(StepCandidates(total or count, rows, ids, w, tuple(requests)))
 
 
 def texts(engine):
-    return [list(ask.tokens) for ask in engine.scores.asked[-1]]
+    return [list(ask.tokens) for ask in engine.scorer.asked[-1]]
 
 
 def test_a_request_grows_by_what_it_is_fed(engine):
@@ -85,10 +85,10 @@ def test_a_request_grows_by_what_it_is_fed(engine):
 def test_while_the_base_reads_its_prompt_the_reward_model_only_looks_ahead(engine):
     one = request([5, 6, 7, 8], 4)
     step(engine, [one], [(6, 1)])
-    (ask,) = engine.scores.asked[-1]
+    (ask,) = engine.scorer.asked[-1]
     assert (ask.must, list(ask.changes), list(ask.tokens)) == (False, [], [5, 6, 7, 8])
     step(engine, [one], [(8, 3)])
-    assert engine.scores.asked[-1][0].must
+    assert engine.scorer.asked[-1][0].must
 
 
 def test_a_resumed_request_goes_on_with_its_answer(engine):
@@ -101,10 +101,10 @@ def test_a_resumed_request_goes_on_with_its_answer(engine):
 def test_what_was_fed_is_the_truth_where_the_list_said_otherwise(engine):
     one = request([5, 6, 7, 50], 3)
     step(engine, [one], [(50, 3)])
-    first = engine.scores.asked[-1][0].key
+    first = engine.scorer.asked[-1][0].key
     step(engine, [one], [(60, 3)])
     assert texts(engine) == [[5, 6, 7, 60]]
-    assert engine.scores.asked[-1][0].key != first
+    assert engine.scorer.asked[-1][0].key != first
 
 
 def test_a_request_with_a_gap_stays_unguided_and_is_counted(engine, logged):
@@ -112,7 +112,7 @@ def test_a_request_with_a_gap_stays_unguided_and_is_counted(engine, logged):
     found = step(engine, [lost, sound], [(9, 3), (6, 0)])
     assert found[0].isnan().all()
     assert found[1].tolist() == [103.0, 104.0, 105.0]
-    assert engine.declined.counts == {"text lost": 1}
+    assert engine.failure_log.counts == {"text lost": 1}
     assert "lost" in logged[0]
 
 
@@ -127,7 +127,7 @@ def test_a_row_without_rewards_has_none_for_any_candidate_of_the_step():
         widest = max(len(ask.changes) for ask in asks)
         return torch.tensor([[float("nan")] * widest, [1.0] * widest])
 
-    engine = ResidentRewards(Texts(), declines, Declined(print))
+    engine = ResidentRewards(Texts(), declines, FailureLog(print))
     found = step(engine, [request([5], 1, top_k=1), request([6], 1, top_k=1)], [(5, 0), (6, 0)])
     assert found[0].isnan().all()
     assert found[1].tolist() == [1.0, 0.0, 0.0]
@@ -142,7 +142,8 @@ def test_rows_that_are_not_the_ones_fed_get_nothing(engine):
     one = request([5], 1)
     assert step(engine, [one], [(5, 0)], total=2) is None
     assert (
-        engine.rewards(Step(1, torch.tensor([0]), torch.zeros(1, K).long(), None, (one,))) is None
+        engine.rewards(StepCandidates(1, torch.tensor([0]), torch.zeros(1, K).long(), None, (one,)))
+        is None
     )
 
 
@@ -151,35 +152,37 @@ def test_it_begins_with_the_text_when_the_forward_starts_and_does_not_read_it_tw
     engine = ResidentRewards(
         Texts(),
         Scores(),
-        Declined(print),
-        early=early.append,
-        last_tokens=lambda: torch.tensor([0, 3]),
+        FailureLog(print),
+        start_early=early.append,
+        last_token_indices=lambda: torch.tensor([0, 3]),
     )
     running, joining = request([5, 6], 2), request([7, 8, 9], 3)
     step(engine, [running], [(6, 1)])
-    engine.batch({0: running, 1: joining})
-    engine.begin(torch.tensor([40, 7, 8, 9]), torch.tensor([2, 0, 1, 2]))
+    engine.before_forward_v1({0: running, 1: joining})
+    engine.on_forward_start(torch.tensor([40, 7, 8, 9]), torch.tensor([2, 0, 1, 2]))
     assert [list(ask.tokens) for ask in early[-1]] == [[5, 6, 40], [7, 8, 9]]
     assert all(not ask.changes and ask.must for ask in early[-1])
     step(engine, [running, joining], [(40, 2), (9, 2)])
     assert texts(engine) == [[5, 6, 40], [7, 8, 9]]
-    engine.begin(torch.tensor([1]), torch.tensor([0]))  # nobody said who is in this batch
+    engine.on_forward_start(
+        torch.tensor([1]), torch.tensor([0])
+    )  # nobody said who is in this batch
     assert len(early) == 1
 
 
 def test_it_begins_with_what_was_said_last_before_the_forward():
     early = []
-    engine = ResidentRewards(Texts(), Scores(), Declined(print), early=early.append)
+    engine = ResidentRewards(Texts(), Scores(), FailureLog(print), start_early=early.append)
     running, reading = request([5, 6], 2), request([7, 8, 9], 3)
     step(engine, [running, reading], [(6, 1), (8, 1)])
-    engine.ahead([running, reading], lambda: torch.tensor([[40, 2], [9, 2]]))
+    engine.before_forward_v2([running, reading], lambda: torch.tensor([[40, 2], [9, 2]]))
     assert [(list(ask.tokens), ask.must) for ask in early[-1]] == [
         ([5, 6, 40], True),
         ([7, 8, 9], False),  # the base is still reading this one's prompt
     ]
     step(engine, [running, reading], [(40, 2), (9, 2)])
     assert texts(engine) == [[5, 6, 40], [7, 8, 9]]
-    engine.ahead([], lambda: torch.tensor([]))
+    engine.before_forward_v2([], lambda: torch.tensor([]))
     assert len(early) == 1
 
 
@@ -187,7 +190,7 @@ def test_without_an_early_start_the_device_is_not_waited_for(engine):
     def waited():
         raise AssertionError
 
-    engine.ahead([request([5], 1)], waited)
+    engine.before_forward_v2([request([5], 1)], waited)
 
 
 def test_an_error_at_the_start_of_a_forward_is_reported_and_not_raised(logged):
@@ -197,53 +200,53 @@ def test_an_error_at_the_start_of_a_forward_is_reported_and_not_raised(logged):
     engine = ResidentRewards(
         Texts(),
         Scores(),
-        Declined(logged.append),
-        early=broken,
-        last_tokens=lambda: torch.tensor([0]),
+        FailureLog(logged.append),
+        start_early=broken,
+        last_token_indices=lambda: torch.tensor([0]),
     )
-    engine.batch({0: request([5], 1)})
-    engine.begin(torch.tensor([5]), torch.tensor([0]))
+    engine.before_forward_v1({0: request([5], 1)})
+    engine.on_forward_start(torch.tensor([5]), torch.tensor([0]))
     assert "no actor" in logged[0]
-    engine.batch({0: request([5], 1)})
-    engine.begin(torch.tensor([5]), torch.tensor([0]))
+    engine.before_forward_v1({0: request([5], 1)})
+    engine.on_forward_start(torch.tensor([5]), torch.tensor([0]))
     assert len(logged) == 1
-    assert engine.declined.counts == {"late start": 2}
+    assert engine.failure_log.counts == {"late start": 2}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_token_and_position_travel_in_every_float_type(dtype):
     ids = torch.tensor([0, 1, 255, 256, 262_143, 16_777_215])
     positions = torch.tensor([0, 131_072, 7, 65_535, 1, 1_000_000])
-    found = token_columns.read(token_columns.columns(ids, positions, dtype))
+    found = token_columns.decode_columns(token_columns.encode_columns(ids, positions, dtype))
     assert found.tolist() == torch.stack((ids, positions), -1).tolist()
-    assert token_columns.columns(ids, positions, dtype).dtype == dtype
+    assert token_columns.encode_columns(ids, positions, dtype).dtype == dtype
 
 
 def test_an_ask_holds_the_rows_own_tokens_and_says_how_many_of_them_stay(engine):
     one = request([5, 6, 7], 3)
     step(engine, [one], [(7, 2)])
-    tokens = engine.scores.asked[-1][0].tokens
-    assert engine.scores.asked[-1][0].stays == 0
+    tokens = engine.scorer.asked[-1][0].tokens
+    assert engine.scorer.asked[-1][0].stays == 0
     for number in range(3):
         step(engine, [one], [(8, 3 + number)])
-        (ask,) = engine.scores.asked[-1]
+        (ask,) = engine.scorer.asked[-1]
         assert ask.tokens is tokens, "copied"
         assert ask.stays == 3 + number == len(tokens) - 1
 
 
 def test_after_a_step_without_rewards_only_what_stayed_all_the_time_counts(engine):
-    one, scores = request([5, 6, 7], 3), engine.scores
+    one, scores = request([5, 6, 7], 3), engine.scorer
     step(engine, [one], [(7, 2)])
 
     def broken(_asks):
         raise RuntimeError("out of memory")
 
-    engine.scores = broken
+    engine.scorer = broken
     with pytest.raises(RuntimeError):
         step(engine, [one], [(8, 3)])
-    engine.scores = scores
+    engine.scorer = scores
     step(engine, [one], [(9, 4)])
-    assert engine.scores.asked[-1][0].stays == 3
+    assert engine.scorer.asked[-1][0].stays == 3
     assert texts(engine) == [[5, 6, 7, 8, 9]]
 
 
@@ -261,13 +264,13 @@ class Slow(Texts):
 
 def test_no_step_waits_for_a_prompt_while_the_base_itself_still_reads_it(logged):
     reader = Slow()
-    engine = ResidentRewards(reader, Scores(), Declined(logged.append))
+    engine = ResidentRewards(reader, Scores(), FailureLog(logged.append))
     long = request([5, 6, 7, 8], 4)
-    engine.join(long)
+    engine.on_request_joined(long)
     # Not NaN: no token goes unguided, as none is taken from these rows.
     assert not step(engine, [long], [(5, 0)]).any()
     assert not step(engine, [long], [(6, 1)]).any()
-    assert engine.scores.asked == []
+    assert engine.scorer.asked == []
     reader.may.set()
     assert step(engine, [long], [(8, 3)]).tolist() == [[400.0, 401.0, 402.0]]
     assert (logged, len(reader.opened)) == ([], 1)
@@ -276,12 +279,16 @@ def test_no_step_waits_for_a_prompt_while_the_base_itself_still_reads_it(logged)
 def test_a_forward_does_not_wait_for_a_prompt_either():
     early, reader = [], Slow()
     engine = ResidentRewards(
-        reader, Scores(), print, early=early.append, last_tokens=lambda: torch.tensor([0])
+        reader,
+        Scores(),
+        print,
+        start_early=early.append,
+        last_token_indices=lambda: torch.tensor([0]),
     )
     one = request([5], 1)
-    engine.join(one)
-    engine.batch({0: one})
-    engine.begin(torch.tensor([5]), torch.tensor([0]))
+    engine.on_request_joined(one)
+    engine.before_forward_v1({0: one})
+    engine.on_forward_start(torch.tensor([5]), torch.tensor([0]))
     assert early == [[]]
     reader.may.set()
     assert step(engine, [one], [(5, 0)]).tolist() == [[100.0, 101.0, 102.0]]
@@ -289,10 +296,10 @@ def test_a_forward_does_not_wait_for_a_prompt_either():
 
 def test_prompts_of_requests_that_left_are_not_read(logged):
     reader = Slow()
-    engine = ResidentRewards(reader, Scores(), Declined(logged.append))
+    engine = ResidentRewards(reader, Scores(), FailureLog(logged.append))
     first, left, last = request([5], 1), request([6], 1), request([7], 1)
     for one in (first, left, last):
-        engine.join(one)
+        engine.on_request_joined(one)
     del left, one
     reader.may.set()
     assert step(engine, [last], [(7, 0)]).tolist() == [[100.0, 101.0, 102.0]]
@@ -313,14 +320,14 @@ def test_a_text_that_cannot_be_read_costs_no_other_row_its_early_start(logged):
     engine = ResidentRewards(
         Broken(),
         Scores(),
-        Declined(logged.append),
-        early=early.append,
-        last_tokens=lambda: torch.tensor([0, 1]),
+        FailureLog(logged.append),
+        start_early=early.append,
+        last_token_indices=lambda: torch.tensor([0, 1]),
     )
     lost, sound = request([66], 1), request([5], 1)
     step(engine, [lost, sound], [(66, 0), (5, 0)])
-    engine.batch({0: lost, 1: sound})
-    engine.begin(torch.tensor([8, 9]), torch.tensor([1, 1]))
+    engine.before_forward_v1({0: lost, 1: sound})
+    engine.on_forward_start(torch.tensor([8, 9]), torch.tensor([1, 1]))
     assert [[list(ask.tokens) for ask in asks] for asks in early] == [[[5, 9]]]
     assert step(engine, [lost, sound], [(8, 1), (9, 1)]).isnan().all(1).tolist() == [True, False]
-    assert engine.declined.counts == {"text lost": 2}
+    assert engine.failure_log.counts == {"text lost": 2}

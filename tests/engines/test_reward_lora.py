@@ -28,7 +28,7 @@ class Packed(nn.Module):
 
 def forked(layer):
     A, B = torch.randn(2, IN), torch.randn(OUT, 2)
-    reward_lora.add(layer, A, B, torch.float32, torch.device("cpu"))
+    reward_lora.add_reward_lora(layer, A, B, torch.float32, torch.device("cpu"))
     return layer, A, B
 
 

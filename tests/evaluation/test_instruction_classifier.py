@@ -17,17 +17,21 @@ def parts(shift, count=40):
 
 
 def test_it_finds_what_sets_the_told_answers_apart():
-    judge = instruction_classifier.fit(*parts(4.0), held_out=10)
+    judge = instruction_classifier.fit_instruction_classifier(*parts(4.0), held_out=10)
     assert judge.accuracy == 1.0
     low, high = judge(np.stack((np.zeros(8), 4.0 * np.eye(8)[2])))
     assert low < 0 < high
 
 
 def test_where_nothing_sets_them_apart_its_accuracy_says_so():
-    assert 0.2 < instruction_classifier.fit(*parts(0.0, 200), held_out=100).accuracy < 0.8
+    assert (
+        0.2
+        < instruction_classifier.fit_instruction_classifier(*parts(0.0, 200), held_out=100).accuracy
+        < 0.8
+    )
 
 
 @pytest.mark.parametrize("held_out", [0, 40])
 def test_too_few_prompts_are_refused_with_their_number(held_out):
     with pytest.raises(ValueError, match="has 40 prompts"):
-        instruction_classifier.fit(*parts(1.0), held_out=held_out)
+        instruction_classifier.fit_instruction_classifier(*parts(1.0), held_out=held_out)

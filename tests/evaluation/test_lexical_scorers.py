@@ -12,9 +12,14 @@ import pytest
 import tiny
 
 from pad_vllm.evaluation import lexical_scorers
-from pad_vllm.evaluation.chat_judge import Judge, number, question
-from pad_vllm.evaluation.classifier_scorer import Classifier
-from pad_vllm.evaluation.lexical_scorers import SCORERS, clean, personal, score
+from pad_vllm.evaluation.chat_judge import ChatJudge, judge_prompt, parse_score
+from pad_vllm.evaluation.classifier_scorer import ClassifierScorer
+from pad_vllm.evaluation.lexical_scorers import (
+    LEXICAL_SCORERS,
+    lexical_scores,
+    score_clean,
+    score_personal,
+)
 from pad_vllm.evaluation.scorer_specs import parse_scorer
 
 
@@ -33,18 +38,18 @@ from pad_vllm.evaluation.scorer_specs import parse_scorer
     ],
 )
 def test_a_scorer_ranks_the_plain_case(name, more, less):
-    assert SCORERS[name](more) > SCORERS[name](less)
+    assert LEXICAL_SCORERS[name](more) > LEXICAL_SCORERS[name](less)
 
 
 @pytest.mark.parametrize("text", ["", " \n", "...", "1 2 3", "\U0001f600"])
 def test_scorers_take_text_without_words(text):
-    assert all(math.isfinite(value) for value in score(text, tuple(SCORERS)))
-    assert score(text, ("personal", "clean")) == [0, 0]
+    assert all(math.isfinite(value) for value in lexical_scores(text, tuple(LEXICAL_SCORERS)))
+    assert lexical_scores(text, ("personal", "clean")) == [0, 0]
 
 
 def test_an_unknown_scorer_is_refused_by_name():
     with pytest.raises(ValueError, match="kindness.*positive, brief, simple"):
-        score("text", ("kindness",))
+        lexical_scores("text", ("kindness",))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +63,7 @@ def test_an_unknown_scorer_is_refused_by_name():
     ],
 )
 def test_personal_counts_pronouns_per_100_words(text, expected):
-    assert personal(text) == expected
+    assert score_personal(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -70,33 +75,33 @@ def test_personal_counts_pronouns_per_100_words(text, expected):
     ],
 )
 def test_clean_counts_profane_words_per_100_words(text, profane, words):
-    assert clean(text) == pytest.approx(-100 * profane / words)
+    assert score_clean(text) == pytest.approx(-100 * profane / words)
 
 
 def test_clean_says_the_same_of_words_it_has_seen(monkeypatch):
-    monkeypatch.setattr(lexical_scorers, "_PROFANE", {})
+    monkeypatch.setattr(lexical_scorers, "_PROFANITY_CACHE", {})
     text = "That bitch of a damn dog"
 
-    assert clean(text) == clean(text) == pytest.approx(-100 * 2 / 6)
-    assert clean("a dog") == 0
+    assert score_clean(text) == score_clean(text) == pytest.approx(-100 * 2 / 6)
+    assert score_clean("a dog") == 0
 
 
 def test_clean_keeps_so_many_words_and_no_more(monkeypatch):
-    monkeypatch.setattr(lexical_scorers, "_PROFANE", {})
-    monkeypatch.setattr(lexical_scorers, "_WORDS", 10)
+    monkeypatch.setattr(lexical_scorers, "_PROFANITY_CACHE", {})
+    monkeypatch.setattr(lexical_scorers, "_PROFANITY_CACHE_SIZE", 10)
     for time in range(5):
         text = " ".join(f"word{time}x{place}" for place in range(8)) + " shit"
-        assert clean(text) < 0
-        assert len(lexical_scorers._PROFANE) <= 10 + 9
+        assert score_clean(text) < 0
+        assert len(lexical_scorers._PROFANITY_CACHE) <= 10 + 9
 
 
 def test_a_local_scorer_goes_by_its_name_or_another():
     assert parse_scorer("brief")[0] == "brief"
     dimension, scorer = parse_scorer("cheerful=positive")
 
-    assert (dimension, scorer.name, scorer.whole) == ("cheerful", "positive", False)
-    assert parse_scorer("b=brief")[1].whole
-    assert scorer(["?"], ["I love it."]) == [SCORERS["positive"]("I love it.")]
+    assert (dimension, scorer.name, scorer.complete_only) == ("cheerful", "positive", False)
+    assert parse_scorer("b=brief")[1].complete_only
+    assert scorer(["?"], ["I love it."]) == [LEXICAL_SCORERS["positive"]("I love it.")]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +173,8 @@ TEXTS = ["short", "a longer one than that", "far too long " * 40, "short"]
 def test_probabilities_of_labels_that_exclude_each_other_add_up_to_one(classifier):
     folder = classifier("calm", "Toxic")
     calm, toxic, last = (
-        Classifier(folder, label, batch=2)([""] * 4, TEXTS) for label in ("calm", "toxic", None)
+        ClassifierScorer(folder, label, batch_size=2)([""] * 4, TEXTS)
+        for label in ("calm", "toxic", None)
     )
 
     assert [c + t for c, t in zip(calm, toxic, strict=True)] == pytest.approx([1] * 4)
@@ -178,7 +184,7 @@ def test_probabilities_of_labels_that_exclude_each_other_add_up_to_one(classifie
 
 
 def test_a_batch_scores_as_its_texts_do_one_by_one(classifier):
-    scorer = Classifier(classifier("a", "b", "c"), "b")
+    scorer = ClassifierScorer(classifier("a", "b", "c"), "b")
     alone = [scorer([""], [text])[0] for text in TEXTS]
 
     assert scorer([""] * 4, TEXTS) == pytest.approx(alone, abs=1e-5)
@@ -189,13 +195,13 @@ def test_a_regression_gives_its_raw_logit_and_many_labels_a_sigmoid_each(classif
     import torch
 
     folder = classifier("score")
-    scorer = Classifier(folder)
+    scorer = ClassifierScorer(folder)
     model, tokenizer = scorer._loaded.model, scorer._loaded.tokenizer
     logit = model(**tokenizer(["short"], return_tensors="pt").to(model.device)).logits
 
     assert scorer([""], ["short"]) == pytest.approx([logit.item()])
     many = classifier("mild", "rude", problem_type="multi_label_classification")
-    both = [Classifier(many, label)([""], ["short"])[0] for label in ("mild", "rude")]
+    both = [ClassifierScorer(many, label)([""], ["short"])[0] for label in ("mild", "rude")]
     assert sum(both) != pytest.approx(1)
     assert all(0 < value < 1 for value in both)
     assert torch.is_tensor(logit)
@@ -203,7 +209,7 @@ def test_a_regression_gives_its_raw_logit_and_many_labels_a_sigmoid_each(classif
 
 def test_an_unknown_label_is_refused_with_the_known_ones(classifier):
     with pytest.raises(ValueError, match="no label 'sad'; it has calm, toxic"):
-        Classifier(classifier("calm", "toxic"), "sad")([""], ["text"])
+        ClassifierScorer(classifier("calm", "toxic"), "sad")([""], ["text"])
 
 
 @pytest.fixture
@@ -252,7 +258,7 @@ def endpoint(monkeypatch):
 
 def test_a_judge_scores_each_reply_in_order_at_temperature_0(endpoint):
     endpoint.reply = lambda asked: f"Score: {len(asked.split('<reply>')[1].split())}"
-    judge = Judge(endpoint.url, "m", "helpful", concurrency=2)
+    judge = ChatJudge(endpoint.url, "m", "helpful", concurrency=2)
 
     assert judge(["q"] * 3, ["one", "one two", "one two three"]) == [2, 3, 4]
     assert {body["temperature"] for body in endpoint.asked} == {0}
@@ -264,21 +270,21 @@ def test_a_judge_scores_each_reply_in_order_at_temperature_0(endpoint):
 def test_a_judge_that_is_busy_is_asked_again(endpoint):
     endpoint.statuses = [503, 429]
 
-    assert Judge(endpoint.url, "m", "kind", "Is it kind?")(["q"], ["text"]) == [7]
+    assert ChatJudge(endpoint.url, "m", "kind", "Is it kind?")(["q"], ["text"]) == [7]
     assert endpoint.asked[0]["messages"][0]["content"].startswith("Is it kind?")
 
 
 def test_a_judge_that_refuses_one_text_leaves_it_unknown(endpoint):
     endpoint.statuses = [400]
 
-    assert Judge(endpoint.url, "m", "kind", concurrency=1)(["q", "q"], ["a", "b"]) == [None, 7]
+    assert ChatJudge(endpoint.url, "m", "kind", concurrency=1)(["q", "q"], ["a", "b"]) == [None, 7]
 
 
 def test_a_judge_that_is_not_there_ends_the_run_with_the_way_out(endpoint):
     endpoint.statuses = [404]
 
     with pytest.raises(ConnectionError, match="not now.*it continues"):
-        Judge(endpoint.url, "m", "kind")(["q"], ["a"])
+        ChatJudge(endpoint.url, "m", "kind")(["q"], ["a"])
 
 
 @pytest.mark.parametrize(
@@ -297,10 +303,10 @@ def test_a_judge_that_is_not_there_ends_the_run_with_the_way_out(endpoint):
     ],
 )
 def test_a_judges_reply_is_a_number_from_1_to_10_or_unknown(reply, expected):
-    assert number(reply) == expected
+    assert parse_score(reply) == expected
 
 
 def test_a_judge_sees_prompt_and_reply_apart():
-    asked = question("Is it kind?", "the prompt", "the reply")
+    asked = judge_prompt("Is it kind?", "the prompt", "the reply")
 
     assert asked.index("<prompt>\nthe prompt\n") < asked.index("<reply>\nthe reply\n")

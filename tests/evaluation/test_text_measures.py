@@ -8,7 +8,12 @@ import pytest
 import tiny
 import torch
 
-from pad_vllm.evaluation.text_measures import perplexity, repeated_ngrams, token_losses, win_rate
+from pad_vllm.evaluation.text_measures import (
+    answer_losses,
+    perplexity,
+    repeated_ngram_share,
+    win_rate,
+)
 
 
 def test_ties_count_half():
@@ -16,15 +21,15 @@ def test_ties_count_half():
 
 
 def test_repetition_counts_what_stood_before():
-    assert repeated_ngrams("a b c d e f g") == 0
-    assert repeated_ngrams("a b c d " * 4) == pytest.approx(1 - 4 / 13)
-    assert repeated_ngrams("too short") == 0
+    assert repeated_ngram_share("a b c d e f g") == 0
+    assert repeated_ngram_share("a b c d " * 4) == pytest.approx(1 - 4 / 13)
+    assert repeated_ngram_share("too short") == 0
 
 
 def test_perplexity_is_the_models_own():
     model = tiny.model("llama")
     prompt, answer = [3, 4, 5], [6, 7, 8, 9]
-    (total, count), _ = token_losses(model, [(prompt, answer), ([3], [4, 5])])
+    (total, count), _ = answer_losses(model, [(prompt, answer), ([3], [4, 5])])
     logits = model(torch.tensor([prompt + answer])).logits[0, 2:-1]
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor(answer)).item()
     assert perplexity([(total, count)]) == pytest.approx(math.exp(expected), rel=1e-4)
@@ -41,4 +46,4 @@ def test_token_ids_are_made_on_the_models_device():
             raise Seen(input_ids.device)
 
     with pytest.raises(Seen, match="meta"):
-        token_losses(Elsewhere(), [([3], [4, 5])])
+        answer_losses(Elsewhere(), [([3], [4, 5])])

@@ -61,18 +61,21 @@ def test_guards_find_the_same(seed):
     start = torch.randint(0, 8, (G,), generator=source)
     stop = start + torch.randint(0, L - 8, (G,), generator=source)
     tokens = torch.randint(9, (G, L), generator=source, dtype=torch.int32)
-    said = guidance.Said(tokens, start, stop)
+    said = guidance.AnswerTokens(tokens, start, stop)
     min_p = torch.tensor([0.0, 0.05, 0.3, 1.0, 0.1])
     ends = torch.tensor([2, 4])[: seed % 3]
     more = torch.cat(
         (tokens[:2] * 0, tokens.flip(0))
     )  # of which the rows have some, from the last on
-    some = guidance.Said(more, start, stop, torch.arange(G + 1, 1, -1))
-    assert torch.equal(some.texts(), tokens)
+    some = guidance.AnswerTokens(more, start, stop, torch.arange(G + 1, 1, -1))
+    assert torch.equal(some.row_tokens(), tokens)
     for share, text in ((min_p, said), (None, said), (min_p, None), (min_p, some)):
         given = share, ends, text, n, int(n.max())
-        assert torch.equal(triton_kernels.unpaid(z, ids, *given), guidance.unpaid(z, ids, *given))
-    assert triton_kernels.unpaid(z, ids, None, ends, None, n, 0) is None
+        assert torch.equal(
+            triton_kernels.guarded_candidates(z, ids, *given),
+            guidance.guarded_candidates(z, ids, *given),
+        )
+    assert triton_kernels.guarded_candidates(z, ids, None, ends, None, n, 0) is None
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -96,13 +99,13 @@ def test_rows_are_written_alike(seed):
     ours, theirs = logits.clone(), logits.clone()
     found = triton_kernels.guide(ours, rows, z, ids, reward, beta, top_k, unpaid, spared)
     known = guidance.guide(theirs, rows, z, ids, reward, beta, top_k, unpaid, spared)
-    assert torch.equal(found.left, known.left)
+    assert torch.equal(found.unguided, known.unguided)
     assert torch.equal(found.changed, known.changed)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6, equal_nan=True)
     assert torch.equal(ours[[1, 4]], logits[[1, 4]])
 
 
 def test_the_look_at_start_up_finds_them_alike_and_sees_a_difference(monkeypatch):
-    assert kernel_choice.agree(triton_kernels, DEVICE)
+    assert kernel_choice.agrees_with_guidance(triton_kernels, DEVICE)
     monkeypatch.setattr(triton_kernels, "token_rewards", lambda *a: -guidance.token_rewards(*a))
-    assert not kernel_choice.agree(triton_kernels, DEVICE)
+    assert not kernel_choice.agrees_with_guidance(triton_kernels, DEVICE)

@@ -20,9 +20,9 @@ pytest.importorskip("triton")
 @pytest.fixture(autouse=True)
 def forgotten():
     """What devices were found to run."""
-    kernel_choice.of.cache_clear()
+    kernel_choice.rule_for_device.cache_clear()
     yield
-    kernel_choice.of.cache_clear()
+    kernel_choice.rule_for_device.cache_clear()
 
 
 def test_the_kernels_say_what_the_rule_says():
@@ -39,15 +39,15 @@ def test_the_kernels_say_what_the_rule_says():
 
 
 def test_a_cpu_runs_the_rule_as_it_is_written():
-    assert kernel_choice.of(torch.device("cpu")) is guidance
+    assert kernel_choice.rule_for_device(torch.device("cpu")) is guidance
 
 
 def test_a_gpu_runs_the_kernels_where_they_agree(monkeypatch, caplog):
     kernels = SimpleNamespace()
     monkeypatch.setitem(sys.modules, "pad_vllm.kernels.triton_kernels", kernels)
     monkeypatch.setattr("pad_vllm.kernels.triton_kernels", kernels, raising=False)
-    monkeypatch.setattr(kernel_choice, "agree", lambda *_: True)
-    assert kernel_choice.of(torch.device("cuda")) is kernels
+    monkeypatch.setattr(kernel_choice, "agrees_with_guidance", lambda *_: True)
+    assert kernel_choice.rule_for_device(torch.device("cuda")) is kernels
     assert not caplog.records
 
 
@@ -59,6 +59,6 @@ def test_a_gpu_runs_the_kernels_where_they_agree(monkeypatch, caplog):
     ],
 )
 def test_a_gpu_where_they_do_not_runs_the_rule_and_says_so(monkeypatch, caplog, agree, said):
-    monkeypatch.setattr(kernel_choice, "agree", agree)
-    assert kernel_choice.of(torch.device("cuda")) is guidance
+    monkeypatch.setattr(kernel_choice, "agrees_with_guidance", agree)
+    assert kernel_choice.rule_for_device(torch.device("cuda")) is guidance
     assert said in caplog.text

@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 from pad_vllm.steering import comparison_conditions
-from pad_vllm.steering.guided_answers import messages
+from pad_vllm.steering.guided_answers import condition_messages
 
 SENTENCES = {"kind": "Be kind."}
 PROMPT = '[{"role": "user", "content": "Hello"}]'
 
 
 def test_both_signs_of_every_dimension_are_guided_at_every_strength():
-    rows = comparison_conditions.guided("PAD", ("kind", "brief"), (1.0, 2.0))
+    rows = comparison_conditions.guided_conditions("PAD", ("kind", "brief"), (1.0, 2.0))
     assert [r.name for r in rows] == ["PAD +kind", "PAD -kind", "PAD +brief", "PAD -brief"] * 2
     assert rows[1].extra_args() == {"pad_weights": ["kind=-1"], "pad_beta": 1.0}
     assert rows[1].aims == {"kind": -1}
 
 
 def test_what_is_told_stands_behind_the_prompt_and_is_not_guided():
-    (told,) = comparison_conditions.told(SENTENCES)
+    (told,) = comparison_conditions.instructed_conditions(SENTENCES)
     assert told.extra_args() is None
-    assert messages(PROMPT, told)[0]["content"].endswith("Hello\n\nBe kind.")
-    assert messages(PROMPT, comparison_conditions.unguided())[0]["content"] == "Hello"
+    assert condition_messages(PROMPT, told)[0]["content"].endswith("Hello\n\nBe kind.")
+    assert (
+        condition_messages(PROMPT, comparison_conditions.unguided_condition())[0]["content"]
+        == "Hello"
+    )
 
 
 def test_told_and_guided_is_both():
-    (both,) = comparison_conditions.told_and_guided("PAD", SENTENCES, [2.0])
+    (both,) = comparison_conditions.instructed_and_guided_conditions("PAD", SENTENCES, [2.0])
     assert both.extra_args() == {"pad_weights": ["kind=1"], "pad_beta": 2.0}
-    assert both.sentence == "Be kind."
+    assert both.instruction == "Be kind."
 
 
 def test_every_two_dimensions_are_mixed_once():
-    rows = comparison_conditions.mixes("PAD", ("a", "b", "c"), 1.0)
+    rows = comparison_conditions.mixed_conditions("PAD", ("a", "b", "c"), 1.0)
     assert [r.name for r in rows] == ["PAD +a+b", "PAD +a+c", "PAD +b+c"]
     assert rows[0].aims == {"a": 1, "b": 1}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pad_vllm.evaluation.text_measures import interval
+from pad_vllm.evaluation.text_measures import bootstrap_interval
 from pad_vllm.steering import comparison_conditions, dimension_judges, steering_metrics
-from pad_vllm.steering.guided_answers import Answer
+from pad_vllm.steering.guided_answers import DrawnAnswer
 
 PROMPTS = [f'[{{"role": "user", "content": "question {i}"}}]' for i in range(4)]
 
@@ -27,15 +27,15 @@ def records(monkeypatch):
     monkeypatch.setattr(steering_metrics, "embed", lambda texts: np.ones((len(texts), 2)) / 2)
     sentences = {"kind": "Be kind."}
     rows = [
-        comparison_conditions.unguided(),
-        *comparison_conditions.told(sentences),
-        *comparison_conditions.guided("PAD", ("kind",), (2.0,)),
-        *comparison_conditions.told_and_guided("PAD", sentences, [2.0]),
+        comparison_conditions.unguided_condition(),
+        *comparison_conditions.instructed_conditions(sentences),
+        *comparison_conditions.guided_conditions("PAD", ("kind",), (2.0,)),
+        *comparison_conditions.instructed_and_guided_conditions("PAD", sentences, [2.0]),
     ]
     lengths = [3, 5, 9, 1, 12]
-    said = [[Answer("x" * n, (1, 2))] * len(PROMPTS) for n in lengths]
-    said[2] = [Answer("x" * 9, (1, 2))] * 3 + [Answer("x", (1, 2))]
-    return steering_metrics.Figures(Judges(), PROMPTS).records(rows, said)
+    said = [[DrawnAnswer("x" * n, (1, 2))] * len(PROMPTS) for n in lengths]
+    said[2] = [DrawnAnswer("x" * 9, (1, 2))] * 3 + [DrawnAnswer("x", (1, 2))]
+    return steering_metrics.ConditionMetrics(Judges(), PROMPTS).records(rows, said)
 
 
 def test_wins_are_those_over_the_unguided_answers(records):
@@ -55,27 +55,27 @@ def test_guidance_on_top_of_prompting_is_compared_with_prompting(records):
 
 
 def test_the_table_has_a_line_for_each_condition(records):
-    lines = steering_metrics.table(records)
+    lines = steering_metrics.metrics_table(records)
     assert len(lines) == 2 + len(records)
     assert "| PAD +kind | 2 | length 75 |" in lines[4]
     assert "over told: length 100 (100 to 100)" in lines[-1]
 
 
 def test_an_interval_is_wide_for_few_prompts_and_holds_the_mean():
-    low, high = interval([0.0, 1.0] * 8)
+    low, high = bootstrap_interval([0.0, 1.0] * 8)
     assert low < 0.4
     assert high > 0.6
-    narrow = interval([0.0, 1.0] * 200)
+    narrow = bootstrap_interval([0.0, 1.0] * 200)
     assert narrow[1] - narrow[0] < high - low
 
 
 def test_an_answer_s_own_loss_counts_where_the_base_was_asked_the_same(monkeypatch):
     monkeypatch.setattr(
-        dimension_judges, "token_losses", lambda base, pairs: [(7.0, len(i)) for _, i in pairs]
+        dimension_judges, "answer_losses", lambda base, pairs: [(7.0, len(i)) for _, i in pairs]
     )
-    monkeypatch.setattr(dimension_judges, "chat_ids", lambda tokenizer, chat: [1])
-    made = dimension_judges.Judges(None, None, {"kind": "Be kind."})
-    said = [Answer("x", (1, 2), 3.0)] * len(PROMPTS)
+    monkeypatch.setattr(dimension_judges, "chat_token_ids", lambda tokenizer, chat: [1])
+    made = dimension_judges.DimensionJudges(None, None, {"kind": "Be kind."})
+    said = [DrawnAnswer("x", (1, 2), 3.0)] * len(PROMPTS)
     assert made.losses(PROMPTS, said, "") == [(3.0, 2)] * len(PROMPTS)
     assert made.losses(PROMPTS, said, "", "Be kind.") == [(7.0, 2)] * len(PROMPTS)
-    assert made.losses(PROMPTS, [Answer("x", (1, 2))] * len(PROMPTS), "")[0] == (7.0, 2)
+    assert made.losses(PROMPTS, [DrawnAnswer("x", (1, 2))] * len(PROMPTS), "")[0] == (7.0, 2)

@@ -13,7 +13,7 @@ from pad_vllm.adapter.adapter_folder import load_adapter, save_adapter
 from pad_vllm.cli import steer
 from pad_vllm.cli.app import app
 from pad_vllm.steering import dimension_judges, steering_metrics, steering_report
-from pad_vllm.steering.guided_answers import Answer
+from pad_vllm.steering.guided_answers import DrawnAnswer
 
 SENTENCES = {"warm": "be warm", "brief": "be brief"}
 
@@ -36,14 +36,14 @@ def adapter(tmp_path, monkeypatch):
         asked.append((batch.adapter, [c.name for c in conditions]))
         return [
             [
-                [Answer(f"answer {c.beta} {c.sentence}", (5, 6, 7))] * len(prompts)
+                [DrawnAnswer(f"answer {c.beta} {c.sentence}", (5, 6, 7))] * len(prompts)
                 for c in conditions
             ]
             for _ in decodings
         ]
 
-    monkeypatch.setattr(steering_report, "answers", answers)
-    monkeypatch.setattr(dimension_judges, "answers", answers)
+    monkeypatch.setattr(steering_report, "draw_answers", answers)
+    monkeypatch.setattr(dimension_judges, "draw_answers", answers)
     for module in (dimension_judges, steering_metrics):
         monkeypatch.setattr(
             module, "embed", lambda texts: np.array([[len(t), "be" in t] for t in texts], float)
@@ -96,9 +96,9 @@ def test_another_base_is_guided_by_an_engine_with_a_backbone_of_its_own(
     (tmp_path / "prompts.txt").write_text("one\n")
     template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     (tmp_path / "plain.jinja").write_text(template)
-    answer, seen = steering_report.answers, []
+    answer, seen = steering_report.draw_answers, []
     monkeypatch.setattr(
-        steering_report, "answers", lambda batch: seen.append(batch) or answer(batch)
+        steering_report, "draw_answers", lambda batch: seen.append(batch) or answer(batch)
     )
     resolved = []
     monkeypatch.setattr(steer, "resolve_base", resolved.append)

@@ -10,8 +10,8 @@ from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.cli.app import app
 from pad_vllm.persrm import PersRM
 from pad_vllm.steering import token_explanation
-from pad_vllm.steering.guided_answers import Answer
-from pad_vllm.text.chat_template import chat_ids, chat_tokenizer
+from pad_vllm.steering.guided_answers import DrawnAnswer
+from pad_vllm.text.chat_template import chat_token_ids, load_chat_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +31,10 @@ def model(made):
 
 @torch.no_grad()
 def test_a_token_has_what_it_earned_beyond_the_bases_candidates(made, model):
-    tokenizer = chat_tokenizer(made[0], "base", None)
+    tokenizer = load_chat_tokenizer(made[0], "base", None)
     prompt, answer = [3, 4, 5], [6, 7, 8, 9]
     w = torch.linspace(1, 2, len(model.dimensions))
-    read = token_explanation.tokens(model, tokenizer, prompt, answer, w, 5)
+    read = token_explanation.explain_tokens(model, tokenizer, prompt, answer, w, 5)
     h_B, h_T = model.hidden_twice(torch.tensor([prompt + answer]))
     for place, token in enumerate(read):
         here = (h[0, len(prompt) - 1 + place] for h in (h_B, h_T))
@@ -46,7 +46,7 @@ def test_a_token_has_what_it_earned_beyond_the_bases_candidates(made, model):
         assert token["base"] == tokenizer.decode([int(ids[0])])
         assert token["changed"] == (int(ids[0]) != answer[place])
     assert "".join(token["token"] for token in read) == tokenizer.decode(answer)
-    assert token_explanation.tokens(model, tokenizer, prompt, [], w, 5) == []
+    assert token_explanation.explain_tokens(model, tokenizer, prompt, [], w, 5) == []
 
 
 def test_an_answer_is_read_or_drawn_and_shown_and_written(made, tmp_path, monkeypatch):
@@ -57,10 +57,19 @@ def test_an_answer_is_read_or_drawn_and_shown_and_written(made, tmp_path, monkey
 
     def answers(batch):
         asked.append(batch)
-        tokenizer = chat_tokenizer(base, "base", None)
-        return [[[Answer("drawn", tuple(chat_ids(tokenizer, [{"role": "user", "content": "x"}])))]]]
+        tokenizer = load_chat_tokenizer(base, "base", None)
+        return [
+            [
+                [
+                    DrawnAnswer(
+                        "drawn",
+                        tuple(chat_token_ids(tokenizer, [{"role": "user", "content": "x"}])),
+                    )
+                ]
+            ]
+        ]
 
-    monkeypatch.setattr(token_explanation, "answers", answers)
+    monkeypatch.setattr(token_explanation, "draw_answers", answers)
     said = ["explain", adapter, "Hello", "--base", base, "--weights", f"{names[0]}=-1"]
     page = tmp_path / "page.html"
     result = CliRunner().invoke(app, [*said, "--answer", "a b c", "--html", str(page)])

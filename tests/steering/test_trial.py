@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from pad_vllm.steering import trial
-from pad_vllm.steering.guided_answers import Answer
+from pad_vllm.steering.guided_answers import DrawnAnswer
 
 
 @pytest.fixture
@@ -26,9 +26,9 @@ def test_each_dimension_is_tried_and_three_of_its_answers_are_shown(
     def answers(batch):
         asked.append(batch)
         rows = [f"{c.name} says\nthis " * 12 for c in batch.conditions]
-        return [[[Answer(text, (5, 6), loss)] * len(batch.prompts) for text in rows]]
+        return [[[DrawnAnswer(text, (5, 6), loss)] * len(batch.prompts) for text in rows]]
 
-    monkeypatch.setattr(trial, "answers", answers)
+    monkeypatch.setattr(trial, "draw_answers", answers)
     lines = trial.trial("base", str(folder), "float32")
     (batch,) = asked
     assert [c.weights for c in batch.conditions] == [{}, {"warm": 1.0}, {"brief": 1.0}]

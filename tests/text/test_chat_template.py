@@ -6,7 +6,12 @@ import pytest
 import tiny
 import transformers
 
-from pad_vllm.text.chat_template import chat_ids, chat_tokenizer, template_text, with_template
+from pad_vllm.text.chat_template import (
+    chat_token_ids,
+    load_chat_tokenizer,
+    read_chat_template,
+    with_chat_template,
+)
 
 TEMPLATE = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
 TURN = [{"role": "user", "content": "Hi"}]
@@ -24,7 +29,7 @@ def folder(tmp_path):
 def test_a_template_is_a_files_name_or_the_text_itself(tmp_path):
     file = tmp_path / "template.jinja"
     file.write_text(TEMPLATE, "utf-8")
-    assert template_text(str(file), "here") == template_text(TEMPLATE, "here") == TEMPLATE
+    assert read_chat_template(str(file), "here") == read_chat_template(TEMPLATE, "here") == TEMPLATE
 
 
 @pytest.mark.parametrize("given", ["/no/such/file", "", "bytes.jinja"])
@@ -32,31 +37,33 @@ def test_what_is_neither_is_refused_with_the_place_it_was_given_at(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bytes.jinja").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=f"--here is '{given}'.* neither a template nor a file"):
-        template_text(given, "--here")
+        read_chat_template(given, "--here")
 
 
 def test_a_base_without_a_template_is_refused_by_name_with_the_flag_that_gives_one(folder):
     with pytest.raises(ValueError, match="org/base has no chat template.*--chat-template FILE"):
-        chat_tokenizer(folder, "org/base", None)
+        load_chat_tokenizer(folder, "org/base", None)
 
 
 def test_a_given_template_stands_before_the_bases_own(folder):
-    assert chat_ids(chat_tokenizer(folder, "b", TEMPLATE), TURN) == tiny.tokenizer().encode("[Hi]")
-    told = with_template(tiny.tokenizer(), "b", TEMPLATE)
-    assert chat_ids(told, TURN) == tiny.tokenizer().encode("[Hi]")
-    own = with_template(tiny.tokenizer(), "b", None)
-    assert chat_ids(own, TURN) == tiny.tokenizer().encode("<user>Hi<assistant>")
+    assert chat_token_ids(
+        load_chat_tokenizer(folder, "b", TEMPLATE), TURN
+    ) == tiny.tokenizer().encode("[Hi]")
+    told = with_chat_template(tiny.tokenizer(), "b", TEMPLATE)
+    assert chat_token_ids(told, TURN) == tiny.tokenizer().encode("[Hi]")
+    own = with_chat_template(tiny.tokenizer(), "b", None)
+    assert chat_token_ids(own, TURN) == tiny.tokenizer().encode("<user>Hi<assistant>")
 
 
 @pytest.mark.parametrize("template", ["{% if %}", "{{ raise_exception('never') }}"])
 def test_a_template_that_takes_no_conversation_is_refused_before_any_is_put_to_it(template):
     with pytest.raises(ValueError, match="the chat template of org/base takes no user's turn"):
-        with_template(tiny.tokenizer(), "org/base", template)
+        with_chat_template(tiny.tokenizer(), "org/base", template)
 
 
 def test_a_template_that_leaves_out_what_the_user_says_is_refused():
     with pytest.raises(ValueError, match="the chat template of org/base leaves out what the user"):
-        with_template(tiny.tokenizer(), "org/base", "{{ bos_token }}")
+        with_chat_template(tiny.tokenizer(), "org/base", "{{ bos_token }}")
 
 
 def test_a_tokenizer_is_read_without_code_of_its_own(folder, monkeypatch):
@@ -68,7 +75,7 @@ def test_a_tokenizer_is_read_without_code_of_its_own(folder, monkeypatch):
         return read(path, **more)
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
-    chat_tokenizer(folder, "org/base", TEMPLATE)
+    load_chat_tokenizer(folder, "org/base", TEMPLATE)
     assert given == [{"trust_remote_code": False}]
 
 
@@ -84,4 +91,4 @@ class Copied:
 
 
 def test_a_template_reaches_a_tokenizer_that_works_on_a_copy():
-    assert with_template(Copied(), "base", "Q: X").chat_template == "Q: X"
+    assert with_chat_template(Copied(), "base", "Q: X").chat_template == "Q: X"

@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from pad_vllm.text.conversation_from_prompt import Template, prompt_ids, prompt_text
+from pad_vllm.text.conversation_from_prompt import (
+    ChatTemplateReader,
+    persrm_prompt_ids,
+    persrm_prompt_text,
+)
 from pad_vllm.text.preference_text import with_preference
 
 ALTERNATE = (
@@ -143,13 +147,13 @@ def test_importing_it_brings_in_neither_torch_nor_vllm():
 @pytest.mark.parametrize("shown", [render, decoded])
 @pytest.mark.parametrize("turns", [1, 3])
 def test_a_conversation_is_read_as_it_was_rendered(tokenizer, shown, turns):
-    assert Template(tokenizer).read(shown(tokenizer, CHAT[:turns])) == CHAT[:turns]
+    assert ChatTemplateReader(tokenizer).read(shown(tokenizer, CHAT[:turns])) == CHAT[:turns]
 
 
 @pytest.mark.parametrize("turns", [1, 3])
 def test_a_system_turn_is_read_where_the_template_marks_it(name, tokenizer, turns):
     messages = [SYSTEM, *CHAT[:turns]]
-    template = Template(tokenizer)
+    template = ChatTemplateReader(tokenizer)
     if name == "gemma":  # refuses it
         assert template.read(render(tokenizer, CHAT)) == CHAT
     elif name == "mistral":  # hides it in the last user turn
@@ -161,7 +165,7 @@ def test_a_system_turn_is_read_where_the_template_marks_it(name, tokenizer, turn
 
 def test_a_prompt_in_tokens_is_a_conversation_again(tokenizer):
     ids = tokenizer(render(tokenizer, CHAT), add_special_tokens=False).input_ids
-    assert Template(tokenizer).conversation(ids) == CHAT
+    assert ChatTemplateReader(tokenizer).conversation_from_ids(ids) == CHAT
 
 
 @pytest.mark.parametrize(
@@ -169,12 +173,12 @@ def test_a_prompt_in_tokens_is_a_conversation_again(tokenizer):
     ["", "Once upon a time", "[INST]", "<s>", "<|im_start|>user\nHi<|im_end|>\n", "<s>[INST] Hi"],
 )
 def test_a_text_that_was_not_rendered_is_not_read(tokenizer, text):
-    assert Template(tokenizer).read(text) is None
+    assert ChatTemplateReader(tokenizer).read(text) is None
 
 
 def test_what_was_not_rendered_is_one_user_turn_without_special_tokens(tokenizer):
     ids = tokenizer("<s> Once upon a time\n", add_special_tokens=False).input_ids
-    assert Template(tokenizer).conversation(ids) == [
+    assert ChatTemplateReader(tokenizer).conversation_from_ids(ids) == [
         {"role": "user", "content": "Once upon a time"}
     ]
 
@@ -182,30 +186,32 @@ def test_what_was_not_rendered_is_one_user_turn_without_special_tokens(tokenizer
 def test_a_tokenizer_without_a_template_reads_nothing():
     plain = tiny.tokenizer()
     plain.chat_template = None
-    template = Template(plain)
-    assert (template.read("Hi"), template.end) == (None, None)
-    assert template.conversation(plain.encode(" Hi\n")) == [{"role": "user", "content": "Hi"}]
+    template = ChatTemplateReader(plain)
+    assert (template.read("Hi"), template.end_of_turn) == (None, None)
+    assert template.conversation_from_ids(plain.encode(" Hi\n")) == [
+        {"role": "user", "content": "Hi"}
+    ]
 
 
 def test_a_second_beginning_of_sequence_is_overlooked():
     tokenizer = bytewise("llama3")
-    assert Template(tokenizer).read("<s>" + render(tokenizer, CHAT)) == CHAT
+    assert ChatTemplateReader(tokenizer).read("<s>" + render(tokenizer, CHAT)) == CHAT
 
 
 def test_the_token_that_ends_a_turn_is_the_templates(name, tokenizer):
-    assert Template(tokenizer).end == tokenizer.convert_tokens_to_ids(ENDS[name])
+    assert ChatTemplateReader(tokenizer).end_of_turn == tokenizer.convert_tokens_to_ids(ENDS[name])
 
 
 def test_turns_need_not_alternate_where_the_template_does_not_mind():
     tokenizer = bytewise("chatml")
     messages = [CHAT[0], CHAT[0], CHAT[1], CHAT[1], SYSTEM, CHAT[2]]
-    assert Template(tokenizer).read(render(tokenizer, messages)) == messages
+    assert ChatTemplateReader(tokenizer).read(render(tokenizer, messages)) == messages
 
 
 def test_a_template_that_says_the_date_is_read_on_the_next_day():
     tokenizer = bytewise("chatml")
     tokenizer.chat_template = tokenizer.chat_template.replace("Be of use.", "Monday")
-    template = Template(tokenizer)
+    template = ChatTemplateReader(tokenizer)
     tokenizer.chat_template = tokenizer.chat_template.replace("Monday", "Tuesday")
     assert template.read(render(tokenizer, CHAT)) == CHAT
 
@@ -223,20 +229,20 @@ def test_any_contents_come_back(contents):
         assert one.read(text) == messages
 
 
-READERS = [Template(bytewise(name)) for name in TEMPLATES]
+READERS = [ChatTemplateReader(bytewise(name)) for name in TEMPLATES]
 
 
 def test_a_prompt_for_the_persrm_is_what_training_renders(tokenizer):
     stated = with_preference(CHAT, "Be brief.")
-    assert prompt_text(tokenizer, CHAT, "Be brief.") == render(tokenizer, stated)
-    assert prompt_text(tokenizer, CHAT) == render(tokenizer, CHAT)
+    assert persrm_prompt_text(tokenizer, CHAT, "Be brief.") == render(tokenizer, stated)
+    assert persrm_prompt_text(tokenizer, CHAT) == render(tokenizer, CHAT)
     ids = tokenizer(render(tokenizer, CHAT), add_special_tokens=False).input_ids
-    assert prompt_ids(tokenizer, CHAT) == ids
+    assert persrm_prompt_ids(tokenizer, CHAT) == ids
 
 
 def test_a_refused_system_turn_goes_into_the_users():
     tokenizer = bytewise("gemma")
-    text = prompt_text(tokenizer, [SYSTEM, *CHAT])
+    text = persrm_prompt_text(tokenizer, [SYSTEM, *CHAT])
     assert "user\nRhyme.\n\nIs 2 > 1?<end_of_turn>" in text
 
 
@@ -245,7 +251,7 @@ def test_a_system_turn_that_a_template_drops_is_not_lost():
     tokenizer.chat_template = (
         "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }};{% endfor %}"
     )
-    assert prompt_text(tokenizer, [SYSTEM, CHAT[0]]) == "Rhyme.\n\nIs 2 > 1?;"
+    assert persrm_prompt_text(tokenizer, [SYSTEM, CHAT[0]]) == "Rhyme.\n\nIs 2 > 1?;"
 
 
 @pytest.mark.parametrize(
@@ -261,16 +267,16 @@ def test_a_system_turn_that_a_template_drops_is_not_lost():
 )
 @pytest.mark.parametrize("preference", ["", "Be brief.", "\ud800"])
 def test_no_conversation_is_too_odd_for_a_prompt(tokenizer, messages, preference):
-    text = prompt_text(tokenizer, messages, preference)
+    text = persrm_prompt_text(tokenizer, messages, preference)
     assert preference in text
     assert all(message["content"].strip() in text for message in messages)
-    assert prompt_ids(tokenizer, messages, preference) or not (messages or preference)
+    assert persrm_prompt_ids(tokenizer, messages, preference) or not (messages or preference)
 
 
 def test_without_a_template_turns_stand_one_after_the_other():
     plain = tiny.tokenizer()
     plain.chat_template = None
-    assert prompt_text(plain, CHAT) == "Is 2 > 1?\n\nYes.\n\nAlways.\n\n[Why]\nthough\n\n"
+    assert persrm_prompt_text(plain, CHAT) == "Is 2 > 1?\n\nYes.\n\nAlways.\n\n[Why]\nthough\n\n"
 
 
 @pytest.mark.engine
@@ -278,9 +284,9 @@ def test_a_real_template_is_read_without_the_system_prompt_it_puts_in(smollm2):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
-    template = Template(tokenizer)
+    template = ChatTemplateReader(tokenizer)
     assert "SmolLM" in render(tokenizer, CHAT)
     for messages in (CHAT, [SYSTEM, *CHAT]):
         ids = tokenizer(render(tokenizer, messages), add_special_tokens=False).input_ids
-        assert template.conversation(ids) == messages
-    assert template.end == tokenizer.eos_token_id
+        assert template.conversation_from_ids(ids) == messages
+    assert template.end_of_turn == tokenizer.eos_token_id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pad_vllm.text.preference_text import with_preference, with_wish
+from pad_vllm.text.preference_text import with_instruction, with_preference
 
 TALK = [
     {"role": "user", "content": "one"},
@@ -14,7 +14,7 @@ TALK = [
 
 
 def test_a_wish_stands_behind_the_last_user_turn():
-    assert with_wish(TALK, "Be kind.") == [
+    assert with_instruction(TALK, "Be kind.") == [
         *TALK[:2],
         {"role": "user", "content": "three\n\nBe kind."},
     ]
@@ -26,7 +26,7 @@ def test_a_preference_stands_before_the_last_user_turn():
     assert changed[2]["content"].endswith("[Principles] Be kind. [Instruction] three")
 
 
-@pytest.mark.parametrize("put", [with_preference, with_wish])
+@pytest.mark.parametrize("put", [with_preference, with_instruction])
 def test_a_conversation_without_a_user_turn_is_refused(put):
     with pytest.raises(ValueError, match="no user turn"):
         put(TALK[1:2], "Be kind.")

@@ -17,9 +17,9 @@ from tiny_tokenizers import CHAT, CORPUS, bytewise, lossy, sentencepiece, wrappe
 from tokenizers import Tokenizer, decoders, models
 
 from pad_vllm.text import incremental_encoding
-from pad_vllm.text.conversation_from_prompt import prompt_ids
-from pad_vllm.text.token_alignment import Reader
-from pad_vllm.text.token_texts import Pieces
+from pad_vllm.text.conversation_from_prompt import persrm_prompt_ids
+from pad_vllm.text.token_alignment import TokenAligner
+from pad_vllm.text.token_texts import TokenDecoder
 
 UNKNOWN = (10**6, 2**32, 2**70, -1)  # ids that no tokenizer has
 TINY = {
@@ -34,7 +34,7 @@ PAIRS = [(base, persrm) for base in TINY for persrm in TINY if base != persrm]
 
 @functools.cache
 def reader(base, persrm):
-    return Reader(TINY[base](), TINY[persrm]())
+    return TokenAligner(TINY[base](), TINY[persrm]())
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def real(smollm2, gemma3):
     from transformers import AutoTokenizer
 
     smol, gemma = (AutoTokenizer.from_pretrained(folder) for folder in (smollm2, gemma3))
-    return [(Reader(smol, gemma), smol, gemma), (Reader(gemma, smol), gemma, smol)]
+    return [(TokenAligner(smol, gemma), smol, gemma), (TokenAligner(gemma, smol), gemma, smol)]
 
 
 WORDS = st.sampled_from(
@@ -166,7 +166,7 @@ def test_long_runs_of_one_thing_are_followed(persrm, text):
 def test_tokens_as_text_are_what_decode_makes_of_them(name, data):
     tokenizer = TINY[name]()
     ids = data.draw(token_lists(tokenizer))
-    assert finished(Pieces(tokenizer.backend_tokenizer), ids) == decoded(tokenizer, ids)
+    assert finished(TokenDecoder(tokenizer.backend_tokenizer), ids) == decoded(tokenizer, ids)
 
 
 def finished(pieces, ids):
@@ -184,10 +184,10 @@ def finished(pieces, ids):
 def test_the_bytes_of_a_character_are_held_back_until_it_is_complete():
     base, persrm = TINY["gemma"](), TINY["bytewise"]()
     first, second, third = (base.convert_tokens_to_ids(f"<0x{b:02X}>") for b in "€".encode())
-    reading = reader("gemma", "bytewise").open([])
+    reading = reader("gemma", "bytewise").start([])
     prompt = list(reading.tokens)
     for token in (first, second):
-        assert reading.candidates([token]) == [(len(prompt), ())]
+        assert reading.candidate_changes([token]) == [(len(prompt), ())]
         reading.extend([token])
         assert reading.tokens == prompt
     reading.extend([third])
@@ -202,41 +202,47 @@ def test_the_bytes_of_a_character_are_held_back_until_it_is_complete():
 @pytest.mark.parametrize(("base", "persrm"), PAIRS)
 def test_a_candidate_that_ends_the_turn_is_the_persrms_own_end(base, persrm):
     ours, theirs = TINY[base](), TINY[persrm]()
-    reading = reader(base, persrm).open(ours.encode("Hi"))
+    reading = reader(base, persrm).start(ours.encode("Hi"))
     before = list(reading.tokens)
     ends = [ours.eos_token_id, ours.convert_tokens_to_ids("<|im_end|>")]
     end = theirs.convert_tokens_to_ids("<|im_end|>")
-    assert reading.candidates(ends) == [(len(before), (end,))] * 2
+    assert reading.candidate_changes(ends) == [(len(before), (end,))] * 2
     reading.extend(ends)
     assert reading.tokens == before
-    assert reading.candidates([ours.convert_tokens_to_ids("<|im_start|>")]) == [(len(before), ())]
+    assert reading.candidate_changes([ours.convert_tokens_to_ids("<|im_start|>")]) == [
+        (len(before), ())
+    ]
 
 
 def test_without_a_template_the_end_is_eos():
     plain = bytewise(chat_template=None)
-    changes = Reader(sentencepiece(0), plain).open([]).candidates([sentencepiece(0).eos_token_id])
+    changes = (
+        TokenAligner(sentencepiece(0), plain)
+        .start([])
+        .candidate_changes([sentencepiece(0).eos_token_id])
+    )
     assert changes[0][1] == (plain.eos_token_id,)
 
 
 def test_one_tokenizer_in_both_models_passes_ids_through():
-    same = Reader(bytewise(), bytewise.__wrapped__())
-    assert same.same
-    reading = same.open([5, 6])
+    same = TokenAligner(bytewise(), bytewise.__wrapped__())
+    assert same.same_tokens
+    reading = same.start([5, 6])
     reading.extend([7, 8])
     assert reading.tokens == [5, 6, 7, 8]
-    assert reading.candidates([9, 10]) == [(4, (9,)), (4, (10,))]
+    assert reading.candidate_changes([9, 10]) == [(4, (9,)), (4, (10,))]
 
 
 def test_a_preference_stands_in_the_persrms_prompt_only():
     tokenizer = bytewise()
     messages = [{"role": "user", "content": "Hi dog"}]
-    asked = prompt_ids(tokenizer, messages)
-    expected = prompt_ids(tokenizer, messages, "Bark.")
+    asked = persrm_prompt_ids(tokenizer, messages)
+    expected = persrm_prompt_ids(tokenizer, messages, "Bark.")
     for base, persrm in ((tokenizer, tokenizer), (sentencepiece(0), tokenizer)):
-        reading = Reader(base, persrm).open(prompt_ids(base, messages), "Bark.")
+        reading = TokenAligner(base, persrm).start(persrm_prompt_ids(base, messages), "Bark.")
         assert "[Principles] Bark. [Instruction] Hi dog" in tokenizer.decode(reading.tokens)
         assert reading.tokens == expected != asked
-    reading = Reader(tokenizer, tokenizer).open(asked, "Bark.")
+    reading = TokenAligner(tokenizer, tokenizer).start(asked, "Bark.")
     reading.extend([7])
     assert reading.tokens == [*expected, 7]
 
@@ -246,25 +252,25 @@ def test_a_preference_stands_in_the_persrms_prompt_only():
     [bytewise(chat_template=None), bytewise(prefix=True, chat_template=CHAT + " "), lossy()],
 )
 def test_other_tokens_or_another_template_are_not_the_same(other):
-    assert not Reader(bytewise(), other).same
+    assert not TokenAligner(bytewise(), other).same_tokens
 
 
 def test_a_tokenizer_whose_tokens_cannot_be_followed_is_refused():
     odd = wrapped(Tokenizer(models.BPE()), CHAT)
     odd.backend_tokenizer.decoder = decoders.CTC()
     with pytest.raises(ValueError, match="CTC.*accepted: ByteLevel.*Use a PersRM"):
-        Reader(odd, bytewise())
+        TokenAligner(odd, bytewise())
     with pytest.raises(ValueError, match="the PersRM's tokenizer is a object.*accepted.*fast"):
-        Reader(bytewise(), object())
+        TokenAligner(bytewise(), object())
 
 
 def test_only_the_end_of_a_long_answer_is_encoded_again():
     base = TINY["bytewise"]()
-    follower = Reader(base, TINY["llama"]())
-    reading = follower.open([])
+    follower = TokenAligner(base, TINY["llama"]())
+    reading = follower.start([])
     reading.extend(base.encode(" ".join(CORPUS) * 30, add_special_tokens=False))
     follower._encoder._known.clear()
-    reading.candidates(range(20, 40))
+    reading.candidate_changes(range(20, 40))
     assert max(map(len, follower._encoder._known)) < 150 < len(reading._answer.text) / 50
 
 
@@ -284,7 +290,7 @@ def test_real_tokenizers_follow_each_other(real, data):
 def test_real_tokens_as_text_are_what_decode_makes_of_them(real, data):
     for _, base, _ in real:
         ids = data.draw(token_lists(base))
-        assert finished(Pieces(base.backend_tokenizer), ids) == decoded(base, ids)
+        assert finished(TokenDecoder(base.backend_tokenizer), ids) == decoded(base, ids)
 
 
 @pytest.mark.exhaustive
@@ -309,20 +315,20 @@ def test_ten_candidates_take_well_under_a_step(real, capsys):
 @pytest.mark.parametrize("persrm", ["llama", "bytewise"])
 def test_a_reading_knows_how_many_of_its_tokens_stayed(persrm):
     base = TINY["bytewise"]()
-    reading, known = reader("bytewise", persrm).open(base.encode("Hi")), []
+    reading, known = reader("bytewise", persrm).start(base.encode("Hi")), []
     for number, token in enumerate(base.encode(CORPUS[1] + CORPUS[2], add_special_tokens=False)):
         reading.extend([token])
-        assert reading.tokens[: reading.stays] == known[: reading.stays]
-        assert reading.stays >= len(known) - 8
+        assert reading.tokens[: reading.num_unchanged] == known[: reading.num_unchanged]
+        assert reading.num_unchanged >= len(known) - 8
         if number % 3:
             known = list(reading.tokens)
-            reading.settle()
-            assert reading.stays == len(known)
+            reading.reset_unchanged()
+            assert reading.num_unchanged == len(known)
 
 
 def test_encoded_windows_are_kept_up_to_so_many_characters(monkeypatch):
     monkeypatch.setattr(incremental_encoding, "_MEMO", 1000)
-    encoder = incremental_encoding.Encoder(TINY["llama"]().backend_tokenizer)
+    encoder = incremental_encoding.WindowEncoder(TINY["llama"]().backend_tokenizer)
     for number in range(30):
         texts = [f"{number} " + "dog " * 50, f"cat {number}"]
         assert encoder(texts) == encoder(texts)

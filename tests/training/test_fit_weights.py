@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.manifest import read_config
 from pad_vllm.cli import fit as fit_command
-from pad_vllm.params import Limits, parse
+from pad_vllm.params import RequestLimits, parse_guidance
 from pad_vllm.persrm import PersRM
-from pad_vllm.training.data.synthetic_preferences import draw
-from pad_vllm.training.fit_weights import feature_sums, fit
-from pad_vllm.training.user_choices import FORM, as_json, read_choices
+from pad_vllm.training.data.synthetic_preferences import draw_preferences
+from pad_vllm.training.fit_weights import feature_sums, fit_weights
+from pad_vllm.training.user_choices import CHOICE_FORM, fit_to_json, read_choices
 
 SEEDS = range(12)
 NAMES = ("helpful", "brief", "humor")
@@ -42,7 +42,7 @@ def user(count, dimensions, seed, firm=3.0):
     own = torch.randn(count, dimensions, generator=source)
     unit = torch.empty(dimensions).uniform_(8, 16, generator=source)
     x = (common + own) / 2**0.5 * unit
-    w = draw(1, dimensions, source)[0]
+    w = draw_preferences(1, dimensions, source)[0]
     v = w * firm / (x @ w).std()
     against = torch.rand(count, generator=source) > (x @ v).sigmoid()
     return torch.where(against[:, None], -x, x), v.double()
@@ -54,7 +54,7 @@ def test_planted_weights_are_found_again(count, least, dimensions):
     cosines = []
     for seed in SEEDS:
         x, v = user(count, dimensions, seed)
-        cosines.append(torch.cosine_similarity(fit(x).w, v, dim=0))
+        cosines.append(torch.cosine_similarity(fit_weights(x).w, v, dim=0))
     assert torch.stack(cosines).mean() >= least
 
 
@@ -66,7 +66,7 @@ def test_choices_not_seen_are_told_better_than_by_the_best_single_dimension():
         v = torch.tensor([2.0, -2.0, 1.0, 1.0])
         x = torch.where((torch.rand(1100, generator=source) > (x @ v).sigmoid())[:, None], -x, x)
         given, unseen = x[:100], x[100:]
-        found = fit(given)
+        found = fit_weights(given)
         fitted.append(float((unseen @ found.w.float() > 0).float().mean()))
         single.append(float((unseen > 0).float().mean(0).sub(0.5).abs().max() + 0.5))
         promised.append((found.cross_validated, found.baseline))
@@ -83,7 +83,7 @@ def test_intervals_hold_the_planted_weights_about_95_times_in_100(count, firm):
     held = []
     for seed in range(150):
         x, v = user(count, 4, 1000 + seed, firm)
-        found = fit(x)
+        found = fit_weights(x)
         low, high = (found.interval * found.scale).unbind(-1)
         held.append(((low <= v) & (v <= high)).double())
     assert 0.90 <= torch.stack(held).mean() <= 0.99
@@ -92,18 +92,18 @@ def test_intervals_hold_the_planted_weights_about_95_times_in_100(count, firm):
 def test_a_user_who_was_always_of_one_mind_gets_finite_weights():
     x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
     x[:, 0] = x[:, 0].abs() + 5.0
-    found = fit(x)
+    found = fit_weights(x)
     assert found.w.isfinite().all()
     assert found.interval.isfinite().all()
     assert found.w[0] == 1.0
     assert (found.accuracy, found.cross_validated, found.baseline) == (1.0, 1.0, 1.0)
-    assert found.clear[0]
+    assert found.excludes_zero[0]
 
 
 def test_the_unit_of_a_feature_changes_the_weights_and_no_choice():
     x, _ = user(60, 3, 0)
     unit = torch.tensor([1.0, 1000.0, 0.01])
-    one, other = fit(x), fit(x * unit)
+    one, other = fit_weights(x), fit_weights(x * unit)
     torch.testing.assert_close(
         one.w * one.scale, other.w * other.scale * unit.double(), rtol=1e-5, atol=1e-6
     )
@@ -112,17 +112,21 @@ def test_the_unit_of_a_feature_changes_the_weights_and_no_choice():
 
 def test_a_stronger_prior_makes_the_choices_count_less():
     x, _ = user(20, 3, 0)
-    assert fit(x, strength=100.0).scale < fit(x).scale < fit(x, strength=0.01).scale
+    assert (
+        fit_weights(x, strength=100.0).scale
+        < fit_weights(x).scale
+        < fit_weights(x, strength=0.01).scale
+    )
 
 
 def test_a_dimension_that_never_differs_gets_no_weight_and_no_certainty():
     x, _ = user(30, 3, 0)
     x[:, 1] = 0.0
-    found = fit(x)
+    found = fit_weights(x)
     assert found.w[1] == 0.0
     assert found.interval[1].tolist() == [-math.inf, math.inf]
-    assert not found.clear[1]
-    assert as_json(found, NAMES)["dimensions"]["brief"]["interval"] == [None, None]
+    assert not found.excludes_zero[1]
+    assert fit_to_json(found, NAMES)["dimensions"]["brief"]["interval"] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -142,15 +146,15 @@ def test_a_dimension_that_never_differs_gets_no_weight_and_no_certainty():
 )
 def test_choices_that_say_nothing_are_refused(differences, strength, message):
     with pytest.raises(ValueError, match=message):
-        fit(differences, strength=strength)
+        fit_weights(differences, strength=strength)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_string_is_one_that_a_request_accepts(seed):
     x, _ = user(8, 3, seed)
-    found = fit(x)
-    limits = Limits(NAMES, beta=1.0, top_k=10, max_beta=10.0, max_top_k=100)
-    given = parse({"pad_weights": found.weights(NAMES)}, limits)
+    found = fit_weights(x)
+    limits = RequestLimits(NAMES, beta=1.0, top_k=10, max_beta=10.0, max_top_k=100)
+    given = parse_guidance({"pad_weights": found.pad_weights(NAMES)}, limits)
     assert given.weights == pytest.approx(found.w.tolist(), rel=0.06)
     assert max(map(abs, given.weights)) == 1.0
 
@@ -226,7 +230,7 @@ def test_prompts_are_text_or_messages_and_strange_line_breaks_belong_to_the_text
     file.write_text("\n".join(lines), "utf-8")
     first, second = read_choices(file)
     assert first.prompt == [{"role": "user", "content": "Hi"}]
-    assert (second.prompt, second.chosen, second.line) == (messages, "one\u2028two", 2)
+    assert (second.prompt, second.chosen, second.line_number) == (messages, "one\u2028two", 2)
 
 
 @pytest.fixture
@@ -290,7 +294,7 @@ def test_choices_between_guided_answers_are_fitted_without_a_base(run, tmp_path,
     found = {name: one["w"] for name, one in json.loads(out.read_text())["dimensions"].items()}
     assert found["humor"] < 0 < found["brief"]
     x = torch.tensor([[0.0, 1, -1], [0.5, 1, 0], [0.5, 0, -1], [-1, 2, 0]])
-    assert list(found.values()) == pytest.approx(fit(x).w.tolist())
+    assert list(found.values()) == pytest.approx(fit_weights(x).w.tolist())
 
 
 @pytest.mark.parametrize(
@@ -326,7 +330,7 @@ def test_other_weights_of_the_same_shape_are_warned_of(run, tmp_path, monkeypatc
 
 
 def test_the_form_of_a_choice_is_written_once():
-    assert fit_command.FORM is FORM
+    assert fit_command.CHOICE_FORM is CHOICE_FORM
 
 
 @pytest.mark.parametrize("module", ["pad_vllm.cli.fit", "pad_vllm.training.user_choices"])

@@ -17,17 +17,21 @@ from transformers import AutoTokenizer
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.cli.evaluate import evaluate as evaluate_command
 from pad_vllm.persrm import PersRM
-from pad_vllm.training.data.prepare_data import prepare
-from pad_vllm.training.data.synthetic_preferences import draw
+from pad_vllm.training.data.prepare_data import prepare_groups
+from pad_vllm.training.data.synthetic_preferences import draw_preferences
 from pad_vllm.training.loop import trainer, training_checkpoint
-from pad_vllm.training.objective.fork_cache import Kept, compute
-from pad_vllm.training.objective.loss_module import Example, Objective, psi
-from pad_vllm.training.objective.pair_accuracy import preferences
+from pad_vllm.training.objective.fork_cache import GroupTensorFiles, compute_responses
+from pad_vllm.training.objective.loss_module import (
+    PairExample,
+    PreferenceObjective,
+    cached_feature_sums,
+)
+from pad_vllm.training.objective.pair_accuracy import preferences_to_test
 from pad_vllm.training.objective.training_model import untrained_persrm
-from pad_vllm.training.objective.training_store import Store
-from pad_vllm.training.report.evaluate_adapter import reevaluate
+from pad_vllm.training.objective.training_store import TrainingStore
+from pad_vllm.training.report.evaluate_adapter import evaluate_held_out
 from pad_vllm.training.settings import Recipe
-from pad_vllm.training.training_run import Run, work_folder
+from pad_vllm.training.training_run import TrainingRun, run_folder
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +42,14 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(root):
     """An uninterrupted run and what it said."""
-    run = Run(planted.settings(root, "finished"), root / "cache", "pad-vllm train ...")
+    run = TrainingRun(planted.settings(root, "finished"), root / "cache", "pad-vllm train ...")
     return run.train(), json.loads((root / "finished" / "history.json").read_text())
 
 
 @pytest.fixture
 def prepared(root):
     settings = planted.settings(root)
-    return prepare(settings, AutoTokenizer.from_pretrained(settings.base))
+    return prepare_groups(settings, AutoTokenizer.from_pretrained(settings.base))
 
 
 @pytest.fixture
@@ -61,7 +65,7 @@ def model():
 
 def test_a_computed_response_holds_what_two_full_forwards_say(model, prepared):
     group = prepared.train[0]
-    response = compute(model, [group], 5)[0][0]
+    response = compute_responses(model, [group], 5)[0][0]
     ids = group.prompt_ids + group.response_ids[0]
     h_B, _ = model.hidden_twice(torch.tensor([ids[:-1]]))
     count = len(group.response_ids[0])
@@ -73,12 +77,12 @@ def test_a_computed_response_holds_what_two_full_forwards_say(model, prepared):
 def test_the_cache_gives_back_what_full_forwards_compute(model, prepared, root, tmp_path):
     groups = prepared.train[:3]
     cached, fresh = (
-        Store(model, tiny.tokenizer(), settings, tmp_path, "weights")
+        TrainingStore(model, tiny.tokenizer(), settings, tmp_path, "weights")
         for settings in (planted.settings(root), planted.settings(root, cached=False))
     )
-    cached.build(groups, 0, 1, lambda *_: None, scored=True)
+    cached.build(groups, 0, 1, lambda *_: None, with_targets=True)
     for group in groups:
-        rows = (store.responses(group, scored=True) for store in (cached, fresh))
+        rows = (store.responses(group, with_targets=True) for store in (cached, fresh))
         for kept, computed in zip(*rows, strict=True):
             for field in dataclasses.fields(kept):
                 one, other = getattr(kept, field.name), getattr(computed, field.name)
@@ -88,29 +92,31 @@ def test_the_cache_gives_back_what_full_forwards_compute(model, prepared, root, 
 
 def test_each_worker_builds_its_share_of_the_cache(model, prepared, root, tmp_path):
     groups = prepared.train[:5]
-    store = Store(model, tiny.tokenizer(), planted.settings(root), tmp_path, "weights")
-    store.build(groups, 1, 2, lambda *_: None, scored=False)
-    assert len(store.forks.missing(groups)) == 3
-    store.build(groups, 0, 1, lambda *_: None, scored=False)
-    assert not store.forks.missing(groups)
+    store = TrainingStore(model, tiny.tokenizer(), planted.settings(root), tmp_path, "weights")
+    store.build(groups, 1, 2, lambda *_: None, with_targets=False)
+    assert len(store.fork_files.missing(groups)) == 3
+    store.build(groups, 0, 1, lambda *_: None, with_targets=False)
+    assert not store.fork_files.missing(groups)
 
 
 def test_a_cache_file_is_named_by_all_it_depends_on(prepared, tmp_path):
     group, other = prepared.train[:2]
     changed = dataclasses.replace(group, response_ids=[group.response_ids[0], [5, 6]])
     scored = dataclasses.replace(group, scores=group.scores + 1)
-    kept, deeper = Kept(tmp_path, {"fork": 2}), Kept(tmp_path, {"fork": 3})
+    kept, deeper = GroupTensorFiles(tmp_path, {"fork": 2}), GroupTensorFiles(tmp_path, {"fork": 3})
     paths = {k.path(g) for k in (kept, deeper) for g in (group, other, changed)}
     assert len(paths) == 6
     assert kept.path(scored) == kept.path(group)
 
 
 def test_a_loss_does_not_depend_on_how_its_batch_is_split(model, prepared, root, tmp_path):
-    store = Store(model, tiny.tokenizer(), planted.settings(root), tmp_path, "weights")
-    store.build(prepared.train[:5], 0, 1, lambda *_: None, scored=True)
-    w = draw(4, 2, torch.Generator().manual_seed(0))
-    batch = [Example(store.responses(g, scored=True), g.scores, w) for g in prepared.train[:5]]
-    objective = Objective(model, Recipe(candidates=8))
+    store = TrainingStore(model, tiny.tokenizer(), planted.settings(root), tmp_path, "weights")
+    store.build(prepared.train[:5], 0, 1, lambda *_: None, with_targets=True)
+    w = draw_preferences(4, 2, torch.Generator().manual_seed(0))
+    batch = [
+        PairExample(store.responses(g, with_targets=True), g.scores, w) for g in prepared.train[:5]
+    ]
+    objective = PreferenceObjective(model, Recipe(candidates=8))
     whole = objective(batch, 5)
     parts = objective(batch[:2], 5) + objective(batch[2:], 5)
     assert whole.item() == pytest.approx(parts.item(), rel=1e-5)
@@ -119,24 +125,24 @@ def test_a_loss_does_not_depend_on_how_its_batch_is_split(model, prepared, root,
 
 def test_psi_is_the_sum_of_the_taken_tokens_features(model, prepared):
     group = prepared.train[0]
-    responses = compute(model, [group], 8)[0]
+    responses = compute_responses(model, [group], 8)[0]
     ids = torch.tensor([group.prompt_ids + group.response_ids[0]])
     h_B, h_T = model.hidden_twice(ids[:, :-1])
     phi = model.features(h_B, h_T, ids[:, 1:, None])[0, :, 0]
     expected = phi[-len(group.response_ids[0]) :].sum(0)
-    assert torch.allclose(psi(model, responses)[0], expected, atol=1e-4)
+    assert torch.allclose(cached_feature_sums(model, responses)[0], expected, atol=1e-4)
 
 
 def test_batches_are_a_function_of_their_arguments_and_cover_the_epoch():
     lengths = [n % 7 for n in range(50)]
-    one = trainer.batches(lengths, 8, seed=1, stage=1, epoch=0)
-    assert one == trainer.batches(lengths, 8, seed=1, stage=1, epoch=0)
-    assert one != trainer.batches(lengths, 8, seed=1, stage=1, epoch=1)
+    one = trainer.epoch_batches(lengths, 8, seed=1, stage=1, epoch=0)
+    assert one == trainer.epoch_batches(lengths, 8, seed=1, stage=1, epoch=0)
+    assert one != trainer.epoch_batches(lengths, 8, seed=1, stage=1, epoch=1)
     assert sorted(i for batch in one for i in batch) == list(range(50))
 
 
 def test_the_learning_rate_rises_then_falls_to_almost_nothing():
-    rates = [trainer.schedule(step, 100, 0.1) for step in range(100)]
+    rates = [trainer.learning_rate_share(step, 100, 0.1) for step in range(100)]
     assert rates[0] == 0.1
     assert max(rates) == rates[9] == rates[10] == 1.0
     assert 0 < rates[-1] < 0.02
@@ -156,7 +162,7 @@ def test_a_run_learns_a_planted_preference_and_says_so(finished):
 
 def test_heads_alone_learn_from_pairs_where_the_fork_is_at_the_top(root):
     settings = planted.settings(root, "top", fork_layer=4)
-    adapter = Run(settings, root / "cache", "pad-vllm train ...").train()
+    adapter = TrainingRun(settings, root / "cache", "pad-vllm train ...").train()
     assert adapter.config.heads_only
     assert load_adapter(root / "top").config.to_json() == adapter.config.to_json()
     rows = {row["preference"]: row for row in adapter.config.training["held_out"]}
@@ -181,8 +187,8 @@ def test_a_run_stopped_anywhere_ends_with_the_same_numbers(finished, root, stage
     adapter, history = finished
     settings = planted.settings(root, f"stopped-{stage}-{step}")
 
-    planted.kill(Run(settings, root / "cache", "pad-vllm train ..."), stage, step)
-    again = Run(settings, root / "cache", "pad-vllm train ...").train()
+    planted.kill(TrainingRun(settings, root / "cache", "pad-vllm train ..."), stage, step)
+    again = TrainingRun(settings, root / "cache", "pad-vllm train ...").train()
     out = root / settings.out
     assert json.loads((out / "history.json").read_text()) == history
     assert again.config.training["held_out"] == adapter.config.training["held_out"]
@@ -191,9 +197,9 @@ def test_a_run_stopped_anywhere_ends_with_the_same_numbers(finished, root, stage
 
 def test_a_finished_run_started_again_trains_nothing(finished, root):
     adapter, _ = finished
-    run = Run(planted.settings(root, "finished"), root / "cache", "pad-vllm train ...")
+    run = TrainingRun(planted.settings(root, "finished"), root / "cache", "pad-vllm train ...")
     rows = []
-    run.log.row = lambda row, steps: rows.append(row)
+    run.log.write_history_row = lambda row, steps: rows.append(row)
     assert torch.equal(run.train().head_B, adapter.head_B)
     assert not rows
 
@@ -201,22 +207,22 @@ def test_a_finished_run_started_again_trains_nothing(finished, root):
 def test_another_runs_checkpoints_are_refused(finished, root):
     settings = planted.settings(root, "finished", recipe={"head_lr": 0.5})
     with pytest.raises(ValueError, match=r"head_lr was 0\.02, now 0\.5.*--restart"):
-        Run(settings, root / "cache", "pad-vllm train ...")
+        TrainingRun(settings, root / "cache", "pad-vllm train ...")
 
 
 def test_a_stage_ends_when_validation_pairs_no_longer_improve_and_keeps_the_best(root):
     settings = planted.settings(
         root, "early", recipe={"epochs": 40, "head_epochs": 0, "patience": 1, "evaluate_every": 2}
     )
-    run = Run(settings, root / "cache", "pad-vllm train ...")
+    run = TrainingRun(settings, root / "cache", "pad-vllm train ...")
     run.train()
-    state = training_checkpoint.latest(work_folder(settings) / "stage1")[2]
+    state = training_checkpoint.load_newest_checkpoint(run_folder(settings) / "stage1")[2]
     looks = [row["accuracy"] for row in state["history"] if "accuracy" in row]
     means = [sum(look.values()) / len(look) for look in looks]
     assert state["done"]
     assert state["step"] < 40 * 7
     assert max(means) == state["best"] > means[-1] - 1e-9
-    best = load_file(work_folder(settings) / "stage1" / "best.safetensors")
+    best = load_file(run_folder(settings) / "stage1" / "best.safetensors")
     assert torch.equal(best["head_B"], run.model.head_B)
 
 
@@ -225,7 +231,7 @@ def test_gradient_checkpointing_and_accumulation_change_no_loss(finished, root):
     settings = planted.settings(
         root, "frugal", recipe={"checkpointing": True, "micro_groups": 1, "head_epochs": 0}
     )
-    Run(settings, root / "cache", "pad-vllm train ...").train()
+    TrainingRun(settings, root / "cache", "pad-vllm train ...").train()
     found = json.loads((root / "frugal" / "history.json").read_text())
     for one, other in zip(found[1:], history[1:], strict=False):
         assert one["loss"] == pytest.approx(other["loss"], rel=2e-3)
@@ -234,26 +240,26 @@ def test_gradient_checkpointing_and_accumulation_change_no_loss(finished, root):
 def test_stated_preferences_are_in_the_prompt_and_the_only_ones_trained(root):
     settings = planted.settings(root, text_preferences=2)
     tokenizer = AutoTokenizer.from_pretrained(settings.base)
-    prepared = prepare(settings, tokenizer)
-    plain = [group for group in prepared.train if group.weights is None]
-    stated = [group for group in prepared.train if group.weights is not None]
+    prepared = prepare_groups(settings, tokenizer)
+    plain = [group for group in prepared.train if group.stated_weights is None]
+    stated = [group for group in prepared.train if group.stated_weights is not None]
     assert len(stated) == 2 * len(plain)
     assert all("[Principles]" in tokenizer.decode(group.prompt_ids) for group in stated)
-    assert all(max(map(abs, group.weights)) == pytest.approx(1) for group in stated)
-    assert {group.key for group in stated} == {group.key for group in plain}
-    assert not {g.key for g in stated} & {g.key for g in prepared.held_out}
+    assert all(max(map(abs, group.stated_weights)) == pytest.approx(1) for group in stated)
+    assert {group.prompt_key for group in stated} == {group.prompt_key for group in plain}
+    assert not {g.prompt_key for g in stated} & {g.prompt_key for g in prepared.held_out}
 
 
 def test_no_data_left_for_a_part_is_an_error_that_says_what_to_do(root):
     settings = planted.settings(root, limit=1)
     with pytest.raises(ValueError, match=r"no prompt is left.*--validation and --held-out"):
-        prepare(settings, AutoTokenizer.from_pretrained(settings.base))
+        prepare_groups(settings, AutoTokenizer.from_pretrained(settings.base))
 
 
 def test_evaluate_recomputes_the_cards_numbers(finished, root):
     adapter, _ = finished
     base = str(root / "base")
-    rows = reevaluate(root / "finished", base, None, root / "cache", [], 0)
+    rows = evaluate_held_out(root / "finished", base, None, root / "cache", [], 0)
     card = adapter.config.training["held_out"]
     for one, other in zip(rows, card, strict=True):
         assert one["preference"] == other["preference"]
@@ -270,13 +276,15 @@ def test_an_unseen_dimension_is_expressed_in_the_trained_ones(finished, root, tm
             for response in record["responses"]:
                 response["scores"]["gloomy"] = -response["scores"]["positive"]
             file.write(json.dumps(record) + "\n")
-    found = reevaluate(
+    found = evaluate_held_out(
         root / "finished", str(root / "base"), [f"jsonl={data}"], root / "cache", ["gloomy"], 20
     )
     assert found[-1]["preference"] == "gloomy (fitted from 20)"
     assert found[-1]["trained"]["pairs"] > 0.9
     with pytest.raises(ValueError, match="trained on it"):
-        reevaluate(root / "finished", str(root / "base"), None, root / "cache", ["brief"], 20)
+        evaluate_held_out(
+            root / "finished", str(root / "base"), None, root / "cache", ["brief"], 20
+        )
 
 
 def test_the_evaluate_command_prints_a_row_a_preference(finished, root, capsys, monkeypatch):
@@ -288,15 +296,15 @@ def test_the_evaluate_command_prints_a_row_a_preference(finished, root, capsys, 
 
 
 def test_unseen_mixes_are_mixes_and_lie_apart_from_the_axes():
-    *axes, mixes = preferences(("a", "b", "c"), [torch.zeros(2, 3)])
-    assert [one.distance for one in axes] == [0, 0, 0]
+    *axes, mixes = preferences_to_test(("a", "b", "c"), [torch.zeros(2, 3)])
+    assert [one.angle for one in axes] == [0, 0, 0]
     assert ((mixes.w != 0).sum(-1) > 1).all()
-    assert mixes.distance > 10
+    assert mixes.angle > 10
 
 
 def test_mixes_are_of_dimensions_that_some_prompt_has_scores_for_together():
     scores = [torch.tensor([[0.0, 1.0, torch.nan]]), torch.tensor([[torch.nan, torch.nan, 1.0]])]
-    *_, mixes = preferences(("a", "b", "human"), scores)
+    *_, mixes = preferences_to_test(("a", "b", "human"), scores)
     assert (mixes.w[:, 2] == 0).all()
     assert (mixes.w[:, :2] != 0).all()
 
@@ -317,17 +325,19 @@ def test_a_base_without_a_chat_template_is_trained_with_a_given_one_which_the_ad
     short = {"epochs": 0, "head_epochs": 1}
     settings = dataclasses.replace(planted.settings(root, "kept", recipe=short), base=str(plain))
     with pytest.raises(ValueError, match="plain has no chat template.*--chat-template FILE"):
-        Run(settings, root / "cache", "pad-vllm train ...")
+        TrainingRun(settings, root / "cache", "pad-vllm train ...")
     template = "{{ messages[0]['content'] }}>"
     settings = dataclasses.replace(settings, chat_template=template)
-    adapter = Run(settings, root / "cache", "pad-vllm train ...").train()
+    adapter = TrainingRun(settings, root / "cache", "pad-vllm train ...").train()
     assert load_adapter(root / "kept").config.chat_template == template
     assert "chat_template" not in adapter.config.training["settings"]
-    rows = reevaluate(root / "kept", str(plain), None, root / "cache", [], 0)
+    rows = evaluate_held_out(root / "kept", str(plain), None, root / "cache", [], 0)
     held_out = adapter.config.training["held_out"]
     assert [row["prompted"] for row in rows] == [row["prompted"] for row in held_out]
     again = dataclasses.replace(settings, prompted=False)
-    rows = Run(again, root / "cache", "pad-vllm train ...").train().config.training["held_out"]
+    rows = (
+        TrainingRun(again, root / "cache", "pad-vllm train ...").train().config.training["held_out"]
+    )
     assert [row["trained"] for row in rows] == [row["trained"] for row in held_out]
     assert not any("prompted" in row for row in rows)
 
@@ -346,8 +356,8 @@ def test_what_the_adapters_files_would_refuse_is_refused_before_anything_is_trai
 ):
     settings = dataclasses.replace(planted.settings(root, "refused"), **changes)
     with pytest.raises(ValueError, match=message):
-        Run(settings, root / "cache", "pad-vllm train ...")
-    assert not (work_folder(settings) / "settings.json").exists()
+        TrainingRun(settings, root / "cache", "pad-vllm train ...")
+    assert not (run_folder(settings) / "settings.json").exists()
 
 
 def test_a_folder_that_an_adapter_may_not_replace_is_refused_before_anything_is_trained(root):
@@ -355,4 +365,4 @@ def test_a_folder_that_an_adapter_may_not_replace_is_refused_before_anything_is_
     (root / "mine").mkdir()
     (root / "mine" / "thesis.tex").touch()
     with pytest.raises(ValueError, match=r"thesis\.tex.*Save into a new folder"):
-        Run(settings, root / "cache", "pad-vllm train ...")
+        TrainingRun(settings, root / "cache", "pad-vllm train ...")

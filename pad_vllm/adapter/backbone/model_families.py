@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Family(NamedTuple):
+class ModelFamily(NamedTuple):
     """One architecture of text models."""
 
     architecture: str
@@ -18,13 +18,13 @@ class Family(NamedTuple):
     """The decoder that Transformers runs: `model_type` of its text config."""
 
 
-FAMILIES = (
-    Family("Gemma3ForCausalLM", "gemma3_text"),
-    Family("LlamaForCausalLM", "llama"),
-    Family("MistralForCausalLM", "mistral"),
-    Family("Qwen2ForCausalLM", "qwen2"),
-    Family("Qwen3ForCausalLM", "qwen3"),
+SUPPORTED_FAMILIES = (
+    ModelFamily("Gemma3ForCausalLM", "gemma3_text"),
+    ModelFamily("LlamaForCausalLM", "llama"),
+    ModelFamily("MistralForCausalLM", "mistral"),
+    ModelFamily("Qwen2ForCausalLM", "qwen2"),
+    ModelFamily("Qwen3ForCausalLM", "qwen3"),
 )
 
-ARCHITECTURES = tuple(family.architecture for family in FAMILIES)
-MODEL_TYPES = tuple(family.model_type for family in FAMILIES)
+SUPPORTED_ARCHITECTURES = tuple(family.architecture for family in SUPPORTED_FAMILIES)
+SUPPORTED_MODEL_TYPES = tuple(family.model_type for family in SUPPORTED_FAMILIES)

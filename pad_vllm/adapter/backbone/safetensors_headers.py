@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pad_vllm.wording import listed, show
+from pad_vllm.wording import listed, short_repr
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -21,22 +21,22 @@ _WAY_OUT = "Download or copy the file again."
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """One tensor of a file."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     file: Path
-    start: int  # of its bytes, from the start of the file
-    size: int
+    offset: int  # of its bytes, from the start of the file
+    num_bytes: int
 
 
-def tensors(checkpoint: Path) -> dict[str, Stored]:
+def stored_tensors(checkpoint: Path) -> dict[str, StoredTensor]:
     """Every tensor that vLLM would load, by name. Raises ValueError where no safetensors are found, or a
     file is cut short or malformed.
     """
-    found: dict[str, Stored] = {}
+    found: dict[str, StoredTensor] = {}
     for file in _files(Path(checkpoint)):
         for tensor in _header(file):
             if tensor.name in found:
@@ -85,7 +85,7 @@ def _indexed(index: Path) -> list[str]:
         ) from None
 
 
-def _header(file: Path) -> Iterator[Stored]:
+def _header(file: Path) -> Iterator[StoredTensor]:
     total = file.stat().st_size
     with file.open("rb") as stream:
         prefix = stream.read(8)
@@ -102,7 +102,7 @@ def _header(file: Path) -> Iterator[Stored]:
         tensors = [_entry(file, 8 + length, name, entry) for name, entry in entries.items()]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{file} has an invalid safetensors header. {_WAY_OUT}") from None
-    needed = max((tensor.start + tensor.size for tensor in tensors), default=0)
+    needed = max((tensor.offset + tensor.num_bytes for tensor in tensors), default=0)
     if needed > total:
         raise ValueError(
             f"{file} is cut short: {total} bytes, its header needs {needed}. {_WAY_OUT}"
@@ -110,11 +110,11 @@ def _header(file: Path) -> Iterator[Stored]:
     yield from tensors
 
 
-def _entry(file: Path, data: int, name: str, entry: dict[str, Any]) -> Stored:
+def _entry(file: Path, data: int, name: str, entry: dict[str, Any]) -> StoredTensor:
     begin, end = (int(offset) for offset in entry["data_offsets"])
     shape = tuple(int(extent) for extent in entry["shape"])
     if not 0 <= begin <= end or not isinstance(entry["dtype"], str) or min(shape, default=0) < 0:
-        raise ValueError(show(entry))
+        raise ValueError(short_repr(entry))
     if (begin == end) != (math.prod(shape) == 0):
-        raise ValueError(show(entry))
-    return Stored(name, entry["dtype"], shape, file, data + begin, end - begin)
+        raise ValueError(short_repr(entry))
+    return StoredTensor(name, entry["dtype"], shape, file, data + begin, end - begin)

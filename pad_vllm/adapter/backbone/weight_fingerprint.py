@@ -10,10 +10,10 @@ import json
 from io import RawIOBase
 from pathlib import Path
 
-from pad_vllm.adapter.backbone.safetensors_headers import Stored, tensors
+from pad_vllm.adapter.backbone.safetensors_headers import StoredTensor, stored_tensors
 
-SAMPLE = 4096  # bytes read of one tensor at most: 3 MB for a 70B model of 723 tensors
-CHUNKS = 8  # evenly spaced, first and last bytes among them
+SAMPLED_BYTES = 4096  # bytes read of one tensor at most: 3 MB for a 70B model of 723 tensors
+SAMPLED_CHUNKS = 8  # evenly spaced, first and last bytes among them
 
 
 def fingerprint(checkpoint: Path) -> str:
@@ -23,7 +23,7 @@ def fingerprint(checkpoint: Path) -> str:
     a change between the samples of one tensor goes unseen. Raises ValueError where no safetensors
     are found, or a file is cut short or malformed.
     """
-    return digest(tensors(checkpoint))
+    return fingerprint_of_tensors(stored_tensors(checkpoint))
 
 
 def local_checkpoint(
@@ -48,20 +48,20 @@ def local_checkpoint(
     return Path(config).parent if isinstance(config, str) else None
 
 
-def digest(stored: dict[str, Stored]) -> str:
+def fingerprint_of_tensors(stored: dict[str, StoredTensor]) -> str:
     """The fingerprint of a checkpoint whose headers are read."""
     made = hashlib.sha256(b"pad fingerprint 1\n")
     streams: dict[Path, RawIOBase] = {}
     try:
         for name in sorted(stored):
             tensor = stored[name]
-            head = [name, tensor.dtype, list(tensor.shape), tensor.size]
+            head = [name, tensor.dtype, list(tensor.shape), tensor.num_bytes]
             # One JSON line a tensor: different lists of tensors never give the same text.
             made.update(json.dumps(head).encode() + b"\n")
             if tensor.file not in streams:
                 streams[tensor.file] = tensor.file.open("rb", buffering=0)
-            for start, size in _chunks(tensor.size):
-                streams[tensor.file].seek(tensor.start + start)
+            for start, size in _chunks(tensor.num_bytes):
+                streams[tensor.file].seek(tensor.offset + start)
                 made.update(streams[tensor.file].read(size) or b"")
     finally:
         for stream in streams.values():
@@ -71,7 +71,9 @@ def digest(stored: dict[str, Stored]) -> str:
 
 def _chunks(size: int) -> list[tuple[int, int]]:
     """(start, size) of the bytes to hash: a small tensor's all, else CHUNKS pieces of it."""
-    if size <= SAMPLE:
+    if size <= SAMPLED_BYTES:
         return [(0, size)]
-    piece = SAMPLE // CHUNKS
-    return [(index * (size - piece) // (CHUNKS - 1), piece) for index in range(CHUNKS)]
+    piece = SAMPLED_BYTES // SAMPLED_CHUNKS
+    return [
+        (index * (size - piece) // (SAMPLED_CHUNKS - 1), piece) for index in range(SAMPLED_CHUNKS)
+    ]

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pad_vllm.engines.reward_model.host_to_device import send
-from pad_vllm.engines.reward_model.paged_attention import Batch, Group
-from pad_vllm.engines.reward_model.scoring_request import Node
+from pad_vllm.engines.reward_model.host_to_device import send_to_device
+from pad_vllm.engines.reward_model.paged_attention import AttentionBatch, AttentionGroup
+from pad_vllm.engines.reward_model.scoring_request import TreeNode
 
 
 @dataclass(frozen=True)
-class Piece:
+class RowChunk:
     """Some tokens of one row."""
 
     blocks: Sequence[int]
@@ -28,8 +28,8 @@ class Piece:
     """Position of the first."""
 
     tokens: Sequence[int]
-    nodes: Sequence[Node]
-    wanted: int
+    nodes: Sequence[TreeNode]
+    first_wanted: int
     """Hidden states are wanted from this position on, and of all nodes."""
 
     @property
@@ -42,26 +42,28 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Pass:
+class PackedPass:
     """Arguments of ForkedDecoder.run, and whose its results are."""
 
     ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64
-    batch: Batch
+    batch: AttentionBatch
     wanted: Tensor  # [n] int64, places among the T tokens
-    owner: Tensor  # [n] int64, the piece of each
+    chunk_index: Tensor  # [n] int64, the piece of each
 
 
-def pack(
-    pieces: Sequence[Piece], block: int, caches: dict[int, Tensor], device: torch.device
-) -> Pass:
+def pack_chunks(
+    pieces: Sequence[RowChunk], block: int, caches: dict[int, Tensor], device: torch.device
+) -> PackedPass:
     """One pass over the pieces, in their order; block: tokens a block."""
     starts = [0, *accumulate(p.size for p in pieces)]
     groups: dict[tuple[int, int], list[int]] = {}
     for n, p in enumerate(pieces):
         alike = (p.size - 1).bit_length(), ((p.start + p.size - 1) // block).bit_length() // 2
         groups.setdefault(alike, []).append(n)
-    wanted = [np.arange(min(max(p.wanted - p.start, 0), len(p.tokens)), p.size) for p in pieces]
+    wanted = [
+        np.arange(min(max(p.first_wanted - p.start, 0), len(p.tokens)), p.size) for p in pieces
+    ]
     arrays = [
         np.array([i for p in pieces for i in (*p.tokens, *(n.token for n in p.nodes))], np.int64),
         np.concatenate([_positions(p) for p in pieces]),
@@ -74,22 +76,22 @@ def pack(
     ]
     for some in groups.values():
         arrays += _group([pieces[n] for n in some], [starts[n] for n in some], block)
-    ids, positions, slots, unwritten, places, owner, *rest = send(arrays, device)
-    made = [Group.of(rest[at : at + _PARTS], block) for at in range(0, len(rest), _PARTS)]
-    return Pass(ids, positions, Batch(slots, unwritten, made, caches), places, owner)
+    ids, positions, slots, unwritten, places, owner, *rest = send_to_device(arrays, device)
+    made = [AttentionGroup.of(rest[at : at + _PARTS], block) for at in range(0, len(rest), _PARTS)]
+    return PackedPass(ids, positions, AttentionBatch(slots, unwritten, made, caches), places, owner)
 
 
-def _positions(piece: Piece) -> np.ndarray:
+def _positions(piece: RowChunk) -> np.ndarray:
     positions = np.arange(piece.start, piece.start + piece.size)
     positions[len(piece.tokens) :] = [node.position for node in piece.nodes]
     return positions
 
 
-def _blocks(piece: Piece, block: int) -> int:
+def _blocks(piece: RowChunk, block: int) -> int:
     return -(-(piece.start + piece.size) // block)
 
 
-def _slots(piece: Piece, block: int, start: int, end: int) -> np.ndarray:
+def _slots(piece: RowChunk, block: int, start: int, end: int) -> np.ndarray:
     """The cache's slots of the row's places from `start` up to `end`."""
     at = np.arange(start, end)
     return np.asarray(piece.blocks, np.int64)[at // block] * block + at % block
@@ -98,7 +100,7 @@ def _slots(piece: Piece, block: int, start: int, end: int) -> np.ndarray:
 _PARTS = 7  # arrays of a group
 
 
-def _group(pieces: list[Piece], starts: list[int], block: int) -> list[np.ndarray]:
+def _group(pieces: list[RowChunk], starts: list[int], block: int) -> list[np.ndarray]:
     """What Group.of takes."""
     R, Q = len(pieces), max(p.size for p in pieces)
     used = [_blocks(p, block) for p in pieces]
@@ -116,8 +118,8 @@ def _group(pieces: list[Piece], starts: list[int], block: int) -> list[np.ndarra
         keeps[row] = at[row] + 1  # a row's own tokens lie in the slots of their positions
         for n, node in enumerate(p.nodes):
             query = len(p.tokens) + n
-            keeps[row, query] = node.position - len(node.above)
-            also += [(row * Q + query) * C + p.end + number for number in (*node.above, n)]
+            keeps[row, query] = node.position - len(node.ancestors)
+            also += [(row * Q + query) * C + p.end + number for number in (*node.ancestors, n)]
             nodes.append((row * C + p.end + n, node.position))
     sizes = np.array([p.size for p in pieces])
     inside = np.flatnonzero((np.arange(Q) < sizes[:, None]).ravel())

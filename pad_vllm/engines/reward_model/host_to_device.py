@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def send(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+def send_to_device(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
     """The arrays as views of one tensor on the device."""
     packed = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
     if device.type != "cpu":

@@ -11,46 +11,46 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 
-Key = tuple[int, tuple[int, ...]]
+BlockKey = tuple[int, tuple[int, ...]]
 """Content number of the block before, and the tokens of this one."""
 
-ROOT = 0
+ROOT_CONTENT = 0
 """The content number before the first block."""
 
 
-class Blocks:
+class BlockPool:
     """`count` blocks of `size` tokens each."""
 
     def __init__(self, count: int, size: int) -> None:
-        self.count, self.size = count, size
+        self.num_blocks, self.block_size = count, size
         self._refs = [0] * count
         self._unused: OrderedDict[int, None] = OrderedDict.fromkeys(range(count))
-        self._keys: dict[int, Key] = {}
-        self._known: dict[Key, tuple[int, int]] = {}  # key -> block, content number
-        self._numbers = itertools.count(ROOT + 1)
+        self._keys: dict[int, BlockKey] = {}
+        self._known: dict[BlockKey, tuple[int, int]] = {}  # key -> block, content number
+        self._numbers = itertools.count(ROOT_CONTENT + 1)
 
     @property
-    def unused(self) -> int:
+    def num_unused(self) -> int:
         """Blocks nobody refers to."""
         return len(self._unused)
 
-    def take(self) -> int | None:
+    def allocate(self) -> int | None:
         """A block with one reference, its content forgotten; None where all are in use."""
         if not self._unused:
             return None
         block, _ = self._unused.popitem(last=False)
-        self.forget(block)
+        self.unregister(block)
         self._refs[block] = 1
         return block
 
-    def drop(self, blocks: Sequence[int]) -> None:
+    def free(self, blocks: Sequence[int]) -> None:
         """One reference fewer on each. The last blocks are reused first, so that prefixes stay longer."""
         for block in reversed(blocks):
             self._refs[block] -= 1
             if not self._refs[block]:
                 self._unused[block] = None
 
-    def match(
+    def acquire_prefix(
         self, before: int, tokens: Sequence[int], start: int, end: int
     ) -> tuple[list[int], list[int]]:
         """The blocks that hold the first whole blocks of tokens[start:end] after content `before`, with a
@@ -58,8 +58,8 @@ class Blocks:
         """
         blocks: list[int] = []
         chain: list[int] = []
-        for at in range(start, end - self.size + 1, self.size):
-            entry = self._known.get((before, tuple(tokens[at : at + self.size])))
+        for at in range(start, end - self.block_size + 1, self.block_size):
+            entry = self._known.get((before, tuple(tokens[at : at + self.block_size])))
             if entry is None:
                 break
             block, before = entry
@@ -69,7 +69,7 @@ class Blocks:
             chain.append(before)
         return blocks, chain
 
-    def know(self, block: int, before: int, tokens: Sequence[int]) -> int:
+    def register_full_block(self, block: int, before: int, tokens: Sequence[int]) -> int:
         """Register a full block; returns its content number. Only the first block of one content is found."""
         key = (before, tuple(tokens))
         if key not in self._known:
@@ -77,11 +77,11 @@ class Blocks:
             self._keys[block] = key
         return self._known[key][1]
 
-    def shared(self, block: int) -> bool:
+    def is_shared(self, block: int) -> bool:
         """Whether another row refers to it, so that it must not be written."""
         return self._refs[block] > 1
 
-    def forget(self, block: int) -> None:
+    def unregister(self, block: int) -> None:
         """No longer found by `match`: its content is about to change."""
         if key := self._keys.pop(block, None):
             del self._known[key]

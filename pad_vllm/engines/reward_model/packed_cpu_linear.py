@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pad_vllm.engines.override_methods import become
+from pad_vllm.engines.override_methods import mix_in
 
 
-def even(tokens: int) -> int:
+def rounded_row_count(tokens: int) -> int:
     """`tokens`, or up to an eighth more: oneDNN makes and keeps a kernel for each number of rows, and
     hundreds of them would take hundreds of MiB.
     """
@@ -44,7 +44,7 @@ def _pack(linear: Any) -> None:
         linear.weight.detach(), _ROWS
     )
     linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)
-    become(linear, PackedLinear)
+    mix_in(linear, PackedLinear)
 
 
 class PackedLinear:

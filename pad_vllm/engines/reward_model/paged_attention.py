@@ -16,23 +16,23 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-NAME = "pad_paged"
+ATTENTION_NAME = "pad_paged"
 
 
 @dataclass
-class Group:
+class AttentionGroup:
     """R rows that attend together, Q tokens each at most, over C key slots at most."""
 
-    place: Tensor  # [R, Q] int64, where among the T tokens; padding repeats the first
-    inside: Tensor | None  # [R * Q] int64, the places that are no padding; None where all are
-    table: Tensor  # [R, blocks] int64, blocks of each row, C = blocks * size
-    sees: Tensor  # [R, Q, C] bool
-    at: Tensor  # [R, Q] int64, position of each token in its row
-    nodes: Tensor  # [n, 2] int64, a candidate's token: its slot among the R * C, its position
+    token_index: Tensor  # [R, Q] int64, where among the T tokens; padding repeats the first
+    unpadded: Tensor | None  # [R * Q] int64, the places that are no padding; None where all are
+    block_table: Tensor  # [R, blocks] int64, blocks of each row, C = blocks * size
+    visible: Tensor  # [R, Q, C] bool
+    positions: Tensor  # [R, Q] int64, position of each token in its row
+    node_slots: Tensor  # [n, 2] int64, a candidate's token: its slot among the R * C, its position
     masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, parts: Sequence[Tensor], block: int) -> Group:
+    def of(cls, parts: Sequence[Tensor], block: int) -> AttentionGroup:
         """From place, inside, table, at, how many of the row's own tokens each token keeps [R, Q], which
         others it sees [m] among the R * Q * C, and nodes.
         """
@@ -45,9 +45,9 @@ class Group:
 
     def _slot_at(self) -> Tensor:
         """[R, C] int64, position of what each key slot holds: a row's own tokens lie at theirs."""
-        R, _, C = self.sees.shape
-        slot_at = torch.arange(C, device=self.sees.device).repeat(R)
-        return slot_at.index_copy_(0, *self.nodes.unbind(1)).view(R, C)
+        R, _, C = self.visible.shape
+        slot_at = torch.arange(C, device=self.visible.device).repeat(R)
+        return slot_at.index_copy_(0, *self.node_slots.unbind(1)).view(R, C)
 
     def mask(self, window: int | None, copies: int) -> Tensor:
         """[R, 1, copies * Q, C] bool under a sliding window of so many tokens; made once a pass.
@@ -57,9 +57,9 @@ class Group:
         """
         key = (window, copies)
         if key not in self.masks:
-            sees = self.sees
+            sees = self.visible
             if window is not None:
-                behind = self.at.unsqueeze(-1) - self._slot_at().unsqueeze(1)
+                behind = self.positions.unsqueeze(-1) - self._slot_at().unsqueeze(1)
                 sees = sees & (behind < window)
             folded = sees if copies == 1 else sees.repeat(1, copies, 1)
             self.masks[key] = folded.unsqueeze(1)
@@ -67,23 +67,23 @@ class Group:
 
 
 @dataclass
-class Batch:
+class AttentionBatch:
     """One pass over T packed tokens."""
 
     slots: Tensor  # [T] int64, where in the cache each token's key and value go
-    unwritten: Tensor  # [n] int64, the slots that the rows' last blocks have left
-    groups: list[Group]
+    unwritten_slots: Tensor  # [n] int64, the slots that the rows' last blocks have left
+    groups: list[AttentionGroup]
     caches: dict[int, Tensor]  # layer -> [2, blocks, size, S * KV heads, head width]
 
 
-def attend(
+def paged_attention(
     module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     _mask: Tensor | None,
     *,
-    pad_batch: Batch,
+    pad_batch: AttentionBatch,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **_: Any,
@@ -98,22 +98,22 @@ def attend(
     for half, new in zip(flat, (key, value), strict=True):
         half.index_copy_(0, pad_batch.slots, new[:, :, :T].permute(2, 0, 1, 3).flatten(1, 2))
     # They are masked, but what they held may be NaN, and 0 times NaN is NaN.
-    flat.index_fill_(1, pad_batch.unwritten, 0)
+    flat.index_fill_(1, pad_batch.unwritten_slots, 0)
     packed = query.transpose(1, 2)  # [S, T, heads, width]
     out = torch.empty_like(packed, memory_format=torch.contiguous_format)
     out[:, T:] = 0
     for group in pad_batch.groups:
         attended = _group(packed, cache, group, scaling, sliding_window)
-        if group.inside is None:
-            out.index_copy_(1, group.place.flatten(), attended)
+        if group.unpadded is None:
+            out.index_copy_(1, group.token_index.flatten(), attended)
         else:
-            places = group.place.flatten().index_select(0, group.inside)
-            out.index_copy_(1, places, attended.index_select(1, group.inside))
+            places = group.token_index.flatten().index_select(0, group.unpadded)
+            out.index_copy_(1, places, attended.index_select(1, group.unpadded))
     return out, None
 
 
 def _group(
-    packed: Tensor, cache: Tensor, group: Group, scaling: float | None, window: int | None
+    packed: Tensor, cache: Tensor, group: AttentionGroup, scaling: float | None, window: int | None
 ) -> Tensor:
     """packed [S, T, heads, width], cache [2, blocks, size, S * KV heads, width] -> [S, R * Q, heads, width].
 
@@ -121,12 +121,12 @@ def _group(
     dimension, so that keys are not repeated.
     """
     S, _, heads, width = packed.shape
-    R, Q = group.place.shape
+    R, Q = group.token_index.shape
     kv = cache.shape[-2] // S
-    q = packed.index_select(1, group.place.flatten()).view(S, R, Q, kv, heads // kv, width)
+    q = packed.index_select(1, group.token_index.flatten()).view(S, R, Q, kv, heads // kv, width)
     q = q.permute(1, 0, 3, 4, 2, 5).reshape(R, S * kv, -1, width)
     k, v = (
-        half.index_select(0, group.table.flatten()).view(R, -1, S * kv, width).transpose(1, 2)
+        half.index_select(0, group.block_table.flatten()).view(R, -1, S * kv, width).transpose(1, 2)
         for half in cache
     )
     mask = group.mask(window, heads // kv)
@@ -135,4 +135,4 @@ def _group(
     return attended.reshape(S, R * Q, heads, width)
 
 
-AttentionInterface.register(NAME, attend)
+AttentionInterface.register(ATTENTION_NAME, paged_attention)

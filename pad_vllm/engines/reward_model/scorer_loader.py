@@ -13,34 +13,34 @@ from typing import Any
 import torch
 
 from pad_vllm.adapter.adapter import Adapter
-from pad_vllm.adapter.backbone.backbone import Backbone, require_backbone
+from pad_vllm.adapter.backbone.backbone import Backbone, require_same_backbone
 from pad_vllm.adapter.backbone.weight_fingerprint import local_checkpoint
 from pad_vllm.adapter.manifest import AdapterConfig
-from pad_vllm.adapter.shape_checks import require_shapes
-from pad_vllm.catalog.name_resolution import local_base
+from pad_vllm.adapter.shape_checks import require_lora_shapes
+from pad_vllm.catalog.name_resolution import resolve_local_base
 from pad_vllm.config import PADConfig
-from pad_vllm.engines.failure_log import Declined
+from pad_vllm.engines.failure_log import FailureLog
 from pad_vllm.engines.reward_model import cache_capacity
-from pad_vllm.engines.reward_model.forked_decoder import ForkedDecoder, require_known
-from pad_vllm.engines.reward_model.reward_scorer import Scorer
+from pad_vllm.engines.reward_model.forked_decoder import ForkedDecoder, require_supported_family
+from pad_vllm.engines.reward_model.reward_scorer import RewardScorer
 
 _TEXT = ("*.json", "*.jinja", "*.model", "*.txt")
 _WEIGHTS = ("*.safetensors",)
 _UNREAD = ["*/*", "consolidated*"]  # other formats of the same weights
 
 
-def backbone_of(pad: PADConfig, adapter: AdapterConfig) -> str:
+def reward_backbone_name(pad: PADConfig, adapter: AdapterConfig) -> str:
     """Folder or hub name of the reward model's backbone."""
-    return local_base(pad.backbone or adapter.backbone.name)
+    return resolve_local_base(pad.backbone or adapter.backbone.name)
 
 
-def checkpoint(pad: PADConfig, adapter: AdapterConfig, *, weights: bool) -> Path:
+def reward_checkpoint(pad: PADConfig, adapter: AdapterConfig, *, weights: bool) -> Path:
     """The backbone's folder on this machine. Raises ValueError where there is none.
 
     What the operator named may come from the hub, with its weights or without; what an adapter names
     must be here: an adapter may be anybody's.
     """
-    name = backbone_of(pad, adapter)
+    name = reward_backbone_name(pad, adapter)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
@@ -87,24 +87,29 @@ def require_reward_backbone(pad: PADConfig, adapter: Adapter, *, weights: bool =
     weights: whether this process will run it. Elsewhere a hub's weights may be missing, and are not
     fetched.
     """
-    name = backbone_of(pad, adapter.config)
-    folder = checkpoint(pad, adapter.config, weights=weights)
+    name = reward_backbone_name(pad, adapter.config)
+    folder = reward_checkpoint(pad, adapter.config, weights=weights)
     config = _config(name, folder)
-    require_known(config)
+    require_supported_family(config)
     needed = weights or folder == Path(name).expanduser()
-    served = Backbone.from_hf_config(config, name=name).with_weights(folder, needed=needed)
-    warnings = require_backbone(
+    served = Backbone.from_hf_config(config, name=name).with_weights(folder, required=needed)
+    warnings = require_same_backbone(
         adapter.config.backbone, served, allow_mismatch=pad.allow_backbone_mismatch
     )
-    require_shapes(adapter, config)
+    require_lora_shapes(adapter, config)
     return warnings
 
 
-def require_length(pad: PADConfig, adapter: AdapterConfig, length: int, dtype: torch.dtype) -> None:
+def require_text_length(
+    pad: PADConfig, adapter: AdapterConfig, length: int, dtype: torch.dtype
+) -> None:
     """Raises ValueError where texts of up to `length` tokens outgrow the reward model, run in `dtype`."""
-    name, folder = backbone_of(pad, adapter), checkpoint(pad, adapter, weights=False)
+    name, folder = (
+        reward_backbone_name(pad, adapter),
+        reward_checkpoint(pad, adapter, weights=False),
+    )
     config = _config(name, folder)
-    cache_capacity.require_length(config, adapter.fork_layer, dtype, pad.cache_gib, length)
+    cache_capacity.require_capacity(config, adapter.fork_layer, dtype, pad.cache_gib, length)
 
 
 def _config(name: str, folder: Path) -> Any:
@@ -123,32 +128,32 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def tokenizer_of(pad: PADConfig, adapter: AdapterConfig) -> Any:
+def reward_tokenizer(pad: PADConfig, adapter: AdapterConfig) -> Any:
     """The reward model's tokenizer, with the chat template that the adapter was trained with."""
     from transformers import AutoTokenizer
 
-    folder = checkpoint(pad, adapter, weights=False)
+    folder = reward_checkpoint(pad, adapter, weights=False)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if adapter.chat_template is not None:
         tokenizer.chat_template = adapter.chat_template
     return tokenizer
 
 
-def make_scorer(
+def make_reward_scorer(
     pad: PADConfig,
     adapter: Adapter,
-    declined: Declined,
+    declined: FailureLog,
     *,
     dtype: torch.dtype,
     device: torch.device,
-) -> Scorer:
+) -> RewardScorer:
     """The reward model, its KV cache allocated; `require_reward_backbone` comes before."""
     decoder = ForkedDecoder(
-        checkpoint(pad, adapter.config, weights=True),
+        reward_checkpoint(pad, adapter.config, weights=True),
         adapter,
         dtype=dtype,
         device=device,
         cache_bytes=cache_capacity.cache_bytes(pad.cache_gib),
     )
     exact = pad.candidates == "exact"
-    return Scorer(decoder, adapter, declined, exact=exact, budget=pad.pass_tokens)
+    return RewardScorer(decoder, adapter, declined, exact=exact, budget=pad.pass_tokens)

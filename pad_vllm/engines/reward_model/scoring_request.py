@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pad_vllm.text.incremental_encoding import Change
+from pad_vllm.text.incremental_encoding import TokenChange
 
 
 @dataclass(frozen=True)
-class Ask:
+class ScoringRequest:
     """One row of one step."""
 
     key: int
@@ -28,18 +28,18 @@ class Ask:
     w: tuple[float, ...]
     """Preference weights, the same in all steps of a row."""
 
-    changes: Sequence[Change] = ()
+    candidates: Sequence[TokenChange] = ()
     """The candidates; none where the row's tokens are only prefilled."""
 
-    must: bool = True
+    must_finish: bool = True
     """False: prefill with what is left of the step's token budget, and go on in the next step."""
 
-    stays: int = 0
+    num_unchanged: int = 0
     """At least so many of the first tokens are those of every ask for this key since the last one that was
     answered, that one included; 0 where nothing is known."""
 
 
-def common(known: Sequence[int], wanted: Sequence[int], stays: int) -> int:
+def common_prefix_length(known: Sequence[int], wanted: Sequence[int], stays: int) -> int:
     """How many tokens two rows begin with alike; at least the first `stays` are, as far as both go."""
     n = min(len(known), len(wanted))
     if known[stays:n] == wanted[stays:n]:
@@ -47,66 +47,69 @@ def common(known: Sequence[int], wanted: Sequence[int], stays: int) -> int:
     return next(place for place in range(stays, n) if known[place] != wanted[place])
 
 
-class Node(NamedTuple):
+class TreeNode(NamedTuple):
     """One token of a candidate that another of its tokens follows."""
 
     token: int
     position: int
-    above: tuple[int, ...]
+    ancestors: tuple[int, ...]
     """Its ancestors among the nodes, root first."""
 
 
-class After(NamedTuple):
+class Predecessor(NamedTuple):
     """What a token comes after."""
 
-    place: int
+    token_index: int
     """Position in the row's tokens, or number of the node."""
 
     in_tree: bool = False
     """Whether it is a node."""
 
 
-class Term(NamedTuple):
+class RewardTerm(NamedTuple):
     """One summand of a candidate's reward: sign * R_w(token) after `after`."""
 
     candidate: int
     token: int
     sign: int
-    after: After
+    predecessor: Predecessor
 
 
 @dataclass(frozen=True)
-class Tree:
+class CandidateTree:
     """All candidates of one row."""
 
-    nodes: list[Node]
-    terms: list[Term]
-    first: int
+    nodes: list[TreeNode]
+    terms: list[RewardTerm]
+    first_position: int
     """The earliest position whose hidden state a term needs; the last one where there is no term."""
 
 
-def grow(tokens: Sequence[int], changes: Sequence[Change], *, exact: bool) -> Tree:
+def build_candidate_tree(
+    tokens: Sequence[int], changes: Sequence[TokenChange], *, exact: bool
+) -> CandidateTree:
     """The nodes to run and the terms to add up; candidates that begin alike share nodes."""
-    nodes: list[Node] = []
-    terms: list[Term] = []
+    nodes: list[TreeNode] = []
+    terms: list[RewardTerm] = []
     known: dict[tuple[int, tuple[int, ...]], int] = {}
     for candidate, (keep, added) in enumerate(changes):
         terms += [
-            Term(candidate, tokens[place], -1, After(place - 1))
+            RewardTerm(candidate, tokens[place], -1, Predecessor(place - 1))
             for place in range(keep, len(tokens))
         ]
-        after = After(keep - 1)
+        after = Predecessor(keep - 1)
         above: tuple[int, ...] = ()
         for depth, token in enumerate(added if exact else added[:1]):
-            terms.append(Term(candidate, token, 1, after))
+            terms.append(RewardTerm(candidate, token, 1, after))
             if depth + 1 == len(added) or not exact:
                 break
             key = (keep, added[: depth + 1])
             if key not in known:
                 known[key] = len(nodes)
-                nodes.append(Node(token, keep + depth, above))
-            after, above = After(known[key], in_tree=True), (*above, known[key])
+                nodes.append(TreeNode(token, keep + depth, above))
+            after, above = Predecessor(known[key], in_tree=True), (*above, known[key])
     first = min(
-        (term.after.place for term in terms if not term.after.in_tree), default=len(tokens) - 1
+        (term.predecessor.token_index for term in terms if not term.predecessor.in_tree),
+        default=len(tokens) - 1,
     )
-    return Tree(nodes, terms, min(first, len(tokens) - 1))
+    return CandidateTree(nodes, terms, min(first, len(tokens) - 1))

@@ -9,16 +9,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-Heads = tuple[Tensor, Tensor, Tensor | None]
+HeadTensors = tuple[Tensor, Tensor, Tensor | None]
 
 
-def moved(heads: Heads, device: torch.device) -> Heads:
+def heads_on_device(heads: HeadTensors, device: torch.device) -> HeadTensors:
     """On the device, where they are not."""
     A, B, C = heads
     return A.to(device), B.to(device), None if C is None else C.to(device)
 
 
-def put(heads: Heads, place: int, more: Heads) -> Heads:
+def insert_heads(heads: HeadTensors, place: int, more: HeadTensors) -> HeadTensors:
     """`more`, n of them, from `place` on, over what is there; D and r grow where they have to."""
     (A, B, C), (a, b, c) = heads, more
     n, q, _ = a.shape
@@ -35,13 +35,13 @@ def put(heads: Heads, place: int, more: Heads) -> Heads:
     return wide
 
 
-def drop(heads: Heads, place: int, count: int, left: int) -> Heads:
+def remove_heads(heads: HeadTensors, place: int, count: int, num_used: int) -> HeadTensors:
     """Without `count` of them from `place` on; left: how many places are in use, of which the last is."""
     kept = [None if one is None else one.clone() for one in heads]
     for one in kept:
         if one is not None:
             one[place : place + count] = 0
-    A, B, C = (None if one is None else one[:left].contiguous() for one in kept)
+    A, B, C = (None if one is None else one[:num_used].contiguous() for one in kept)
     assert A is not None
     assert B is not None
     return A, B, C

@@ -29,7 +29,7 @@ class ForkError(ValueError):
     """The served model has a part that cannot be read or forked; the message says which, and what can."""
 
 
-class Embedding(NamedTuple):
+class LmHeadRows(NamedTuple):
     """The rows of e that this rank of tensor parallelism has: equal parts, in the order in which vLLM gathers
     the ranks' logits, so that logit number `a` is of row `a` of all parts together.
     """
@@ -37,23 +37,23 @@ class Embedding(NamedTuple):
     weight: Tensor
     """[n, H], n the same on every rank; what exceeds the vocabulary pads it."""
 
-    rank: int = 0
+    tp_rank: int = 0
 
-    ranks: int = 1
+    tp_size: int = 1
 
     def rewards(self, d_w: Tensor, ids: Tensor) -> Tensor:
         """This rank's share of R_w: d_w [G, H], ids [G, K] -> [G, K] float32. Each token's reward is in one
         rank's share, and 0 in all others: their sum has the same bits in whatever order they are added.
         """
-        token_rewards = kernel_choice.of(self.weight.device).token_rewards
-        if self.ranks == 1:
+        token_rewards = kernel_choice.rule_for_device(self.weight.device).token_rewards
+        if self.tp_size == 1:
             return token_rewards(d_w, ids, self.weight)
-        row = ids - self.rank * len(self.weight)
+        row = ids - self.tp_rank * len(self.weight)
         here = (row >= 0) & (row < len(self.weight))
         return token_rewards(d_w, row * here, self.weight).masked_fill(~here, 0.0)
 
 
-def output_embedding(model: Any, config: Backbone) -> Embedding:
+def plain_lm_head_rows(model: Any, config: Backbone) -> LmHeadRows:
     """e, of a plain lm_head [V, H]. Raises ForkError where it is packed, missing or not the whole of what
     makes logits; on every rank where it does on one.
     """
@@ -67,8 +67,8 @@ def output_embedding(model: Any, config: Backbone) -> Embedding:
             "lm_head as it is (most methods do), or guide this one with a reward model of its own: engine "
             "'resident' or 'ray'"
         )
-    embedding = Embedding(weight, getattr(head, "tp_rank", 0), getattr(head, "tp_size", 1))
-    rows = embedding.ranks * weight.shape[0]
+    embedding = LmHeadRows(weight, getattr(head, "tp_rank", 0), getattr(head, "tp_size", 1))
+    rows = embedding.tp_size * weight.shape[0]
     if rows < config.vocab_size or weight.shape[1] != config.hidden_size:
         raise ForkError(
             f"lm_head is [{rows}, {weight.shape[1]}]; the adapter needs [{config.vocab_size}, "
@@ -78,7 +78,7 @@ def output_embedding(model: Any, config: Backbone) -> Embedding:
     return embedding
 
 
-def _require_plain_logits(model: Any, embedding: Embedding, vocabulary: int) -> None:
+def _require_plain_logits(model: Any, embedding: LmHeadRows, vocabulary: int) -> None:
     difference = _largest_of_all(_largest_difference(model, embedding, vocabulary))
     if not difference <= _SLACK:
         raise ForkError(
@@ -90,7 +90,7 @@ def _require_plain_logits(model: Any, embedding: Embedding, vocabulary: int) -> 
 
 
 @torch.no_grad()
-def _largest_difference(model: Any, embedding: Embedding, vocabulary: int) -> Tensor:
+def _largest_difference(model: Any, embedding: LmHeadRows, vocabulary: int) -> Tensor:
     """Between e h and the model's logits, of random hidden states and this rank's tokens; a bias, which no
     reward sees, cancels.
     """
@@ -101,9 +101,9 @@ def _largest_difference(model: Any, embedding: Embedding, vocabulary: int) -> Te
     largest = float(_logits(model, h, vocabulary).abs().max())
     h = h * (_LARGEST / largest if largest else 1.0)
     theirs = _logits(model, h, vocabulary).split(len(weight), dim=-1)
-    if embedding.rank >= len(theirs):  # it has padding alone
+    if embedding.tp_rank >= len(theirs):  # it has padding alone
         return h.new_zeros(())
-    mine = theirs[embedding.rank]
+    mine = theirs[embedding.tp_rank]
     ours = torch.nn.functional.linear(h, weight).float()[:, : mine.shape[-1]]
     return (ours - mine).abs().max()
 
@@ -122,7 +122,7 @@ def _logits(model: Any, h: Tensor, vocabulary: int) -> Tensor:
 
 def _largest_of_all(number: Tensor) -> float:
     """Over the ranks, so that all of them refuse or none."""
-    rank, size = parallel_ranks.place()
+    rank, size = parallel_ranks.tp_rank_and_size()
     every = torch.zeros(size, device=number.device, dtype=torch.float32)
     every[rank] = number
-    return float(parallel_ranks.summed(every).max())
+    return float(parallel_ranks.sum_over_ranks(every).max())

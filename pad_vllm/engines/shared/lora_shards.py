@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from pad_vllm.engines import reward_lora
-from pad_vllm.engines.override_methods import become
-from pad_vllm.vllm_api.parallel_ranks import summed
+from pad_vllm.engines.override_methods import mix_in
+from pad_vllm.vllm_api.parallel_ranks import sum_over_ranks
 
 
-def add(
-    linear: Any, pairs: list[reward_lora.Pair | None], scaling: float, device: torch.device
+def add_lora_shard(
+    linear: Any, pairs: list[reward_lora.LoRAPair | None], scaling: float, device: torch.device
 ) -> None:
     """Add the LoRA to the second half of the layer's rows; pairs: a packed module each, None without LoRA.
     device: of the model, not asked of the layer: what a method packs need not be a parameter any more.
@@ -36,18 +36,22 @@ def add(
     widths = list(getattr(linear, "output_partition_sizes", [linear.output_size]))
     inputs = getattr(linear, "input_size_per_partition", linear.input_size)
     mine = [
-        pair and (part(pair[0], 1, inputs, rank, ranks), part(pair[1], 0, width, rank, ranks))
+        pair
+        and (
+            rank_shard(pair[0], 1, inputs, rank, ranks),
+            rank_shard(pair[1], 0, width, rank, ranks),
+        )
         for pair, width in zip(pairs, widths, strict=True)
     ]
-    A, B = reward_lora.pack(mine, widths, scaling)
-    reward_lora.add(linear, A, B, linear.params_dtype, device)
+    A, B = reward_lora.pack_lora_pairs(mine, widths, scaling)
+    reward_lora.add_reward_lora(linear, A, B, linear.params_dtype, device)
     split = any(pair is not None and pair[0].shape[1] > inputs for pair in pairs)
     if split and linear.reduce_results:
         linear.reduce_results = False
-        become(linear, SummedLoRA)
+        mix_in(linear, ReduceAfterLoRA)
 
 
-def part(whole: Tensor, dim: int, width: int, rank: int, ranks: int) -> Tensor:
+def rank_shard(whole: Tensor, dim: int, width: int, rank: int, ranks: int) -> Tensor:
     """The `width` of `whole` along `dim` that a rank has: equal parts, one after the other, each on as many
     neighbouring ranks as it takes (so vLLM repeats KV heads where there are fewer of them than ranks).
 
@@ -62,11 +66,11 @@ def part(whole: Tensor, dim: int, width: int, rank: int, ranks: int) -> Tensor:
     return whole.narrow(dim, rank * parts // ranks * width, width)
 
 
-class SummedLoRA:
+class ReduceAfterLoRA:
     """A layer that splits its inputs: the ranks' outputs, LoRA included, are summed once, here."""
 
     def forward(self, input_: Tensor) -> Any:
         result = super().forward(input_)  # type: ignore[misc]
         if isinstance(result, tuple):
-            return (summed(result[0]), *result[1:])
-        return summed(result)
+            return (sum_over_ranks(result[0]), *result[1:])
+        return sum_over_ranks(result)

@@ -22,18 +22,18 @@ from torch import Tensor
 
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.lora_modules import packed_modules
-from pad_vllm.adapter.shape_checks import require_boundary
-from pad_vllm.engines.override_methods import become
+from pad_vllm.adapter.shape_checks import require_even_attention_split
+from pad_vllm.engines.override_methods import mix_in
 from pad_vllm.engines.shared import lora_shards
-from pad_vllm.engines.shared.adapter_heads import Heads, moved
-from pad_vllm.engines.shared.lm_head_rows import ForkError, output_embedding
-from pad_vllm.engines.shared.row_independence_check import require_own_rows
+from pad_vllm.engines.shared.adapter_heads import HeadTensors, heads_on_device
+from pad_vllm.engines.shared.lm_head_rows import ForkError, plain_lm_head_rows
+from pad_vllm.engines.shared.row_independence_check import require_row_independence
 from pad_vllm.engines.shared.shared_rewards import SharedRewards
 from pad_vllm.vllm_api.patches.attention_record import AttentionRecord
-from pad_vllm.vllm_api.quantization import packed
+from pad_vllm.vllm_api.quantization import is_quantized
 from pad_vllm.vllm_api.vllm_names import Attention
 
-SUFFIX = ".pad_reward"
+REWARD_CACHE_SUFFIX = ".pad_reward"
 
 
 def fork_model(model: Any, adapter: Adapter, record: AttentionRecord) -> SharedRewards:
@@ -41,17 +41,17 @@ def fork_model(model: Any, adapter: Adapter, record: AttentionRecord) -> SharedR
 
     Raises ForkError, or AdapterError for a fork layer that does not fit.
     """
-    embedding = output_embedding(model, adapter.config.backbone)
+    embedding = plain_lm_head_rows(model, adapter.config.backbone)
     if not adapter.config.heads_only:
         _fork_layers(model.model.layers, adapter, record, embedding.weight.device)
     own = partial(_own, ref(model))  # the model owns its engine
-    A, B, C = moved(adapter.heads, embedding.weight.device)
+    A, B, C = heads_on_device(adapter.heads, embedding.weight.device)
     model.pad_rewards = rewards = SharedRewards(A, B, embedding, C, own)
-    become(model, HeadedModel if adapter.config.heads_only else ForkedModel)
+    mix_in(model, HeadsOnlyModel if adapter.config.heads_only else ForkedModel)
     return rewards
 
 
-def _own(model: Callable[[], Any], heads: Heads) -> None:
+def _own(model: Callable[[], Any], heads: HeadTensors) -> None:
     """As buffers of the model: those are what vLLM keeps of a model that sleeps."""
     for letter, head in zip("ABC", heads, strict=True):
         model().register_buffer(f"pad_head_{letter}", head, persistent=False)
@@ -63,11 +63,13 @@ def _fork_layers(
     fork = adapter.config.fork_layer
     # On a stage of pipeline parallelism those below it are elsewhere; the front end asks the config.
     if all(hasattr(layer, "self_attn") for layer in layers):
-        require_boundary([layer.self_attn.attn.sliding_window for layer in layers], fork)
+        require_even_attention_split(
+            [layer.self_attn.attn.sliding_window for layer in layers], fork
+        )
     for index in range(fork, len(layers)):
         _fork_attention(layers[index].self_attn.attn, index, record)
         _fork_linear(layers[index], index, adapter, device)
-        become(layers[index], ForkingLayer if index == fork else ForkedLayer)
+        mix_in(layers[index], FirstForkedLayer if index == fork else ForkedLayer)
 
 
 def _fork_attention(attention: Any, index: int, record: AttentionRecord) -> None:
@@ -76,7 +78,7 @@ def _fork_attention(attention: Any, index: int, record: AttentionRecord) -> None
             f"layer {index} has attention of type {type(attention).__name__} or shares its KV "
             "cache; the shared engine forks plain vLLM Attention only"
         )
-    attention.reward = record.again(attention, suffix=SUFFIX)
+    attention.reward = record.copy_attention(attention, suffix=REWARD_CACHE_SUFFIX)
     attention.__class__ = ForkedAttention
 
 
@@ -84,9 +86,9 @@ def _fork_linear(layer: Any, index: int, adapter: Adapter, device: torch.device)
     for parent in ("self_attn", "mlp"):
         for name, modules in packed_modules(parent).items():
             linear = getattr(getattr(layer, parent), name)
-            if packed(linear):
+            if is_quantized(linear):
                 place = f"{name} of layer {index}"
-                require_own_rows(linear, place, linear.params_dtype, device)
+                require_row_independence(linear, place, linear.params_dtype, device)
             _add_lora(linear, [(index, module) for module in modules], adapter, device)
 
 
@@ -95,7 +97,7 @@ def _add_lora(
 ) -> None:
     pairs = [adapter.lora.weights.get(key) for key in keys]
     if any(pairs):
-        lora_shards.add(linear, pairs, adapter.lora.scaling, device)
+        lora_shards.add_lora_shard(linear, pairs, adapter.lora.scaling, device)
 
 
 class ForkedAttention(Attention):
@@ -121,7 +123,7 @@ class ForkedLayer:
         return super().forward(positions, hidden_states, residual, **kwargs)  # type: ignore[misc]
 
 
-class ForkingLayer(ForkedLayer):
+class FirstForkedLayer(ForkedLayer):
     """The first forked layer: takes one stream [T, H], returns both [2T, H]."""
 
     def forward(
@@ -132,7 +134,7 @@ class ForkingLayer(ForkedLayer):
         return super().forward(positions, hidden_states, residual, **kwargs)
 
 
-class HeadedModel:
+class HeadsOnlyModel:
     """The causal language model: hands over the hidden states of the rows whose logits are computed."""
 
     pad_rewards: SharedRewards
@@ -144,13 +146,13 @@ class HeadedModel:
     def compute_logits(self, hidden_states: Tensor) -> Any:
         h_B, h_T = self.pad_streams(hidden_states)
         try:
-            self.pad_rewards.keep(h_B, h_T)
+            self.pad_rewards.store_states(h_B, h_T)
         except Exception:  # noqa: BLE001, it would end the server; rewards() then has nothing to say
-            self.pad_rewards.lose()
+            self.pad_rewards.discard_states()
         return super().compute_logits(h_B.contiguous())  # type: ignore[misc]
 
 
-class ForkedModel(HeadedModel):
+class ForkedModel(HeadsOnlyModel):
     """The same with two streams: [T, 2H] out of its forward, logits from the first half of it."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

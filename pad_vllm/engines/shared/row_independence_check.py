@@ -24,7 +24,9 @@ _SLACK = 0.02
 
 
 @torch.no_grad()
-def require_own_rows(linear: Any, name: str, dtype: torch.dtype, device: torch.device) -> None:
+def require_row_independence(
+    linear: Any, name: str, dtype: torch.dtype, device: torch.device
+) -> None:
     """Raises ForkError where rows of `linear` change with the rows beside them."""
     source = torch.Generator().manual_seed(0)
     # Under tensor parallelism a layer that splits its inputs takes its own part of them.

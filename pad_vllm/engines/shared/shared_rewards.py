@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pad_vllm import guidance
-from pad_vllm.engines.reward_engine import Request, Step
+from pad_vllm.engines.reward_engine import GuidedRequest, StepCandidates
 from pad_vllm.engines.shared import adapter_heads
-from pad_vllm.engines.shared.lm_head_rows import Embedding
+from pad_vllm.engines.shared.lm_head_rows import LmHeadRows
 
 
 class SharedRewards:
@@ -24,9 +24,9 @@ class SharedRewards:
         self,
         head_A: Tensor,
         head_B: Tensor,
-        embedding: Embedding,
+        embedding: LmHeadRows,
         head_C: Tensor | None = None,
-        own: Callable[[adapter_heads.Heads], None] = lambda _: None,
+        own: Callable[[adapter_heads.HeadTensors], None] = lambda _: None,
     ) -> None:
         """Heads [D, r, H], [D, H, r] and [D, H] float32; embedding: the rows of lm_head; own: called with
         the heads that are read, and with those that take their place.
@@ -35,52 +35,54 @@ class SharedRewards:
         self._take((head_A, head_B, head_C))
         self._kept: tuple[Tensor, Tensor] | None = None
 
-    def put(self, place: int, more: adapter_heads.Heads) -> None:
+    def insert_heads(self, place: int, more: adapter_heads.HeadTensors) -> None:
         """Between steps: the heads of one more adapter, from `place` on. See heads.put."""
-        here = adapter_heads.moved(more, self._heads[0].device)
-        self._take(adapter_heads.put(self._heads, place, here))
+        here = adapter_heads.heads_on_device(more, self._heads[0].device)
+        self._take(adapter_heads.insert_heads(self._heads, place, here))
 
-    def drop(self, place: int, count: int, left: int) -> None:
+    def remove_heads(self, place: int, count: int, left: int) -> None:
         """Between steps: an adapter that no request in the batch has. See heads.drop."""
-        self._take(adapter_heads.drop(self._heads, place, count, left))
+        self._take(adapter_heads.remove_heads(self._heads, place, count, left))
 
-    def _take(self, made: adapter_heads.Heads) -> None:
+    def _take(self, made: adapter_heads.HeadTensors) -> None:
         A, B, C = made
-        self._heads: adapter_heads.Heads = (A, guidance.laid_out(B), C)
+        self._heads: adapter_heads.HeadTensors = (A, guidance.contiguous_for_direction(B), C)
         self._own(self._heads)
 
-    def keep(self, h_B: Tensor, h_T: Tensor) -> None:
+    def store_states(self, h_B: Tensor, h_T: Tensor) -> None:
         """Hidden states [R, H] of the rows whose logits are computed now."""
         self._kept = (h_B, h_T)
 
-    def lose(self) -> None:
+    def discard_states(self) -> None:
         """They could not be kept: the next step's rows have none."""
         self._kept = None
 
-    def join(self, request: Request) -> None:
+    def on_request_joined(self, request: GuidedRequest) -> None:
         """Nothing to do: it needs no tokens."""
 
-    def batch(self, requests: Mapping[int, Request]) -> None:
+    def before_forward_v1(self, requests: Mapping[int, GuidedRequest]) -> None:
         """Nothing to do: the hidden states come from the base's own forward."""
 
-    def ahead(self, requests: Sequence[Request], fed: Callable[[], Tensor]) -> None:
+    def before_forward_v2(
+        self, requests: Sequence[GuidedRequest], fed: Callable[[], Tensor]
+    ) -> None:
         """Nothing to do, as in `batch`."""
 
-    def rewards(self, step: Step) -> Tensor | None:
+    def rewards(self, step: StepCandidates) -> Tensor | None:
         """See engines.base.RewardEngine."""
         kept = self._kept
-        if step.last:
+        if step.is_last_slice:
             self._kept = None
-        if kept is None or len(kept[0]) != step.total:
+        if kept is None or len(kept[0]) != step.num_logits_rows:
             return None
 
         def guided(hidden: Tensor) -> Tensor:
-            return hidden[step.begin :].index_select(0, step.rows).float()
+            return hidden[step.first_row :].index_select(0, step.rows).float()
 
         h_T = guided(kept[1])
         h_B = h_T if kept[0] is kept[1] else guided(kept[0])  # the same where nothing is forked
         w = step.w
         if more := len(self._heads[0]) - w.shape[1]:
             w = pad(w, (0, more))  # adapters come and go: a row may know of fewer than there are
-        d_w = guidance.direction(h_B, h_T, w, *self._heads)
+        d_w = guidance.reward_direction(h_B, h_T, w, *self._heads)
         return self._embedding.rewards(d_w, step.ids)

@@ -8,38 +8,44 @@ from __future__ import annotations
 
 from typing import Any
 
-from pad_vllm.adapter.shape_checks import attention_kinds, require_boundary, require_shapes
-from pad_vllm.params import ADAPTER, EXPLAIN, PREFERENCE, WEIGHTS, Limits, parse
+from pad_vllm.adapter.shape_checks import (
+    attention_kinds,
+    require_even_attention_split,
+    require_lora_shapes,
+)
+from pad_vllm.params import ADAPTER, EXPLAIN, PREFERENCE, WEIGHTS, RequestLimits, parse_guidance
 from pad_vllm.serving.frontend import request_fields
-from pad_vllm.serving.frontend.adapter_registry import Roster
+from pad_vllm.serving.frontend.adapter_registry import AdapterRegistry
 from pad_vllm.serving.start import config_checks, reasoning_markers, served_adapters
-from pad_vllm.vllm_api.patches.server_request_check import on_request
+from pad_vllm.vllm_api.patches.server_request_check import check_server_requests
 from pad_vllm.vllm_api.vllm_names import VllmConfig
-from pad_vllm.wording import show
+from pad_vllm.wording import short_repr
 
 
-def front_end(config: VllmConfig) -> Admission:
+def make_admission(config: VllmConfig) -> Admission:
     """Raises ValueError for a config PAD cannot serve; returns the check of requests."""
-    pad = config_checks.settings(config)
+    pad = config_checks.pad_settings(config)
     # The worker loads it again; loaded here too, a broken one is reported without a worker's traceback.
-    adapter = served_adapters.load(pad)
-    config_checks.check_backbone(config, pad, adapter, fetched=False)
-    roster = Roster(pad, loras=config.lora_config is not None)
+    adapter = served_adapters.load_served_adapters(pad)
+    config_checks.check_backbone(config, pad, adapter, weights_fetched=False)
+    roster = AdapterRegistry(pad, loras=config.lora_config is not None)
     if pad.engine == "shared":
         base = config.model_config.hf_config
-        require_shapes(adapter, base)
-        require_boundary(attention_kinds(base), adapter.config.fork_layer)
-        on_request(request_fields.checked(lambda _: False))
+        require_lora_shapes(adapter, base)
+        require_even_attention_split(attention_kinds(base), adapter.config.fork_layer)
+        check_server_requests(request_fields.request_field_check(lambda _: False))
     else:
-        config_checks.check_reward_model(config, pad, adapter, weights=False)
-        read = config_checks.reader(config, pad)
-        on_request(
-            request_fields.checked(lambda asked: not read.same or bool(asked.get(PREFERENCE)))
+        config_checks.reward_model_warnings(config, pad, adapter, runs_here=False)
+        read = config_checks.token_reader(config, pad)
+        check_server_requests(
+            request_fields.request_field_check(
+                lambda asked: not read.same_tokens or bool(asked.get(PREFERENCE))
+            )
         )
     if pad.on_failure == "stop":
-        config_checks.end_token(config)
+        config_checks.required_eos_token_id(config)
     if pad.reasoning == "unguided":
-        reasoning_markers.markers(config)
+        reasoning_markers.find_reasoning_markers(config)
 
     return Admission(roster, config)
 
@@ -47,14 +53,14 @@ def front_end(config: VllmConfig) -> Admission:
 class Admission:
     """The check of one front end's requests."""
 
-    def __init__(self, adapters: Roster, config: VllmConfig) -> None:
+    def __init__(self, adapters: AdapterRegistry, config: VllmConfig) -> None:
         self.adapters = adapters
         self._model_config = config.model_config
 
-    def __call__(self, params: Any, lora: str | None = None) -> Limits | None:
+    def __call__(self, params: Any, lora: str | None = None) -> RequestLimits | None:
         """See vllm_api.front_end.RequestCheck."""
         limits = self.adapters.limits
-        guided = parse(params.extra_args, limits)
+        guided = parse_guidance(params.extra_args, limits)
         if guided is None:
             return None
         if lora is not None:
@@ -64,14 +70,14 @@ class Admission:
                 f"{EXPLAIN} together with n {params.n}: one answer a request is explained; accepted: n 1. "
                 f"Ask {params.n} times, or leave {EXPLAIN} out."
             )
-        return limits.of(params.extra_args.get(ADAPTER))
+        return limits.for_adapter(params.extra_args.get(ADAPTER))
 
 
 def _under(lora: str, base: Any) -> ValueError:
     """base: the name, or names, that clients give the served model."""
     name = base if isinstance(base, str) else base[0]
     return ValueError(
-        f"{WEIGHTS} together with the LoRA {show(lora)}: the reward model was trained on the base, whose "
+        f"{WEIGHTS} together with the LoRA {short_repr(lora)}: the reward model was trained on the base, whose "
         f"states are others under a LoRA; accepted: guided requests of the base. Ask for the model "
-        f"{show(name)}, or leave the pad_ arguments out."
+        f"{short_repr(name)}, or leave the pad_ arguments out."
     )

@@ -10,8 +10,8 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from pad_vllm.params import PREFERENCE, PREFIX
-from pad_vllm.wording import listed, show
+from pad_vllm.params import ARGUMENT_PREFIX, PREFERENCE
+from pad_vllm.wording import listed, short_repr
 
 _ROLES = ("system", "user", "assistant")
 
@@ -27,7 +27,7 @@ _SWITCHES: tuple[tuple[str, Callable[[Any], bool]], ...] = (
 """Fields that put something into a prompt beside its turns, or take it apart; and when they do."""
 
 
-def checked(reads_turns: Callable[[Mapping[str, Any]], bool]) -> Callable[[Any], None]:
+def request_field_check(needs_turns: Callable[[Mapping[str, Any]], bool]) -> Callable[[Any], None]:
     """The check of a request; reads_turns: whether the reward model needs the turns of the conversation
     of a request with these vllm_xargs.
     """
@@ -40,14 +40,14 @@ def checked(reads_turns: Callable[[Mapping[str, Any]], bool]) -> Callable[[Any],
                 f"use_beam_search together with {listed(ours)}: vLLM's beam search cannot be guided. "
                 f"Drop use_beam_search (n and temperature give several answers), or {listed(ours)}."
             )
-        if ours and reads_turns(request.vllm_xargs):
+        if ours and needs_turns(request.vllm_xargs):
             _require_turns(request)
 
     return check
 
 
 def _ours(names: Mapping[str, Any]) -> list[str]:
-    return [name for name in names if name.startswith(PREFIX)]
+    return [name for name in names if name.startswith(ARGUMENT_PREFIX)]
 
 
 def _require_inside(extra: Mapping[str, Any]) -> None:
@@ -92,7 +92,7 @@ def _hidden(message: Any) -> Iterator[tuple[str, Any]]:
 
 def _unreadable(name: str, value: Any) -> ValueError:
     return ValueError(
-        f"{name} is {show(value)}, and this engine's reward model reads a conversation turn by turn; "
+        f"{name} is {short_repr(value)}, and this engine's reward model reads a conversation turn by turn; "
         f"accepted: turns of {listed(_ROLES)} as text. Write it into a turn's text, leave the request "
         f"unguided, or use an adapter trained on the served model (without {PREFERENCE})."
     )

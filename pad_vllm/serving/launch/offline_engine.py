@@ -14,15 +14,15 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
 from pad_vllm.catalog.name_resolution import resolve_base
-from pad_vllm.config import KEY, LOAD_FORMAT, PROCESSOR
+from pad_vllm.config import LOAD_FORMAT, LOGITS_PROCESSOR, PAD_KEY
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def engine(
+def offline_llm(
     base: str,
-    llm: Mapping[str, Any],
+    llm_arguments: Mapping[str, Any],
     adapter: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Any:
@@ -33,17 +33,17 @@ def engine(
     from vllm import LLM
 
     guides = {} if adapter is None else _guiding({"adapter": adapter, **(settings or {})})
-    return LLM(resolve_base(base), **guides, **llm)
+    return LLM(resolve_base(base), **guides, **llm_arguments)
 
 
-def sampling(**arguments: Any) -> Any:
+def sampling_params(**arguments: Any) -> Any:
     """vllm.SamplingParams."""
     from vllm import SamplingParams
 
     return SamplingParams(**arguments)
 
 
-def guided(params: Any, arguments: Mapping[str, Any]) -> Any:
+def with_pad_arguments(params: Any, arguments: Mapping[str, Any]) -> Any:
     """A copy of vllm.SamplingParams with a request's arguments of PAD."""
     asked = params.clone()
     asked.extra_args = {**(params.extra_args or {}), **arguments}
@@ -53,12 +53,12 @@ def guided(params: Any, arguments: Mapping[str, Any]) -> Any:
 def _guiding(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "load_format": LOAD_FORMAT,
-        "logits_processors": [PROCESSOR],
-        "additional_config": {KEY: dict(settings)},
+        "logits_processors": [LOGITS_PROCESSOR],
+        "additional_config": {PAD_KEY: dict(settings)},
     }
 
 
-def apart(call: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+def run_in_subprocess(call: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
     """The call's result, from a process of its own, which ends when this one does, however it ends."""
     spawned = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawned, initializer=_end_with_parent) as pool:

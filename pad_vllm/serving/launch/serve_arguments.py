@@ -10,10 +10,10 @@ import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from pad_vllm.config import KEY, PROCESSOR, PADConfig
+from pad_vllm.config import LOGITS_PROCESSOR, PAD_KEY, PADConfig
 
 
-class Flag(NamedTuple):
+class FlagOccurrence(NamedTuple):
     """One occurrence of a flag. `path` is empty but for vLLM's dotted form, `--name.a.b VALUE`."""
 
     path: tuple[str, ...]
@@ -23,7 +23,7 @@ class Flag(NamedTuple):
 def serve_argv(
     base: str,
     adapter: str,
-    extra: Iterable[str] = (),
+    user_flags: Iterable[str] = (),
     *,
     load_format: str | None = None,
     allow_backbone_mismatch: bool = False,
@@ -35,7 +35,7 @@ def serve_argv(
     `load_format` is how the weights are read underneath PAD; `served_name` is used unless `extra`
     has its own. Raises ValueError: a flag in `extra` contradicts PAD or cannot be read.
     """
-    formats, rest = _take(list(extra), "--load-format")
+    formats, rest = _take(list(user_flags), "--load-format")
     processors, rest = _take(rest, "--logits-processors", many=True)
     configs, rest = _take(rest, "--additional-config")
     _refuse_other_formats(formats)
@@ -54,12 +54,14 @@ def serve_argv(
     return argv + rest
 
 
-def _take(args: list[str], name: str, *, many: bool = False) -> tuple[list[Flag], list[str]]:
+def _take(
+    args: list[str], name: str, *, many: bool = False
+) -> tuple[list[FlagOccurrence], list[str]]:
     """Split `args` into the occurrences of one flag, in every spelling of vLLM's, and the rest.
 
     `many`: the flag swallows all values up to the next flag, as argparse's nargs="+" does.
     """
-    taken: list[Flag] = []
+    taken: list[FlagOccurrence] = []
     rest: list[str] = []
     position = 0
     while position < len(args):
@@ -77,7 +79,7 @@ def _take(args: list[str], name: str, *, many: bool = False) -> tuple[list[Flag]
             position += 1
         if not values:
             raise ValueError(f"{option} has no value. Accepted: {option} VALUE or {option}=VALUE")
-        taken.append(Flag(tuple(path), values))
+        taken.append(FlagOccurrence(tuple(path), values))
     return taken, rest
 
 
@@ -87,7 +89,7 @@ def _means(option: str, name: str) -> bool:
     return name.startswith(option) and option.startswith(first_word)
 
 
-def _refuse_other_formats(formats: list[Flag]) -> None:
+def _refuse_other_formats(formats: list[FlagOccurrence]) -> None:
     for flag in formats:
         if flag.values != ["pad"]:
             value = flag.values[0]
@@ -97,23 +99,23 @@ def _refuse_other_formats(formats: list[Flag]) -> None:
             )
 
 
-def _with_pad(processors: list[Flag]) -> list[str]:
+def _with_pad(processors: list[FlagOccurrence]) -> list[str]:
     """PAD's processor once, then the user's: vLLM keeps only the last of two such flags."""
     own = [value for flag in processors for value in flag.values]
-    return [PROCESSOR, *(value for value in own if value != PROCESSOR)]
+    return [LOGITS_PROCESSOR, *(value for value in own if value != LOGITS_PROCESSOR)]
 
 
-def _merged(configs: list[Flag], pad: dict[str, Any]) -> dict[str, Any]:
+def _merged(configs: list[FlagOccurrence], pad: dict[str, Any]) -> dict[str, Any]:
     """The user's additional config with PAD's section in it, checked as the engine would."""
     merged: dict[str, Any] = {}
     for flag in configs:
         _overlay(merged, _parsed(flag), "--additional-config")
-    _overlay(merged, {KEY: pad}, "the flags of pad-vllm serve")
+    _overlay(merged, {PAD_KEY: pad}, "the flags of pad-vllm serve")
     PADConfig.from_additional_config(merged)
     return merged
 
 
-def _parsed(flag: Flag) -> dict[str, Any]:
+def _parsed(flag: FlagOccurrence) -> dict[str, Any]:
     """`--additional-config JSON` and `--additional-config.a.b VALUE` alike as one mapping."""
     text = flag.values[0]
     value: Any

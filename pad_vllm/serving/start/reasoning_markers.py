@@ -11,14 +11,14 @@ from typing import NamedTuple
 from pad_vllm.vllm_api.vllm_names import VllmConfig
 
 
-class Markers(NamedTuple):
+class ReasoningMarkers(NamedTuple):
     """Token ids."""
 
-    start: int  # <think>
-    end: int  # </think>
+    start_id: int  # <think>
+    end_id: int  # </think>
 
 
-def markers(config: VllmConfig) -> Markers:
+def find_reasoning_markers(config: VllmConfig) -> ReasoningMarkers:
     """Raises ValueError where vLLM does not know them, or one is more than a token."""
     known = getattr(config, "reasoning_config", None)
     start = getattr(known, "reasoning_start_token_ids", None) or []
@@ -29,4 +29,4 @@ def markers(config: VllmConfig) -> Markers:
             "accepted: one token each. Name the base's parser with --reasoning-parser, or leave "
             "additional_config['pad']['reasoning'] out."
         )
-    return Markers(start[0], end[0])
+    return ReasoningMarkers(start[0], end[0])

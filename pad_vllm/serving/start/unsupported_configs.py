@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pad_vllm.adapter.backbone.model_families import ARCHITECTURES
-from pad_vllm.config import KEY, LOAD_FORMAT, PADConfig
-from pad_vllm.serving.start.quantized_bases import require_method
-from pad_vllm.vllm_api.parallel_ranks import last_stage
-from pad_vllm.vllm_api.patches.front_end_checks import rust_front_end
-from pad_vllm.vllm_api.quantization import cache_type, method
+from pad_vllm.adapter.backbone.model_families import SUPPORTED_ARCHITECTURES
+from pad_vllm.config import LOAD_FORMAT, PAD_KEY, PADConfig
+from pad_vllm.serving.start.quantized_bases import require_forkable_method
+from pad_vllm.vllm_api.parallel_ranks import last_stage_layers
+from pad_vllm.vllm_api.patches.front_end_checks import uses_rust_front_end
+from pad_vllm.vllm_api.quantization import kv_cache_dtype, quantization_method
 from pad_vllm.vllm_api.vllm_names import VllmConfig
 from pad_vllm.wording import listed
 
@@ -29,7 +29,7 @@ def _stages(config: VllmConfig) -> bool:
     return config.parallel_config.pipeline_parallel_size > 1
 
 
-REFUSED: tuple[_Refusal, ...] = (
+REFUSED_BY_ALL: tuple[_Refusal, ...] = (
     (
         "pipeline parallelism beyond the processes of one machine",
         lambda c: _stages(c) and _spread(c.parallel_config),
@@ -108,7 +108,7 @@ REFUSED: tuple[_Refusal, ...] = (
     ),
     (
         "vLLM's Rust front end",
-        lambda _: rust_front_end(),
+        lambda _: uses_rust_front_end(),
         "unset VLLM_USE_RUST_FRONTEND; it would let every pad_ argument through unchecked",
     ),
     (
@@ -188,36 +188,36 @@ _RESIDENT: tuple[_Refusal, ...] = (
     ),
 )
 
-DRAFTING = ("ngram", "ngram_gpu", "draft_model")
+DRAFT_METHODS = ("ngram", "ngram_gpu", "draft_model")
 """Methods of speculative decoding that are served; V2 has one n-gram speculator for both names."""
 
-REFUSED_BY = {"shared": _SHARED, "resident": (*_BESIDE, *_RESIDENT), "ray": _BESIDE}
+REFUSED_BY_ENGINE = {"shared": _SHARED, "resident": (*_BESIDE, *_RESIDENT), "ray": _BESIDE}
 """Refused by one engine and not by all: `shared` forks the base's layers, the reward model of the others
 needs the base's tokens and text.
 """
 
 
-def wants_pad(config: VllmConfig) -> bool:
+def asks_for_pad(config: VllmConfig) -> bool:
     """Whether anything in the config asks for PAD."""
     additional = config.additional_config
     return (
         config.load_config.load_format == LOAD_FORMAT
-        or (isinstance(additional, dict) and KEY in additional)
+        or (isinstance(additional, dict) and PAD_KEY in additional)
         or _processors(config) > 0
     )
 
 
-def require_servable(config: VllmConfig, pad: PADConfig) -> None:
+def require_supported(config: VllmConfig, pad: PADConfig) -> None:
     """Raises ValueError for a config that the engine of `pad` cannot serve."""
     if pad.adapters and pad.engine != "shared":
         raise ValueError(
             f"pad_vllm's {pad.engine} engine does not support several adapters yet; drop "
             f"{listed(pad.adapters)} from additional_config['pad']['adapters'], or use the shared engine."
         )
-    for name, on, way_out in REFUSED:
+    for name, on, way_out in REFUSED_BY_ALL:
         if on(config):
             raise ValueError(f"pad_vllm does not support {name} yet; {way_out}.")
-    for name, on, way_out in REFUSED_BY[pad.engine]:
+    for name, on, way_out in REFUSED_BY_ENGINE[pad.engine]:
         if on(config):
             raise ValueError(
                 f"pad_vllm's {pad.engine} engine does not support {name} yet; {way_out}."
@@ -249,10 +249,10 @@ def _offloads(offload: Any) -> bool:
 def _require_tested_drafts(speculative: Any) -> None:
     if speculative is None:
         return
-    if speculative.method not in DRAFTING:
+    if speculative.method not in DRAFT_METHODS:
         raise ValueError(
             f"pad_vllm does not support speculative decoding by {speculative.method!r} yet; accepted: "
-            f"{listed(DRAFTING)}. Set 'method' in --speculative-config to one of these, or drop it."
+            f"{listed(DRAFT_METHODS)}. Set 'method' in --speculative-config to one of these, or drop it."
         )
     how = getattr(speculative, "rejection_sample_method", "standard")
     if how != "standard":
@@ -262,13 +262,13 @@ def _require_tested_drafts(speculative: Any) -> None:
         )
 
 
-def require_last_stage(config: VllmConfig, fork: int) -> None:
+def require_fork_in_last_stage(config: VllmConfig, fork: int) -> None:
     """Raises ValueError for a fork below the last stage of pipeline parallelism: between stages vLLM sends as
     many rows as it fed. The top, heads only, is in the last one whatever that has.
     """
     if not _stages(config):
         return
-    stages, layers = config.parallel_config.pipeline_parallel_size, last_stage(config)
+    stages, layers = config.parallel_config.pipeline_parallel_size, last_stage_layers(config)
     accepted = range(layers.start, layers.stop + 1)
     if fork not in accepted:
         raise ValueError(
@@ -279,20 +279,20 @@ def require_last_stage(config: VllmConfig, fork: int) -> None:
         )
 
 
-def require_forkable(config: VllmConfig) -> None:
+def require_forkable_base(config: VllmConfig) -> None:
     """Raises ValueError for a base whose layers `shared` cannot run twice; heads only need none of this."""
     _require_architecture(config)
     _require_no_lora(config)
     _require_plain_cache(config)
-    require_method(method(config))
+    require_forkable_method(quantization_method(config))
 
 
 def _require_architecture(config: VllmConfig) -> None:
-    unknown = [a for a in config.model_config.architectures if a not in ARCHITECTURES]
+    unknown = [a for a in config.model_config.architectures if a not in SUPPORTED_ARCHITECTURES]
     if unknown:
         raise ValueError(
             f"pad_vllm's shared engine cannot fork {unknown[0]}; it serves "
-            f"{', '.join(ARCHITECTURES)}. An adapter with its fork at the top, heads only, needs no fork."
+            f"{', '.join(SUPPORTED_ARCHITECTURES)}. An adapter with its fork at the top, heads only, needs no fork."
         )
 
 
@@ -307,7 +307,7 @@ def _require_no_lora(config: VllmConfig) -> None:
 
 def _require_plain_cache(config: VllmConfig) -> None:
     """A second attention would store its keys by scales that were calibrated for the first."""
-    given = cache_type(config)
+    given = kv_cache_dtype(config)
     own = str(config.model_config.dtype).removeprefix("torch.")
     if given not in ("auto", own):
         way_out = own if own in ("bfloat16", "float16") else "auto"
@@ -318,7 +318,7 @@ def _require_plain_cache(config: VllmConfig) -> None:
         )
 
 
-def require_wiring(config: VllmConfig) -> None:
+def require_pad_switched_on(config: VllmConfig) -> None:
     """Raises ValueError unless the config has load format `pad` and PAD's processor exactly once."""
     if config.load_config.load_format != LOAD_FORMAT:
         raise ValueError(

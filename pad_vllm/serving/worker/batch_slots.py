@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pad_vllm.engines.reward_engine import Request
+from pad_vllm.engines.reward_engine import GuidedRequest
 
 _LAYOUTS = 8  # that are kept: a step may come in slices, each with rows of its own
 
 
 @dataclass(frozen=True)
-class Selection:
+class GuidedRows:
     """The guided rows of a step; G of them, D dimensions."""
 
     rows: Tensor  # [G] int64, ascending
@@ -29,33 +29,33 @@ class Selection:
     no_repeat: Tensor  # [G] int64
     min_p: Tensor  # [G] float32
     slots: Tensor  # [G] int64
-    tickets: Tensor  # [G] int64, Request.ticket
+    outcome_rows: Tensor  # [G] int64, Request.ticket
     k_max: int  # the largest of top_k, on the host
-    longest: int  # the largest of no_repeat
-    strictest: float  # the largest of min_p
+    max_no_repeat: int  # the largest of no_repeat
+    max_min_p: float  # the largest of min_p
     explaining: tuple[int, ...]  # places among the G of those whose answers are explained
     explained: Tensor  # the same on the device, int64
-    requests: tuple[Request, ...]  # of the rows
+    requests: tuple[GuidedRequest, ...]  # of the rows
 
 
-class Slots:
+class BatchSlots:
     """Which slots are guided, and how. Slots are reused: `put` overwrites all of one."""
 
-    def __init__(self, device: torch.device, left: Callable[[Request], None]) -> None:
+    def __init__(self, device: torch.device, left: Callable[[GuidedRequest], None]) -> None:
         """left: called with every request that leaves."""
         self._device, self._left = device, left
-        self._guided: dict[int, Request] = {}
-        self._known: dict[bytes, Selection | None] = {}
+        self._guided: dict[int, GuidedRequest] = {}
+        self._known: dict[bytes, GuidedRows | None] = {}
 
     @property
-    def guided(self) -> Mapping[int, Request]:
+    def guided_requests(self) -> Mapping[int, GuidedRequest]:
         """The guided requests by slot, as they are now."""
         return self._guided
 
     def __len__(self) -> int:
         return len(self._guided)
 
-    def put(self, slot: int, request: Request | None) -> None:
+    def put(self, slot: int, request: GuidedRequest | None) -> None:
         """A request enters the slot; None is an unguided one."""
         self.drop(slot)
         if request is not None:
@@ -80,7 +80,7 @@ class Slots:
         for slot in list(self._guided):
             self.drop(slot)
 
-    def select(self, slots: np.ndarray) -> Selection | None:
+    def select(self, slots: np.ndarray) -> GuidedRows | None:
         """The guided rows; slots [rows]: row i is slot `slots[i]`, which may have several. None when there
         are none.
         """
@@ -93,7 +93,7 @@ class Slots:
             self._known[key] = self._build(slots)
         return self._known[key]
 
-    def _build(self, slots: np.ndarray) -> Selection | None:
+    def _build(self, slots: np.ndarray) -> GuidedRows | None:
         pairs = [
             (row, self._guided[slot])
             for row, slot in enumerate(slots.tolist())
@@ -108,14 +108,14 @@ class Slots:
         integers = [
             [row for row, _ in pairs],
             [int(slots[row]) for row, _ in pairs],
-            [request.ticket for _, request in pairs],
+            [request.outcome_row for _, request in pairs],
             [g.top_k for g in guided],
             [g.no_repeat for g in guided],
         ]
         floats = [*zip(*weights, strict=True), [g.beta for g in guided], [g.min_p for g in guided]]
         rows, at, tickets, top_k, no_repeat = self._there(integers, torch.int64).unbind()
         numbers = self._there(floats, torch.float32)
-        return Selection(
+        return GuidedRows(
             rows=rows,
             w=numbers[:width].T,
             beta=numbers[width],
@@ -123,10 +123,10 @@ class Slots:
             no_repeat=no_repeat,
             min_p=numbers[width + 1],
             slots=at,
-            tickets=tickets,
+            outcome_rows=tickets,
             k_max=max(g.top_k for g in guided),
-            longest=max(g.no_repeat for g in guided),
-            strictest=max(g.min_p for g in guided),
+            max_no_repeat=max(g.no_repeat for g in guided),
+            max_min_p=max(g.min_p for g in guided),
             explaining=explaining,
             explained=self._there([explaining], torch.int64)[0],
             requests=tuple(request for _, request in pairs),

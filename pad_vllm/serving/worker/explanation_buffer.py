@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pad_vllm.guidance_outcome import Step
+from pad_vllm.guidance_outcome import ExplainedStep
 
 _BYTES = 32 << 20
 
 
-class Explained:
+class ExplanationBuffer:
     """Steps by ticket (answers.py); width: the most candidates that a row may ask for."""
 
     def __init__(self, device: torch.device, width: int) -> None:
@@ -55,7 +55,7 @@ class Explained:
         self._rows.setdefault(ticket, {})[row] = None
         return row
 
-    def steps(self, ticket: int) -> list[Step]:
+    def steps(self, ticket: int) -> list[ExplainedStep]:
         """All that are still there, in their order."""
         rows = list(self._rows.get(ticket, ()))
         if not rows or self._tables is None:

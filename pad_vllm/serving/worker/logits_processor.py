@@ -18,14 +18,18 @@ from torch import Tensor
 
 from pad_vllm import guidance
 from pad_vllm.engines import failure_log, reward_engine
-from pad_vllm.guidance_outcome import MARK
+from pad_vllm.guidance_outcome import OUTCOME_KEY
 from pad_vllm.kernels import kernel_choice
-from pad_vllm.params import check_syntax, parse
+from pad_vllm.params import check_argument_syntax, parse_guidance
 from pad_vllm.serving.start import config_checks, reasoning_markers, served_adapters
 from pad_vllm.serving.worker import outcome_table, reasoning_rows, runtime_adapter_updates
-from pad_vllm.serving.worker.answer_tokens import History, V1History, V2History
-from pad_vllm.serving.worker.batch_slots import Selection, Slots
-from pad_vllm.serving.worker.step_counters import Tally
+from pad_vllm.serving.worker.answer_tokens import (
+    AnswerTokenReader,
+    V1AnswerTokenReader,
+    V2AnswerTokenReader,
+)
+from pad_vllm.serving.worker.batch_slots import BatchSlots, GuidedRows
+from pad_vllm.serving.worker.step_counters import StepCounters
 from pad_vllm.vllm_api import parallel_ranks
 from pad_vllm.vllm_api.patches import draft_rows
 from pad_vllm.vllm_api.vllm_names import (
@@ -68,43 +72,47 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     def __init__(self, vllm_config: VllmConfig, second: Any, *_pin_memory: bool) -> None:
         device = second if isinstance(second, torch.device) else second.device
-        pad = config_checks.settings(vllm_config)
-        self._accepted = runtime_adapter_updates.Accepted(served_adapters.limits(pad))
+        pad = config_checks.pad_settings(vllm_config)
+        self._accepted = runtime_adapter_updates.AcceptedLimits(served_adapters.served_limits(pad))
         # Both runners make one on every stage of pipeline parallelism; logits are made on the last one.
-        self._samples = parallel_ranks.samples()
+        self._samples = parallel_ranks.computes_logits()
         # `shared` reads the base's hidden states; the other engines, which run on the first rank, need the
         # requests' token ids.
-        self._reads_tokens = pad.engine != "shared" and parallel_ranks.place()[0] == 0
+        self._reads_tokens = pad.engine != "shared" and parallel_ranks.tp_rank_and_size()[0] == 0
         self._v2_states: Any = None if isinstance(second, torch.device) else second
-        self._unread: list[tuple[int, reward_engine.Request]] = []
-        self._last: Selection | None = None  # V2: the guided rows of the step before
+        self._unread: list[tuple[int, reward_engine.GuidedRequest]] = []
+        self._last: GuidedRows | None = None  # V2: the guided rows of the step before
         self._instance = vllm_config.instance_id
         # The token that ends a row without rewards; None where such a row goes on unguided.
-        self._end = config_checks.end_token(vllm_config) if pad.on_failure == "stop" else None
-        self._rule = kernel_choice.of(device)
-        ends = config_checks.end_tokens(vllm_config)
+        self._end = (
+            config_checks.required_eos_token_id(vllm_config) if pad.on_failure == "stop" else None
+        )
+        self._rule = kernel_choice.rule_for_device(device)
+        ends = config_checks.eos_token_ids(vllm_config)
         self._ends = torch.tensor(ends, dtype=torch.int64, device=device)
         self._markers = (
-            reasoning_markers.markers(vllm_config) if pad.reasoning == "unguided" else None
+            reasoning_markers.find_reasoning_markers(vllm_config)
+            if pad.reasoning == "unguided"
+            else None
         )
-        self._declined = failure_log.of(self._instance, logger.warning)
-        self._tally = Tally(device, self._declined, self._count_broken)
+        self._declined = failure_log.failure_log_of(self._instance, logger.warning)
+        self._tally = StepCounters(device, self._declined, self._count_broken)
         rows = vllm_config.scheduler_config.max_num_seqs
-        self._answers = outcome_table.Answers(device, rows, self._tally, pad.max_top_k)
+        self._answers = outcome_table.OutcomeTable(device, rows, self._tally, pad.max_top_k)
         if self._samples:
             runtime_adapter_updates.start(self._instance, self._accepted)
             outcome_table.start(self._instance, self._answers)
-        self._v1_history = V1History(device)
-        self._history: History = self._v1_history
+        self._v1_history = V1AnswerTokenReader(device)
+        self._history: AnswerTokenReader = self._v1_history
         if self._v2_states is not None:
-            self._history = V2History(self._v2_states, _drafts(vllm_config))
-        self._slots = Slots(device, self._left)
+            self._history = V2AnswerTokenReader(self._v2_states, _drafts(vllm_config))
+        self._slots = BatchSlots(device, self._left)
         self._steps = 0
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         """Checks what needs no adapter; `config_checks.front_end` checks the rest. Raises ValueError."""
-        check_syntax(sampling_params.extra_args)
+        check_argument_syntax(sampling_params.extra_args)
 
     def is_argmax_invariant(self) -> bool:
         """V1: False, greedy requests need guidance too."""
@@ -119,9 +127,9 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             self._lose(error)
             self._slots.clear()  # a table that missed a move would guide one request as another
         try:
-            engine = reward_engine.running(self._instance)
+            engine = reward_engine.running_engine(self._instance)
             if engine is not None:
-                engine.batch(self._slots.guided)
+                engine.before_forward_v1(self._slots.guided_requests)
         except Exception as error:  # noqa: BLE001, as above
             self._declined.add("late start", 1, _LATE, error)
 
@@ -139,8 +147,8 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         for source, target, how in batch_update.moved:
             self._slots.move(source, target, swap=how == MoveDirectionality.SWAP)
 
-    def _left(self, request: reward_engine.Request) -> None:
-        self._answers.leave(request.ticket)
+    def _left(self, request: reward_engine.GuidedRequest) -> None:
+        self._answers.leave(request.outcome_row)
         self._v1_history.leave(request)
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
@@ -161,12 +169,12 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             self._join(request, partial(self._read, index))
         last, self._last = self._last, None
         try:
-            engine = reward_engine.running(self._instance)
+            engine = reward_engine.running_engine(self._instance)
             if last is not None and engine is not None:
-                here = set(self._slots.guided.values())
+                here = set(self._slots.guided_requests.values())
                 places = [place for place, one in enumerate(last.requests) if one in here]
                 requests = [last.requests[place] for place in places]
-                engine.ahead(requests, partial(self._fed, last.slots, places))
+                engine.before_forward_v2(requests, partial(self._fed, last.slots, places))
         except Exception as error:  # noqa: BLE001, it would end the server and all its requests
             self._declined.add("late start", 1, _LATE, error)
 
@@ -181,12 +189,12 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         length = int(states.prefill_len.np[index])
         return states.all_token_ids.gpu[index, :length].tolist(), int(states.prompt_len.np[index])
 
-    def _join(self, request: reward_engine.Request, read: Callable[[], _Known]) -> None:
+    def _join(self, request: reward_engine.GuidedRequest, read: Callable[[], _Known]) -> None:
         try:
-            request.tokens, request.prompt = read()
-            engine = reward_engine.running(self._instance)
+            request.tokens, request.num_prompt_tokens = read()
+            engine = reward_engine.running_engine(self._instance)
             if engine is not None:
-                engine.join(request)
+                engine.on_request_joined(request)
         except Exception as error:  # noqa: BLE001, it would end the server and all its requests
             said = "a request's tokens could not be read: its rows may stay unguided"
             self._declined.add("text lost", 1, said, error)
@@ -200,7 +208,7 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             self._lose(error)
         return logits
 
-    def _guide(self, logits: Tensor, rows: draft_rows.Rows, ctx: Any) -> None:
+    def _guide(self, logits: Tensor, rows: draft_rows.LogitsRows, ctx: Any) -> None:
         selection = self._slots.select(rows.slots)
         if selection is None:
             return
@@ -209,21 +217,23 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         seen = self._tried(selection, partial(self._look, logits, selection, rows, ctx))
         # Each rank of tensor parallelism comes here, whatever failed on it: without its share the others
         # would wait. NaN in one share is NaN in the sum, so that all ranks leave the same rows unguided.
-        reward = parallel_ranks.summed(_nothing(logits, selection) if seen is None else seen.share)
+        reward = parallel_ranks.sum_over_ranks(
+            _nothing(logits, selection) if seen is None else seen.share
+        )
         unguided = None
         if seen is not None:
             write = partial(self._rewrite, logits, selection, ctx, seen, reward)
             unguided = self._tried(selection, write)
         if unguided is None:
             unguided = torch.ones_like(selection.rows, dtype=torch.bool)
-        self._answers.count(selection.tickets, unguided)
+        self._answers.count(selection.outcome_rows, unguided)
         if self._end is not None:
-            ever = self._answers.ever(selection.tickets)
-            ended = guidance.end(logits, selection.rows, self._end, ever)
-            self._answers.stop(selection.tickets, ended)
+            ever = self._answers.ever(selection.outcome_rows)
+            ended = guidance.force_end_token(logits, selection.rows, self._end, ever)
+            self._answers.stop(selection.outcome_rows, ended)
         self._report()
 
-    def _tried(self, selection: Selection, part: Callable[[], _Made]) -> _Made | None:
+    def _tried(self, selection: GuidedRows, part: Callable[[], _Made]) -> _Made | None:
         """A part of a step; None where it failed, which is counted."""
         try:
             return part()
@@ -232,13 +242,18 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             self._declined.add("engine failed", len(selection.rows), said, error)
             return None
 
-    def _look(self, logits: Tensor, selection: Selection, rows: draft_rows.Rows, ctx: Any) -> _Seen:
+    def _look(
+        self, logits: Tensor, selection: GuidedRows, rows: draft_rows.LogitsRows, ctx: Any
+    ) -> _Seen:
         """All that may fail on one rank and not on another, before the ranks' rewards are summed."""
         z, ids = self._rule.candidates(logits, selection.rows, selection.k_max)
-        engine = reward_engine.running(self._instance)
+        engine = reward_engine.running_engine(self._instance)
         of = selection.rows, ids, selection.w, selection.requests
-        step = reward_engine.Step(
-            rows.total, *of, rows.begin, last=rows.begin + len(logits) == rows.total
+        step = reward_engine.StepCandidates(
+            rows.num_step_rows,
+            *of,
+            rows.first_row,
+            is_last_slice=rows.first_row + len(logits) == rows.num_step_rows,
         )
         begin = time.perf_counter()
         share = None if engine is None else engine.rewards(step)
@@ -248,17 +263,19 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             self._declined.add("misaligned", len(z), remark)
             share = _nothing(logits, selection)
         said = None
-        if selection.longest or self._markers:
+        if selection.max_no_repeat or self._markers:
             said = self._history.read(selection, ctx)
-        spared = reasoning_rows.inside(said, self._markers) if said and self._markers else None
-        share_of_best = selection.min_p if selection.strictest else None
-        guarded = said if selection.longest else None
-        guards = share_of_best, self._ends, guarded, selection.no_repeat, selection.longest
-        unpaid = self._rule.unpaid(z, ids, *guards)
+        spared = (
+            reasoning_rows.inside_reasoning(said, self._markers) if said and self._markers else None
+        )
+        share_of_best = selection.min_p if selection.max_min_p else None
+        guarded = said if selection.max_no_repeat else None
+        guards = share_of_best, self._ends, guarded, selection.no_repeat, selection.max_no_repeat
+        unpaid = self._rule.guarded_candidates(z, ids, *guards)
         return _Seen(z, ids, unpaid, spared, share, seconds)
 
     def _rewrite(
-        self, logits: Tensor, selection: Selection, ctx: Any, seen: _Seen, reward: Tensor
+        self, logits: Tensor, selection: GuidedRows, ctx: Any, seen: _Seen, reward: Tensor
     ) -> Tensor:
         """[G] bool: which of the guided rows stay unguided and should not."""
         z, ids, spared = seen.z, seen.ids, seen.spared
@@ -268,7 +285,7 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         try:
             self._tally.step(left, changed, seen.seconds)
             if selection.explaining:
-                paid = guidance.earned(z, reward, selection.top_k)
+                paid = guidance.centred_rewards(z, reward, selection.top_k)
                 self._answers.note(selection, self._history.lengths(selection, ctx), ids, paid)
         except Exception as error:  # noqa: BLE001, the rows are guided all the same
             self._declined.add("not told", len(z), "a step's figures are lost", error)
@@ -276,9 +293,9 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     def _lose(self, error: Exception) -> None:
         """What becomes of the answers in the batch is not known any more."""
-        guided = list(self._slots.guided.values())
+        guided = list(self._slots.guided_requests.values())
         for request in guided:
-            self._answers.forget(request.ticket)
+            self._answers.forget(request.outcome_row)
         said = "a step's guidance failed: its rows may be unguided"
         self._declined.add("engine failed", max(len(guided), 1), said, error)
 
@@ -292,22 +309,26 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         broken = max(self._answers.unguided() - self._declined.rows, 0)
         self._declined.add("not finite", broken, "rows with a NaN or inf reward stay unguided")
 
-    def _request(self, params: SamplingParams) -> reward_engine.Request | None:
+    def _request(self, params: SamplingParams) -> reward_engine.GuidedRequest | None:
         try:
-            asked = parse(params.extra_args, self._accepted.limits) if self._samples else None
+            asked = (
+                parse_guidance(params.extra_args, self._accepted.limits) if self._samples else None
+            )
             if asked is None:
                 return None
-            ticket = self._answers.enter((params.extra_args or {}).get(MARK))
-            return reward_engine.Request(asked, ticket=ticket)
+            ticket = self._answers.enter((params.extra_args or {}).get(OUTCOME_KEY))
+            return reward_engine.GuidedRequest(asked, outcome_row=ticket)
         except Exception as error:  # noqa: BLE001, the front end refuses these; a step must not raise
             self._declined.add("bad request", 1, "a request stays unguided", error)
             return None
 
 
-def _rows(count: int, ctx: Any) -> draft_rows.Rows:
+def _rows(count: int, ctx: Any) -> draft_rows.LogitsRows:
     """V1's rows are slots."""
     return (
-        draft_rows.Rows(np.arange(count), 0, count) if ctx is None else draft_rows.rows(ctx, count)
+        draft_rows.LogitsRows(np.arange(count), 0, count)
+        if ctx is None
+        else draft_rows.logits_rows(ctx, count)
     )
 
 
@@ -315,11 +336,11 @@ def _drafts(config: VllmConfig) -> int:
     """The most that V2 verifies a request and step, 0 without speculative decoding."""
     if config.speculative_config is None:
         return 0
-    draft_rows.watch()
+    draft_rows.patch_rejection_sampler()
     return int(config.speculative_config.num_speculative_tokens)
 
 
-def _nothing(logits: Tensor, selection: Selection) -> Tensor:
+def _nothing(logits: Tensor, selection: GuidedRows) -> Tensor:
     """[G, K] NaN: rewards that leave their rows unguided."""
     shape = len(selection.rows), min(selection.k_max, logits.shape[-1])
     return torch.full(shape, float("nan"), device=logits.device)

@@ -16,21 +16,25 @@ from torch import nn
 
 import pad_vllm
 from pad_vllm.adapter.adapter import Adapter
-from pad_vllm.config import COMPILE_KEY, KEY, PADConfig
+from pad_vllm.config import COMPILE_CACHE_KEY, PAD_KEY, PADConfig
 from pad_vllm.engines import failure_log, reward_engine, token_columns
 from pad_vllm.engines.shared.model_fork import fork_model
-from pad_vllm.engines.zero_rewards import Elsewhere
+from pad_vllm.engines.zero_rewards import ZeroRewards
 from pad_vllm.serving.start import config_checks, served_adapters
-from pad_vllm.serving.start.served_adapters import ADD, DROP
-from pad_vllm.serving.worker.outcome_table import told
+from pad_vllm.serving.start.served_adapters import ADD_ADAPTER_RPC, DROP_ADAPTER_RPC
+from pad_vllm.serving.worker.outcome_table import report_outcomes
 from pad_vllm.version import __version__
-from pad_vllm.vllm_api.parallel_ranks import place, samples
+from pad_vllm.vllm_api.parallel_ranks import computes_logits, tp_rank_and_size
 from pad_vllm.vllm_api.patches.attention_record import (
     AttentionRecord,
-    last_tokens,
+    last_token_indices,
     recorded_attention,
 )
-from pad_vllm.vllm_api.patches.outcome_rpc import METHOD, answer_as, answer_workers
+from pad_vllm.vllm_api.patches.outcome_rpc import (
+    OUTCOME_METHOD,
+    add_outcome_method,
+    add_worker_method,
+)
 from pad_vllm.vllm_api.vllm_names import (
     BaseModelLoader,
     VllmConfig,
@@ -80,43 +84,45 @@ class PADModelLoader(BaseModelLoader):
         the model is touched.
         """
         config = get_current_vllm_config()
-        pad = config_checks.settings(config)
+        pad = config_checks.pad_settings(config)
         inner: Any = self._loader(pad.load_format)
         if not hasattr(inner, "get_all_weights"):
             raise NotImplementedError(
                 f"Model reloading with `{pad.load_format}` format: vLLM reloads with `auto`"
             )
         inner.download_model(model_config)
-        config_checks.check_backbone(config, pad, served_adapters.load(pad))
+        config_checks.check_backbone(config, pad, served_adapters.load_served_adapters(pad))
         weights: Iterable[tuple[str, torch.Tensor]] = inner.get_all_weights(model_config, model)
         return weights
 
     def load_model(
         self, vllm_config: VllmConfig, model_config: Any, *args: Any, **kwargs: Any
     ) -> nn.Module:
-        if _is_draft(vllm_config, model_config):
+        if _is_draft_model(vllm_config, model_config):
             return self._inner.load_model(vllm_config, model_config, *args, **kwargs)
-        pad = config_checks.settings(vllm_config)
-        adapter = served_adapters.load(pad)
-        rank, _ = place()
-        if rank or not samples():  # what it has to say the first rank of the last stage says
+        pad = config_checks.pad_settings(vllm_config)
+        adapter = served_adapters.load_served_adapters(pad)
+        rank, _ = tp_rank_and_size()
+        if (
+            rank or not computes_logits()
+        ):  # what it has to say the first rank of the last stage says
             logging.getLogger(pad_vllm.__name__).setLevel(logging.ERROR)
         # Written before the model is built: the compile cache's key knows neither the load format
         # nor the adapter, and two forks would share one artefact.
         key = f"{__version__}:{pad.engine}:{adapter.config.fork_layer}:{adapter.digest}"
-        vllm_config.additional_config[KEY][COMPILE_KEY] = key
+        vllm_config.additional_config[PAD_KEY][COMPILE_CACHE_KEY] = key
         self._inner = self._loader(pad.load_format)
         with recorded_attention() as record:
             model = self._inner.load_model(vllm_config, model_config, *args, **kwargs)
         # After the weights: before, a hub's model may not have been downloaded.
         config_checks.check_backbone(vllm_config, pad, adapter)
-        if not samples():
+        if not computes_logits():
             _answer_nothing()
             return model
         make = _elsewhere if rank and pad.engine != "shared" else _ENGINES[pad.engine]
         engine = make(Loaded(model, vllm_config, model_config, pad, adapter, record))
-        reward_engine.start(vllm_config.instance_id, engine)
-        answer_workers(told)
+        reward_engine.register_engine(vllm_config.instance_id, engine)
+        add_outcome_method(report_outcomes)
         return model
 
 
@@ -124,11 +130,11 @@ def _answer_nothing() -> None:
     """What a stage of pipeline parallelism below the last has to say: it has no lm_head, samples nothing and
     guides nobody.
     """
-    for method in (METHOD, ADD, DROP):
-        answer_as(method, lambda *_: None)
+    for method in (OUTCOME_METHOD, ADD_ADAPTER_RPC, DROP_ADAPTER_RPC):
+        add_worker_method(method, lambda *_: None)
 
 
-def _is_draft(config: VllmConfig, model_config: Any) -> bool:
+def _is_draft_model(config: VllmConfig, model_config: Any) -> bool:
     """Whether this is a draft model, which vLLM hands to its target's loader. It drafts what it would say
     unguided. Without such a model the config of drafts names the target as its own.
     """
@@ -170,15 +176,17 @@ def _shared(loaded: Loaded) -> reward_engine.RewardEngine:
 
 def _resident(loaded: Loaded) -> reward_engine.RewardEngine:
     from pad_vllm.engines.resident_engine import ResidentRewards
-    from pad_vllm.engines.reward_model.scorer_loader import make_scorer
+    from pad_vllm.engines.reward_model.scorer_loader import make_reward_scorer
 
     pad = loaded.pad
     device = torch.device(pad.device) if pad.device else next(loaded.model.parameters()).device
-    count = failure_log.of(loaded.config.instance_id, logger.warning)
-    scorer = make_scorer(pad, loaded.adapter, count, dtype=loaded.model_config.dtype, device=device)
-    reader = config_checks.reader(loaded.config, pad)
+    count = failure_log.failure_log_of(loaded.config.instance_id, logger.warning)
+    scorer = make_reward_scorer(
+        pad, loaded.adapter, count, dtype=loaded.model_config.dtype, device=device
+    )
+    reader = config_checks.token_reader(loaded.config, pad)
     rewards = ResidentRewards(reader, scorer, count)
-    token_columns.carry(loaded.model, rewards)
+    token_columns.attach_token_columns(loaded.model, rewards)
     # The model owns its engine: engines.base holds it weakly.
     loaded.model.pad_rewards = rewards
     logger.info("PAD: a reward model of its own beside the base, %s", pad.adapter)
@@ -186,23 +194,29 @@ def _resident(loaded: Loaded) -> reward_engine.RewardEngine:
 
 
 def _ray(loaded: Loaded) -> reward_engine.RewardEngine:
-    from pad_vllm.engines.ray_actors import RayScores
+    from pad_vllm.engines.ray_actors import RayRewardScorer
     from pad_vllm.engines.resident_engine import ResidentRewards
 
     pad = loaded.pad
     digest, dtype = loaded.adapter.digest, loaded.model_config.dtype
-    count = failure_log.of(loaded.config.instance_id, logger.warning)
-    scores = RayScores(pad, digest, dtype, count)
-    reader = config_checks.reader(loaded.config, pad)
-    rewards = ResidentRewards(reader, scores, count, early=scores.begin, last_tokens=last_tokens)
-    token_columns.carry(loaded.model, rewards, rewards.begin)
+    count = failure_log.failure_log_of(loaded.config.instance_id, logger.warning)
+    scores = RayRewardScorer(pad, digest, dtype, count)
+    reader = config_checks.token_reader(loaded.config, pad)
+    rewards = ResidentRewards(
+        reader,
+        scores,
+        count,
+        start_early=scores.start_prefill,
+        last_token_indices=last_token_indices,
+    )
+    token_columns.attach_token_columns(loaded.model, rewards, rewards.on_forward_start)
     loaded.model.pad_rewards = rewards
     logger.info("PAD: %d reward models in Ray actors, %s", pad.ray_actors, pad.adapter)
     return rewards
 
 
 def _elsewhere(loaded: Loaded) -> reward_engine.RewardEngine:
-    loaded.model.pad_rewards = Elsewhere()
+    loaded.model.pad_rewards = ZeroRewards()
     return loaded.model.pad_rewards
 
 

@@ -14,22 +14,24 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from pad_vllm.guidance_outcome import Outcome, Told, unknown
-from pad_vllm.serving.worker.batch_slots import Selection
-from pad_vllm.serving.worker.explanation_buffer import Explained
-from pad_vllm.serving.worker.step_counters import Tally
+from pad_vllm.guidance_outcome import Outcome, WorkerReport, unknown_outcome
+from pad_vllm.serving.worker.batch_slots import GuidedRows
+from pad_vllm.serving.worker.explanation_buffer import ExplanationBuffer
+from pad_vllm.serving.worker.step_counters import StepCounters
 
 _SPARE = 4096  # answers that ended, and whose outcome nobody has asked for yet
 _AT_ONCE = 64  # steps that are counted together
 
 
-class Answers:
+class OutcomeTable:
     """Tickets, places in a table on the device, for the answers of one engine.
 
     An answer has one for each of its rows: several with `n`, and a new one after a preemption.
     """
 
-    def __init__(self, device: torch.device, rows: int, tally: Tally, most: int = 100) -> None:
+    def __init__(
+        self, device: torch.device, rows: int, tally: StepCounters, most: int = 100
+    ) -> None:
         """rows: the most that a batch has; most: candidates that a row may ask for."""
         self.tally = tally
         self._counts = torch.zeros(2 * rows + _SPARE, 2, dtype=torch.int32, device=device)
@@ -40,7 +42,7 @@ class Answers:
         self._free = list(range(len(self._counts)))
         self._marks: dict[int, str | None] = {}  # ticket -> mark, None where nobody will ask
         self._tickets: dict[str, list[int]] = {}  # the reverse
-        self._explained = Explained(device, most)
+        self._explained = ExplanationBuffer(device, most)
         self._left: dict[int, None] = {}  # tickets whose row left the batch, oldest first
         self._lost: dict[str, None] = {}  # marks of answers not known any more, oldest first
 
@@ -90,9 +92,9 @@ class Answers:
         """Which rows end in this step because they were unguided: tickets [G] int64, stopped [G] bool."""
         self._counts[:, 1].index_add_(0, tickets, stopped.int())
 
-    def note(self, selection: Selection, place: Tensor, ids: Tensor, paid: Tensor) -> None:
+    def note(self, selection: GuidedRows, place: Tensor, ids: Tensor, paid: Tensor) -> None:
         """For the rows of a step that are explained: place [G] tokens so far, ids, paid [G, K]."""
-        tickets = [selection.requests[row].ticket for row in selection.explaining]
+        tickets = [selection.requests[row].outcome_row for row in selection.explaining]
         parts = (part.index_select(0, selection.explained) for part in (place, ids, paid))
         self._explained.add(tickets, *parts)
 
@@ -102,7 +104,7 @@ class Answers:
         self._lost.pop(mark, None)
         tickets = self._tickets.get(mark)
         if tickets is None:
-            return unknown() if lost else None
+            return unknown_outcome() if lost else None
         self._settle()
         unguided, stopped = self._counts[tickets].sum(0).tolist()
         told: Outcome = {"unguided_tokens": unguided, "stopped": bool(stopped)}
@@ -130,15 +132,15 @@ class Answers:
         self._free.append(ticket)
 
 
-_running: WeakValueDictionary[str, Answers] = WeakValueDictionary()
+_running: WeakValueDictionary[str, OutcomeTable] = WeakValueDictionary()
 
 
-def start(instance_id: str, answers: Answers) -> None:
+def start(instance_id: str, answers: OutcomeTable) -> None:
     """Make the answers of one vLLM instance (`VllmConfig.instance_id`) known in this process."""
     _running[instance_id] = answers
 
 
-def told(instance_id: str, marks: Sequence[str]) -> Told:
+def report_outcomes(instance_id: str, marks: Sequence[str]) -> WorkerReport:
     """What became of the answers with these marks, in their order, and what guidance did since."""
     answers = _running.get(instance_id)
     if answers is None:

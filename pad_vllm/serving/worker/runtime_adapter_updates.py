@@ -12,38 +12,40 @@ from weakref import WeakValueDictionary
 
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.engines import reward_engine
-from pad_vllm.params import Limits
-from pad_vllm.serving.start.served_adapters import ADD, DROP, limits_of
-from pad_vllm.vllm_api.patches.outcome_rpc import answer_as
+from pad_vllm.params import RequestLimits
+from pad_vllm.serving.start.served_adapters import ADD_ADAPTER_RPC, DROP_ADAPTER_RPC, adapter_limits
+from pad_vllm.vllm_api.patches.outcome_rpc import add_worker_method
 
 
-class Accepted:
+class AcceptedLimits:
     """What requests to one engine may ask for, as it is now."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: RequestLimits) -> None:
         self.limits = limits
 
-    def add(self, key: str, limits: Limits) -> None:
+    def add(self, key: str, limits: RequestLimits) -> None:
         """By this name in a request."""
-        self.limits = replace(self.limits, others={**self.limits.others, key: limits})
+        self.limits = replace(
+            self.limits, other_adapters={**self.limits.other_adapters, key: limits}
+        )
 
     def drop(self, key: str) -> None:
         """No request has it any more."""
-        others = {name: one for name, one in self.limits.others.items() if name != key}
-        self.limits = replace(self.limits, others=others)
+        others = {name: one for name, one in self.limits.other_adapters.items() if name != key}
+        self.limits = replace(self.limits, other_adapters=others)
 
 
-_running: WeakValueDictionary[str, Accepted] = WeakValueDictionary()
+_running: WeakValueDictionary[str, AcceptedLimits] = WeakValueDictionary()
 
 
-def start(instance_id: str, accepted: Accepted) -> None:
+def start(instance_id: str, accepted: AcceptedLimits) -> None:
     """Make them known in this process (`VllmConfig.instance_id`)."""
     _running[instance_id] = accepted
-    answer_as(ADD, add)
-    answer_as(DROP, drop)
+    add_worker_method(ADD_ADAPTER_RPC, add_adapter)
+    add_worker_method(DROP_ADAPTER_RPC, remove_adapter)
 
 
-def add(instance_id: str, key: str, place: int, path: str, digest: str) -> str | None:
+def add_adapter(instance_id: str, key: str, place: int, path: str, digest: str) -> str | None:
     """The adapter in a folder: its heads from `place` on, for requests that name `key`."""
     try:
         accepted, engine = _running[instance_id], _engine(instance_id)
@@ -51,15 +53,15 @@ def add(instance_id: str, key: str, place: int, path: str, digest: str) -> str |
         if adapter.digest != digest:
             return f"adapter {path} changed while it was loaded. Load it again."
         own = accepted.limits
-        limits = limits_of(adapter.config, own.max_beta, own.max_top_k)
+        limits = adapter_limits(adapter.config, own.max_beta, own.max_top_k)
         engine.put(place, adapter.heads)
-        accepted.add(key, replace(limits, engine=own.engine, place=place))
+        accepted.add(key, replace(limits, engine=own.engine, first_dimension=place))
     except Exception as error:  # noqa: BLE001, it would end the server and all its requests
         return f"{type(error).__name__}: {error}"
     return None
 
 
-def drop(instance_id: str, key: str, place: int, count: int, left: int) -> str | None:
+def remove_adapter(instance_id: str, key: str, place: int, count: int, left: int) -> str | None:
     """See engines.shared.heads.drop."""
     try:
         _running[instance_id].drop(key)
@@ -70,7 +72,7 @@ def drop(instance_id: str, key: str, place: int, count: int, left: int) -> str |
 
 
 def _engine(instance_id: str) -> Any:
-    engine = reward_engine.running(instance_id)
+    engine = reward_engine.running_engine(instance_id)
     if not hasattr(engine, "put"):
         raise ValueError("this engine takes no adapters at run time")
     return engine

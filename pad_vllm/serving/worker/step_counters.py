@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pad_vllm.engines.failure_log import Declined
-from pad_vllm.guidance_outcome import Figures
+from pad_vllm.engines.failure_log import FailureLog
+from pad_vllm.guidance_outcome import GuidanceCounts
 
 _SECONDS = 10_000  # steps whose times are kept for who asks seldom
 _AT_ONCE = 64  # steps that are counted together
 
 
-class Tally:
+class StepCounters:
     """Of one engine."""
 
     def __init__(
-        self, device: torch.device, declined: Declined, settle: Callable[[], None] = lambda: None
+        self, device: torch.device, declined: FailureLog, settle: Callable[[], None] = lambda: None
     ) -> None:
         """settle: brings `declined` up to date, before it is told."""
         self._declined, self._settle = declined, settle
@@ -48,13 +48,13 @@ class Tally:
             self._uncounted.clear()
             self._rows += torch.stack([~left, changed]).sum(1)
 
-    def take(self) -> Figures:
+    def take(self) -> GuidanceCounts:
         """Since the last call."""
         self._settle()
         self._count()
         declined = self._declined.counts - self._told
         rows, changed = self._rows.tolist()
-        figures: Figures = {
+        figures: GuidanceCounts = {
             "rows": rows,
             "changed": changed,
             "seconds": list(self._seconds),

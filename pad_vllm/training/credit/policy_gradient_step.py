@@ -20,21 +20,23 @@ from torch import Tensor
 from pad_vllm.persrm import PersRM
 from pad_vllm.training.objective.fork_cache import CachedResponse
 
-PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0)
+STATE_PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0)
 """l, of the state: the less it says beside the constant, the larger. For scores of words that is much."""
 
 
 @dataclass(frozen=True)
-class Solved:
+class PolicyGradientStep:
     """In the adapter's terms; `alone` is the best constant without any state."""
 
     A: Tensor  # [D, r, H]
     B: Tensor  # [D, H, r]
     C: Tensor  # [D, H]
-    alone: Tensor  # [D, H]
+    constant_only: Tensor  # [D, H]
 
     @classmethod
-    def chosen(cls, solved: Sequence[Solved], numbers: Sequence[int]) -> Solved:
+    def select(
+        cls, solved: Sequence[PolicyGradientStep], numbers: Sequence[int]
+    ) -> PolicyGradientStep:
         """Of each dimension the one of that number."""
         parts = zip(*(vars(one).values() for one in solved), strict=True)
         return cls(*(torch.stack([p[n][d] for d, n in enumerate(numbers)]) for p in parts))
@@ -46,16 +48,16 @@ class Solved:
 
 
 @dataclass
-class Sums:
+class StepStatistics:
     """Of tokens."""
 
     tokens: Tensor  # []
     xx: Tensor  # [H + 1, H + 1] of (h, 1)
     covariance: Tensor  # [H, H] of e under pi
-    gained: Tensor  # [D, H, H + 1] of r e~ (h, 1)^T
+    policy_gradient: Tensor  # [D, H, H + 1] of r e~ (h, 1)^T
 
     @classmethod
-    def none(cls, dimensions: int, hidden: int) -> Sums:
+    def zeros(cls, dimensions: int, hidden: int) -> StepStatistics:
         return cls(
             torch.zeros(()),
             torch.zeros(hidden + 1, hidden + 1),
@@ -77,16 +79,16 @@ class Sums:
         self.xx += (x.T @ x).cpu()
         self.covariance += (weighted.T @ weighted - mean.T @ mean).cpu()
         for dimension, r in enumerate(credit.to(x).T):
-            self.gained[dimension] += ((turned * r[:, None]).T @ x).cpu()
+            self.policy_gradient[dimension] += ((turned * r[:, None]).T @ x).cpu()
 
-    def map(self, what: Callable[[Tensor], Tensor]) -> Sums:
+    def map_sums(self, function: Callable[[Tensor], Tensor]) -> StepStatistics:
         """Of every sum; what: Accelerate's reduce, which adds those of all workers up."""
-        return Sums(*map(what, vars(self).values()))
+        return StepStatistics(*map(function, vars(self).values()))
 
-    def solve(self, rank: int, penalties: Sequence[float]) -> list[Solved]:
+    def solve(self, rank: int, penalties: Sequence[float]) -> list[PolicyGradientStep]:
         """One for each penalty of the state."""
         xx, covariance, gained = (
-            part.double() / self.tokens for part in (self.xx, self.covariance, self.gained)
+            part.double() / self.tokens for part in (self.xx, self.covariance, self.policy_gradient)
         )
         state = xx.diagonal()[:-1]
         k = state.sum().sqrt()  # as strong as the state: hardly penalised
@@ -98,11 +100,13 @@ class Sums:
             inputs = _penalised(xx * scale[:, None] * scale, penalty * state.mean())
             M = torch.linalg.solve(inputs, step.transpose(-1, -2)).transpose(-1, -2)
             A, B = _cut(M[..., :-1], words, inputs[:-1, :-1], rank)
-            found.append(Solved(A, B, (k * M[..., -1]).float(), alone))
+            found.append(PolicyGradientStep(A, B, (k * M[..., -1]).float(), alone))
         return found
 
 
-def advantages(phi: Tensor, responses: Sequence[CachedResponse], temperature: float) -> Tensor:
+def taken_reward_advantages(
+    phi: Tensor, responses: Sequence[CachedResponse], temperature: float
+) -> Tensor:
     """Rewards phi [n, K, D] of the tokens taken less their mean under pi -> [n, D]."""
     p, taken = _drawn(responses, temperature)
     return _of(phi, taken) - torch.einsum("nk,nkd->nd", p, phi)

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pad_vllm.evaluation.lexical_scorers import SCORERS
-from pad_vllm.training.data.preference_record import fold
-from pad_vllm.training.data.prompt_groups import Group
+from pad_vllm.evaluation.lexical_scorers import LEXICAL_SCORERS
+from pad_vllm.training.data.preference_record import unit_hash
+from pad_vllm.training.data.prompt_groups import PromptGroup
 from pad_vllm.training.objective.fork_cache import CachedResponse
 
 PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -33,52 +33,56 @@ _BESIDE = 4  # score so far, the same by t, t, 1
 
 
 @dataclass(frozen=True)
-class Scored:
+class CriticPrompt:
     """A prompt's answers as the critic sees them; lists by answer."""
 
     h: Sequence[Tensor]  # [n, H]
-    so_far: Sequence[Tensor]  # [n, D] less the mean of the prompt's whole answers, 0 where unknown
+    scores_so_far: Sequence[
+        Tensor
+    ]  # [n, D] less the mean of the prompt's whole answers, 0 where unknown
     y: Tensor  # [R, D] in spreads, NaN where unknown
     half: int
 
     def inputs(self, answer: int, dimension: int) -> Tensor:
         """[n, F] of the critic."""
-        h, s = self.h[answer].float(), self.so_far[answer][:, dimension]
+        h, s = self.h[answer].float(), self.scores_so_far[answer][:, dimension]
         t = torch.arange(len(h)) / 100
         return torch.cat([h, torch.stack([s, s * t, t, torch.ones(len(h))], -1)], -1)
 
 
-def scored(group: Group, responses: Sequence[CachedResponse], before: Sequence[Tensor]) -> Scored:
+def critic_prompt(
+    group: PromptGroup, responses: Sequence[CachedResponse], scores_before: Sequence[Tensor]
+) -> CriticPrompt:
     """group: scores in spreads. before: of `so_far`."""
     whole = group.scores[:, -1]
-    return Scored(
+    return CriticPrompt(
         [r.h_B.float().cpu() for r in responses],
-        before,
+        scores_before,
         whole - whole.nanmean(0),
-        int(fold(f"critic {group.key}") < 0.5),
+        int(unit_hash(f"critic {group.prompt_key}") < 0.5),
     )
 
 
-def so_far(group: Group, tokenizer: Any) -> list[Tensor]:
+def scores_so_far(group: PromptGroup, tokenizer: Any) -> list[Tensor]:
     """Of each answer [n, D]: the scores of the text before each token, less the prompt's mean of wholes.
 
     0 for a dimension whose scorer cannot be asked about unfinished text.
     """
-    tables = [torch.zeros(len(ids) + 1, len(group.scorers)) for ids in group.response_ids]
-    for place, name in enumerate(group.scorers):
+    tables = [torch.zeros(len(ids) + 1, len(group.prefix_scorers)) for ids in group.response_ids]
+    for place, name in enumerate(group.prefix_scorers):
         if name is None:
             continue
         for ids, table in zip(group.response_ids, tables, strict=True):
             texts = [
                 tokenizer.decode(ids[:end], skip_special_tokens=True) for end in range(len(ids) + 1)
             ]
-            table[:, place] = torch.tensor([SCORERS[name](text) for text in texts])
+            table[:, place] = torch.tensor([LEXICAL_SCORERS[name](text) for text in texts])
     mean = torch.stack([table[-1] for table in tables]).mean(0)
     return [table[:-1] - mean for table in tables]
 
 
 @dataclass
-class Critic:
+class CriticStatistics:
     """Its sums over the answers, by half and dimension; `fit` solves them."""
 
     xx: Tensor  # [2, D, F, F]
@@ -86,7 +90,7 @@ class Critic:
     yy: Tensor  # [2, D]
 
     @classmethod
-    def none(cls, dimensions: int, hidden: int) -> Critic:
+    def zeros(cls, dimensions: int, hidden: int) -> CriticStatistics:
         F = hidden + _BESIDE
         return cls(
             torch.zeros(2, dimensions, F, F),
@@ -94,18 +98,18 @@ class Critic:
             torch.zeros(2, dimensions),
         )
 
-    def add(self, prompt: Scored) -> None:
+    def add(self, prompt: CriticPrompt) -> None:
         for answer, dimension in _known(prompt):
             x, y, half = prompt.inputs(answer, dimension), prompt.y[answer, dimension], prompt.half
             self.xx[half, dimension] += x.T @ x
             self.xy[half, dimension] += x.sum(0) * y
             self.yy[half, dimension] += y**2 * len(x)
 
-    def map(self, what: Callable[[Tensor], Tensor]) -> Critic:
+    def map_sums(self, function: Callable[[Tensor], Tensor]) -> CriticStatistics:
         """Of every sum; what: Accelerate's reduce, which adds those of all workers up."""
-        return Critic(*map(what, vars(self).values()))
+        return CriticStatistics(*map(function, vars(self).values()))
 
-    def fit(self) -> Fitted:
+    def fit(self) -> FittedCritic:
         """Each half's critic under the penalty that predicts the other half best."""
         w, told = torch.zeros_like(self.xy), torch.zeros_like(self.yy)
         for half in (0, 1):
@@ -115,7 +119,7 @@ class Critic:
                 best = min(range(len(tried)), key=left.__getitem__)
                 w[half, dimension] = tried[best]
                 told[1 - half, dimension] = 1 - left[best]
-        return Fitted(w, told.mean(0))
+        return FittedCritic(w, told.mean(0))
 
     def _solved(self, half: int, dimension: int, penalty: float) -> Tensor:
         xx = self.xx[half, dimension].double()
@@ -134,23 +138,25 @@ class Critic:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedCritic:
     """Critics [2, D, F] of either half; told [D]: the share of y's squares that the other half's explains."""
 
-    w: Tensor
-    told: Tensor
+    coefficients: Tensor
+    explained: Tensor
 
-    def credit(self, prompt: Scored, trace: float) -> list[Tensor]:
+    def credit(self, prompt: CriticPrompt, trace: float) -> list[Tensor]:
         """r [n, D] of each answer, 0 where its score is unknown."""
-        rows = [torch.zeros(len(h), len(self.told)) for h in prompt.h]
+        rows = [torch.zeros(len(h), len(self.explained)) for h in prompt.h]
         for answer, dimension in _known(prompt):
-            values = prompt.inputs(answer, dimension) @ self.w[1 - prompt.half, dimension]
+            values = (
+                prompt.inputs(answer, dimension) @ self.coefficients[1 - prompt.half, dimension]
+            )
             ends = torch.cat([values[1:], prompt.y[answer, dimension][None]])
-            rows[answer][:, dimension] = traced(ends - values, trace)
+            rows[answer][:, dimension] = discounted_sums(ends - values, trace)
         return rows
 
 
-def traced(steps: Tensor, trace: float) -> Tensor:
+def discounted_sums(steps: Tensor, trace: float) -> Tensor:
     """steps [n] -> at each place the sum of what follows, less by `trace` a token."""
     sums, left = torch.empty_like(steps), torch.zeros(())
     for place in range(len(steps) - 1, -1, -1):
@@ -159,6 +165,6 @@ def traced(steps: Tensor, trace: float) -> Tensor:
     return sums
 
 
-def _known(prompt: Scored) -> Iterable[tuple[int, int]]:
+def _known(prompt: CriticPrompt) -> Iterable[tuple[int, int]]:
     """(answer, dimension) of the scores that there are."""
     return ((int(a), int(d)) for a, d in (~prompt.y.isnan()).nonzero())

@@ -19,17 +19,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pad_vllm.adapter.manifest import DIMENSION
-from pad_vllm.training.data.dataset_rows import FORMATS, rows
-from pad_vllm.training.data.preference_record import Message, Record, Response, fold
-from pad_vllm.training.data.published_dataset_columns import SOURCES, Draft
-from pad_vllm.wording import did_you_mean, listed, show
+from pad_vllm.adapter.manifest import DIMENSION_NAME
+from pad_vllm.training.data.dataset_rows import FILE_FORMATS, read_rows
+from pad_vllm.training.data.preference_record import Message, PreferenceRecord, Response, unit_hash
+from pad_vllm.training.data.published_dataset_columns import SOURCES, ParsedRow
+from pad_vllm.wording import did_you_mean, listed, short_repr
 
 _FORM = "NAME[:DIMENSION][=PATH][@WEIGHT], as in helpsteer2 or hh-rlhf:harmless=hh.jsonl.gz@0.5"
 
 
 @dataclass(frozen=True)
-class Spec:
+class DataSpec:
     """A source as users ask for it."""
 
     name: str
@@ -38,7 +38,7 @@ class Spec:
     weight: float = 1.0
 
     @classmethod
-    def parse(cls, text: str) -> Spec:
+    def parse(cls, text: str) -> DataSpec:
         """NAME[:DIMENSION][=PATH][@WEIGHT]; ric takes several dimensions, separated by commas."""
         head, has_path, path = text.partition("=")
         weight = "1"
@@ -53,9 +53,9 @@ class Spec:
                 f"data {text!r}: no source is called {name!r}. Accepted: {listed(SOURCES)}; "
                 f"write {_FORM}.{did_you_mean(name, SOURCES)}"
             )
-        if (has_path and not path) or (not has_path and SOURCES[name].hub is None):
+        if (has_path and not path) or (not has_path and SOURCES[name].hub_name is None):
             raise ValueError(
-                f"data {text!r}: {name} has to be given a file or folder of {listed(FORMATS)}; "
+                f"data {text!r}: {name} has to be given a file or folder of {listed(FILE_FORMATS)}; "
                 f"write {name}=PATH"
             )
         names = _names(text, name, dimensions) if colon else SOURCES[name].dimensions
@@ -72,7 +72,7 @@ class Spec:
 
 
 def _names(text: str, source: str, given: str) -> tuple[str, ...]:
-    names, most = tuple(given.split(",")), SOURCES[source].most_names
+    names, most = tuple(given.split(",")), SOURCES[source].max_dimension_names
     if not most:
         raise ValueError(
             f"data {text!r}: {source} names its dimensions itself "
@@ -81,7 +81,7 @@ def _names(text: str, source: str, given: str) -> tuple[str, ...]:
     if (
         len(set(names)) < len(names)
         or len(names) > most
-        or not all(map(DIMENSION.fullmatch, names))
+        or not all(map(DIMENSION_NAME.fullmatch, names))
     ):
         raise ValueError(
             f"data {text!r}: {given!r} is not accepted after {source}:, at most {most} different "
@@ -108,7 +108,7 @@ def _number(text: str) -> float | None:
         return None
 
 
-def weights(specs: Iterable[Spec]) -> dict[str, float]:
+def weight_by_label(specs: Iterable[DataSpec]) -> dict[str, float]:
     """Label -> weight; ValueError where two specs read the same data."""
     weight_of: dict[str, float] = {}
     for spec in specs:
@@ -120,16 +120,16 @@ def weights(specs: Iterable[Spec]) -> dict[str, float]:
     return weight_of
 
 
-def repeats(weight: float, key: str) -> int:
+def repeats_per_epoch(weight: float, prompt_key: str) -> int:
     """How often an epoch sees a prompt: the weight's whole part, and once more for its fraction of keys.
 
     The hash is salted, so that this choice is independent of the split, which hashes the key alone.
     """
-    return math.floor(weight) + (fold(f"weight\0{key}") < weight - math.floor(weight))
+    return math.floor(weight) + (unit_hash(f"weight\0{prompt_key}") < weight - math.floor(weight))
 
 
 @dataclass(frozen=True)
-class Skipped:
+class MalformedRow:
     """A malformed record. line counts from 1; in a file without lines it is the row's number."""
 
     file: str
@@ -145,76 +145,78 @@ class SourceReport:
     read: int = 0
     """Rows or non-blank lines."""
 
-    kept: int = 0
+    records: int = 0
     """Records; rows that share a prompt may be joined into one."""
 
-    skipped: int = 0
-    first_skipped: list[Skipped] = field(default_factory=list)
+    malformed: int = 0
+    first_malformed: list[MalformedRow] = field(default_factory=list)
     """At most FIRST of them."""
 
-    duplicates: int = 0
+    duplicate_records: int = 0
     """Records with the prompt and the response texts of an earlier one."""
 
-    merged: int = 0
+    merged_responses: int = 0
     """Responses with the text of another one of their record."""
 
-    single: int = 0
+    too_few_responses: int = 0
     """Records left with fewer than two responses."""
 
-    left_out: int = 0
+    dropped_by_weight: int = 0
     """Records that a weight's fraction left out."""
 
-    FIRST = 5
+    MAX_LISTED = 5
 
-    def skip(self, skipped: Skipped) -> None:
-        self.skipped += 1
-        if len(self.first_skipped) < self.FIRST:
-            self.first_skipped.append(skipped)
+    def add_malformed(self, row: MalformedRow) -> None:
+        self.malformed += 1
+        if len(self.first_malformed) < self.MAX_LISTED:
+            self.first_malformed.append(row)
 
 
-def read(
-    spec: Spec, *, strict: bool = False, limit: int | None = None, streaming: bool = True
-) -> tuple[list[Record], SourceReport]:
+def read_source(
+    spec: DataSpec, *, strict: bool = False, limit: int | None = None, streaming: bool = True
+) -> tuple[list[PreferenceRecord], SourceReport]:
     """The first `limit` records of a source, in its order, and what was left out.
 
     A malformed row is skipped and counted; under strict it is a ValueError that names file, line and
     reason. streaming=False keeps a copy in the cache of `datasets`.
     """
     report = SourceReport(spec.label)
-    drafts = _joined(_drafts(spec, report, strict, streaming), SOURCES[spec.name].join)
+    drafts = _joined(_drafts(spec, report, strict, streaming), SOURCES[spec.name].join_rows)
     records = list(islice(_records(drafts, spec, report), limit))
-    report.kept = len(records)
+    report.records = len(records)
     return records, report
 
 
-def dimensions(records: Iterable[Record]) -> tuple[str, ...]:
+def scored_dimensions(records: Iterable[PreferenceRecord]) -> tuple[str, ...]:
     """Every dimension that some response has a score for, in the order of their first appearance."""
     return tuple(dict.fromkeys(d for record in records for r in record.responses for d in r.scores))
 
 
-def _records(drafts: Iterable[Draft], spec: Spec, report: SourceReport) -> Iterator[Record]:
+def _records(
+    drafts: Iterable[ParsedRow], spec: DataSpec, report: SourceReport
+) -> Iterator[PreferenceRecord]:
     seen = set()
     for draft in drafts:
         responses = _distinct(draft.responses)
-        report.merged += len(draft.responses) - len(responses)
+        report.merged_responses += len(draft.responses) - len(responses)
         if len(responses) < 2:
-            report.single += 1
+            report.too_few_responses += 1
             continue
         identity = draft.prompt, frozenset(response.text for response in responses)
         if identity in seen:
-            report.duplicates += 1
+            report.duplicate_records += 1
             continue
         seen.add(identity)
-        record = Record(
+        record = PreferenceRecord(
             prompt=list(draft.prompt),
             responses=responses,
             source=spec.label,
             scorers=dict(draft.scorers),
         )
-        if repeats(spec.weight, record.key):
+        if repeats_per_epoch(spec.weight, record.key):
             yield record
         else:
-            report.left_out += 1
+            report.dropped_by_weight += 1
 
 
 def _distinct(responses: list[Response]) -> list[Response]:
@@ -231,52 +233,54 @@ def _merged(group: list[Response]) -> Response:
     return group[0].model_copy(update={"scores": means}) if len(group) > 1 else group[0]
 
 
-def _joined(drafts: Iterator[Draft], join: str) -> Iterator[Draft]:
+def _joined(drafts: Iterator[ParsedRow], join: str) -> Iterator[ParsedRow]:
     """Drafts that share a prompt as one; "all" reads everything before the first."""
     if join == "all":
-        together: dict[tuple[Message, ...], list[Draft]] = {}
+        together: dict[tuple[Message, ...], list[ParsedRow]] = {}
         for draft in drafts:
             together.setdefault(draft.prompt, []).append(draft)
-        groups: Iterable[list[Draft]] = together.values()
+        groups: Iterable[list[ParsedRow]] = together.values()
     elif join == "next":
         groups = (list(group) for _, group in groupby(drafts, key=lambda draft: draft.prompt))
     else:
         groups = ([draft] for draft in drafts)
     for group in groups:
         responses = [response for draft in group for response in draft.responses]
-        yield Draft(group[0].prompt, responses, group[0].scorers)
+        yield ParsedRow(group[0].prompt, responses, group[0].scorers)
 
 
-def _drafts(spec: Spec, report: SourceReport, strict: bool, streaming: bool) -> Iterator[Draft]:
+def _drafts(
+    spec: DataSpec, report: SourceReport, strict: bool, streaming: bool
+) -> Iterator[ParsedRow]:
     source = SOURCES[spec.name]
-    folder = source.data_dirs.get(spec.dimensions[0])
-    where = spec.name, spec.path, str(source.hub), folder, source.split
-    for file, line, row in rows(*where, streaming=streaming):
+    folder = source.subfolder_of.get(spec.dimensions[0])
+    where = spec.name, spec.path, str(source.hub_name), folder, source.split
+    for file, line, row in read_rows(*where, streaming=streaming):
         report.read += 1
         try:
             draft = _draft(row, spec)
         except (KeyError, ValueError, RecursionError) as error:
-            skipped = Skipped(file, line, _reason(error))
+            skipped = MalformedRow(file, line, _reason(error))
             if strict:
                 raise ValueError(
                     f"{file}, line {line}: {skipped.reason}. Correct it, or leave strict out to "
                     "skip and count such records"
                 ) from error
-            report.skip(skipped)
+            report.add_malformed(skipped)
         else:
             yield draft
 
 
-def _draft(row: Any, spec: Spec) -> Draft:
+def _draft(row: Any, spec: DataSpec) -> ParsedRow:
     row = json.loads(row) if isinstance(row, str) else row
     if not isinstance(row, dict):
-        raise ValueError(f"{show(row)} is not a JSON object")
-    draft = SOURCES[spec.name].parse(row, spec.dimensions)
+        raise ValueError(f"{short_repr(row)} is not a JSON object")
+    draft = SOURCES[spec.name].parse_row(row, spec.dimensions)
     if draft.prompt[-1].role != "user":
         raise ValueError(f"the prompt must end with a user turn, not {draft.prompt[-1].role}")
     for name in {name for response in draft.responses for name in response.scores}:
-        if not DIMENSION.fullmatch(name):
-            raise ValueError(f"dimension {show(name)}: letters, digits, - and _ are accepted")
+        if not DIMENSION_NAME.fullmatch(name):
+            raise ValueError(f"dimension {short_repr(name)}: letters, digits, - and _ are accepted")
     return draft
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from pad_vllm.wording import listed
 
-FORMATS = {
+FILE_FORMATS = {
     ".jsonl": "text",
     ".jsonl.gz": "text",
     ".json": "text",
@@ -27,18 +27,24 @@ FORMATS = {
 """Ending of a local file -> the builder of `datasets` that reads it."""
 
 
-def rows(
-    name: str, path: Path | None, hub: str, folder: str | None, split: str, *, streaming: bool
+def read_rows(
+    source_name: str,
+    path: Path | None,
+    hub_name: str,
+    subfolder: str | None,
+    split: str,
+    *,
+    streaming: bool,
 ) -> Iterator[tuple[str, int, Any]]:
     """Rows of `path`, or of the hub's data set where it is None; folder: the part of either to read.
 
     name: what users call the source, for messages.
     """
     if path is None:
-        dataset = _hub_rows(name, hub, folder, split, streaming)
-        yield from ((hub, number, row) for number, row in enumerate(dataset, start=1))
+        dataset = _hub_rows(source_name, hub_name, subfolder, split, streaming)
+        yield from ((hub_name, number, row) for number, row in enumerate(dataset, start=1))
         return
-    for file in _files(path, folder, split):
+    for file in _files(path, subfolder, split):
         for number, row in enumerate(_file_rows(file, streaming), start=1):
             if not isinstance(row, str) or row.strip():
                 yield str(file), number, row
@@ -57,7 +63,7 @@ def _hub_rows(name: str, hub: str, folder: str | None, split: str, streaming: bo
 
 
 def _format(file: Path) -> str | None:
-    return next((builder for end, builder in FORMATS.items() if file.name.endswith(end)), None)
+    return next((builder for end, builder in FILE_FORMATS.items() if file.name.endswith(end)), None)
 
 
 def _files(path: Path, folder: str | None, split: str) -> list[Path]:
@@ -72,7 +78,7 @@ def _files(path: Path, folder: str | None, split: str) -> list[Path]:
         files = [path] if path.is_file() and _format(path) else []
     if not files:
         raise ValueError(
-            f"data {str(path)!r} is no file or folder of {listed(FORMATS)}; correct the path "
+            f"data {str(path)!r} is no file or folder of {listed(FILE_FORMATS)}; correct the path "
             "(a weight after its @ is a number)"
         )
     return files

@@ -14,12 +14,12 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from pad_vllm.training.data.preference_record import Record
+from pad_vllm.training.data.preference_record import PreferenceRecord
 
 T = TypeVar("T")
 
 
-def read(path: Path, parse: Callable[[bytes], T] = json.loads) -> Iterator[T]:
+def read_lines(path: Path, parse: Callable[[bytes], T] = json.loads) -> Iterator[T]:
     """What parse makes of every line that is not blank; its ValueErrors get file and line."""
     with path.open("rb") as file:  # bytes: only \n ends a line, not the U+2028 of some text
         for number, line in enumerate(file, start=1):
@@ -38,7 +38,7 @@ def _reason(error: ValueError) -> str:
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
 
 
-def mend(path: Path) -> None:
+def repair_last_line(path: Path) -> None:
     """Cut off an incomplete last line; a missing file is created empty, with its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
@@ -62,7 +62,7 @@ def _is_json(line: bytes) -> bool:
 
 
 @contextmanager
-def appending(path: Path) -> Iterator[Callable[[str], None]]:
+def line_appender(path: Path) -> Iterator[Callable[[str], None]]:
     """A function that appends a line and flushes it at once. Call `mend` first."""
     with path.open("a", encoding="utf-8", newline="\n") as file:
 
@@ -73,7 +73,7 @@ def appending(path: Path) -> Iterator[Callable[[str], None]]:
         yield write
 
 
-def to_line(record: Record) -> str:
+def record_to_line(record: PreferenceRecord) -> str:
     """A record as its line: without defaults, a single user's turn as a string."""
     line = record.model_dump(mode="json", exclude_defaults=True)
     if [message["role"] for message in line["prompt"]] == ["user"]:

@@ -13,18 +13,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
 
-class _Strict(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Message(_Strict):
+class Message(_StrictModel):
     """One turn of a conversation, as chat templates take it."""
 
     role: Literal["system", "user", "assistant"]
     content: str
 
 
-class Response(_Strict):
+class Response(_StrictModel):
     """A response's text, its score per dimension, and its tokens where an engine drew it."""
 
     text: Annotated[str, Field(min_length=1)]
@@ -38,7 +38,7 @@ def _conversation(value: Any) -> Any:
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
 
-class Record(_Strict):
+class PreferenceRecord(_StrictModel):
     """A conversation that ends with the user's turn, and responses to it.
 
     prompt may be given as a string: one user turn. scorers names, per dimension, the scorer
@@ -57,6 +57,6 @@ class Record(_Strict):
         return " ".join(first.lower().split())
 
 
-def fold(key: str) -> float:
+def unit_hash(key: str) -> float:
     """The key hashed to a number in [0, 1), the same in every run: what splits go by."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") / 2**32

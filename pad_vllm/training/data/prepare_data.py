@@ -14,24 +14,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pad_vllm.text.chat_template import chat_ids
+from pad_vllm.text.chat_template import chat_token_ids
 from pad_vllm.text.preference_text import with_preference
 from pad_vllm.training.data import data_sources
 from pad_vllm.training.data import prompt_groups as data
-from pad_vllm.training.data.preference_record import Record, fold
-from pad_vllm.training.data.prompt_groups import AnyGroup, DataReport, Group
-from pad_vllm.training.data.synthetic_preferences import describe, draw_for
+from pad_vllm.training.data.preference_record import PreferenceRecord, unit_hash
+from pad_vllm.training.data.prompt_groups import AnyGroup, DataReport, PromptGroup
+from pad_vllm.training.data.synthetic_preferences import describe_weights, draw_for_known
 from pad_vllm.training.settings import Settings
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedData:
     """The groups of a run, scores in spreads."""
 
     dimensions: tuple[str, ...]
-    train: list[Group]
-    validation: list[Group]
-    held_out: list[Group]
+    train: list[PromptGroup]
+    validation: list[PromptGroup]
+    held_out: list[PromptGroup]
     spreads: dict[str, Tensor]
     report: DataReport
 
@@ -49,31 +49,35 @@ def checkpoint_folder(base: str) -> Path:
     return Path(snapshot_download(resolved, allow_patterns=wanted))
 
 
-def with_text(group: Group, copies: int, tokenizer: Any, dimensions: Sequence[str]) -> list[Group]:
+def with_stated_preferences(
+    group: PromptGroup, copies: int, tokenizer: Any, dimensions: Sequence[str]
+) -> list[PromptGroup]:
     """Copies of a group whose prompts state a drawn preference, which then is the one trained.
 
     The paper's text conditioning, for a PersRM of the `resident` engine. The key seeds the draw, so
     a prompt gets the same preferences in every run.
     """
     known = ~group.scores[:, -1].isnan().any(0)
-    generator = torch.Generator().manual_seed(int(fold(f"text {group.key}") * 2**31))
+    generator = torch.Generator().manual_seed(int(unit_hash(f"text {group.prompt_key}") * 2**31))
     variants = []
-    for row in draw_for(known, copies, generator).tolist():
+    for row in draw_for_known(known, copies, generator).tolist():
         weights = {d: v for d, v in zip(dimensions, row, strict=True) if v}
-        asked = with_preference(list(group.prompt), describe(weights))
-        prompt_ids = chat_ids(tokenizer, asked)
+        asked = with_preference(list(group.conversation), describe_weights(weights))
+        prompt_ids = chat_token_ids(tokenizer, asked)
         variants.append(
-            replace(group, prompt=tuple(asked), prompt_ids=prompt_ids, weights=tuple(row))
+            replace(
+                group, conversation=tuple(asked), prompt_ids=prompt_ids, stated_weights=tuple(row)
+            )
         )
     return variants
 
 
-def split(
+def split_groups(
     groups: Sequence[AnyGroup], settings: Settings
 ) -> tuple[list[AnyGroup], list[AnyGroup], list[AnyGroup]]:
     """Training, validation and held-out groups. ValueError where nothing is left of a part."""
-    parts = data.split(groups, settings.validation, settings.held_out)
-    for name, part in zip(data.PARTS, parts, strict=True):
+    parts = data.split_by_key(groups, settings.validation, settings.held_out)
+    for name, part in zip(data.PART_NAMES, parts, strict=True):
         if not part:
             raise ValueError(
                 f"no prompt is left for the {name} part, of {len(groups)} in all; give more data, "
@@ -82,7 +86,7 @@ def split(
     return parts
 
 
-def _require_unguided(records: Sequence[Record]) -> None:
+def _require_unguided(records: Sequence[PreferenceRecord]) -> None:
     """Credit is what a token of the base's own draw was worth."""
     guided = sum(bool(one.guided_by) for record in records for one in record.responses)
     if guided:
@@ -92,27 +96,31 @@ def _require_unguided(records: Sequence[Record]) -> None:
         )
 
 
-def prepare(settings: Settings, tokenizer: Any) -> Prepared:
+def prepare_groups(settings: Settings, tokenizer: Any) -> PreparedData:
     """Read, tokenize, split and scale. ValueError where nothing is left of a part."""
-    specs = [data_sources.Spec.parse(text) for text in settings.data]
-    reads = [data_sources.read(s, strict=settings.strict, limit=settings.limit) for s in specs]
+    specs = [data_sources.DataSpec.parse(text) for text in settings.data]
+    reads = [
+        data_sources.read_source(s, strict=settings.strict, limit=settings.limit) for s in specs
+    ]
     records = [record for part, _ in reads for record in part]
     if settings.by_credit:
         _require_unguided(records)
-    dimensions = settings.dimensions or data_sources.dimensions(records)
+    dimensions = settings.dimensions or data_sources.scored_dimensions(records)
     groups, lengths = data.load_groups(
         records,
         tokenizer,
         dimensions,
         max_prompt=settings.max_prompt,
         max_response=settings.max_response,
-        weights=data_sources.weights(specs),
+        weight_of_source=data_sources.weight_by_label(specs),
     )
-    parts = split(groups, settings)
-    report = DataReport.of([read_report for _, read_report in reads], lengths, parts)
-    spreads = data.spreads(parts[0])
-    train, validation, held_out = (data.scaled(part, spreads) for part in parts)
+    parts = split_groups(groups, settings)
+    report = DataReport.from_parts([read_report for _, read_report in reads], lengths, parts)
+    spreads = data.score_spreads(parts[0])
+    train, validation, held_out = (data.divide_by_spread(part, spreads) for part in parts)
     copies = settings.text_preferences
-    stated = [with_text(g, copies, tokenizer, dimensions) for g in train] if copies else []
+    stated = (
+        [with_stated_preferences(g, copies, tokenizer, dimensions) for g in train] if copies else []
+    )
     train += [group for groups in stated for group in groups]
-    return Prepared(tuple(dimensions), train, validation, held_out, spreads, report)
+    return PreparedData(tuple(dimensions), train, validation, held_out, spreads, report)

@@ -17,54 +17,58 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from pad_vllm.evaluation.lexical_scorers import SCORERS, WHOLE, score
-from pad_vllm.text.chat_template import chat_ids
-from pad_vllm.training.data.data_sources import SourceReport, repeats
-from pad_vllm.training.data.preference_record import Record, Response, fold
+from pad_vllm.evaluation.lexical_scorers import COMPLETE_ONLY, LEXICAL_SCORERS, lexical_scores
+from pad_vllm.text.chat_template import chat_token_ids
+from pad_vllm.training.data.data_sources import SourceReport, repeats_per_epoch
+from pad_vllm.training.data.preference_record import PreferenceRecord, Response, unit_hash
 
-CUTS = (24, 48, 72, 96)
+PREFIX_LENGTHS = (24, 48, 72, 96)
 """Tokens after which a beginning is scored; the whole response comes last."""
 
-PARTS = ("train", "validation", "held out")
+PART_NAMES = ("train", "validation", "held out")
 """Of the prompts, in the order of `split`."""
 
 
 @dataclass(frozen=True)
-class Group:
+class PromptGroup:
     """One prompt with R responses that some dimension tells apart."""
 
-    key: str  # the record's, which decides the group's part of the split
+    prompt_key: str  # the record's, which decides the group's part of the split
     source: str
     prompt_ids: list[int]
     response_ids: list[list[int]]
     scores: Tensor  # [R, C + 1, D] in own units, NaN where unknown; last row the whole response
-    scorers: tuple[str | None, ...]  # D: the scorer that can score unfinished text too, or None
-    prompt: tuple[dict[str, str], ...]  # the conversation before its template
-    repeat: int = 1  # how often an epoch sees the group
-    weights: tuple[float, ...] | None = None  # D: the preference that the prompt states in words
-    spread: Tensor | float = 1.0  # [D] that beginnings up to the first cut were divided by
+    prefix_scorers: tuple[
+        str | None, ...
+    ]  # D: the scorer that can score unfinished text too, or None
+    conversation: tuple[dict[str, str], ...]  # the conversation before its template
+    repeats_per_epoch: int = 1  # how often an epoch sees the group
+    stated_weights: tuple[float, ...] | None = (
+        None  # D: the preference that the prompt states in words
+    )
+    prefix_spread: Tensor | float = 1.0  # [D] that beginnings up to the first cut were divided by
 
 
-AnyGroup = TypeVar("AnyGroup", bound=Group)
+AnyGroup = TypeVar("AnyGroup", bound=PromptGroup)
 
 
 @dataclass
-class Lengths:
+class GroupingCounts:
     """What became of one source's records on the way to groups."""
 
-    kept: int = 0
+    groups: int = 0
     """Groups."""
 
-    long: int = 0
+    long_prompts: int = 0
     """Records dropped: the prompt has more than max_prompt tokens."""
 
-    refused: int = 0
+    refused_prompts: int = 0
     """Records dropped: the chat template does not take such a conversation."""
 
-    cut: int = 0
+    cut_responses: int = 0
     """Responses cut to max_response tokens."""
 
-    same: int = 0
+    duplicate_responses: int = 0
     """Responses dropped: after the cut another one has the same tokens."""
 
     uninformative: int = 0
@@ -75,10 +79,10 @@ class Lengths:
 
 
 @dataclass
-class LengthReport:
+class GroupingReport:
     """Lengths per source."""
 
-    sources: dict[str, Lengths] = field(default_factory=dict)
+    sources: dict[str, GroupingCounts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,19 +91,19 @@ class _Encoder:
     max_prompt: int
     max_response: int
 
-    def prompt(self, record: Record, lengths: Lengths) -> list[int] | None:
+    def prompt(self, record: PreferenceRecord, lengths: GroupingCounts) -> list[int] | None:
         chat = [message.model_dump() for message in record.prompt]
         try:
-            ids = chat_ids(self.tokenizer, chat)
+            ids = chat_token_ids(self.tokenizer, chat)
         except TemplateError:  # Gemma's takes no system turn, for instance
-            lengths.refused += 1
+            lengths.refused_prompts += 1
             return None
         if len(ids) > self.max_prompt:
-            lengths.long += 1
+            lengths.long_prompts += 1
             return None
         return ids
 
-    def response(self, response: Response, lengths: Lengths) -> tuple[list[int], bool]:
+    def response(self, response: Response, lengths: GroupingCounts) -> tuple[list[int], bool]:
         """Token ids, ended as the model ends its turn, and whether they were cut."""
         ids = list(response.token_ids or [])
         if not ids:
@@ -107,7 +111,7 @@ class _Encoder:
             if self.tokenizer.eos_token_id is not None:
                 ids.append(self.tokenizer.eos_token_id)
         cut = len(ids) > self.max_response
-        lengths.cut += cut
+        lengths.cut_responses += cut
         return ids[: self.max_response], cut
 
     def text(self, ids: list[int]) -> str:
@@ -115,33 +119,36 @@ class _Encoder:
 
 
 def load_groups(
-    records: Iterable[Record],
+    records: Iterable[PreferenceRecord],
     tokenizer: Any,
     dimensions: tuple[str, ...],
     *,
     max_prompt: int,
     max_response: int,
-    weights: Mapping[str, float] | None = None,
-) -> tuple[list[Group], LengthReport]:
+    weight_of_source: Mapping[str, float] | None = None,
+) -> tuple[list[PromptGroup], GroupingReport]:
     """Groups in the records' order. weights: source -> weight (sources.weights); 1 where not named."""
-    encoder, report, groups = _Encoder(tokenizer, max_prompt, max_response), LengthReport(), []
+    encoder, report, groups = _Encoder(tokenizer, max_prompt, max_response), GroupingReport(), []
     for record in records:
         lengths = report.sources.setdefault(
-            record.source, Lengths(pairs=dict.fromkeys(dimensions, 0))
+            record.source, GroupingCounts(pairs=dict.fromkeys(dimensions, 0))
         )
         group = _group(record, encoder, dimensions, lengths)
-        repeat = repeats((weights or {}).get(record.source, 1.0), record.key)
+        repeat = repeats_per_epoch((weight_of_source or {}).get(record.source, 1.0), record.key)
         if group is not None and repeat:
-            lengths.kept += 1
+            lengths.groups += 1
             for name, pairs in zip(dimensions, _pairs(group.scores[:, -1]), strict=True):
                 lengths.pairs[name] += pairs
-            groups.append(replace(group, repeat=repeat))
+            groups.append(replace(group, repeats_per_epoch=repeat))
     return groups, report
 
 
 def _group(
-    record: Record, encoder: _Encoder, dimensions: tuple[str, ...], lengths: Lengths
-) -> Group | None:
+    record: PreferenceRecord,
+    encoder: _Encoder,
+    dimensions: tuple[str, ...],
+    lengths: GroupingCounts,
+) -> PromptGroup | None:
     prompt_ids = encoder.prompt(record, lengths)
     if prompt_ids is None:
         return None
@@ -151,7 +158,7 @@ def _group(
     for response in record.responses:
         ids, cut = encoder.response(response, lengths)
         if tuple(ids) in scores_by_ids:
-            lengths.same += 1
+            lengths.duplicate_responses += 1
             continue
         known = [response.scores.get(name, torch.nan) for name in dimensions]
         scores_by_ids[tuple(ids)] = _scores(ids, cut, torch.tensor(known), again, encoder)
@@ -159,21 +166,23 @@ def _group(
     if not sum(_pairs(scores.flatten(1))):
         lengths.uninformative += 1
         return None
-    return Group(
+    return PromptGroup(
         record.key,
         record.source,
         prompt_ids,
         [list(ids) for ids in scores_by_ids],
         scores,
-        scorers=scorers,
-        prompt=tuple(message.model_dump() for message in record.prompt),
+        prefix_scorers=scorers,
+        conversation=tuple(message.model_dump() for message in record.prompt),
     )
 
 
-def _scorers(record: Record, dimensions: tuple[str, ...]) -> tuple[str | None, ...]:
+def _scorers(record: PreferenceRecord, dimensions: tuple[str, ...]) -> tuple[str | None, ...]:
     """Per dimension the scorer that can be asked again about unfinished text, or None."""
     names = [record.scorers.get(name, "") for name in dimensions]
-    return tuple(name if name in SCORERS and name not in WHOLE else None for name in names)
+    return tuple(
+        name if name in LEXICAL_SCORERS and name not in COMPLETE_ONLY else None for name in names
+    )
 
 
 def _scores(
@@ -185,14 +194,16 @@ def _scores(
     a cut response is one.
     """
     whole = _rescored(ids, known, again, encoder) if cut else known
-    rows = [_rescored(ids[:n], known, again, encoder) if n < len(ids) else whole for n in CUTS]
+    rows = [
+        _rescored(ids[:n], known, again, encoder) if n < len(ids) else whole for n in PREFIX_LENGTHS
+    ]
     return torch.stack([*rows, whole])
 
 
 def _rescored(ids: list[int], known: Tensor, again: dict[int, str], encoder: _Encoder) -> Tensor:
     row = known.clone()
     if again:
-        row[list(again)] = torch.tensor(score(encoder.text(ids), tuple(again.values())))
+        row[list(again)] = torch.tensor(lexical_scores(encoder.text(ids), tuple(again.values())))
     return torch.where(known.isnan(), known, row)
 
 
@@ -203,7 +214,7 @@ def _pairs(scores: Tensor) -> list[int]:
     return [int(count) // 2 for count in differ.sum((0, 1))]
 
 
-def split(
+def split_by_key(
     groups: Iterable[AnyGroup], validation: float, held_out: float
 ) -> tuple[list[AnyGroup], list[AnyGroup], list[AnyGroup]]:
     """Training, validation and held-out groups. The key alone decides, so every run splits alike."""
@@ -214,12 +225,12 @@ def split(
         )
     parts: tuple[list[AnyGroup], list[AnyGroup], list[AnyGroup]] = ([], [], [])
     for group in groups:
-        place = fold(group.key)
+        place = unit_hash(group.prompt_key)
         parts[2 if place < held_out else 1 if place < held_out + validation else 0].append(group)
     return parts
 
 
-def spreads(groups: Iterable[Group]) -> dict[str, Tensor]:
+def score_spreads(groups: Iterable[PromptGroup]) -> dict[str, Tensor]:
     """Source -> [C + 1, D] root-mean-square distance of a score from its prompt's mean.
 
     1 where no prompt has two known scores, and where all of a prompt's are the same: a divisor near 0
@@ -237,7 +248,9 @@ def spreads(groups: Iterable[Group]) -> dict[str, Tensor]:
     return {s: torch.where(spread > 1e-6, spread, 1.0) for s, spread in deviations.items()}
 
 
-def scaled(groups: Iterable[Group], spreads: Mapping[str, Tensor]) -> list[Group]:
+def divide_by_spread(
+    groups: Iterable[PromptGroup], spreads: Mapping[str, Tensor]
+) -> list[PromptGroup]:
     """Scores divided by their source's spread, so that sources are on one scale."""
     groups_in_spreads = []
     for group in groups:
@@ -247,7 +260,9 @@ def scaled(groups: Iterable[Group], spreads: Mapping[str, Tensor]) -> list[Group
                 "its prompts is in the training part: give it more records, or leave it out"
             )
         spread = spreads[group.source]
-        groups_in_spreads.append(replace(group, scores=group.scores / spread, spread=spread[0]))
+        groups_in_spreads.append(
+            replace(group, scores=group.scores / spread, prefix_spread=spread[0])
+        )
     return groups_in_spreads
 
 
@@ -256,13 +271,13 @@ class DataReport:
     """What a run was trained on; plain JSON through dataclasses.asdict."""
 
     read: dict[str, SourceReport]
-    lengths: dict[str, Lengths]
+    grouping: dict[str, GroupingCounts]
     prompts: dict[str, int]
     """Part (train, validation, held out) -> different prompts in it."""
 
     def as_dict(self) -> dict[str, Any]:
         """The counts as the model card has them."""
-        head, *rows = self.rows()
+        head, *rows = self.table_rows()
         sources = [
             {"name": name} | {k: int(v) for k, v in zip(head[1:], counts, strict=True)}
             for name, *counts in rows
@@ -270,35 +285,35 @@ class DataReport:
         return {"prompts": self.prompts, "sources": sources}
 
     @classmethod
-    def of(
+    def from_parts(
         cls,
         reads: Iterable[SourceReport],
-        lengths: LengthReport,
-        parts: tuple[Sequence[Group], Sequence[Group], Sequence[Group]],
+        lengths: GroupingReport,
+        parts: tuple[Sequence[PromptGroup], Sequence[PromptGroup], Sequence[PromptGroup]],
     ) -> DataReport:
         """parts: what `split` returned."""
         prompts = {
-            name: len({group.key for group in part})
-            for name, part in zip(PARTS, parts, strict=True)
+            name: len({group.prompt_key for group in part})
+            for name, part in zip(PART_NAMES, parts, strict=True)
         }
         return cls({report.source: report for report in reads}, lengths.sources, prompts)
 
-    def rows(self) -> list[tuple[str, ...]]:
+    def table_rows(self) -> list[tuple[str, ...]]:
         """A table, its head first: a row a source, and one column a dimension with its pairs."""
-        names = list(dict.fromkeys(n for lengths in self.lengths.values() for n in lengths.pairs))
+        names = list(dict.fromkeys(n for lengths in self.grouping.values() for n in lengths.pairs))
         head = ("source", "read", "malformed", "duplicate", "single", "long", "refused", "cut")
         table = [(*head, "uninformative", "groups", *names)]
-        for source in dict.fromkeys([*self.read, *self.lengths]):
+        for source in dict.fromkeys([*self.read, *self.grouping]):
             read = self.read.get(source, SourceReport(source))
-            lengths = self.lengths.get(source, Lengths())
-            numbers = [read.read, read.skipped, read.duplicates, read.single]
-            numbers += [lengths.long, lengths.refused, lengths.cut]
-            numbers += [lengths.uninformative, lengths.kept]
+            lengths = self.grouping.get(source, GroupingCounts())
+            numbers = [read.read, read.malformed, read.duplicate_records, read.too_few_responses]
+            numbers += [lengths.long_prompts, lengths.refused_prompts, lengths.cut_responses]
+            numbers += [lengths.uninformative, lengths.groups]
             numbers += [lengths.pairs.get(name, 0) for name in names]
             table.append((source, *map(str, numbers)))
         return table
 
-    def malformed(self) -> Iterator[str]:
+    def malformed_lines(self) -> Iterator[str]:
         """`file:line: reason` of the first malformed records of each source."""
         for report in self.read.values():
-            yield from (f"{s.file}:{s.line}: {s.reason}" for s in report.first_skipped)
+            yield from (f"{s.file}:{s.line}: {s.reason}" for s in report.first_malformed)

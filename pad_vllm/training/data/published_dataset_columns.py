@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from pad_vllm.training.data.preference_record import Message, Record, Response
-from pad_vllm.wording import listed, show
+from pad_vllm.training.data.preference_record import Message, PreferenceRecord, Response
+from pad_vllm.wording import listed, short_repr
 
 
 @dataclass(frozen=True)
-class Draft:
+class ParsedRow:
     """One row's content, before rows of one prompt are joined and duplicates dropped."""
 
     prompt: tuple[Message, ...]
@@ -27,30 +27,30 @@ class Draft:
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceFormat:
     """Where a data set is published, and how one of its rows is read."""
 
-    parse: Callable[[dict[str, Any], tuple[str, ...]], Draft]
+    parse_row: Callable[[dict[str, Any], tuple[str, ...]], ParsedRow]
     """A row and the dimensions' names -> its draft; ValueError for a malformed row."""
 
     dimensions: tuple[str, ...]
-    hub: str | None = None
+    hub_name: str | None = None
     """None: a spec needs a path."""
 
-    data_dirs: Mapping[str, str] = field(default_factory=dict)
+    subfolder_of: Mapping[str, str] = field(default_factory=dict)
     """First dimension -> the folder of the hub's repository that holds its rows."""
 
     split: str = "train"
-    most_names: int = 0
+    max_dimension_names: int = 0
     """How many dimensions a spec may name; 0 where the data names them."""
 
-    join: Literal["no", "next", "all"] = "no"
+    join_rows: Literal["no", "next", "all"] = "no"
     """Which rows with the same prompt are one record: none, those next to each other, or all."""
 
 
 def _text(row: dict[str, Any], column: str) -> str:
     if not isinstance(row[column], str) or not row[column].strip():
-        raise ValueError(f"{column} is {show(row[column])}; text is needed")
+        raise ValueError(f"{column} is {short_repr(row[column])}; text is needed")
     return str(row[column])
 
 
@@ -60,12 +60,14 @@ def _turns(text: str, marker: str) -> tuple[Message, ...]:
     roles = ["assistant" if role == "Assistant" else "user" for role in parts[::2]]
     wanted = [("user", "assistant")[place % 2] for place in range(len(roles))]
     if before.strip() or not roles or roles != wanted:
-        raise ValueError(f"the turns must alternate and begin with the user's, not be {show(text)}")
+        raise ValueError(
+            f"the turns must alternate and begin with the user's, not be {short_repr(text)}"
+        )
     turns = zip(wanted, parts[1::2], strict=True)
     return tuple(Message(role=role, content=content.strip()) for role, content in turns)  # type: ignore[arg-type]
 
 
-def _pair(chosen: str, rejected: str, dimension: str) -> list[Response]:
+def _pair_responses(chosen: str, rejected: str, dimension: str) -> list[Response]:
     return [
         Response(text=chosen, scores={dimension: 1.0}),
         Response(text=rejected, scores={dimension: 0.0}),
@@ -78,15 +80,15 @@ def _without_null(value: Any) -> Any:
     return [_without_null(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _helpsteer2(row: dict[str, Any], dimensions: tuple[str, ...]) -> Draft:
+def _helpsteer2(row: dict[str, Any], dimensions: tuple[str, ...]) -> ParsedRow:
     """nvidia/HelpSteer2: a response a row, scored 0 to 4; later turns of a prompt follow markers."""
     text = "<extra_id_1>User\n" + _text(row, "prompt")
     scores = {name: row[name] for name in dimensions}
     prompt = _turns(text, r"\s*<extra_id_1>(User|Assistant)\n")
-    return Draft(prompt, [Response(text=_text(row, "response"), scores=scores)])
+    return ParsedRow(prompt, [Response(text=_text(row, "response"), scores=scores)])
 
 
-def _ric(row: dict[str, Any], dimensions: tuple[str, ...]) -> Draft:
+def _ric(row: dict[str, Any], dimensions: tuple[str, ...]) -> ParsedRow:
     r"""Rewards-in-Context (arXiv 2402.10207): a response a row, scored by reward models.
 
     RiC publishes the script, not its output. Read are the columns that ric/prepare_dataset_with_rewards.py
@@ -94,7 +96,11 @@ def _ric(row: dict[str, Any], dimensions: tuple[str, ...]) -> Draft:
     order of its --reward_names, which the spec names; or columns that carry the dimensions' own names.
     """
     text = _text(row, "prompt")
-    prompt = _turns(text, _HH) if re.match(_HH, text) else _turns(f"\n\nHuman: {text}", _HH)
+    prompt = (
+        _turns(text, _HH_MARKER)
+        if re.match(_HH_MARKER, text)
+        else _turns(f"\n\nHuman: {text}", _HH_MARKER)
+    )
     if prompt[-1] == Message(role="assistant", content=""):  # the cue for the response
         prompt = prompt[:-1]
     values = {
@@ -104,15 +110,15 @@ def _ric(row: dict[str, Any], dimensions: tuple[str, ...]) -> Draft:
     scores = {name: value for name, value in values.items() if value is not None}
     if not scores:
         raise ValueError(f"no score; columns {listed(dimensions)} or score1, ... are accepted")
-    return Draft(prompt, [Response(text=_text(row, "response"), scores=scores)])
+    return ParsedRow(prompt, [Response(text=_text(row, "response"), scores=scores)])
 
 
-def _saferlhf(row: dict[str, Any], dimensions: tuple[str, ...]) -> Draft:
+def _saferlhf(row: dict[str, Any], dimensions: tuple[str, ...]) -> ParsedRow:
     """PKU-Alignment/PKU-SafeRLHF: two responses a row, and which is better, which is safer."""
     winners = {name: row[f"{name}_response_id"] for name in dimensions}
     for name, winner in winners.items():
         if winner not in (0, 1):
-            raise ValueError(f"{name}_response_id is {show(winner)}; 0 and 1 are accepted")
+            raise ValueError(f"{name}_response_id is {short_repr(winner)}; 0 and 1 are accepted")
     responses = [
         Response(
             text=_text(row, f"response_{place}"),
@@ -120,18 +126,20 @@ def _saferlhf(row: dict[str, Any], dimensions: tuple[str, ...]) -> Draft:
         )
         for place in (0, 1)
     ]
-    return Draft((Message(role="user", content=_text(row, "prompt")),), responses)
+    return ParsedRow((Message(role="user", content=_text(row, "prompt")),), responses)
 
 
-_HH = r"\n\n(Human|Assistant):"
+_HH_MARKER = r"\n\n(Human|Assistant):"
 
 
-def _hh_rlhf(row: dict[str, Any], dimensions: tuple[str, ...]) -> Draft:
+def _hh_rlhf(row: dict[str, Any], dimensions: tuple[str, ...]) -> ParsedRow:
     """Anthropic/hh-rlhf: two conversations a row that part at the last Assistant turn."""
-    chosen, rejected = (_turns(_text(row, name), _HH) for name in ("chosen", "rejected"))
+    chosen, rejected = (_turns(_text(row, name), _HH_MARKER) for name in ("chosen", "rejected"))
     if chosen[:-1] != rejected[:-1] or {chosen[-1].role, rejected[-1].role} != {"assistant"}:
         raise ValueError("chosen and rejected must be the same up to their last Assistant turn")
-    return Draft(chosen[:-1], _pair(chosen[-1].content, rejected[-1].content, dimensions[0]))
+    return ParsedRow(
+        chosen[:-1], _pair_responses(chosen[-1].content, rejected[-1].content, dimensions[0])
+    )
 
 
 class _Pair(BaseModel):
@@ -143,33 +151,35 @@ class _Pair(BaseModel):
     dimension: str | None = None
 
 
-def _own(row: dict[str, Any], dimensions: tuple[str, ...]) -> Draft:
+def _user_file(row: dict[str, Any], dimensions: tuple[str, ...]) -> ParsedRow:
     """A Record, or {"prompt", "chosen", "rejected", "dimension"}. null is the same as left out."""
     known = _without_null(row)
     if "responses" not in known:
         pair = _Pair.model_validate(known)
-        responses = _pair(pair.chosen, pair.rejected, pair.dimension or dimensions[0])
+        responses = _pair_responses(pair.chosen, pair.rejected, pair.dimension or dimensions[0])
         known = {"prompt": pair.prompt, "responses": responses}
-    record = Record.model_validate(known)
-    return Draft(tuple(record.prompt), record.responses, record.scorers)
+    record = PreferenceRecord.model_validate(known)
+    return ParsedRow(tuple(record.prompt), record.responses, record.scorers)
 
 
 SOURCES = {
-    "helpsteer2": Source(
+    "helpsteer2": SourceFormat(
         _helpsteer2,
         ("helpfulness", "correctness", "coherence", "complexity", "verbosity"),
         "nvidia/HelpSteer2",
-        join="next",
+        join_rows="next",
     ),
     # RiC saves all chosen responses first, then all rejected ones.
-    "ric": Source(_ric, ("harmless", "helpful", "humor"), most_names=8, join="all"),
-    "saferlhf": Source(_saferlhf, ("better", "safer"), "PKU-Alignment/PKU-SafeRLHF"),
-    "hh-rlhf": Source(
+    "ric": SourceFormat(
+        _ric, ("harmless", "helpful", "humor"), max_dimension_names=8, join_rows="all"
+    ),
+    "saferlhf": SourceFormat(_saferlhf, ("better", "safer"), "PKU-Alignment/PKU-SafeRLHF"),
+    "hh-rlhf": SourceFormat(
         _hh_rlhf,
         ("harmless",),
         "Anthropic/hh-rlhf",
-        data_dirs={"harmless": "harmless-base", "helpful": "helpful-base"},
-        most_names=1,
+        subfolder_of={"harmless": "harmless-base", "helpful": "helpful-base"},
+        max_dimension_names=1,
     ),
-    "jsonl": Source(_own, ("preferred",), most_names=1),
+    "jsonl": SourceFormat(_user_file, ("preferred",), max_dimension_names=1),
 }

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pad_vllm.wording import show
+from pad_vllm.wording import short_repr
 
 ADJECTIVES = {
     "creativity": "creative",
@@ -24,7 +24,7 @@ ADJECTIVES = {
 """Adjectives of dimensions; another dimension's is its name, with spaces for underscores."""
 
 
-def draw(count: int, dimensions: int, generator: torch.Generator) -> Tensor:
+def draw_preferences(count: int, dimensions: int, generator: torch.Generator) -> Tensor:
     """Half single dimensions, a quarter Dirichlet mixes, a quarter signed mixes: w [count, D].
 
     One in three of the single ones is negative. Rows have a largest |w| of 1.
@@ -41,7 +41,7 @@ def draw(count: int, dimensions: int, generator: torch.Generator) -> Tensor:
     return w / w.abs().amax(-1, keepdim=True)
 
 
-def draw_for(known: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def draw_for_known(known: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """`draw` over the dimensions a prompt has scores for, 0 on the others: known [D] -> [count, D]."""
     places = known.nonzero().flatten()
     if not len(places):
@@ -49,7 +49,7 @@ def draw_for(known: Tensor, count: int, generator: torch.Generator) -> Tensor:
             f"none of the {len(known)} dimensions is known for this prompt; accepted: at least "
             "one. Leave the prompt out, or score its responses."
         )
-    drawn = draw(count, len(places), generator)
+    drawn = draw_preferences(count, len(places), generator)
     return torch.zeros(count, len(known)).index_copy_(1, places, drawn)
 
 
@@ -97,7 +97,7 @@ WORDINGS = (
 """Paraphrases: `describe` says the same weights in each of them."""
 
 
-def describe(w: Mapping[str, float], *, wording: int = 0) -> str:
+def describe_weights(w: Mapping[str, float], *, wording: int = 0) -> str:
     """Weights by dimension in words: "harmless and very helpful but not humorous".
 
     Weights under a tenth of the largest are left out; degrees are stated only where they differ.
@@ -110,7 +110,7 @@ def describe(w: Mapping[str, float], *, wording: int = 0) -> str:
     top = max(map(abs, w.values()), default=0.0)
     if not 0 < top < math.inf or any(map(math.isnan, w.values())):
         raise ValueError(
-            f"weights {show(dict(w))} say nothing; accepted: finite numbers, one of them not 0. "
+            f"weights {short_repr(dict(w))} say nothing; accepted: finite numbers, one of them not 0. "
             "Leave the text out where there is no preference."
         )
     say = WORDINGS[wording]
@@ -140,11 +140,11 @@ def _and(parts: list[str]) -> str:
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
-def distance(w: Tensor, trained: Tensor) -> float:
+def angle_to_nearest(w: Tensor, trained: Tensor) -> float:
     """Degrees, 0 to 180, from preference w [D] to the nearest direction of trained [M, D]."""
     if not len(trained) or not w.any() or not trained.any(-1).all():
         raise ValueError(
-            f"no angle from {show(w.tolist())} to {len(trained)} trained preferences; accepted: "
+            f"no angle from {short_repr(w.tolist())} to {len(trained)} trained preferences; accepted: "
             "vectors that are not all 0, at least one of them trained. Leave the others out."
         )
     direction = torch.nn.functional.normalize(w.double(), dim=-1)

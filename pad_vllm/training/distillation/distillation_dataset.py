@@ -10,41 +10,50 @@ import random
 from collections.abc import Sequence
 from functools import partial
 
-from pad_vllm.training.distillation.distillation_examples import Lesson, Parts
-from pad_vllm.training.distillation.prompted_teacher import LessonStore
-from pad_vllm.training.distillation.reward_regression import LessonExample, shares, weights
-from pad_vllm.training.objective.candidate_rewards import trained_rewards
+from pad_vllm.training.distillation.distillation_examples import (
+    DistillationExample,
+    DistillationSplit,
+)
+from pad_vllm.training.distillation.prompted_teacher import DistillationStore
+from pad_vllm.training.distillation.reward_regression import (
+    RegressionExample,
+    explained_shares,
+    token_weights,
+)
+from pad_vllm.training.objective.candidate_rewards import persrm_rewards
 from pad_vllm.training.objective.fork_cache import CachedResponse
 from pad_vllm.training.settings import Settings
 
 
-class Course:
+class DistillationDataset:
     """trainer.Data over lessons whose rewards are in the store."""
 
-    def __init__(self, store: LessonStore, parts: Parts, settings: Settings, firsts: int) -> None:
+    def __init__(
+        self, store: DistillationStore, parts: DistillationSplit, settings: Settings, firsts: int
+    ) -> None:
         self.store, self.parts = store, parts
         self.seed = settings.recipe.seed
         self.firsts = min(firsts, len(parts.firsts))
-        self.looked_at = parts.validation[: settings.recipe.validation_prompts]
+        self.validation = parts.validation[: settings.recipe.validation_prompts]
         self.lengths = [
             len(one.prompt_ids) + max(map(len, one.response_ids)) for one in parts.train
         ]
 
-    def typical(self) -> float:
+    def mean_weight_per_prompt(self) -> float:
         """The weights of a prompt's answers, summed, on average."""
         answers = [ids for lesson in self.parts.train for ids in lesson.response_ids]
-        return float(sum(weights(len(ids)).sum() for ids in answers)) / len(self.parts.train)
+        return float(sum(token_weights(len(ids)).sum() for ids in answers)) / len(self.parts.train)
 
-    def example(self, index: int, stage: int, step: int) -> LessonExample:
+    def example(self, index: int, stage: int, step: int) -> RegressionExample:
         drawn = random.Random(f"{self.seed} {stage} {step} {index}")
         firsts = drawn.sample(self.parts.firsts, self.firsts)
         beside = [response for lesson in firsts for response in self._read(lesson)]
-        return LessonExample(self._read(self.parts.train[index]), beside)
+        return RegressionExample(self._read(self.parts.train[index]), beside)
 
     def accuracy(self) -> dict[str, float]:
         model = self.store.model
-        found = shares(partial(trained_rewards, model), map(self._read, self.looked_at))
+        found = explained_shares(partial(persrm_rewards, model), map(self._read, self.validation))
         return {n: round(s, 4) for n, s in zip(model.dimensions, found.tolist(), strict=True)}
 
-    def _read(self, lesson: Lesson) -> Sequence[CachedResponse]:
-        return self.store.responses(lesson, scored=True)
+    def _read(self, lesson: DistillationExample) -> Sequence[CachedResponse]:
+        return self.store.responses(lesson, with_targets=True)

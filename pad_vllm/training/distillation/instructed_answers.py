@@ -13,16 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from pad_vllm.serving.launch import offline_engine
-from pad_vllm.text.preference_text import with_wish
-from pad_vllm.training.data.preference_record import fold
-from pad_vllm.training.sampling.sample_responses import Drawn, draw, undrawn
+from pad_vllm.text.preference_text import with_instruction
+from pad_vllm.training.data.preference_record import unit_hash
+from pad_vllm.training.sampling.sample_responses import (
+    SamplingCounts,
+    remaining_prompts,
+    sample_responses,
+)
 from pad_vllm.training.sampling.vllm_sampler import (
-    Build,
-    Engine,
+    ChatEngine,
+    ChatResult,
+    EngineBuilder,
     Messages,
-    Result,
-    Sampling,
-    vllm_engine,
+    SamplingOptions,
+    build_vllm_engine,
 )
 
 _ROOM = 64
@@ -30,47 +34,51 @@ _ROOM = 64
 
 
 @dataclass(frozen=True)
-class Told:
+class InstructedBuild:
     """A Build: `inner`'s engine, which answers each conversation twice, plain and told a sentence."""
 
     sentences: tuple[str, ...]
-    inner: Build = vllm_engine
+    inner: EngineBuilder = build_vllm_engine
 
-    def __call__(self, base: str, sampling: Sampling) -> tuple[Engine, Any]:
+    def __call__(self, base: str, sampling: SamplingOptions) -> tuple[ChatEngine, Any]:
         longest = max(len(one.encode()) for one in self.sentences)  # no token is less than a byte
         room = sampling.max_model_len + longest + _ROOM
         engine, params = self.inner(base, replace(sampling, n=1, max_model_len=room))
-        return _TwiceEngine(engine, self.sentences), params
+        return _InstructedEngine(engine, self.sentences), params
 
 
-class _TwiceEngine:
+class _InstructedEngine:
     """The Engine of Told."""
 
-    def __init__(self, engine: Engine, sentences: Sequence[str]) -> None:
+    def __init__(self, engine: ChatEngine, sentences: Sequence[str]) -> None:
         self.engine, self.sentences = engine, sentences
 
     def get_tokenizer(self) -> Any:
         return self.engine.get_tokenizer()
 
-    def chat(self, messages: list[Messages], sampling_params: Any, **named: Any) -> list[Result]:
-        told = [with_wish(one, self._sentence(one)) for one in messages]
+    def chat(
+        self, messages: list[Messages], sampling_params: Any, **named: Any
+    ) -> list[ChatResult]:
+        told = [with_instruction(one, self._sentence(one)) for one in messages]
         drawn = self.engine.chat([*messages, *told], sampling_params, **named)
         halves = drawn[: len(messages)], drawn[len(messages) :]
         return [
-            Result([*plain.outputs[:1], *other.outputs[:1]])
+            ChatResult([*plain.outputs[:1], *other.outputs[:1]])
             for plain, other in zip(*halves, strict=True)
         ]
 
     def _sentence(self, messages: Messages) -> str:
         """By the conversation alone, so that a run that goes on asks for the same."""
-        place = fold(json.dumps(messages, ensure_ascii=False))
+        place = unit_hash(json.dumps(messages, ensure_ascii=False))
         return self.sentences[int(place * len(self.sentences))]
 
 
-def draw_apart(
-    base: str, prompts: Sequence[str], out: Path, sampling: Sampling, build: Build
-) -> Drawn:
+def draw_in_subprocess(
+    base: str, prompts: Sequence[str], out: Path, sampling: SamplingOptions, build: EngineBuilder
+) -> SamplingCounts:
     """`draw` in a process of its own, so that the engine's memory is free before training starts."""
-    if not undrawn(prompts, out):
-        return Drawn(known=len(prompts))
-    return offline_engine.apart(draw, base, prompts, out, sampling, build=build)
+    if not remaining_prompts(prompts, out):
+        return SamplingCounts(already_done=len(prompts))
+    return offline_engine.run_in_subprocess(
+        sample_responses, base, prompts, out, sampling, build=build
+    )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pad_vllm.training.loop.training_checkpoint import save_tensors
 
-RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
+RIDGE_PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Penalties to choose from, in mean squares of a coordinate of h_B: few answers, or a wish that the base
 hardly hears, want a stronger one. Under a weaker one than the first no step of training improves the heads:
 the first undo what they learned of rare directions.
@@ -25,7 +25,7 @@ the first undo what they learned of rare directions.
 
 
 @dataclass
-class Moments:
+class RidgeStatistics:
     """H hidden size, D dimensions."""
 
     lessons: Tensor  # [] how many lessons are in the sums
@@ -36,7 +36,7 @@ class Moments:
     power: Tensor  # [D] sum of the teacher's variances over the candidates
 
     @classmethod
-    def none(cls, count: int, hidden: int) -> Moments:
+    def zeros(cls, count: int, hidden: int) -> RidgeStatistics:
         return cls(
             torch.zeros((), dtype=torch.long),
             torch.zeros((), dtype=torch.long),
@@ -54,8 +54,8 @@ class Moments:
         self.d += d.sum(1)
         self.power += power.sum(0)
 
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(
+    def __add__(self, other: RidgeStatistics) -> RidgeStatistics:
+        return RidgeStatistics(
             *(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True))
         )
 
@@ -63,25 +63,25 @@ class Moments:
         save_tensors(path, vars(self))
 
     @classmethod
-    def load(cls, path: Path) -> Moments | None:
+    def load(cls, path: Path) -> RidgeStatistics | None:
         """None where none were saved."""
         return cls(**load_file(path)) if path.is_file() else None
 
-    def variance(self) -> Tensor:
+    def teacher_variance(self) -> Tensor:
         """[D] the teacher's, in squared logits: what a reward of nothing leaves unexplained."""
         return self.power / self.tokens.clamp_min(1)
 
-    def constant(self) -> Tensor:
+    def mean_direction(self) -> Tensor:
         """[D, H] the mean d*: a bias over the vocabulary, which no state changes."""
         return self.d / self.tokens.clamp_min(1)
 
-    def map(self, ridge: float) -> Tensor:
+    def ridge_maps(self, ridge: float) -> Tensor:
         """[D, H, H] M of the ridge regression d* = M h, in float64. ridge: of RIDGES."""
         return torch.cholesky_solve(
             self.dh.double().transpose(-1, -2), self._root(ridge)
         ).transpose(-1, -2)
 
-    def heads(self, rank: int, ridges: Sequence[float]) -> tuple[Tensor, Tensor]:
+    def low_rank_heads(self, rank: int, ridges: Sequence[float]) -> tuple[Tensor, Tensor]:
         """A [D, r, H], B [D, H, r]: the maps of at most that rank whose errors over the tokens are least, a
         penalty a dimension.
         """

@@ -25,7 +25,7 @@ from pad_vllm.training.settings import Recipe
 HistoryRow = dict[str, Any]
 
 
-class Data(Protocol):
+class StageData(Protocol):
     """The training prompts of a stage."""
 
     @property
@@ -42,19 +42,19 @@ class Data(Protocol):
 
 
 @dataclass
-class Stage:
+class TrainingStage:
     """What is trained in a stage, at what rate, for how long."""
 
     number: int
     epochs: int
-    groups: list[dict[str, Any]]
+    parameter_groups: list[dict[str, Any]]
     """AdamW's parameter groups: params, lr."""
 
-    trained: dict[str, Tensor] = field(default_factory=dict)
+    checkpointed: dict[str, Tensor] = field(default_factory=dict)
     """Name -> parameter of all that a checkpoint holds: both stages', so that any can be resumed."""
 
 
-def batches(
+def epoch_batches(
     lengths: Sequence[int], size: int, seed: int, stage: int, epoch: int
 ) -> list[list[int]]:
     """The epoch's batches of about equal lengths, in random order: a function of its arguments."""
@@ -66,7 +66,7 @@ def batches(
     return chunks
 
 
-class StageRun:
+class StageTrainer:
     """One stage: `run` trains it, or goes on where it stopped.
 
     objective: (examples of a micro-batch, prompts of the whole batch) -> the loss, a sum over the examples
@@ -78,25 +78,25 @@ class StageRun:
     def __init__(
         self,
         objective: nn.Module,
-        data: Data,
+        data: StageData,
         recipe: Recipe,
-        stage: Stage,
+        stage: TrainingStage,
         accelerator: Any,
-        work: Path,
-        report: Callable[[HistoryRow, int], None],
+        run_folder: Path,
+        on_history_row: Callable[[HistoryRow, int], None],
     ) -> None:
         self.data, self.recipe, self.stage = data, recipe, stage
-        self.accelerator, self.report = accelerator, report
-        self.folder = work / f"stage{stage.number}"
+        self.accelerator, self.report = accelerator, on_history_row
+        self.folder = run_folder / f"stage{stage.number}"
         self.per_epoch = -(-len(data.lengths) // recipe.groups)
         self.steps = stage.epochs * self.per_epoch
-        optimiser = torch.optim.AdamW(stage.groups, weight_decay=recipe.weight_decay)
+        optimiser = torch.optim.AdamW(stage.parameter_groups, weight_decay=recipe.weight_decay)
         self.rates = [group["lr"] for group in optimiser.param_groups]
         self.module, self.optimiser = accelerator.prepare(objective, optimiser)
         self.history: list[HistoryRow] = []
         self.step, self.best, self.waited, self.done = 0, -math.inf, 0, False
 
-    def run(self) -> list[HistoryRow]:
+    def train(self) -> list[HistoryRow]:
         """The history; the model then holds the weights that were best on the validation prompts, those
         it began with among them. A stage that is done is loaded, one without epochs left as it is.
         """
@@ -120,14 +120,14 @@ class StageRun:
         recipe, first = self.recipe, self.step // self.per_epoch
         for epoch in range(first, self.stage.epochs if not self.done else 0):
             lengths, number = self.data.lengths, self.stage.number
-            order = batches(lengths, recipe.groups, recipe.seed, number, epoch)
+            order = epoch_batches(lengths, recipe.groups, recipe.seed, number, epoch)
             yield from order[self.step - epoch * self.per_epoch :]
 
     def _step(self, batch: list[int]) -> None:
         for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
-            group["lr"] = rate * schedule(self.step, self.steps, self.recipe.warmup)
+            group["lr"] = rate * learning_rate_share(self.step, self.steps, self.recipe.warmup)
         value = sum(self._backward(*micro, len(batch)) for micro in self._micros(batch))
-        for group in self.stage.groups:
+        for group in self.stage.parameter_groups:
             nn.utils.clip_grad_norm_(group["params"], self.recipe.clip)
         self.optimiser.step()
         self.optimiser.zero_grad()
@@ -166,7 +166,7 @@ class StageRun:
         if self.accelerator.is_main_process:
             if better:
                 training_checkpoint.save_tensors(
-                    self.folder / "best.safetensors", self.stage.trained
+                    self.folder / "best.safetensors", self.stage.checkpointed
                 )
             state = {
                 "step": self.step,
@@ -176,11 +176,13 @@ class StageRun:
                 "history": self.history,
             }
             optimiser = self.optimiser.state_dict()
-            training_checkpoint.save(self.folder, self.step, self.stage.trained, optimiser, state)
+            training_checkpoint.save_checkpoint(
+                self.folder, self.step, self.stage.checkpointed, optimiser, state
+            )
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:
-        newest = training_checkpoint.latest(self.folder)
+        newest = training_checkpoint.load_newest_checkpoint(self.folder)
         if newest is None:
             return
         tensors, optimiser, state = newest
@@ -191,7 +193,7 @@ class StageRun:
 
     @torch.no_grad()
     def _load(self, tensors: dict[str, Tensor]) -> None:
-        for name, parameter in self.stage.trained.items():
+        for name, parameter in self.stage.checkpointed.items():
             parameter.copy_(tensors[name])
 
     def _note(self, row: HistoryRow) -> None:
@@ -200,7 +202,7 @@ class StageRun:
             self.report(row, self.steps)
 
 
-def schedule(step: int, steps: int, warmup: float) -> float:
+def learning_rate_share(step: int, steps: int, warmup: float) -> float:
     """Share of the full learning rate at a step: linear warm-up, then linear decay to zero."""
     first = max(int(warmup * steps), 1)
     if step < first:

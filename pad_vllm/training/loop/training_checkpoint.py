@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-KEPT = 2
+MAX_CHECKPOINTS = 2
 _TENSORS, _OPTIMISER, _STATE = "trained.safetensors", "optimiser.pt", "state.json"
 
 
-def save(
-    folder: Path, number: int, tensors: dict[str, Tensor], optimiser: Any, state: dict[str, Any]
+def save_checkpoint(
+    folder: Path, step: int, tensors: dict[str, Tensor], optimiser: Any, state: dict[str, Any]
 ) -> None:
     """Write `folder/step-<number>` and drop all but the newest."""
     draft = folder / f".draft-{os.getpid()}"
@@ -31,14 +31,14 @@ def save(
     save_tensors(draft / _TENSORS, tensors)
     torch.save(optimiser, draft / _OPTIMISER)
     (draft / _STATE).write_text(json.dumps(state))
-    target = folder / f"step-{number:08d}"
+    target = folder / f"step-{step:08d}"
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
-    for old in _all(folder)[:-KEPT]:
+    for old in _all(folder)[:-MAX_CHECKPOINTS]:
         shutil.rmtree(old)
 
 
-def latest(folder: Path) -> tuple[dict[str, Tensor], Any, dict[str, Any]] | None:
+def load_newest_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Any, dict[str, Any]] | None:
     """(tensors, optimiser, state) of the newest checkpoint; None where there is none."""
     checkpoints = _all(folder)
     if not checkpoints:

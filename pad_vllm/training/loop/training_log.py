@@ -17,16 +17,16 @@ _EVERY = 20
 """Steps between two lines where there is no terminal."""
 
 
-class Log:
+class TrainingLog:
     """folder: the run's; None prints and writes nothing. measured: what "accuracy" is the share of."""
 
     def __init__(
         self,
         folder: Path | None,
         console: Console | None = None,
-        measured: str = "validation pairs",
+        accuracy_label: str = "validation pairs",
     ) -> None:
-        self.measured = measured
+        self.accuracy_label = accuracy_label
         self.folder, self.console = folder, console or Console()
         self.writers: dict[int, Any] = {}
         self.recent: list[float] = []
@@ -35,7 +35,7 @@ class Log:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
-    def say(self, text: str) -> None:
+    def write_line(self, text: str) -> None:
         """One line, on the console and in OUT.run/log.txt."""
         if self.folder is None:
             return
@@ -48,7 +48,7 @@ class Log:
         if self.folder is None:
             return
         if not self.console.is_terminal:
-            self.say(f"{what}: {done} of {total}")
+            self.write_line(f"{what}: {done} of {total}")
             return
         if self.bar is None:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -58,7 +58,7 @@ class Log:
             self.tasks[what] = self.bar.add_task(what, total=total)
         self.bar.update(self.tasks[what], completed=done, total=total)
 
-    def row(self, row: dict[str, Any], steps: int) -> None:
+    def write_history_row(self, row: dict[str, Any], steps: int) -> None:
         """A step of training."""
         if self.folder is None:
             return
@@ -73,10 +73,10 @@ class Log:
             self.progress(f"stage {stage}", step, steps)
         elif step and step % _EVERY == 0:
             mean = sum(self.recent) / len(self.recent)
-            self.say(f"stage {stage} step {step} of {steps}: loss {mean:.4f}")
+            self.write_line(f"stage {stage} step {step} of {steps}: loss {mean:.4f}")
         if "accuracy" in row:
             shares = ", ".join(f"{name} {value:.1%}" for name, value in row["accuracy"].items())
-            self.say(f"stage {stage} step {step}: {self.measured} {shares}")
+            self.write_line(f"stage {stage} step {step}: {self.accuracy_label} {shares}")
 
     def close(self) -> None:
         if self.bar is not None:

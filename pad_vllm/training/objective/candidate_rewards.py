@@ -16,22 +16,22 @@ from pad_vllm.persrm import PersRM
 from pad_vllm.training.objective.fork_cache import CachedResponse
 from pad_vllm.training.objective.loss_module import trunk_hidden
 
-Rewards = Callable[[Sequence[CachedResponse]], Tensor]
+RewardFunction = Callable[[Sequence[CachedResponse]], Tensor]
 """Responses -> phi [n, K, D] of all their tokens."""
 
 
-def centred(rewards: Tensor, z_B: Tensor) -> Tensor:
+def subtract_base_mean(rewards: Tensor, z_B: Tensor) -> Tensor:
     """rewards [n, K, D] less their mean under the base, z_B [n, K]: what all share steers nothing."""
     p = z_B.float().softmax(-1)
     return rewards - torch.einsum("nk,nkd->nd", p, rewards).unsqueeze(1)
 
 
-def power(rewards: Tensor, z_B: Tensor) -> Tensor:
+def base_mean_square(rewards: Tensor, z_B: Tensor) -> Tensor:
     """Mean squares under the base: rewards [n, K, D], z_B [n, K] -> [n, D]."""
     return torch.einsum("nk,nkd->nd", z_B.float().softmax(-1), rewards**2)
 
 
-def trained_rewards(model: PersRM, responses: Sequence[CachedResponse]) -> Tensor:
+def persrm_rewards(model: PersRM, responses: Sequence[CachedResponse]) -> Tensor:
     """phi [n, K, D] of all tokens of the responses, one after the other."""
     hidden = torch.cat(trunk_hidden(model, responses))
     return model.features(torch.cat([r.h_B for r in responses]), hidden, _ids(responses))
@@ -43,34 +43,38 @@ def head_rewards(model: PersRM, responses: Sequence[CachedResponse]) -> Tensor:
     return model.features(h, h, _ids(responses))
 
 
-def map_rewards(model: PersRM, M: Tensor, responses: Sequence[CachedResponse]) -> Tensor:
+def linear_map_rewards(model: PersRM, maps: Tensor, responses: Sequence[CachedResponse]) -> Tensor:
     """The same of linear maps of h_B, [D, H, H]."""
-    directions = torch.einsum("doh,nh->ndo", M, torch.cat([r.h_B for r in responses]).float())
+    directions = torch.einsum("doh,nh->ndo", maps, torch.cat([r.h_B for r in responses]).float())
     return torch.einsum("nkh,ndh->nkd", model.embeddings(_ids(responses)), directions)
 
 
-def constant_rewards(model: PersRM, d: Tensor, responses: Sequence[CachedResponse]) -> Tensor:
+def constant_rewards(
+    model: PersRM, directions: Tensor, responses: Sequence[CachedResponse]
+) -> Tensor:
     """The same of one direction [D, H] for all states."""
-    return torch.einsum("nkh,dh->nkd", model.embeddings(_ids(responses)), d)
+    return torch.einsum("nkh,dh->nkd", model.embeddings(_ids(responses)), directions)
 
 
 @torch.no_grad()
-def spreads(rewards: Rewards, prompts: Iterable[Sequence[CachedResponse]]) -> Tensor:
+def reward_spreads(rewards: RewardFunction, prompts: Iterable[Sequence[CachedResponse]]) -> Tensor:
     """[D] standard deviations of rewards over the base's candidates under the base, in logits."""
     count, whole = 0, torch.zeros(())
     for responses in prompts:
         z_B = torch.cat([r.z_B for r in responses])
-        whole = whole + power(centred(rewards(responses), z_B), z_B).cpu().sum(0)
+        whole = whole + base_mean_square(
+            subtract_base_mean(rewards(responses), z_B), z_B
+        ).cpu().sum(0)
         count += len(z_B)
     return (whole / max(count, 1)).sqrt().clamp_min(1e-6)
 
 
-def of_one_logit(
+def scale_constants_to_one_logit(
     model: PersRM, constant: Tensor, prompts: Iterable[Sequence[CachedResponse]]
 ) -> Tensor:
     """One direction [D, H] for all states, on the CPU, scaled to rewards of one logit's spread."""
     rewards = partial(constant_rewards, model, constant.to(model.head_A))
-    return constant.cpu() / spreads(rewards, prompts)[:, None]
+    return constant.cpu() / reward_spreads(rewards, prompts)[:, None]
 
 
 def _ids(responses: Sequence[CachedResponse]) -> Tensor:

@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from pad_vllm.persrm import PersRM
-from pad_vllm.training.data.prompt_groups import Group
+from pad_vllm.training.data.prompt_groups import PromptGroup
 
 _FORMAT = 1
-Tensors = dict[str, Tensor]
+NamedTensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class CachedResponse:
     h_T: Tensor | None = None  # [n, H] where the trunk is frozen
     branch_at: Tensor | None = None  # [m] tokens where the alternatives were scored
     branch_scores: Tensor | None = None  # [m, K, D] with each candidate instead, in spreads
-    wanted: Tensor | None = None  # [n, K, D] rewards that a teacher pays (training/taught)
+    teacher_rewards: Tensor | None = None  # [n, K, D] rewards that a teacher pays (training/taught)
 
-    def tail(self, hidden: Tensor) -> Tensor:
+    def response_rows(self, hidden: Tensor) -> Tensor:
         """The rows of hidden [>= S - 1, H] that predict the response's tokens -> [n, H]."""
         stop = len(self.forked)
         return hidden[stop - len(self.h_B) : stop]
@@ -52,7 +52,7 @@ class CachedResponse:
         return replace(self, **moved)
 
 
-def candidates(logits: Tensor, taken: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def training_candidates(logits: Tensor, taken: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Top-k of logits [n, V]; a taken token [n] outside them replaces the last: (ids, z_B, chosen)."""
     ids = logits.topk(k).indices
     inside = (ids == taken.unsqueeze(-1)).any(-1)
@@ -62,8 +62,8 @@ def candidates(logits: Tensor, taken: Tensor, k: int) -> tuple[Tensor, Tensor, T
 
 
 @torch.no_grad()
-def compute(
-    model: PersRM, groups: Sequence[Group], k: int, batch: int = 16
+def compute_responses(
+    model: PersRM, groups: Sequence[PromptGroup], k: int, batch: int = 16
 ) -> list[list[CachedResponse]]:
     """The responses of every group by full forward passes, without reading the cache."""
     items = [
@@ -84,12 +84,12 @@ def _forward(
 ) -> Iterator[tuple[tuple[int, int], CachedResponse]]:
     device = model.head_A.device
     padded = pad_sequence([torch.tensor(ids[:-1]) for _, _, ids, _ in chunk], batch_first=True)
-    forked = model.fork(padded.to(device))
-    h_B = model.reference(forked)
+    forked = model.states_below_fork(padded.to(device))
+    h_B = model.base_states(forked)
     tails = [h_B[row, len(ids) - 1 - n : len(ids) - 1] for row, (_, _, ids, n) in enumerate(chunk)]
     taken = torch.tensor([token for _, _, ids, n in chunk for token in ids[-n:]], device=device)
     # One product for all responses: logits of tens of MB each, freed one by one, fragment the heap.
-    picked = candidates(model.base_logits(torch.cat(tails)), taken, k)
+    picked = training_candidates(model.base_logits(torch.cat(tails)), taken, k)
     parts = zip(*(part.split([len(t) for t in tails]) for part in picked), strict=True)
     for row, ((g, r, ids, _), tail, part) in enumerate(zip(chunk, tails, parts, strict=True)):
         # Heads alone run no layer again, and of the final hidden states the answer's are kept in h_B.
@@ -97,7 +97,7 @@ def _forward(
         yield (g, r), CachedResponse(forked_row, tail.clone(), *(tensor.clone() for tensor in part))
 
 
-class Kept:
+class GroupTensorFiles:
     """Tensors of groups in a folder, one file a group.
 
     depends_on: what the tensors depend on beside the group, as JSON; of_group: what of a group beside its
@@ -108,22 +108,22 @@ class Kept:
         self,
         folder: Path,
         depends_on: dict[str, Any],
-        of_group: Callable[[Group], list[Any]] = lambda _: [],
+        group_identity: Callable[[PromptGroup], list[Any]] = lambda _: [],
     ) -> None:
-        self.folder, self.of_group = folder, of_group
+        self.folder, self.group_identity = folder, group_identity
         self.seed = hashlib.sha256(json.dumps([_FORMAT, depends_on], sort_keys=True).encode())
 
-    def path(self, group: Group) -> Path:
+    def path(self, group: PromptGroup) -> Path:
         digest = self.seed.copy()
-        named = [group.prompt_ids, group.response_ids, *self.of_group(group)]
+        named = [group.prompt_ids, group.response_ids, *self.group_identity(group)]
         digest.update(json.dumps(named).encode())
         name = digest.hexdigest()[:32]
         return self.folder / name[:2] / f"{name}.safetensors"
 
-    def missing(self, groups: Sequence[Group]) -> list[Group]:
+    def missing(self, groups: Sequence[PromptGroup]) -> list[PromptGroup]:
         return [group for group in groups if not self.path(group).exists()]
 
-    def write(self, group: Group, responses: Sequence[Tensors]) -> None:
+    def write(self, group: PromptGroup, responses: Sequence[NamedTensors]) -> None:
         """The tensors of every response; an empty tensor keeps its shape."""
         path = self.path(group)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,15 +137,15 @@ class Kept:
         save_file(named, draft)
         draft.replace(path)
 
-    def read(self, group: Group) -> list[Tensors]:
-        responses: list[Tensors] = [{} for _ in group.response_ids]
+    def read(self, group: PromptGroup) -> list[NamedTensors]:
+        responses: list[NamedTensors] = [{} for _ in group.response_ids]
         for key, tensor in load_file(self.path(group)).items():
             row, name = key.split(".", 1)
             responses[int(row)][name] = tensor
         return responses
 
 
-def compact(response: CachedResponse) -> Tensors:
+def stored_tensors(response: CachedResponse) -> NamedTensors:
     """A response as it is stored: int32 candidates, int16 places, the rest in the backbone's dtype."""
     return {
         "forked": response.forked,

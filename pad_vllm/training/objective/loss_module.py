@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from pad_vllm.persrm import PersRM
-from pad_vllm.training.data.prompt_groups import CUTS
+from pad_vllm.training.data.prompt_groups import PREFIX_LENGTHS
 from pad_vllm.training.objective import preference_loss
 from pad_vllm.training.objective.fork_cache import CachedResponse
 from pad_vllm.training.settings import Recipe
 
 
 @dataclass(frozen=True)
-class Example:
+class PairExample:
     """One prompt: responses [R], scores [R, C + 1, D] in spreads, preferences w [W, D]."""
 
     responses: Sequence[CachedResponse]
@@ -38,28 +38,28 @@ def trunk_hidden(model: PersRM, responses: Sequence[CachedResponse]) -> list[Ten
     if all(r.h_T is not None for r in responses):
         return [r.h_T for r in responses if r.h_T is not None]
     padded = pad_sequence([r.forked for r in responses], batch_first=True)
-    hidden = model.trunk(padded)
-    return [r.tail(hidden[row]) for row, r in enumerate(responses)]
+    hidden = model.trunk_states(padded)
+    return [r.response_rows(hidden[row]) for row, r in enumerate(responses)]
 
 
 @torch.no_grad()
-def psi(model: PersRM, responses: Sequence[CachedResponse]) -> Tensor:
+def cached_feature_sums(model: PersRM, responses: Sequence[CachedResponse]) -> Tensor:
     """Feature sums Psi [R, D]: w . Psi is the reward of a response under any w."""
     taken = [r.ids.gather(-1, r.chosen.long().unsqueeze(-1)) for r in responses]
     parts = zip(responses, trunk_hidden(model, responses), taken, strict=True)
     return torch.stack([model.features(r.h_B, h, ids.long())[:, 0].sum(0) for r, h, ids in parts])
 
 
-class Objective(nn.Module):
+class PreferenceObjective(nn.Module):
     """Summed loss of a micro-batch over `whole` prompts of the optimiser's step."""
 
     def __init__(self, model: PersRM, recipe: Recipe) -> None:
         super().__init__()
         self.model, self.recipe = model, recipe
 
-    def forward(self, batch: Sequence[Example], whole: int) -> Tensor:
+    def forward(self, batch: Sequence[PairExample], prompts_in_step: int) -> Tensor:
         if not batch:
-            return nothing(self)
+            return zero_loss(self)
         responses = [r for example in batch for r in example.responses]
         sizes = [len(example.responses) for example in batch]
         lengths = torch.tensor([len(r.chosen) for r in responses])
@@ -74,14 +74,14 @@ class Objective(nn.Module):
         parts = zip(batch, reward.split(sizes, 2), policy.split(sizes, 2), strict=True)
         for example, psi_w, ratios in parts:
             total = total + self._pairs(example, psi_w, ratios)
-        return (total + self._branches(phi.split(lengths.tolist()), batch)) / whole
+        return (total + self._branches(phi.split(lengths.tolist()), batch)) / prompts_in_step
 
     def _features(self, responses: Sequence[CachedResponse]) -> Tensor:
         hidden = torch.cat(trunk_hidden(self.model, responses))
         ids = torch.cat([r.ids for r in responses]).long()
         return self.model.features(torch.cat([r.h_B for r in responses]), hidden, ids)
 
-    def _pairs(self, example: Example, psi_w: Tensor, ratios: Tensor) -> Tensor:
+    def _pairs(self, example: PairExample, psi_w: Tensor, ratios: Tensor) -> Tensor:
         """psi_w, ratios [C + 1, most W of the batch, R] of one prompt -> its loss."""
         recipe, count = self.recipe, len(example.w)
         margins = preference_loss.pair_margins(example.scores.transpose(0, 1), example.w)
@@ -91,7 +91,7 @@ class Objective(nn.Module):
         )
         return recipe.reward_weight * reward + recipe.policy_weight * policy
 
-    def _branches(self, phi: Sequence[Tensor], batch: Sequence[Example]) -> Tensor:
+    def _branches(self, phi: Sequence[Tensor], batch: Sequence[PairExample]) -> Tensor:
         """phi [n, K, D] of each response of the batch."""
         recipe, row, total = self.recipe, 0, phi[0].new_zeros(())
         for example in batch:
@@ -122,16 +122,16 @@ def _beginnings(values: Tensor, lengths: Tensor) -> Tensor:
     """Sums of values [n, W] over the beginnings (CUTS) and the whole of each of R responses
     of `lengths` [R] tokens -> [C + 1, W, R].
     """
-    device, pieces = values.device, len(CUTS) + 1
+    device, pieces = values.device, len(PREFIX_LENGTHS) + 1
     owner = torch.arange(len(lengths)).repeat_interleave(lengths)
     place = torch.cat([torch.arange(int(n)) for n in lengths])
-    segment = torch.bucketize(place, torch.tensor(CUTS), right=True)
+    segment = torch.bucketize(place, torch.tensor(PREFIX_LENGTHS), right=True)
     index = (segment * len(lengths) + owner).to(device)
     sums = values.new_zeros(pieces * len(lengths), values.shape[1]).index_add(0, index, values)
     return sums.view(pieces, len(lengths), -1).cumsum(0).transpose(1, 2)
 
 
-def nothing(objective: nn.Module) -> Tensor:
+def zero_loss(objective: nn.Module) -> Tensor:
     """The loss of a worker without prompts, 0: more workers than prompts, and DDP still waits for this one's
     gradients.
     """

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pad_vllm.evaluation.lexical_scorers import SCORERS
-from pad_vllm.training.data.prompt_groups import CUTS
+from pad_vllm.evaluation.lexical_scorers import LEXICAL_SCORERS
+from pad_vllm.training.data.prompt_groups import PREFIX_LENGTHS
 
-WINDOW = CUTS[0]
+SCORER_WINDOW = PREFIX_LENGTHS[0]
 """Tokens before the candidate that a scorer reads: a sentence or two, as the shortest beginning, whose
 spread is therefore the measure of their scores.
 """
@@ -25,18 +25,18 @@ spread is therefore the measure of their scores.
 TokenScorer = Callable[[list[int]], list[float]]
 
 
-def scored_by(tokenizer: Any, names: tuple[str | None, ...]) -> TokenScorer:
+def token_scorer(tokenizer: Any, scorers: tuple[str | None, ...]) -> TokenScorer:
     """Token ids -> one score a dimension, 0 where no scorer is named."""
 
     def scored(ids: list[int]) -> list[float]:
         text = tokenizer.decode(ids, skip_special_tokens=True)
-        return [SCORERS[name](text) if name else 0.0 for name in names]
+        return [LEXICAL_SCORERS[name](text) if name else 0.0 for name in scorers]
 
     return scored
 
 
-def branches(
-    response_ids: list[int], candidates: Tensor, scored: TokenScorer, share: float, seed: int
+def score_branches(
+    response_ids: list[int], candidates: Tensor, score_tokens: TokenScorer, share: float, seed: int
 ) -> dict[str, Tensor]:
     """At a random `share` of the tokens, the candidates' scores about their mean, in their own units.
 
@@ -48,12 +48,12 @@ def branches(
     for t in range(2, len(response_ids)):
         if rng.random() >= share:
             continue
-        before = response_ids[max(0, t - WINDOW) : t]
-        scores = torch.tensor([scored([*before, a]) for a in candidates[t].tolist()])
+        before = response_ids[max(0, t - SCORER_WINDOW) : t]
+        scores = torch.tensor([score_tokens([*before, a]) for a in candidates[t].tolist()])
         if (scores != scores[0]).any():
             at.append(t)
             rows.append(scores - scores.mean(0))
-    width = len(scored(response_ids[:2]))
+    width = len(score_tokens(response_ids[:2]))
     empty = torch.zeros(0, candidates.shape[1], width)
     return {
         "at": torch.tensor(at, dtype=torch.long),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pad_vllm.training.data.synthetic_preferences import distance, draw_for
+from pad_vllm.training.data.synthetic_preferences import angle_to_nearest, draw_for_known
 from pad_vllm.training.objective import preference_loss
 
 MIXES = "mixes"
@@ -21,19 +21,19 @@ _SEED = 99  # apart from the seeds that training draws from: these mixes are uns
 
 
 @dataclass(frozen=True)
-class Tested:
+class TestedPreference:
     """A preference, or several under one name, and how far they lie from the trained axes."""
 
     name: str
     w: Tensor
     """[W, D]"""
 
-    distance: float
+    angle: float
     """Mean angle in degrees to the nearest single dimension; half of training's draws are such."""
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class PairAccuracy:
     """Shares of the pairs ranked rightly, NaN of no pairs, and how many pairs there were."""
 
     pairs: float
@@ -41,32 +41,35 @@ class Accuracy:
     count: int
 
 
-def preferences(
+def preferences_to_test(
     dimensions: Sequence[str], scores: Iterable[Tensor], mixes: int = 32
-) -> list[Tested]:
+) -> list[TestedPreference]:
     """Every dimension alone, and mixes that training has not drawn.
 
     scores [R, D] of the prompts: mixes are over the most dimensions that any prompt has scores for.
     """
     axes = torch.eye(len(dimensions))
-    tested = [Tested(name, axes[i : i + 1], 0.0) for i, name in enumerate(dimensions)]
+    tested = [TestedPreference(name, axes[i : i + 1], 0.0) for i, name in enumerate(dimensions)]
     known = max((~score.isnan().any(0) for score in scores), key=lambda mask: int(mask.sum()))
     if known.sum() > 1:
-        drawn = draw_for(known, 16 * mixes, torch.Generator().manual_seed(_SEED))
+        drawn = draw_for_known(known, 16 * mixes, torch.Generator().manual_seed(_SEED))
         drawn = drawn[(drawn != 0).sum(-1) > 1][:mixes]
         nearest = torch.cat([axes, -axes])
-        angles = [distance(w, nearest) for w in drawn]
-        tested.append(Tested(MIXES, drawn, sum(angles) / len(angles)))
+        angles = [angle_to_nearest(w, nearest) for w in drawn]
+        tested.append(TestedPreference(MIXES, drawn, sum(angles) / len(angles)))
     return tested
 
 
-Values = Callable[[int, Tensor], Tensor | None]
+ResponseValues = Callable[[int, Tensor], Tensor | None]
 """Number of a prompt and w [W, D] -> values [W, R] of its responses, or None to leave it out."""
 
 
-def measure(
-    values: Values, scores: Sequence[Tensor], tested: Iterable[Tested], least: float
-) -> dict[str, Accuracy]:
+def measure_pair_accuracy(
+    values: ResponseValues,
+    scores: Sequence[Tensor],
+    tested: Iterable[TestedPreference],
+    clear_margin: float,
+) -> dict[str, PairAccuracy]:
     """scores [R, D] of every prompt in spreads, NaN where unknown; least: the margin of clear pairs."""
     accuracies = {}
     for preference in tested:
@@ -78,11 +81,11 @@ def measure(
             value = values(number, preference.w)
             if value is not None:
                 every = preference_loss.pair_hits(value, margins, 0.0)
-                clear = preference_loss.pair_hits(value, margins, least)
+                clear = preference_loss.pair_hits(value, margins, clear_margin)
                 counts += torch.stack([part.sum() for part in (*every, *clear)])
         hits, pairs, clear_hits, clear_pairs = counts.tolist()
         shares = _share(hits, pairs), _share(clear_hits, clear_pairs)
-        accuracies[preference.name] = Accuracy(*shares, int(pairs))
+        accuracies[preference.name] = PairAccuracy(*shares, int(pairs))
     return accuracies
 
 

@@ -73,11 +73,11 @@ def branch_loss(phi: Tensor, w: Tensor, scores: Tensor, b: float, sharpness: flo
     return bradley_terry(reward, pair_margins(scores, w), b, sharpness)
 
 
-def pair_hits(values: Tensor, margins: Tensor, least: float) -> tuple[Tensor, Tensor]:
+def pair_hits(values: Tensor, margins: Tensor, least_margin: float) -> tuple[Tensor, Tensor]:
     """Per preference the pairs ranked rightly (a tie counts half) and all pairs whose margin is
     above `least`: values [W, R], margins [W, R, R] -> ([W], [W]).
     """
-    pairs = margins > least
+    pairs = margins > least_margin
     difference = values.unsqueeze(-1) - values.unsqueeze(-2)
     hits = (difference > 0).float() + 0.5 * (difference == 0).float()
     return (hits * pairs).sum((-1, -2)), pairs.sum((-1, -2))

@@ -15,8 +15,8 @@ from torch import Tensor
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.adapter_folder import save_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone
-from pad_vllm.adapter.manifest import AdapterConfig, least_version
-from pad_vllm.adapter.peft_lora import NO_LORA, LoRA
+from pad_vllm.adapter.manifest import AdapterConfig, format_version_for
+from pad_vllm.adapter.peft_lora import EMPTY_LORA, LoRA
 from pad_vllm.persrm import PersRM
 from pad_vllm.training.settings import Settings
 
@@ -37,7 +37,7 @@ def untrained_persrm(backbone: Any, dimensions: tuple[str, ...], settings: Setti
     layers = backbone.config.num_hidden_layers
     fork = settings.fork_layer
     if fork is None:
-        fork = layers if settings.heads_alone else layers - max(round(layers * 0.27), 1)
+        fork = layers if settings.heads_only_by_default else layers - max(round(layers * 0.27), 1)
     return PersRM(
         backbone,
         fork_layer=fork,
@@ -54,7 +54,7 @@ def to_adapter(
 ) -> Adapter:
     """The trained tensors as an adapter."""
     config = AdapterConfig(
-        format_version=least_version(
+        format_version=format_version_for(
             heads_only=model.heads_only, constants=model.head_C is not None
         ),
         backbone=backbone,
@@ -72,17 +72,17 @@ def to_adapter(
 
 
 @torch.no_grad()
-def to_one_logit(model: PersRM, spread: Tensor) -> None:
+def scale_heads_to_one_logit(model: PersRM, spread: Tensor) -> None:
     """Divide every dimension's head by its rewards' spread [D], so that all are of one strength."""
     for part in model.heads[1:]:
         if part is not None:
             part.div_(spread.to(part).view(-1, *[1] * (part.ndim - 1)))
 
 
-def save_bias(config: AdapterConfig, constants: Tensor, work: Path) -> None:
+def save_bias_adapter(config: AdapterConfig, constants: Tensor, run_folder: Path) -> None:
     """In a run's folder the control that its adapter has to beat, `constants` [D, H] in its units."""
     save_adapter(
-        _constants_adapter(config, constants), work / "bias", "A bias over the vocabulary.\n"
+        _constants_adapter(config, constants), run_folder / "bias", "A bias over the vocabulary.\n"
     )
 
 
@@ -90,19 +90,19 @@ def _constants_adapter(config: AdapterConfig, constants: Tensor) -> Adapter:
     """An adapter of constants alone, for what needs no state."""
     plain = replace(
         config,
-        format_version=least_version(heads_only=True, constants=True),
+        format_version=format_version_for(heads_only=True, constants=True),
         fork_layer=config.backbone.num_layers,
         head_rank=1,
         training={"method": "constant"},
     )
     A = torch.zeros(len(constants), 1, constants.shape[-1])
-    return Adapter(plain, NO_LORA, A, A.transpose(1, 2).contiguous(), constants)
+    return Adapter(plain, EMPTY_LORA, A, A.transpose(1, 2).contiguous(), constants)
 
 
 def _lora(model: PersRM) -> LoRA:
     """In float16: half the size, finer than bfloat16."""
     if model.heads_only:
-        return NO_LORA
+        return EMPTY_LORA
     settings = model.lora.peft_config["default"]
     alpha = float(settings.lora_alpha)
     weights = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pad_vllm.adapter.manifest import AdapterConfig, parts_of
+from pad_vllm.adapter.manifest import AdapterConfig, training_sections
 
 _COUNTS = (
     "read",
@@ -26,10 +26,10 @@ _MODELS = ("untrained", "prompted", "trained")
 _PAIRS = {"pairs": "all", "clear": "clear"}
 
 
-def card(config: AdapterConfig, steering: Mapping[str, Any] | None) -> str:
+def model_card_text(config: AdapterConfig, steering: Mapping[str, Any] | None) -> str:
     """README.md of the adapter's folder."""
     blocks = [f"# PAD adapter for {config.backbone.name}", _summary(config)]
-    for part in parts_of(config):
+    for part in training_sections(config):
         merged = "dimensions" in part
         if merged:
             blocks.append(f"## {_taken(part['dimensions'])}")

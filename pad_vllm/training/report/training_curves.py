@@ -29,21 +29,27 @@ class _Point(NamedTuple):
     accuracy: Mapping[str, float]
 
 
-class Measured(NamedTuple):
+class CurveLabels(NamedTuple):
     """What the history's "accuracy" is: its picture's title, its axis, and what guessing gets, in percent."""
 
     title: str
-    axis: str
-    guessed: tuple[str, float]
-    least: tuple[float, float]
+    axis_label: str
+    baseline: tuple[str, float]
+    least_range: tuple[float, float]
     """Percentages that the axis reaches from and to at least."""
 
 
-PAIRS = Measured("Validation accuracy", "pairs ranked rightly, %", ("chance", 50), (47, 60))
-SHARES = Measured("Validation prompts", "of the teacher's rewards, %", ("no reward", 0), (-3, 10))
+PAIR_ACCURACY = CurveLabels(
+    "Validation accuracy", "pairs ranked rightly, %", ("chance", 50), (47, 60)
+)
+SHARE_EXPLAINED = CurveLabels(
+    "Validation prompts", "of the teacher's rewards, %", ("no reward", 0), (-3, 10)
+)
 
 
-def plot(history: Sequence[Mapping[str, Any]], path: Path, kind: Measured = PAIRS) -> None:
+def plot_training_curves(
+    history: Sequence[Mapping[str, Any]], path: Path, labels: CurveLabels = PAIR_ACCURACY
+) -> None:
     """Writes `path`. Steps may run on from stage to stage or begin again in each."""
     points = _points(history)
     measured = any(point.accuracy for point in points)
@@ -56,7 +62,7 @@ def plot(history: Sequence[Mapping[str, Any]], path: Path, kind: Measured = PAIR
     rows = figure.subplots(2 if measured else 1, 1, sharex=True, squeeze=False)[:, 0]
     _losses(rows[0], points)
     if measured:
-        _accuracies(rows[1], points, kind)
+        _accuracies(rows[1], points, labels)
     rows[-1].set_xlabel("step")
     for axes in rows:
         axes.spines[["top", "right"]].set_visible(False)
@@ -95,7 +101,7 @@ def _losses(axes: Axes, points: list[_Point]) -> None:
     axes.set_title("Training loss, raw and smoothed", loc="left", fontsize=11)
 
 
-def _accuracies(axes: Axes, points: list[_Point], measured: Measured) -> None:
+def _accuracies(axes: Axes, points: list[_Point], measured: CurveLabels) -> None:
     names = list(dict.fromkeys(name for point in points for name in point.accuracy))
     for number, name in enumerate(names):
         mine = [p for p in points if name in p.accuracy]
@@ -110,11 +116,11 @@ def _accuracies(axes: Axes, points: list[_Point], measured: Measured) -> None:
             linewidth=1.6,
             label=name,
         )
-    name, level = measured.guessed
+    name, level = measured.baseline
     axes.axhline(level, color=_GREY, linestyle="--", linewidth=1, label=name, zorder=1)
     low, high = axes.get_ylim()
-    axes.set_ylim(min(low, measured.least[0]), max(high, measured.least[1]))
-    axes.set_ylabel(measured.axis)
+    axes.set_ylim(min(low, measured.least_range[0]), max(high, measured.least_range[1]))
+    axes.set_ylabel(measured.axis_label)
     axes.set_title(measured.title, loc="left", fontsize=11)
 
 

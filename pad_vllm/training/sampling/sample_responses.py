@@ -18,23 +18,28 @@ from pydantic import TypeAdapter
 
 from pad_vllm.training.data import jsonl
 from pad_vllm.training.data.preference_record import Message
-from pad_vllm.training.progress_bar import bar
-from pad_vllm.training.sampling.vllm_sampler import Build, Sampler, Sampling, vllm_engine
+from pad_vllm.training.progress_bar import progress_bar
+from pad_vllm.training.sampling.vllm_sampler import (
+    EngineBuilder,
+    ResponseSampler,
+    SamplingOptions,
+    build_vllm_engine,
+)
 
 _MESSAGES = TypeAdapter(list[Message])
 _FORMS = '{"prompt": text} or {"prompt": [{"role": "user", "content": text}, ...]}, user turn last'
 
 
 @dataclass
-class Drawn:
+class SamplingCounts:
     """What one call did: prompts drawn for, prompts that out held already, and prompts declined."""
 
-    drawn: int = 0
-    known: int = 0
-    declined: int = 0
+    sampled: int = 0
+    already_done: int = 0
+    failed: int = 0
 
 
-def declined_path(out: Path) -> Path:
+def failed_prompts_path(out: Path) -> Path:
     """Where the prompts without responses are; remove it to try them again."""
     return out.with_suffix(".declined.jsonl")
 
@@ -42,7 +47,7 @@ def declined_path(out: Path) -> Path:
 def read_prompts(path: Path) -> list[str]:
     """The prompts as keys (messages as JSON), each once; .jsonl or .txt by the file's name."""
     if path.suffix == ".jsonl":
-        return list(dict.fromkeys(jsonl.read(path, _parse)))
+        return list(dict.fromkeys(jsonl.read_lines(path, _parse)))
     if path.suffix == ".txt":
         lines = path.read_text(encoding="utf-8-sig").split("\n")
         return list(dict.fromkeys(_key({"prompt": s.strip()}) for s in lines if s.strip()))
@@ -66,49 +71,49 @@ def _key(line: Any) -> str:
     return json.dumps([message.model_dump() for message in messages], ensure_ascii=False)
 
 
-def undrawn(prompts: Sequence[str], out: Path) -> list[str]:
+def remaining_prompts(prompts: Sequence[str], out: Path) -> list[str]:
     """Those that neither out nor the file of the declined holds; torn last lines are cut off."""
     known: set[str] = set()
-    for path in (out, declined_path(out)):
-        jsonl.mend(path)
-        known.update(jsonl.read(path, _parse))
+    for path in (out, failed_prompts_path(out)):
+        jsonl.repair_last_line(path)
+        known.update(jsonl.read_lines(path, _parse))
     return [prompt for prompt in prompts if prompt not in known]
 
 
-def draw(
+def sample_responses(
     base: str,
     prompts: Sequence[str],
     out: Path,
-    sampling: Sampling | None = None,
+    sampling: SamplingOptions | None = None,
     *,
     batch: int = 128,
     ray: int = 0,
-    build: Build = vllm_engine,
-) -> Drawn:
+    build: EngineBuilder = build_vllm_engine,
+) -> SamplingCounts:
     """Draw for the prompts of read_prompts that out does not hold; ray is the number of its actors."""
-    todo = undrawn(prompts, out)
-    counts = Drawn(known=len(prompts) - len(todo))
+    todo = remaining_prompts(prompts, out)
+    counts = SamplingCounts(already_done=len(prompts) - len(todo))
     if not todo:
         return counts
     batches = _through_ray if ray else _in_process
-    results = batches(todo, batch, ray, (base, sampling or Sampling(), build))
+    results = batches(todo, batch, ray, (base, sampling or SamplingOptions(), build))
     with (
-        jsonl.appending(out) as keep,
-        jsonl.appending(declined_path(out)) as decline,
-        bar("sampling", len(prompts), done=counts.known) as advance,
+        jsonl.line_appender(out) as keep,
+        jsonl.line_appender(failed_prompts_path(out)) as decline,
+        progress_bar("sampling", len(prompts), done=counts.already_done) as advance,
     ):
         for result in results:
             for line, declined in zip(result["line"], result["declined"], strict=True):
                 (decline if declined else keep)(line)
             refused = int(sum(result["declined"]))
-            counts.declined += refused
-            counts.drawn += len(result["line"]) - refused
+            counts.failed += refused
+            counts.sampled += len(result["line"]) - refused
             advance(len(result["line"]))
     return counts
 
 
 def _in_process(todo: list[str], batch: int, _: int, engine: tuple) -> Iterator[dict[str, Any]]:
-    sampler = Sampler(*engine)
+    sampler = ResponseSampler(*engine)
     for start in range(0, len(todo), batch):
         yield sampler({"prompt": todo[start : start + batch]})
 
@@ -128,7 +133,7 @@ def _through_ray(
     blocks = max(actors, -(-len(todo) // batch))  # so that no actor waits for another's block
     drawn = ray.data.from_items([{"prompt": p} for p in todo], override_num_blocks=blocks)
     return drawn.map_batches(
-        Sampler,
+        ResponseSampler,
         fn_constructor_args=engine,
         batch_size=batch,
         compute=ActorPoolStrategy(size=actors),

@@ -14,24 +14,24 @@ from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 from pathlib import Path
 
-from pad_vllm.evaluation.scorer_specs import Scorer, parse_scorer
+from pad_vllm.evaluation.scorer_specs import BatchScorer, parse_scorer
 from pad_vllm.training.data import jsonl
-from pad_vllm.training.data.preference_record import Message, Record
-from pad_vllm.training.progress_bar import bar
+from pad_vllm.training.data.preference_record import Message, PreferenceRecord
+from pad_vllm.training.progress_bar import progress_bar
 
 
 @dataclass
-class Scored:
+class ScoringCounts:
     """What one call did: records scored, records that out held already, responses without a score."""
 
     scored: int = 0
-    known: int = 0
-    unknown: Counter[str] = field(default_factory=Counter)
+    already_done: int = 0
+    without_score: Counter[str] = field(default_factory=Counter)
 
 
 def score_file(
     source: Path, out: Path, specs: Sequence[str], *, batch: int = 64, concurrency: int = 8
-) -> Scored:
+) -> ScoringCounts:
     """Score every record of source that out does not hold yet, batch records at a time.
 
     Raises ValueError: an unknown spec, a dimension that has scores already, an out that was made from
@@ -42,21 +42,26 @@ def score_file(
         raise ValueError(f"{source} is not there. Accepted: the JSONL that `pad-vllm sample` wrote")
     if out.exists() and out.samefile(source):
         raise ValueError(f"--out {out} is the source itself. Give another file")
-    jsonl.mend(out)
-    counts = Scored(known=_count_known(source, out, scorers))
-    total = sum(1 for _ in jsonl.read(source, bytes))
-    records = islice(jsonl.read(source, Record.model_validate_json), counts.known, None)
-    with jsonl.appending(out) as write, bar("scoring", total, done=counts.known) as advance:
+    jsonl.repair_last_line(out)
+    counts = ScoringCounts(already_done=_count_known(source, out, scorers))
+    total = sum(1 for _ in jsonl.read_lines(source, bytes))
+    records = islice(
+        jsonl.read_lines(source, PreferenceRecord.model_validate_json), counts.already_done, None
+    )
+    with (
+        jsonl.line_appender(out) as write,
+        progress_bar("scoring", total, done=counts.already_done) as advance,
+    ):
         while chunk := list(islice(records, batch)):
-            for record in _with_scores(chunk, scorers, counts.unknown):
-                write(jsonl.to_line(record))
+            for record in _with_scores(chunk, scorers, counts.without_score):
+                write(jsonl.record_to_line(record))
             counts.scored += len(chunk)
             advance(len(chunk))
     return counts
 
 
-def _parsed(specs: Sequence[str], concurrency: int) -> dict[str, Scorer]:
-    scorers: dict[str, Scorer] = {}
+def _parsed(specs: Sequence[str], concurrency: int) -> dict[str, BatchScorer]:
+    scorers: dict[str, BatchScorer] = {}
     for spec in specs:
         dimension, scorer = parse_scorer(spec, concurrency=concurrency)
         if dimension in scorers:
@@ -67,11 +72,11 @@ def _parsed(specs: Sequence[str], concurrency: int) -> dict[str, Scorer]:
     return scorers
 
 
-def _count_known(source: Path, out: Path, scorers: Mapping[str, Scorer]) -> int:
+def _count_known(source: Path, out: Path, scorers: Mapping[str, BatchScorer]) -> int:
     """How many records out holds; ValueError where one is not the source's or by other scorers."""
-    parse = Record.model_validate_json
+    parse = PreferenceRecord.model_validate_json
     names = {dimension: scorer.name for dimension, scorer in scorers.items()}
-    pairs = zip_longest(jsonl.read(source, parse), jsonl.read(out, parse))
+    pairs = zip_longest(jsonl.read_lines(source, parse), jsonl.read_lines(out, parse))
     for number, (given, made) in enumerate(pairs):
         if made is None:
             return number
@@ -86,10 +91,10 @@ def _count_known(source: Path, out: Path, scorers: Mapping[str, Scorer]) -> int:
                 f"{_listed({**given.scorers, **names})}. Ask for the same, remove it, or give "
                 "another --out"
             )
-    return sum(1 for _ in jsonl.read(out, bytes))
+    return sum(1 for _ in jsonl.read_lines(out, bytes))
 
 
-def _same(given: Record, made: Record) -> bool:
+def _same(given: PreferenceRecord, made: PreferenceRecord) -> bool:
     texts = [[response.text for response in record.responses] for record in (given, made)]
     return given.prompt == made.prompt and texts[0] == texts[1]
 
@@ -99,8 +104,8 @@ def _listed(scorers: Mapping[str, str]) -> str:
 
 
 def _with_scores(
-    records: list[Record], scorers: Mapping[str, Scorer], unknown: Counter[str]
-) -> Iterator[Record]:
+    records: list[PreferenceRecord], scorers: Mapping[str, BatchScorer], unknown: Counter[str]
+) -> Iterator[PreferenceRecord]:
     """The records with scores; all their responses go to a scorer in one call."""
     for record in records:
         _refuse_scored(record, scorers)
@@ -122,7 +127,7 @@ def _with_scores(
         yield record.model_copy(update={"responses": responses, "scorers": merged})
 
 
-def _refuse_scored(record: Record, scorers: Mapping[str, Scorer]) -> None:
+def _refuse_scored(record: PreferenceRecord, scorers: Mapping[str, BatchScorer]) -> None:
     """Existing scores may be human judgements, so none is overwritten."""
     held = set(record.scorers).union(*(response.scores for response in record.responses))
     if twice := sorted(held & set(scorers)):

@@ -14,15 +14,15 @@ from typing import Any, Protocol
 
 from jinja2 import TemplateError
 
-from pad_vllm.text.chat_template import chat_ids, with_template
-from pad_vllm.training.data.jsonl import to_line
-from pad_vllm.training.data.preference_record import Record, Response
+from pad_vllm.text.chat_template import chat_token_ids, with_chat_template
+from pad_vllm.training.data.jsonl import record_to_line
+from pad_vllm.training.data.preference_record import PreferenceRecord, Response
 
 Messages = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingOptions:
     """How responses are drawn."""
 
     n: int = 4  # a prompt
@@ -34,7 +34,9 @@ class Sampling:
     max_num_seqs: int = 128
     chat_template: str | None = None  # None is the base's own
     dtype: str = "auto"  # vLLM's; a CPU without bfloat16 is ten times slower in it
-    eager: bool = False  # compiling takes minutes, which some hundred answers do not give back
+    enforce_eager: bool = (
+        False  # compiling takes minutes, which some hundred answers do not give back
+    )
     adapter: str | None = None  # a folder, for an engine that can guide
 
     def __post_init__(self) -> None:
@@ -46,13 +48,13 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Result:
+class ChatResult:
     """What an engine that asks another one says to one conversation."""
 
     outputs: list[Any]
 
 
-class Engine(Protocol):
+class ChatEngine(Protocol):
     """What is used of vllm.LLM."""
 
     def chat(
@@ -69,11 +71,11 @@ class Engine(Protocol):
         """The base's."""
 
 
-Build = Callable[[str, Sampling], tuple[Engine, Any]]
+EngineBuilder = Callable[[str, SamplingOptions], tuple[ChatEngine, Any]]
 """From base and Sampling to an engine and the parameters its chat takes."""
 
 
-def vllm_engine(base: str, sampling: Sampling) -> tuple[Engine, Any]:
+def build_vllm_engine(base: str, sampling: SamplingOptions) -> tuple[ChatEngine, Any]:
     """vLLM in this process."""
     from pad_vllm.serving.launch import offline_engine
 
@@ -82,27 +84,31 @@ def vllm_engine(base: str, sampling: Sampling) -> tuple[Engine, Any]:
         "max_num_seqs": sampling.max_num_seqs,
         "seed": sampling.seed,
         "dtype": sampling.dtype,
-        "enforce_eager": sampling.eager,
+        "enforce_eager": sampling.enforce_eager,
     }
-    params = offline_engine.sampling(
+    params = offline_engine.sampling_params(
         n=sampling.n,
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,
         top_k=sampling.top_k,
     )
-    return offline_engine.engine(base, llm, sampling.adapter), params
+    return offline_engine.offline_llm(base, llm, sampling.adapter), params
 
 
-class Sampler:
+class ResponseSampler:
     """Draws for {"prompt": [messages as JSON]}; answers {"line": [...], "declined": [...]}.
 
     A line is a Record, or, where declined is true, {"prompt": messages, "declined": reason}.
     """
 
-    def __init__(self, base: str, sampling: Sampling, build: Build = vllm_engine) -> None:
+    def __init__(
+        self, base: str, sampling: SamplingOptions, build: EngineBuilder = build_vllm_engine
+    ) -> None:
         self.sampling = sampling
         self.engine, self.params = build(base, sampling)
-        self.tokenizer = with_template(self.engine.get_tokenizer(), base, sampling.chat_template)
+        self.tokenizer = with_chat_template(
+            self.engine.get_tokenizer(), base, sampling.chat_template
+        )
 
     def __call__(self, batch: dict[str, Sequence[str]]) -> dict[str, list[Any]]:
         prompts = [json.loads(prompt) for prompt in batch["prompt"]]
@@ -118,7 +124,7 @@ class Sampler:
             if why:
                 lines.append(json.dumps({"prompt": prompt, "declined": why}, ensure_ascii=False))
             else:
-                lines.append(to_line(Record(prompt=prompt, responses=responses)))
+                lines.append(record_to_line(PreferenceRecord(prompt=prompt, responses=responses)))
         return {"line": lines, "declined": declined}
 
     def _drawn(self, prompts: list[Messages]) -> Any:
@@ -128,7 +134,7 @@ class Sampler:
     def _unfit(self, prompt: Messages) -> str:
         """Why the engine could not take a prompt; empty where it can."""
         try:
-            count = len(chat_ids(self.tokenizer, prompt))
+            count = len(chat_token_ids(self.tokenizer, prompt))
         except TemplateError as error:  # such as a system turn for a model that knows none
             return f"the chat template refuses it: {error}"
         room = self.sampling.max_model_len - self.sampling.max_tokens

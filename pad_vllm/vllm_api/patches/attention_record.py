@@ -23,12 +23,12 @@ class AttentionRecord:
         self._signature = inspect.signature(Attention.__init__)
         self._calls: dict[str, inspect.BoundArguments] = {}
 
-    def note(self, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def record_call(self, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep the arguments of one constructor call."""
         bound = self._signature.bind(attention, *args, **kwargs)
         self._calls[bound.arguments.get("prefix", "")] = bound
 
-    def again(self, attention: Any, *, suffix: str) -> Any:
+    def copy_attention(self, attention: Any, *, suffix: str) -> Any:
         """A second Attention with the arguments of `attention`; its layer name gets `suffix`."""
         bound = self._calls[attention.layer_name]
         # All that it says to an Attention are scales of a quantised cache. No checkpoint has any for this
@@ -47,7 +47,7 @@ def recorded_attention() -> Iterator[AttentionRecord]:
     record, original = AttentionRecord(), Attention.__init__
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        record.note(self, args, kwargs)
+        record.record_call(self, args, kwargs)
         original(self, *args, **kwargs)
 
     Attention.__init__ = __init__
@@ -57,7 +57,7 @@ def recorded_attention() -> Iterator[AttentionRecord]:
         Attention.__init__ = original
 
 
-def last_tokens() -> Tensor | None:
+def last_token_indices() -> Tensor | None:
     """Inside a forward, the index of each batch row's last token among the T packed ones; None where the
     attention backend's metadata does not say (vllm/forward_context.py).
     """

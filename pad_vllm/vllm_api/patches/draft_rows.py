@@ -14,21 +14,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import vllm
 
-from pad_vllm.vllm_api.patches.wrap_method import replace
-from pad_vllm.vllm_api.vllm_versions import MADE_FOR, IncompatibleVLLM
+from pad_vllm.vllm_api.patches.wrap_method import wrap_method
+from pad_vllm.vllm_api.vllm_versions import ACCEPTED_IN_WORDS, IncompatibleVLLM
 
-_verified: ContextVar[Any] = ContextVar("pad_verified", default=None)
+_verified_batch: ContextVar[Any] = ContextVar("pad_verified", default=None)
 
 
-class Rows(NamedTuple):
+class LogitsRows(NamedTuple):
     """Logits rows of a step: all of them, or a slice."""
 
     slots: np.ndarray  # [R] the batch slot of each
-    begin: int  # the first one's place among the step's
-    total: int  # how many the step has
+    first_row: int  # the first one's place among the step's
+    num_step_rows: int  # how many the step has
 
 
-def watch() -> None:
+def patch_rejection_sampler() -> None:
     """From here on `rows` knows the steps that verify drafts. Raises IncompatibleVLLM."""
     from vllm.v1.worker.gpu.input_batch import InputBatch
     from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
@@ -38,22 +38,24 @@ def watch() -> None:
     if not wanted or arguments[:3] != ["self", "logits", "input_batch"]:
         raise IncompatibleVLLM(
             f"vLLM {vllm.__version__} verifies drafts in a way that pad_vllm does not know; it accepts "
-            f"vLLM {MADE_FOR}. Drop --speculative-config, or install one of these."
+            f"vLLM {ACCEPTED_IN_WORDS}. Drop --speculative-config, or install one of these."
         )
-    replace(RejectionSampler, "__call__", _noted)
+    wrap_method(RejectionSampler, "__call__", _with_batch_noted)
 
 
-def _noted(original: Any, sampler: Any, logits: Any, input_batch: Any, *a: Any, **k: Any) -> Any:
-    before = _verified.set(input_batch)
+def _with_batch_noted(
+    original: Any, sampler: Any, logits: Any, input_batch: Any, *a: Any, **k: Any
+) -> Any:
+    before = _verified_batch.set(input_batch)
     try:
         return original(sampler, logits, input_batch, *a, **k)
     finally:
-        _verified.reset(before)
+        _verified_batch.reset(before)
 
 
-def rows(ctx: Any, count: int) -> Rows:
+def logits_rows(ctx: Any, count: int) -> LogitsRows:
     """Of V2's context of `count` logits rows. Raises ValueError where they cannot be told."""
-    slots, begin, total, batch = ctx.idx_mapping_np, 0, count, _verified.get()
+    slots, begin, total, batch = ctx.idx_mapping_np, 0, count, _verified_batch.get()
     if batch is not None:
         # A slot is one request's, so that its first one says which slice this is.
         place = int(np.flatnonzero(batch.idx_mapping_np == slots[0])[0])
@@ -62,4 +64,4 @@ def rows(ctx: Any, count: int) -> Rows:
         begin, total = int(ends[0]), int(batch.cu_num_logits_np[-1])
     if len(slots) != count:
         raise ValueError(f"{count} logits rows, and it is known of {len(slots)} whose they are")
-    return Rows(slots, begin, total)
+    return LogitsRows(slots, begin, total)

@@ -16,11 +16,11 @@ from vllm.lora.request import LoRARequest
 from vllm.v1.engine.input_processor import InputProcessor
 
 from pad_vllm.vllm_api.patches import outcome_rpc
-from pad_vllm.vllm_api.patches.lora_endpoints import AtRunTime, answer_lora_endpoints
-from pad_vllm.vllm_api.patches.outcome_rpc import Guiding
-from pad_vllm.vllm_api.patches.response_fields import fill_responses
-from pad_vllm.vllm_api.patches.wrap_method import replace
-from pad_vllm.vllm_api.prometheus_metrics import metrics
+from pad_vllm.vllm_api.patches.lora_endpoints import RuntimeAdapters, patch_lora_endpoints
+from pad_vllm.vllm_api.patches.outcome_rpc import RequestGuidance
+from pad_vllm.vllm_api.patches.response_fields import patch_responses
+from pad_vllm.vllm_api.patches.wrap_method import wrap_method
+from pad_vllm.vllm_api.prometheus_metrics import pad_metrics
 from pad_vllm.vllm_api.vllm_names import SamplingParams, VllmConfig, VLLMValidationError
 
 
@@ -28,16 +28,16 @@ class RequestCheck(Protocol):
     """Of one front end's requests."""
 
     @property
-    def adapters(self) -> AtRunTime:
+    def adapters(self) -> RuntimeAdapters:
         """Those that may come and go while the server runs."""
 
-    def __call__(self, params: SamplingParams, lora: str | None, /) -> Guiding | None:
+    def __call__(self, params: SamplingParams, lora: str | None, /) -> RequestGuidance | None:
         """What guides a request with these parameters and a LoRA of this name; None where nothing does.
         Raises ValueError for one that is refused.
         """
 
 
-def on_admission(check: Callable[[VllmConfig], RequestCheck | None]) -> None:
+def patch_input_processor(check: Callable[[VllmConfig], RequestCheck | None]) -> None:
     """Have `check` called with the config of every front end that is made in this process.
 
     A ValueError it raises stops the start-up. What it returns is called with the parameters of
@@ -60,7 +60,7 @@ def on_admission(check: Callable[[VllmConfig], RequestCheck | None]) -> None:
     InputProcessor.__init__ = __init__
 
 
-def admission_hook() -> str | None:
+def request_check_method() -> str | None:
     """The InputProcessor attribute or method that checks a request's sampling parameters."""
     if hasattr(InputProcessor, "_validate_params"):
         return "_validate_params"
@@ -70,40 +70,40 @@ def admission_hook() -> str | None:
 
 
 def _attach(processor: Any, admit: RequestCheck) -> None:
-    name = admission_hook()
+    name = request_check_method()
     assert name is not None, "probe() ran at register()"
     original = getattr(processor, name)
 
-    def check(params: Any, lora: str | None = None) -> Guiding | None:
+    def check(params: Any, lora: str | None = None) -> RequestGuidance | None:
         if not isinstance(params, SamplingParams):
             return None
         try:
             return admit(params, lora)
         except ValueError as error:
-            metrics().refused()
+            pad_metrics().count_refused_request()
             raise VLLMValidationError(str(error)) from None
 
     def validate(params: Any, *args: Any, **kwargs: Any) -> Any:
         # One that was marked was admitted: its adapter may have been removed since.
-        if not (isinstance(params, SamplingParams) and outcome_rpc.is_marked(params)):
+        if not (isinstance(params, SamplingParams) and outcome_rpc.has_outcome_key(params)):
             check(params)
         return original(params, *args, **kwargs)
 
-    metrics()  # a scraper finds the series before the first request
+    pad_metrics()  # a scraper finds the series before the first request
     setattr(processor, name, validate)
     processor.pad_check, processor.pad_adapters = check, admit.adapters
-    answer_lora_endpoints()
+    patch_lora_endpoints()
     _hook_streams()
-    outcome_rpc.tell_offline(_guided)
-    fill_responses()
+    outcome_rpc.patch_offline_engine(_guided)
+    patch_responses()
 
 
-def _guided(engine: Any, params: Any, given: Iterable[Any]) -> Guiding | None:
+def _guided(engine: Any, params: Any, given: Iterable[Any]) -> RequestGuidance | None:
     """What guides a request with these parameters on this engine; given: all that it came with. Raises
     VLLMValidationError.
     """
     check = getattr(getattr(engine, "input_processor", None), "pad_check", None)
-    guiding: Guiding | None = check and check(params, _lora(given))
+    guiding: RequestGuidance | None = check and check(params, _lora(given))
     return guiding
 
 
@@ -119,12 +119,12 @@ def _hook_streams() -> None:
     """
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    replace(AsyncLLM, "generate", _generate)
+    wrap_method(AsyncLLM, "generate", _generate)
     try:
         from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
     except ImportError:
         return
-    replace(OpenAIServingResponses, "_generate_with_builtin_tools", _check_arguments)
+    wrap_method(OpenAIServingResponses, "_generate_with_builtin_tools", _check_arguments)
 
 
 def _generate(
@@ -133,7 +133,7 @@ def _generate(
     guiding = _guided(engine, sampling_params, (prompt, *args, *kwargs.values()))
     if guiding is None:
         return original(engine, prompt, sampling_params, *args, **kwargs)
-    params, said = outcome_rpc.marked(sampling_params, guiding)
+    params, said = outcome_rpc.with_outcome_key(sampling_params, guiding)
     outputs = original(engine, prompt, params, *args, **kwargs)
     return outcome_rpc.with_outcome(engine, outputs, said)
 
@@ -145,6 +145,6 @@ def _check_arguments(original: Any, serving: Any, *args: Any, **kwargs: Any) -> 
     return original(serving, *args, **kwargs)
 
 
-def rust_front_end() -> bool:
+def uses_rust_front_end() -> bool:
     """Whether vLLM's front end is the one in Rust, which runs no Python plugin."""
     return bool(getattr(envs, "VLLM_USE_RUST_FRONTEND", False))

@@ -13,20 +13,20 @@ from typing import Any, Protocol
 
 from vllm import envs
 
-from pad_vllm.vllm_api.patches.wrap_method import replace
+from pad_vllm.vllm_api.patches.wrap_method import wrap_method
 from pad_vllm.vllm_api.vllm_names import init_logger
-from pad_vllm.wording import show
+from pad_vllm.wording import short_repr
 
 logger = init_logger(__name__)
 
 
-class AtRunTime(Protocol):
+class RuntimeAdapters(Protocol):
     """The adapters of a running server, by the names that requests give."""
 
     def has(self, name: str) -> bool:
         """Whether requests may name it."""
 
-    def takes(self, path: str) -> bool:
+    def handles_path(self, path: str) -> bool:
         """Whether there is an adapter of PAD's, or may be nothing else."""
 
     async def load(self, engine: Any, name: str, path: str, *, replacing: bool) -> None:
@@ -36,18 +36,18 @@ class AtRunTime(Protocol):
         """Have no more requests name it. Raises ValueError where none does."""
 
 
-def answer_lora_endpoints() -> None:
+def patch_lora_endpoints() -> None:
     """In this process. Calling twice changes nothing; without a server nothing is done."""
     try:
         models = import_module("vllm.entrypoints.openai.models.serving").OpenAIServingModels
     except (ImportError, AttributeError):
         return
-    replace(models, "load_lora_adapter", _load)
-    replace(models, "unload_lora_adapter", _unload)
+    wrap_method(models, "load_lora_adapter", _load)
+    wrap_method(models, "unload_lora_adapter", _unload)
 
 
-def _adapters(models: Any) -> AtRunTime | None:
-    found: AtRunTime | None = getattr(models.input_processor, "pad_adapters", None)
+def _adapters(models: Any) -> RuntimeAdapters | None:
+    found: RuntimeAdapters | None = getattr(models.input_processor, "pad_adapters", None)
     return found
 
 
@@ -55,10 +55,10 @@ async def _load(original: Any, models: Any, request: Any, *args: Any, **kwargs: 
     adapters, name, path = _adapters(models), request.lora_name, request.lora_path
     if adapters is None or not (name and path):
         return await original(models, request, *args, **kwargs)
-    if not adapters.takes(path):
+    if not adapters.handles_path(path):
         if adapters.has(name):
             return _refused(
-                f"lora_name is {show(name)}, an adapter of PAD's; accepted: another name"
+                f"lora_name is {short_repr(name)}, an adapter of PAD's; accepted: another name"
             )
         return await original(models, request, *args, **kwargs)
     if not envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING:  # --lora-modules: there may be several front ends
@@ -67,7 +67,7 @@ async def _load(original: Any, models: Any, request: Any, *args: Any, **kwargs: 
             f"""additional_config {{"pad": {{"adapters": {{"{name}": "{path}"}}}}}}"""
         )
     if models.is_base_model(name) or name in models.lora_requests:
-        return _refused(f"lora_name is {show(name)}, a served model; accepted: another name")
+        return _refused(f"lora_name is {short_repr(name)}, a served model; accepted: another name")
     try:
         await adapters.load(models.engine_client, name, path, replacing=request.load_inplace)
     except (ValueError, OSError) as error:

@@ -14,8 +14,8 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from pad_vllm.guidance_outcome import Outcome, total
-from pad_vllm.vllm_api.patches.wrap_method import replace
+from pad_vllm.guidance_outcome import Outcome, total_outcome
+from pad_vllm.vllm_api.patches.wrap_method import wrap_method
 from pad_vllm.vllm_api.vllm_names import init_logger
 
 logger = init_logger(__name__)
@@ -24,7 +24,7 @@ _DONE = "data: [DONE]\n\n"
 _SERVING = "vllm.entrypoints.openai"
 
 
-def fill_responses() -> None:
+def patch_responses() -> None:
     """In this process, the server's responses and streams carry the field `pad` of the outputs that they are
     made of. Calling twice changes nothing; an API that this vLLM does not have is passed over.
     """
@@ -50,7 +50,7 @@ def _wrap(module: str, cls: str, method: str, around: Callable[[Any, Any], Any])
     if not hasattr(owner, method):
         logger.warning("PAD: this vLLM has no %s.%s; its answers have no field `pad`", cls, method)
         return
-    replace(owner, method, _named(around))
+    wrap_method(owner, method, _named(around))
 
 
 @cache
@@ -86,7 +86,7 @@ class _Watched:
     def told(self) -> Outcome | None:
         """Once all prompts' answers ended; None before, and of unguided ones."""
         told = [outcome for _, outcome in sorted(self._told.items(), key=lambda one: one[0])]
-        return total(told) if len(told) == self._prompts else None
+        return total_outcome(told) if len(told) == self._prompts else None
 
 
 async def _full(original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
@@ -98,7 +98,9 @@ async def _batch(original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
     """Several conversations, with a generator each."""
     watched = [_Watched(outputs) for outputs in arguments["generators"]]
     arguments["generators"] = [aiter(one) for one in watched]
-    return _filled(await original(), total([one.told for one in watched if one.told is not None]))
+    return _filled(
+        await original(), total_outcome([one.told for one in watched if one.told is not None])
+    )
 
 
 async def _stream(original: Callable[[], Any], arguments: dict[str, Any]) -> AsyncIterator[str]:
@@ -127,7 +129,7 @@ def _with_pad(event: str, outcome: Outcome | None) -> str:
 
 def _completion(original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
     outcomes = _outcomes(arguments["final_res_batch"])
-    return _filled(original(), total(outcomes))
+    return _filled(original(), total_outcome(outcomes))
 
 
 def _noting_context(original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
@@ -145,7 +147,7 @@ def _noting_context(original: Callable[[], Any], arguments: dict[str, Any]) -> A
 
 async def _response(original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
     response = await original()
-    return _filled(response, total(getattr(arguments["context"], "pad_outcomes", [])))
+    return _filled(response, total_outcome(getattr(arguments["context"], "pad_outcomes", [])))
 
 
 def _outcomes(outputs: Iterable[Any]) -> list[Outcome]:

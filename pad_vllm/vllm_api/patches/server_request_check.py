@@ -9,8 +9,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from pad_vllm.vllm_api.patches.wrap_method import replace
-from pad_vllm.vllm_api.prometheus_metrics import metrics
+from pad_vllm.vllm_api.patches.wrap_method import wrap_method
+from pad_vllm.vllm_api.prometheus_metrics import pad_metrics
 from pad_vllm.vllm_api.vllm_names import VLLMValidationError
 
 _CLASSES = (
@@ -21,7 +21,7 @@ _CLASSES = (
 _METHODS = ("to_sampling_params", "to_beam_search_params")
 
 
-def on_request(check: Callable[[Any], None]) -> None:
+def check_server_requests(check: Callable[[Any], None]) -> None:
     """Have `check` called with every request to this process's server, in place of an earlier check.
 
     A ValueError is an HTTP 400. Fields that vLLM does not know are in its `model_extra`. An engine without
@@ -34,13 +34,13 @@ def on_request(check: Callable[[Any], None]) -> None:
             continue
         request.pad_request_check = staticmethod(check)
         for method in _METHODS:
-            replace(request, method, _checked)
+            wrap_method(request, method, _checked)
 
 
 def _checked(original: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         request.pad_request_check(request)
     except ValueError as error:
-        metrics().refused()
+        pad_metrics().count_refused_request()
         raise VLLMValidationError(str(error)) from None
     return original(request, *args, **kwargs)

@@ -10,20 +10,20 @@ from collections.abc import Callable
 from typing import Any
 
 
-def replace(cls: Any, name: str, by: Callable[..., Any]) -> bool:
+def wrap_method(cls: Any, name: str, wrapper: Callable[..., Any]) -> bool:
     """Have `by(original, self, ...)` called in a method's place.
 
     False where it is already, or where the class has no such method; another `by` is put around the first.
     """
     original = getattr(cls, name, None)
     before: tuple[Any, ...] = getattr(original, "pad_by", ())
-    if original is None or by in before:
+    if original is None or wrapper in before:
         return False
 
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return by(original, self, *args, **kwargs)
+        return wrapper(original, self, *args, **kwargs)
 
-    method.pad_by = (*before, by)  # type: ignore[attr-defined]
+    method.pad_by = (*before, wrapper)  # type: ignore[attr-defined]
     setattr(cls, name, method)
     return True

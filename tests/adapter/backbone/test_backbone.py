@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pad_vllm.adapter.backbone.backbone import Backbone, require_backbone
-from pad_vllm.adapter.backbone.embedding_sample import COUNT
+from pad_vllm.adapter.backbone.backbone import Backbone, require_same_backbone
+from pad_vllm.adapter.backbone.embedding_sample import SAMPLE_SIZE
 from pad_vllm.adapter.backbone.weight_fingerprint import fingerprint
 from pad_vllm.adapter.json_fields import AdapterError
 
@@ -21,7 +21,7 @@ def served(**changes) -> Backbone:
 
 
 def test_the_same_backbone_under_another_name_fits():
-    assert require_backbone(BACKBONE, served()) == []
+    assert require_same_backbone(BACKBONE, served()) == []
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_the_same_backbone_under_another_name_fits():
 def test_another_architecture_or_shape_is_refused_naming_both_sides(name, value):
     for allow in (False, True):
         with pytest.raises(AdapterError) as caught:
-            require_backbone(BACKBONE, served(**{name: value}), allow_mismatch=allow)
+            require_same_backbone(BACKBONE, served(**{name: value}), allow_mismatch=allow)
         message = str(caught.value)
         assert "'org/base'" in message
         assert "'served/base'" in message
@@ -47,46 +47,46 @@ def test_another_architecture_or_shape_is_refused_naming_both_sides(name, value)
 def test_other_weights_are_refused_or_warned_of_naming_both_sides():
     other = served(fingerprint="sha256:" + "f" * 64)
     with pytest.raises(AdapterError, match=r"0{64}.*f{64}.*allow_backbone_mismatch"):
-        require_backbone(BACKBONE, other)
-    [warning] = require_backbone(BACKBONE, other, allow_mismatch=True)
+        require_same_backbone(BACKBONE, other)
+    [warning] = require_same_backbone(BACKBONE, other, allow_mismatch=True)
     assert "0" * 64 in warning
     assert "f" * 64 in warning
 
 
 def test_weights_that_cannot_be_read_are_a_warning():
-    [warning] = require_backbone(BACKBONE, served(fingerprint=None))
+    [warning] = require_same_backbone(BACKBONE, served(fingerprint=None))
     assert "unknown" in warning
 
 
 def test_an_adapter_of_unknown_weights_needs_the_override_on_real_ones():
     unknown = dataclasses.replace(BACKBONE, fingerprint=None)
     with pytest.raises(AdapterError, match="with weights unknown"):
-        require_backbone(unknown, served())
-    assert len(require_backbone(unknown, served(), allow_mismatch=True)) == 1
+        require_same_backbone(unknown, served())
+    assert len(require_same_backbone(unknown, served(), allow_mismatch=True)) == 1
 
 
-LANDMARKS = tuple(place / 8 for place in range(COUNT))
+LANDMARKS = tuple(place / 8 for place in range(SAMPLE_SIZE))
 KNOWN = dataclasses.replace(BACKBONE, landmarks=LANDMARKS)
 
 
 def test_a_quantised_copy_is_compared_by_its_landmarks():
     other = {"fingerprint": "sha256:" + "f" * 64}
     copy = served(**other, landmarks=LANDMARKS)
-    [note] = require_backbone(KNOWN, copy, quantised="awq")
+    [note] = require_same_backbone(KNOWN, copy, quant_method="awq")
     assert "'served/base' is quantised (awq); its token embedding is that of 'org/base'" in note
     for strange in (copy, served(**other)):  # not said to be packed; nothing to compare
         with pytest.raises(AdapterError, match=r"0{64}.*f{64}.*allow_backbone_mismatch"):
-            require_backbone(KNOWN, strange, quantised="awq" * (strange is not copy))
+            require_same_backbone(KNOWN, strange, quant_method="awq" * (strange is not copy))
     with pytest.raises(AdapterError, match=r"0{64}.*f{64}.*allow_backbone_mismatch"):
-        require_backbone(BACKBONE, copy, quantised="awq")
+        require_same_backbone(BACKBONE, copy, quant_method="awq")
 
 
 def test_a_quantised_copy_of_another_model_is_refused_or_warned_of():
     theirs = (*LANDMARKS[:-1], 99.0)
     copy = served(fingerprint="sha256:" + "f" * 64, landmarks=theirs)
     with pytest.raises(AdapterError, match="not that of 'org/base'.*without a rotation"):
-        require_backbone(KNOWN, copy, quantised="awq")
-    [warning] = require_backbone(KNOWN, copy, quantised="awq", allow_mismatch=True)
+        require_same_backbone(KNOWN, copy, quant_method="awq")
+    [warning] = require_same_backbone(KNOWN, copy, quant_method="awq", allow_mismatch=True)
     assert "Rewards may mean little" in warning
 
 
@@ -156,4 +156,4 @@ def test_weights_that_cannot_be_read_are_refused_where_they_are_needed_and_unkno
 ):
     with pytest.raises(ValueError, match="no .*safetensors files"):
         BACKBONE.with_weights(tmp_path)
-    assert BACKBONE.with_weights(tmp_path, needed=False) is BACKBONE
+    assert BACKBONE.with_weights(tmp_path, required=False) is BACKBONE

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from pad_vllm.adapter.backbone import safetensors_headers
-from pad_vllm.adapter.backbone.embedding_sample import COUNT, alike, landmarks
+from pad_vllm.adapter.backbone.embedding_sample import SAMPLE_SIZE, sample_embedding, samples_match
 
 V, H = 50, 16
 
@@ -21,12 +21,12 @@ def stored(folder, **tensors):
     folder.mkdir()
     named = {name.replace("__", "."): tensor.contiguous() for name, tensor in tensors.items()}
     save_file(named, folder / "model.safetensors")
-    return landmarks(safetensors_headers.tensors(folder), V, H)
+    return sample_embedding(safetensors_headers.stored_tensors(folder), V, H)
 
 
 def test_they_are_values_of_the_embedding_from_its_first_to_its_last(tmp_path, embedding):
     found = stored(tmp_path / "a", model__embed_tokens__weight=embedding, norm=torch.ones(H))
-    assert len(found) == COUNT
+    assert len(found) == SAMPLE_SIZE
     assert found[0] == embedding[0, 0]
     assert found[-1] == embedding[-1, -1]
     assert set(found) <= set(embedding.flatten().tolist())
@@ -42,8 +42,8 @@ def test_another_type_and_packed_layers_leave_them_alike(tmp_path, embedding, dt
         w=torch.ones(H, H, dtype=torch.int8),
         w_scale=torch.ones(H, 1),
     )
-    assert alike(ours, theirs)
-    assert alike(theirs, ours)
+    assert samples_match(ours, theirs)
+    assert samples_match(theirs, ours)
 
 
 def test_rows_that_pad_the_vocabulary_are_not_looked_at(tmp_path, embedding):
@@ -59,9 +59,9 @@ def test_an_lm_head_of_its_own_is_passed_over(tmp_path, embedding):
 def test_a_rotated_and_a_retrained_copy_are_told_apart(tmp_path, embedding):
     ours = stored(tmp_path / "a", embed__weight=embedding)
     turn = torch.linalg.qr(torch.randn(H, H, generator=torch.Generator().manual_seed(1)))[0]
-    assert not alike(ours, stored(tmp_path / "b", embed__weight=embedding @ turn))
+    assert not samples_match(ours, stored(tmp_path / "b", embed__weight=embedding @ turn))
     near = embedding + 2e-3 * torch.randn(V, H)
-    assert not alike(ours, stored(tmp_path / "c", embed__weight=near))
+    assert not samples_match(ours, stored(tmp_path / "c", embed__weight=near))
 
 
 def test_an_embedding_that_is_packed_itself_or_not_finite_has_none(tmp_path, embedding):
@@ -72,5 +72,5 @@ def test_an_embedding_that_is_packed_itself_or_not_finite_has_none(tmp_path, emb
 
 
 def test_different_numbers_of_them_are_not_alike():
-    assert not alike((1.0, 2.0), (1.0,))
-    assert not alike((float("nan"),), (float("nan"),))
+    assert not samples_match((1.0, 2.0), (1.0,))
+    assert not samples_match((float("nan"),), (float("nan"),))

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from pad_vllm.adapter.backbone.weight_fingerprint import (
-    CHUNKS,
-    SAMPLE,
+    SAMPLED_BYTES,
+    SAMPLED_CHUNKS,
     _chunks,
     fingerprint,
     local_checkpoint,
@@ -127,8 +127,8 @@ def test_samples_stay_inside_the_tensor_reach_both_ends_and_are_bounded(size):
     chunks = _chunks(size)
     assert chunks[0][0] == 0
     assert sum(chunks[-1]) == size
-    assert sum(length for _, length in chunks) == min(size, SAMPLE)
-    assert len(chunks) <= CHUNKS
+    assert sum(length for _, length in chunks) == min(size, SAMPLED_BYTES)
+    assert len(chunks) <= SAMPLED_CHUNKS
     ends = [start + length for start, length in chunks]
     assert all(end <= start for end, (start, _) in zip(ends, chunks[1:], strict=False))
 

@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from pad_vllm.adapter.adapter_folder import load_adapter
-from pad_vllm.engines.reward_model.cache_capacity import BLOCK, require_length
+from pad_vllm.engines.reward_model.cache_capacity import BLOCK_SIZE, require_capacity
 from pad_vllm.engines.reward_model.forked_decoder import ForkedDecoder
 
 GIB = 2**30
@@ -27,16 +27,16 @@ def test_what_is_told_is_what_the_decoder_allocates(tmp_path, family, fork, dtyp
     decoder = ForkedDecoder(
         base, adapter, dtype=dtype, device=torch.device("cpu"), cache_bytes=int(gib * GIB)
     )
-    holds = decoder.blocks * BLOCK
-    assert 0.9 * gib * GIB < sum(cache.nbytes for cache in decoder.caches.values()) <= gib * GIB
-    require_length(tiny.config(family), fork, dtype, gib, holds)
+    holds = decoder.num_blocks * BLOCK_SIZE
+    assert 0.9 * gib * GIB < sum(cache.nbytes for cache in decoder.kv_caches.values()) <= gib * GIB
+    require_capacity(tiny.config(family), fork, dtype, gib, holds)
     with pytest.raises(ValueError, match=f"holds {holds}"):
-        require_length(tiny.config(family), fork, dtype, gib, holds + 1)
+        require_capacity(tiny.config(family), fork, dtype, gib, holds + 1)
 
 
 def refusal(*given):
     with pytest.raises(ValueError) as caught:  # noqa: PT011, the message is what is asserted
-        require_length(tiny.config("llama"), 2, torch.float32, *given)
+        require_capacity(tiny.config("llama"), 2, torch.float32, *given)
     return str(caught.value)
 
 
@@ -47,7 +47,7 @@ def test_positions_that_the_base_outgrows_are_refused_with_both_numbers_and_the_
     assert f"Start with --max-model-len {POSITIONS}, or" in said
     assert "a backbone with more positions" in said
     assert "cache_gib" not in said.partition("Start with")[2]
-    require_length(tiny.config("llama"), 2, torch.float32, 1.0, POSITIONS)
+    require_capacity(tiny.config("llama"), 2, torch.float32, 1.0, POSITIONS)
 
 
 def test_a_cache_that_the_base_outgrows_is_refused_with_a_size_that_is_enough():
@@ -57,7 +57,7 @@ def test_a_cache_that_the_base_outgrows_is_refused_with_a_size_that_is_enough():
     assert "Start with --max-model-len 64, or" in said
     assert "more positions" not in said
     enough = float(re.search(r"cache_gib ([\d.]+\d)", said)[1])
-    require_length(tiny.config("llama"), 2, torch.float32, enough, POSITIONS)
+    require_capacity(tiny.config("llama"), 2, torch.float32, enough, POSITIONS)
 
 
 def test_where_both_are_too_small_both_are_to_be_raised():

@@ -11,12 +11,12 @@ from slow import Slow
 from watched import Watched
 
 from pad_vllm.adapter.adapter_folder import load_adapter
-from pad_vllm.engines.failure_log import Declined
-from pad_vllm.engines.reward_model.cache_capacity import BLOCK
+from pad_vllm.engines.failure_log import FailureLog
+from pad_vllm.engines.reward_model.cache_capacity import BLOCK_SIZE
 from pad_vllm.engines.reward_model.forked_decoder import DecoderError, ForkedDecoder
-from pad_vllm.engines.reward_model.forward_batch import Piece, pack
-from pad_vllm.engines.reward_model.reward_scorer import Scorer
-from pad_vllm.engines.reward_model.scoring_request import Ask, Node
+from pad_vllm.engines.reward_model.forward_batch import RowChunk, pack_chunks
+from pad_vllm.engines.reward_model.reward_scorer import RewardScorer
+from pad_vllm.engines.reward_model.scoring_request import ScoringRequest, TreeNode
 
 HEADS = " heads"
 FORKS = {"llama": 2, "mistral": 3, "qwen2": 1, "qwen3": 0, "gemma3": 3, "gemma3 heads": 6}
@@ -45,7 +45,7 @@ def scorer(base, adapter, *, exact=True, budget=64, blocks=40):
     probe = ForkedDecoder(
         str(base), adapter, dtype=torch.float32, device=torch.device("cpu"), cache_bytes=1 << 24
     )
-    each = sum(cache.nbytes // probe.blocks for cache in probe.caches.values())
+    each = sum(cache.nbytes // probe.num_blocks for cache in probe.kv_caches.values())
     decoder = ForkedDecoder(
         str(base),
         adapter,
@@ -53,8 +53,8 @@ def scorer(base, adapter, *, exact=True, budget=64, blocks=40):
         device=torch.device("cpu"),
         cache_bytes=each * blocks,
     )
-    assert decoder.blocks == blocks
-    return Scorer(decoder, adapter, Declined(print), exact=exact, budget=budget)
+    assert decoder.num_blocks == blocks
+    return RewardScorer(decoder, adapter, FailureLog(print), exact=exact, budget=budget)
 
 
 def changes(rng, length, count, *, back=3):
@@ -91,13 +91,13 @@ def test_rows_that_join_grow_shrink_and_leave_get_the_rewards_of_their_text(made
             del rows[rng.choice(list(rows))]
         asks = []
         for key, (tokens, w) in rows.items():
-            asks.append(Ask(key, list(tokens), tuple(w), changes(rng, len(tokens), 4)))
+            asks.append(ScoringRequest(key, list(tokens), tuple(w), changes(rng, len(tokens), 4)))
         check(fast(asks), asks, slow, exact=exact)
         for tokens, _ in rows.values():  # a second tokenizer takes tokens back
             back = rng.choice([0, 0, 1, 2])
             del tokens[max(1, len(tokens) - back) :]
             tokens += [rng.randrange(3, V) for _ in range(rng.choice([1, 1, 2]))]
-    assert fast.declined.counts == {}
+    assert fast.failure_log.counts == {}
     assert fast([]).shape == (0, 0)
     assert fast.used_blocks == 0
 
@@ -106,13 +106,15 @@ def test_at_the_top_a_cache_of_the_same_size_holds_one_stream(made):
     base, adapter = made("gemma3" + HEADS)
     decoder = scorer(base, adapter)._decoder
     kv = tiny.COMMON["num_key_value_heads"]
-    assert [cache.shape[3] for cache in decoder.caches.values()] == [kv] * FORKS["gemma3" + HEADS]
+    assert [cache.shape[3] for cache in decoder.kv_caches.values()] == [kv] * FORKS[
+        "gemma3" + HEADS
+    ]
     widths = []
     decoder._lower.layers[0].register_forward_hook(
         lambda _, given, __: widths.append(given[0].shape[0])
     )
-    Scorer(decoder, adapter, Declined(print), exact=True, budget=64)(
-        [Ask(0, [5] * 9, (1.0, 0.0, 0.0), [(9, (7,))])]
+    RewardScorer(decoder, adapter, FailureLog(print), exact=True, budget=64)(
+        [ScoringRequest(0, [5] * 9, (1.0, 0.0, 0.0), [(9, (7,))])]
     )
     assert widths == [1]
 
@@ -123,7 +125,10 @@ def test_a_cache_too_small_for_all_rows_gives_the_same_rewards_with_more_work(ma
     small, large = (scorer(base, adapter, blocks=blocks, budget=24) for blocks in (7, 60))
     rows = {key: [rng.randrange(3, V) for _ in range(60)] for key in range(4)}
     for _ in range(3):
-        asks = [Ask(k, list(t), (1.0, -1.0, 0.5), changes(rng, len(t), 3)) for k, t in rows.items()]
+        asks = [
+            ScoringRequest(k, list(t), (1.0, -1.0, 0.5), changes(rng, len(t), 3))
+            for k, t in rows.items()
+        ]
         found = small(asks)
         check(found, asks, slow, exact=True)
         assert torch.allclose(found, large(asks), atol=2e-4)
@@ -131,7 +136,7 @@ def test_a_cache_too_small_for_all_rows_gives_the_same_rewards_with_more_work(ma
             tokens.append(rng.randrange(3, V))
     assert small.counts.preempted > 0
     assert small.counts.tokens > large.counts.tokens
-    assert small.declined.counts == large.declined.counts == {}
+    assert small.failure_log.counts == large.failure_log.counts == {}
     assert large.counts.preempted == 0
 
 
@@ -140,21 +145,21 @@ def test_a_row_that_no_cache_holds_is_declined_and_the_others_are_not(made):
     fast, slow = scorer(base, adapter, blocks=4), Slow(base, adapter)
     w = (1.0, 0.0, 0.0)
     asks = [
-        Ask(0, [3] * (4 * BLOCK + 1), w, [(65, (5,))]),
-        Ask(1, [4] * 20, w, [(20, (5,)), (20, (6,))]),
+        ScoringRequest(0, [3] * (4 * BLOCK_SIZE + 1), w, [(65, (5,))]),
+        ScoringRequest(1, [4] * 20, w, [(20, (5,)), (20, (6,))]),
     ]
     found = fast(asks)
     assert found[0].isnan().all()
     check(found[1:], asks[1:], slow, exact=True)
-    assert fast.declined.counts == {"no room": 1}
+    assert fast.failure_log.counts == {"no room": 1}
 
 
 def test_tokens_that_only_a_larger_base_has_earn_nothing_and_spoil_nothing(made):
     base, adapter = made("llama")
     fast, slow, w = scorer(base, adapter), Slow(base, adapter), (1.0, 0.5, 0.0)
     asks = [
-        Ask(0, [3, 4, V + 5, 6], w, [(4, (V + 7,)), (4, (5,))]),
-        Ask(1, [4] * 20, w, [(20, (5,)), (20, (6,))]),
+        ScoringRequest(0, [3, 4, V + 5, 6], w, [(4, (V + 7,)), (4, (5,))]),
+        ScoringRequest(1, [4] * 20, w, [(20, (5,)), (20, (6,))]),
     ]
     found = fast(asks)
     assert found[0, 0] == 0
@@ -167,8 +172,8 @@ def test_a_row_that_overflows_spoils_neither_its_neighbours_nor_who_gets_its_blo
     base, adapter = made("llama")
     fast, slow, w = scorer(base, adapter, blocks=4), Slow(base, adapter), (1.0, 0.5, 0.0)
     fast._decoder._embed.weight[7] = float("inf")
-    broken = Ask(0, [7] * 20, w, [(20, (5,))])
-    sound = [Ask(key, [key] * 18, w, [(18, (5,)), (18, (6,))]) for key in (11, 12)]
+    broken = ScoringRequest(0, [7] * 20, w, [(20, (5,))])
+    sound = [ScoringRequest(key, [key] * 18, w, [(18, (5,)), (18, (6,))]) for key in (11, 12)]
     found = fast([broken, sound[0]])
     assert found[0, 0].isnan()
     check(found[1:], sound[:1], slow, exact=True)
@@ -178,11 +183,14 @@ def test_a_row_that_overflows_spoils_neither_its_neighbours_nor_who_gets_its_blo
 def test_a_common_prefix_is_computed_once_also_by_rows_that_join_together(made):
     base, adapter = made("llama")
     fast, slow = scorer(base, adapter, budget=400), Slow(base, adapter)
-    prefix = [3 + i for i in range(3 * BLOCK)]
-    asks = [Ask(k, [*prefix, 100 + k], (1.0, 1.0, 1.0), [(49, (7,)), (49, (8,))]) for k in range(4)]
+    prefix = [3 + i for i in range(3 * BLOCK_SIZE)]
+    asks = [
+        ScoringRequest(k, [*prefix, 100 + k], (1.0, 1.0, 1.0), [(49, (7,)), (49, (8,))])
+        for k in range(4)
+    ]
     check(fast(asks), asks, slow, exact=True)
     assert fast.counts.tokens == len(prefix) + 4
-    late = [Ask(9, [*prefix, 111], (1.0, 0.0, 1.0), [(49, (7,)), (49, (8,))])]
+    late = [ScoringRequest(9, [*prefix, 111], (1.0, 0.0, 1.0), [(49, (7,)), (49, (8,))])]
     check(fast(late), late, slow, exact=True)
     assert fast.counts.tokens == len(prefix) + 5
 
@@ -190,13 +198,13 @@ def test_a_common_prefix_is_computed_once_also_by_rows_that_join_together(made):
 def test_a_row_that_takes_back_a_shared_prefix_leaves_the_others_theirs(made):
     base, adapter = made("llama")
     fast, slow = scorer(base, adapter), Slow(base, adapter)
-    prefix = [3 + i for i in range(2 * BLOCK)]
+    prefix = [3 + i for i in range(2 * BLOCK_SIZE)]
     w = (1.0, 1.0, -1.0)
-    both = [Ask(k, [*prefix, 100], w, [(33, (7,))]) for k in range(2)]
+    both = [ScoringRequest(k, [*prefix, 100], w, [(33, (7,))]) for k in range(2)]
     check(fast(both), both, slow, exact=True)
-    other = [Ask(0, [*prefix[:20], 90, 91], w, [(22, (7, 8))]), both[1]]
+    other = [ScoringRequest(0, [*prefix[:20], 90, 91], w, [(22, (7, 8))]), both[1]]
     check(fast(other), other, slow, exact=True)
-    again = [Ask(5, [*prefix, 101], w, [(33, (7,))]), both[1]]
+    again = [ScoringRequest(5, [*prefix, 101], w, [(33, (7,))]), both[1]]
     check(fast(again), again, slow, exact=True)
 
 
@@ -205,12 +213,12 @@ def test_rows_that_look_ahead_are_brought_up_to_date_with_what_the_budget_leaves
     fast, slow = scorer(base, adapter, budget=32), Slow(base, adapter)
     w = (1.0, 0.0, 0.0)
     long = [3 + i % 200 for i in range(70)]
-    now = Ask(0, [5] * 10, w, [(10, (7,))])
-    fast([now, Ask(1, long, w, (), must=False)])
+    now = ScoringRequest(0, [5] * 10, w, [(10, (7,))])
+    fast([now, ScoringRequest(1, long, w, (), must_finish=False)])
     assert fast.counts.tokens == 32
-    fast([Ask(1, long, w, (), must=False)])
+    fast([ScoringRequest(1, long, w, (), must_finish=False)])
     assert fast.counts.tokens == 64
-    asks = [Ask(1, long, w, [(70, (7,)), (69, (8,))])]
+    asks = [ScoringRequest(1, long, w, [(70, (7,)), (69, (8,))])]
     check(fast(asks), asks, slow, exact=True)
     assert fast.counts.tokens == 80
 
@@ -219,12 +227,12 @@ def test_an_ask_without_changes_first_leaves_only_the_candidates_to_run(made):
     base, adapter = made("llama")
     fast, slow = scorer(base, adapter), Slow(base, adapter)
     w = (1.0, 0.0, 0.0)
-    fast([Ask(0, [5] * 10, w)])
+    fast([ScoringRequest(0, [5] * 10, w)])
     passes = fast.counts.passes
-    asks = [Ask(0, [5] * 10, w, [(10, (7,)), (9, (8,))])]
+    asks = [ScoringRequest(0, [5] * 10, w, [(10, (7,)), (9, (8,))])]
     check(fast(asks), asks, slow, exact=True)
     assert fast.counts.passes == passes
-    asks = [Ask(0, [5] * 10, w, [(10, (7, 9)), (9, (8,))])]
+    asks = [ScoringRequest(0, [5] * 10, w, [(10, (7, 9)), (9, (8,))])]
     check(fast(asks), asks, slow, exact=True)
     assert (fast.counts.passes, fast.counts.nodes) == (passes + 1, 1)
 
@@ -243,27 +251,31 @@ def test_what_an_ask_says_to_stay_is_not_looked_at_again(made):
     w, stays = (1.0, -1.0, 0.5), 0
     tokens = Watched(rng.randrange(3, V) for _ in range(100))
     for _ in range(20):
-        one = Ask(0, tokens, w, changes(rng, len(tokens), 4), stays=stays)
+        one = ScoringRequest(0, tokens, w, changes(rng, len(tokens), 4), num_unchanged=stays)
         tokens.read = 0
         found = fast([one])
-        assert not stays or tokens.read < 4 * BLOCK
-        assert torch.equal(found, twin([Ask(0, list(tokens), w, one.changes)]))
+        assert not stays or tokens.read < 4 * BLOCK_SIZE
+        assert torch.equal(found, twin([ScoringRequest(0, list(tokens), w, one.candidates)]))
         stays = len(tokens) - rng.choice([0, 1, 2])
         tokens[stays:] = [rng.randrange(3, V) for _ in range(rng.choice([1, 2, 3]))]
 
 
 def test_the_numbers_of_a_pass_reach_the_device_in_one_piece():
-    nodes = [Node(9, 40, ()), Node(8, 41, (0,))]
-    pieces = [Piece([4, 0, 7], 38, [5, 6], nodes, 39), Piece([2], 0, [5], [], 0)]
-    made = pack(pieces, BLOCK, {}, torch.device("cpu"))
-    sent = [made.ids, made.positions, made.wanted, made.owner, made.batch.slots]
-    sent += [part for group in made.batch.groups for part in (group.place, group.table, group.at)]
+    nodes = [TreeNode(9, 40, ()), TreeNode(8, 41, (0,))]
+    pieces = [RowChunk([4, 0, 7], 38, [5, 6], nodes, 39), RowChunk([2], 0, [5], [], 0)]
+    made = pack_chunks(pieces, BLOCK_SIZE, {}, torch.device("cpu"))
+    sent = [made.ids, made.positions, made.wanted, made.chunk_index, made.batch.slots]
+    sent += [
+        part
+        for group in made.batch.groups
+        for part in (group.token_index, group.block_table, group.positions)
+    ]
     assert len({tensor.untyped_storage().data_ptr() for tensor in sent}) == 1
     assert made.ids.tolist() == [5, 6, 9, 8, 5]
     assert made.positions.tolist() == [38, 39, 40, 41, 0]
     assert made.batch.slots.tolist() == [7 * 16 + 6, 7 * 16 + 7, 7 * 16 + 8, 7 * 16 + 9, 2 * 16]
     assert made.wanted.tolist() == [1, 2, 3, 4]
-    assert made.owner.tolist() == [0, 0, 0, 1]
+    assert made.chunk_index.tolist() == [0, 0, 0, 1]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
@@ -273,12 +285,15 @@ def test_what_a_block_held_before_does_not_reach_a_row(made, family):
     rows = {key: [rng.randrange(3, V) for _ in range(length)] for key, length in enumerate((5, 90))}
 
     def poison(blocks):
-        for cache in poisoned._decoder.caches.values():
-            cache.movedim(cache.shape.index(poisoned._decoder.blocks), 0)[blocks] = float("nan")
+        for cache in poisoned._decoder.kv_caches.values():
+            cache.movedim(cache.shape.index(poisoned._decoder.num_blocks), 0)[blocks] = float("nan")
 
     poison(range(40))
     for _ in range(20):
-        asks = [Ask(k, list(t), (1.0, -1.0, 0.5), changes(rng, len(t), 4)) for k, t in rows.items()]
+        asks = [
+            ScoringRequest(k, list(t), (1.0, -1.0, 0.5), changes(rng, len(t), 4))
+            for k, t in rows.items()
+        ]
         found = poisoned(asks)
         assert not found.isnan().any()
         assert torch.equal(found, clean(asks))
@@ -290,12 +305,12 @@ def test_what_a_block_held_before_does_not_reach_a_row(made, family):
 
 
 def test_one_mask_serves_both_streams_and_all_heads():
-    pieces = [Piece([4, 7], 20, [5], [], 20), Piece([2, 3], 18, [5], [], 18)]
-    (group,) = pack(pieces, BLOCK, {}, torch.device("cpu")).batch.groups
+    pieces = [RowChunk([4, 7], 20, [5], [], 20), RowChunk([2, 3], 18, [5], [], 18)]
+    (group,) = pack_chunks(pieces, BLOCK_SIZE, {}, torch.device("cpu")).batch.groups
     once, folded = group.mask(None, 1), group.mask(None, 3)
-    assert once.shape == (2, 1, 1, 2 * BLOCK)
-    assert once.untyped_storage().data_ptr() == group.sees.untyped_storage().data_ptr()
-    assert folded.shape == (2, 1, 3, 2 * BLOCK)
+    assert once.shape == (2, 1, 1, 2 * BLOCK_SIZE)
+    assert once.untyped_storage().data_ptr() == group.visible.untyped_storage().data_ptr()
+    assert folded.shape == (2, 1, 3, 2 * BLOCK_SIZE)
     assert folded.sum(-1).tolist() == [[[21] * 3], [[19] * 3]]
 
 
@@ -304,8 +319,8 @@ def test_candidates_side_by_side_take_no_positions_from_a_row(made):
     fast, slow = scorer(base, adapter), Slow(base, adapter)
     length = tiny.COMMON["max_position_embeddings"] - 4
     each = [(length, (number, 5, 6, 7)) for number in range(3, 8)]
-    asks = [Ask(0, [3 + i % 300 for i in range(length)], (1.0, 0.5, 0.0), each)]
+    asks = [ScoringRequest(0, [3 + i % 300 for i in range(length)], (1.0, 0.5, 0.0), each)]
     check(fast(asks), asks, slow, exact=True)
     assert fast.counts.nodes == 3 * len(each)
-    beyond = Ask(0, [3] * length, (1.0, 0.0, 0.0), [(length, (5,) * 6)])
+    beyond = ScoringRequest(0, [3] * length, (1.0, 0.0, 0.0), [(length, (5,) * 6)])
     assert fast([beyond]).isnan().all()

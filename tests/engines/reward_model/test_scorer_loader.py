@@ -15,7 +15,7 @@ import transformers
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.json_fields import AdapterError
 from pad_vllm.config import PADConfig
-from pad_vllm.engines.failure_log import Declined
+from pad_vllm.engines.failure_log import FailureLog
 from pad_vllm.engines.reward_model import scorer_loader
 
 WEIGHTS = "*.safetensors"
@@ -70,7 +70,9 @@ def test_the_front_end_and_a_tokenizer_leave_the_weights_to_the_process_that_run
     adapter, hub
 ):
     scorer_loader.require_reward_backbone(settings("org/model"), adapter, weights=False)
-    assert scorer_loader.tokenizer_of(settings("org/model"), adapter.config).eos_token == "<eos>"
+    assert (
+        scorer_loader.reward_tokenizer(settings("org/model"), adapter.config).eos_token == "<eos>"
+    )
     assert all(WEIGHTS not in patterns for _, _, patterns in hub.asked)
 
 
@@ -144,10 +146,10 @@ def test_the_checked_folder_is_what_is_loaded_and_never_as_pickle(
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
     with pytest.raises(Loaded):
-        scorer_loader.make_scorer(
+        scorer_loader.make_reward_scorer(
             settings("org/model"),
             adapter,
-            Declined(print),
+            FailureLog(print),
             dtype=torch.float32,
             device=torch.device("cpu"),
         )

@@ -12,7 +12,7 @@ pytest.importorskip("vllm")
 from pad_vllm import guidance
 from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.engines.shared import lm_head_rows
-from pad_vllm.engines.shared.lm_head_rows import Embedding, ForkError, output_embedding
+from pad_vllm.engines.shared.lm_head_rows import ForkError, LmHeadRows, plain_lm_head_rows
 
 H, V, PADDED = 16, 50, 64
 BACKBONE = Backbone("tiny", ("SomethingForCausalLM",), H, 3, V, None)
@@ -34,7 +34,7 @@ def test_the_ranks_shares_add_up_to_the_whole_with_the_same_bits_on_each(ranks):
     world = World(ranks)
 
     def share(rank):
-        return world.summed(Embedding(parts[rank], rank, ranks).rewards(d_w, ids))
+        return world.sum_over_ranks(LmHeadRows(parts[rank], rank, ranks).rewards(d_w, ids))
 
     sums = world.run(share)
     assert same_bits(sums)
@@ -49,7 +49,9 @@ def test_a_reward_that_is_no_number_is_none_on_any_rank():
     world = World(2)
 
     def share(rank):
-        return world.summed(Embedding(parts[rank], rank, 2).rewards((d_w, broken)[rank], ids))
+        return world.sum_over_ranks(
+            LmHeadRows(parts[rank], rank, 2).rewards((d_w, broken)[rank], ids)
+        )
 
     for found in world.run(share):
         assert found.isnan().tolist() == [[False, True], [False, False]]
@@ -84,7 +86,7 @@ def found(monkeypatch, ranks, strange=lambda z: z):
 
     def one(rank):
         try:
-            return output_embedding(Model(parts, rank, world, strange), BACKBONE)
+            return plain_lm_head_rows(Model(parts, rank, world, strange), BACKBONE)
         except ForkError as error:
             return error
 
@@ -94,7 +96,7 @@ def found(monkeypatch, ranks, strange=lambda z: z):
 @pytest.mark.parametrize("ranks", [2, 4, 8])  # of eight, the last has padding alone
 def test_a_head_on_several_ranks_is_accepted_on_each(monkeypatch, ranks):
     made = found(monkeypatch, ranks)
-    assert [(one.rank, one.ranks) for one in made] == [(rank, ranks) for rank in range(ranks)]
+    assert [(one.tp_rank, one.tp_size) for one in made] == [(rank, ranks) for rank in range(ranks)]
 
 
 @pytest.mark.parametrize("token", [3, 48])  # in the first rank's rows, in the last one's

@@ -35,7 +35,7 @@ class Layer(nn.Module):
     def forward(self, x):
         output = nn.functional.linear(x, self.weight, self.bias)
         if self.reduce_results and self.tp_size > 1:
-            output = self.world.summed(output)
+            output = self.world.sum_over_ranks(output)
         return output, None
 
 
@@ -78,7 +78,7 @@ def test_packed_queries_and_keys_are_split_as_vllm_splits_them(numbers, ranks, k
             for parts in (weights, biases)
         ]
         layer = Layer(*mine, rank, ranks, [width for _, width in cut], False, None)
-        lora_shards.add(layer, pairs, SCALING, CPU)
+        lora_shards.add_lora_shard(layer, pairs, SCALING, CPU)
         found = layer(x)[0].split([width for _, width in cut], dim=-1)
         for got, part, place in zip(found, expected, cut, strict=True):
             torch.testing.assert_close(got, part.narrow(-1, *place))
@@ -92,14 +92,14 @@ def test_a_layer_that_splits_its_inputs_is_summed_once_with_its_lora(
     weight, bias, x = numbers(10, H), numbers(10), numbers(ROWS, H)
     pair = numbers(R, H), numbers(10, R)
     world = World(ranks)
-    monkeypatch.setattr(lora_shards, "summed", world.summed)
+    monkeypatch.setattr(lora_shards, "sum_over_ranks", world.sum_over_ranks)
     width = H // ranks
 
     def run(rank):
         mine = slice(rank * width, (rank + 1) * width)
         once = bias if rank == 0 else None
         layer = Layer(weight[:, mine], once, rank, ranks, [10], reduce, world)
-        lora_shards.add(layer, [pair], SCALING, CPU)
+        lora_shards.add_lora_shard(layer, [pair], SCALING, CPU)
         return layer(x[:, mine])[0]
 
     outputs = world.run(run)
@@ -112,7 +112,7 @@ def test_parts_without_lora_stay_as_they_are(numbers):
     weight, bias, x = numbers(8, H), numbers(8), numbers(ROWS, H)
     layer = Layer(weight[:4], bias[:4], 0, 2, [2, 2], False, None)
     pair = numbers(R, H), numbers(4, R)
-    lora_shards.add(layer, [None, pair], SCALING, CPU)
+    lora_shards.add_lora_shard(layer, [None, pair], SCALING, CPU)
     half = ROWS // 2
     plain = nn.functional.linear(x, weight[:4], bias[:4])
     expected = plain[half:, 2:] + x[half:] @ pair[0].T @ pair[1][:2].T * SCALING
@@ -124,9 +124,9 @@ def test_parts_without_lora_stay_as_they_are(numbers):
 def test_a_lora_that_is_cut_in_another_way_is_refused_with_both_numbers(numbers):
     layer = Layer(numbers(4, H), numbers(4), 0, 2, [4], False, None)
     with pytest.raises(ValueError, match="B has 12 rows where the layer has 4 on each of 2 ranks"):
-        lora_shards.add(layer, [(numbers(R, H), numbers(12, R))], SCALING, CPU)
+        lora_shards.add_lora_shard(layer, [(numbers(R, H), numbers(12, R))], SCALING, CPU)
     with pytest.raises(ValueError, match="A has 25 columns where the layer has 24 on each"):
-        lora_shards.add(layer, [(numbers(R, H + 1), numbers(8, R))], SCALING, CPU)
+        lora_shards.add_lora_shard(layer, [(numbers(R, H + 1), numbers(8, R))], SCALING, CPU)
     layer.gather_output = True
     with pytest.raises(ValueError, match="Layer gathers or splits its rows itself"):
-        lora_shards.add(layer, [(numbers(R, H), numbers(8, R))], SCALING, CPU)
+        lora_shards.add_lora_shard(layer, [(numbers(R, H), numbers(8, R))], SCALING, CPU)

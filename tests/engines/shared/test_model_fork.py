@@ -11,7 +11,7 @@ pytest.importorskip("vllm")
 from pad_vllm import guidance
 from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.adapter.random import random_adapter
-from pad_vllm.engines.reward_engine import Step
+from pad_vllm.engines.reward_engine import StepCandidates
 from pad_vllm.engines.shared.lm_head_rows import ForkError
 from pad_vllm.engines.shared.model_fork import fork_model
 
@@ -59,10 +59,10 @@ def test_heads_read_the_models_own_hidden_state_and_leave_its_layers_alone(const
     hidden = model(x)
     assert torch.equal(hidden, plain(x))
     assert torch.equal(model.compute_logits(hidden), plain.compute_logits(hidden))
-    found = engine.rewards(Step(total=5, rows=rows, ids=ids, w=w, requests=[]))
+    found = engine.rewards(StepCandidates(num_logits_rows=5, rows=rows, ids=ids, w=w, requests=[]))
     h = hidden[rows]
     expected = guidance.rewards(
-        guidance.direction(h, h, w, *adapter.heads), model.lm_head.weight[ids]
+        guidance.reward_direction(h, h, w, *adapter.heads), model.lm_head.weight[ids]
     )
     torch.testing.assert_close(found, expected)
 

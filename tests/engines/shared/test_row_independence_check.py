@@ -14,8 +14,8 @@ from packed import FP8, rounded
 
 from pad_vllm.engines.shared import model_fork
 from pad_vllm.engines.shared.lm_head_rows import ForkError
-from pad_vllm.engines.shared.row_independence_check import require_own_rows
-from pad_vllm.vllm_api.quantization import packed
+from pad_vllm.engines.shared.row_independence_check import require_row_independence
+from pad_vllm.vllm_api.quantization import is_quantized
 from pad_vllm.vllm_api.vllm_names import UnquantizedLinearMethod
 
 IN, OUT = 64, 96
@@ -45,7 +45,7 @@ class Layer(nn.Linear):
 
 
 def look(layer, dtype=torch.float32):
-    require_own_rows(layer.to(dtype), "o_proj of layer 7", dtype, torch.device("cpu"))
+    require_row_independence(layer.to(dtype), "o_proj of layer 7", dtype, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -107,7 +107,7 @@ def test_a_layer_that_gives_no_numbers_is_refused():
 
 def test_a_layer_is_packed_where_vllm_computes_with_more_than_its_weight():
     layer = Layer()
-    assert packed(layer)
+    assert is_quantized(layer)
     layer.quant_method = UnquantizedLinearMethod()
-    assert not packed(layer)
-    assert not packed(nn.Linear(2, 2))
+    assert not is_quantized(layer)
+    assert not is_quantized(nn.Linear(2, 2))

@@ -11,9 +11,9 @@ import tiny
 pytest.importorskip("vllm")
 
 from pad_vllm.config import PADConfig
-from pad_vllm.params import parse
-from pad_vllm.serving.frontend.adapter_registry import Roster
-from pad_vllm.serving.worker.runtime_adapter_updates import ADD, DROP
+from pad_vllm.params import parse_guidance
+from pad_vllm.serving.frontend.adapter_registry import AdapterRegistry
+from pad_vllm.serving.worker.runtime_adapter_updates import ADD_ADAPTER_RPC, DROP_ADAPTER_RPC
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ class Engine:
 
     async def collective_rpc(self, method, args):
         self.calls.append((method, *args))
-        return [None, self.fails if method == ADD else None]
+        return [None, self.fails if method == ADD_ADAPTER_RPC else None]
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def engine():
 
 @pytest.fixture
 def roster(folders):
-    return Roster(PADConfig(adapter=folders["own"]), loras=False)
+    return AdapterRegistry(PADConfig(adapter=folders["own"]), loras=False)
 
 
 def load(roster, engine, name, folder, **more):
@@ -74,14 +74,14 @@ def test_a_loaded_adapter_can_be_named_and_its_weights_find_its_heads(roster, en
     load(roster, engine, "work", folders["work"])
     load(roster, engine, "play", folders["play"])
     asked = {"pad_weights": "loud=1", "pad_adapter": "play"}
-    assert parse(asked, roster.limits).weights == (0, 0, 0, 0, 0, 1)
-    keys = [roster.limits.of(name).named["pad_adapter"] for name in ("work", "play")]
+    assert parse_guidance(asked, roster.limits).weights == (0, 0, 0, 0, 0, 1)
+    keys = [roster.limits.of(name).worker_arguments["pad_adapter"] for name in ("work", "play")]
     assert [(*call[:3], call[3]) for call in engine.calls] == [
-        (ADD, keys[0], 2, folders["work"]),
-        (ADD, keys[1], 3, folders["play"]),
+        (ADD_ADAPTER_RPC, keys[0], 2, folders["work"]),
+        (ADD_ADAPTER_RPC, keys[1], 3, folders["play"]),
     ]
     with pytest.raises(ValueError, match="pad_adapter is 'x'; accepted: work and play|work, play"):
-        parse({"pad_weights": "loud=1", "pad_adapter": "x"}, roster.limits)
+        parse_guidance({"pad_weights": "loud=1", "pad_adapter": "x"}, roster.limits)
 
 
 def test_a_removed_one_leaves_when_its_last_request_has_ended(roster, engine, folders):
@@ -91,8 +91,8 @@ def test_a_removed_one_leaves_when_its_last_request_has_ended(roster, engine, fo
     key = request.key
     unload(roster, engine, "work")
     with pytest.raises(ValueError, match="pad_adapter"):
-        parse({"pad_weights": "formal=1", "pad_adapter": "work"}, roster.limits)
-    assert [call[0] for call in engine.calls] == [ADD, ADD]
+        parse_guidance({"pad_weights": "formal=1", "pad_adapter": "work"}, roster.limits)
+    assert [call[0] for call in engine.calls] == [ADD_ADAPTER_RPC, ADD_ADAPTER_RPC]
 
     load(roster, engine, "work", folders["work"])  # beside the first, which still has a request
     again = roster.limits.of("work")
@@ -100,7 +100,7 @@ def test_a_removed_one_leaves_when_its_last_request_has_ended(roster, engine, fo
     assert again.place == 6
     del request, again
     unload(roster, engine, "work")
-    assert [call[1:] for call in engine.calls if call[0] == DROP] == [
+    assert [call[1:] for call in engine.calls if call[0] == DROP_ADAPTER_RPC] == [
         (key, 2, 1, 7),  # the third one's place is the last in use
         ("work#2", 6, 1, 6),
     ]
@@ -122,7 +122,7 @@ def test_where_one_worker_fails_all_let_go(roster, engine, folders):
     engine.fails = "OSError: disk"
     with pytest.raises(ValueError, match="a worker could not load it: OSError: disk"):
         load(roster, engine, "work", folders["work"])
-    assert [call[0] for call in engine.calls] == [ADD, DROP]
+    assert [call[0] for call in engine.calls] == [ADD_ADAPTER_RPC, DROP_ADAPTER_RPC]
     assert not roster.has("work")
 
 
@@ -150,7 +150,9 @@ def test_a_name_that_nobody_has_is_refused(roster, engine):
 
 
 def test_beside_vllms_own_loras_a_folder_says_whose_it_is(folders, tmp_path):
-    alone, beside = (Roster(PADConfig(adapter=folders["own"]), loras=on) for on in (False, True))
-    assert alone.takes(str(tmp_path))
-    assert beside.takes(folders["work"])
-    assert not beside.takes(str(tmp_path))
+    alone, beside = (
+        AdapterRegistry(PADConfig(adapter=folders["own"]), loras=on) for on in (False, True)
+    )
+    assert alone.handles_path(str(tmp_path))
+    assert beside.handles_path(folders["work"])
+    assert not beside.handles_path(str(tmp_path))

@@ -20,12 +20,12 @@ from vllm.config.speculative import SpeculativeMethod
 from pad_vllm import plugin
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.json_fields import AdapterError
-from pad_vllm.config import PROCESSOR
+from pad_vllm.config import LOGITS_PROCESSOR
 from pad_vllm.serving import registration
 from pad_vllm.serving.frontend import admission
-from pad_vllm.serving.registration import connect
+from pad_vllm.serving.registration import register_with_vllm
 from pad_vllm.serving.start import config_checks, unsupported_configs
-from pad_vllm.vllm_api.startup_probe import probe
+from pad_vllm.vllm_api.startup_probe import require_vllm_internals
 from pad_vllm.vllm_api.vllm_names import BaseModelLoader
 from pad_vllm.vllm_api.vllm_versions import IncompatibleVLLM
 
@@ -52,7 +52,7 @@ def config(base, folder):
         model=base,
         settings=None,
         load_format="pad",
-        processors=(PROCESSOR,),
+        processors=(LOGITS_PROCESSOR,),
         cache_dtype="auto",
         runner_type="generate",
         parallel=None,
@@ -103,7 +103,7 @@ def config(base, folder):
 @pytest.fixture(autouse=True)
 def hooks(monkeypatch):
     """Hooks that front ends of this process set are taken back after the test."""
-    monkeypatch.setattr(admission, "on_request", lambda check: None)
+    monkeypatch.setattr(admission, "check_server_requests", lambda check: None)
 
 
 class Extra(dict):
@@ -115,7 +115,10 @@ class Extra(dict):
 
 
 def test_only_one_answer_a_request_is_explained(config):
-    admit, asked = admission.front_end(config()), Extra(pad_weights="brief=1", pad_explain=True)
+    admit, asked = (
+        admission.make_admission(config()),
+        Extra(pad_weights="brief=1", pad_explain=True),
+    )
     asked.n = 1
     assert admit(asked) is not None
     asked.n = 2
@@ -127,11 +130,11 @@ def test_an_engine_that_does_not_ask_for_pad_is_left_alone(config):
     bare = config(load_format="auto", processors=())
     bare.additional_config = {}
 
-    assert registration.front_end(bare) is None
+    assert registration.request_check(bare) is None
 
 
 def test_a_request_within_the_limits_passes_and_another_is_refused_by_name(config):
-    admit = admission.front_end(config())
+    admit = admission.make_admission(config())
 
     assert admit(Extra()) is None
     assert admit(Extra(pad_weights="helpful=1", pad_beta=3, somebody_elses=1)) is not None
@@ -142,13 +145,13 @@ def test_a_request_within_the_limits_passes_and_another_is_refused_by_name(confi
 @pytest.mark.parametrize("load_format", ["auto", "dummy"])
 def test_the_processor_without_the_load_format_is_refused(config, load_format):
     with pytest.raises(ValueError, match=f"needs load format 'pad', .*'{load_format}'; start with"):
-        admission.front_end(config(load_format=load_format))
+        admission.make_admission(config(load_format=load_format))
 
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_the_processor_is_needed_just_once(config, count):
     with pytest.raises(ValueError, match=f"PADLogitsProcessor is given {count} times.*start with"):
-        admission.front_end(config(processors=[PROCESSOR] * count))
+        admission.make_admission(config(processors=[LOGITS_PROCESSOR] * count))
 
 
 def test_a_processor_given_as_a_class_counts_as_does_a_subclass(config):
@@ -158,18 +161,18 @@ def test_a_processor_given_as_a_class_counts_as_does_a_subclass(config):
     class Mine(PADLogitsProcessor):
         """A user's own, which would guide as well."""
 
-    assert admission.front_end(config(processors=[PADLogitsProcessor])) is not None
+    assert admission.make_admission(config(processors=[PADLogitsProcessor])) is not None
     with pytest.raises(ValueError, match="given 2 times"):
-        admission.front_end(config(processors=[PROCESSOR, Mine]))
+        admission.make_admission(config(processors=[LOGITS_PROCESSOR, Mine]))
 
 
 def test_other_processors_may_stand_beside_it(config):
-    assert admission.front_end(config(processors=["a:A", PROCESSOR, str])) is not None
+    assert admission.make_admission(config(processors=["a:A", LOGITS_PROCESSOR, str])) is not None
 
 
 def test_settings_alone_are_refused_and_not_passed_over(config):
     with pytest.raises(ValueError, match="needs load format 'pad'"):
-        admission.front_end(config(load_format="auto", processors=()))
+        admission.make_admission(config(load_format="auto", processors=()))
 
 
 def offload(cpu_offload_gb=0, offload_group_size=0):
@@ -225,9 +228,9 @@ ON = {
 def test_a_feature_that_is_not_supported_is_refused_with_the_way_out(config, monkeypatch, name):
     way_out = ways_out()[name]
     if "Rust" in name:
-        monkeypatch.setattr(unsupported_configs, "rust_front_end", lambda: True)
+        monkeypatch.setattr(unsupported_configs, "uses_rust_front_end", lambda: True)
     with pytest.raises(ValueError, match=re.escape(f"not support {name} yet; {way_out}.")):
-        admission.front_end(config(**ON[name]))
+        admission.make_admission(config(**ON[name]))
 
 
 def test_tensor_parallelism_on_one_machine_is_served(config):
@@ -235,9 +238,9 @@ def test_tensor_parallelism_on_one_machine_is_served(config):
         parallel = {"tensor_parallel_size": 2, "distributed_executor_backend": backend}
         for stages in (1, 2):
             asked = config(parallel={**parallel, "pipeline_parallel_size": stages})
-            assert admission.front_end(asked) is not None
+            assert admission.make_admission(asked) is not None
     with pytest.raises(ValueError, match="beyond the processes of one machine yet; drop --nnodes"):
-        admission.front_end(config(parallel={"tensor_parallel_size": 2, "nnodes": 2}))
+        admission.make_admission(config(parallel={"tensor_parallel_size": 2, "nnodes": 2}))
 
 
 @pytest.mark.parametrize(
@@ -261,21 +264,21 @@ def test_a_fork_is_in_the_last_stage_or_refused_with_those_that_are(
     parallel = {"pipeline_parallel_size": stages}
     asked = config(parallel=parallel, settings={"adapter": str(adapter)})
     if accepted is None:
-        assert admission.front_end(asked) is not None
+        assert admission.make_admission(asked) is not None
         return
     said = (
         f"the adapter's fork layer is {fork}: of 4 layers the last of {stages} stages has those from "
         f"{accepted[0]} on; accepted fork layers: {accepted} (at the top heads alone). Give that stage"
     )
     with pytest.raises(ValueError, match=re.escape(said)):
-        admission.front_end(asked)
+        admission.make_admission(asked)
 
 
 def test_data_parallelism_by_the_engines_of_one_server_is_served(config):
     parallel = {"data_parallel_size": 2, "data_parallel_size_local": 2}
-    assert admission.front_end(config(parallel=parallel)) is not None
+    assert admission.make_admission(config(parallel=parallel)) is not None
     with pytest.raises(ValueError, match="beyond the engines of one server yet; keep all engines"):
-        admission.front_end(config(parallel={**parallel, "data_parallel_backend": "ray"}))
+        admission.make_admission(config(parallel={**parallel, "data_parallel_backend": "ray"}))
 
 
 def ways_out():
@@ -283,8 +286,8 @@ def ways_out():
     return {
         name: way_out
         for name, _, way_out in (
-            *unsupported_configs.REFUSED,
-            *unsupported_configs.REFUSED_BY["shared"],
+            *unsupported_configs.REFUSED_BY_ALL,
+            *unsupported_configs.REFUSED_BY_ENGINE["shared"],
         )
     }
 
@@ -300,9 +303,9 @@ def drafting(**speculative):
     return {"speculative_config": given, "use_v2_model_runner": True}
 
 
-@pytest.mark.parametrize("method", unsupported_configs.DRAFTING)
+@pytest.mark.parametrize("method", unsupported_configs.DRAFT_METHODS)
 def test_drafts_of_the_tested_methods_are_served_on_v2(config, method):
-    assert admission.front_end(config(**drafting(method=method))) is not None
+    assert admission.make_admission(config(**drafting(method=method))) is not None
 
 
 METHODS = {name for one in get_args(SpeculativeMethod) for name in get_args(one) or (one,)}
@@ -310,11 +313,11 @@ METHODS = {name for one in get_args(SpeculativeMethod) for name in get_args(one)
 
 @pytest.mark.parametrize("method", sorted({"eagle3", "mtp", "suffix", "dspark"} | METHODS))
 def test_drafts_of_another_method_are_refused_by_its_name(config, method):
-    if method in unsupported_configs.DRAFTING:
+    if method in unsupported_configs.DRAFT_METHODS:
         return
-    accepted = ", ".join(unsupported_configs.DRAFTING)
+    accepted = ", ".join(unsupported_configs.DRAFT_METHODS)
     with pytest.raises(ValueError, match=f"by '{method}' yet; accepted: {accepted}. Set"):
-        admission.front_end(config(**drafting(method=method)))
+        admission.make_admission(config(**drafting(method=method)))
 
 
 @pytest.mark.parametrize("how", ["synthetic", "block"])
@@ -323,13 +326,13 @@ def test_drafts_that_are_accepted_otherwise_than_by_the_guided_distribution_are_
 ):
     given = drafting(method="ngram", rejection_sample_method=how)
     with pytest.raises(ValueError, match=f"rejection_sample_method '{how}' yet; accepted is 'stan"):
-        admission.front_end(config(**given))
+        admission.make_admission(config(**given))
 
 
 def test_layers_that_vllm_prefetches_would_bypass_the_fork_and_are_refused(config):
-    assert admission.front_end(config(offload_config=offload())) is not None
+    assert admission.make_admission(config(offload_config=offload())) is not None
     with pytest.raises(ValueError, match="not support weight offloading yet"):
-        admission.front_end(config(offload_config=offload(offload_group_size=2)))
+        admission.make_admission(config(offload_config=offload(offload_group_size=2)))
 
 
 QUANTISED = [name for name in get_args(CacheDType) if name not in {"auto", "bfloat16", "float16"}]
@@ -340,7 +343,7 @@ def test_a_kv_cache_of_another_type_than_the_models_is_refused_by_its_name(confi
     with pytest.raises(
         ValueError, match=f"KV cache of type '{cache_dtype}' .*--kv-cache-dtype bfloat16"
     ):
-        admission.front_end(config(cache_dtype=cache_dtype))
+        admission.make_admission(config(cache_dtype=cache_dtype))
 
 
 def test_a_kv_cache_of_the_models_own_type_is_served_however_it_is_asked_for(config):
@@ -351,9 +354,11 @@ def test_a_kv_cache_of_the_models_own_type_is_served_however_it_is_asked_for(con
         (torch.float32, "auto"),
     ):
         given = config(cache_dtype=cache_dtype, model_config={"dtype": dtype})
-        assert admission.front_end(given) is not None
+        assert admission.make_admission(given) is not None
     with pytest.raises(ValueError, match="type 'float16' .*--kv-cache-dtype auto"):
-        admission.front_end(config(cache_dtype="float16", model_config={"dtype": torch.float32}))
+        admission.make_admission(
+            config(cache_dtype="float16", model_config={"dtype": torch.float32})
+        )
 
 
 def packed_by(name, **more):
@@ -363,9 +368,9 @@ def packed_by(name, **more):
 
 def test_a_checkpoint_that_would_quantise_the_kv_cache_is_refused_unless_told_otherwise(config):
     scheme = packed_by("compressed-tensors", kv_cache_scheme={"num_bits": 8, "type": "float"})
-    assert admission.front_end(config(cache_dtype="bfloat16", quant_config=scheme)) is not None
+    assert admission.make_admission(config(cache_dtype="bfloat16", quant_config=scheme)) is not None
     with pytest.raises(ValueError, match="type 'fp8' .*--kv-cache-dtype bfloat16"):
-        admission.front_end(config(quant_config=scheme))
+        admission.make_admission(config(quant_config=scheme))
 
 
 @pytest.fixture
@@ -377,8 +382,8 @@ def heads(base, tmp_path):
 
 def test_a_fork_is_refused_beside_loras_and_heads_are_not(config, heads):
     with pytest.raises(ValueError, match="not fork a model with --enable-lora yet; .*heads only"):
-        admission.front_end(config(lora_config=object()))
-    admit = admission.front_end(
+        admission.make_admission(config(lora_config=object()))
+    admit = admission.make_admission(
         config(
             settings=heads, lora_config=object(), model_config={"served_model_name": ["base", "b"]}
         )
@@ -393,15 +398,15 @@ def test_a_fork_is_refused_beside_loras_and_heads_are_not(config, heads):
 
 @pytest.mark.parametrize("cache_dtype", ["fp8", "fp8_e4m3", "fp8_e5m2"])
 def test_heads_only_have_no_second_cache_and_take_any(config, heads, cache_dtype):
-    assert admission.front_end(config(settings=heads, cache_dtype=cache_dtype)) is not None
+    assert admission.make_admission(config(settings=heads, cache_dtype=cache_dtype)) is not None
 
 
 def test_methods_that_nobody_thought_about_are_refused_by_a_fork_and_not_by_heads(config, heads):
     strange = packed_by("torchao")
     with pytest.raises(ValueError, match="does not fork a base quantised by 'torchao' yet; acc"):
-        admission.front_end(config(quant_config=strange))
-    assert admission.front_end(config(settings=heads, quant_config=strange)) is not None
-    assert admission.front_end(config(quant_config=packed_by("auto_awq"))) is not None
+        admission.make_admission(config(quant_config=strange))
+    assert admission.make_admission(config(settings=heads, quant_config=strange)) is not None
+    assert admission.make_admission(config(quant_config=packed_by("auto_awq"))) is not None
 
 
 def quantised_copy(base, folder, change=lambda embedding: embedding):
@@ -426,8 +431,8 @@ def test_a_quantised_copy_of_the_backbone_is_known_by_its_embedding(
 ):
     copy = quantised_copy(base, tmp_path / "copy", lambda e: e.to(dtype))
     made = served(config, copy)
-    assert admission.front_end(made) is not None
-    pad = config_checks.settings(made)
+    assert admission.make_admission(made) is not None
+    pad = config_checks.pad_settings(made)
     with caplog.at_level(logging.WARNING):
         config_checks.check_backbone(made, pad, load_adapter(pad.adapter))
     assert "is quantised (compressed-tensors); its token embedding is that of" in caplog.text
@@ -436,52 +441,52 @@ def test_a_quantised_copy_of_the_backbone_is_known_by_its_embedding(
 def test_a_quantised_copy_of_another_model_is_refused(config, base, tmp_path):
     copy = quantised_copy(base, tmp_path / "copy", lambda e: e.flip(1))
     with pytest.raises(AdapterError, match="its token embedding is not that of .* rotated"):
-        admission.front_end(served(config, copy))
-    assert admission.front_end(served(config, copy, allow_backbone_mismatch=True)) is not None
+        admission.make_admission(served(config, copy))
+    assert admission.make_admission(served(config, copy, allow_backbone_mismatch=True)) is not None
 
 
 def test_files_that_are_not_packed_are_compared_whole(config, base, tmp_path):
     copy = quantised_copy(base, tmp_path / "copy")
     with pytest.raises(AdapterError, match="with weights sha256:.*allow_backbone_mismatch"):
-        admission.front_end(served(config, copy, packed_by=""))
+        admission.make_admission(served(config, copy, packed_by=""))
 
 
 def test_a_model_that_cannot_be_forked_is_refused_with_those_that_can(config):
     with pytest.raises(
         ValueError, match="cannot fork OPTForCausalLM; it serves .*Qwen3ForCausalLM"
     ):
-        admission.front_end(config(architectures=["OPTForCausalLM"]))
+        admission.make_admission(config(architectures=["OPTForCausalLM"]))
 
 
 def test_defaults_beyond_the_engines_limits_never_start(config):
     with pytest.raises(ValueError, match="default beta is 2, .* at most 0.5. Raise max_beta"):
-        admission.front_end(config(settings={"max_beta": 0.5}))
+        admission.make_admission(config(settings={"max_beta": 0.5}))
     with pytest.raises(ValueError, match="default top_k is 10, .* at most 5. Raise max_top_k"):
-        admission.front_end(config(settings={"max_top_k": 5}))
+        admission.make_admission(config(settings={"max_top_k": 5}))
 
 
 def test_a_missing_path_is_refused(config, tmp_path):
     with pytest.raises(AdapterError, match="nowhere' does not exist.*Check the path"):
-        admission.front_end(config(settings={"adapter": str(tmp_path / "nowhere")}))
+        admission.make_admission(config(settings={"adapter": str(tmp_path / "nowhere")}))
 
 
 def test_a_plain_lora_is_refused(config, folder):
     (folder / "pad_config.json").unlink()
     with pytest.raises(AdapterError, match="has no pad_config.json .*plain LoRA"):
-        admission.front_end(config())
+        admission.make_admission(config())
 
 
 def test_a_truncated_adapter_is_refused(config, folder):
     file = folder / LORA
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(AdapterError, match=f"{LORA} is cut short.*Copy it again"):
-        admission.front_end(config())
+        admission.make_admission(config())
 
 
 def test_an_adapter_with_nan_is_refused(config, folder):
     spoil(folder, lambda name, tensor: tensor * torch.nan if "layers.3" in name else tensor)
     with pytest.raises(AdapterError, match="layer 3 .* holds NaN or infinity; .*Training diverged"):
-        admission.front_end(config())
+        admission.make_admission(config())
 
 
 def test_matrices_of_another_shape_are_refused_naming_both(config, folder):
@@ -489,7 +494,7 @@ def test_matrices_of_another_shape_are_refused_naming_both(config, folder):
     with pytest.raises(
         AdapterError, match=r"down_proj is for .* \[64, 95\], .* base has \[64, 96\]"
     ):
-        admission.front_end(config())
+        admission.make_admission(config())
 
 
 def spoil(folder, change):
@@ -511,9 +516,9 @@ def test_a_fork_within_the_attention_pattern_is_refused_with_those_that_are_not(
     changes = {"family": "gemma3", "model": gemma, "architectures": ["Gemma3ForCausalLM"]}
 
     with pytest.raises(AdapterError, match="fork layer 2 cuts .*Accepted fork layers: 0, 3"):
-        admission.front_end(config(settings={"adapter": str(odd)}, **changes))
+        admission.make_admission(config(settings={"adapter": str(odd)}, **changes))
     even = tiny.write_adapter(gemma, tmp_path / "even", fork_layer=3, std=0.05)
-    assert admission.front_end(config(settings={"adapter": str(even)}, **changes)) is not None
+    assert admission.make_admission(config(settings={"adapter": str(even)}, **changes)) is not None
 
 
 @pytest.fixture
@@ -534,14 +539,14 @@ def test_other_weights_are_refused_naming_both(config, retrained):
     with pytest.raises(
         AdapterError, match="'llama.*' with weights sha256:.*retrained' has sha256:"
     ):
-        admission.front_end(config(model=retrained))
+        admission.make_admission(config(model=retrained))
 
 
 @pytest.fixture
 def other_weights_warning(config, retrained, warnings):
     """The worker's look at the weights, which comes after the front end's."""
     changed = config(model=retrained, settings={"allow_backbone_mismatch": True})
-    admission.front_end(changed)
+    admission.make_admission(changed)
     assert warnings == []  # the worker says it, once
     look_at_weights(changed)
     return warnings
@@ -566,7 +571,7 @@ def test_a_hubs_model_that_is_not_fetched_yet_may_start_and_is_looked_at_then(
     monkeypatch.setattr(config_checks, "local_checkpoint", lambda *_: snapshot)
     hub = config(model="someone/model")
 
-    assert admission.front_end(hub) is not None
+    assert admission.make_admission(hub) is not None
     with pytest.raises(ValueError, match=r"no \*.safetensors"):
         look_at_weights(hub)
 
@@ -578,12 +583,12 @@ def test_another_shape_is_refused_whatever_the_user_says(config, base, folder):
     (folder / "pad_config.json").write_text(text, "utf-8")
 
     with pytest.raises(AdapterError, match=r"vocab_size 400, and the served .* has \d+"):
-        admission.front_end(config(settings={"allow_backbone_mismatch": True}))
+        admission.make_admission(config(settings={"allow_backbone_mismatch": True}))
 
 
 def look_at_weights(config):
     """What the worker does when they are there."""
-    pad = config_checks.settings(config)
+    pad = config_checks.pad_settings(config)
     config_checks.check_backbone(config, pad, load_adapter(pad.adapter))
 
 
@@ -591,23 +596,23 @@ def test_an_unknown_vllm_ends_only_engines_that_ask_for_pad(monkeypatch, caplog)
     def probe():
         raise IncompatibleVLLM("Attention.__init__ has no parameter 'prefix'")
 
-    monkeypatch.setattr(registration, "probe", probe)
+    monkeypatch.setattr(registration, "require_vllm_internals", probe)
     with caplog.at_level(logging.ERROR):
         plugin.register()
 
     assert "PAD is off" in caplog.text
     assert "no parameter 'prefix'" in caplog.text
     with pytest.raises(IncompatibleVLLM):
-        connect()
+        register_with_vllm()
 
 
 def test_the_probe_names_what_is_missing_and_the_versions_that_have_it(monkeypatch):
     monkeypatch.setattr(BaseModelLoader, "load_model", lambda self, config: None)
     with pytest.raises(IncompatibleVLLM, match="no parameter 'vllm_config'; .*0.32"):
-        probe()
+        require_vllm_internals()
 
 
 def test_several_adapters_are_refused_beside_the_base(config, folder):
     several = {"adapters": {"work": str(folder)}, "engine": "resident"}
     with pytest.raises(ValueError, match="resident engine does not support several adapters"):
-        config_checks.settings(config(settings=several))
+        config_checks.pad_settings(config(settings=several))

@@ -11,8 +11,8 @@ import torch
 
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.manifest import read_config
-from pad_vllm.config import PROCESSOR, PADConfig
-from pad_vllm.engines.reward_model.scorer_loader import tokenizer_of
+from pad_vllm.config import LOGITS_PROCESSOR, PADConfig
+from pad_vllm.engines.reward_model.scorer_loader import reward_tokenizer
 from pad_vllm.serving.frontend import admission
 from pad_vllm.serving.start import config_checks
 
@@ -31,7 +31,7 @@ def base(tmp_path_factory):
 @pytest.fixture
 def config(base, backbone, tmp_path, monkeypatch):
     """A function that makes a config which `resident` serves, but for the changes it is given."""
-    monkeypatch.setattr(admission, "on_request", lambda check: None)
+    monkeypatch.setattr(admission, "check_server_requests", lambda check: None)
     folder = tiny.write_adapter(backbone, tmp_path / "adapter", fork_layer=2, std=0.05)
     parallel = dict.fromkeys(
         ("pipeline_parallel_size", "tensor_parallel_size", "data_parallel_size"), 1
@@ -40,7 +40,7 @@ def config(base, backbone, tmp_path, monkeypatch):
     def make(settings=None, speculative_config=None, **model):
         pad = {"adapter": str(folder), "engine": "resident", "backbone": str(backbone)}
         usual = {
-            "logits_processors": [PROCESSOR],
+            "logits_processors": [LOGITS_PROCESSOR],
             "architectures": ["SomeForCausalLM"],
             "runner_type": "generate",
             "is_multimodal_model": False,
@@ -81,7 +81,7 @@ class Extra(dict):
 
 @pytest.mark.parametrize("engine", ["resident", "ray"])
 def test_a_base_of_any_family_is_served_and_may_be_asked_with_a_preference_in_words(config, engine):
-    admit = admission.front_end(config({"engine": engine}))
+    admit = admission.make_admission(config({"engine": engine}))
     admit(Extra(pad_weights="helpful=1", pad_preference="formal but humorous"))
     with pytest.raises(ValueError, match="helpfull.*Accepted dimensions: helpful, brief, humor"):
         admit(Extra(pad_weights="helpfull=1"))
@@ -97,20 +97,20 @@ def test_a_base_of_any_family_is_served_and_may_be_asked_with_a_preference_in_wo
 )
 def test_what_hides_the_bases_words_is_refused(config, feature, said):
     with pytest.raises(ValueError, match=f"resident engine does not support {said}"):
-        admission.front_end(config(**feature))
+        admission.make_admission(config(**feature))
 
 
 @pytest.mark.parametrize("engine", ["resident", "ray"])
 def test_a_reward_model_of_its_own_reads_no_drafts(config, engine):
     drafts = SimpleNamespace(method="ngram")
     with pytest.raises(ValueError, match=f"{engine} engine does not support speculative decoding"):
-        admission.front_end(config({"engine": engine}, speculative_config=drafts))
+        admission.make_admission(config({"engine": engine}, speculative_config=drafts))
 
 
 def test_sleep_would_lose_a_reward_model_in_the_worker_but_not_one_in_an_actor(config):
     with pytest.raises(ValueError, match="resident engine does not support sleep mode"):
-        admission.front_end(config(enable_sleep_mode=True))
-    assert admission.front_end(config({"engine": "ray"}, enable_sleep_mode=True)) is not None
+        admission.make_admission(config(enable_sleep_mode=True))
+    assert admission.make_admission(config({"engine": "ray"}, enable_sleep_mode=True)) is not None
 
 
 @pytest.mark.parametrize("engine", ["resident", "ray"])
@@ -118,7 +118,7 @@ def test_loras_of_the_base_are_for_the_shared_engine(config, engine):
     asked = config({"engine": engine})
     asked.lora_config = object()
     with pytest.raises(ValueError, match=f"{engine} engine does not support --enable-lora yet"):
-        admission.front_end(asked)
+        admission.make_admission(asked)
 
 
 @pytest.mark.parametrize("engine", ["resident", "ray"])
@@ -126,7 +126,7 @@ def test_stages_have_no_reward_model_beside_them(config, engine):
     asked = config({"engine": engine})
     asked.parallel_config.pipeline_parallel_size = 2
     with pytest.raises(ValueError, match=f"{engine} engine does not support pipeline parallelism"):
-        admission.front_end(asked)
+        admission.make_admission(asked)
 
 
 @pytest.mark.parametrize("engine", ["resident", "ray"])
@@ -135,17 +135,17 @@ def test_data_parallel_engines_have_no_reward_model_beside_them(config, engine):
     asked.parallel_config.data_parallel_size = asked.parallel_config.data_parallel_size_local = 2
     asked.parallel_config.data_parallel_backend = "mp"
     with pytest.raises(ValueError, match=f"{engine} engine does not support data parallelism"):
-        admission.front_end(asked)
+        admission.make_admission(asked)
 
 
 def test_a_backbone_that_is_not_the_adapters_is_refused(config, base):
     with pytest.raises(ValueError, match="Gemma3ForCausalLM"):
-        admission.front_end(config({"backbone": str(base)}))
+        admission.make_admission(config({"backbone": str(base)}))
 
 
 def test_a_backbone_that_is_not_there_is_refused_with_how_to_name_it(config):
     with pytest.raises(ValueError, match="--additional-config.pad.backbone PATH"):
-        admission.front_end(config({"backbone": "/no/such/folder"}))
+        admission.make_admission(config({"backbone": "/no/such/folder"}))
 
 
 @pytest.mark.parametrize("engine", ["resident", "ray"])
@@ -158,12 +158,12 @@ def test_a_base_whose_texts_outgrow_the_reward_model_is_refused_here_and_in_the_
     long = config({"engine": engine, **settings}, max_model_len=length)
     said = f"max_model_len of {length} .*--max-model-len {most}, or "
     with pytest.raises(ValueError, match=said):
-        admission.front_end(long)
-    pad = config_checks.settings(long)
+        admission.make_admission(long)
+    pad = config_checks.pad_settings(long)
     with pytest.raises(ValueError, match=said):
         config_checks.check_backbone(long, pad, load_adapter(pad.adapter))
     short = config({"engine": engine, **settings}, max_model_len=most)
-    assert admission.front_end(short) is not None
+    assert admission.make_admission(short) is not None
     config_checks.check_backbone(short, pad, load_adapter(pad.adapter))
 
 
@@ -171,26 +171,26 @@ def test_a_chat_template_may_be_a_file_or_the_text_and_nothing_else(config, tmp_
     file = tmp_path / "template.jinja"
     file.write_text("{{ messages[0]['content'] }}>", "utf-8")
     for given in (str(file), file.read_text("utf-8")):
-        assert admission.front_end(config({"chat_template": given})) is not None
+        assert admission.make_admission(config({"chat_template": given})) is not None
     with pytest.raises(ValueError, match="neither a template nor a file"):
-        admission.front_end(config({"chat_template": "/no/such/file"}))
+        admission.make_admission(config({"chat_template": "/no/such/file"}))
 
 
 def test_to_stop_rows_the_base_needs_a_token_that_ends_them(config):
     stop = {"on_failure": "stop"}
-    assert admission.front_end(config(stop)) is not None
+    assert admission.make_admission(config(stop)) is not None
     several, none = SimpleNamespace(eos_token_id=[5, 6]), SimpleNamespace(eos_token_id=None)
-    assert config_checks.end_token(config(hf_text_config=several)) == 5
-    assert config_checks.end_tokens(config(hf_text_config=several)) == [5, 6, 1, 7]
-    assert config_checks.end_token(config(hf_text_config=none)) == 1
+    assert config_checks.required_eos_token_id(config(hf_text_config=several)) == 5
+    assert config_checks.eos_token_ids(config(hf_text_config=several)) == [5, 6, 1, 7]
+    assert config_checks.required_eos_token_id(config(hf_text_config=none)) == 1
     with pytest.raises(ValueError, match="on_failure is 'stop'"):
-        admission.front_end(config(stop, hf_text_config=none, try_get_generation_config=dict))
+        admission.make_admission(config(stop, hf_text_config=none, try_get_generation_config=dict))
 
 
 def test_the_reward_model_reads_prompts_by_the_template_it_was_trained_with(config):
     pad = PADConfig.from_additional_config(config().additional_config)
     trained = read_config(pad.adapter)
-    own = tokenizer_of(pad, trained)
+    own = reward_tokenizer(pad, trained)
     assert own.chat_template == tiny.tokenizer().chat_template
     given = dataclasses.replace(trained, chat_template="{{ messages[0]['content'] }}>")
-    assert tokenizer_of(pad, given).chat_template == given.chat_template
+    assert reward_tokenizer(pad, given).chat_template == given.chat_template

@@ -10,8 +10,8 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
-from pad_vllm.serving.frontend.request_fields import checked
-from pad_vllm.vllm_api.patches.server_request_check import on_request
+from pad_vllm.serving.frontend.request_fields import request_field_check
+from pad_vllm.vllm_api.patches.server_request_check import check_server_requests
 from pad_vllm.vllm_api.vllm_names import VLLMValidationError
 
 CLASSES = (ChatCompletionRequest, CompletionRequest, ResponsesRequest)
@@ -32,8 +32,8 @@ def hooked(monkeypatch):
         for method in ("to_sampling_params", "to_beam_search_params"):
             if hasattr(cls, method):
                 monkeypatch.setattr(cls, method, getattr(cls, method))
-    on_request(checked(lambda _: False))
-    on_request(checked(lambda asked: "reads" in asked))
+    check_server_requests(request_field_check(lambda _: False))
+    check_server_requests(request_field_check(lambda asked: "reads" in asked))
 
 
 def params(cls, *, beams=False, **changes):

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from pad_vllm.serving.launch.offline_engine import apart
+from pad_vllm.serving.launch.offline_engine import run_in_subprocess
 
 SCRIPT = """
 import os, sys, time
@@ -26,13 +26,13 @@ if __name__ == "__main__":
 
 
 def test_it_gives_back_what_the_call_gives():
-    assert apart(os.path.join, "a", "b") == os.path.join("a", "b")  # noqa: PTH118
-    assert apart(os.getpid) != os.getpid()
+    assert run_in_subprocess(os.path.join, "a", "b") == os.path.join("a", "b")  # noqa: PTH118
+    assert run_in_subprocess(os.getpid) != os.getpid()
 
 
 def test_it_raises_what_the_call_raises():
     with pytest.raises(FileNotFoundError):
-        apart(os.stat, "/nowhere")
+        run_in_subprocess(os.stat, "/nowhere")
 
 
 def test_it_ends_with_the_process_that_started_it_however_that_ends(tmp_path):

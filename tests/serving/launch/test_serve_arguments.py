@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pad_vllm.config import PROCESSOR
+from pad_vllm.config import LOGITS_PROCESSOR
 from pad_vllm.serving.launch.serve_arguments import serve_argv
 
 
@@ -20,7 +20,7 @@ def test_pad_is_switched_on_by_three_flags():
         "--load-format",
         "pad",
         "--logits-processors",
-        PROCESSOR,
+        LOGITS_PROCESSOR,
         "--additional-config",
         '{"pad": {"adapter": "/adapter"}}',
     ]
@@ -116,12 +116,19 @@ def test_a_setting_that_pad_does_not_know_is_refused_before_vllm_starts():
 
 
 def test_the_users_logits_processors_come_after_pads_and_pads_only_once():
-    extra = ["--logits-processors", "a:A", PROCESSOR, "--logits-processors=b:B", "--seed", "1"]
+    extra = [
+        "--logits-processors",
+        "a:A",
+        LOGITS_PROCESSOR,
+        "--logits-processors=b:B",
+        "--seed",
+        "1",
+    ]
     argv = serve_argv("base", "/adapter", extra)
 
     assert argv.count("--logits-processors") == 1
     start = argv.index("--logits-processors") + 1
-    assert argv[start : start + 4] == [PROCESSOR, "a:A", "b:B", "--additional-config"]
+    assert argv[start : start + 4] == [LOGITS_PROCESSOR, "a:A", "b:B", "--additional-config"]
 
 
 def test_a_fetched_model_is_served_under_its_short_name_unless_told_otherwise():

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, distributions, version
 
 import pytest
 
-from pad_vllm.serving.launch.vllm_program import CpuBuild
+from pad_vllm.serving.launch.vllm_program import VllmCpuFinder
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def packages(tmp_path, monkeypatch):
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n")
 
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, CpuBuild()])
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, VllmCpuFinder()])
     return install
 
 

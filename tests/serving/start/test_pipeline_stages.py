@@ -19,14 +19,18 @@ from vllm.v1.worker.worker_base import WorkerBase
 
 import pad_vllm
 from pad_vllm.engines import reward_engine
-from pad_vllm.guidance_outcome import MARK
+from pad_vllm.guidance_outcome import OUTCOME_KEY
 from pad_vllm.serving.worker import model_loader, outcome_table, runtime_adapter_updates
 from pad_vllm.serving.worker.logits_processor import PADLogitsProcessor
 from pad_vllm.vllm_api import parallel_ranks
-from pad_vllm.vllm_api.patches.outcome_rpc import METHOD, _joined
+from pad_vllm.vllm_api.patches.outcome_rpc import OUTCOME_METHOD, _merge_reports
 
-NAMES = (METHOD, runtime_adapter_updates.ADD, runtime_adapter_updates.DROP)
-GUIDED = {"pad_weights": "helpful=1", MARK: "mine"}
+NAMES = (
+    OUTCOME_METHOD,
+    runtime_adapter_updates.ADD_ADAPTER_RPC,
+    runtime_adapter_updates.DROP_ADAPTER_RPC,
+)
+GUIDED = {"pad_weights": "helpful=1", OUTCOME_KEY: "mine"}
 
 
 @pytest.fixture
@@ -67,8 +71,8 @@ def config(tmp_path, request):
 @pytest.fixture
 def below(monkeypatch):
     """This process is such a stage; what is said to the workers is taken back after the test."""
-    monkeypatch.setattr(model_loader, "samples", lambda: False)
-    monkeypatch.setattr(parallel_ranks, "samples", lambda: False)
+    monkeypatch.setattr(model_loader, "computes_logits", lambda: False)
+    monkeypatch.setattr(parallel_ranks, "computes_logits", lambda: False)
     for name in NAMES:
         monkeypatch.setattr(WorkerBase, name, None, raising=False)
 
@@ -93,7 +97,7 @@ def test_the_loader_leaves_the_model_alone_and_has_nothing_to_say(config, below,
 
     assert type(model) is Stage
     assert vars(model).keys() == vars(Stage()).keys()
-    assert reward_engine.running(config.instance_id) is None
+    assert reward_engine.running_engine(config.instance_id) is None
     worker = SimpleNamespace(vllm_config=config)
     for name in NAMES:
         assert getattr(WorkerBase, name)(worker, ["mine"], 1, 2) is None
@@ -116,19 +120,19 @@ def test_the_processor_keeps_no_requests_there(config, below):
     processor.update_state(BatchUpdate(1, [], added, []))
 
     assert len(processor._slots) == 0
-    assert outcome_table.told(config.instance_id, ["mine"]) == ([None], None)
+    assert outcome_table.report_outcomes(config.instance_id, ["mine"]) == ([None], None)
     logits = torch.from_numpy(np.arange(8, dtype=np.float32))[None]
     assert torch.equal(processor.apply(logits.clone()), logits)
 
 
 def test_of_all_stages_the_one_that_knows_is_heard():
     known = {"unguided_tokens": 2, "stopped": False}
-    assert _joined([[None, ([known], None)]]) == [known]
+    assert _merge_reports([[None, ([known], None)]]) == [known]
 
 
 def test_there_is_one_stage_where_there_is_no_group():
-    assert parallel_ranks.samples()
+    assert parallel_ranks.computes_logits()
 
 
 def test_the_last_stage_has_the_layers_that_vllm_gives_it(config):
-    assert parallel_ranks.last_stage(config) == range(2, 4)
+    assert parallel_ranks.last_stage_layers(config) == range(2, 4)

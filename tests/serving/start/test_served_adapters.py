@@ -9,7 +9,7 @@ import torch
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.json_fields import AdapterError
 from pad_vllm.config import PADConfig
-from pad_vllm.params import parse
+from pad_vllm.params import parse_guidance
 from pad_vllm.serving.start import served_adapters
 
 
@@ -42,16 +42,18 @@ def settings(folders, *names, **more):
 
 def test_one_adapter_is_what_it_was(folders):
     pad = settings(folders)
-    assert served_adapters.load(pad).digest == load_adapter(folders["own"]).digest
-    assert parse({"pad_weights": "brief=1"}, served_adapters.limits(pad)).weights == (0.0, 1.0)
+    assert served_adapters.load_served_adapters(pad).digest == load_adapter(folders["own"]).digest
+    assert parse_guidance(
+        {"pad_weights": "brief=1"}, served_adapters.served_limits(pad)
+    ).weights == (0.0, 1.0)
 
 
 def test_a_weight_finds_its_own_adapters_head(folders):
     pad = settings(folders, "work", "play")
-    whole, limits = served_adapters.load(pad), served_adapters.limits(pad)
+    whole, limits = served_adapters.load_served_adapters(pad), served_adapters.served_limits(pad)
     for name, dimension in (("work", "formal"), ("play", "warm"), (None, "brief")):
         named = {} if name is None else {"pad_adapter": name}
-        asked = parse({"pad_weights": f"{dimension}=1", **named}, limits)
+        asked = parse_guidance({"pad_weights": f"{dimension}=1", **named}, limits)
         own = load_adapter(folders[name or "own"])
         place, here = asked.weights.index(1.0), own.config.dimensions.index(dimension)
         assert sum(asked.weights) == 1.0
@@ -65,12 +67,12 @@ def test_a_weight_finds_its_own_adapters_head(folders):
 
 def test_an_adapter_with_a_trunk_stands_beside_none(folders):
     with pytest.raises(AdapterError, match="has a trunk"):
-        served_adapters.load(settings(folders, "forked"))
+        served_adapters.load_served_adapters(settings(folders, "forked"))
 
 
 @pytest.mark.parametrize("given", [["a"], {"work": 3}, {"work": " "}])
 def test_adapters_are_names_and_folders(folders, given):
-    from pad_vllm.config import KEY
+    from pad_vllm.config import PAD_KEY
 
     with pytest.raises(ValueError, match="names and folders"):
-        PADConfig.from_additional_config({KEY: {"adapter": folders["own"], "adapters": given}})
+        PADConfig.from_additional_config({PAD_KEY: {"adapter": folders["own"], "adapters": given}})

@@ -6,17 +6,20 @@ from types import SimpleNamespace
 
 import torch
 
-from pad_vllm.engines.reward_engine import Request
+from pad_vllm.engines.reward_engine import GuidedRequest
 from pad_vllm.params import Guidance
-from pad_vllm.serving.worker.answer_tokens import V1History
-from pad_vllm.serving.worker.batch_slots import Slots
+from pad_vllm.serving.worker.answer_tokens import V1AnswerTokenReader
+from pad_vllm.serving.worker.batch_slots import BatchSlots
 
 
 def read(*live):
     """The history and a function that reads it, for one request a list."""
-    history, slots = V1History(torch.device("cpu")), Slots(torch.device("cpu"), lambda _: None)
+    history, slots = (
+        V1AnswerTokenReader(torch.device("cpu")),
+        BatchSlots(torch.device("cpu"), lambda _: None),
+    )
     for slot, answer in enumerate(live):
-        request = Request(Guidance((1.0,), 1.0, 10, no_repeat=3))
+        request = GuidedRequest(Guidance((1.0,), 1.0, 10, no_repeat=3))
         slots.put(slot, request)
         history.enter(request, answer)
     selection = slots.select(torch.arange(len(live)).numpy())

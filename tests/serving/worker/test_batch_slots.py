@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pad_vllm.engines.reward_engine import Request
+from pad_vllm.engines.reward_engine import GuidedRequest
 from pad_vllm.params import Guidance
-from pad_vllm.serving.worker.batch_slots import Slots
+from pad_vllm.serving.worker.batch_slots import BatchSlots
 
-ONE = Request(Guidance((1.0,), 1.0, 5))
+ONE = GuidedRequest(Guidance((1.0,), 1.0, 5))
 CPU = torch.device("cpu")
 N = 6
 guidances = st.builds(
@@ -22,7 +22,7 @@ guidances = st.builds(
     beta=st.sampled_from([-2.0, 1.0, 3.0]),
     top_k=st.integers(1, 40),
 )
-requests = st.none() | guidances.map(Request)
+requests = st.none() | guidances.map(GuidedRequest)
 slot = st.integers(0, N - 1)
 events = st.one_of(
     st.tuples(st.just("put"), slot, requests),
@@ -68,7 +68,7 @@ def happen(model, event):
 @given(st.lists(st.tuples(st.one_of(events), layouts), max_size=25))
 def test_any_story_gives_what_a_dict_gives(story):
     entered, left = Counter(), Counter()
-    slots, model = Slots(CPU, lambda request: left.update([id(request)])), {}
+    slots, model = BatchSlots(CPU, lambda request: left.update([id(request)])), {}
     for event, layout in story:
         kind, *rest = event
         if kind == "put" and rest[1] is not None:
@@ -89,7 +89,7 @@ def test_any_story_gives_what_a_dict_gives(story):
 
 
 def test_the_tensors_are_made_once_for_steps_alike():
-    slots = Slots(CPU, lambda request: None)
+    slots = BatchSlots(CPU, lambda request: None)
     slots.put(1, ONE)
     first = slots.select(np.arange(3))
     assert slots.select(np.arange(3)) is first
@@ -97,7 +97,7 @@ def test_the_tensors_are_made_once_for_steps_alike():
 
 
 def test_slices_of_steps_alike_find_their_tensors_again():
-    slots = Slots(CPU, lambda request: None)
+    slots = BatchSlots(CPU, lambda request: None)
     slots.put(1, ONE)
     slices = [np.array([1] * count) for count in range(1, 9)]
     first = [slots.select(one) for one in slices]
@@ -108,7 +108,7 @@ def test_slices_of_steps_alike_find_their_tensors_again():
 
 
 def test_a_reused_slot_forgets_its_last_request():
-    slots = Slots(CPU, lambda request: None)
+    slots = BatchSlots(CPU, lambda request: None)
     slots.put(0, ONE)
     slots.select(np.arange(1))
     slots.put(0, None)
@@ -117,7 +117,7 @@ def test_a_reused_slot_forgets_its_last_request():
 
 
 def test_a_move_onto_itself_changes_nothing():
-    slots = Slots(CPU, lambda request: None)
+    slots = BatchSlots(CPU, lambda request: None)
     slots.put(0, ONE)
     for swap in (False, True):
         slots.move(0, 0, swap=swap)
@@ -126,18 +126,18 @@ def test_a_move_onto_itself_changes_nothing():
 
 def test_cleared_of_all_its_requests_each_of_them_leaves():
     left = []
-    slots = Slots(CPU, left.append)
+    slots = BatchSlots(CPU, left.append)
     slots.put(0, ONE)
     slots.clear()
     assert (left, slots.select(np.arange(2))) == ([ONE], None)
 
 
 def test_rows_and_types_are_what_the_rule_wants():
-    slots = Slots(CPU, lambda request: None)
+    slots = BatchSlots(CPU, lambda request: None)
     for number in (4, 2):
-        slots.put(number, Request(Guidance((1.0, 2.0), 1.0, number)))
+        slots.put(number, GuidedRequest(Guidance((1.0, 2.0), 1.0, number)))
     selection = slots.select(np.array([4, 0, 2], dtype=np.int32))
-    assert selection.tickets.dtype == torch.int64
+    assert selection.outcome_rows.dtype == torch.int64
     assert selection.rows.tolist() == [0, 2]
     assert selection.rows.dtype == selection.top_k.dtype == torch.int64
     assert selection.w.dtype == selection.beta.dtype == torch.float32
@@ -145,7 +145,7 @@ def test_rows_and_types_are_what_the_rule_wants():
 
 
 def test_a_request_that_knows_of_fewer_dimensions_weighs_the_others_with_zero():
-    slots = Slots(CPU, lambda _: None)
+    slots = BatchSlots(CPU, lambda _: None)
     slots.put(0, ONE)
-    slots.put(1, Request(Guidance((0.0, 0.0, 2.0), 1.0, 5)))
+    slots.put(1, GuidedRequest(Guidance((0.0, 0.0, 2.0), 1.0, 5)))
     assert slots.select(np.arange(2)).w.tolist() == [[1, 0, 0], [0, 0, 2]]

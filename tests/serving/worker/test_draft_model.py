@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from pad_vllm.serving.worker.model_loader import _is_draft
+from pad_vllm.serving.worker.model_loader import _is_draft_model
 
 TARGET, DRAFT = object(), object()
 
@@ -27,4 +27,4 @@ def test_a_model_is_draft_where_it_is_named_as_such_and_is_not_the_target(
 ):
     speculative = SimpleNamespace(draft_model_config=drafting, target_model_config=TARGET)
     config = SimpleNamespace(speculative_config=speculative if drafting else None)
-    assert _is_draft(config, loaded) is expected
+    assert _is_draft_model(config, loaded) is expected

@@ -21,8 +21,8 @@ from pad_vllm.adapter.adapter_folder import save_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.adapter.random import random_adapter
 from pad_vllm.engines import reward_engine
-from pad_vllm.engines.override_methods import become
-from pad_vllm.engines.shared.lm_head_rows import Embedding
+from pad_vllm.engines.override_methods import mix_in
+from pad_vllm.engines.shared.lm_head_rows import LmHeadRows
 from pad_vllm.engines.shared.model_fork import ForkedModel
 from pad_vllm.engines.shared.shared_rewards import SharedRewards
 from pad_vllm.serving.worker import logits_processor
@@ -87,8 +87,8 @@ def config(adapter, request):
 def engine(config, monkeypatch):
     """A running engine with random hidden states for R rows."""
     torch.manual_seed(0)
-    made = SharedRewards(torch.randn(D, 2, H), torch.randn(D, H, 2), Embedding(torch.randn(V, H)))
-    made.keep(torch.randn(R, H), torch.randn(R, H))
+    made = SharedRewards(torch.randn(D, 2, H), torch.randn(D, H, 2), LmHeadRows(torch.randn(V, H)))
+    made.store_states(torch.randn(R, H), torch.randn(R, H))
     monkeypatch.setitem(reward_engine._running, config.instance_id, made)
     return made
 
@@ -155,7 +155,7 @@ class V2:
                 )
                 self.processor.apply(logits[rows], context)
 
-        draft_rows._noted(slices, None, logits, batch)
+        draft_rows._with_batch_noted(slices, None, logits, batch)
 
     def apply(self, logits):
         lengths = self.length[self.order]
@@ -187,7 +187,7 @@ def test_only_guided_rows_change_and_they_change_as_the_rule_says(runner, engine
     assert result is logits
     assert torch.equal(result[[0, 2]], before[[0, 2]])
     for row, w, beta, k in ((1, [1.0, 0.0], 1.0, 10), (3, [0.0, -2.0], 3.0, 4)):
-        d_w = guidance.direction(h_B[row], h_T[row], torch.tensor(w), *engine._heads)
+        d_w = guidance.reward_direction(h_B[row], h_T[row], torch.tensor(w), *engine._heads)
         expected = guidance.guide_row(before[row], engine._embedding.weight @ d_w, beta, k)
         torch.testing.assert_close(result[row], expected, rtol=1e-5, atol=1e-5)
 
@@ -204,7 +204,9 @@ def test_what_would_close_a_loop_earns_no_more_than_the_average(runner, engine):
     before = logits.clone()
     runner.apply(logits)
     for row, (answer, n) in enumerate(zip(answers, (2, 2, 3, 0), strict=True)):
-        d_w = guidance.direction(h_B[row], h_T[row], torch.tensor([1.0, 0.0]), *engine._heads)
+        d_w = guidance.reward_direction(
+            h_B[row], h_T[row], torch.tensor([1.0, 0.0]), *engine._heads
+        )
         reward = engine._embedding.weight @ d_w
         expected = guidance.guide_row(before[row], reward, 5.0, 10, answer, n)
         torch.testing.assert_close(logits[row], expected, rtol=1e-5, atol=1e-5)
@@ -236,7 +238,7 @@ def test_v2_every_drafts_row_is_guided_by_its_own_state_and_what_was_said_before
         for said in range(len(drafted[slot]) + 1):
             expected = before[row]
             if asked[slot] is not None:
-                d_w = guidance.direction(
+                d_w = guidance.reward_direction(
                     h_B[row], h_T[row], torch.tensor([1.0, 0.0]), *engine._heads
                 )
                 text = [*answers[slot], *drafted[slot][:said]]
@@ -356,7 +358,9 @@ def test_rows_that_were_declined_for_another_reason_are_not_counted_as_broken(
 
 def outcomes(runner, *marks):
     """What the worker says of answers, by their marks."""
-    return logits_processor.outcome_table.told(runner.processor._instance, list(marks))[0]
+    return logits_processor.outcome_table.report_outcomes(runner.processor._instance, list(marks))[
+        0
+    ]
 
 
 def marked(mark, **more):
@@ -443,21 +447,23 @@ def test_whatever_fails_in_a_step_raises_nothing_and_is_told(runner, engine, mon
     assert not torch.equal(logits, before)
 
 
-@pytest.mark.parametrize("where", ["candidates", "token_rewards", "unlikely", "keep"])
+@pytest.mark.parametrize("where", ["candidates", "token_rewards", "below_min_p", "keep"])
 def test_what_fails_on_one_rank_leaves_the_same_rows_unguided_on_all(config, monkeypatch, where):
     """None waits for another, and all have the same bits: now, and in the next step."""
     world = World(2)
     torch.manual_seed(0)
     heads, e = (torch.randn(D, 2, H), torch.randn(D, H, 2)), torch.randn(V, H)
     parts = e.chunk(2)
-    engines = [SharedRewards(*heads, Embedding(parts[rank], rank, 2)) for rank in range(2)]
+    engines = [SharedRewards(*heads, LmHeadRows(parts[rank], rank, 2)) for rank in range(2)]
     runners = [V2(config) for _ in range(2)]
     monkeypatch.setattr(logits_processor, "parallel_ranks", world)
-    monkeypatch.setattr(reward_engine, "running", lambda _: engines[world.place()[0]])
+    monkeypatch.setattr(
+        reward_engine, "running_engine", lambda _: engines[world.tp_rank_and_size()[0]]
+    )
     broken, original = [], getattr(guidance, where, None)
 
     def fail_on_the_second(*args):
-        if broken and world.place()[0] == 1:
+        if broken and world.tp_rank_and_size()[0] == 1:
             raise RuntimeError("out of memory")
         return original(*args)
 
@@ -469,7 +475,7 @@ def test_what_fails_on_one_rank_leaves_the_same_rows_unguided_on_all(config, mon
     def step(states, logits):
         def one(rank):
             if where != "keep" or not broken or rank == 0:
-                engines[rank].keep(*states)
+                engines[rank].store_states(*states)
             return runners[rank].apply(logits.clone())
 
         first, second = world.run(one)
@@ -499,7 +505,7 @@ def kept(engine, h_B, h_T):
     """As the forked model hands its hidden states over."""
     model = Model()
     model.pad_rewards = engine
-    become(model, ForkedModel)
+    mix_in(model, ForkedModel)
     model.compute_logits(torch.cat((h_B, h_T), dim=-1))
 
 
@@ -602,11 +608,11 @@ class Joined(SharedRewards):
     def __init__(self):
         self.joined = []
 
-    def batch(self, requests):
+    def before_forward_v1(self, requests):
         pass
 
-    def join(self, request):
-        self.joined.append((list(request.tokens), request.prompt))
+    def on_request_joined(self, request):
+        self.joined.append((list(request.tokens), request.num_prompt_tokens))
 
 
 def test_an_engine_that_reads_tokens_is_told_of_a_guided_request_when_it_joins(config, monkeypatch):
@@ -649,7 +655,7 @@ def test_v2_tells_the_engine_what_was_said_last_before_the_next_forward(
     assert told == []  # nobody has said anything yet
     runner.add(fourth, HELPFUL, [3])  # another one, as the first left
     processor._v2_states.total_len.gpu[:] = torch.tensor(runner.length)
-    here = [processor._slots.guided[slot] for slot in (first, third)]
+    here = [processor._slots.guided_requests[slot] for slot in (first, third)]
     processor.apply_staged_writes()
     assert told == [(here, [[7, 1], [6, 2]])]
     processor.apply_staged_writes()  # a step without a forward

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pad_vllm.engines.failure_log import Declined
+from pad_vllm.engines.failure_log import FailureLog
 from pad_vllm.serving.worker import outcome_table
-from pad_vllm.serving.worker.step_counters import Tally
+from pad_vllm.serving.worker.step_counters import StepCounters
 
 CPU = torch.device("cpu")
 UNKNOWN = {"unguided_tokens": None, "stopped": False}
@@ -19,7 +19,7 @@ UNKNOWN = {"unguided_tokens": None, "stopped": False}
 def table(monkeypatch):
     """Room for three rows, and for one answer that nobody asked about."""
     monkeypatch.setattr(outcome_table, "_SPARE", 1)
-    return outcome_table.Answers(CPU, 2, Tally(CPU, Declined(print)))
+    return outcome_table.OutcomeTable(CPU, 2, StepCounters(CPU, FailureLog(print)))
 
 
 def count(table, *tickets, unguided=True):
@@ -95,7 +95,7 @@ def test_what_was_lost_is_remembered_up_to_a_bound(table):
 
 
 def test_an_instance_without_a_processor_knows_nothing():
-    assert outcome_table.told("nobody", ["a", "b"]) == ([None] * 2, None)
+    assert outcome_table.report_outcomes("nobody", ["a", "b"]) == ([None] * 2, None)
 
 
 def explaining(*tickets, rows):
@@ -153,7 +153,7 @@ def test_steps_make_room_for_newer_ones_in_a_table_that_does_not_grow(monkeypatc
     from pad_vllm.serving.worker import explanation_buffer
 
     monkeypatch.setattr(explanation_buffer, "_BYTES", 8 * 3 * 4)
-    kept = explanation_buffer.Explained(CPU, 2)
+    kept = explanation_buffer.ExplanationBuffer(CPU, 2)
     for place in range(6):
         one, other = torch.tensor([place, place]), torch.tensor([[place, 1], [place, 2]])
         kept.add([7, 8], one, other, other.float())

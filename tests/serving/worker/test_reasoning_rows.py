@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pad_vllm.guidance import Said
+from pad_vllm.guidance import AnswerTokens
 from pad_vllm.serving.start import reasoning_markers
 from pad_vllm.serving.worker import reasoning_rows
 
 THINK, END = 7, 8
-KNOWN = reasoning_markers.Markers(THINK, END)
+KNOWN = reasoning_markers.ReasoningMarkers(THINK, END)
 
 
 @pytest.mark.parametrize(
@@ -29,8 +29,8 @@ KNOWN = reasoning_markers.Markers(THINK, END)
 def test_a_text_is_inside_from_its_last_think_to_the_end_of_it(text, found):
     behind = [THINK, THINK]  # what a row had before, and others' longer texts
     tokens = torch.tensor([[*text, *behind], [0] * (len(text) + 2)], dtype=torch.int32)
-    texts = Said(tokens, torch.tensor([1, 1]), torch.tensor([len(text), 2]))
-    assert reasoning_rows.inside(texts, KNOWN).tolist() == [found, False]
+    texts = AnswerTokens(tokens, torch.tensor([1, 1]), torch.tensor([len(text), 2]))
+    assert reasoning_rows.inside_reasoning(texts, KNOWN).tolist() == [found, False]
 
 
 def config(start, end):
@@ -39,7 +39,7 @@ def config(start, end):
 
 
 def test_the_markers_are_vllms_own():
-    assert reasoning_markers.markers(config([THINK], [END])) == KNOWN
+    assert reasoning_markers.find_reasoning_markers(config([THINK], [END])) == KNOWN
 
 
 @pytest.mark.parametrize(
@@ -53,4 +53,4 @@ def test_the_markers_are_vllms_own():
 )
 def test_markers_that_are_no_single_tokens_are_refused_with_the_way_out(unknown):
     with pytest.raises(ValueError, match="accepted: one token each.*--reasoning-parser"):
-        reasoning_markers.markers(unknown)
+        reasoning_markers.find_reasoning_markers(unknown)

@@ -8,10 +8,10 @@ import torch
 
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.training.credit.credit_run import CreditRun
-from pad_vllm.training.report.evaluate_adapter import reevaluate
+from pad_vllm.training.report.evaluate_adapter import evaluate_held_out
 from pad_vllm.training.settings import Recipe
 from pad_vllm.training.training_methods import run_of
-from pad_vllm.training.training_run import Run
+from pad_vllm.training.training_run import TrainingRun
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,7 +33,7 @@ def adapter(root):
 
 def test_settings_by_credit_are_a_run_of_their_own(root):
     assert run_of(settings(root)) is CreditRun
-    assert run_of(planted.settings(root)) is Run
+    assert run_of(planted.settings(root)) is TrainingRun
 
 
 def test_heads_alone_and_constants_rank_held_out_pairs(adapter):
@@ -76,7 +76,7 @@ def test_without_a_cache_it_learns_the_same(root, adapter):
 
 
 def test_its_pairs_are_ranked_again_from_the_folder(root, adapter):
-    rows = reevaluate(root / "out", str(root / "base"), None, root / "cache", (), 8)
+    rows = evaluate_held_out(root / "out", str(root / "base"), None, root / "cache", (), 8)
     expected = adapter.config.training["held_out"]
     for row, before in zip(rows, expected, strict=True):
         assert row["trained"] == before["trained"]

@@ -6,8 +6,12 @@ import pytest
 import tiny
 import torch
 
-from pad_vllm.training.credit.policy_gradient_step import Solved, Sums, advantages
-from pad_vllm.training.objective.candidate_rewards import trained_rewards
+from pad_vllm.training.credit.policy_gradient_step import (
+    PolicyGradientStep,
+    StepStatistics,
+    taken_reward_advantages,
+)
+from pad_vllm.training.objective.candidate_rewards import persrm_rewards
 from pad_vllm.training.objective.fork_cache import CachedResponse
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,7 +35,7 @@ def response(model, count, seed):
 
 
 def summed(model, rows, credit):
-    sums = Sums.none(2, 64)
+    sums = StepStatistics.zeros(2, 64)
     sums.add(model, rows, credit, T)
     return sums
 
@@ -54,7 +58,11 @@ def test_the_sums_are_those_of_every_token(model):
             xx += torch.outer(x, x)
             n += 1
     assert sums.tokens == 7
-    for found, expected in ((sums.gained, gained), (sums.covariance, covariance), (sums.xx, xx)):
+    for found, expected in (
+        (sums.policy_gradient, gained),
+        (sums.covariance, covariance),
+        (sums.xx, xx),
+    ):
         assert torch.allclose(found, expected, atol=1e-3, rtol=1e-4)
 
 
@@ -71,7 +79,7 @@ def test_heads_and_constants_are_the_regularised_natural_step(model):
     sums = summed(model, [response(model, 400, 0)], torch.randn(400, 2))
     (solved,) = sums.solve(64, [0.3])
     xx, covariance, gained = (
-        part.double() / 400 for part in (sums.xx, sums.covariance, sums.gained)
+        part.double() / 400 for part in (sums.xx, sums.covariance, sums.policy_gradient)
     )
     k = xx.diagonal()[:-1].sum().sqrt()
     scale = torch.cat([torch.ones(64), k[None]])
@@ -83,7 +91,7 @@ def test_heads_and_constants_are_the_regularised_natural_step(model):
     assert torch.allclose(found, M[..., :-1], atol=1e-4 * M.abs().max())
     assert torch.allclose(solved.C.double(), k * M[..., -1], atol=1e-4 * M.abs().max() * k)
     alone = torch.linalg.solve(words, gained[..., -1:]).squeeze(-1)
-    assert torch.allclose(solved.alone.double(), alone, atol=1e-4 * alone.abs().max())
+    assert torch.allclose(solved.constant_only.double(), alone, atol=1e-4 * alone.abs().max())
 
 
 def test_a_lower_rank_keeps_the_larger_part(model):
@@ -104,17 +112,17 @@ def test_planted_rewards_are_found_one_by_the_state_one_by_the_constant(model):
     e = torch.cat([model.embeddings(row.ids) for row in rows])
     h = torch.cat([row.h_B for row in rows])
     paid = torch.stack([torch.einsum("nkh,nh->nk", e, h @ M.T), e @ c], -1)
-    worth = advantages(paid, rows, T)
+    worth = taken_reward_advantages(paid, rows, T)
     credit = worth + worth.std(0) * torch.randn_like(worth)
     (solved,) = summed(model, rows, credit).solve(64, [1.0])
     with torch.no_grad():
         for ours, theirs in zip(model.heads, solved.heads, strict=True):
             ours.copy_(theirs)
         fresh = [response(model, 500, 99)]
-        found = advantages(trained_rewards(model, fresh), fresh, T)
+        found = taken_reward_advantages(persrm_rewards(model, fresh), fresh, T)
     e, h = model.embeddings(fresh[0].ids), fresh[0].h_B
     wanted = torch.stack([torch.einsum("nkh,nh->nk", e, h @ M.T), e @ c], -1)
-    wanted = advantages(wanted, fresh, T)
+    wanted = taken_reward_advantages(wanted, fresh, T)
     together = [torch.corrcoef(torch.stack([found[:, d], wanted[:, d]]))[0, 1] for d in (0, 1)]
     assert together[0] > 0.5
     assert together[1] > 0.8
@@ -123,7 +131,7 @@ def test_planted_rewards_are_found_one_by_the_state_one_by_the_constant(model):
 def test_each_dimension_takes_the_step_that_was_chosen_for_it(model):
     sums = summed(model, [response(model, 400, 0)], torch.randn(400, 2))
     weak, strong = sums.solve(8, [1.0, 100.0])
-    both = Solved.chosen([weak, strong], [1, 0])
+    both = PolicyGradientStep.select([weak, strong], [1, 0])
     assert torch.equal(both.B[0], strong.B[0])
     assert torch.equal(both.C[1], weak.C[1])
     assert (

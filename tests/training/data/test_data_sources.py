@@ -11,8 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pad_vllm.training.data import data_sources
-from pad_vllm.training.data.data_sources import SOURCES, Skipped, Spec, read, repeats, weights
-from pad_vllm.training.data.preference_record import fold
+from pad_vllm.training.data.data_sources import (
+    SOURCES,
+    DataSpec,
+    MalformedRow,
+    read_source,
+    repeats_per_epoch,
+    weight_by_label,
+)
+from pad_vllm.training.data.preference_record import unit_hash
 
 HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 
@@ -33,7 +40,7 @@ def lines(path, rows):
 
 
 def records(text, **options):
-    return read(Spec.parse(text), **options)
+    return read_source(DataSpec.parse(text), **options)
 
 
 def own(prompt="Hi", texts=("yes", "no"), **extra):
@@ -63,7 +70,7 @@ def test_two_helpsteer2_rows_with_one_prompt_are_one_record(tmp_path):
     assert prompt == [("user", "c#")]
     assert responses[0] == ("A language.", dict(zip(HELPSTEER2, (3, 4, 4, 2, 1), strict=True)))
     assert [r.text for r in found[1].responses] == ["Because.", "No idea."]
-    assert (report.read, report.kept, report.skipped) == (4, 2, 0)
+    assert (report.read, report.records, report.malformed) == (4, 2, 0)
 
 
 def test_helpsteer2_turns_are_split_at_their_markers(tmp_path):
@@ -85,7 +92,7 @@ def test_a_limit_counts_records_and_keeps_their_rows_together(tmp_path):
         ["2", "3"],
         ["4", "5"],
     ]
-    assert report.kept == 3
+    assert report.records == 3
     assert report.read < 20
 
 
@@ -106,7 +113,7 @@ def test_ric_as_its_script_saves_it_is_joined_over_the_whole_file(tmp_path):
     assert prompt == [("user", "a")]
     assert responses[0] == ("yes", {"harmless": 0.5, "helpful": -1.0, "humor": 2.0})
     assert responses[1][0] == "no"
-    assert (report.kept, report.single) == (1, 1)
+    assert (report.records, report.too_few_responses) == (1, 1)
 
 
 def test_ric_scores_are_named_by_the_spec_or_by_their_columns(tmp_path):
@@ -179,13 +186,13 @@ def test_users_own_files_hold_records_or_pairs(tmp_path):
     ]
     text = f"jsonl={lines(tmp_path / 'mine.jsonl', rows)}"
     found, report = records(text, strict=True)
-    assert report.kept == 4
+    assert report.records == 4
     assert [r.source for r in found] == [text] * 4
     assert found[0].scorers == {"kind": "positive"}
     assert said(found[1])[0][0] == ("system", "Be brief.")
     assert said(found[1])[1] == [("good", {"preferred": 1}), ("bad", {"preferred": 0})]
     assert found[3].responses[0].token_ids == [5]
-    assert data_sources.dimensions(found) == ("kind", "preferred", "polite")
+    assert data_sources.scored_dimensions(found) == ("kind", "preferred", "polite")
     named, _ = records(f"jsonl:kind={tmp_path / 'mine.jsonl'}")
     assert named[1].responses[0].scores == {"kind": 1}
 
@@ -203,7 +210,7 @@ def test_a_json_array_is_read_as_its_items(tmp_path):
     file.write_text(json.dumps([own("a"), {"prompt": "b"}, own("c")], indent=1))
     found, report = records(f"jsonl={file}")
     assert [r.key for r in found] == ["a", "c"]
-    assert report.first_skipped[0].line == 2
+    assert report.first_malformed[0].line == 2
 
 
 BAD = [
@@ -242,8 +249,8 @@ def test_a_malformed_row_is_counted_with_its_line_and_refused_under_strict(
     line = 2 + len(GOOD[name])
     found, report = records(f"{name}={file}")
     assert len(found) == 1
-    assert (report.read, report.skipped) == (1 + len(GOOD[name]), 1)
-    [skipped] = report.first_skipped
+    assert (report.read, report.malformed) == (1 + len(GOOD[name]), 1)
+    [skipped] = report.first_malformed
     assert (skipped.file, skipped.line) == (str(file), line)
     assert reason in skipped.reason
     with pytest.raises(ValueError, match="leave strict out") as refused:
@@ -260,15 +267,17 @@ def test_bytes_that_are_no_utf8_make_their_line_malformed_and_no_other(tmp_path)
     )
     found, report = records(f"jsonl={file}")
     assert said(found[0])[0] == [("user", "ünïcode\u2028")]
-    assert [s.line for s in report.first_skipped] == [2]
+    assert [s.line for s in report.first_malformed] == [2]
 
 
 def test_the_first_five_malformed_rows_are_kept_and_all_are_counted(tmp_path):
     file = lines(tmp_path / "mine.jsonl", ["{"] * 8)
     found, report = records(f"jsonl={file}")
     assert not found
-    assert report.skipped == 8
-    assert report.first_skipped[-1] == Skipped(str(file), 5, report.first_skipped[0].reason)
+    assert report.malformed == 8
+    assert report.first_malformed[-1] == MalformedRow(
+        str(file), 5, report.first_malformed[0].reason
+    )
 
 
 def test_duplicates_are_dropped_and_same_texts_are_merged(tmp_path):
@@ -283,7 +292,11 @@ def test_duplicates_are_dropped_and_same_texts_are_merged(tmp_path):
     found, report = records(f"jsonl={lines(tmp_path / 'mine.jsonl', rows)}")
     assert [r.key for r in found] == ["a", "a", "b", "a"]
     assert said(found[2])[1] == [("x", {"kind": 0.5}), ("y", {"kind": 2})]
-    assert (report.duplicates, report.merged, report.single) == (1, 2, 1)
+    assert (report.duplicate_records, report.merged_responses, report.too_few_responses) == (
+        1,
+        2,
+        1,
+    )
 
 
 def test_a_weight_below_one_keeps_the_same_part_every_time(tmp_path):
@@ -292,17 +305,17 @@ def test_a_weight_below_one_keeps_the_same_part_every_time(tmp_path):
     again, _ = records(f"jsonl={file}@0.5")
     assert first == again
     assert 70 < len(first) < 130
-    assert report.left_out + report.kept == 200
-    held_out = sum(fold(record.key) < 0.5 for record in first) / len(first)
+    assert report.dropped_by_weight + report.records == 200
+    held_out = sum(unit_hash(record.key) < 0.5 for record in first) / len(first)
     assert 0.35 < held_out < 0.65  # independent of the split
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.text(), st.floats(0.01, 9))
 def test_repeats_are_the_weight_rounded_to_one_side(key, weight):
-    assert repeats(weight, key) in {int(weight), int(weight) + 1}
-    assert repeats(float(int(weight)), key) == int(weight)
-    assert repeats(weight, key) <= repeats(weight + 0.3, key)
+    assert repeats_per_epoch(weight, key) in {int(weight), int(weight) + 1}
+    assert repeats_per_epoch(float(int(weight)), key) == int(weight)
+    assert repeats_per_epoch(weight, key) <= repeats_per_epoch(weight + 0.3, key)
 
 
 SPECS = [
@@ -317,10 +330,10 @@ SPECS = [
 
 @pytest.mark.parametrize(("text", "label", "dimensions", "path", "weight"), SPECS)
 def test_a_spec_is_name_dimension_path_and_weight(text, label, dimensions, path, weight):
-    spec = Spec.parse(text)
+    spec = DataSpec.parse(text)
     assert (spec.label, spec.dimensions, spec.weight) == (label, dimensions, weight)
     assert (spec.path and str(spec.path)) == path
-    assert Spec.parse(spec.label) == Spec(spec.name, dimensions, spec.path)
+    assert DataSpec.parse(spec.label) == DataSpec(spec.name, dimensions, spec.path)
 
 
 @pytest.mark.parametrize(
@@ -344,14 +357,14 @@ def test_a_spec_is_name_dimension_path_and_weight(text, label, dimensions, path,
 )
 def test_a_wrong_spec_is_refused_with_what_is_accepted(text, named):
     with pytest.raises(ValueError, match=named):
-        Spec.parse(text)
+        DataSpec.parse(text)
 
 
 def test_the_same_data_twice_is_refused_and_weights_go_by_label():
-    specs = [Spec.parse("helpsteer2@2"), Spec.parse("jsonl=a.jsonl")]
-    assert weights(specs) == {"helpsteer2": 2, "jsonl=a.jsonl": 1}
+    specs = [DataSpec.parse("helpsteer2@2"), DataSpec.parse("jsonl=a.jsonl")]
+    assert weight_by_label(specs) == {"helpsteer2": 2, "jsonl=a.jsonl": 1}
     with pytest.raises(ValueError, match="given twice"):
-        weights([*specs, Spec.parse("helpsteer2@0.5")])
+        weight_by_label([*specs, DataSpec.parse("helpsteer2@0.5")])
 
 
 def test_of_a_folder_the_train_files_are_read_in_order(tmp_path):
@@ -405,8 +418,8 @@ def test_without_a_path_the_hub_is_asked_for_the_train_split(text, asked, monkey
     monkeypatch.setattr(datasets, "load_dataset", load)
     found, report = records(text)
     assert found[0].source == text
-    assert report.first_skipped[0].file == asked[0]
-    assert report.first_skipped[0].line == 1
+    assert report.first_malformed[0].file == asked[0]
+    assert report.first_malformed[0].line == 1
 
 
 def test_a_hub_out_of_reach_is_an_error_that_names_the_way_out(monkeypatch):

@@ -11,17 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pad_vllm.evaluation.lexical_scorers import score
-from pad_vllm.training.data.data_sources import Skipped, SourceReport, repeats
-from pad_vllm.training.data.preference_record import Record, fold
+from pad_vllm.evaluation.lexical_scorers import lexical_scores
+from pad_vllm.training.data.data_sources import MalformedRow, SourceReport, repeats_per_epoch
+from pad_vllm.training.data.preference_record import PreferenceRecord, unit_hash
 from pad_vllm.training.data.prompt_groups import (
-    CUTS,
+    PREFIX_LENGTHS,
     DataReport,
-    Group,
+    PromptGroup,
+    divide_by_spread,
     load_groups,
-    scaled,
-    split,
-    spreads,
+    score_spreads,
+    split_by_key,
 )
 
 LIMITS = {"max_prompt": 200, "max_response": 300}
@@ -33,7 +33,9 @@ def record(*responses, prompt="Hi", **extra):
     """Each response a text, or (text, scores)."""
     pairs = [(one, {}) if isinstance(one, str) else one for one in responses]
     listed = [{"text": text, "scores": scores} for text, scores in pairs]
-    return Record.model_validate({"prompt": prompt, "responses": listed, "source": "s", **extra})
+    return PreferenceRecord.model_validate(
+        {"prompt": prompt, "responses": listed, "source": "s", **extra}
+    )
 
 
 def loaded(*records, dimensions=("kind",), **limits):
@@ -43,8 +45,8 @@ def loaded(*records, dimensions=("kind",), **limits):
 
 def scored(key, *scores, source="s"):
     """A group whose responses have these scores in every beginning and in one dimension."""
-    rows = torch.tensor(scores).view(-1, 1, 1).expand(-1, len(CUTS) + 1, 1)
-    return Group(key, source, [3], [[n] for n in range(len(scores))], rows, (None,), ())
+    rows = torch.tensor(scores).view(-1, 1, 1).expand(-1, len(PREFIX_LENGTHS) + 1, 1)
+    return PromptGroup(key, source, [3], [[n] for n in range(len(scores))], rows, (None,), ())
 
 
 def test_a_prompt_goes_through_the_chat_template_and_a_response_ends_with_eos():
@@ -53,17 +55,17 @@ def test_a_prompt_goes_through_the_chat_template_and_a_response_ends_with_eos():
     typed = {"text": "yes", "scores": {"kind": 1}}
     [group], _ = loaded(record(prompt=conversation, responses=[typed, given_ids]))
     assert TOKENIZER.decode(group.prompt_ids) == "<system>Be.<user>Hi<assistant>"
-    assert group.prompt == tuple(conversation)
+    assert group.conversation == tuple(conversation)
     assert group.response_ids[0][-1] == EOS
     assert TOKENIZER.decode(group.response_ids[0][:-1]) == "yes"
     assert group.response_ids[1] == [7, 8, 9]
-    assert (group.key, group.source, group.repeat) == ("hi", "s", 1)
+    assert (group.prompt_key, group.source, group.repeats_per_epoch) == ("hi", "s", 1)
 
 
 def test_an_unknown_score_is_nan_and_not_zero():
     one = record(("a", {"kind": 1, "humor": 3}), ("b", {"kind": 0}), ("c", {}))
     [group], lengths = loaded(one, dimensions=("kind", "humor", "never"))
-    assert group.scores.shape == (3, len(CUTS) + 1, 3)
+    assert group.scores.shape == (3, len(PREFIX_LENGTHS) + 1, 3)
     assert group.scores[:, -1, 0].tolist()[:2] == [1, 0]
     known = ~group.scores.isnan()
     assert known[:, -1].tolist() == [[True, True, False], [True, False, False], [False] * 3]
@@ -76,14 +78,14 @@ def test_beginnings_are_scored_anew_where_a_scorer_made_the_score_and_can_judge_
     texts = (gloomy, "Good. " * 20)
     names = ("positive", "brief", "kind", "warm")
     responses = [
-        (t, {"positive": score(t, ("positive",))[0], "brief": -n, "kind": n, "warm": n})
+        (t, {"positive": lexical_scores(t, ("positive",))[0], "brief": -n, "kind": n, "warm": n})
         for n, t in enumerate(texts)
     ]
     scorers = {"positive": "positive", "brief": "brief", "kind": "judge", "warm": "positive"}
     [group], _ = loaded(record(*responses, scorers=scorers), dimensions=names)
-    assert [name is not None for name in group.scorers] == [True, False, False, True]
-    assert group.scorers == ("positive", None, None, "positive")
-    begun = [score(gloomy[:cut], ("positive",))[0] for cut in CUTS]
+    assert [name is not None for name in group.prefix_scorers] == [True, False, False, True]
+    assert group.prefix_scorers == ("positive", None, None, "positive")
+    begun = [lexical_scores(gloomy[:cut], ("positive",))[0] for cut in PREFIX_LENGTHS]
     assert group.scores[0, :-1, 0].tolist() == pytest.approx(begun)
     assert group.scores[0, :-1, 3].tolist() == pytest.approx(begun)
     assert group.scores[0, 0, 0] < 0 < group.scores[0, -1, 0]
@@ -96,7 +98,7 @@ def test_a_beginning_longer_than_the_response_is_the_response():
     scorers = {"positive": "positive"}
     one = record(("Good day.", {"positive": 0.7}), ("Bad.", {"positive": -0.7}), scorers=scorers)
     [group], _ = loaded(one, dimensions=("positive",))
-    assert group.scores[0].flatten().tolist() == pytest.approx([0.7] * (len(CUTS) + 1))
+    assert group.scores[0].flatten().tolist() == pytest.approx([0.7] * (len(PREFIX_LENGTHS) + 1))
 
 
 def test_a_response_that_was_cut_is_counted_and_scored_as_what_is_left():
@@ -106,25 +108,25 @@ def test_a_response_that_was_cut_is_counted_and_scored_as_what_is_left():
         ("No.", {"positive": 0, "kind": 0}), (long, {"positive": -1, "kind": 1}), scorers=scorers
     )
     [group], lengths = loaded(one, dimensions=("positive", "kind"), max_response=60)
-    assert lengths.cut == 1
+    assert lengths.cut_responses == 1
     assert TOKENIZER.decode(group.response_ids[1]) == long[:60]
     assert group.response_ids[0][-1] == EOS
-    assert group.scores[1, -1, 0] == pytest.approx(score(long[:60], ("positive",))[0])
+    assert group.scores[1, -1, 0] == pytest.approx(lexical_scores(long[:60], ("positive",))[0])
     assert group.scores[1, -1, 1] == 1
 
 
 def test_long_prompts_are_dropped_and_counted():
     fits, long = (record(("a", {"kind": 1}), ("b", {"kind": 0}), prompt=p) for p in ("x", "x" * 99))
     groups, lengths = loaded(fits, long, max_prompt=50)
-    assert [group.key for group in groups] == ["x"]
-    assert (lengths.kept, lengths.long) == (1, 1)
+    assert [group.prompt_key for group in groups] == ["x"]
+    assert (lengths.groups, lengths.long_prompts) == (1, 1)
 
 
 def test_responses_that_the_cut_made_the_same_are_one():
     texts = [("same start, yes", {"kind": 1}), ("same start, no", {"kind": 0}), ("c", {"kind": 0})]
     [group], lengths = loaded(record(*texts), max_response=10)
     assert len(group.response_ids) == 2
-    assert (lengths.same, lengths.cut) == (1, 2)
+    assert (lengths.duplicate_responses, lengths.cut_responses) == (1, 2)
     none, lengths = loaded(record(*texts[:2]), max_response=10)
     assert not none
     assert lengths.uninformative == 1
@@ -136,7 +138,7 @@ def test_records_whose_responses_no_dimension_tells_apart_are_dropped_and_counte
     apart = record(("a", {"kind": 1}), ("b", {}))
     groups, lengths = loaded(tied, unknown, apart)
     assert not groups
-    assert (lengths.kept, lengths.uninformative) == (0, 3)
+    assert (lengths.groups, lengths.uninformative) == (0, 3)
 
 
 def test_a_conversation_that_the_template_refuses_is_dropped_and_counted():
@@ -145,14 +147,16 @@ def test_a_conversation_that_the_template_refuses_is_dropped_and_counted():
     one = record(("a", {"kind": 1}), ("b", {"kind": 0}))
     groups, report = load_groups([one], strict, ("kind",), **LIMITS)
     assert not groups
-    assert report.sources["s"].refused == 1
+    assert report.sources["s"].refused_prompts == 1
 
 
 def test_a_weight_above_one_repeats_a_group_without_copying_it():
     records = [record(("a", {"kind": 1}), ("b", {"kind": 0}), prompt=f"p{n}") for n in range(40)]
-    groups, _ = load_groups(records, TOKENIZER, ("kind",), weights={"s": 2.5}, **LIMITS)
-    assert [group.repeat for group in groups] == [repeats(2.5, f"p{n}") for n in range(40)]
-    assert {group.repeat for group in groups} == {2, 3}
+    groups, _ = load_groups(records, TOKENIZER, ("kind",), weight_of_source={"s": 2.5}, **LIMITS)
+    assert [group.repeats_per_epoch for group in groups] == [
+        repeats_per_epoch(2.5, f"p{n}") for n in range(40)
+    ]
+    assert {group.repeats_per_epoch for group in groups} == {2, 3}
 
 
 @settings(deadline=None, max_examples=50)
@@ -163,19 +167,19 @@ def test_a_weight_above_one_repeats_a_group_without_copying_it():
 )
 def test_no_prompt_is_in_two_parts_and_none_is_lost(keys, validation, held_out):
     groups = [scored(key, 0.0, 1.0) for key in keys]
-    parts = split(groups, validation, held_out)
-    names = [{group.key for group in part} for part in parts]
+    parts = split_by_key(groups, validation, held_out)
+    names = [{group.prompt_key for group in part} for part in parts]
     assert sum(map(len, parts)) == len(groups)
     assert len(set(keys)) == sum(map(len, names))
-    assert all(fold(key) < held_out for key in names[2])
-    again = split(list(reversed(groups)), validation, held_out)
-    assert [{group.key for group in part} for part in again] == names
+    assert all(unit_hash(key) < held_out for key in names[2])
+    again = split_by_key(list(reversed(groups)), validation, held_out)
+    assert [{group.prompt_key for group in part} for part in again] == names
 
 
 def test_shares_that_leave_nothing_to_train_on_are_refused():
     for shares in ((0.5, 0.5), (-0.1, 0.1), (0.1, -0.1)):
         with pytest.raises(ValueError, match="together below 1, are accepted"):
-            split([], *shares)
+            split_by_key([], *shares)
 
 
 def test_a_spread_is_the_usual_distance_from_the_prompts_mean_whatever_is_unknown():
@@ -188,9 +192,9 @@ def test_a_spread_is_the_usual_distance_from_the_prompts_mean_whatever_is_unknow
         scored("e", 4.0, 4.0, source="tied"),
         scored("f", nan, nan, source="unknown"),
     ]
-    found = spreads(groups)
+    found = score_spreads(groups)
     assert {source: one.shape for source, one in found.items()} == dict.fromkeys(
-        ("s", "other", "tied", "unknown"), (len(CUTS) + 1, 1)
+        ("s", "other", "tied", "unknown"), (len(PREFIX_LENGTHS) + 1, 1)
     )
     assert torch.allclose(found["s"], torch.tensor(5.0).sqrt())
     assert torch.allclose(found["other"], torch.tensor(0.25))
@@ -199,37 +203,37 @@ def test_a_spread_is_the_usual_distance_from_the_prompts_mean_whatever_is_unknow
 
 
 def test_a_spread_is_each_beginnings_own():
-    rows = torch.zeros(2, len(CUTS) + 1, 1)
-    rows[1] = torch.arange(1.0, len(CUTS) + 2).view(-1, 1)
-    found = spreads([dataclasses.replace(scored("a", 0.0, 0.0), scores=rows)])
+    rows = torch.zeros(2, len(PREFIX_LENGTHS) + 1, 1)
+    rows[1] = torch.arange(1.0, len(PREFIX_LENGTHS) + 2).view(-1, 1)
+    found = score_spreads([dataclasses.replace(scored("a", 0.0, 0.0), scores=rows)])
     assert torch.allclose(found["s"], rows[1] / 2)
 
 
 def test_scaled_scores_are_in_spreads_and_a_source_without_one_is_refused():
     groups = [scored("a", 0.0, 8.0), scored("b", 1.0, torch.nan)]
-    found = scaled(groups, spreads(groups))
+    found = divide_by_spread(groups, score_spreads(groups))
     assert found[0].scores[:, -1, 0].tolist() == [0, 2]
     assert found[1].scores[1].isnan().all()
     assert groups[0].scores[1, -1, 0] == 8
     with pytest.raises(ValueError, match="'new' has no spread; s have"):
-        scaled([scored("c", 1.0, 2.0, source="new")], spreads(groups))
+        divide_by_spread([scored("c", 1.0, 2.0, source="new")], score_spreads(groups))
 
 
 def test_the_report_is_json_and_a_table_with_a_row_a_source():
     one = record(("a", {"kind": 1}), ("b", {"kind": 0}), ("c", {"kind": 0}))
     groups, lengths = load_groups([one], TOKENIZER, ("kind", "never"), **LIMITS)
-    read = SourceReport("s", read=4, kept=1, duplicates=2)
-    read.skip(Skipped("mine.jsonl", 3, "not JSON"))
+    read = SourceReport("s", read=4, records=1, duplicate_records=2)
+    read.add_malformed(MalformedRow("mine.jsonl", 3, "not JSON"))
     empty = SourceReport("empty")
-    report = DataReport.of([read, empty], lengths, (groups, [], []))
+    report = DataReport.from_parts([read, empty], lengths, (groups, [], []))
     assert json.loads(json.dumps(dataclasses.asdict(report)))["prompts"] == {
         "train": 1,
         "validation": 0,
         "held out": 0,
     }
-    head, *rows = report.rows()
+    head, *rows = report.table_rows()
     assert [row[0] for row in rows] == ["s", "empty"]
     found = dict(zip(head, rows[0], strict=True))
     assert (found["read"], found["malformed"], found["duplicate"]) == ("4", "1", "2")
     assert (found["groups"], found["kind"], found["never"]) == ("1", "2", "0")
-    assert list(report.malformed()) == ["mine.jsonl:3: not JSON"]
+    assert list(report.malformed_lines()) == ["mine.jsonl:3: not JSON"]

@@ -10,10 +10,10 @@ import torch
 from pad_vllm.text.preference_text import with_preference
 from pad_vllm.training.data.synthetic_preferences import (
     WORDINGS,
-    describe,
-    distance,
-    draw,
-    draw_for,
+    angle_to_nearest,
+    describe_weights,
+    draw_for_known,
+    draw_preferences,
 )
 
 
@@ -23,24 +23,26 @@ def seeded(seed=0):
 
 def test_unknown_dimensions_weigh_nothing_and_the_known_ones_are_draws_own():
     known = torch.tensor([True, False, True, True, False])
-    w = draw_for(known, 400, seeded())
+    w = draw_for_known(known, 400, seeded())
     assert w.shape == (400, 5)
     assert not w[:, ~known].any()
-    assert torch.equal(w[:, known], draw(400, 3, seeded()))
+    assert torch.equal(w[:, known], draw_preferences(400, 3, seeded()))
 
 
 def test_with_all_dimensions_known_it_is_draw():
-    assert torch.equal(draw_for(torch.ones(4).bool(), 50, seeded()), draw(50, 4, seeded()))
+    assert torch.equal(
+        draw_for_known(torch.ones(4).bool(), 50, seeded()), draw_preferences(50, 4, seeded())
+    )
 
 
 def test_one_known_dimension_leaves_only_its_sign():
-    w = draw_for(torch.tensor([False, True]), 200, seeded())
+    w = draw_for_known(torch.tensor([False, True]), 200, seeded())
     assert set(w[:, 1].tolist()) == {1.0, -1.0}
 
 
 def test_a_prompt_without_known_dimensions_is_refused():
     with pytest.raises(ValueError, match="none of the 3 dimensions is known"):
-        draw_for(torch.zeros(3).bool(), 5, seeded())
+        draw_for_known(torch.zeros(3).bool(), 5, seeded())
 
 
 @pytest.mark.parametrize(
@@ -59,22 +61,24 @@ def test_a_prompt_without_known_dimensions_is_refused():
     ],
 )
 def test_weights_in_words(w, text):
-    assert describe(w) == text
+    assert describe_weights(w) == text
 
 
 @pytest.mark.parametrize("wording", range(len(WORDINGS)))
 def test_a_paraphrase_is_another_text_that_names_the_same_dimensions(wording):
     w = {"harmless": 0.5, "helpful": 1.0, "expert": 0.2, "humor": -0.5, "simple": -1.0}
-    text = describe(w, wording=wording)
-    assert text == describe(w, wording=wording)
+    text = describe_weights(w, wording=wording)
+    assert text == describe_weights(w, wording=wording)
     assert all(name in text for name in ("harmless", "helpful", "expert", "humorous", "simple"))
-    assert len({describe(w, wording=other) for other in range(len(WORDINGS))}) == len(WORDINGS)
+    assert len({describe_weights(w, wording=other) for other in range(len(WORDINGS))}) == len(
+        WORDINGS
+    )
 
 
 @pytest.mark.parametrize("wording", range(len(WORDINGS)))
 def test_every_degree_and_sign_reads_differently(wording):
     said = {
-        describe({"helpful": 1.0, "humor": sign * part}, wording=wording)
+        describe_weights({"helpful": 1.0, "humor": sign * part}, wording=wording)
         for sign in (1, -1)
         for part in (0.2, 0.5, 1.0)
     }
@@ -84,13 +88,13 @@ def test_every_degree_and_sign_reads_differently(wording):
 @pytest.mark.parametrize("w", [{}, {"brief": 0.0}, {"brief": math.nan}, {"brief": math.inf}])
 def test_weights_that_say_nothing_are_refused(w):
     with pytest.raises(ValueError, match="say nothing; accepted: finite numbers"):
-        describe(w)
+        describe_weights(w)
 
 
 @pytest.mark.parametrize("wording", [-1, len(WORDINGS)])
 def test_an_unknown_wording_is_refused(wording):
     with pytest.raises(ValueError, match=f"wording is {wording}; accepted: 0 to"):
-        describe({"brief": 1.0}, wording=wording)
+        describe_weights({"brief": 1.0}, wording=wording)
 
 
 def test_the_preference_stands_before_the_last_user_turn_and_nothing_else_changes():
@@ -126,12 +130,12 @@ def test_a_conversation_without_a_user_is_refused():
 )
 def test_the_distance_is_the_angle_to_the_nearest_trained_direction(w, degrees):
     trained = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.3, 0.0]])
-    assert distance(torch.tensor(w), trained) == pytest.approx(degrees, abs=1e-6)
+    assert angle_to_nearest(torch.tensor(w), trained) == pytest.approx(degrees, abs=1e-6)
 
 
 def test_the_opposite_of_the_only_trained_preference_is_180_degrees_away():
     w = torch.tensor([0.3, -0.2])
-    assert distance(w, -2 * w[None]) == pytest.approx(180.0, abs=1e-6)
+    assert angle_to_nearest(w, -2 * w[None]) == pytest.approx(180.0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -140,4 +144,4 @@ def test_the_opposite_of_the_only_trained_preference_is_180_degrees_away():
 )
 def test_no_direction_has_no_angle(w, trained):
     with pytest.raises(ValueError, match="no angle"):
-        distance(torch.tensor(w), torch.tensor(trained).view(-1, 2))
+        angle_to_nearest(torch.tensor(w), torch.tensor(trained).view(-1, 2))

@@ -12,12 +12,12 @@ from planted import kill, require_equal
 
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.training.distillation import prompted_teacher
-from pad_vllm.training.distillation.distillation_run import TaughtRun
-from pad_vllm.training.distillation.ridge_statistics import RIDGES
-from pad_vllm.training.objective.candidate_rewards import map_rewards, trained_rewards
-from pad_vllm.training.report.evaluate_adapter import reevaluate
+from pad_vllm.training.distillation.distillation_run import DistillationRun
+from pad_vllm.training.distillation.ridge_statistics import RIDGE_PENALTIES
+from pad_vllm.training.objective.candidate_rewards import linear_map_rewards, persrm_rewards
+from pad_vllm.training.report.evaluate_adapter import evaluate_held_out
 from pad_vllm.training.training_methods import run_of
-from pad_vllm.training.training_run import Run
+from pad_vllm.training.training_run import TrainingRun
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,7 +37,7 @@ def planted():
         return [torch.stack([h.float() @ warm.T, brief.expand_as(h.float())]) for h in h_B]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prompted_teacher, "directions", directions)
+        patch.setattr(prompted_teacher, "teacher_directions", directions)
         yield
 
 
@@ -58,8 +58,8 @@ def finished(root):
 
 def test_a_run_with_a_teacher_is_a_taught_one(root):
     settings = tiny_examples.settings(root)
-    assert run_of(settings) is TaughtRun
-    assert run_of(type(settings)("base", (), "out")) is Run
+    assert run_of(settings) is DistillationRun
+    assert run_of(type(settings)("base", (), "out")) is TrainingRun
     assert type(settings).from_dict(settings.as_dict()) == settings
 
 
@@ -109,14 +109,14 @@ def test_a_penalty_is_the_one_that_explains_most_of_the_validation_prompts(root)
 
     def looked():
         start()
-        for ridge in RIDGES:
-            made = partial(map_rewards, run.model, run.moments.map(ridge).float())
+        for ridge in RIDGE_PENALTIES:
+            made = partial(linear_map_rewards, run.model, run.moments.map(ridge).float())
             explained.append(run._shares(made, run.parts.validation))
 
     run._start = looked
     rows = run.train().config.training["taught"]
     best = torch.stack(explained).argmax(0)
-    assert run.ridges == [RIDGES[i] for i in best]
+    assert run.ridges == [RIDGE_PENALTIES[i] for i in best]
     assert [row["penalty"] for row in rows] == pytest.approx(run.ridges)
 
 
@@ -130,7 +130,7 @@ def test_heads_alone_are_trained_where_the_fork_is_at_the_top(root):
     loaded = load_adapter(root / "top")
     assert not loaded.lora.weights
     assert torch.equal(loaded.head_B, adapter.head_B)
-    served = run._spreads(partial(trained_rewards, run.model))
+    served = run._spreads(partial(persrm_rewards, run.model))
     assert torch.allclose(served, torch.ones(2), atol=1e-3)  # one unit for every dimension
     bias = load_adapter(root / "top.run" / "bias")
     assert bias.config.heads_only
@@ -197,4 +197,4 @@ def test_other_sentences_are_another_run(finished, root):
 
 def test_evaluate_says_that_there_are_no_pairs(finished, root):
     with pytest.raises(ValueError, match="taught by sentences.*Give --data"):
-        reevaluate(root / "finished", str(root / "base"), None, root / "cache", [], 0)
+        evaluate_held_out(root / "finished", str(root / "base"), None, root / "cache", [], 0)

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import tiny
 
-from pad_vllm.training.distillation.instructed_answers import Told
-from pad_vllm.training.sampling.sample_responses import draw
-from pad_vllm.training.sampling.vllm_sampler import Sampling
+from pad_vllm.training.distillation.instructed_answers import InstructedBuild
+from pad_vllm.training.sampling.sample_responses import sample_responses
+from pad_vllm.training.sampling.vllm_sampler import SamplingOptions
 
 SENTENCES = ("be warm", "be brief")
 
@@ -45,7 +45,7 @@ def build(engines):
         engines.append(Engine(sampling))
         return engines[-1], SimpleNamespace(n=sampling.n)
 
-    return Told(SENTENCES, inner)
+    return InstructedBuild(SENTENCES, inner)
 
 
 def keys(count):
@@ -54,7 +54,7 @@ def keys(count):
 
 def test_each_prompt_is_answered_plain_and_told_one_of_the_sentences(build, engines, tmp_path):
     out = tmp_path / "answers.jsonl"
-    assert draw("base", keys(12), out, Sampling(n=2), build=build).drawn == 12
+    assert sample_responses("base", keys(12), out, SamplingOptions(n=2), build=build).sampled == 12
     told = []
     for line in map(json.loads, out.read_text().splitlines()):
         plain, other = (one["text"] for one in line["responses"])
@@ -66,15 +66,15 @@ def test_each_prompt_is_answered_plain_and_told_one_of_the_sentences(build, engi
 
 
 def test_there_is_room_for_the_sentence_beside_the_longest_prompt(build, engines, tmp_path):
-    sampling = Sampling(n=2, max_tokens=8, max_model_len=40)
-    draw("base", keys(1), tmp_path / "answers.jsonl", sampling, build=build)
+    sampling = SamplingOptions(n=2, max_tokens=8, max_model_len=40)
+    sample_responses("base", keys(1), tmp_path / "answers.jsonl", sampling, build=build)
     assert engines[0].sampling.max_model_len >= 40 + max(map(len, SENTENCES))
 
 
 def test_a_draw_that_goes_on_asks_for_the_rest_with_the_same_sentences(build, engines, tmp_path):
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
-    draw("base", keys(6), whole, Sampling(n=2), build=build)
-    draw("base", keys(3), cut, Sampling(n=2), build=build)
-    draw("base", keys(6), cut, Sampling(n=2), build=build)
+    sample_responses("base", keys(6), whole, SamplingOptions(n=2), build=build)
+    sample_responses("base", keys(3), cut, SamplingOptions(n=2), build=build)
+    sample_responses("base", keys(6), cut, SamplingOptions(n=2), build=build)
     assert cut.read_text() == whole.read_text()
     assert [len(asked) for engine in engines for asked in engine.asked] == [12, 6, 6]

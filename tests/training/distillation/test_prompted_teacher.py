@@ -7,13 +7,13 @@ import tiny
 import tiny_examples as made
 import torch
 
-from pad_vllm.training.data.preference_record import Record
+from pad_vllm.training.data.preference_record import PreferenceRecord
 from pad_vllm.training.distillation import prompted_teacher
-from pad_vllm.training.distillation.distillation_examples import Lessons
-from pad_vllm.training.distillation.instructions import wishes
-from pad_vllm.training.distillation.prompted_teacher import LessonStore
-from pad_vllm.training.distillation.ridge_statistics import Moments
-from pad_vllm.training.objective.candidate_rewards import centred
+from pad_vllm.training.distillation.distillation_examples import ExampleBuilder
+from pad_vllm.training.distillation.instructions import instructions_of
+from pad_vllm.training.distillation.prompted_teacher import DistillationStore
+from pad_vllm.training.distillation.ridge_statistics import RidgeStatistics
+from pad_vllm.training.objective.candidate_rewards import subtract_base_mean
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,7 +36,7 @@ def settings(tmp_path):
 
 @pytest.fixture
 def some(settings):
-    maker = Lessons(TOKENIZER, settings, wishes(settings.teacher))
+    maker = ExampleBuilder(TOKENIZER, settings, instructions_of(settings.teacher))
     records = [
         {
             "prompt": f"q{n}",
@@ -44,7 +44,7 @@ def some(settings):
         }
         for n, ts in enumerate((("no", "oh yes"), ("well", "so it is"), ("a cat", "dogs")))
     ]
-    return [maker.answered(Record.model_validate(record)) for record in records]
+    return [maker.from_record(PreferenceRecord.model_validate(record)) for record in records]
 
 
 def nothing(*_):
@@ -52,13 +52,13 @@ def nothing(*_):
 
 
 def store(model, settings, folder):
-    return LessonStore(model, TOKENIZER, settings, folder, "weights")
+    return DistillationStore(model, TOKENIZER, settings, folder, "weights")
 
 
 def taught(one, lessons):
     """The store with forks and rewards of the lessons, and the sums over them."""
     one.build(lessons, 0, 1, nothing, scored=False)
-    moments = Moments.none(2, 64)
+    moments = RidgeStatistics.zeros(2, 64)
     one.teach(lessons, nothing, moments, one.folder / "moments")
     return moments
 
@@ -74,7 +74,7 @@ def test_rewards_are_what_the_told_base_would_rather_say(model, settings, some, 
     for lesson in some:
         (warm,), (brief, much) = lesson.told
         for response, ids in zip(
-            one.responses(lesson, scored=True), lesson.response_ids, strict=True
+            one.responses(lesson, with_targets=True), lesson.response_ids, strict=True
         ):
             z = {
                 name: model.base_logits(last(model, prompt, ids)).gather(-1, response.ids.long())
@@ -86,7 +86,9 @@ def test_rewards_are_what_the_told_base_would_rather_say(model, settings, some, 
                 )
             }
             slow = torch.stack([z["warm"] - z["base"], (z["brief"] - z["much"]) / 2], -1)
-            assert torch.allclose(response.wanted, centred(slow, response.z_B), atol=1e-2)
+            assert torch.allclose(
+                response.teacher_rewards, subtract_base_mean(slow, response.z_B), atol=1e-2
+            )
 
 
 def test_the_told_prompts_differ_by_the_sentence_behind_the_question(some):
@@ -105,7 +107,7 @@ def test_rewards_are_the_same_without_a_cache(model, settings, some, tmp_path):
     moments = [taught(one, some) for one in (cached, fresh)]
     assert torch.allclose(moments[0].dh, moments[1].dh, atol=1e-2)
     for lesson in some:
-        rows = (one.responses(lesson, scored=True) for one in (cached, fresh))
+        rows = (one.responses(lesson, with_targets=True) for one in (cached, fresh))
         for kept, computed in zip(*rows, strict=True):
             assert torch.allclose(kept.wanted, computed.wanted, atol=1e-2)
     assert not (tmp_path / "none" / "wanted").exists()
@@ -117,17 +119,17 @@ def test_sums_killed_in_between_go_on_where_they_stopped(
     monkeypatch.setattr(prompted_teacher, "_CHUNK", 1)
     whole = taught(store(model, settings, tmp_path / "whole"), some)
     one = store(model, settings, tmp_path / "cut")
-    one.build(some, 0, 1, nothing, scored=False)
+    one.build(some, 0, 1, nothing, with_targets=False)
 
     def stop(what, done, total):
         if done == 2:
             raise Killed
 
     with pytest.raises(Killed):
-        one.teach(some, stop, Moments.none(2, 64), tmp_path / "moments")
-    again = Moments.load(tmp_path / "moments")
+        one.collect_rewards(some, stop, RidgeStatistics.zeros(2, 64), tmp_path / "moments")
+    again = RidgeStatistics.load(tmp_path / "moments")
     assert int(again.lessons) == 2
-    one.teach(some, nothing, again, tmp_path / "moments")
+    one.collect_rewards(some, nothing, again, tmp_path / "moments")
     for name, value in vars(whole).items():
         assert torch.equal(value, getattr(again, name)), name
 
@@ -137,11 +139,11 @@ def test_another_sentence_has_rewards_of_its_own(model, settings, some, tmp_path
 
     one = store(model, settings, tmp_path / "cache")
     taught(one, some)
-    assert one.knows(some)
+    assert one.has_rewards(some)
     other = made.settings(tmp_path, teacher={"sentences": {"warm": "be cold", "brief": "be brief"}})
-    maker = Lessons(TOKENIZER, other, wishes(other.teacher))
+    maker = ExampleBuilder(TOKENIZER, other, instructions_of(other.teacher))
     record = {"prompt": list(some[0].prompt), "responses": [{"text": "-"}] * 2}
-    told = maker.answered(Record.model_validate(record)).told
+    told = maker.from_record(PreferenceRecord.model_validate(record)).instructed_ids
     changed = dataclasses.replace(some[0], told=told)
-    assert not one.knows([changed])
-    assert not one.forks.missing([changed])
+    assert not one.has_rewards([changed])
+    assert not one.fork_files.missing([changed])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pad_vllm.training.distillation.ridge_statistics import Moments
+from pad_vllm.training.distillation.ridge_statistics import RidgeStatistics
 
 H, N = 12, 300
 
@@ -20,7 +20,7 @@ def tokens():
 
 
 def summed(h, d, parts=1):
-    moments = Moments.none(2, H)
+    moments = RidgeStatistics.zeros(2, H)
     for some, others in zip(h.chunk(parts), d.chunk(parts, dim=1), strict=True):
         moments.add(some, others, torch.ones(len(some), 2))
     return moments
@@ -29,22 +29,22 @@ def summed(h, d, parts=1):
 def test_heads_of_full_rank_are_the_ridge_regression(tokens):
     h, d = tokens
     ridges = [0.1, 3.0]
-    A, B = summed(h, d).heads(H, ridges)
+    A, B = summed(h, d).low_rank_heads(H, ridges)
     for i, ridge in enumerate(ridges):
         penalty = (ridge * (h**2).sum(0).mean()).sqrt() * torch.eye(H)
         solved = torch.linalg.lstsq(
             torch.cat([h, penalty]), torch.cat([d[i], torch.zeros(H, H)])
         ).solution.T
         assert torch.allclose(B[i] @ A[i], solved, atol=2e-3)
-        assert torch.allclose(summed(h, d).map(ridge)[i].float(), solved, atol=2e-3)
+        assert torch.allclose(summed(h, d).ridge_maps(ridge)[i].float(), solved, atol=2e-3)
 
 
 def test_heads_of_a_lower_rank_err_least_of_all_maps_of_that_rank(tokens):
     h, d = tokens
     moments = summed(h, d)
-    A, B = moments.heads(4, [0.1, 0.1])
+    A, B = moments.low_rank_heads(4, [0.1, 0.1])
     assert A.shape == (2, 4, H)
-    whole = moments.map(0.1).float()
+    whole = moments.ridge_maps(0.1).float()
     U, S, V = torch.linalg.svd(whole)
     plain = U[..., :4] * S[:, None, :4] @ V[:, :4]
 
@@ -65,9 +65,9 @@ def test_sums_do_not_depend_on_how_tokens_are_parted_or_on_who_adds_them(tokens)
 
 def test_what_was_saved_is_what_is_loaded(tokens, tmp_path):
     moments = summed(*tokens)
-    assert Moments.load(tmp_path / "none") is None
+    assert RidgeStatistics.load(tmp_path / "none") is None
     moments.save(tmp_path / "some")
-    loaded = Moments.load(tmp_path / "some")
+    loaded = RidgeStatistics.load(tmp_path / "some")
     assert all(torch.equal(v, getattr(loaded, n)) for n, v in vars(moments).items())
-    assert torch.allclose(moments.constant(), tokens[1].mean(1), atol=1e-4)
-    assert moments.variance().tolist() == [1, 1]
+    assert torch.allclose(moments.mean_direction(), tokens[1].mean(1), atol=1e-4)
+    assert moments.teacher_variance().tolist() == [1, 1]

@@ -8,7 +8,7 @@ from typing import Any
 
 import tiny
 
-from pad_vllm.training.settings import Recipe, Settings, Teacher
+from pad_vllm.training.settings import DistillationSettings, Recipe, Settings
 
 SENTENCES = {"warm": "be warm", "brief": "be brief"}
 RECIPE = {
@@ -50,7 +50,7 @@ def settings(root: Path, out: str = "out", **changes: Any) -> Settings:
         tiny.checkpoint("llama", base)
     recipe = Recipe(**{**RECIPE, **changes.pop("recipe", {})})
     asked = {"sentences": SENTENCES, "answers": 24, "prompts": str(prompts(root))}
-    teacher = Teacher(**{**asked, **changes.pop("teacher", {})})
+    teacher = DistillationSettings(**{**asked, **changes.pop("teacher", {})})
     usual = {"fork_layer": 2, "lora_rank": 4, "head_rank": 8, "validation": 0.15, "held_out": 0.2}
     return Settings(
         base=str(base),

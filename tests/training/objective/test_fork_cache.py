@@ -9,14 +9,14 @@ import pytest
 import tiny
 import torch
 
-from pad_vllm.training.data.prompt_groups import CUTS, Group
+from pad_vllm.training.data.prompt_groups import PREFIX_LENGTHS, PromptGroup
 from pad_vllm.training.objective import fork_cache
 from pad_vllm.training.objective.fork_cache import (
     CachedResponse,
-    Kept,
-    candidates,
-    compact,
-    compute,
+    GroupTensorFiles,
+    compute_responses,
+    stored_tensors,
+    training_candidates,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,8 +27,10 @@ class Killed(BaseException):
 
 
 def group(prompt_ids, *response_ids, score=0.0):
-    scores = torch.full((len(response_ids), len(CUTS) + 1, 1), score)
-    return Group("key", "s", list(prompt_ids), list(map(list, response_ids)), scores, (None,), ())
+    scores = torch.full((len(response_ids), len(PREFIX_LENGTHS) + 1, 1), score)
+    return PromptGroup(
+        "key", "s", list(prompt_ids), list(map(list, response_ids)), scores, (None,), ()
+    )
 
 
 def ids(count, seed=0):
@@ -51,7 +53,7 @@ def test_a_taken_token_outside_the_top_k_takes_the_last_candidates_place():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(60, 12, generator=generator)
     taken = torch.randint(12, (60,), generator=generator)
-    found, z_B, chosen = candidates(logits, taken, 4)
+    found, z_B, chosen = training_candidates(logits, taken, 4)
     outside = 0
     for row, token in enumerate(taken.tolist()):
         best = sorted(range(12), key=lambda a, row=row: -logits[row, a].item())[:4]
@@ -71,11 +73,11 @@ def test_batches_of_any_lengths_say_what_each_response_says_alone(family):
         group(ids(1), ids(1), ids(24)),
         group(ids(25), ids(3), ids(11)),
     ]
-    batched = compute(model, groups, 6, batch=3)
+    batched = compute_responses(model, groups, 6, batch=3)
     assert [len(row) for row in batched] == [3, 2, 2]
     for one, row in zip(groups, batched, strict=True):
         for tokens, found in zip(one.response_ids, row, strict=True):
-            [[alone]] = compute(model, [group(one.prompt_ids, tokens)], 6)
+            [[alone]] = compute_responses(model, [group(one.prompt_ids, tokens)], 6)
             assert found.forked.shape == (len(one.prompt_ids) + len(tokens) - 1, 64)
             assert found.ids.gather(1, found.chosen[:, None]).flatten().tolist() == tokens
             assert torch.equal(found.ids, alone.ids)
@@ -87,15 +89,15 @@ def test_batches_of_any_lengths_say_what_each_response_says_alone(family):
 
 def test_a_response_does_not_hold_on_to_the_batch_it_was_computed_in():
     model = tiny.persrm("llama", 2, ("a",))
-    for found in compute(model, [group(ids(4), ids(3), ids(40))], 5)[0]:
+    for found in compute_responses(model, [group(ids(4), ids(3), ids(40))], 5)[0]:
         for name, tensor in vars(found).items():
             assert tensor is None or tensor.untyped_storage().nbytes() == tensor.nbytes, name
 
 
 def test_a_tail_is_the_rows_that_predict_the_responses_tokens():
     padded = torch.arange(10.0).unsqueeze(1)
-    assert response().tail(padded).flatten().tolist() == [4, 5, 6]
-    assert response().tail(padded[:7]).flatten().tolist() == [4, 5, 6]
+    assert response().response_rows(padded).flatten().tolist() == [4, 5, 6]
+    assert response().response_rows(padded[:7]).flatten().tolist() == [4, 5, 6]
 
 
 def test_a_response_moves_with_all_it_holds():
@@ -117,7 +119,7 @@ def test_what_is_kept_comes_back_in_its_type_order_and_shape(tmp_path):
         }
         for n in range(12)
     ]
-    kept = Kept(tmp_path, {})
+    kept = GroupTensorFiles(tmp_path, {})
     kept.write(many, rows)
     for row, found in zip(rows, kept.read(many), strict=True):
         assert found.keys() == row.keys()
@@ -129,12 +131,12 @@ def test_what_is_kept_comes_back_in_its_type_order_and_shape(tmp_path):
 
 def test_missing_are_those_not_written_in_their_order(tmp_path):
     groups = [group([n], [4], [5]) for n in range(5)]
-    kept = Kept(tmp_path / "deeper", {})
+    kept = GroupTensorFiles(tmp_path / "deeper", {})
     assert kept.missing(groups) == groups
     for one in (groups[3], groups[1]):
         kept.write(one, [{}, {}])
     assert kept.missing(groups) == [groups[0], groups[2], groups[4]]
-    assert Kept(tmp_path / "deeper", {"more": 1}).missing(groups) == groups
+    assert GroupTensorFiles(tmp_path / "deeper", {"more": 1}).missing(groups) == groups
 
 
 def test_a_files_name_tells_what_it_depends_on_and_whose_tokens_it_holds(tmp_path):
@@ -145,17 +147,21 @@ def test_a_files_name_tells_what_it_depends_on_and_whose_tokens_it_holds(tmp_pat
         group([3, 4], [7], [5, 6]),
         group([34], [5, 6], [7]),
     ]
-    stores = [Kept(tmp_path, on) for on in ({}, {"a": 1}, {"a": "1"}, {"a": 2}, {"b": 1})]
+    stores = [
+        GroupTensorFiles(tmp_path, on) for on in ({}, {"a": 1}, {"a": "1"}, {"a": 2}, {"b": 1})
+    ]
     names = {kept.path(one).name for kept in stores for one in groups}
     assert len(names) == len(groups) * len(stores)
     one, other = ({"a": 1, "b": [2]}, {"b": [2], "a": 1})
-    assert Kept(tmp_path, one).path(groups[0]) == Kept(tmp_path, other).path(groups[0])
+    assert GroupTensorFiles(tmp_path, one).path(groups[0]) == GroupTensorFiles(
+        tmp_path, other
+    ).path(groups[0])
     rescored = group([3, 4], [5, 6], [7], score=2.0)
     assert stores[0].path(rescored) == stores[0].path(groups[0])
 
 
 def test_a_half_written_file_is_never_taken_for_a_whole_one(tmp_path, monkeypatch):
-    one, kept = group([3], [4]), Kept(tmp_path, {})
+    one, kept = group([3], [4]), GroupTensorFiles(tmp_path, {})
     save = fork_cache.save_file
 
     def killed(named, path):
@@ -179,8 +185,8 @@ def test_a_half_written_file_is_never_taken_for_a_whole_one(tmp_path, monkeypatc
 
 def test_a_compact_response_is_the_same_in_fewer_bits(tmp_path):
     one = response(h_T=torch.randn(3, 4), branch_at=torch.tensor([2]))
-    kept = Kept(tmp_path, {})
-    kept.write(group([3], [4]), [compact(one)])
+    kept = GroupTensorFiles(tmp_path, {})
+    kept.write(group([3], [4]), [stored_tensors(one)])
     found = CachedResponse(**kept.read(group([3], [4]))[0])
     for name in ("forked", "h_B", "ids", "z_B", "chosen"):
         assert torch.equal(getattr(found, name), getattr(one, name)), name
@@ -194,7 +200,7 @@ def test_two_hosts_whose_processes_have_one_number_write_drafts_of_their_own(tmp
     monkeypatch.setattr(
         fork_cache, "save_file", lambda named, to: drafts.append(to) or save(named, to)
     )
-    kept, one = Kept(tmp_path, {}), group([3], [4], [5])
+    kept, one = GroupTensorFiles(tmp_path, {}), group([3], [4], [5])
     for _ in range(2):
         kept.write(one, [{"a": torch.ones(1)}, {}])
     assert len(set(drafts)) == 2

@@ -11,10 +11,15 @@ import pytest
 import tiny
 import torch
 
-from pad_vllm.training.data.prompt_groups import CUTS, Group
+from pad_vllm.training.data.prompt_groups import PREFIX_LENGTHS, PromptGroup
 from pad_vllm.training.objective import loss_module as module
-from pad_vllm.training.objective.fork_cache import compute
-from pad_vllm.training.objective.loss_module import Example, Objective, psi, trunk_hidden
+from pad_vllm.training.objective.fork_cache import compute_responses
+from pad_vllm.training.objective.loss_module import (
+    PairExample,
+    PreferenceObjective,
+    cached_feature_sums,
+    trunk_hidden,
+)
 from pad_vllm.training.settings import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,8 +39,11 @@ def groups():
 
     made = []
     for number, lengths in enumerate(LENGTHS):
-        responses, scores = list(map(ids, lengths)), torch.zeros(len(lengths), len(CUTS) + 1, 2)
-        made.append(Group(str(number), "s", ids(4 + 3 * number), responses, scores, (), ()))
+        responses, scores = (
+            list(map(ids, lengths)),
+            torch.zeros(len(lengths), len(PREFIX_LENGTHS) + 1, 2),
+        )
+        made.append(PromptGroup(str(number), "s", ids(4 + 3 * number), responses, scores, (), ()))
     return made
 
 
@@ -49,8 +57,8 @@ def batch(model, groups):
     """An example a prompt, with an unknown score in one of them, and with branches."""
     generator = torch.Generator().manual_seed(0)
     made = []
-    for row in compute(model, groups, 6):
-        scores = torch.randn(len(row), len(CUTS) + 1, 2, generator=generator)
+    for row in compute_responses(model, groups, 6):
+        scores = torch.randn(len(row), len(PREFIX_LENGTHS) + 1, 2, generator=generator)
         w = torch.randn(2, 2, generator=generator)
         responses = [
             replace(
@@ -62,7 +70,7 @@ def batch(model, groups):
             else response
             for response in row
         ]
-        made.append(Example(responses, scores, w))
+        made.append(PairExample(responses, scores, w))
     made[1].scores[2, :, 0] = torch.nan
     return made
 
@@ -129,7 +137,7 @@ def slow_loss(model, example):
                     pair_loss(r_w[t].tolist(), s.tolist(), w.tolist(), RECIPE.branch_b)
                     for t, s in places
                 ]
-        for number, cut in enumerate((*CUTS, None)):
+        for number, cut in enumerate((*PREFIX_LENGTHS, None)):
             scores = example.scores[:, number].tolist()
             for parts, values in ((reward, told), (policy, ratios)):
                 sums = [v[:cut].sum().item() for v in values]
@@ -139,7 +147,7 @@ def slow_loss(model, example):
 
 
 def test_the_loss_is_the_one_written_out_pair_by_pair(model, batch):
-    objective = Objective(model, RECIPE)
+    objective = PreferenceObjective(model, RECIPE)
     with torch.no_grad():
         expected = [slow_loss(model, example) for example in batch]
         for example, loss in zip(batch, expected, strict=True):
@@ -150,7 +158,7 @@ def test_the_loss_is_the_one_written_out_pair_by_pair(model, batch):
 
 @pytest.mark.parametrize("parts", [((0,), (1,), (2,)), ((2, 0), (1,))])
 def test_a_batchs_gradient_is_the_sum_of_its_parts(model, batch, parts):
-    objective = Objective(model, RECIPE)
+    objective = PreferenceObjective(model, RECIPE)
     whole = gradients(model, objective(batch, 3))
     loss = sum(objective([batch[i] for i in part], 3) for part in parts)
     split = gradients(model, loss)
@@ -162,7 +170,7 @@ def test_a_batchs_gradient_is_the_sum_of_its_parts(model, batch, parts):
 
 
 def test_a_prompt_counts_the_same_however_many_pairs_it_has(model, batch):
-    objective = Objective(model, RECIPE)
+    objective = PreferenceObjective(model, RECIPE)
     with torch.no_grad():
         few, many = (objective([example], 1).item() for example in batch[:2])
         both = objective(batch[:2], 2).item()
@@ -174,14 +182,14 @@ def test_a_prompt_counts_the_same_however_many_pairs_it_has(model, batch):
 
 
 def test_gradients_reach_the_lora_and_the_heads_and_no_layer_of_the_backbone(model, batch):
-    found = gradients(model, Objective(model, RECIPE)(batch, 3))
+    found = gradients(model, PreferenceObjective(model, RECIPE)(batch, 3))
     trained = {name for name in found if "lora_" in name} | {"head_A", "head_B"}
     assert found.keys() == trained
     assert len(trained) == 2 + 2 * len(model.lora_weights())
 
 
 def test_on_a_frozen_trunk_the_loss_is_the_same_and_only_heads_learn(model, batch):
-    objective = Objective(model, RECIPE)
+    objective = PreferenceObjective(model, RECIPE)
     frozen = []
     for example in batch:
         with torch.no_grad():
@@ -198,7 +206,7 @@ def test_branches_of_weight_0_are_left_out(model, batch):
     losses = {}
     with torch.no_grad():
         for weight in (0.0, 1.0, 2.0):
-            objective = Objective(model, replace(RECIPE, branch_weight=weight))
+            objective = PreferenceObjective(model, replace(RECIPE, branch_weight=weight))
             losses[weight] = objective(batch, 3).item()
             losses["without"] = objective(plain, 3).item()
             assert losses["without"] == pytest.approx(losses[0.0], rel=1e-6)
@@ -208,8 +216,8 @@ def test_branches_of_weight_0_are_left_out(model, batch):
 
 
 def test_psi_is_the_sum_over_tokens_of_the_taken_tokens_features(model, groups):
-    for group, responses in zip(groups, compute(model, groups, 6), strict=True):
-        found = psi(model, responses)
+    for group, responses in zip(groups, compute_responses(model, groups, 6), strict=True):
+        found = cached_feature_sums(model, responses)
         for row, tokens in zip(found, group.response_ids, strict=True):
             ids = torch.tensor([*group.prompt_ids, *tokens])
             with torch.no_grad():
@@ -222,7 +230,7 @@ def test_psi_is_the_sum_over_tokens_of_the_taken_tokens_features(model, groups):
 
 
 def test_kept_trunk_states_are_returned_and_agree_with_those_computed(model, groups, monkeypatch):
-    [responses] = compute(model, groups[1:2], 6)
+    [responses] = compute_responses(model, groups[1:2], 6)
     with torch.no_grad():
         computed = trunk_hidden(model, responses)
     for group_ids, hidden in zip(groups[1].response_ids, computed, strict=True):
@@ -246,17 +254,17 @@ def test_beginnings_are_sums_up_to_every_cut():
     lengths = torch.tensor([1, 24, 25, 47, 48, 49, 96, 97, 130, 2])
     values = torch.randn(int(lengths.sum()), 3, generator=torch.Generator().manual_seed(0))
     found = module._beginnings(values, lengths)
-    assert found.shape == (len(CUTS) + 1, 3, len(lengths))
+    assert found.shape == (len(PREFIX_LENGTHS) + 1, 3, len(lengths))
     start = 0
     for number, length in enumerate(lengths.tolist()):
         own = values[start : start + length]
         start += length
-        for place, cut in enumerate((*CUTS, None)):
+        for place, cut in enumerate((*PREFIX_LENGTHS, None)):
             assert torch.allclose(found[place, :, number], own[:cut].sum(0), atol=1e-4)
 
 
 def test_prompts_with_different_numbers_of_preferences_share_a_batch(model, batch):
-    objective = Objective(model, RECIPE)
+    objective = PreferenceObjective(model, RECIPE)
     few = [batch[0], replace(batch[1], w=batch[1].w[:1]), batch[2]]
     together = objective(few, 3)
     alone = sum(objective([example], 3) for example in few)
@@ -264,7 +272,7 @@ def test_prompts_with_different_numbers_of_preferences_share_a_batch(model, batc
 
 
 def test_a_worker_without_a_prompt_adds_nothing_and_takes_part(model):
-    loss = Objective(model, RECIPE)([], 3)
+    loss = PreferenceObjective(model, RECIPE)([], 3)
     assert float(loss) == 0.0
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     grads = gradients(model, loss)

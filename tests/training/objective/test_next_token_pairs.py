@@ -8,8 +8,8 @@ import pytest
 import tiny
 import torch
 
-from pad_vllm.evaluation.lexical_scorers import SCORERS
-from pad_vllm.training.objective.next_token_pairs import WINDOW, branches, scored_by
+from pad_vllm.evaluation.lexical_scorers import LEXICAL_SCORERS
+from pad_vllm.training.objective.next_token_pairs import SCORER_WINDOW, score_branches, token_scorer
 
 TOKENIZER = tiny.tokenizer()
 
@@ -32,7 +32,7 @@ def last(ids):
 def test_a_share_of_the_places_is_drawn():
     response, found = tokens(2000), {}
     for share in (0.0, 0.1, 0.5, 1.0):
-        found[share] = branches(response, rows(2000), last, share, 0)["at"].tolist()
+        found[share] = score_branches(response, rows(2000), last, share, 0)["at"].tolist()
     assert found[0.0] == []
     assert 140 < len(found[0.1]) < 260
     assert 900 < len(found[0.5]) < 1100
@@ -41,38 +41,38 @@ def test_a_share_of_the_places_is_drawn():
 
 
 def test_the_draw_is_a_function_of_seed_and_tokens():
-    one = branches(tokens(300), rows(300), last, 0.2, 0)
+    one = score_branches(tokens(300), rows(300), last, 0.2, 0)
     random.seed(5)
     torch.manual_seed(5)
-    branches(tokens(80, seed=3), rows(80), last, 0.7, 1)
+    score_branches(tokens(80, seed=3), rows(80), last, 0.7, 1)
     random.random()
-    again = branches(tokens(300), rows(300), last, 0.2, 0)
+    again = score_branches(tokens(300), rows(300), last, 0.2, 0)
     assert torch.equal(one["at"], again["at"])
     assert torch.equal(one["scores"], again["scores"])
-    other_candidates = branches(tokens(300), rows(300, seed=1), last, 0.2, 0)
+    other_candidates = score_branches(tokens(300), rows(300, seed=1), last, 0.2, 0)
     assert torch.equal(one["at"], other_candidates["at"])
-    other_seed = branches(tokens(300), rows(300), last, 0.2, 1)
-    other_tokens = branches(tokens(300, seed=1), rows(300), last, 0.2, 0)
+    other_seed = score_branches(tokens(300), rows(300), last, 0.2, 1)
+    other_tokens = score_branches(tokens(300, seed=1), rows(300), last, 0.2, 0)
     assert one["at"].tolist() != other_seed["at"].tolist()
     assert one["at"].tolist() != other_tokens["at"].tolist()
 
 
 def test_a_place_where_all_candidates_score_alike_is_left_out():
     candidates = torch.tensor([[1, 3], [1, 2], [5, 7], [2, 5], [2, 8], [3, 4]])
-    found = branches(tokens(6), candidates, lambda ids: [0.1, float(ids[-1] % 2)], 1.0, 0)
+    found = score_branches(tokens(6), candidates, lambda ids: [0.1, float(ids[-1] % 2)], 1.0, 0)
     assert found["at"].tolist() == [3, 5]
     assert found["scores"][:, :, 1].tolist() == [[-0.5, 0.5], [0.5, -0.5]]
 
 
 def test_one_candidate_that_differs_is_enough_wherever_it_stands():
     candidates = torch.tensor([[0, 0, 0]] * 2 + [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]])
-    found = branches(tokens(6), candidates, lambda ids: [float(ids[-1])], 1.0, 0)
+    found = score_branches(tokens(6), candidates, lambda ids: [float(ids[-1])], 1.0, 0)
     assert found["at"].tolist() == [2, 3, 4]
 
 
 def test_scores_lie_about_their_mean_and_keep_their_differences():
     candidates = rows(40)
-    found = branches(tokens(40), candidates, last, 0.5, 0)
+    found = score_branches(tokens(40), candidates, last, 0.5, 0)
     scores, at = found["scores"], found["at"]
     assert scores.shape == (len(at), 4, 2)
     assert len(at) > 5
@@ -89,20 +89,20 @@ def test_a_scorer_reads_the_last_words_before_the_candidate_and_the_candidate():
         read.append(list(ids))
         return last(ids)
 
-    at = branches(response, candidates, scored, 0.4, 0)["at"].tolist()
-    assert min(at) < WINDOW < max(at)
+    at = score_branches(response, candidates, scored, 0.4, 0)["at"].tolist()
+    assert min(at) < SCORER_WINDOW < max(at)
     expected = []
     for t in at:
         for candidate in candidates[t].tolist():
             text = [*response[:t], candidate]
-            expected.append(text[-WINDOW - 1 :])
+            expected.append(text[-SCORER_WINDOW - 1 :])
     assert [ids for ids in read if ids in expected] == expected
-    assert max(map(len, read)) == WINDOW + 1
+    assert max(map(len, read)) == SCORER_WINDOW + 1
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_nothing_found_has_the_shape_of_something_found(share):
-    found = branches(tokens(9), rows(9), lambda ids: [1.0, 2.0, 3.0], share, 0)
+    found = score_branches(tokens(9), rows(9), lambda ids: [1.0, 2.0, 3.0], share, 0)
     assert found["at"].dtype == torch.long
     assert found["at"].shape == (0,)
     assert found["scores"].shape == (0, 4, 3)
@@ -111,13 +111,13 @@ def test_nothing_found_has_the_shape_of_something_found(share):
 def test_a_dimension_without_scorer_scores_nothing():
     text = "I love my nice old house"
     ids = [*TOKENIZER.encode(text), TOKENIZER.eos_token_id]
-    scored = scored_by(TOKENIZER, ("positive", None, "personal"))
+    scored = token_scorer(TOKENIZER, ("positive", None, "personal"))
     positive, unscored, personal = scored(ids)
-    assert (positive, unscored) == (SCORERS["positive"](text), 0.0)
+    assert (positive, unscored) == (LEXICAL_SCORERS["positive"](text), 0.0)
     assert positive > 0.5
     assert personal == pytest.approx(200 / 6)
     letters = torch.tensor([TOKENIZER.encode("e ,x")] * len(ids))
-    found = branches(ids, letters, scored, 1.0, 0)
+    found = score_branches(ids, letters, scored, 1.0, 0)
     assert len(found["at"]) > 3
     assert (found["scores"][:, :, 1] == 0).all()
     assert (found["scores"][:, :, 0] != 0).any()

@@ -8,11 +8,16 @@ import pytest
 import tiny
 import torch
 
-from pad_vllm.training.data.prompt_groups import CUTS, Group, scaled, spreads
+from pad_vllm.training.data.prompt_groups import (
+    PREFIX_LENGTHS,
+    PromptGroup,
+    divide_by_spread,
+    score_spreads,
+)
 from pad_vllm.training.objective import next_token_pairs, preference_loss
 from pad_vllm.training.objective import training_store as module
 from pad_vllm.training.objective.loss_module import trunk_hidden
-from pad_vllm.training.objective.training_store import Store
+from pad_vllm.training.objective.training_store import TrainingStore
 from pad_vllm.training.settings import Recipe, Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,15 +41,15 @@ class Killed(BaseException):
 def letters(monkeypatch):
     """A scorer that tells almost all candidates apart."""
     monkeypatch.setitem(
-        next_token_pairs.SCORERS, "letters", lambda text: float(sum(map(ord, text)))
+        next_token_pairs.LEXICAL_SCORERS, "letters", lambda text: float(sum(map(ord, text)))
     )
 
 
 @pytest.fixture(scope="module")
 def groups():
-    scores = torch.zeros(2, len(CUTS) + 1, 2)
+    scores = torch.zeros(2, len(PREFIX_LENGTHS) + 1, 2)
     return [
-        Group(
+        PromptGroup(
             str(n), "s", [5 + n, 6, 7][: 1 + n], list(map(TOKENIZER.encode, t)), scores, SCORERS, ()
         )
         for n, t in enumerate(TEXTS)
@@ -62,7 +67,7 @@ def settings(recipe=None, **changes):
 
 
 def store(model, folder, identity="weights", **changes):
-    return Store(model, TOKENIZER, settings(**changes), folder, identity)
+    return TrainingStore(model, TOKENIZER, settings(**changes), folder, identity)
 
 
 def nothing(*_):
@@ -111,22 +116,22 @@ def test_responses_are_the_same_from_the_cache_and_without_one(model, groups, tm
     places = 0
     for group in groups:
         for scored in (True, False):
-            found = cached.responses(group, scored=scored)
-            assert same(found, fresh.responses(group, scored=scored), atol=2e-5)
+            found = cached.responses(group, with_targets=scored)
+            assert same(found, fresh.responses(group, with_targets=scored), atol=2e-5)
             assert all((one.branch_at is not None) == scored for one in found)
-        places += sum(len(one.branch_at) for one in cached.responses(group, scored=True))
+        places += sum(len(one.branch_at) for one in cached.responses(group, with_targets=True))
     assert places > 10
     assert not (tmp_path / "none").exists()
 
 
 def test_a_second_store_over_the_same_folder_computes_nothing(model, groups, tmp_path, monkeypatch):
     first = build(store(model, tmp_path), groups)
-    expected, written = [first.responses(g, scored=True) for g in groups], files(tmp_path)
-    monkeypatch.setattr(module, "compute", never)
-    monkeypatch.setattr(next_token_pairs, "branches", never)
+    expected, written = [first.responses(g, with_targets=True) for g in groups], files(tmp_path)
+    monkeypatch.setattr(module, "compute_responses", never)
+    monkeypatch.setattr(next_token_pairs, "score_branches", never)
     second = build(store(model, tmp_path), groups)
     for group, row in zip(groups, expected, strict=True):
-        assert same(second.responses(group, scored=True), row)
+        assert same(second.responses(group, with_targets=True), row)
     assert files(tmp_path) == written
 
 
@@ -140,11 +145,11 @@ def test_what_depends_on_something_else_is_not_read(model, groups, tmp_path, oth
         "identity": {"identity": "other weights"},
     }
     second = store(**{"model": model, "folder": tmp_path, **changes[other]})
-    assert second.forks.missing(groups) == groups
-    assert second.branches.missing(groups) == groups
+    assert second.fork_files.missing(groups) == groups
+    assert second.branch_files.missing(groups) == groups
     second.freeze_trunk([], tmp_path / "trunk", 0, 1, nothing)
     first.freeze_trunk([], tmp_path / "trunk", 0, 1, nothing)
-    assert second.trunk.path(groups[0]) != first.trunk.path(groups[0])
+    assert second.trunk_files.path(groups[0]) != first.trunk_files.path(groups[0])
 
 
 @pytest.mark.parametrize("change", [{"branch_share": 0.3}, {"seed": 1}])
@@ -152,26 +157,26 @@ def test_other_branches_are_drawn_from_the_same_fork_activations(
     model, groups, tmp_path, monkeypatch, change
 ):
     first = build(store(model, tmp_path), groups)
-    monkeypatch.setattr(module, "compute", never)
+    monkeypatch.setattr(module, "compute_responses", never)
     second = store(model, tmp_path, recipe=change)
-    assert second.branches.missing(groups) == groups
+    assert second.branch_files.missing(groups) == groups
     build(second, groups)
-    one, other = (s.responses(groups[0], scored=True) for s in (first, second))
+    one, other = (s.responses(groups[0], with_targets=True) for s in (first, second))
     assert [r.branch_at.tolist() for r in one] != [r.branch_at.tolist() for r in other]
 
 
 def test_branches_are_made_and_read_only_where_they_are_wanted(model, groups, tmp_path):
     unscored = build(store(model, tmp_path), groups, scored=False)
-    assert not unscored.forks.missing(groups)
-    assert unscored.branches.missing(groups) == groups
+    assert not unscored.fork_files.missing(groups)
+    assert unscored.branch_files.missing(groups) == groups
     none = build(store(model, tmp_path, recipe={"branch_share": 0.0}), groups)
-    assert none.branches.missing(groups) == groups
-    assert all(one.branch_at is None for one in none.responses(groups[0], scored=True))
+    assert none.branch_files.missing(groups) == groups
+    assert all(one.branch_at is None for one in none.responses(groups[0], with_targets=True))
 
 
 def test_workers_share_the_work_and_none_does_anothers(model, groups, tmp_path, monkeypatch):
-    forks = counted(monkeypatch, module, "compute")
-    scored = counted(monkeypatch, next_token_pairs, "branches")
+    forks = counted(monkeypatch, module, "compute_responses")
+    scored = counted(monkeypatch, next_token_pairs, "score_branches")
     trunks = counted(monkeypatch, module, "trunk_hidden")
     for rank, share in ((0, groups[0::2]), (1, groups[1::2])):
         one = build(store(model, tmp_path), groups, rank=rank, world=2)
@@ -181,7 +186,7 @@ def test_workers_share_the_work_and_none_does_anothers(model, groups, tmp_path, 
         assert len(trunks) == len(share)
         for calls in (forks, scored, trunks):
             calls.clear()
-    for kept in (one.forks, one.branches, one.trunk):
+    for kept in (one.fork_files, one.branch_files, one.trunk_files):
         assert not kept.missing(groups)
 
 
@@ -195,13 +200,13 @@ def test_a_build_killed_in_between_goes_on_where_it_stopped(model, groups, tmp_p
             raise Killed
 
     with pytest.raises(Killed):
-        one.build(groups, 0, 1, progress, scored=True)
+        one.build(groups, 0, 1, progress, with_targets=True)
     assert told == [("fork activations", done, 5) for done in (0, 2, 4)]
-    calls = counted(monkeypatch, module, "compute")
+    calls = counted(monkeypatch, module, "compute_responses")
     build(store(model, tmp_path), groups)
     assert [chunk for _, chunk, _ in calls] == [groups[4:]]
-    assert not one.forks.missing(groups)
-    assert not one.branches.missing(groups)
+    assert not one.fork_files.missing(groups)
+    assert not one.branch_files.missing(groups)
 
 
 def test_a_frozen_trunk_is_what_the_top_layers_say(model, groups, tmp_path):
@@ -228,7 +233,7 @@ def test_another_lora_has_another_trunk_and_the_same_one_is_not_run_again(
         one = build(store(model, tmp_path), groups[:1], scored=False)
         hidden = trunk_hidden(model, one.responses(groups[0]))
         one.freeze_trunk(groups[:1], tmp_path / "trunk", 0, 1, nothing)
-        paths.add(one.trunk.path(groups[0]))
+        paths.add(one.trunk_files.path(groups[0]))
         found.append(one.responses(groups[0])[0].h_T)
         assert torch.equal(found[-1], hidden[0])
     assert len(paths) == 3
@@ -249,7 +254,7 @@ def test_responses_of_a_bfloat16_backbone_keep_its_type(model, groups, tmp_path)
     assert (response.forked.dtype, response.h_B.dtype) == (torch.bfloat16, torch.bfloat16)
     assert response.z_B.dtype == torch.float32
     fresh = dataclasses.replace(one.settings, cached=False)
-    computed = Store(half, TOKENIZER, fresh, tmp_path, "weights").responses(groups[0])
+    computed = TrainingStore(half, TOKENIZER, fresh, tmp_path, "weights").responses(groups[0])
     assert torch.equal(response.forked, computed[0].forked)
 
 
@@ -257,28 +262,28 @@ def test_responses_of_a_bfloat16_backbone_keep_its_type(model, groups, tmp_path)
 def test_other_scorers_or_another_order_read_no_scores_of_the_first(
     groups, model, tmp_path, monkeypatch, scorers
 ):
-    monkeypatch.setitem(next_token_pairs.SCORERS, "other", lambda text: float(len(text)))
+    monkeypatch.setitem(next_token_pairs.LEXICAL_SCORERS, "other", lambda text: float(len(text)))
     for wanted in (SCORERS, scorers):
         asked = [dataclasses.replace(group, scorers=wanted) for group in groups]
-        store = Store(model, TOKENIZER, settings(), tmp_path, "id")
-        store.build(asked, 0, 1, lambda *_: None, scored=True)
-        plain = Store(model, TOKENIZER, settings(cached=False), tmp_path, "id")
+        store = TrainingStore(model, TOKENIZER, settings(), tmp_path, "id")
+        store.build(asked, 0, 1, lambda *_: None, with_targets=True)
+        plain = TrainingStore(model, TOKENIZER, settings(cached=False), tmp_path, "id")
         for group in asked:
-            kept, made = (one.responses(group, scored=True) for one in (store, plain))
+            kept, made = (one.responses(group, with_targets=True) for one in (store, plain))
             for a, b in zip(kept, made, strict=True):
                 assert torch.equal(a.branch_scores, b.branch_scores)
 
 
 def test_a_trunk_frozen_again_is_the_new_one(groups, model, tmp_path):
-    store = Store(model, TOKENIZER, settings(), tmp_path / "cache", "id")
-    store.build(groups, 0, 1, lambda *_: None, scored=False)
+    store = TrainingStore(model, TOKENIZER, settings(), tmp_path / "cache", "id")
+    store.build(groups, 0, 1, lambda *_: None, with_targets=False)
     for _ in range(2):
         with torch.no_grad():
             for _, b in model.lora_weights().values():
                 b.add_(0.05)
         store.freeze_trunk(groups, tmp_path / "trunk", 0, 1, lambda *_: None)
         for group in groups:
-            forked = store.forks.read(group)
+            forked = store.fork_files.read(group)
             whole = [module.CachedResponse(**tensors) for tensors in forked]
             fresh = trunk_hidden(model, whole)
             for kept, wanted in zip(store.responses(group), fresh, strict=True):
@@ -288,18 +293,20 @@ def test_a_trunk_frozen_again_is_the_new_one(groups, model, tmp_path):
 def test_two_scorers_of_very_different_scales_give_branch_losses_of_like_size(
     groups, model, tmp_path, monkeypatch
 ):
-    monkeypatch.setitem(next_token_pairs.SCORERS, "quiet", lambda text: sum(map(ord, text)) / 1000)
+    monkeypatch.setitem(
+        next_token_pairs.LEXICAL_SCORERS, "quiet", lambda text: sum(map(ord, text)) / 1000
+    )
     generator = torch.Generator().manual_seed(0)
-    score = torch.rand(len(groups), 2, len(CUTS) + 1, 1, generator=generator) / 5
+    score = torch.rand(len(groups), 2, len(PREFIX_LENGTHS) + 1, 1, generator=generator) / 5
     both = torch.cat([score, 1000 * score], -1)
     raw = [
         dataclasses.replace(group, scores=scores, scorers=("quiet", "letters"))
         for group, scores in zip(groups, both, strict=True)
     ]
-    told = scaled(raw, spreads(raw))
+    told = divide_by_spread(raw, score_spreads(raw))
     for cached in (True, False):
         one = build(store(model, tmp_path, cached=cached), told)
-        rows = [row for group in told for row in one.responses(group, scored=True)]
+        rows = [row for group in told for row in one.responses(group, with_targets=True)]
         scores = torch.cat([row.branch_scores for row in rows])
         phi = 3.0 * scores.sign()  # sure, and right about either
         quiet, loud = (

@@ -15,10 +15,10 @@ def test_the_losses_of_a_prompt_are_computed_once_and_only_the_last_ones_are_kep
         asked.append(pairs)
         return [(float(sum(ids)), len(ids)) for _, ids in pairs]
 
-    monkeypatch.setattr(held_out_accuracy, "token_losses", losses)
-    monkeypatch.setattr(held_out_accuracy, "KEPT", 3)
+    monkeypatch.setattr(held_out_accuracy, "answer_losses", losses)
+    monkeypatch.setattr(held_out_accuracy, "CACHED_PROMPTS", 3)
     model = SimpleNamespace(backbone=None, base_alone=nullcontext, dimensions=())
-    words = held_out_accuracy._Words(model, None)
+    words = held_out_accuracy._PromptedBase(model, None)
     for _ in range(2):
         assert words.losses([1, 2], [[3, 4], [5]]).tolist() == [7.0, 5.0]
     assert asked == [[([1, 2], [3, 4]), ([1, 2], [5])]]

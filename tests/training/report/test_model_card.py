@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from pad_vllm.adapter.backbone.backbone import Backbone
-from pad_vllm.adapter.manifest import FORMAT_VERSION, AdapterConfig
-from pad_vllm.training.report.model_card import card
-from pad_vllm.training.report.training_curves import plot
+from pad_vllm.adapter.manifest import FORMAT_1, AdapterConfig
+from pad_vllm.training.report.model_card import model_card_text
+from pad_vllm.training.report.training_curves import plot_training_curves
 
 TRAINING = {
     "command": "pad-vllm train base --data samples.jsonl",
@@ -59,7 +59,7 @@ STEERING = {
 
 def config(training):
     return AdapterConfig(
-        format_version=FORMAT_VERSION,
+        format_version=FORMAT_1,
         backbone=Backbone("SmolLM2-135M-Instruct", ("LlamaForCausalLM",), 576, 30, 49152, None),
         fork_layer=22,
         dimensions=("positive", "brief"),
@@ -71,7 +71,7 @@ def config(training):
 
 
 def test_everything_a_run_recorded_is_on_the_card():
-    text = card(config(TRAINING), None)
+    text = model_card_text(config(TRAINING), None)
     for said in (
         "# PAD adapter for SmolLM2-135M-Instruct",
         "positive, brief. LoRA from layer 22 of 30; heads of rank 16; default beta 1, top_k 20.",
@@ -94,13 +94,17 @@ def test_everything_a_run_recorded_is_on_the_card():
 
 
 def test_every_table_has_as_many_cells_in_each_row():
-    rows = [line for line in card(config(TRAINING), None).splitlines() if line.startswith("|")]
+    rows = [
+        line
+        for line in model_card_text(config(TRAINING), None).splitlines()
+        if line.startswith("|")
+    ]
     cells = [row.replace("\\|", "").count("|") for row in rows]
     assert cells == [9] * 4 + [10] * 4
 
 
 def test_steering_comes_with_its_command_and_a_table_for_every_decoding():
-    text = card(config(TRAINING), STEERING)
+    text = model_card_text(config(TRAINING), STEERING)
     assert "    pad-vllm evaluate mine --steering prompts.txt\n" in text
     assert "50 prompts." in text
     assert "Temperature 0, 100 tokens:\n\n| condition | beta |" in text
@@ -118,7 +122,7 @@ def test_an_adapter_merged_of_two_has_the_sections_of_both():
         {"command": "one", "taught": [sentence], "dimensions": {"kind": 1.0}},
         {"command": "two", "credited": [scores], "dimensions": {"brief": 0.7, "kind": 0.7}},
     ]
-    text = card(config({"parts": parts}), None)
+    text = model_card_text(config({"parts": parts}), None)
     for said in (
         "## kind\n\n### Training\n\n    one",
         "## brief (times 0.7), kind (times 0.7)\n\n### Training\n\n    two",
@@ -130,20 +134,20 @@ def test_an_adapter_merged_of_two_has_the_sections_of_both():
 
 
 def test_a_run_that_recorded_nothing_has_a_card_of_title_and_summary():
-    text = card(config({}), None)
+    text = model_card_text(config({}), None)
     assert text.count("\n\n") == 1
     assert "##" not in text
 
 
 @pytest.mark.parametrize("missing", list(TRAINING))
 def test_every_key_may_be_missing(missing):
-    text = card(config({k: v for k, v in TRAINING.items() if k != missing}), None)
+    text = model_card_text(config({k: v for k, v in TRAINING.items() if k != missing}), None)
     assert "None" not in text
 
 
 def test_columns_that_no_row_has_are_left_out():
     training = {"held_out": [{"preference": "brief", "trained": {"pairs": 0.7}}]}
-    text = card(config(training), None)
+    text = model_card_text(config(training), None)
     assert "| preference | trained, all |\n| --- | ---: |\n| brief | 70.0% |" in text
     assert "angle" not in text
     assert "Clear" not in text
@@ -176,7 +180,7 @@ def pixels(path):
 
 @pytest.mark.parametrize("again", [False, True])
 def test_the_picture_is_written_and_has_a_curve_of_every_colour(tmp_path, again):
-    plot(history(again=again), tmp_path / "curves.png")
+    plot_training_curves(history(again=again), tmp_path / "curves.png")
     image = pixels(tmp_path / "curves.png")
     assert min(image.shape[:2]) > 500
     for colour in ("#0072B2", "#D55E00", "#009E73", "#CC79A7"):
@@ -186,7 +190,7 @@ def test_the_picture_is_written_and_has_a_curve_of_every_colour(tmp_path, again)
 
 def test_steps_that_begin_again_are_drawn_where_the_first_stage_ended(tmp_path):
     for name, again in (("on", False), ("again", True)):
-        plot(history(again=again), tmp_path / name)
+        plot_training_curves(history(again=again), tmp_path / name)
     assert np.array_equal(pixels(tmp_path / "on"), pixels(tmp_path / "again"))
 
 
@@ -200,10 +204,10 @@ def test_steps_that_begin_again_are_drawn_where_the_first_stage_ended(tmp_path):
     ],
 )
 def test_short_and_odd_histories_are_drawn_too(tmp_path, rows):
-    plot(rows, tmp_path / "curves.png")
+    plot_training_curves(rows, tmp_path / "curves.png")
     assert pixels(tmp_path / "curves.png").std() > 0.01
 
 
 def test_a_history_of_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="the history's 0 rows have neither loss nor accuracy"):
-        plot([], tmp_path / "curves.png")
+        plot_training_curves([], tmp_path / "curves.png")

@@ -17,18 +17,22 @@ import typer
 from typer.testing import CliRunner
 
 from pad_vllm.adapter.manifest import read_config
-from pad_vllm.catalog.name_resolution import DEMO_ADAPTER
+from pad_vllm.catalog.name_resolution import DEMO_ADAPTER_FOLDER
 from pad_vllm.cli.sample_training_responses import sample as sample_command
 from pad_vllm.cli.score import score as score_command
-from pad_vllm.params import Limits, parse
+from pad_vllm.params import RequestLimits, parse_guidance
 from pad_vllm.training.data import jsonl
-from pad_vllm.training.data.preference_record import Record, Response
+from pad_vllm.training.data.preference_record import PreferenceRecord, Response
 from pad_vllm.training.data.prepare_data import _require_unguided
 from pad_vllm.training.sampling import guided_sampling
-from pad_vllm.training.sampling.sample_responses import declined_path, draw, read_prompts
-from pad_vllm.training.sampling.vllm_sampler import Sampling
+from pad_vllm.training.sampling.sample_responses import (
+    failed_prompts_path,
+    read_prompts,
+    sample_responses,
+)
+from pad_vllm.training.sampling.vllm_sampler import SamplingOptions
 
-ROOMY = Sampling(n=3, max_tokens=20, max_model_len=120)
+ROOMY = SamplingOptions(n=3, max_tokens=20, max_model_len=120)
 
 
 class Echo:
@@ -83,13 +87,13 @@ def prompts(tmp_path):
 
 
 def records(path):
-    return list(jsonl.read(path, Record.model_validate_json))
+    return list(jsonl.read_lines(path, PreferenceRecord.model_validate_json))
 
 
 def test_every_prompt_gets_its_different_responses_with_their_tokens(prompts, out):
-    tally = draw("base", prompts, out, ROOMY, build=building(Echo()))
+    tally = sample_responses("base", prompts, out, ROOMY, build=building(Echo()))
 
-    assert (tally.drawn, tally.known, tally.declined) == (3, 0, 3)
+    assert (tally.sampled, tally.already_done, tally.failed) == (3, 0, 3)
     assert [r.prompt[0].content for r in records(out)] == ["one", "two", "three"]
     assert [r.text for r in records(out)[0].responses] == ["one 0", "one 1", "one 2"]
     assert records(out)[0].responses[1].token_ids == [1, 7]
@@ -97,8 +101,8 @@ def test_every_prompt_gets_its_different_responses_with_their_tokens(prompts, ou
 
 
 def test_a_prompt_without_two_responses_is_declined_for_good_with_the_reason(prompts, out):
-    draw("base", prompts, out, ROOMY, build=building(Echo()))
-    reasons = [line["declined"] for line in jsonl.read(declined_path(out))]
+    sample_responses("base", prompts, out, ROOMY, build=building(Echo()))
+    reasons = [line["declined"] for line in jsonl.read_lines(failed_prompts_path(out))]
 
     assert reasons == [
         "only 1 different response(s), not blank",
@@ -106,15 +110,15 @@ def test_a_prompt_without_two_responses_is_declined_for_good_with_the_reason(pro
         "266 tokens, there is room for 100",
     ]
     again = Echo()
-    assert draw("base", prompts, out, ROOMY, build=building(again)).known == 6
+    assert sample_responses("base", prompts, out, ROOMY, build=building(again)).already_done == 6
     assert again.batches == []
 
 
 def test_a_prompt_fits_to_the_very_last_token(out):
     key = json.dumps([{"role": "user", "content": "x" * 83}])  # and 17 of the template
-    draw("base", [key], out, ROOMY, build=building(Echo()))
-    tight = Sampling(n=3, max_tokens=21, max_model_len=120)
-    draw("base", [key], out.with_name("tight.jsonl"), tight, build=building(Echo()))
+    sample_responses("base", [key], out, ROOMY, build=building(Echo()))
+    tight = SamplingOptions(n=3, max_tokens=21, max_model_len=120)
+    sample_responses("base", [key], out.with_name("tight.jsonl"), tight, build=building(Echo()))
 
     assert len(records(out)) == 1
     assert records(out.with_name("tight.jsonl")) == []
@@ -126,10 +130,10 @@ def test_a_conversation_stays_one_and_a_template_may_refuse_it(tmp_path, out):
     refused = [{"role": "system", "content": "Be kind."}, *chat]
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in (chat, refused)), "utf-8")
-    draw("base", read_prompts(path), out, ROOMY, build=building(Echo()))
+    sample_responses("base", read_prompts(path), out, ROOMY, build=building(Echo()))
 
     assert [m.model_dump() for m in records(out)[0].prompt] == chat
-    (declined,) = jsonl.read(declined_path(out))
+    (declined,) = jsonl.read_lines(failed_prompts_path(out))
     assert declined == {"prompt": refused, "declined": "the chat template refuses it: no system"}
 
 
@@ -149,7 +153,7 @@ class Guidable(Echo):
 def guidable(monkeypatch):
     """(engine, a Build of it): what guides stands for the parameters."""
     monkeypatch.setattr(
-        guided_sampling.offline_engine, "guided", lambda params, arguments: arguments
+        guided_sampling.offline_engine, "with_pad_arguments", lambda params, arguments: arguments
     )
     engine, asked = Guidable(), []
 
@@ -158,34 +162,36 @@ def guidable(monkeypatch):
         return engine, None
 
     engine.asked = asked
-    return engine, partial(guided_sampling.Guided, "folder", ("kind", "dry"), inner=inner)
+    return engine, partial(
+        guided_sampling.GuidedEngineBuilder, "folder", ("kind", "dry"), inner=inner
+    )
 
 
 def test_each_response_of_a_guided_base_says_by_what_it_was_guided(prompts, out, guidable):
     engine, build = guidable
-    tally = draw("base", prompts, out, ROOMY, build=build(beta=0.5))
+    tally = sample_responses("base", prompts, out, ROOMY, build=build(beta=0.5))
     assert engine.asked == [("base", 1, "folder")]
-    assert (tally.drawn, tally.declined) == (5, 1)
+    assert (tally.sampled, tally.failed) == (5, 1)
     for record in records(out):
         word = record.prompt[0].content.split()[-1]
         assert len(record.responses) in {2, 3}
         for one in record.responses:
             assert one.text == f"{word} {one.guided_by}"
             assert one.guided_by["pad_beta"] == 0.5
-            parse(one.guided_by, Limits(("kind", "dry"), 1.0, 1, 1.0, 1))
+            parse_guidance(one.guided_by, RequestLimits(("kind", "dry"), 1.0, 1, 1.0, 1))
     weights = [one.guided_by["pad_weights"] for r in records(out) for one in r.responses]
     assert len(set(weights)) > 4
 
 
 def test_a_run_that_goes_on_asks_for_the_same_guidance(prompts, out, guidable):
     _, build = guidable
-    draw("base", prompts, out, ROOMY, build=build())
+    sample_responses("base", prompts, out, ROOMY, build=build())
     again = out.with_name("again.jsonl")
-    draw("base", prompts[1:2], again, ROOMY, build=build())
-    draw("base", prompts, again, ROOMY, build=build())
+    sample_responses("base", prompts[1:2], again, ROOMY, build=build())
+    sample_responses("base", prompts, again, ROOMY, build=build())
     assert guides(again) == guides(out)
     other = out.with_name("other.jsonl")
-    draw("base", prompts, other, replace(ROOMY, seed=1), build=build())
+    sample_responses("base", prompts, other, replace(ROOMY, seed=1), build=build())
     assert guides(other) != guides(out)
 
 
@@ -196,7 +202,7 @@ def guides(path):
 
 def test_given_weights_guide_every_response(prompts, out, guidable):
     engine, build = guidable
-    draw("base", prompts[:2], out, ROOMY, build=build(weights="kind=1"))
+    sample_responses("base", prompts[:2], out, ROOMY, build=build(weights="kind=1"))
     assert {json.dumps(p) for _, p in engine.batches[0]} == {'{"pad_weights": "kind=1"}'}
     assert len(engine.batches[0]) == 6
 
@@ -223,22 +229,24 @@ def test_guidance_that_would_be_refused_is_before_an_engine_starts(
 
 def test_the_command_draws_from_a_guided_base(prompts, tmp_path, out, guidable, monkeypatch):
     engine, _ = guidable
-    made = guided_sampling.Guided
+    made = guided_sampling.GuidedEngineBuilder
     monkeypatch.setattr(
-        guided_sampling, "Guided", lambda *given: made(*given, inner=lambda *_: (engine, None))
+        guided_sampling,
+        "GuidedEngineBuilder",
+        lambda *given: made(*given, inner=lambda *_: (engine, None)),
     )
     text = str(tmp_path / "prompts.txt")
     argv = ["sample", "base", "--prompts", text, "--out", str(out), "--max-model-len", "228"]
     result = CliRunner().invoke(commands(), [*argv, "--adapter", "demo", "-n", "2"])
     assert result.exit_code == 0, result.output
-    dimensions = read_config(DEMO_ADAPTER).dimensions
+    dimensions = read_config(DEMO_ADAPTER_FOLDER).dimensions
     given = records(out)[0].responses[0].guided_by["pad_weights"]
     assert {pair.split("=")[0] for pair in given.split(",")} <= set(dimensions)
 
 
 def test_credit_takes_the_bases_own_draw_alone():
     drawn = Response(text="a", guided_by={"pad_weights": "kind=1"})
-    record = Record(prompt="Hi", responses=[drawn, Response(text="b")])
+    record = PreferenceRecord(prompt="Hi", responses=[drawn, Response(text="b")])
     with pytest.raises(ValueError, match="1 responses were drawn under guidance"):
         _require_unguided([record])
 
@@ -254,24 +262,24 @@ class Pretrained(Echo):
 
 def test_a_base_without_a_chat_template_is_drawn_from_with_a_given_one(prompts, out):
     with pytest.raises(ValueError, match="org/base has no chat template.*--chat-template FILE"):
-        draw("org/base", prompts, out, ROOMY, build=building(Pretrained()))
+        sample_responses("org/base", prompts, out, ROOMY, build=building(Pretrained()))
     engine = Pretrained()
     given = replace(ROOMY, chat_template="{{ messages[0]['content'] }}:")
-    draw("org/base", prompts, out, given, build=building(engine))
+    sample_responses("org/base", prompts, out, given, build=building(engine))
     assert engine.template == given.chat_template
     assert len(records(out)) == 3
-    assert list(jsonl.read(declined_path(out)))[-1]["declined"].startswith("250 tokens")
+    assert list(jsonl.read_lines(failed_prompts_path(out)))[-1]["declined"].startswith("250 tokens")
 
 
 def test_a_killed_run_continues_with_the_prompts_it_had_not_written(prompts, out):
     with pytest.raises(KeyboardInterrupt):
-        draw("base", prompts, out, ROOMY, batch=2, build=building(Echo(kill_after=1)))
+        sample_responses("base", prompts, out, ROOMY, batch=2, build=building(Echo(kill_after=1)))
     whole = out.read_bytes()
     out.write_bytes(whole[:-5])  # and the kill came in the middle of a line
 
     again = Echo()
-    tally = draw("base", prompts, out, ROOMY, batch=2, build=building(again))
-    assert (tally.known, tally.drawn, tally.declined) == (1, 2, 3)
+    tally = sample_responses("base", prompts, out, ROOMY, batch=2, build=building(again))
+    assert (tally.already_done, tally.sampled, tally.failed) == (1, 2, 3)
     assert [r.prompt[0].content for r in records(out)] == ["one", "two", "three"]
     assert again.batches[0][0] == [{"role": "user", "content": "two"}]
 
@@ -321,7 +329,9 @@ def commands():
 
 def test_the_commands_say_what_they_did(tmp_path, out, prompts, monkeypatch):
 
-    monkeypatch.setattr(draw, "__kwdefaults__", {"batch": 2, "ray": 0, "build": build_echo})
+    monkeypatch.setattr(
+        sample_responses, "__kwdefaults__", {"batch": 2, "ray": 0, "build": build_echo}
+    )
     text, scored = str(tmp_path / "prompts.txt"), tmp_path / "scored.jsonl"
     argv = ["sample", "base", "--prompts", text, "--out", str(out), "--max-model-len", "228"]
     drawn = CliRunner().invoke(commands(), argv)
@@ -371,13 +381,13 @@ def test_ray_draws_what_one_process_draws(prompts, out, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{here}{os.pathsep}{here.parents[1]}")
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
-        tally = draw("base", prompts, out, ROOMY, batch=2, ray=1, build=build_echo)
+        tally = sample_responses("base", prompts, out, ROOMY, batch=2, ray=1, build=build_echo)
     finally:
         ray.shutdown()
     here = out.with_name("here.jsonl")
-    draw("base", prompts, here, ROOMY, batch=2, build=build_echo)
+    sample_responses("base", prompts, here, ROOMY, batch=2, build=build_echo)
 
-    assert (tally.drawn, tally.declined) == (3, 3)
+    assert (tally.sampled, tally.failed) == (3, 3)
     assert sorted(out.read_text("utf-8")) == sorted(here.read_text("utf-8"))
     assert {r.key for r in records(out)} == {r.key for r in records(here)}
 
@@ -390,5 +400,5 @@ def test_a_byte_order_mark_is_no_part_of_the_first_prompt(tmp_path):
 
 def test_responses_that_leave_a_prompt_no_room_are_refused_before_any_is_declined(prompts, out):
     with pytest.raises(ValueError, match="max_tokens 120 of max_model_len 120 leave no room"):
-        Sampling(max_tokens=120, max_model_len=120)
-    Sampling(max_tokens=119, max_model_len=120)
+        SamplingOptions(max_tokens=120, max_model_len=120)
+    SamplingOptions(max_tokens=119, max_model_len=120)

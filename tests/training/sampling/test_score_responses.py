@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from pad_vllm.evaluation.lexical_scorers import SCORERS
+from pad_vllm.evaluation.lexical_scorers import LEXICAL_SCORERS
 from pad_vllm.training.data import jsonl
-from pad_vllm.training.data.preference_record import Record
+from pad_vllm.training.data.preference_record import PreferenceRecord
 from pad_vllm.training.sampling import score_responses
 from pad_vllm.training.sampling.score_responses import score_file
 
@@ -64,21 +64,21 @@ def calls(monkeypatch):
 
 
 def records(path):
-    return list(jsonl.read(path, Record.model_validate_json))
+    return list(jsonl.read_lines(path, PreferenceRecord.model_validate_json))
 
 
 def test_every_response_gets_a_score_a_dimension_and_the_record_its_scorers(source, out):
     tally = score_file(source, out, ["positive", "short=brief"], batch=3)
 
-    assert (tally.scored, tally.known, dict(tally.unknown)) == (7, 0, {})
+    assert (tally.scored, tally.already_done, dict(tally.without_score)) == (7, 0, {})
     for given, made in zip(records(source), records(out), strict=True):
         assert made.prompt == given.prompt
         assert made.source == given.source
         assert made.scorers == {**given.scorers, "positive": "positive", "short": "brief"}
         for before, after in zip(given.responses, made.responses, strict=True):
             values = {
-                "positive": SCORERS["positive"](after.text),
-                "short": SCORERS["brief"](after.text),
+                "positive": LEXICAL_SCORERS["positive"](after.text),
+                "short": LEXICAL_SCORERS["brief"](after.text),
             }
             assert after.scores == {**before.scores, **values}
             assert (after.text, after.token_ids) == (before.text, before.token_ids)
@@ -91,7 +91,7 @@ def test_a_run_cut_anywhere_ends_as_if_it_had_not_been(source, out, cut):
     out.write_bytes(whole[:cut])
     lines = whole[:cut].count(b"\n") + (cut == -1)  # only the newline is missing: not torn
 
-    assert score_file(source, out, ["positive"]).known == lines
+    assert score_file(source, out, ["positive"]).already_done == lines
     assert out.read_bytes() == whole
 
 
@@ -100,13 +100,13 @@ def test_a_second_run_has_nothing_to_do(source, out, calls):
     calls.clear()
 
     tally = score_file(source, out, ["flaky"])
-    assert (tally.scored, tally.known, calls) == (0, 7, [])
+    assert (tally.scored, tally.already_done, calls) == (0, 7, [])
 
 
 def test_an_unknown_score_is_left_out_and_counted(source, out, calls):
     tally = score_file(source, out, ["flaky"], batch=64)
 
-    assert tally.unknown == {"flaky": 7}
+    assert tally.without_score == {"flaky": 7}
     assert records(out)[0].responses[0].scores == {"flaky": 1}
     assert records(out)[3].responses[1].scores == {}
 

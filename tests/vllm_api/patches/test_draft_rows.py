@@ -24,9 +24,9 @@ def told(first=0, last=5):
     ctx = SimpleNamespace(idx_mapping_np=SLOTS[first:last])
 
     def verify(_sampler, _logits, _batch):
-        return draft_rows.rows(ctx, int(ends[last] - ends[first]))
+        return draft_rows.logits_rows(ctx, int(ends[last] - ends[first]))
 
-    return draft_rows._noted(verify, None, None, BATCH)
+    return draft_rows._with_batch_noted(verify, None, None, BATCH)
 
 
 def test_a_request_has_a_row_for_each_draft_and_one_more():
@@ -47,14 +47,14 @@ def test_slices_are_the_parts_of_the_whole(limit):
 
 
 def test_where_nothing_is_verified_a_request_has_one_row():
-    rows = draft_rows.rows(SimpleNamespace(idx_mapping_np=SLOTS), 5)
+    rows = draft_rows.logits_rows(SimpleNamespace(idx_mapping_np=SLOTS), 5)
     assert rows.slots is SLOTS
-    assert (rows.begin, rows.total) == (0, 5)
+    assert (rows.first_row, rows.num_step_rows) == (0, 5)
 
 
 def test_rows_that_nobody_can_tell_are_nobodys():
     with pytest.raises(ValueError, match="13 logits rows, and it is known of 5"):
-        draft_rows.rows(SimpleNamespace(idx_mapping_np=SLOTS), 13)
+        draft_rows.logits_rows(SimpleNamespace(idx_mapping_np=SLOTS), 13)
 
 
 def test_what_was_verified_is_forgotten_also_when_it_fails():
@@ -62,21 +62,21 @@ def test_what_was_verified_is_forgotten_also_when_it_fails():
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        draft_rows._noted(fail, None, None, BATCH)
-    assert draft_rows._verified.get() is None
+        draft_rows._with_batch_noted(fail, None, None, BATCH)
+    assert draft_rows._verified_batch.get() is None
 
 
 def test_vllms_rejection_sampler_is_watched_once():
     rejection = pytest.importorskip("vllm.v1.worker.gpu.spec_decode.rejection_sampler")
-    draft_rows.watch()
+    draft_rows.patch_rejection_sampler()
     first = rejection.RejectionSampler.__call__
-    draft_rows.watch()
+    draft_rows.patch_rejection_sampler()
     assert rejection.RejectionSampler.__call__ is first
-    assert first.pad_by == (draft_rows._noted,)
+    assert first.pad_by == (draft_rows._with_batch_noted,)
 
 
 def test_a_rejection_sampler_that_is_called_otherwise_is_refused(monkeypatch):
     rejection = pytest.importorskip("vllm.v1.worker.gpu.spec_decode.rejection_sampler")
     monkeypatch.setattr(rejection.RejectionSampler, "__call__", lambda self, batch: None)
     with pytest.raises(draft_rows.IncompatibleVLLM, match="verifies drafts in a way.*Drop"):
-        draft_rows.watch()
+        draft_rows.patch_rejection_sampler()

@@ -14,10 +14,10 @@ from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from pad_vllm.guidance_outcome import MARK, unknown
+from pad_vllm.guidance_outcome import OUTCOME_KEY, unknown_outcome
 from pad_vllm.serving.launch import offline_engine
 from pad_vllm.vllm_api.patches import front_end_checks, outcome_rpc
-from pad_vllm.vllm_api.patches.outcome_rpc import tell_offline
+from pad_vllm.vllm_api.patches.outcome_rpc import patch_offline_engine
 
 GUIDED = {"pad_weights": "helpful=1"}
 
@@ -32,7 +32,7 @@ class Bytes:
 class Guiding:
     """Whatever guides a request."""
 
-    named: ClassVar = {"pad_adapter": "work#1"}
+    worker_arguments: ClassVar = {"pad_adapter": "work#1"}
 
 
 class Engine:
@@ -51,7 +51,7 @@ class Engine:
 
 def add_request(self, request_id, prompt, params, priority=0):
     """As vLLM's."""
-    self.marks.append((params.extra_args or {}).get(MARK))
+    self.marks.append((params.extra_args or {}).get(OUTCOME_KEY))
     self.waiting.append(request_id)
 
 
@@ -67,7 +67,9 @@ def hooked(monkeypatch):
     monkeypatch.setattr(LLMEngine, "add_request", add_request)
     monkeypatch.setattr(LLMEngine, "step", step)
     for _ in range(2):
-        tell_offline(lambda _engine, params, _given: Guiding() if params.extra_args else None)
+        patch_offline_engine(
+            lambda _engine, params, _given: Guiding() if params.extra_args else None
+        )
 
 
 def run(engine, *extra_args):
@@ -86,12 +88,12 @@ def test_a_request_that_came_with_a_lora_is_known_by_its_name():
 
 def test_the_worker_is_told_the_adapter_by_its_own_name_for_it():
     guided = SamplingParams(extra_args={**GUIDED, "pad_adapter": "work"})
-    own, said = outcome_rpc.marked(guided, Guiding())
-    assert own.extra_args == {**GUIDED, "pad_adapter": "work#1", MARK: said.mark}
+    own, said = outcome_rpc.with_outcome_key(guided, Guiding())
+    assert own.extra_args == {**GUIDED, "pad_adapter": "work#1", OUTCOME_KEY: said.outcome_key}
     assert guided.extra_args["pad_adapter"] == "work"
-    assert outcome_rpc.is_marked(own)
-    assert not outcome_rpc.is_marked(guided)
-    assert not outcome_rpc.is_marked(SamplingParams(extra_args={MARK: "a client's"}))
+    assert outcome_rpc.has_outcome_key(own)
+    assert not outcome_rpc.has_outcome_key(guided)
+    assert not outcome_rpc.has_outcome_key(SamplingParams(extra_args={OUTCOME_KEY: "a client's"}))
 
 
 def test_each_guided_output_has_its_own_outcome_and_others_have_none():
@@ -134,21 +136,21 @@ ONE = {"unguided_tokens": 1, "stopped": False}
     [
         (([None], [ONE]), ONE),
         (([ONE], [ONE]), {"unguided_tokens": 2, "stopped": False}),
-        (([ONE], [unknown()]), unknown()),
-        (([None], [None]), unknown()),
+        (([ONE], [unknown_outcome()]), unknown_outcome()),
+        (([None], [None]), unknown_outcome()),
     ],
     ids=["the second has it", "both have a part", "one lost its part", "nobody has it"],
 )
 def test_every_data_parallel_engine_is_asked(told, whole):
     async def call(method, name, timeout, args, kwargs):
-        assert (method, name, args) == ("collective_rpc", outcome_rpc.METHOD, (["m"],))
+        assert (method, name, args) == ("collective_rpc", outcome_rpc.OUTCOME_METHOD, (["m"],))
         return [[(outcomes, None)] * 2 for outcomes in told]  # of two ranks each
 
     engine = SimpleNamespace(
         vllm_config=SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_size=2)),
         engine_core=SimpleNamespace(call_utility_all_async=call),
     )
-    assert asyncio.run(outcome_rpc._asked(engine, "m")) == whole
+    assert asyncio.run(outcome_rpc._fetch_outcome(engine, "m")) == whole
 
 
 def lost(_marks):
@@ -160,11 +162,11 @@ def lost(_marks):
 )
 def test_answers_stay_where_the_worker_says_nothing_of_them(told, caplog):
     outputs = run(Engine(told), GUIDED, GUIDED)
-    assert [output.pad for output in outputs] == [unknown()] * 2
+    assert [output.pad for output in outputs] == [unknown_outcome()] * 2
 
 
 def test_requests_that_were_aborted_are_forgotten_once_none_is_left():
-    engine = Engine(lambda marks: [([unknown() for _ in marks], None)])
+    engine = Engine(lambda marks: [([unknown_outcome() for _ in marks], None)])
     LLMEngine.add_request(engine, "gone", "Hello", SamplingParams(extra_args=GUIDED))
     engine.waiting.clear()
     run(engine)
@@ -178,8 +180,11 @@ def test_the_methods_keep_the_names_and_arguments_of_vllms():
 
 
 def test_parameters_with_a_requests_arguments_are_a_copy():
-    params = offline_engine.sampling(n=1, top_k=20, max_tokens=7)
-    asked = offline_engine.guided(params, GUIDED)
+    params = offline_engine.sampling_params(n=1, top_k=20, max_tokens=7)
+    asked = offline_engine.with_pad_arguments(params, GUIDED)
     assert (asked.extra_args, asked.top_k, asked.max_tokens) == (GUIDED, 20, 7)
     assert params.extra_args is None
-    assert offline_engine.guided(asked, {"pad_beta": 2.0}).extra_args == {**GUIDED, "pad_beta": 2.0}
+    assert offline_engine.with_pad_arguments(asked, {"pad_beta": 2.0}).extra_args == {
+        **GUIDED,
+        "pad_beta": 2.0,
+    }

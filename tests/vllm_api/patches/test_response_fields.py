@@ -15,7 +15,7 @@ from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 
-from pad_vllm.vllm_api.patches.response_fields import fill_responses
+from pad_vllm.vllm_api.patches.response_fields import patch_responses
 
 DONE = "data: [DONE]\n\n"
 HOOKED = {
@@ -65,7 +65,7 @@ def stream(monkeypatch, events, *unguided):
             yield event
 
     monkeypatch.setattr(OpenAIServingChat, "chat_completion_stream_generator", original)
-    fill_responses()
+    patch_responses()
 
     async def read():
         answer = OpenAIServingChat.chat_completion_stream_generator(None, None, outputs(*unguided))
@@ -118,7 +118,7 @@ def batch(monkeypatch, *generators, error=False):
 
     name = "chat_completion_full_generator_batch"
     monkeypatch.setattr(OpenAIServingChatBatch, name, original)
-    fill_responses()
+    patch_responses()
     return asyncio.run(getattr(OpenAIServingChatBatch, name)(None, None, list(generators)))
 
 
@@ -144,7 +144,7 @@ def test_prompts_of_a_stream_are_told_of_in_their_order_whoever_ends_first(monke
 
     name = "completion_stream_generator"
     monkeypatch.setattr(OpenAIServingCompletion, name, original)
-    fill_responses()
+    patch_responses()
 
     async def read():
         answer = getattr(OpenAIServingCompletion, name)(None, None, ["One", "Two"], both())
