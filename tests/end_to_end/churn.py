@@ -45,10 +45,10 @@ def main(given: str, made: str) -> None:
     result["declined"] = dict(
         failure_log.failure_log_of(engine.vllm_config.instance_id, print).counts
     )
-    if hasattr(rewards, "scores"):
-        result["counts"] = dict(vars(rewards.scores.counts))
-        rewards.scores([])
-        result["blocks_left"] = rewards.scores.used_blocks
+    if hasattr(rewards, "scorer"):
+        result["counts"] = dict(vars(rewards.scorer.counts))
+        rewards.scorer([])
+        result["blocks_left"] = rewards.scorer.used_blocks
     result["alone"] = [_alone(llm, one) for one in job["requests"]]
     Path(made).write_text(json.dumps(result), "utf-8")
 
@@ -118,7 +118,9 @@ def _params(request: dict[str, Any], length: int) -> Any:
 
 def _objects() -> dict[str, int]:
     """How many of what belongs to one request are alive."""
-    kinds = dict.fromkeys(("Request", "Text", "Reading", "CachedRow", "Ask"), 0)
+    kinds = dict.fromkeys(
+        ("GuidedRequest", "ResidentRowState", "AlignedTokens", "CachedRow", "ScoringRequest"), 0
+    )
     for one in gc.get_objects():
         name = type(one).__name__
         if name in kinds and type(one).__module__.startswith("pad_vllm"):

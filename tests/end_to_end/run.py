@@ -362,7 +362,7 @@ def _recorder(llm: Any, *, on: bool | str) -> Any:
     def noting_rewards(self: Any, step: Any) -> Any:
         kept = self._kept or ()
         hidden.update(
-            {n: h[step.begin :][step.rows].float() for n, h in zip(HIDDEN, kept, strict=False)}
+            {n: h[step.first_row :][step.rows].float() for n, h in zip(HIDDEN, kept, strict=False)}
         )
         return rewards(self, step)
 
