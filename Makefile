@@ -62,13 +62,13 @@ train-demo: setup smollm2  ## train an adapter on a small slice and serve it, in
 	@$(PYTHON_BIN) examples/train_demo.py
 
 bench: setup smollm2  ## time PAD against plain vLLM
-	@$(PYTHON_BIN) benchmarks/speed.py
+	@$(PYTHON_BIN) -m benchmarks.speed.step_time
 
 evidence: setup smollm2  ## make every result again, PROMPTS=FILE; hours, goes on where it stopped
-	@$(PYTHON_BIN) benchmarks/evidence.py $(if $(PROMPTS),--prompts $(PROMPTS)) --out evidence
+	@$(PYTHON_BIN) -m benchmarks.evidence $(if $(PROMPTS),--prompts $(PROMPTS)) --out evidence
 
 evidence-smoke: setup smollm2  ## a slice of each
-	@$(PYTHON_BIN) benchmarks/evidence.py --smoke --out evidence-smoke
+	@$(PYTHON_BIN) -m benchmarks.evidence --smoke --out evidence-smoke
 
 format: setup  ## let ruff put the code in order
 	@$(PYTHON_BIN) -m ruff check --quiet --fix .

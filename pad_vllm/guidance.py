@@ -16,7 +16,6 @@ Rewards are in logit units. Nothing here knows requests, models, engines or vLLM
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -294,37 +293,3 @@ def force_end_token(logits: Tensor, rows: Tensor, token: int, ending: Tensor) ->
     logits.clamp_(max=_ceiling(logits, rows, ends.unsqueeze(-1)))
     logits[rows, token] = last.masked_fill(ends, 0.0)
     return ends
-
-
-def guide_row(
-    z_B: Tensor,
-    reward: Tensor,
-    beta: float,
-    top_k: int,
-    answer: Sequence[int] = (),
-    no_repeat: int = 0,
-    min_p: float = 0.0,
-    end_tokens: Sequence[int] = (),
-) -> Tensor:
-    """Reference implementation of `guide`, `repeats` and `unlikely` for one row, used in tests.
-
-    z_B, reward [V], the answer so far, the tokens that end it -> scores [V].
-    """
-    best = z_B.topk(min(top_k, len(z_B))).indices.tolist()
-    legal = [token for token in best if z_B[token] != NEG_INF]
-    pay = beta * reward
-    p = z_B[legal].double().softmax(-1)
-    mean = float((p * pay[legal].double()).sum())
-    grams = {tuple(answer[i : i + no_repeat]) for i in range(len(answer) - no_repeat + 1)}
-    last = tuple(answer[len(answer) - no_repeat + 1 :])
-    for token in legal:
-        looping = no_repeat and (*last, token) in grams
-        low = token not in end_tokens and z_B[token] < z_B[legal[0]] + torch.tensor(min_p).log()
-        if looping or low:
-            pay[token] = min(float(pay[token]), mean)
-    scores = torch.full_like(z_B, NEG_INF)
-    for token in legal:
-        scores[token] = z_B[token] + pay[token]
-        if not scores[token].isfinite():
-            return z_B.clone()
-    return scores

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from reference_guidance import guide_row
 
 from pad_vllm import guidance
 from pad_vllm.params import NO_REPEAT_LENGTHS
@@ -48,7 +49,7 @@ def guide(logits, rows, reward, beta, top_k):
 def by_hand(logits, rows, reward, beta, top_k):
     expected = logits.clone()
     for i, row in enumerate(rows.tolist()):
-        expected[row] = guidance.guide_row(logits[row], reward[row], float(beta[i]), int(top_k[i]))
+        expected[row] = guide_row(logits[row], reward[row], float(beta[i]), int(top_k[i]))
     return expected
 
 
@@ -126,7 +127,7 @@ def test_a_row_that_arrives_broken_is_left_as_it_came_and_counted(broken, where)
     assert left.tolist() == [True, False]
     torch.testing.assert_close(logits[0], before[0], rtol=0, atol=0, equal_nan=True)
     assert logits[1].isfinite().sum() == 4
-    expected = guidance.guide_row(before[0], torch.zeros(200), 1.0, 4)
+    expected = guide_row(before[0], torch.zeros(200), 1.0, 4)
     torch.testing.assert_close(expected, before[0], rtol=0, atol=0, equal_nan=True)
 
 
@@ -271,7 +272,7 @@ def test_with_the_guards_the_batch_gives_what_the_plain_twin_gives(batch, data):
     ends = data.draw(few)
     before, expected = logits.clone(), logits.clone()
     for i, row in enumerate(rows.tolist()):
-        expected[row] = guidance.guide_row(
+        expected[row] = guide_row(
             before[row],
             reward[row],
             float(beta[i]),

@@ -191,9 +191,9 @@ def write_adapter(
     """
     from transformers import AutoConfig
 
+    from benchmarks.common.random_adapter import random_adapter
     from pad_vllm.adapter.adapter_folder import save_adapter
     from pad_vllm.adapter.backbone.backbone import Backbone
-    from pad_vllm.adapter.random import random_adapter
     from pad_vllm.adapter.shape_checks import module_shapes
 
     backbone = Backbone.from_checkpoint(checkpoint)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.common.random_adapter import random_adapter
 from pad_vllm.adapter import adapter_folder as adapter_module
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.adapter_folder import load_adapter, save_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.adapter.json_fields import AdapterError
 from pad_vllm.adapter.peft_lora import LoRA
-from pad_vllm.adapter.random import random_adapter
 
 H, LAYERS, FORK, RANK, HEAD_RANK = 32, 4, 2, 3, 2
 BACKBONE = Backbone("org/tiny", ("LlamaForCausalLM",), H, LAYERS, 64, "sha256:" + "0" * 64)

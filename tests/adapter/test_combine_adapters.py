@@ -8,10 +8,10 @@ import pytest
 import tiny
 import torch
 
+from benchmarks.common.random_adapter import random_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.adapter.combine_adapters import AdapterPart, merge_adapters
 from pad_vllm.adapter.json_fields import AdapterError
-from pad_vllm.adapter.random import random_adapter
 from pad_vllm.persrm import PersRM
 
 LAYERS = 4

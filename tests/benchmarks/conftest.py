@@ -1,18 +1,12 @@
-"""The scripts under benchmarks/ import each other by name, and so do their tests."""
+"""What tests of benchmarks share."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+import scripted_engine as scripted
 
 
 @pytest.fixture
-def asked(tmp_path, monkeypatch):
-    """A tiny base, a taught adapter of heads alone, an engine that says how it was asked."""
-    import asked as scene
-
-    return scene.made(tmp_path, monkeypatch)
+def scripted_engine(tmp_path, monkeypatch):
+    """A tiny base, heads only that instructions trained, an engine whose answers follow its conditions."""
+    return scripted.make_scripted_engine(tmp_path, monkeypatch)

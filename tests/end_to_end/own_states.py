@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from reference_guidance import guide_row
 from torch import Tensor
 
 from pad_vllm import guidance
@@ -82,7 +83,7 @@ def _require_step(
     few, rewards = others.fill_(float("-inf")), torch.zeros_like(others)
     few[ids], rewards[ids] = logits, reward
     guards = answer, asked.no_repeat, asked.min_p, by.ends
-    scores = guidance.guide_row(few, rewards, asked.beta, k, *guards)
+    scores = guide_row(few, rewards, asked.beta, k, *guards)
     best = scores.topk(2)
     if best.indices[0] == token:
         return True

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from cases import share_changed
 from own_states import ends_of
+from reference_guidance import guide_row
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -91,7 +92,7 @@ class Twin:
         d_w = guidance.reward_direction(h_B, h_T, w, *self.persrm.heads)
         reward = d_w @ self.persrm.backbone.lm_head.weight.float().T
         rows = [
-            guidance.guide_row(
+            guide_row(
                 *row,
                 guided.beta,
                 guided.top_k,

@@ -8,9 +8,9 @@ from torch import nn
 
 pytest.importorskip("vllm")
 
+from benchmarks.common.random_adapter import random_adapter
 from pad_vllm import guidance
 from pad_vllm.adapter.backbone.backbone import Backbone
-from pad_vllm.adapter.random import random_adapter
 from pad_vllm.engines.reward_engine import StepCandidates
 from pad_vllm.engines.shared.lm_head_rows import ForkError
 from pad_vllm.engines.shared.model_fork import fork_model

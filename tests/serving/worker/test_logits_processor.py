@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from reference_guidance import guide_row
 from world import World
 
 pytest.importorskip("vllm")
@@ -16,10 +17,10 @@ from vllm import SamplingParams
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import _iter_request_chunks
 
+from benchmarks.common.random_adapter import random_adapter
 from pad_vllm import guidance
 from pad_vllm.adapter.adapter_folder import save_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone
-from pad_vllm.adapter.random import random_adapter
 from pad_vllm.engines import reward_engine
 from pad_vllm.engines.override_methods import mix_in
 from pad_vllm.engines.shared.lm_head_rows import LmHeadRows
@@ -188,7 +189,7 @@ def test_only_guided_rows_change_and_they_change_as_the_rule_says(runner, engine
     assert torch.equal(result[[0, 2]], before[[0, 2]])
     for row, w, beta, k in ((1, [1.0, 0.0], 1.0, 10), (3, [0.0, -2.0], 3.0, 4)):
         d_w = guidance.reward_direction(h_B[row], h_T[row], torch.tensor(w), *engine._heads)
-        expected = guidance.guide_row(before[row], engine._embedding.weight @ d_w, beta, k)
+        expected = guide_row(before[row], engine._embedding.weight @ d_w, beta, k)
         torch.testing.assert_close(result[row], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -208,9 +209,9 @@ def test_what_would_close_a_loop_earns_no_more_than_the_average(runner, engine):
             h_B[row], h_T[row], torch.tensor([1.0, 0.0]), *engine._heads
         )
         reward = engine._embedding.weight @ d_w
-        expected = guidance.guide_row(before[row], reward, 5.0, 10, answer, n)
+        expected = guide_row(before[row], reward, 5.0, 10, answer, n)
         torch.testing.assert_close(logits[row], expected, rtol=1e-5, atol=1e-5)
-        free = guidance.guide_row(before[row], reward, 5.0, 10)
+        free = guide_row(before[row], reward, 5.0, 10)
         assert torch.equal(free, expected) or row in (0, 2)
 
 
@@ -244,8 +245,8 @@ def test_v2_every_drafts_row_is_guided_by_its_own_state_and_what_was_said_before
                 text = [*answers[slot], *drafted[slot][:said]]
                 beta, n = asked[slot]["pad_beta"], asked[slot].get("pad_no_repeat", 0)
                 reward = engine._embedding.weight @ d_w
-                expected = guidance.guide_row(before[row], reward, beta, 10, text, n)
-                without = guidance.guide_row(before[row], reward, beta, 10, answers[slot], n)
+                expected = guide_row(before[row], reward, beta, 10, text, n)
+                without = guide_row(before[row], reward, beta, 10, answers[slot], n)
                 looping += not torch.equal(without, expected)
             torch.testing.assert_close(logits[row], expected, rtol=1e-5, atol=1e-5)
             row += 1

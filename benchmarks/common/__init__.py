@@ -1,0 +1,1 @@
+"""What the scripts share: command lines, answers drawn once, judges, timed engines, random adapters."""

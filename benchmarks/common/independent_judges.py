@@ -1,0 +1,175 @@
+"""Judges that trained nothing, for scripts that ask how well an adapter's answers follow a preference.
+
+In: an adapter's config, prompts, answers by condition, the first of which the others are compared with. Out:
+a Verdict a condition: how far each prompt was won, the mean over a dimension's judges, and whether the text
+is still text. Two judges are left out: the instructed base, which is the teacher of distilled dimensions, and
+the scorer that made a dimension's training data.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pad_vllm.adapter.manifest import AdapterConfig, training_sections
+from pad_vllm.evaluation.lexical_scorers import LEXICAL_JUDGES
+from pad_vllm.evaluation.sentence_embeddings import embed
+from pad_vllm.evaluation.text_measures import (
+    bootstrap_interval,
+    perplexity,
+    repeated_ngram_share,
+    wins_by_prompt,
+)
+from pad_vllm.steering import comparison_conditions, dimension_judges
+from pad_vllm.steering.guided_answers import DrawnAnswer, known_losses
+
+Wins = list[float]
+"""Of one dimension, by prompt: 1 where the answer has more of it than the first condition's answer, 0 where
+it has less, between where judges disagree or see a tie.
+"""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One condition's answers compared with the first condition's."""
+
+    wins: Mapping[str, Wins]
+    """Dimension -> wins."""
+
+    perplexity: float
+    """Of the answers under the base without an instruction, over the first condition's."""
+
+    repeated: float
+    """Share of repeated 4-grams, less the first condition's."""
+
+
+@dataclass(frozen=True)
+class IndependentJudges:
+    """Scorers of words and classifiers of meaning that no dimension was trained on."""
+
+    judges: dimension_judges.DimensionJudges
+    """Without model and instructions; the classifiers judge the meaning of answers."""
+
+    learned_from_scorer: frozenset[str]
+    """Dimensions that the scorer of their own name trained."""
+
+    @classmethod
+    def from_answers(
+        cls, config: AdapterConfig, answers: Sequence[Sequence[DrawnAnswer]]
+    ) -> IndependentJudges:
+        """Fits the classifiers; answers: unguided, then under each of the adapter's instructions, to prompts
+        that are not judged.
+        """
+        classifiers = dimension_judges.meaning_judges_from_answers(
+            comparison_conditions.instructions_of(config), answers
+        )
+        judges = dimension_judges.DimensionJudges(None, None, {}, classifiers)
+        return cls(judges, dimensions_learned_from_scorers(config))
+
+    @property
+    def accuracies(self) -> dict[str, float]:
+        """Dimension -> accuracy of its classifier on answers that it was not fitted on."""
+        return dimension_judges.judge_accuracies(self.judges.classifiers)
+
+    def verdicts(
+        self, dimensions: Sequence[str], answers: Sequence[Sequence[DrawnAnswer]]
+    ) -> list[Verdict]:
+        """One verdict a condition; answers: [condition][prompt]."""
+        judged = [_JudgedAnswers(self, dimensions, row) for row in answers]
+        return [one.compared_with(judged[0]) for one in judged]
+
+    def scores(
+        self, dimension: str, answers: Sequence[DrawnAnswer], embedded: np.ndarray
+    ) -> dict[str, list[float]]:
+        """Scores by each judge of a dimension.
+
+        Args:
+            dimension: Name of the dimension.
+            answers: One answer a prompt.
+            embedded: [N, E], their sentence embeddings.
+
+        Returns:
+            Judge -> a score of each answer.
+        """
+        # Prompts, instruction and losses are for the instructed base, which is no judge here.
+        scores = self.judges.scores(dimension, (), answers, "", (), embedded)
+        names = self.judge_names(dimension)
+        return {judge: values for judge, values in scores.items() if judge in names}
+
+    def judge_names(self, dimension: str) -> list[str]:
+        """The judges of a dimension."""
+        own_scorer = self.learned_from_scorer & {dimension}
+        lexical = [name for name in LEXICAL_JUDGES.get(dimension, ()) if name not in own_scorer]
+        has_classifier = dimension in self.judges.classifiers
+        return lexical + [dimension_judges.MEANING_JUDGE] * has_classifier
+
+
+class _JudgedAnswers:
+    """One condition's answers, scored once."""
+
+    def __init__(
+        self,
+        judges: IndependentJudges,
+        dimensions: Sequence[str],
+        answers: Sequence[DrawnAnswer],
+    ) -> None:
+        embedded = embed([answer.text for answer in answers])
+        self.scores = {name: judges.scores(name, answers, embedded) for name in dimensions}
+        self.perplexity = perplexity(known_losses(answers))
+        self.repeated = statistics.mean(repeated_ngram_share(answer.text) for answer in answers)
+
+    def compared_with(self, other: _JudgedAnswers) -> Verdict:
+        wins = {
+            name: _mean_over_judges(scores, other.scores[name])
+            for name, scores in self.scores.items()
+        }
+        more_repeated = self.repeated - other.repeated
+        return Verdict(wins, self.perplexity / other.perplexity, more_repeated)
+
+
+def _mean_over_judges(
+    scores: Mapping[str, Sequence[float]], other_scores: Mapping[str, Sequence[float]]
+) -> Wins:
+    by_judge = [wins_by_prompt(values, other_scores[judge]) for judge, values in scores.items()]
+    return mean_by_prompt(by_judge)
+
+
+def dimensions_learned_from_scorers(config: AdapterConfig) -> frozenset[str]:
+    """Dimensions that no instruction trained: the scorers of their names made the data."""
+    sections = [section for section in training_sections(config) if "taught" not in section]
+    return frozenset(
+        name for section in sections for name in section.get("dimensions") or config.dimensions
+    )
+
+
+def wins_in_direction(wins: Wins, sign: float) -> Wins:
+    """Wins in the direction that was requested: for a negative sign less of the dimension wins."""
+    return wins if sign >= 0 else [1 - x for x in wins]
+
+
+def mean_by_prompt(wins: Sequence[Sequence[float]]) -> list[float]:
+    """Mean over several rows of wins, prompt by prompt: answers to one prompt are not independent."""
+    return [statistics.mean(column) for column in zip(*wins, strict=True)]
+
+
+def mean_and_interval(values: Sequence[float]) -> list[float]:
+    """[mean, low, high], with the mean's 95% interval by bootstrap."""
+    return [round(x, 3) for x in (statistics.mean(values), *bootstrap_interval(values))]
+
+
+def percent_with_interval(share: Sequence[float]) -> str:
+    """What `mean_and_interval` returns, in percent: "50 (25 to 75)"."""
+    mean, low, high = (100 * x for x in share)
+    return f"{mean:.0f} ({low:.0f} to {high:.0f})"
+
+
+def text_costs(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Mean perplexity and repetition of several conditions, for a result."""
+    return {
+        "perplexity": round(statistics.mean(one.perplexity for one in verdicts), 3),
+        "repeated_more": round(statistics.mean(one.repeated for one in verdicts), 4),
+    }

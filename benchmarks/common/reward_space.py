@@ -1,0 +1,93 @@
+"""The rewards of an adapter's dimensions as vectors over the base's candidates, with their scalar products.
+
+In: plain answers, a CandidateReader. Out: weights, scaled to a spread of one logit, or those under which the
+dimensions come nearest to the rewards that another prompt (with an instruction, or a dialogue) gives to the
+same candidates.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from benchmarks.common.candidate_reader import CandidateReader, subtract_candidate_mean
+from pad_vllm.steering.guided_answers import DrawnAnswer, JsonPrompts
+
+RIDGE = 1e-3  # added to the diagonal, as a share of its mean
+
+ChangePrompt = Callable[[list[dict[str, str]]], list[dict[str, str]]]
+"""A prompt's messages -> the conversation whose rewards are measured."""
+
+
+class RewardSpace:
+    """Scalar products of rewards, summed over the tokens of the answers that were read."""
+
+    def __init__(self, reader: CandidateReader) -> None:
+        self.model, self.reader, self.tokens = reader.model, reader, 0
+        D = len(self.model.dimensions)
+        self.gram = torch.zeros(D, D, dtype=torch.float64)
+        """[D, D] products of the dimensions' rewards, under the base."""
+
+        self.prompt_products: dict[str, tuple[Tensor, float]] = {}
+        """Name of a changed prompt -> products of its rewards with each dimension's [D], and their square."""
+
+    @torch.no_grad()
+    def read(
+        self,
+        prompts: JsonPrompts,
+        answers: Sequence[DrawnAnswer],
+        changes: Mapping[str, ChangePrompt],
+    ) -> None:
+        """Add some answers' tokens to the sums.
+
+        Args:
+            prompts: Messages as JSON, one an answer.
+            answers: Plain answers of the base.
+            changes: Name -> the changed prompt whose rewards are measured under that name.
+        """
+        for prompt, answer in zip(prompts, answers, strict=True):
+            candidates = self.reader.candidates(prompt, answer)
+            phi = self.model.features(candidates.h, candidates.h, candidates.ids).double()
+            phi = subtract_candidate_mean(phi, candidates.p)
+            self.tokens += len(phi)
+            self.gram += torch.einsum("nk,nki,nkj->ij", candidates.p, phi, phi)
+            for name, change in changes.items():
+                conversation = change(json.loads(prompt))
+                rewards = self.reader.conversation_rewards(conversation, answer, candidates)
+                none = (torch.zeros_like(self.gram[0]), 0.0)
+                products, square = self.prompt_products.get(name, none)
+                products = products + torch.einsum("nk,nki,nk->i", candidates.p, phi, rewards)
+                square += float((candidates.p * rewards**2).sum())
+                self.prompt_products[name] = products, square
+
+    def indices(self, names: Sequence[str]) -> list[int]:
+        """Indices of dimensions among the model's."""
+        return [self.model.dimensions.index(name) for name in names]
+
+    def scale_to_one_logit(self, weights: dict[str, float]) -> dict[str, float]:
+        """The same weights scaled so that their rewards have a standard deviation of one logit."""
+        w = torch.tensor([weights.get(name, 0.0) for name in self.model.dimensions]).double()
+        spread = float((w @ self.gram @ w / self.tokens).sqrt())
+        return {name: value / spread for name, value in weights.items()}
+
+    def project(self, name: str, dimensions: Sequence[str]) -> tuple[dict[str, float], float]:
+        """Weights of the dimensions that come nearest to a changed prompt's rewards, by least squares, and
+        the share of these rewards that they explain. name: as in `read`.
+        """
+        indices = self.indices(dimensions)
+        products, square = self.prompt_products[name]
+        gram = self.gram[indices][:, indices]
+        gram = gram + RIDGE * gram.diagonal().mean() * torch.eye(len(indices)).double()
+        w = torch.linalg.solve(gram, products[indices])
+        explained = float(w @ products[indices] / square)
+        return dict(zip(dimensions, w.tolist(), strict=True)), explained
+
+    def nearest(self, name: str, dimensions: Sequence[str]) -> tuple[str, float]:
+        """The dimension whose rewards go best with a changed prompt's, in either sign, and their cosine."""
+        products, square = self.prompt_products[name]
+        cosines = products / (self.gram.diagonal() * square).sqrt()
+        best = max(self.indices(dimensions), key=lambda index: abs(float(cosines[index])))
+        return self.model.dimensions[best], float(cosines[best])

@@ -1,0 +1,98 @@
+"""Activation steering, as EasySteer and repeng do it: vectors from answers, added to the layers' outputs.
+
+In: a Transformers model, prompts, instructions. Out: a vector a layer, and the model steered by them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.paper.transformers_decoding import TransformersDecoding
+from pad_vllm.steering.comparison_conditions import (
+    Condition,
+    instructed_conditions,
+    unguided_condition,
+)
+from pad_vllm.steering.guided_answers import DrawnAnswer, condition_messages
+from pad_vllm.text.chat_template import chat_token_ids
+
+
+@torch.no_grad()
+def mean_residuals(
+    model: Any, tokenizer: Any, condition: Condition, pairs: Sequence[tuple[str, DrawnAnswer]]
+) -> Tensor:
+    """Mean output of every layer over the answers' tokens.
+
+    Args:
+        model: The base.
+        tokenizer: With its chat template.
+        condition: Whose instruction, if any, is in the prompts.
+        pairs: Prompts, messages as JSON, and answers.
+
+    Returns:
+        [L, H].
+    """
+    total, count = torch.zeros(()), 0
+    for prompt, answer in pairs:
+        prompt_ids = chat_token_ids(tokenizer, condition_messages(prompt, condition))
+        ids = torch.tensor([[*prompt_ids, *answer.token_ids]])
+        output = model(input_ids=ids, output_hidden_states=True, logits_to_keep=1)
+        rows = torch.stack(output.hidden_states[1:])[:, 0, -len(answer.token_ids) :]
+        total, count = total + rows.sum(1), count + rows.shape[1]
+    return total / count
+
+
+def steering_vectors(
+    decoding: TransformersDecoding, prompts: Sequence[str], instructions: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """Dimension -> [L, H] mean residual of instructed answers less that of plain answers.
+
+    Args:
+        decoding: Of the base.
+        prompts: Messages as JSON.
+        instructions: Of each dimension.
+    """
+
+    def mean(condition: Condition) -> Tensor:
+        answers = decoding.draw(prompts, condition)
+        pairs = [pair for pair in zip(prompts, answers, strict=True) if pair[1].token_ids]
+        return mean_residuals(decoding.model, decoding.tokenizer, condition, pairs)
+
+    plain = mean(unguided_condition())
+    conditions = instructed_conditions(instructions)
+    return {
+        name: mean(condition) - plain
+        for name, condition in zip(instructions, conditions, strict=True)
+    }
+
+
+@contextlib.contextmanager
+def activation_steering(model: Any, vectors: Tensor, strength: float) -> Iterator[None]:
+    """Within it the middle third of the layers add `strength` times their vector to their output.
+
+    Args:
+        model: The base.
+        vectors: [L, H], one a layer.
+        strength: Factor of the vectors.
+    """
+    layers = model.model.layers
+    hooks = []
+    for number in range(len(layers) // 3, 2 * len(layers) // 3):
+        vector = strength * vectors[number]
+
+        def add(_: Any, __: Any, output: Any, vector: Tensor = vector) -> Any:
+            if isinstance(output, tuple):
+                return (output[0] + vector, *output[1:])
+            return output + vector
+
+        hooks.append(layers[number].register_forward_hook(add))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

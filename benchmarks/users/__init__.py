@@ -1,0 +1,1 @@
+"""Simulated users whose preferences nobody states: found from choices, a sentence or a dialogue."""
