@@ -37,7 +37,13 @@ class CandidateReader:
     """Reads answers behind their own prompt, and behind others."""
 
     def __init__(self, model: PersRM, tokenizer: Any, top_k: int) -> None:
-        """top_k: candidates a token."""
+        """Of one base.
+
+        Args:
+            model: The PersRM whose backbone is the base.
+            tokenizer: Of the base, with its chat template.
+            top_k: Candidates a token.
+        """
         self.model, self.tokenizer, self.top_k = model, tokenizer, top_k
 
     @classmethod

@@ -80,7 +80,7 @@ class IndependentJudges:
     ) -> list[Verdict]:
         """One verdict a condition; answers: [condition][prompt]."""
         judged = [_JudgedAnswers(self, dimensions, row) for row in answers]
-        return [one.compared_with(judged[0]) for one in judged]
+        return [condition.compared_with(judged[0]) for condition in judged]
 
     def scores(
         self, dimension: str, answers: Sequence[DrawnAnswer], embedded: np.ndarray
@@ -170,6 +170,6 @@ def percent_with_interval(share: Sequence[float]) -> str:
 def text_costs(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """Mean perplexity and repetition of several conditions, for a result."""
     return {
-        "perplexity": round(statistics.mean(one.perplexity for one in verdicts), 3),
-        "repeated_more": round(statistics.mean(one.repeated for one in verdicts), 4),
+        "perplexity": round(statistics.mean(verdict.perplexity for verdict in verdicts), 3),
+        "repeated_more": round(statistics.mean(verdict.repeated for verdict in verdicts), 4),
     }

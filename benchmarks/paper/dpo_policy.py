@@ -61,9 +61,11 @@ class TimeLimit(TrainerCallback):
         self.minutes, self.end = minutes, math.inf
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Starts the clock."""
         self.end = time.monotonic() + 60 * self.minutes
 
     def on_step_end(self, _: Any, __: Any, control: Any, **___: Any) -> None:
+        """Stops the training where the time is over; control: a TrainerControl."""
         control.should_training_stop |= time.monotonic() > self.end
 
 

@@ -103,7 +103,7 @@ def draw_untrained_methods(
                 temperature=decoding.temperature,
             ) as value_filter:
                 answers = decoding.draw(
-                    prompts, UNGUIDED, processor=lambda _, one=value_filter: one
+                    prompts, UNGUIDED, processor=lambda _, this=value_filter: this
                 )
             yield _single("filter", name, threshold), answers
 
@@ -267,7 +267,10 @@ def main() -> None:
         "tokens": args.tokens,
         "records": records,
         "table": lines,
-        "texts": {f"{c.name} @{c.beta:g}": [a.text for a in some] for c, some in drawn},
+        "texts": {
+            f"{condition.name} @{condition.beta:g}": [answer.text for answer in texts]
+            for condition, texts in drawn
+        },
     }
     arguments.write_result(args.out, result)
 

@@ -98,7 +98,7 @@ def draw_by_rule(
 
     def with_losses(answers: list[DrawnAnswer]) -> list[DrawnAnswer]:
         losses = base_judges.losses(prompts, answers, unguided.instruction)
-        return [replace(one, loss=loss) for one, (loss, _) in zip(answers, losses, strict=True)]
+        return [replace(a, loss=loss) for a, (loss, _) in zip(answers, losses, strict=True)]
 
     yield (), "unguided", with_losses(decoding.draw(prompts, unguided))
     models, end_tokens = [*values.values()], [decoding.tokenizer.eos_token_id]
@@ -109,7 +109,7 @@ def draw_by_rule(
         with CombinedValuesProcessor(
             decoding.model, models, w, combine, experiment.config, end_tokens
         ) as processor:
-            answers = decoding.draw(prompts, unguided, processor=lambda _, one=processor: one)
+            answers = decoding.draw(prompts, unguided, processor=lambda _, this=processor: this)
         yield preference, name, with_losses(answers)
 
 
@@ -122,7 +122,7 @@ def result_row(preference: RequestedDimensions, rule: str, verdict: Verdict) -> 
         verdict: On its answers; "each" has the wins of every dimension.
     """
     wins = mean_by_prompt([verdict.wins[name] for name in preference])
-    by_dimension = {name: mean_and_interval(some) for name, some in verdict.wins.items()}
+    by_dimension = {name: mean_and_interval(values) for name, values in verdict.wins.items()}
     row = {"wish": list(preference), "by": rule, "wins": mean_and_interval(wins)}
     return {**row, "each": by_dimension, **text_costs([verdict])}
 
@@ -211,7 +211,10 @@ def main() -> None:
         for (preference, rule, _), verdict in zip(drawn, verdicts, strict=True)
         if preference
     ]
-    texts = {" ".join([*names, rule]): [a.text for a in some] for names, rule, some in drawn}
+    texts = {
+        " ".join([*preference, rule]): [answer.text for answer in answers]
+        for preference, rule, answers in drawn
+    }
     result = {"rows": rows, "texts": texts, "table": table(rows), **experiment.result_entries()}
     arguments.print_and_write(args, result, partial(draw, rows))
 

@@ -153,7 +153,7 @@ def _weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
 
 def variant_row(name: str, verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
     """The result's row of a variant; verdicts: by the dimension that is judged."""
-    wins = {dimension: one.wins[dimension] for dimension, one in verdicts.items()}
+    wins = {dimension: verdict.wins[dimension] for dimension, verdict in verdicts.items()}
     return {
         "variant": name,
         "wins": mean_over_dimensions(list(wins.values())),
@@ -171,7 +171,7 @@ def strategy_row(way: str, size: int, verdicts: Mapping[Ranking, Verdict]) -> di
         verdicts: By preference.
     """
     wins_by_rank = [
-        mean_by_prompt([one.wins[ranking[rank]] for ranking, one in verdicts.items()])
+        mean_by_prompt([v.wins[ranking[rank]] for ranking, v in verdicts.items()])
         for rank in range(size)
     ]
     return {
@@ -244,7 +244,7 @@ def main() -> None:
     experiment.require_heads_only()
     names, trained = experiment.dimensions, experiment.adapter
     variants = make_variants(trained, args.seed)
-    adapter = merge_adapters([AdapterPart(one, {}) for one in (trained, *variants.values())])
+    adapter = merge_adapters([AdapterPart(a, {}) for a in (trained, *variants.values())])
     spreads = reward_spreads(experiment, adapter)
     singles = variant_weights(names, spreads)
     sizes = [size for size in (2, 3) if size <= len(names)]

@@ -67,6 +67,7 @@ class PaperTokenAligner(TokenAligner):
         self.same_tokens, self._base, self._persrm = False, base, persrm
 
     def start(self, prompt_ids: Sequence[int], preference: str = "") -> AlignedTokens:
+        """A request whose prompt the base has as these tokens; a stated preference is not used."""
         del preference
         return PaperAlignedTokens(self._base, self._persrm, prompt_ids)
 
@@ -75,17 +76,26 @@ class PaperAlignedTokens(AlignedTokens):
     """One request's tokens under that rule."""
 
     def __init__(self, base: Any, persrm: Any, prompt: Sequence[int]) -> None:
+        """Of a request.
+
+        Args:
+            base: Tokenizer of the base.
+            persrm: Tokenizer of the PersRM.
+            prompt: The base's token ids.
+        """
         super().__init__(())
         self._base, self._persrm, self._ids = base, persrm, list(prompt)
         self._first_tokens: dict[int, tuple[int, ...]] = {}
         self.extend([])
 
     def extend(self, ids: Sequence[int]) -> None:
+        """Append tokens that the base generated."""
         self._ids += ids
         text = self._base.decode(self._ids, skip_special_tokens=True)
         self.tokens, self.num_unchanged = self._persrm(text)["input_ids"], 0
 
     def candidate_changes(self, ids: Sequence[int]) -> list[tuple[int, tuple[int, ...]]]:
+        """For each base token what `tokens` would be if it came next: (tokens kept, tokens added)."""
         return [(len(self.tokens), self._first_token(token)) for token in ids]
 
     def _first_token(self, token: int) -> tuple[int, ...]:
@@ -140,7 +150,7 @@ async def ask_server(
 
     async with AsyncOpenAI(base_url=url, api_key="none", timeout=7200) as client:
         texts = await asyncio.gather(
-            *(ask(client, prompt, one) for one in conditions for prompt in prompts)
+            *(ask(client, prompt, condition) for condition in conditions for prompt in prompts)
         )
     return _by_condition(texts, len(prompts))
 

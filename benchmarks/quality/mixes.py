@@ -45,11 +45,11 @@ Mix = dict[str, float]
 
 def all_mixes(dimensions: Sequence[str], grid: Sequence[float]) -> Iterator[tuple[str, Mix]]:
     """(kind, mix) of every mix; grid: weights above 0."""
-    for one, two in itertools.combinations(dimensions, 2):
+    for first, second in itertools.combinations(dimensions, 2):
         for a, b in itertools.product(grid, grid):
-            yield TOGETHER, {one: a, two: b}
-            yield OPPOSED, {one: a, two: -b}
-            yield OPPOSED, {one: -a, two: b}
+            yield TOGETHER, {first: a, second: b}
+            yield OPPOSED, {first: a, second: -b}
+            yield OPPOSED, {first: -a, second: b}
     if len(dimensions) > 2:
         all_for_more = dict.fromkeys(dimensions, max(grid))
         yield ALL, all_for_more

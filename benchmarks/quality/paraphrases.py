@@ -106,11 +106,11 @@ def agreement(
     owners = [name for name, texts in wordings.items() for _ in texts]
     same: dict[str, list[float]] = {name: [] for name in wordings}
     other: dict[str, list[float]] = {name: [] for name in wordings}
-    for i, one in enumerate(owners):
-        for j, two in enumerate(owners):
+    for i, first in enumerate(owners):
+        for j, second in enumerate(owners):
             if i < j:
-                for name in {one, two}:
-                    (same if one == two else other)[name].append(float(correlations[i, j]))
+                for name in {first, second}:
+                    (same if first == second else other)[name].append(float(correlations[i, j]))
     rows = [
         {"wish": name, "same": _mean_and_range(same[name]), "other": _mean_and_range(other[name])}
         for name in wordings

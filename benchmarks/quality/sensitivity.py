@@ -9,6 +9,7 @@ min_p are a request's own, and all their values answer in one batch.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -65,7 +66,7 @@ def judge_request_settings(
         (MIN_P, p): single_conditions(names, beta, f"{MIN_P} {p:g}", pad_min_p=p)
         for p in values[MIN_P]
     }
-    in_one_batch = [unguided_condition(), *(c for some in conditions.values() for c in some)]
+    in_one_batch = [unguided_condition(), *itertools.chain(*conditions.values())]
     _, *verdicts = experiment.judges.verdicts(names, experiment.draw(in_one_batch))
     by_value = [verdicts[i : i + len(names)] for i in range(0, len(verdicts), len(names))]
     return dict(zip(conditions, by_value, strict=True))
@@ -82,8 +83,8 @@ def judge_decoding_settings(
     decodings |= {(TOP_K, k): replace(experiment.decoding, top_k=int(k)) for k in values[TOP_K]}
     verdicts = {}
     # One engine a number of candidates: conditions and decodings of a batch are crossed.
-    for k in dict.fromkeys(one.top_k for one in decodings.values()):
-        with_k = {key: one for key, one in decodings.items() if one.top_k == k}
+    for k in dict.fromkeys(decoding.top_k for decoding in decodings.values()):
+        with_k = {key: d for key, d in decodings.items() if d.top_k == k}
         guided = single_conditions(names, config.beta, f"{TOP_K} {k}", pad_top_k=k)
         batch = AnswerBatch(
             experiment.base,
@@ -109,10 +110,10 @@ def result_rows(
     """
     rows = []
     for setting, default in defaults.items():
-        by_value = {value: some for (of, value), some in verdicts.items() if of == setting}
+        by_value = {value: v for (of, value), v in verdicts.items() if of == setting}
         by_value[default] = verdicts[DEFAULT, 0.0]
         for value, of_dimensions in sorted(by_value.items()):
-            wins = [one.wins[name] for one, name in zip(of_dimensions, names, strict=True)]
+            wins = [verdict.wins[name] for verdict, name in zip(of_dimensions, names, strict=True)]
             row = {"setting": setting, "value": value, "default": value == default}
             row["wins"] = mean_and_interval(mean_by_prompt(wins))
             row["of"] = {d: round(statistics.mean(w), 3) for d, w in zip(names, wins, strict=True)}
@@ -180,7 +181,9 @@ def main() -> None:
         TEMPERATURE: args.temperatures,
         MIN_P: args.min_ps,
     }
-    values = {name: [v for v in some if v != defaults[name]] for name, some in requested.items()}
+    values = {
+        setting: [v for v in requested[setting] if v != defaults[setting]] for setting in requested
+    }
     verdicts = judge_request_settings(experiment, values)
     verdicts |= judge_decoding_settings(experiment, values)
     rows = result_rows(verdicts, experiment.dimensions, defaults)

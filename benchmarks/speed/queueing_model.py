@@ -203,8 +203,8 @@ def main() -> None:
     if args.rows > (measured := min(map(max, steps.values()))):
         raise SystemExit(f"--rows {args.rows}: accepted is what all measured, at most {measured}")
     curves = {
-        name: points(one, load, replicas=args.replicas, max_users=args.preferences)
-        for name, one in steps.items()
+        name: points(of_method, load, replicas=args.replicas, max_users=args.preferences)
+        for name, of_method in steps.items()
     }
     errors = {path.name: model_errors(path) for path in args.results}
     title = describe(args, load)

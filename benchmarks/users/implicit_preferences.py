@@ -106,17 +106,19 @@ def weights_by_way(
     return {way: {name: round(x, 4) for name, x in w.items()} for way, w in scaled.items()}
 
 
-def cosine(space: RewardSpace, one: Mapping[str, float], two: Mapping[str, float]) -> float:
+def cosine(
+    space: RewardSpace, weights: Mapping[str, float], other_weights: Mapping[str, float]
+) -> float:
     """Cosine of the rewards under two sets of weights.
 
     Args:
         space: With the products of the dimensions' rewards.
-        one: Weights.
-        two: Other weights.
+        weights: By dimension.
+        other_weights: By dimension.
     """
     a, b = (
         torch.tensor([w.get(name, 0.0) for name in space.model.dimensions]).double()
-        for w in (one, two)
+        for w in (weights, other_weights)
     )
     product = a @ space.gram @ b
     return round(float(product / (a @ space.gram @ a * (b @ space.gram @ b)).sqrt()), 3)

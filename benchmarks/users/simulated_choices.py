@@ -45,7 +45,7 @@ class PlainChoices:
             prompts: Messages as JSON.
             answers: The first answer to each prompt, and the second one.
         """
-        first, second = (_reward_sums(reader, prompts, some) for some in answers)
+        first, second = (_reward_sums(reader, prompts, to_each) for to_each in answers)
         return cls(first - second, (embed_answers(answers[0]), embed_answers(answers[1])))
 
     def chosen_less_other(self, user: SimulatedUser, scores: TasteScores) -> Tensor:
