@@ -11,7 +11,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-pytest.register_assert_rewrite("own_states", "planted", "twin")  # helpers that hold asserts
+# Helpers that hold asserts.
+pytest.register_assert_rewrite("planted_preferences", "pytorch_twin", "rule_at_engine_states")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name that is no folder is looked for nowhere else
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import tiny
-from harness import engines, pad
-from slow import Slow
+from engine_processes import engines, pad
 from tiny_tokenizers import bytewise, sentencepiece
+from uncached_rewards import UncachedRewards
 
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.text.token_alignment import TokenAligner
@@ -73,7 +73,11 @@ def weights(kind, dimensions):
 @pytest.mark.parametrize("name", PAIRS)
 def test_the_rewards_are_those_of_the_whole_text_and_the_best_score_is_taken(runs, name):
     words, own, backbone, folder, scored, requests, result = runs[name]
-    slow, reader, compared = Slow(backbone, load_adapter(folder)), TokenAligner(words, own), 0
+    slow, reader, compared = (
+        UncachedRewards(backbone, load_adapter(folder)),
+        TokenAligner(words, own),
+        0,
+    )
     assert not reader.same_tokens
     for request, output, steps in zip(requests, result["outputs"], result["steps"], strict=True):
         kind = request["sampling"].get("extra_args")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from cases import mixed_batch
-from harness import V2_ENV, engines, pad
-from own_states import guided_steps, require_rule, rule
+from engine_processes import V2_ENV, engines, pad
+from mixed_requests import mixed_batch
+from rule_at_engine_states import guided_steps, require_rule, rule
 
 pytestmark = pytest.mark.engine
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import tiny
-from cases import greedy, preferences, tokens
-from harness import engine, engines, pad, plain
+from engine_processes import engine, engines, pad, plain
+from mixed_requests import greedy, preferences, tokens
 
 pytestmark = [pytest.mark.engine, pytest.mark.exhaustive]  # five compilations, a process each
 

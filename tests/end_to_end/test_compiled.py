@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import pytest
 import tiny
-from cases import KINDS, greedy, mixed_batch, tokens
-from harness import ON_GPU, V2_ENV, engine, engines, pad, plain
-from small_models import answered
-from twin import require_said
+from engine_processes import ON_GPU, V2_ENV, engine, engines, pad, plain
+from mixed_requests import KINDS, greedy, mixed_batch, tokens
+from pytorch_twin import require_said
+from small_family_runs import run_families
 
 pytestmark = pytest.mark.engine
 
@@ -22,7 +22,7 @@ FORKS = {"llama": 2}
 def families(tmp_path_factory):
     """family -> (checkpoint, adapter, requests, result)."""
     root = tmp_path_factory.mktemp("compiled")
-    return answered(root, FORKS, lambda _: None, enforce_eager=False)
+    return run_families(root, FORKS, lambda _: None, enforce_eager=False)
 
 
 @pytest.mark.parametrize("family", FORKS)
@@ -53,7 +53,12 @@ def in_pieces(tmp_path_factory):
     requests = mixed_batch(adapter, prompts, 12)
     job = {"llm": pad(base, adapter, enforce_eager=False), "requests": requests, "record": True}
     cache = {"VLLM_CACHE_ROOT": str(root / "cache"), "VLLM_DISABLE_COMPILE_CACHE": "1"}
-    return base, adapter, requests, engine({**job, "as_on_gpu": True}, {**V2_ENV, **cache})
+    return (
+        base,
+        adapter,
+        requests,
+        engine({**job, "gpu_like_compilation": True}, {**V2_ENV, **cache}),
+    )
 
 
 def test_split_at_both_attentions_and_padded_it_says_what_its_twin_says(in_pieces):

@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from cases import PROMPTS, greedy, tokens
-from harness import engines, pad
-from twin import Twin
+from engine_processes import engines, pad
+from mixed_requests import PROMPTS, greedy, tokens
+from pytorch_twin import Twin
 
 from pad_vllm.text.chat_template import chat_token_ids, load_chat_tokenizer
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from harness import engine_slot, free_port, run, serving, tail
+from engine_processes import engine_slot, free_port, run, serving, tail
 
 pytestmark = pytest.mark.engine
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from cases import KINDS, PROMPTS, greedy, mixed_batch, preferences, share_changed, tokens
-from harness import engines, pad, plain
-from twin import Twin
+from engine_processes import engines, pad, plain
+from mixed_requests import KINDS, PROMPTS, greedy, mixed_batch, preferences, share_changed, tokens
+from pytorch_twin import Twin
 
 pytestmark = pytest.mark.engine
 

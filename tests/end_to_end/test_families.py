@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import tiny
-from cases import PROMPTS, mixed_batch
-from harness import engines, pad
-from small_models import answered
-from twin import require_said
+from engine_processes import engines, pad
+from mixed_requests import PROMPTS, mixed_batch
+from pytorch_twin import require_said
+from small_family_runs import run_families
 
 pytestmark = pytest.mark.engine
 
@@ -25,7 +25,7 @@ FORKS = {  # gemma3 at its pattern's boundary; qwen3 below its first layer: ever
 @pytest.fixture(scope="module")
 def families(tmp_path_factory):
     """family -> (checkpoint, adapter, requests, result)."""
-    return answered(tmp_path_factory.mktemp("families"), FORKS, lambda _: None)
+    return run_families(tmp_path_factory.mktemp("families"), FORKS, lambda _: None)
 
 
 @pytest.mark.parametrize("family", FORKS)

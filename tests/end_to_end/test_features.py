@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import tiny
 import tiny_tokenizers
-from harness import V2_ENV, engines, pad, plain
+from engine_processes import V2_ENV, engines, pad, plain
 
 from pad_vllm.adapter.manifest import read_config
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import tiny
-from cases import mixed_batch, tokens
-from harness import V2_ENV, EngineFailed, engine, engines, pad
-from twin import require_said
+from engine_processes import V2_ENV, EngineFailed, engine, engines, pad
+from mixed_requests import mixed_batch, tokens
+from pytorch_twin import require_said
 
 pytestmark = pytest.mark.engine
 

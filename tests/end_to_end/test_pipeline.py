@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from cases import greedy, mixed_batch, tokens
-from harness import V2_ENV, engines, pad
+from engine_processes import V2_ENV, engines, pad
+from mixed_requests import greedy, mixed_batch, tokens
 
 pytestmark = pytest.mark.engine
 

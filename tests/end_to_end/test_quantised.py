@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import packed
 import pytest
+import quantized_copies
 import tiny
 import torch
-from cases import KINDS, PROMPTS, greedy, mixed_batch, preferences, share_changed, tokens
-from harness import V2_ENV, engine, engines, pad, plain
-from own_states import require_rule, rule
-from twin import Twin
+from engine_processes import V2_ENV, engine, engines, pad, plain
+from mixed_requests import KINDS, PROMPTS, greedy, mixed_batch, preferences, share_changed, tokens
+from pytorch_twin import Twin
+from rule_at_engine_states import require_rule, rule
 
 pytestmark = pytest.mark.engine
 
@@ -42,7 +42,8 @@ def batch(forked):
 @pytest.fixture(scope="module")
 def copies(base, root):
     return {
-        name: make(base, root / name) for name, make in (("int8", packed.int8), ("fp8", packed.fp8))
+        name: make(base, root / name)
+        for name, make in (("int8", quantized_copies.int8), ("fp8", quantized_copies.fp8))
     }
 
 
@@ -89,7 +90,7 @@ ROUNDED = 0.1
 
 def test_both_streams_are_those_of_a_model_that_rounds_as_the_copy_does(v2, base, forked, batch):
     twin = Twin(base, forked)
-    packed.round_layers(twin.persrm)
+    quantized_copies.round_layers(twin.persrm)
     found = twin.compare(batch, v2)
     print(f"\nint8 v2: {found}")
     assert found.differences == []
@@ -123,7 +124,7 @@ def asked(adapter):
 @pytest.fixture(scope="module")
 def real(smollm2, adapter, asked, root):
     """What SmolLM2 and a copy in int8 say, guided by an adapter from before backbones had landmarks."""
-    copy = packed.int8(smollm2, root / "smollm2_int8")
+    copy = quantized_copies.int8(smollm2, root / "smollm2_int8")
     settings = {"allow_backbone_mismatch": True}
     return engines(
         [

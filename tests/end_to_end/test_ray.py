@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import tiny
-from cases import greedy, mixed_batch, preferences
-from harness import V2_ENV, engine, outcome, pad
-from twin import Twin
+from engine_processes import V2_ENV, engine, outcome, pad
+from mixed_requests import greedy, mixed_batch, preferences
+from pytorch_twin import Twin
 
 pytestmark = pytest.mark.engine
 pytest.importorskip("ray")
@@ -65,7 +65,7 @@ def trouble(pair, *kinds, wait=True, **more):
         "troubles": kinds,
         "wait": wait,
     }
-    return outcome("ray_trouble.py", job, timeout=400)
+    return outcome("ray_actor_failures.py", job, timeout=400)
 
 
 def test_when_an_actor_dies_or_stalls_every_request_ends_and_guidance_returns(pair):
@@ -86,7 +86,7 @@ def test_when_an_actor_dies_or_stalls_every_request_ends_and_guidance_returns(pa
         assert found["back_s"] is not None
 
 
-@pytest.mark.exhaustive  # who stops where is the processor's affair, test_processor.py
+@pytest.mark.exhaustive  # who stops where is the processor's affair, test_logits_processor.py
 def test_where_on_failure_says_stop_the_guided_rows_end_there(pair):
     result = trouble(pair, "kill", wait=False, on_failure="stop")
     calm, found = result["calm"], result["kill"]

@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 import tiny
-from harness import free_port, launched, tail
+from engine_processes import free_port, launched, tail
 
 pytestmark = [pytest.mark.engine, pytest.mark.exhaustive]  # two replicas, each a server of its own
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 import tiny
 import torch
-from harness import HERE, EngineFailed, engine_slot, environment, pad, plain, run, tail
+from engine_processes import HERE, EngineFailed, engine_slot, environment, pad, plain, run, tail
 from safetensors.torch import load_file, save_file
 
 from pad_vllm.config import LOGITS_PROCESSOR
@@ -188,7 +188,7 @@ def refusals(attempts, tmp_path_factory):
     given, made, log = (scratch / name for name in ("given.json", "made.json", "log"))
     given.write_text(json.dumps([arguments for arguments, _ in attempts.values()]), "utf-8")
     with engine_slot():
-        code = run([HERE / "attempt.py", given, made], log, None, 600)
+        code = run([HERE / "start_attempts.py", given, made], log, None, 600)
     if code != 0:
         raise EngineFailed(tail(log))
     return dict(zip(attempts, json.loads(made.read_text("utf-8")), strict=True))

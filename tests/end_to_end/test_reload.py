@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 import tiny
-from cases import mixed_batch
-from harness import V2_ENV, engine, pad
+from engine_processes import V2_ENV, engine, pad
+from mixed_requests import mixed_batch
 
 pytestmark = pytest.mark.engine
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from cases import KINDS, PROMPTS, mixed_batch, share_changed, tokens
-from harness import V2_ENV, engines, pad
-from small_models import answered
-from twin import Twin, require_said
+from engine_processes import V2_ENV, engines, pad
+from mixed_requests import KINDS, PROMPTS, mixed_batch, share_changed, tokens
+from pytorch_twin import Twin, require_said
+from small_family_runs import run_families
 
 pytestmark = pytest.mark.engine
 
@@ -22,7 +22,7 @@ def settings(base, **more):
 @pytest.fixture(scope="module")
 def families(tmp_path_factory):
     """family -> (checkpoint, adapter, requests, result): the base is its own reward model's backbone."""
-    return answered(tmp_path_factory.mktemp("resident"), FAMILIES, settings)
+    return run_families(tmp_path_factory.mktemp("resident"), FAMILIES, settings)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

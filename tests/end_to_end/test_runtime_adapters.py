@@ -12,8 +12,8 @@ import time
 import httpx
 import pytest
 import tiny
-from cases import greedy
-from harness import V2_ENV, engines, free_port, pad, serving
+from engine_processes import V2_ENV, engines, free_port, pad, serving
+from mixed_requests import greedy
 
 pytestmark = [pytest.mark.engine, pytest.mark.exhaustive]
 

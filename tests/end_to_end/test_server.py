@@ -18,7 +18,7 @@ import openai
 import pytest
 import tiny
 import tiny_tokenizers
-from harness import V2_ENV, engine, free_port, pad, serving
+from engine_processes import V2_ENV, engine, free_port, pad, serving
 from prometheus_client.parser import text_string_to_metric_families
 from transformers import AutoTokenizer
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from cases import KINDS, greedy, mixed_batch, preferences, tokens
-from harness import V2_ENV, EngineFailed, engine, engines, pad, plain
-from twin import require_said
+from engine_processes import V2_ENV, EngineFailed, engine, engines, pad, plain
+from mixed_requests import KINDS, greedy, mixed_batch, preferences, tokens
+from pytorch_twin import require_said
 
 pytestmark = pytest.mark.engine
 

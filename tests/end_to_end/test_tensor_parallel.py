@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from cases import mixed_batch, tokens
-from harness import V2_ENV, EngineFailed, engine, engines, pad
+from engine_processes import V2_ENV, EngineFailed, engine, engines, pad
+from mixed_requests import mixed_batch, tokens
 
 pytestmark = pytest.mark.engine
 

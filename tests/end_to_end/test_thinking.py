@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import tiny
-from cases import greedy, tokens
-from harness import V2_ENV, engines, pad, plain
+from engine_processes import V2_ENV, engines, pad, plain
+from mixed_requests import greedy, tokens
 
 pytestmark = [pytest.mark.engine, pytest.mark.exhaustive]
 

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-import planted
+import planted_preferences
 import pytest
 from safetensors.torch import load_file
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.engine
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("processes")
-    planted.settings(root)
+    planted_preferences.settings(root)
     return root
 
 
@@ -32,7 +32,7 @@ def start(root: Path, out: str, *more: str) -> subprocess.Popen:
     command += ["--cache", str(root / f"{out}.cache")]
     command += [
         part
-        for choice in planted.RECIPE.items()
+        for choice in planted_preferences.RECIPE.items()
         for part in ("--recipe", "=".join(map(str, choice)))
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

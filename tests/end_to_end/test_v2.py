@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import tiny
-from cases import KINDS, PROMPTS, greedy, mixed_batch, tokens
-from harness import V2_ENV, engines, pad, plain
-from twin import require_said
+from engine_processes import V2_ENV, engines, pad, plain
+from mixed_requests import KINDS, PROMPTS, greedy, mixed_batch, tokens
+from pytorch_twin import require_said
 
 pytestmark = pytest.mark.engine
 

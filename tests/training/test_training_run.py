@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 
-import planted
+import planted_preferences as planted
 import pytest
 import tiny
 import torch

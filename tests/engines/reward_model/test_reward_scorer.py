@@ -7,7 +7,7 @@ import random
 import pytest
 import tiny
 import torch
-from slow import Slow
+from uncached_rewards import UncachedRewards
 from watched import Watched
 
 from pad_vllm.adapter.adapter_folder import load_adapter
@@ -80,7 +80,7 @@ def check(found, asks, slow, *, exact):
 @pytest.mark.parametrize("family", FORKS)
 def test_rows_that_join_grow_shrink_and_leave_get_the_rewards_of_their_text(made, family, exact):
     base, adapter = made(family)
-    fast, slow = scorer(base, adapter, exact=exact), Slow(base, adapter)
+    fast, slow = scorer(base, adapter, exact=exact), UncachedRewards(base, adapter)
     rng = random.Random(family)
     rows = {}
     for step in range(10):
@@ -121,7 +121,7 @@ def test_at_the_top_a_cache_of_the_same_size_holds_one_stream(made):
 
 def test_a_cache_too_small_for_all_rows_gives_the_same_rewards_with_more_work(made):
     base, adapter = made("llama")
-    slow, rng = Slow(base, adapter), random.Random(0)
+    slow, rng = UncachedRewards(base, adapter), random.Random(0)
     small, large = (scorer(base, adapter, blocks=blocks, budget=24) for blocks in (7, 60))
     rows = {key: [rng.randrange(3, V) for _ in range(60)] for key in range(4)}
     for _ in range(3):
@@ -142,7 +142,7 @@ def test_a_cache_too_small_for_all_rows_gives_the_same_rewards_with_more_work(ma
 
 def test_a_row_that_no_cache_holds_is_declined_and_the_others_are_not(made):
     base, adapter = made("llama")
-    fast, slow = scorer(base, adapter, blocks=4), Slow(base, adapter)
+    fast, slow = scorer(base, adapter, blocks=4), UncachedRewards(base, adapter)
     w = (1.0, 0.0, 0.0)
     asks = [
         ScoringRequest(0, [3] * (4 * BLOCK_SIZE + 1), w, [(65, (5,))]),
@@ -156,7 +156,7 @@ def test_a_row_that_no_cache_holds_is_declined_and_the_others_are_not(made):
 
 def test_tokens_that_only_a_larger_base_has_earn_nothing_and_spoil_nothing(made):
     base, adapter = made("llama")
-    fast, slow, w = scorer(base, adapter), Slow(base, adapter), (1.0, 0.5, 0.0)
+    fast, slow, w = scorer(base, adapter), UncachedRewards(base, adapter), (1.0, 0.5, 0.0)
     asks = [
         ScoringRequest(0, [3, 4, V + 5, 6], w, [(4, (V + 7,)), (4, (5,))]),
         ScoringRequest(1, [4] * 20, w, [(20, (5,)), (20, (6,))]),
@@ -170,7 +170,7 @@ def test_tokens_that_only_a_larger_base_has_earn_nothing_and_spoil_nothing(made)
 
 def test_a_row_that_overflows_spoils_neither_its_neighbours_nor_who_gets_its_blocks(made):
     base, adapter = made("llama")
-    fast, slow, w = scorer(base, adapter, blocks=4), Slow(base, adapter), (1.0, 0.5, 0.0)
+    fast, slow, w = scorer(base, adapter, blocks=4), UncachedRewards(base, adapter), (1.0, 0.5, 0.0)
     fast._decoder._embed.weight[7] = float("inf")
     broken = ScoringRequest(0, [7] * 20, w, [(20, (5,))])
     sound = [ScoringRequest(key, [key] * 18, w, [(18, (5,)), (18, (6,))]) for key in (11, 12)]
@@ -182,7 +182,7 @@ def test_a_row_that_overflows_spoils_neither_its_neighbours_nor_who_gets_its_blo
 
 def test_a_common_prefix_is_computed_once_also_by_rows_that_join_together(made):
     base, adapter = made("llama")
-    fast, slow = scorer(base, adapter, budget=400), Slow(base, adapter)
+    fast, slow = scorer(base, adapter, budget=400), UncachedRewards(base, adapter)
     prefix = [3 + i for i in range(3 * BLOCK_SIZE)]
     asks = [
         ScoringRequest(k, [*prefix, 100 + k], (1.0, 1.0, 1.0), [(49, (7,)), (49, (8,))])
@@ -197,7 +197,7 @@ def test_a_common_prefix_is_computed_once_also_by_rows_that_join_together(made):
 
 def test_a_row_that_takes_back_a_shared_prefix_leaves_the_others_theirs(made):
     base, adapter = made("llama")
-    fast, slow = scorer(base, adapter), Slow(base, adapter)
+    fast, slow = scorer(base, adapter), UncachedRewards(base, adapter)
     prefix = [3 + i for i in range(2 * BLOCK_SIZE)]
     w = (1.0, 1.0, -1.0)
     both = [ScoringRequest(k, [*prefix, 100], w, [(33, (7,))]) for k in range(2)]
@@ -210,7 +210,7 @@ def test_a_row_that_takes_back_a_shared_prefix_leaves_the_others_theirs(made):
 
 def test_rows_that_look_ahead_are_brought_up_to_date_with_what_the_budget_leaves(made):
     base, adapter = made("llama")
-    fast, slow = scorer(base, adapter, budget=32), Slow(base, adapter)
+    fast, slow = scorer(base, adapter, budget=32), UncachedRewards(base, adapter)
     w = (1.0, 0.0, 0.0)
     long = [3 + i % 200 for i in range(70)]
     now = ScoringRequest(0, [5] * 10, w, [(10, (7,))])
@@ -225,7 +225,7 @@ def test_rows_that_look_ahead_are_brought_up_to_date_with_what_the_budget_leaves
 
 def test_an_ask_without_changes_first_leaves_only_the_candidates_to_run(made):
     base, adapter = made("llama")
-    fast, slow = scorer(base, adapter), Slow(base, adapter)
+    fast, slow = scorer(base, adapter), UncachedRewards(base, adapter)
     w = (1.0, 0.0, 0.0)
     fast([ScoringRequest(0, [5] * 10, w)])
     passes = fast.counts.passes
@@ -316,7 +316,7 @@ def test_one_mask_serves_both_streams_and_all_heads():
 
 def test_candidates_side_by_side_take_no_positions_from_a_row(made):
     base, adapter = made("llama")
-    fast, slow = scorer(base, adapter), Slow(base, adapter)
+    fast, slow = scorer(base, adapter), UncachedRewards(base, adapter)
     length = tiny.COMMON["max_position_embeddings"] - 4
     each = [(length, (number, 5, 6, 7)) for number in range(3, 8)]
     asks = [ScoringRequest(0, [3 + i % 300 for i in range(length)], (1.0, 0.5, 0.0), each)]

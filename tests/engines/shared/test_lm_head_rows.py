@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from threaded_ranks import ThreadedRanks, same_bits
 from torch import nn
-from world import World, same_bits
 
 pytest.importorskip("vllm")
 
@@ -31,7 +31,7 @@ def test_the_ranks_shares_add_up_to_the_whole_with_the_same_bits_on_each(ranks):
     e, parts = rows(ranks)
     d_w, ids = torch.randn(3, H), torch.randint(V, (3, 7))
     ids[0] = torch.tensor([0, V - 1, 31, 32, 15, 16, 49])  # at every edge
-    world = World(ranks)
+    world = ThreadedRanks(ranks)
 
     def share(rank):
         return world.sum_over_ranks(LmHeadRows(parts[rank], rank, ranks).rewards(d_w, ids))
@@ -46,7 +46,7 @@ def test_a_reward_that_is_no_number_is_none_on_any_rank():
     d_w, ids = torch.randn(2, H), torch.tensor([[1, 40], [2, 41]])
     broken = d_w.clone()
     broken[0] = torch.nan
-    world = World(2)
+    world = ThreadedRanks(2)
 
     def share(rank):
         return world.sum_over_ranks(
@@ -81,7 +81,7 @@ class Model(nn.Module):
 
 def found(monkeypatch, ranks, strange=lambda z: z):
     """What output_embedding gives on each rank, or the ForkError it raises."""
-    world, (_, parts) = World(ranks), rows(ranks)
+    world, (_, parts) = ThreadedRanks(ranks), rows(ranks)
     monkeypatch.setattr(lm_head_rows, "parallel_ranks", world)
 
     def one(rank):

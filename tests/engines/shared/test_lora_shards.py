@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from threaded_ranks import ThreadedRanks
 from torch import nn
-from world import World
 
 pytest.importorskip("vllm")
 
@@ -91,7 +91,7 @@ def test_a_layer_that_splits_its_inputs_is_summed_once_with_its_lora(
 ):
     weight, bias, x = numbers(10, H), numbers(10), numbers(ROWS, H)
     pair = numbers(R, H), numbers(10, R)
-    world = World(ranks)
+    world = ThreadedRanks(ranks)
     monkeypatch.setattr(lora_shards, "sum_over_ranks", world.sum_over_ranks)
     width = H // ranks
 

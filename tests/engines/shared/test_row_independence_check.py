@@ -10,7 +10,7 @@ from torch import nn
 
 pytest.importorskip("vllm")
 
-from packed import FP8, rounded
+from quantized_copies import FP8, rounded
 
 from pad_vllm.engines.shared import model_fork
 from pad_vllm.engines.shared.lm_head_rows import ForkError

@@ -8,8 +8,8 @@ import re
 from types import SimpleNamespace
 from typing import get_args
 
-import packed
 import pytest
+import quantized_copies
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
@@ -411,7 +411,7 @@ def test_methods_that_nobody_thought_about_are_refused_by_a_fork_and_not_by_head
 
 def quantised_copy(base, folder, change=lambda embedding: embedding):
     """The base in int8, its token embedding changed."""
-    made = packed.int8(base, folder)
+    made = quantized_copies.int8(base, folder)
     tensors = load_file(made / "model.safetensors")
     name = "model.embed_tokens.weight"
     save_file({**tensors, name: change(tensors[name])}, made / "model.safetensors")

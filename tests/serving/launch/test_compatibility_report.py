@@ -8,8 +8,8 @@ import shutil
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
-import packed
 import pytest
+import quantized_copies
 import tiny
 import torch
 import transformers
@@ -196,7 +196,7 @@ def test_a_quantised_lm_head_fails_and_another_quantised_layer_does_not(base, fo
 def test_a_quantised_copy_is_known_by_its_embedding_and_its_method_is_looked_at(
     base, folder, tmp_path
 ):
-    copy = packed.int8(base, tmp_path / "copy")
+    copy = quantized_copies.int8(base, tmp_path / "copy")
     rows = {
         row.name: row
         for row in compatibility_report.compatibility_findings(str(copy), str(folder), str(base))

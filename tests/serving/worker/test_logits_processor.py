@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from reference_guidance import guide_row
-from world import World
+from threaded_ranks import ThreadedRanks
 
 pytest.importorskip("vllm")
 
@@ -451,7 +451,7 @@ def test_whatever_fails_in_a_step_raises_nothing_and_is_told(runner, engine, mon
 @pytest.mark.parametrize("where", ["candidates", "token_rewards", "below_min_p", "keep"])
 def test_what_fails_on_one_rank_leaves_the_same_rows_unguided_on_all(config, monkeypatch, where):
     """None waits for another, and all have the same bits: now, and in the next step."""
-    world = World(2)
+    world = ThreadedRanks(2)
     torch.manual_seed(0)
     heads, e = (torch.randn(D, 2, H), torch.randn(D, H, 2)), torch.randn(V, H)
     parts = e.chunk(2)

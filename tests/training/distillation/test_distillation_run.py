@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import tiny_examples
 import torch
-from planted import kill, require_equal
+from planted_preferences import kill, require_equal
 
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.training.distillation import prompted_teacher

@@ -1,7 +1,7 @@
-"""The PyTorch twin beside vLLM: would it, decoding greedily, have said the same tokens?
+"""The PyTorch twin beside vLLM: would it, decoding greedily, have generated the same tokens?
 
 It reads prompt and vLLM's tokens in one go (teacher forcing). As long as every token is the best
-guided score of the step before it, that is what greedy decoding by the twin would have said.
+guided score of the step before it, greedy decoding by the twin would have generated the same.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import share_changed
-from own_states import ends_of
+from mixed_requests import share_changed
 from reference_guidance import guide_row
+from rule_at_engine_states import ends_of
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 

@@ -1,9 +1,9 @@
 """Runs vLLM engines for tests: waits for lines `JOBS.json RESULTS.json` on standard input, until that ends.
 
-In: {"jobs": a list, as `harness.engine` describes them; "env": variables to set}. Out: a list of results, or
-{"error": what was raised}. vLLM is imported once; every line's engines run one after the other in a fork
-of this process (VLLM_ENABLE_V1_MULTIPROCESSING=0), so that what the plugin computes can be recorded. With
---apart in a process of their own.
+In: {"jobs": a list, as `engine_processes.engine` describes them; "env": variables to set}. Out: a list of
+results, or {"error": what was raised}. vLLM is imported once; every line's engines run one after the other in
+a fork of this process (VLLM_ENABLE_V1_MULTIPROCESSING=0), so that what the plugin computes can be recorded.
+With --apart in a process of their own.
 """
 
 from __future__ import annotations
@@ -21,40 +21,41 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-import as_on_gpu
+import gpu_like_compilation
 
 HIDDEN = ("h_B", "h_T")
 
 
 def main() -> None:
-    how = sys.argv[1:]
-    if len(how) == 2:
-        _answer(*how)
-    if not how:
-        _import_all()
+    argv = sys.argv[1:]
+    if len(argv) == 2:
+        _run_and_exit(*argv)
+    if not argv:
+        _import_vllm()
+    run_jobs = _run_apart if argv else _run_forked
     for line in sys.stdin:
         jobs, results = line.split()
-        if code := _apart(jobs, results) if how else _forked(jobs, results):  # it wrote nothing
+        if code := run_jobs(jobs, results):  # it wrote nothing
             _write(results, {"error": f"the engines' process ended with exit status {code}"})
 
 
-def _forked(jobs: str, results: str) -> int:
-    """Its exit status."""
+def _run_forked(jobs: str, results: str) -> int:
+    """Run a file of jobs in a fork of this process -> its exit status."""
     pid = os.fork()
     if pid == 0:
-        _answer(jobs, results)
+        _run_and_exit(jobs, results)
     _, status = os.waitpid(pid, 0)
     return os.waitstatus_to_exitcode(status)
 
 
-def _apart(jobs: str, results: str) -> int:
-    """In a process that imports vLLM itself: a fork of one that has looked for a GPU cannot use it."""
+def _run_apart(jobs: str, results: str) -> int:
+    """The same in a process that imports vLLM itself: a fork of one that looked for a GPU cannot use it."""
     return subprocess.run([sys.executable, __file__, jobs, results], check=False).returncode
 
 
-def _import_all() -> None:
-    """What every job needs; nothing in here starts a thread or opens a device. Frozen: vLLM collects garbage
-    a dozen times an engine, and going through all that is imported takes half a second.
+def _import_vllm() -> None:
+    """Import what every job needs; none of it starts a thread or opens a device. The objects are frozen: vLLM
+    collects garbage a dozen times an engine, and going through all that is imported takes half a second.
     """
     import vllm.entrypoints.llm
     import vllm.v1.engine.llm_engine
@@ -63,8 +64,8 @@ def _import_all() -> None:
     gc.freeze()
 
 
-def _answer(jobs: str, results: str) -> NoReturn:
-    """And end."""
+def _run_and_exit(jobs: str, results: str) -> NoReturn:
+    """Run a file of jobs, write the results, and end this process."""
     try:
         given = json.loads(Path(jobs).read_text("utf-8"))
         os.environ.update(given["env"])
@@ -77,7 +78,7 @@ def _answer(jobs: str, results: str) -> NoReturn:
 
 
 def _write(results: str, content: Any) -> None:
-    """Whole or not at all: the test waits for the file."""
+    """Write the file whole or not at all: the test waits for it."""
     draft = Path(results).with_suffix(".draft")
     draft.write_text(json.dumps(content), "utf-8")
     draft.replace(results)
@@ -86,35 +87,35 @@ def _write(results: str, content: Any) -> None:
 def _run(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM
 
-    if job.get("as_on_gpu", False) and not _on_gpu():
-        as_on_gpu.enable()
-    early = _early()
+    if job.get("gpu_like_compilation", False) and not _on_gpu():
+        gpu_like_compilation.enable()
+    early = _note_early_prefills()
     begin = time.monotonic()
     llm = LLM(**_arguments(**job["llm"]))
     started = time.monotonic()
     if job.get("ranks", False):
-        llm.collective_rpc(_note)
+        llm.collective_rpc(_note_guidance)
     guided = _guided_rows()
     tokenizer = llm.get_tokenizer() if not job["llm"].get("skip_tokenizer_init") else None
     with _recorder(llm, on=job.get("record", False)) as record:
         outputs = _batch(llm, tokenizer, job.get("requests", []))
     calls = iter(job.get("calls", []))
-    said, rounds = [], []
+    errors, rounds = [], []
     for requests in job.get("rounds", []):
-        said.append(_call(llm, *next(calls, (None, None))))
+        errors.append(_call(llm, *next(calls, (None, None))))
         rounds.append(_batch(llm, tokenizer, requests))
     finished = time.monotonic()
     result = {
         "outputs": [_output(output) for output in outputs],
         "steps": [_steps(record[output.request_id], output) for output in outputs],
         "rounds": [[_output(output) for output in outputs] for outputs in rounds],
-        "said": said,
+        "said": errors,
         "counters": _counters(llm),
         "runner": _runner(llm),
         "early": [*early],
-        "pieces": as_on_gpu.pieces(),
-        "padded": [*as_on_gpu.padded],
-        "ranks": llm.collective_rpc(_noted) if job.get("ranks", False) else [],
+        "pieces": gpu_like_compilation.pieces(),
+        "padded": [*gpu_like_compilation.padded],
+        "ranks": llm.collective_rpc(_noted_guidance) if job.get("ranks", False) else [],
         "guided_rows": _guided_rows() - guided,
         "start_s": started - begin,
         "run_s": finished - started,
@@ -125,7 +126,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _arguments(reasoning_config: dict[str, Any] | None = None, **llm: Any) -> dict[str, Any]:
-    """Of vllm.LLM, which takes some configs as objects alone."""
+    """Arguments of vllm.LLM, which takes some configs only as objects."""
     from vllm.config.reasoning import ReasoningConfig
 
     if reasoning_config is not None:
@@ -142,44 +143,44 @@ def _batch(llm: Any, tokenizer: Any, requests: list[dict[str, Any]]) -> list[Any
     return llm.generate(prompts, params, use_tqdm=False, **of_loras) if requests else []
 
 
-def _lora(given: list[Any] | None) -> Any:
+def _lora(lora: list[Any] | None) -> Any:
     """[name, number, folder] -> vLLM's LoRARequest."""
     from vllm.lora.request import LoRARequest
 
-    return given and LoRARequest(*given)
+    return lora and LoRARequest(*lora)
 
 
-def _steps(noted: dict[int, Any], output: Any) -> list[Any]:
-    """Those of the tokens that were said, in their order: a draft that was rejected may stand behind."""
-    return [noted[place] for place in sorted(noted)][: len(output.outputs[0].token_ids)]
+def _steps(steps_at: dict[int, Any], output: Any) -> list[Any]:
+    """The steps of the answer's tokens, in their order: a step of a rejected draft may stand behind them."""
+    return [steps_at[position] for position in sorted(steps_at)][: len(output.outputs[0].token_ids)]
 
 
 def _call(llm: Any, method: str | None, arguments: Any) -> str | None:
-    """Have the worker do something -> the error it raised, as text."""
+    """Call a method of the worker, or of this file -> the error it raised, as text."""
     try:
         if method is not None:
-            llm.collective_rpc(_OURS.get(method, method), kwargs=arguments)
+            llm.collective_rpc(_METHODS.get(method, method), kwargs=arguments)
     except Exception as error:  # noqa: BLE001, whatever it is, the test wants to see it
         return str(error)
     return None
 
 
-def _early() -> list[int]:
-    """Of every RayScores from here on: how many rows it is asked for early, each time."""
+def _note_early_prefills() -> list[int]:
+    """Of every RayRewardScorer from here on: how many rows each call to prefill early has."""
     from pad_vllm.engines.ray_actors import RayRewardScorer
 
-    begin, early = RayRewardScorer.start_prefill, []
+    start_prefill, early = RayRewardScorer.start_prefill, []
 
-    def noting(self: Any, asks: Any) -> None:
-        early.append(len(asks))
-        begin(self, asks)
+    def noting(self: Any, requests: Any) -> None:
+        early.append(len(requests))
+        start_prefill(self, requests)
 
     RayRewardScorer.start_prefill = noting
     return early
 
 
 def _rule() -> Any:
-    """What guides here: guidance.py, or on a GPU its kernels."""
+    """The rule that guides: guidance.py, or on a GPU its kernels."""
     import torch
 
     from pad_vllm.kernels import kernel_choice
@@ -193,16 +194,18 @@ def _on_gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def _note(worker: Any) -> None:
-    """On each rank: note what it guides with, to the last bit, and what comes out."""
+def _note_guidance(worker: Any) -> None:
+    """On each rank: note candidates, rewards and guided rows of every step, to the last bit."""
     guidance = _rule()
     guide, steps = guidance.guide, []
 
-    def noting(logits: Any, rows: Any, z: Any, ids: Any, reward: Any, *rest: Any) -> Any:
-        left = guide(logits, rows, z, ids, reward, *rest)
-        said = (ids, reward, logits[rows].contiguous())
-        steps.append([reward.tolist(), *(hash_of(tensor) for tensor in said)])
-        return left
+    def noting(
+        logits: Any, rows: Any, z: Any, ids: Any, reward: Any, *args: Any, **keywords: Any
+    ) -> Any:
+        result = guide(logits, rows, z, ids, reward, *args, **keywords)
+        tensors = (ids, reward, logits[rows].contiguous())
+        steps.append([reward.tolist(), *(hash_of(tensor) for tensor in tensors)])
+        return result
 
     def hash_of(tensor: Any) -> str:
         import hashlib
@@ -212,16 +215,19 @@ def _note(worker: Any) -> None:
     worker.pad_steps, worker.pad_guide, guidance.guide = steps, guide, noting
 
 
-def _noted(worker: Any) -> dict[str, Any]:
+def _noted_guidance(worker: Any) -> dict[str, Any]:
     """A rank's steps: rewards [G, K], and hashes of candidates, rewards and guided rows."""
     guidance = _rule()
     guidance.guide = worker.pad_guide  # the next engine may be in this process
     runner = type(worker.model_runner)
     v2 = any(".v1.worker.gpu." in cls.__module__ for cls in runner.__mro__)
-    kept = {name: list(buffer.shape) for name, buffer in worker.model_runner.model.named_buffers()}
-    speaks = logging.getLogger("pad_vllm").isEnabledFor(logging.WARNING)
-    said = {"steps": worker.pad_steps, "runner": "v2" if v2 else "v1"}
-    return {**said, "buffers": kept, "speaks": speaks}
+    buffers = worker.model_runner.model.named_buffers()
+    return {
+        "steps": worker.pad_steps,
+        "runner": "v2" if v2 else "v1",
+        "buffers": {name: list(buffer.shape) for name, buffer in buffers},
+        "speaks": logging.getLogger("pad_vllm").isEnabledFor(logging.WARNING),
+    }
 
 
 def _guided_rows() -> float:
@@ -232,13 +238,13 @@ def _guided_rows() -> float:
 
 
 def _lose_weights(worker: Any) -> None:
-    """What a level-2 sleep does to a model and waking up makes good: buffers are kept, the rest is not."""
+    """Zero a model's weights but not its buffers, as a level-2 sleep and waking up leave it."""
     model = worker.model_runner.model
-    kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     for tensor in (*model.parameters(), *model.buffers(), *_tensors(vars(model.pad_rewards))):
         tensor.data.zero_()
     for name, buffer in model.named_buffers():
-        buffer.data.copy_(kept[name])
+        buffer.data.copy_(buffers[name])
 
 
 def _tensors(thing: Any) -> Any:
@@ -257,7 +263,8 @@ def _slice_logits(worker: Any, rows: int) -> None:
     rejection_sampler.MAX_CHUNK_BYTES = rows * vocabulary * rejection_sampler._FP32_BYTES
 
 
-_OURS = {"lose_weights": _lose_weights, "slice_logits": _slice_logits}
+_METHODS = {"lose_weights": _lose_weights, "slice_logits": _slice_logits}
+"""Of this file, that a job may call on the worker."""
 
 
 def _params(structured_outputs: dict[str, Any] | None = None, **sampling: Any) -> Any:
@@ -325,8 +332,8 @@ def _runner(llm: Any) -> str | None:
 
 @contextmanager
 def _recorder(llm: Any, *, on: bool | str) -> Any:
-    """Notes the candidates of guided rows: request -> place -> {"ids", "z", "reward"}; with "hidden"
-    the hidden states of `shared` too, under HIDDEN. A place that is decided again counts as the last time.
+    """Notes the candidates of guided rows: request -> position -> {"ids", "z", "reward"}; with "hidden"
+    the hidden states of `shared` too, under HIDDEN. A position that is decided again counts as the last time.
     """
     from pad_vllm.engines.shared.shared_rewards import SharedRewards
     from pad_vllm.serving.worker.logits_processor import PADLogitsProcessor
@@ -338,43 +345,49 @@ def _recorder(llm: Any, *, on: bool | str) -> Any:
     guidance = _rule()
     runner, guide, apply = _model_runner(llm), guidance.guide, PADLogitsProcessor.apply
     names: list[str] = []
-    places: list[int | None] = []
+    positions: list[int | None] = []
 
     def noting_apply(self: Any, logits: Any, ctx: Any = None) -> Any:
         if ctx is None:
             names[:] = runner.input_batch.req_ids
-            places[:] = [None] * len(names)
+            positions[:] = [None] * len(names)
         else:
-            known = runner.req_states.index_to_req_id
-            names[:] = [known[index] for index in ctx.expanded_idx_mapping.tolist()]
-            places[:] = ctx.pos.tolist()
+            name_of = runner.req_states.index_to_req_id
+            names[:] = [name_of[index] for index in ctx.expanded_idx_mapping.tolist()]
+            positions[:] = ctx.pos.tolist()
         return apply(self, logits, ctx)
 
-    def noting_guide(logits: Any, rows: Any, z: Any, ids: Any, reward: Any, *rest: Any) -> Any:
+    def noting_guide(
+        logits: Any, rows: Any, z: Any, ids: Any, reward: Any, *args: Any, **keywords: Any
+    ) -> Any:
         columns = {"ids": ids, "z": z, "reward": reward, **hidden}
         for guided, row in enumerate(rows.tolist()):
             # vLLM appends a random part to the name of a request.
-            noted = steps[names[row].split("-")[0]]
-            place = len(noted) if places[row] is None else places[row]
-            noted[place] = {name: of[guided].tolist() for name, of in columns.items()}
-        return guide(logits, rows, z, ids, reward, *rest)
+            steps_at = steps[names[row].split("-")[0]]
+            position = len(steps_at) if positions[row] is None else positions[row]
+            steps_at[position] = {n: tensor[guided].tolist() for n, tensor in columns.items()}
+        return guide(logits, rows, z, ids, reward, *args, **keywords)
+
+    def noting_states(self: Any, h_B: Any, h_T: Any) -> None:
+        states[:] = h_B, h_T
+        store_states(self, h_B, h_T)
 
     def noting_rewards(self: Any, step: Any) -> Any:
-        kept = self._kept or ()
-        hidden.update(
-            {n: h[step.first_row :][step.rows].float() for n, h in zip(HIDDEN, kept, strict=False)}
-        )
+        for name, h in zip(HIDDEN, states, strict=False):
+            hidden[name] = h[step.first_row :][step.rows].float()
         return rewards(self, step)
 
     hidden: dict[str, Any] = {}
-    rewards = SharedRewards.rewards
+    states: list[Any] = []
+    rewards, store_states = SharedRewards.rewards, SharedRewards.store_states
     guidance.guide, PADLogitsProcessor.apply = noting_guide, noting_apply
-    SharedRewards.rewards = noting_rewards if on == "hidden" else rewards
+    if on == "hidden":
+        SharedRewards.rewards, SharedRewards.store_states = noting_rewards, noting_states
     try:
         yield steps
     finally:
         guidance.guide, PADLogitsProcessor.apply = guide, apply
-        SharedRewards.rewards = rewards
+        SharedRewards.rewards, SharedRewards.store_states = rewards, store_states
 
 
 def _clean_up() -> None:

@@ -1,8 +1,8 @@
-"""Tries to start vLLM engines, up to the engine itself: `attempt.py ATTEMPTS.json RESULTS.json`.
+"""Starts vLLM up to the engine itself: `start_attempts.py ATTEMPTS.json RESULTS.json`.
 
-In: a list of vllm.LLM's keyword arguments, each with "environment" to set beside them. Out: for
-each, the exception's class and text. Where everything before it passes, the engine is not started:
-"EngineReached" is what comes out. So a refusal seen here came before any process or weight.
+In: a list of vllm.LLM's keyword arguments, each with "environment" to set beside them. Out: for each, the
+class and text of the exception. The engine is never started: where all checks before it pass, EngineReached
+is the exception. So a refusal in the results came before any process or weight.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 class EngineReached(Exception):
-    """Nothing refused these arguments."""
+    """No check refused these arguments."""
 
 
 def main(attempts: str, results: str) -> None:

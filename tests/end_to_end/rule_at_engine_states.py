@@ -1,4 +1,4 @@
-"""What the rule makes of an engine's own hidden states: a twin where no PyTorch model computes alike."""
+"""The rule at an engine's own hidden states, for engines whose states no PyTorch model computes alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The requests that every runner is held to: 20 prompts under four preferences, and unguided."""
+"""The requests that every runner is tested with: 20 prompts under four preferences, and unguided."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ PROMPTS = (
 
 
 def preferences(adapter: Path) -> list[dict[str, Any]]:
-    """extra_args of four kinds: one dimension; another, otherwise set; a mix; a negative one. The last two
-    are guarded against loops, the second and the third against unlikely tokens.
+    """extra_args of four kinds: one dimension; another one with other settings; a mix; a negative one. The
+    last two are guarded against loops, the second and the third against unlikely tokens.
     """
     from pad_vllm.adapter.manifest import read_config
 
@@ -71,12 +71,12 @@ def mixed_batch(
 
 
 def tokens(result: dict[str, Any]) -> list[list[int]]:
-    """What each request of a result said."""
+    """Token ids of each request's answer."""
     return [output["token_ids"] for output in result["outputs"]]
 
 
 def share_changed(result: dict[str, Any]) -> float:
-    """Of a mixed batch: the guided requests that said something else than their unguided twin."""
-    said = tokens(result)
-    guided = [i for i in range(len(said)) if i % KINDS != KINDS - 1]
-    return sum(said[i] != said[i - i % KINDS + KINDS - 1] for i in guided) / len(guided)
+    """Share of a mixed batch's guided requests whose answer is not that of the unguided one beside them."""
+    answers = tokens(result)
+    guided = [i for i in range(len(answers)) if i % KINDS != KINDS - 1]
+    return sum(answers[i] != answers[i - i % KINDS + KINDS - 1] for i in guided) / len(guided)

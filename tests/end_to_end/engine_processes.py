@@ -97,17 +97,18 @@ def engine(
         requests: [{"prompt": text or token ids | "messages": chat, "sampling": SamplingParams'
             keyword arguments; structured_outputs is a mapping, "lora": [name, number, folder]}]
         rounds: further batches of requests, run one after the other on the same engine
-        calls: [method, keyword arguments] of the worker, or of run.py, before each of the rounds
+        calls: [method, keyword arguments] of the worker, or of engine_runner.py, before each of the rounds
         record: true notes the candidates of every guided row (one process only, no partial prefill);
             "hidden" the hidden states h_B and h_T of `shared` too
-        as_on_gpu: true for V2 compiled in pieces, with padded batches; for all jobs from this one on
+        gpu_like_compilation: true for V2 compiled in pieces, with padded batches; for all jobs from this
+            one on
         ranks: true notes what each rank of tensor parallelism guides with
     result:
         outputs: a request each, in order: prompt_token_ids; choices [{text, token_ids,
             finish_reason, logprobs [{token id as text: logprob}] or None}]; cached_tokens; pad; the
             first choice's entries again
         rounds: the outputs of each further batch
-        said: a call each, the error that it raised as text, None where it raised none
+        said: a call each, the text of the error that it raised, None where it raised none
         counters: vLLM's own, where disable_log_stats is False
         steps: a request each: [{ids, z, reward}], one a step; empty where nothing was noted
         early: rows that `ray` was asked for before a forward, each time
@@ -135,7 +136,7 @@ def engines(
 
 
 class _Forking:
-    """`run.py`, vLLM imported, waiting for jobs."""
+    """`engine_runner.py`, vLLM imported, waiting for jobs."""
 
     _running: ClassVar[dict[str, _Forking]] = {}
 
@@ -143,7 +144,7 @@ class _Forking:
         self.log = Path(tempfile.mkdtemp(prefix="pad_engines_")) / "log"
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, HERE / "run.py", *(["--apart"] if ON_GPU else [])],
+                [sys.executable, HERE / "engine_runner.py", *(["--apart"] if ON_GPU else [])],
                 env=environment(env),
                 stdin=subprocess.PIPE,
                 stdout=out,
@@ -192,7 +193,7 @@ def outcome(
     *,
     timeout: float = 900,
 ) -> Any:
-    """What `SCRIPT JOB.json RESULT.json` of this folder makes of a job, in a process of its own."""
+    """Run `SCRIPT JOB.json RESULT.json` of this folder in a process of its own -> its result."""
     with tempfile.TemporaryDirectory(prefix="pad_engine_") as scratch:
         given, made, log = (Path(scratch) / name for name in ("jobs.json", "results.json", "log"))
         given.write_text(json.dumps(job), "utf-8")

@@ -1,4 +1,4 @@
-"""One small random model of each family through one engine, in one subprocess: what twins are held to."""
+"""One small random model of each family through one engine each, in one subprocess, for the PyTorch twin."""
 
 from __future__ import annotations
 
@@ -7,21 +7,29 @@ from pathlib import Path
 from typing import Any
 
 import tiny
-from cases import mixed_batch
-from harness import engines, pad
+from engine_processes import engines, pad
+from mixed_requests import mixed_batch
 
 # Longer and shorter than the window, neighbours of different length.
 LENGTHS = (3, 40, 17, 70)
 
 
-def answered(
+def run_families(
     root: Path,
     forks: dict[str, int],
     settings: Callable[[Path], dict[str, Any] | None],
     **llm: Any,
 ) -> dict[str, Any]:
-    """family -> (checkpoint, adapter, requests, result); forks: family -> fork layer; settings: of
-    additional_config["pad"] for a checkpoint; llm: further arguments of the engines.
+    """Guided and unguided answers of each family.
+
+    Args:
+        root: Folder of the checkpoints and adapters.
+        forks: Family -> fork layer.
+        settings: Checkpoint -> further settings in additional_config["pad"].
+        llm: Further arguments of the engines.
+
+    Returns:
+        Family -> (checkpoint, adapter, requests, result).
     """
     made = {}
     for family, fork in forks.items():

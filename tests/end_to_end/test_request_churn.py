@@ -9,8 +9,8 @@ import statistics
 
 import pytest
 import tiny
-from cases import greedy, preferences
-from harness import V2_ENV, outcome, pad
+from engine_processes import V2_ENV, outcome, pad
+from mixed_requests import greedy, preferences
 
 pytestmark = pytest.mark.engine
 
@@ -66,7 +66,7 @@ def result(request, tmp_path_factory):
         "seed": 1,
     }
     env = V2_ENV if runner == "v2" else None
-    return {**outcome("churn.py", job, env, timeout=3000), "of": request.param}
+    return {**outcome("request_churn.py", job, env, timeout=3000), "of": request.param}
 
 
 @any_storm
@@ -93,7 +93,9 @@ def test_the_storm_was_one(result):
     assert result["preemptions"] > 0
     assert result["declined"] == {}
     _, engine, count = result["of"]
-    if engine == "resident" and count > FEW:  # the few texts of a short one all fit; test_scorer.py
+    if (
+        engine == "resident" and count > FEW
+    ):  # the few texts of a short one all fit; test_reward_scorer.py
         assert result["counts"]["preempted"] > 0
 
 

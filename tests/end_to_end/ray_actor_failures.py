@@ -1,8 +1,8 @@
-"""Reward actors that die or stall in mid-answer: `ray_trouble.py JOB.json RESULT.json`.
+"""Reward actors that die or stall in mid-answer: `ray_actor_failures.py JOB.json RESULT.json`.
 
 In: an LLM's keyword arguments with the ray engine, requests, troubles ("kill", "stall"). One batch runs
-undisturbed; then, for each trouble, one meets it at its tenth step, and single answers follow until one is
-guided again. Out: what each said, and the engine's counts.
+undisturbed. Then, for each trouble, the actor is killed or stopped at the tenth step of a batch, and single
+answers follow until one is guided again. Out: the answers, and the engine's counts.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 
-class World:
+class ThreadedRanks:
     """A stand-in for vllm_api/parallel_ranks.py; `run` calls a function once a rank."""
 
     def __init__(self, size):

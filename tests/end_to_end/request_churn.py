@@ -1,8 +1,8 @@
-"""Many requests that come, are preempted, are cancelled and go: `churn.py JOB.json RESULT.json`.
+"""Many requests that start, are preempted, are cancelled and end: `request_churn.py JOB.json RESULT.json`.
 
 In: an LLM's keyword arguments, distinct requests {"prompt", "sampling"}, how many to draw of them, how many
-may be open at once, a seed. Every drawn request gets a random length and, sometimes, is cancelled on
-its way. Out: what each said, what each distinct one says alone, memory over time, counts.
+may be open at once, a seed. Every drawn request gets a random length and some are cancelled before they end.
+Out: every answer, the answer of each distinct request alone, memory over time, counts.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 def main(given: str, made: str) -> None:
-    import async_on_cpu
+    import async_scheduling_on_cpu
 
-    async_on_cpu.enable()
+    async_scheduling_on_cpu.enable()
     from vllm import LLM
 
     from pad_vllm.engines import failure_log
@@ -117,7 +117,7 @@ def _params(request: dict[str, Any], length: int) -> Any:
 
 
 def _objects() -> dict[str, int]:
-    """How many of what belongs to one request are alive."""
+    """How many objects of each class that belongs to one request exist."""
     kinds = dict.fromkeys(
         ("GuidedRequest", "ResidentRowState", "AlignedTokens", "CachedRow", "ScoringRequest"), 0
     )
@@ -129,7 +129,7 @@ def _objects() -> dict[str, int]:
 
 
 def _resident_mib() -> float:
-    """What this process holds, less what glibc keeps for itself of memory that was freed."""
+    """MiB of this process in RAM, after glibc has given freed memory back."""
     ctypes.CDLL(None).malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text("utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -12,7 +12,7 @@ from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.persrm import PersRM
 
 
-class Slow:
+class UncachedRewards:
     """Nothing is kept from one call to the next."""
 
     def __init__(self, backbone: Path, adapter: Adapter) -> None:
