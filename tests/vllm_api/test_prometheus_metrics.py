@@ -24,7 +24,7 @@ def test_a_scraper_reads_what_was_counted():
     made.count_answer_tokens(24, 4)
     made.count_answer_tokens(10, None)  # what became of it is not known
     made.add_worker_counts(
-        {"rows": 30, "changed": 7, "seconds": [0.004, 0.2], "declined": {"no room": 4}}
+        {"rows": 30, "changed": 7, "seconds": [0.004, 0.2], "failures": {"no room": 4}}
     )
     text = generate_latest(registry).decode()
     read = {
@@ -60,7 +60,7 @@ def test_the_dashboard_asks_for_series_that_there_are():
     asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
     registry = CollectorRegistry()
     made = PADMetrics(registry)
-    made.add_worker_counts({"rows": 0, "changed": 0, "seconds": [], "declined": {"no room": 0}})
+    made.add_worker_counts({"rows": 0, "changed": 0, "seconds": [], "failures": {"no room": 0}})
     text = generate_latest(registry).decode()
     for name in {name for expr in asked for name in re.findall(r"pad:\w+", expr)}:
         assert name in text
