@@ -63,8 +63,8 @@ class GuidanceCounts(TypedDict):
     """What guidance did in a worker since its last report."""
 
     rows: int
-    """Guided logits rows: one for each token, and with speculative decoding one for each draft, also a
-    rejected one.
+    """Guided logits rows: one for each token, and with speculative decoding one for each draft, rejected
+    or not.
     """
 
     changed: int
@@ -153,7 +153,7 @@ def token_explanations(
 
 
 def _text_after(tokenizer: Any, previous: Sequence[int], token: int) -> str:
-    """A token's text after the previous one: the first token of a text may lose the space that it has
+    """A token's text after the previous one. At the start of a text it may lose the space that it has
     there.
     """
     if tokenizer is None:

@@ -27,8 +27,7 @@ def tp_rank_and_size() -> tuple[int, int]:
 
 
 def sum_over_ranks(share: Tensor) -> Tensor:
-    """Sum the ranks' shares, of one shape; every rank must call it, in one order, and every rank gets the
-    sum.
+    """Sum the ranks' shares. Every rank must call it, with one shape and in one order, and gets the sum.
 
     The result may be written into `share`.
     """

@@ -68,9 +68,7 @@ class PADMetrics:
         self._refused_requests.inc()
 
     def count_answer_tokens(self, tokens: int, unguided: int | None) -> None:
-        """Count all `tokens` of a guided request's answers; unguided: how many of them were, None if
-        unknown.
-        """
+        """Count all tokens of a guided request's answers; unguided: how many of them are, None if unknown."""
         if unguided is None:
             self._unknown_tokens.inc(tokens)
             return

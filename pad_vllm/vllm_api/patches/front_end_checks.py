@@ -27,7 +27,7 @@ from pad_vllm.vllm_api.patches.wrap_method import wrap_method
 from pad_vllm.vllm_api.prometheus_metrics import pad_metrics
 from pad_vllm.vllm_api.vllm_names import SamplingParams, VllmConfig, VLLMValidationError
 
-# 1. At start-up: vLLM makes a front end.
+# 1. At start-up: vLLM makes a front end, and PAD checks its config.
 
 
 class RequestCheck(Protocol):
@@ -77,7 +77,7 @@ def _install(processor: Any, request_check: RequestCheck) -> None:
     patch_responses()
 
 
-# 2. At every request: vLLM checks its parameters.
+# 2. At every request: vLLM checks its parameters, and PAD does so before.
 
 
 def _wrap_parameter_check(processor: Any) -> None:
@@ -95,9 +95,7 @@ def _wrap_parameter_check(processor: Any) -> None:
 
 
 def _admit(processor: Any, params: Any, lora: str | None) -> RequestGuidance | None:
-    """What guides a request; None for an unguided one, and for a pooling request. Raises
-    VLLMValidationError.
-    """
+    """What guides a request; None for an unguided or a pooling request. Raises VLLMValidationError."""
     if not isinstance(params, SamplingParams):
         return None
     try:
@@ -108,9 +106,8 @@ def _admit(processor: Any, params: Any, lora: str | None) -> RequestGuidance | N
     return guidance
 
 
-# 3. Earlier, where the server calls for an answer. If only the parameter check refused a request, which
-# runs where the server awaits the first token, vLLM would have answered a stream with HTTP 200, and could
-# only break it off.
+# 3. Earlier, where the server calls for an answer. The check above runs as the server awaits the first token:
+# by then vLLM has answered a stream with HTTP 200, and could only break it off.
 
 
 def _patch_generators() -> None:
@@ -143,8 +140,7 @@ def _check_responses_request(original: Any, serving: Any, *args: Any, **kwargs: 
 
 
 def _guidance_of(engine: Any, params: Any, arguments: Iterable[Any]) -> RequestGuidance | None:
-    """What guides a request on this engine; None where the engine has no PAD, or the request asks for no
-    guidance.
+    """What guides a request on this engine; None without PAD, and for an unguided request.
 
     Args:
         engine: an AsyncLLM or LLMEngine.
@@ -161,8 +157,6 @@ def _guidance_of(engine: Any, params: Any, arguments: Iterable[Any]) -> RequestG
 
 
 def _lora_name(arguments: Iterable[Any]) -> str | None:
-    """The name of the LoRA among a request's arguments, one of which may be an engine request that holds
-    it.
-    """
+    """The name of the LoRA among a request's arguments, or of the one in an engine request among them."""
     values = (getattr(argument, "lora_request", argument) for argument in arguments)
     return next((value.lora_name for value in values if isinstance(value, LoRARequest)), None)

@@ -110,8 +110,7 @@ def with_outcome_key(
     """Give a guided request an outcome key of its own.
 
     Returns:
-        A copy of `params` whose `extra_args` have the key and the worker's arguments, and the request in
-        flight.
+        A copy of `params`, whose `extra_args` have the key and the worker's arguments; the request in flight.
     """
     pad_metrics().count_guided_request()
     key = f"{_process_key}-{next(_key_numbers)}"
