@@ -38,7 +38,8 @@ def attach_token_columns(
     before their logits are computed; and `begin` with ids and positions [T] where a forward starts,
     but not where a captured graph replays it.
     """
-    model.pad_keeper, model.pad_begin = receiver, on_forward_start
+    model.pad_fed_token_receiver = receiver
+    model.pad_on_forward_start = on_forward_start
     mix_in(model, WithTokenColumns)
 
 

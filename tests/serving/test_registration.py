@@ -10,7 +10,8 @@ import pytest
 
 REGISTER = """
 import json, sys
-import pad_vllm.vllm_api.startup_probe  # what of vLLM is looked at, with all that vLLM imports for it
+# What PAD wraps of vLLM's front end, with all that vLLM imports for it.
+import pad_vllm.vllm_api.patches.front_end_checks, pad_vllm.vllm_api.startup_probe
 before = set(sys.modules)
 from pad_vllm.plugin import register
 register()

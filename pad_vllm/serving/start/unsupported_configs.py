@@ -11,8 +11,8 @@ from typing import Any
 from pad_vllm.adapter.backbone.model_families import SUPPORTED_ARCHITECTURES
 from pad_vllm.config import LOAD_FORMAT, PAD_KEY, PADConfig
 from pad_vllm.serving.start.quantized_bases import require_forkable_method
+from pad_vllm.vllm_api.front_end_interface import uses_rust_front_end
 from pad_vllm.vllm_api.parallel_ranks import last_stage_layers
-from pad_vllm.vllm_api.patches.front_end_checks import uses_rust_front_end
 from pad_vllm.vllm_api.quantization import kv_cache_dtype, quantization_method
 from pad_vllm.vllm_api.vllm_names import VllmConfig
 from pad_vllm.wording import listed

@@ -24,12 +24,9 @@ from pad_vllm.serving.start import config_checks, served_adapters
 from pad_vllm.serving.start.served_adapters import ADD_ADAPTER_RPC, DROP_ADAPTER_RPC
 from pad_vllm.serving.worker.outcome_table import report_outcomes
 from pad_vllm.version import __version__
+from pad_vllm.vllm_api.forward_metadata import last_token_indices
 from pad_vllm.vllm_api.parallel_ranks import computes_logits, tp_rank_and_size
-from pad_vllm.vllm_api.patches.attention_record import (
-    AttentionRecord,
-    last_token_indices,
-    recorded_attention,
-)
+from pad_vllm.vllm_api.patches.attention_record import AttentionRecord, recorded_attention
 from pad_vllm.vllm_api.patches.outcome_rpc import (
     OUTCOME_METHOD,
     add_outcome_method,

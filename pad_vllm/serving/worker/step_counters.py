@@ -58,7 +58,7 @@ class StepCounters:
             "rows": rows,
             "changed": changed,
             "seconds": list(self._seconds),
-            "declined": {str(reason): count for reason, count in declined.items()},
+            "failures": {str(reason): count for reason, count in declined.items()},
         }
         self._told += declined
         self._rows.zero_()

@@ -20,10 +20,10 @@ def test_every_step_is_told_once(monkeypatch):
         "rows": 6,
         "changed": 3,
         "seconds": [2.0, 3.0],
-        "declined": {"no room": 3},
+        "failures": {"no room": 3},
     }
     declined.add("no room", 1, "no room")
     declined.add("late actor", 2, "late")
     told = kept.take()
     assert (told["rows"], told["changed"], told["seconds"]) == (0, 0, [])
-    assert told["declined"] == {"no room": 1, "late actor": 2}
+    assert told["failures"] == {"no room": 1, "late actor": 2}
