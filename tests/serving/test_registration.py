@@ -36,10 +36,6 @@ def test_registering_imports_the_checks_of_a_config_and_nothing_of_adapters_engi
     packages = {"pad_vllm.adapter.backbone", "pad_vllm.serving.start"}
     ours = {name for name in imported if name.count(".") >= 2 or name == "pad_vllm.persrm"}
     assert ours - packages == {
-        "pad_vllm.adapter.backbone.model_families",
         "pad_vllm.serving.registration",
-        "pad_vllm.serving.start.quantized_bases",
-        "pad_vllm.serving.start.unsupported_configs",
-        "pad_vllm.vllm_api.quantization",
-        "pad_vllm.vllm_api.parallel_ranks",
+        "pad_vllm.serving.start.pad_activation",
     }
