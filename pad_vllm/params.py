@@ -122,7 +122,7 @@ class RequestLimits:
         return {} if self.worker_key is None else {ADAPTER: self.worker_key}
 
     def for_adapter(self, name: str | None) -> "RequestLimits":
-        """The limits of the adapter that a request names; None is the one that needs no name.
+        """The limits of the adapter that a request names; name: None for a request that names none.
 
         Raises ValueError where no adapter has this name.
         """
@@ -200,31 +200,31 @@ class _Arguments:
 
 
 def _parse_arguments(extra_args: Mapping[str, object] | None) -> _Arguments | None:
-    given = {
+    arguments = {
         name: value
         for name, value in (extra_args or {}).items()
         if isinstance(name, str) and name.startswith(ARGUMENT_PREFIX)
     }
-    for name, value in given.items():
+    for name, value in arguments.items():
         _require_known(name)
         if value is None:
             raise refusal(name, value, "a value", "leave the argument out for its default")
-    if not given:
+    if not arguments:
         return None
-    if WEIGHTS not in given:
+    if WEIGHTS not in arguments:
         raise ValueError(
-            f"{listed(given)} given without {WEIGHTS}, so there is nothing to guide towards. "
-            f"Add {WEIGHTS}, for example {WEIGHTS_FORMS}, or leave {listed(given)} out."
+            f"{listed(arguments)} given without {WEIGHTS}, so there is nothing to guide towards. "
+            f"Add {WEIGHTS}, for example {WEIGHTS_FORMS}, or leave {listed(arguments)} out."
         )
     return _Arguments(
-        beta=finite_number(BETA, given[BETA]) if BETA in given else None,
-        top_k=_candidate_count(given[TOP_K]) if TOP_K in given else None,
-        no_repeat=_ngram_length(given[NO_REPEAT]) if NO_REPEAT in given else None,
-        min_p=_probability_share(given[MIN_P]) if MIN_P in given else None,
-        preference=_preference_text(given[PREFERENCE]) if PREFERENCE in given else "",
-        explain=_boolean(EXPLAIN, given[EXPLAIN]) if EXPLAIN in given else False,
-        adapter=_adapter_name(given[ADAPTER]) if ADAPTER in given else None,
-        weights=parse_weights(given[WEIGHTS]),
+        beta=finite_number(BETA, arguments[BETA]) if BETA in arguments else None,
+        top_k=_candidate_count(arguments[TOP_K]) if TOP_K in arguments else None,
+        no_repeat=_ngram_length(arguments[NO_REPEAT]) if NO_REPEAT in arguments else None,
+        min_p=_probability_share(arguments[MIN_P]) if MIN_P in arguments else None,
+        preference=_preference_text(arguments[PREFERENCE]) if PREFERENCE in arguments else "",
+        explain=_boolean(EXPLAIN, arguments[EXPLAIN]) if EXPLAIN in arguments else False,
+        adapter=_adapter_name(arguments[ADAPTER]) if ADAPTER in arguments else None,
+        weights=parse_weights(arguments[WEIGHTS]),
     )
 
 

@@ -78,7 +78,7 @@ def finite_number(what: str, value: object) -> float:
 
 
 def _count_characters(value: object) -> int:
-    """Of a text; of a list or an object those of its texts, and one for every entry."""
+    """Length of a text; for a list or an object the length of its texts, and one for every entry."""
     if isinstance(value, str):
         return len(value)
     if not isinstance(value, list | tuple | Mapping):

@@ -30,7 +30,7 @@ def test_registering_imports_no_library(imported):
     assert [name for name in imported if name.partition(".")[0] != "pad_vllm"] == []
 
 
-def test_registering_imports_the_checks_of_a_config_and_nothing_of_adapters_engines_or_text(
+def test_registering_imports_the_look_at_a_config_and_nothing_of_adapters_engines_or_text(
     imported,
 ):
     packages = {"pad_vllm.adapter.backbone", "pad_vllm.serving.start"}

@@ -38,6 +38,7 @@ class DimensionRange(NamedTuple):
 
     @property
     def size(self) -> int:
+        """Number of dimensions."""
         return self.stop - self.start
 
 
@@ -59,7 +60,7 @@ class AdapterRegistry:
     def __init__(self, pad: PADConfig, *, loras: bool) -> None:
         """loras: whether the server also has vLLM's own LoRAs. Raises ValueError as `served_limits` does."""
         self.limits = served_adapters.served_limits(pad)
-        """Of the adapter that needs no name; it has those of the others."""
+        """Of the adapter that guides requests without `pad_adapter`; `other_adapters` has the others."""
         self._pad, self._loras = pad, loras
         self._removed: list[RemovedAdapter] = []
         self._change_lock = asyncio.Lock()

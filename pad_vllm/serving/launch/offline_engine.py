@@ -68,9 +68,15 @@ def _pad_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_in_subprocess(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """The result of `function(*args, **kwargs)`, called in a new process.
+    """Call a function in a new process, which also ends when this one does, however it ends.
 
-    That process also ends when this one does, however it ends. Raises what the function raises.
+    Args:
+        function: anything that can be pickled, as its arguments and its result.
+        *args: positional arguments of the function.
+        **kwargs: keyword arguments of the function.
+
+    Returns:
+        What the function returns. What it raises is raised here.
     """
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=_end_with_parent) as pool:

@@ -147,7 +147,7 @@ def test_nothing_is_loaded_into_a_server_that_sleeps(registry, engine, folders):
         load(registry, engine, "work", folders["work"])
 
 
-def test_a_name_that_nobody_has_is_refused(registry, engine):
+def test_a_name_of_no_adapter_is_refused(registry, engine):
     with pytest.raises(ValueError, match="no adapter 'work'"):
         unload(registry, engine, "work")
 

@@ -401,7 +401,7 @@ def test_heads_only_have_no_second_cache_and_take_any(config, heads, cache_dtype
     assert admission.make_admission(config(settings=heads, cache_dtype=cache_dtype)) is not None
 
 
-def test_methods_that_nobody_thought_about_are_refused_by_a_fork_and_not_by_heads(config, heads):
+def test_methods_that_were_not_examined_are_refused_by_a_fork_and_not_by_heads(config, heads):
     strange = packed_by("torchao")
     with pytest.raises(ValueError, match="does not fork a base quantised by 'torchao' yet; acc"):
         admission.make_admission(config(quant_config=strange))
