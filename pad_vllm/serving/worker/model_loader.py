@@ -181,7 +181,7 @@ def _resident(loaded: Loaded) -> reward_engine.RewardEngine:
     scorer = make_reward_scorer(
         pad, loaded.adapter, count, dtype=loaded.model_config.dtype, device=device
     )
-    reader = config_checks.token_reader(loaded.config, pad)
+    reader = config_checks.make_token_aligner(loaded.config, pad)
     rewards = ResidentRewards(reader, scorer, count)
     token_columns.attach_token_columns(loaded.model, rewards)
     # The model owns its engine: engines.base holds it weakly.
@@ -198,7 +198,7 @@ def _ray(loaded: Loaded) -> reward_engine.RewardEngine:
     digest, dtype = loaded.adapter.digest, loaded.model_config.dtype
     count = failure_log.failure_log_of(loaded.config.instance_id, logger.warning)
     scores = RayRewardScorer(pad, digest, dtype, count)
-    reader = config_checks.token_reader(loaded.config, pad)
+    reader = config_checks.make_token_aligner(loaded.config, pad)
     rewards = ResidentRewards(
         reader,
         scores,
