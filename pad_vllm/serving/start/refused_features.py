@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from pad_vllm.vllm_api.patches.front_end_checks import uses_rust_front_end
+from pad_vllm.vllm_api.front_end_interface import uses_rust_front_end
 from pad_vllm.vllm_api.vllm_names import VllmConfig
 
 
