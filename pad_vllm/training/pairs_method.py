@@ -8,7 +8,7 @@ untrained one and by the base with the preference in its prompt.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -22,7 +22,7 @@ from pad_vllm.training.report.held_out_accuracy import (
     accuracy_rows,
     accuracy_rows_with_prompted_base,
 )
-from pad_vllm.training.report.training_curves import PAIR_ACCURACY
+from pad_vllm.training.report.training_curves import PAIR_ACCURACY, CurveLabels
 from pad_vllm.training.run_context import RunContext
 from pad_vllm.training.scored_data import fill_store_with, read_scored_data
 from pad_vllm.training.training_stages import train_two_stages
@@ -31,8 +31,8 @@ from pad_vllm.training.training_stages import train_two_stages
 class PairsMethod:
     """A TrainingMethod: two stages of a loss over pairs of responses."""
 
-    accuracy_label = "validation pairs"
-    curve_labels = PAIR_ACCURACY
+    accuracy_label: ClassVar[str] = "validation pairs"
+    curve_labels: ClassVar[CurveLabels] = PAIR_ACCURACY
     store: TrainingStore
 
     def __init__(self, context: RunContext) -> None:

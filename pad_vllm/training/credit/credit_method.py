@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ from pad_vllm.training.objective.fork_cache import CachedResponse
 from pad_vllm.training.objective.training_model import save_bias_adapter, scale_heads_to_one_logit
 from pad_vllm.training.objective.training_store import TrainingStore
 from pad_vllm.training.report.held_out_accuracy import AccuracyRow, accuracy_rows
-from pad_vllm.training.report.training_curves import PAIR_ACCURACY
+from pad_vllm.training.report.training_curves import PAIR_ACCURACY, CurveLabels
 from pad_vllm.training.run_context import RunContext
 from pad_vllm.training.scored_data import fill_store_with, read_scored_data
 from pad_vllm.training.settings import Settings
@@ -55,8 +55,8 @@ from pad_vllm.training.settings import Settings
 class CreditMethod:
     """A TrainingMethod: heads and constants from the credit of each token, in one step."""
 
-    accuracy_label = "validation pairs"
-    curve_labels = PAIR_ACCURACY
+    accuracy_label: ClassVar[str] = "validation pairs"
+    curve_labels: ClassVar[CurveLabels] = PAIR_ACCURACY
     model: PersRM
     store: TrainingStore
     critic: FittedCritic

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ from pad_vllm.training.objective.candidate_rewards import (
 )
 from pad_vllm.training.objective.fork_cache import CachedResponse
 from pad_vllm.training.objective.training_model import save_bias_adapter, scale_heads_to_one_logit
-from pad_vllm.training.report.training_curves import SHARE_EXPLAINED
+from pad_vllm.training.report.training_curves import SHARE_EXPLAINED, CurveLabels
 from pad_vllm.training.run_context import RunContext
 from pad_vllm.training.sampling.vllm_sampler import SamplingOptions
 from pad_vllm.training.training_stages import train_two_stages
@@ -58,8 +58,8 @@ _FIRST_TOKEN = 1  # tokens of an answer that count
 class DistillationMethod:
     """A TrainingMethod: a regression on the rewards of the instructed base."""
 
-    accuracy_label = "validation shares"
-    curve_labels = SHARE_EXPLAINED
+    accuracy_label: ClassVar[str] = "validation shares"
+    curve_labels: ClassVar[CurveLabels] = SHARE_EXPLAINED
     model: PersRM
     store: DistillationStore
     statistics: RidgeStatistics  # over the training answers of all workers
