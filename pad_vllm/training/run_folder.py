@@ -1,7 +1,7 @@
 """OUT.run, the folder of an unfinished run, and the settings in it that a resumed run must have.
 
-In: Settings. Out: the folder's path, or a ValueError that says how the settings differ. What else lies in it
-belongs to the stages (checkpoints), the methods (answers, statistics) and the log.
+In: Settings. Out: the folder's path, or a ValueError that says how the settings differ. Its other
+files belong to the stages (checkpoints), the methods (answers, statistics) and the log.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def fill_store_with(prepared: PreparedData, store: TrainingStore, context: RunCo
 
 
 def _require_scored_dimensions(dimensions: Sequence[str], report: DataReport) -> None:
-    """Raise ValueError if the data tells no two responses apart in one of the dimensions."""
+    """Raise ValueError for a dimension of which no two responses of a prompt have different scores."""
     pairs: Counter[str] = Counter()
     for counts in report.grouping.values():
         pairs.update(counts.pairs)

@@ -28,7 +28,7 @@ def _with_help(help_text: str) -> Any:
 
 
 MethodName = Literal["pairs", "scores", "prompt"]
-"""How an adapter is trained; `training_methods.py` says what each does."""
+"""How an adapter is trained: see the table in training_methods.py."""
 
 METHOD_NAMES: tuple[str, ...] = get_args(MethodName)
 
@@ -64,13 +64,10 @@ class Recipe:
     branch_share: float = 0.05  # share of the tokens whose alternatives are scored
     candidates: Annotated[int, Field(ge=2)] = 20  # the base's top-k that training sees
     trace: Annotated[float, Field(ge=0, le=1)] = 0.8  # method scores: lambda of GAE, per token
-    temperature: Annotated[float, Field(gt=0)] = (
-        0.8  # method scores: the temperature at which the base drew the responses
-    )
+    # method scores: at which the base drew the responses
+    temperature: Annotated[float, Field(gt=0)] = 0.8
     least_margin: float = 0.3  # spreads between the responses of a "clear" held-out pair
-    evaluate_every: _Count = (
-        100  # steps between two evaluations on validation prompts (and checkpoints)
-    )
+    evaluate_every: _Count = 100  # steps between two evaluations on validation prompts
     patience: _Count = 4  # evaluations without a better accuracy after which a stage ends
     validation_prompts: _Count = 96  # validation prompts of one evaluation
     checkpointing: bool = False  # recompute activations in the backward pass: less memory
@@ -89,8 +86,8 @@ class DistillationSettings:
 
     sentences: dict[str, str]  # dimension -> its instruction
     prompts: str = ""  # file for `read_prompts` (sampling/sample_responses.py); "": those that ship
-    opposites: dict[str, str] = dataclasses.field(default_factory=dict)
     # dimension -> the instruction of its opposite
+    opposites: dict[str, str] = dataclasses.field(default_factory=dict)
     answers: Annotated[
         int,
         _at_least(1, "Prompts that the base answers; of the others only the first token counts."),

@@ -175,7 +175,7 @@ class CreditMethod:
         return torch.cat(self.critic.credit(prompt, self.context.settings.recipe.trace))
 
     def _scores_so_far(self, groups: Sequence[PromptGroup]) -> list[list[Tensor]]:
-        """For each group what `scores_so_far` says of it; scoring takes most of the time."""
+        """For each group what `scores_so_far` returns of it; takes most of the time of the method."""
         scores = []
         for number, group in enumerate(groups):
             if number % 50 == 0:

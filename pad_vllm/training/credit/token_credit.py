@@ -6,10 +6,10 @@
     d(t)   = V(t + 1) - V(t), and y - V(n - 1) for the last token
     r(t)   = sum over s >= t of trace^(s - t) d(s)          (Schulman et al. 2016, arXiv 1506.02438)
 
-Most of y's variance cannot be told from the state alone, and half of it from the score so far: credit by y
-itself is mostly noise. Prompts lie in two halves; each half's credit is by the critic of the other, under the
-penalty that predicts best there: on answers that it was fitted on, a critic is too good.
-Shapes: n tokens of an answer, R answers, D dimensions, H hidden size, F = H + 4 inputs of the critic.
+Most of y's variance cannot be predicted from the state alone, and half of it from the score so far: y itself
+as the credit of every token is mostly noise. Prompts lie in two halves; each half's credit is by the critic
+of the other, under the penalty that predicts best there: on answers that it was fitted on, a critic is too
+good. Shapes: n tokens of an answer, R answers, D dimensions, H hidden size, F = H + 4 inputs of the critic.
 """
 
 from __future__ import annotations

@@ -100,8 +100,8 @@ class ExampleBuilder:
         """
         answered = [example for example in map(self.from_record, records) if example is not None]
         train, validation, held_out = split_groups(answered, self.settings)
-        made = map(self.first_token_example, first_token_prompts)
-        first_tokens = [(unit_hash(e.prompt_key), e) for e in made if e is not None]
+        examples = map(self.first_token_example, first_token_prompts)
+        first_tokens = [(unit_hash(e.prompt_key), e) for e in examples if e is not None]
         held_out_share, validation_share = self.settings.held_out, self.settings.validation
         # Those of the validation part are dropped: early stopping goes by answers.
         return DistillationSplit(

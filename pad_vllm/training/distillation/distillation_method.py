@@ -71,7 +71,7 @@ class DistillationMethod:
         assert teacher is not None  # Settings require it of this method
         self.context, self.distillation = context, teacher
         self.instructions = instructions_of(teacher)
-        self.dimensions = tuple(one.dimension for one in self.instructions)
+        self.dimensions = tuple(instruction.dimension for instruction in self.instructions)
         self.builder = ExampleBuilder(context.tokenizer, context.settings, self.instructions)
         self.prompts = choose_prompts(context.settings, teacher, self.builder)
         self.parts = DistillationSplit([], [], [], [], [])  # until the prompts are answered
@@ -122,9 +122,8 @@ class DistillationMethod:
             "variance": self.statistics.teacher_variance(),
             "spread": self.held_out_spreads(trained),
         }
-        if (
-            self.model.heads_only
-        ):  # a trunk is shared by all dimensions: no scale of its own for each
+        # A trunk is shared by all dimensions, so their rewards cannot be scaled one by one.
+        if self.model.heads_only:
             scale_heads_to_one_logit(self.model, columns["spread"])
         rows = [
             {"dimension": instruction.dimension, "sentences": list(instruction.sentences)}
@@ -197,8 +196,9 @@ class DistillationMethod:
                 dtype=settings.dtype,  # in which the teacher reads them
                 enforce_eager=True,
             )
-            sentences = (text for one in self.instructions for text in one.sentences)
-            build = InstructedBuild(tuple(sentences))
+            build = InstructedBuild(
+                tuple(text for instruction in self.instructions for text in instruction.sentences)
+            )
             draw_in_subprocess(settings.base, self.prompts.answered, file, sampling, build)
         self.context.wait_for_all_workers()
         return list(jsonl.read_lines(file, PreferenceRecord.model_validate_json))
@@ -231,7 +231,7 @@ class DistillationMethod:
             context.share_of(others), progress, self._no_statistics(), path=None
         )
         context.wait_for_all_workers()
-        every = [RidgeStatistics.load(one) or self._no_statistics() for one in files]
+        every = [RidgeStatistics.load(path) or self._no_statistics() for path in files]
         return sum(every[1:], start=every[0])
 
     def _no_statistics(self) -> RidgeStatistics:

@@ -66,13 +66,10 @@ class _InstructedEngine:
         self, messages: list[Messages], sampling_params: Any, **options: Any
     ) -> list[ChatResult]:
         """For each conversation the plain and the instructed answer, drawn in one batch."""
-        instructed = [with_instruction(one, self._sentence(one)) for one in messages]
+        instructed = [with_instruction(turns, self._sentence(turns)) for turns in messages]
         results = self.engine.chat([*messages, *instructed], sampling_params, **options)
-        plain, other = results[: len(messages)], results[len(messages) :]
-        return [
-            ChatResult([*one.outputs[:1], *two.outputs[:1]])
-            for one, two in zip(plain, other, strict=True)
-        ]
+        pairs = zip(results[: len(messages)], results[len(messages) :], strict=True)
+        return [ChatResult([*plain.outputs[:1], *other.outputs[:1]]) for plain, other in pairs]
 
     def _sentence(self, messages: Messages) -> str:
         """The conversation's instruction: a function of its text, so that a resumed run takes the same."""

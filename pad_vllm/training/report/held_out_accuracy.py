@@ -164,7 +164,7 @@ def _is_informative(group: PromptGroup, w: Tensor) -> bool:
 
 
 class _PromptedBase:
-    """The base with a preference in its prompt. The last losses are kept."""
+    """The base with a preference in its prompt. Caches its last losses."""
 
     def __init__(self, model: PersRM, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
