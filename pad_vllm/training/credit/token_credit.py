@@ -9,7 +9,8 @@
 Most of y's variance cannot be predicted from the state alone, and half of it from the score so far: y itself
 as the credit of every token is mostly noise. Prompts lie in two halves; each half's credit is by the critic
 of the other, under the penalty that predicts best there: on answers that it was fitted on, a critic is too
-good. Shapes: n tokens of an answer, R answers, D dimensions, H hidden size, F = H + 4 inputs of the critic.
+good.
+Shapes: n tokens of an answer, R answers, D dimensions, H hidden size, F = H + 4 inputs of the critic.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 In: DistillationExamples. Out: the teacher's rewards of the base's candidates at every token of the answers.
 The teacher reads the instruction and the same answer. Logits are linear in the final hidden state, so its
 logits differ from the base's by R*(a) = <e_a, d*>, d* = h_instructed - h_B; with an opposite d* =
-(h_instructed - h_opposite) / 2. The K rewards of a token are stored, d* is not. Shapes: n tokens of an
-answer, K candidates, D dimensions, H hidden size.
+(h_instructed - h_opposite) / 2. The K rewards of a token are stored, d* is not.
+Shapes: n tokens of an answer, K candidates, D dimensions, H hidden size.
 """
 
 from __future__ import annotations
