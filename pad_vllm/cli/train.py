@@ -58,6 +58,39 @@ _RECIPE_OPTIONS = ("epochs", "head_epochs", "seed")
 """Fields of Recipe with an option of their own; the others are choices of --recipe."""
 
 
+OutOption = Annotated[Path, typer.Option(help="Folder of the adapter.")]
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="NAME[:DIMENSION][=PATH]\\[@WEIGHT] of helpsteer2, ric, saferlhf, hh-rlhf or jsonl; "
+        "repeat it for more sources. WEIGHT: how often an epoch sees the source. Not with "
+        "--teacher prompt."
+    ),
+]
+DimensionsOption = Annotated[
+    str,
+    typer.Option(
+        help="With --data: some of the dimensions that it scores, comma-separated; default: all. "
+        "To make a dimension of an instruction, use --dimension."
+    ),
+]
+RecipeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="NAME=VALUE of any other field of Recipe in training/settings.py; repeat it for more."
+    ),
+]
+WorkersOption = Annotated[
+    int, typer.Option(min=0, help="Number of Ray Train workers; 0 trains in this process.")
+]
+AddressOption = Annotated[
+    str | None, typer.Option(help="With --workers: address of a Ray cluster.")
+]
+RestartOption = Annotated[
+    bool, typer.Option("--restart", help="Delete an unfinished run in OUT.run and begin anew.")
+]
+
+
 @with_options(
     *options_from_fields(_DEFAULT_SETTINGS, _FIELD_OPTIONS),
     *options_from_fields(_DEFAULT_RECIPE, _RECIPE_OPTIONS),
@@ -65,43 +98,19 @@ _RECIPE_OPTIONS = ("epochs", "head_epochs", "seed")
 def train(
     base: BaseArgument,
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Folder of the adapter.")],
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME[:DIMENSION][=PATH][@WEIGHT] of helpsteer2, ric, saferlhf, hh-rlhf or jsonl; "
-            "repeat it for more sources. WEIGHT: how often an epoch sees the source. Not with "
-            "--teacher prompt."
-        ),
-    ] = None,
-    dimensions: Annotated[
-        str,
-        typer.Option(
-            help="With --data: some of the dimensions that it scores, comma-separated; default: all. "
-            "To make a dimension of an instruction, use --dimension."
-        ),
-    ] = "",
+    out: OutOption,
+    data: DataOption = None,
+    dimensions: DimensionsOption = "",
     teacher: TeacherOption = "pairs",
     dimension: DimensionOption = None,
     opposite: OppositeOption = None,
     prompts: PromptsOption = None,
     answers: AnswersOption = None,
-    recipe: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME=VALUE of any other field of Recipe in training/settings.py; repeat it for more."
-        ),
-    ] = None,
+    recipe: RecipeOption = None,
     cache: CacheOption = None,
-    workers: Annotated[
-        int, typer.Option(min=0, help="Number of Ray Train workers; 0 trains in this process.")
-    ] = 0,
-    address: Annotated[
-        str | None, typer.Option(help="With --workers: address of a Ray cluster.")
-    ] = None,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Delete an unfinished run in OUT.run and begin anew.")
-    ] = False,
+    workers: WorkersOption = 0,
+    address: AddressOption = None,
+    restart: RestartOption = False,
     trial: TrialOption = None,
     chat_template: ChatTemplateOption = None,
     **field_values: Any,

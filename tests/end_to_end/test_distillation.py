@@ -24,7 +24,7 @@ SENTENCES = {
 }
 
 
-def test_gemma_learns_two_sentences_and_serves_them(gemma3, tmp_path):
+def test_gemma_learns_two_instructions_and_serves_them(gemma3, tmp_path):
     template, prompts, out = (tmp_path / n for n in ("qa.jinja", "prompts.txt", "distilled"))
     template.write_text(TEMPLATE)
     asked = [

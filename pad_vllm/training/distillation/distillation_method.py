@@ -31,7 +31,7 @@ from pad_vllm.training.distillation.distillation_examples import (
 )
 from pad_vllm.training.distillation.distillation_prompts import choose_prompts
 from pad_vllm.training.distillation.instructed_answers import InstructedBuild, draw_in_subprocess
-from pad_vllm.training.distillation.instructions import instructions_of
+from pad_vllm.training.distillation.instructions import instructions_from_settings
 from pad_vllm.training.distillation.prompted_teacher import DistillationStore
 from pad_vllm.training.distillation.reward_regression import RewardRegression, explained_shares
 from pad_vllm.training.distillation.ridge_statistics import RIDGE_PENALTIES, RidgeStatistics
@@ -70,7 +70,7 @@ class DistillationMethod:
         teacher = context.settings.teacher
         assert teacher is not None  # Settings require it of this method
         self.context, self.distillation = context, teacher
-        self.instructions = instructions_of(teacher)
+        self.instructions = instructions_from_settings(teacher)
         self.dimensions = tuple(instruction.dimension for instruction in self.instructions)
         self.builder = ExampleBuilder(context.tokenizer, context.settings, self.instructions)
         self.prompts = choose_prompts(context.settings, teacher, self.builder)

@@ -36,7 +36,7 @@ class Instruction:
         )
 
 
-def instructions_of(settings: DistillationSettings) -> tuple[Instruction, ...]:
+def instructions_from_settings(settings: DistillationSettings) -> tuple[Instruction, ...]:
     """One Instruction for each dimension, in the settings' order."""
     pairs = [
         (name, (settings.sentences[name], settings.opposites.get(name, "")))

@@ -10,7 +10,7 @@ import torch
 from pad_vllm.training.data.preference_record import PreferenceRecord
 from pad_vllm.training.distillation import prompted_teacher
 from pad_vllm.training.distillation.distillation_examples import ExampleBuilder
-from pad_vllm.training.distillation.instructions import instructions_of
+from pad_vllm.training.distillation.instructions import instructions_from_settings
 from pad_vllm.training.distillation.prompted_teacher import DistillationStore
 from pad_vllm.training.distillation.ridge_statistics import RidgeStatistics
 from pad_vllm.training.objective.candidate_rewards import subtract_base_mean
@@ -36,7 +36,7 @@ def settings(tmp_path):
 
 @pytest.fixture
 def some(settings):
-    maker = ExampleBuilder(TOKENIZER, settings, instructions_of(settings.teacher))
+    maker = ExampleBuilder(TOKENIZER, settings, instructions_from_settings(settings.teacher))
     records = [
         {
             "prompt": f"q{n}",
@@ -141,7 +141,7 @@ def test_another_instruction_has_rewards_of_its_own(model, settings, some, tmp_p
     collected(one, some)
     assert one.has_rewards(some)
     other = made.settings(tmp_path, teacher={"sentences": {"warm": "be cold", "brief": "be brief"}})
-    maker = ExampleBuilder(TOKENIZER, other, instructions_of(other.teacher))
+    maker = ExampleBuilder(TOKENIZER, other, instructions_from_settings(other.teacher))
     record = {"prompt": list(some[0].conversation), "responses": [{"text": "-"}] * 2}
     instructed_ids = maker.from_record(PreferenceRecord.model_validate(record)).instructed_ids
     changed = dataclasses.replace(some[0], instructed_ids=instructed_ids)
