@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from pad_vllm.training.distillation.distillation_run import SHIPPED_PROMPTS
+from pad_vllm.training.distillation.distillation_prompts import SHIPPED_PROMPTS
 from pad_vllm.training.sampling.sample_responses import read_prompts
 
 HERE = Path(__file__).parent

@@ -29,8 +29,8 @@ from pad_vllm.training.objective.fork_cache import CachedResponse
 from pad_vllm.training.objective.loss_module import PreferenceObjective
 from pad_vllm.training.objective.training_model import load_backbone, untrained_persrm
 from pad_vllm.training.objective.training_store import TrainingStore
+from pad_vllm.training.provenance import peak_memory_gib
 from pad_vllm.training.settings import Recipe, Settings
-from pad_vllm.training.training_run import peak_memory_gib
 
 
 class Twice(TrainingStore):

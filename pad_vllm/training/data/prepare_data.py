@@ -103,7 +103,7 @@ def prepare_groups(settings: Settings, tokenizer: Any) -> PreparedData:
         data_sources.read_source(s, strict=settings.strict, limit=settings.limit) for s in specs
     ]
     records = [record for part, _ in reads for record in part]
-    if settings.by_credit:
+    if settings.method == "scores":
         _require_unguided(records)
     dimensions = settings.dimensions or data_sources.scored_dimensions(records)
     groups, lengths = data.load_groups(

@@ -45,7 +45,7 @@ def untrained_persrm(backbone: Any, dimensions: tuple[str, ...], settings: Setti
         lora_rank=settings.lora_rank,
         lora_alpha=2.0 * settings.lora_rank,
         head_rank=settings.head_rank,
-        constants=settings.by_credit,
+        constants=settings.method == "scores",
     )
 
 
