@@ -48,7 +48,8 @@ def launched(monkeypatch):
 def check_returning(monkeypatch, *rows, engines=()):
     seen = []
     fake = SimpleNamespace(
-        run=lambda *given: seen.append(given) or list(rows), servable=lambda _: list(engines)
+        compatibility_findings=lambda *given: seen.append(given) or list(rows),
+        servable_engines=lambda _: list(engines),
     )
     monkeypatch.setitem(sys.modules, "pad_vllm.serving.launch.compatibility_report", fake)
     return seen

@@ -36,7 +36,7 @@ def adapter(tmp_path, monkeypatch):
         asked.append((batch.adapter, [c.name for c in conditions]))
         return [
             [
-                [DrawnAnswer(f"answer {c.beta} {c.sentence}", (5, 6, 7))] * len(prompts)
+                [DrawnAnswer(f"answer {c.beta} {c.instruction}", (5, 6, 7))] * len(prompts)
                 for c in conditions
             ]
             for _ in decodings
@@ -117,12 +117,12 @@ def test_another_base_is_guided_by_an_engine_with_a_backbone_of_its_own(
 
     result = evaluate("--engine", "resident", "--chat-template", tmp_path / "plain.jinja")
     assert result.exit_code == 0, result.output
-    assert seen[0].settings == {"engine": "resident", "chat_template": template}
+    assert seen[0].engine_settings == {"engine": "resident", "chat_template": template}
     assert seen[0].decodings[0].chat_template == template
     # Fetched before the engine starts.
     assert resolved == [load_adapter(folder).config.backbone.name]
     assert evaluate().exit_code == 0
-    assert seen[1].settings == {}
+    assert seen[1].engine_settings == {}
     assert "accepted are shared, resident, ray" in evaluate("--engine", "vector").output
 
 
