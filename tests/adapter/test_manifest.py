@@ -206,14 +206,15 @@ def test_a_training_record_that_is_not_plain_json_is_refused_when_written(traini
 LANDMARKS = tuple(place / 8 for place in range(SAMPLE_SIZE))
 
 
-def known(landmarks):
-    return dataclasses.replace(CONFIG, backbone=dataclasses.replace(BACKBONE, landmarks=landmarks))
+def known(sample):
+    backbone = dataclasses.replace(BACKBONE, embedding_sample=sample)
+    return dataclasses.replace(CONFIG, backbone=backbone)
 
 
 def test_landmarks_are_written_where_they_are_known_and_nowhere_else(tmp_path):
     assert "landmarks" not in json.loads(CONFIG.to_json())["backbone"]
     given = known(LANDMARKS)
-    assert AdapterConfig.from_json(given.to_json()).backbone.landmarks == LANDMARKS
+    assert AdapterConfig.from_json(given.to_json()).backbone.embedding_sample == LANDMARKS
     assert known(LANDMARKS).backbone == BACKBONE  # the fingerprint says more
 
 

@@ -66,12 +66,12 @@ def test_an_adapter_of_unknown_weights_needs_the_override_on_real_ones():
 
 
 LANDMARKS = tuple(place / 8 for place in range(SAMPLE_SIZE))
-KNOWN = dataclasses.replace(BACKBONE, landmarks=LANDMARKS)
+KNOWN = dataclasses.replace(BACKBONE, embedding_sample=LANDMARKS)
 
 
 def test_a_quantised_copy_is_compared_by_its_landmarks():
     other = {"fingerprint": "sha256:" + "f" * 64}
-    copy = served(**other, landmarks=LANDMARKS)
+    copy = served(**other, embedding_sample=LANDMARKS)
     [note] = require_same_backbone(KNOWN, copy, quant_method="awq")
     assert "'served/base' is quantised (awq); its token embedding is that of 'org/base'" in note
     for strange in (copy, served(**other)):  # not said to be packed; nothing to compare
@@ -83,7 +83,7 @@ def test_a_quantised_copy_is_compared_by_its_landmarks():
 
 def test_a_quantised_copy_of_another_model_is_refused_or_warned_of():
     theirs = (*LANDMARKS[:-1], 99.0)
-    copy = served(fingerprint="sha256:" + "f" * 64, landmarks=theirs)
+    copy = served(fingerprint="sha256:" + "f" * 64, embedding_sample=theirs)
     with pytest.raises(AdapterError, match="not that of 'org/base'.*without a rotation"):
         require_same_backbone(KNOWN, copy, quant_method="awq")
     [warning] = require_same_backbone(KNOWN, copy, quant_method="awq", allow_mismatch=True)
