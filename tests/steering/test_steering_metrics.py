@@ -15,11 +15,11 @@ PROMPTS = [f'[{{"role": "user", "content": "question {i}"}}]' for i in range(4)]
 class Judges:
     """The longer answer is the kinder one."""
 
-    def losses(self, prompts, said, asked):
-        return [(float(len(one.text)), 2) for one in said]
+    def losses(self, prompts, answers, drawn_with):
+        return [(float(len(one.text)), 2) for one in answers]
 
-    def scores(self, dimension, prompts, said, asked, plain, embedded):
-        return {"length": [len(one.text) for one in said]}
+    def scores(self, dimension, prompts, answers, drawn_with, plain_losses, embeddings):
+        return {"length": [len(one.text) for one in answers]}
 
 
 @pytest.fixture
