@@ -1,4 +1,4 @@
-"""`pad-vllm evaluate --steering` on a tiny model, its engine a fake: every condition, and the file."""
+"""`pad-vllm steer` on a tiny model, its engine a fake: every condition, the file, and the old spelling."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from pad_vllm.adapter.adapter_folder import load_adapter, save_adapter
-from pad_vllm.cli import steer
+from pad_vllm.cli import shared_options
 from pad_vllm.cli.app import app
 from pad_vllm.steering import dimension_judges, steering_metrics, steering_report
 from pad_vllm.steering.guided_answers import DrawnAnswer
@@ -59,7 +59,7 @@ def test_everything_asked_for_is_in_the_file(adapter, tmp_path):
     prompts, others = tmp_path / "prompts.txt", tmp_path / "others.txt"
     prompts.write_text("one\ntwo\nthree\n")
     others.write_text("".join(f"other {i}\n" for i in range(8)))
-    arguments = ["evaluate", str(folder), "--base", str(base), "--steering", str(prompts)]
+    arguments = ["steer", str(folder), "--base", str(base), "--prompts", str(prompts)]
     arguments += ["--judge-prompts", str(others), "--beside", f"again={folder}", "--beta", "2"]
     result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out.json")])
     assert result.exit_code == 0, result.output
@@ -101,29 +101,29 @@ def test_another_base_is_guided_by_an_engine_with_a_backbone_of_its_own(
         steering_report, "draw_answers", lambda batch: seen.append(batch) or answer(batch)
     )
     resolved = []
-    monkeypatch.setattr(steer, "resolve_base", resolved.append)
+    monkeypatch.setattr(shared_options, "resolve_base", resolved.append)
 
-    def evaluate(*more):
+    def steer(*more):
         argv = [
-            "evaluate",
+            "steer",
             str(folder),
             "--base",
             str(base),
-            "--steering",
+            "--prompts",
             tmp_path / "prompts.txt",
         ]
         argv += ["--no-mixes", "--no-on-top", "--temperature", "0", *more]
         return CliRunner().invoke(app, [*map(str, argv)])
 
-    result = evaluate("--engine", "resident", "--chat-template", tmp_path / "plain.jinja")
+    result = steer("--engine", "resident", "--chat-template", tmp_path / "plain.jinja")
     assert result.exit_code == 0, result.output
     assert seen[0].engine_settings == {"engine": "resident", "chat_template": template}
     assert seen[0].decodings[0].chat_template == template
     # Fetched before the engine starts.
     assert resolved == [load_adapter(folder).config.backbone.name]
-    assert evaluate().exit_code == 0
+    assert steer().exit_code == 0
     assert seen[1].engine_settings == {}
-    assert "accepted are shared, resident, ray" in evaluate("--engine", "vector").output
+    assert "accepted are shared, resident, ray" in steer("--engine", "vector").output
 
 
 def test_figures_go_into_the_card_and_a_sentence_may_be_given_for_a_dimension(adapter, tmp_path):
@@ -135,7 +135,7 @@ def test_figures_go_into_the_card_and_a_sentence_may_be_given_for_a_dimension(ad
     save_adapter(dataclasses.replace(made, config=config), folder, "x")
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("one\ntwo\n")
-    arguments = ["evaluate", str(folder), "--base", str(base), "--steering", str(prompts), "--card"]
+    arguments = ["steer", str(folder), "--base", str(base), "--prompts", str(prompts), "--card"]
     result = CliRunner().invoke(app, [*arguments, "--told", "warm=Be warm.", "--no-mixes"])
     assert result.exit_code == 0, result.output
     names = asked[0][1]
@@ -165,13 +165,30 @@ def test_an_adapter_beside_it_has_a_name_and_a_folder(adapter, tmp_path):
     base, folder, _ = adapter
     (tmp_path / "p.txt").write_text("one\n")
     arguments = [
-        "evaluate",
+        "steer",
         str(folder),
         "--base",
         str(base),
-        "--steering",
+        "--prompts",
         str(tmp_path / "p.txt"),
     ]
     result = CliRunner().invoke(app, [*arguments, "--beside", "nameless"])
     assert result.exit_code == 1
     assert "NAME=ADAPTER is accepted" in result.output
+
+
+def test_the_old_spelling_does_the_same_and_says_what_it_is_now(adapter, tmp_path):
+    from typer.testing import CliRunner
+
+    base, folder, asked = adapter
+    (tmp_path / "p.txt").write_text("one\n")
+    options = ["--base", str(base), "--no-mixes", "--temperature", "0", "--beta", "2"]
+    now = ["steer", str(folder), "--prompts", str(tmp_path / "p.txt"), *options]
+    before = ["evaluate", str(folder), "--steering", str(tmp_path / "p.txt"), *options]
+    new, old = (CliRunner().invoke(app, arguments) for arguments in (now, before))
+    assert (new.exit_code, old.exit_code) == (0, 0)
+    assert "evaluate" not in new.stderr
+    assert "is `pad-vllm steer ADAPTER --prompts FILE` now" in old.stderr
+    assert old.stdout == new.stdout
+    assert asked[0] == asked[1]
+    assert "--steering" not in CliRunner().invoke(app, ["evaluate", "--help"]).output
