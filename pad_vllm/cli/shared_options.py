@@ -65,13 +65,13 @@ def command_line_as_typed() -> str:
     return shlex.join(["pad-vllm", *sys.argv[1:]])
 
 
-def name_value_pairs(option: str, given: Sequence[str], one: str) -> dict[str, str]:
+def name_value_pairs(option: str, given: Sequence[str], accepted: str) -> dict[str, str]:
     """The values of an option that takes NAME=VALUE several times.
 
     Args:
         option: Name of the option, such as --told.
         given: The values as typed.
-        one: What each name may have once, for the message: "one adapter a name".
+        accepted: What each name may have once, for the message: "one adapter a name".
 
     Returns:
         Name -> value without surrounding blanks; a value may be empty.
@@ -83,7 +83,7 @@ def name_value_pairs(option: str, given: Sequence[str], one: str) -> dict[str, s
     for text in given:
         name, _, value = (part.strip() for part in text.partition("="))
         if name in pairs:
-            raise ValueError(f"{option} {name} is given twice; accepted: {one}")
+            raise ValueError(f"{option} {name} is given twice; accepted: {accepted}")
         pairs[name] = value
     return pairs
 
