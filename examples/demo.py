@@ -107,7 +107,16 @@ def server(log: Path, adapter: str = "demo", *flags: str) -> Iterator[str]:
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    """Waits until `url` answers. Raises DemoError if the server ends, or logs nothing for STUCK_AFTER_S."""
+    """Waits until a server answers.
+
+    Args:
+        process: The server.
+        url: Its health check.
+        log: File with its output; its last line is shown.
+
+    Raises:
+        DemoError: The server ended, or logged nothing for STUCK_AFTER_S seconds.
+    """
     start = last_change = time.monotonic()
     size = 0
     with console.status("starting the server ...") as status:
@@ -323,7 +332,16 @@ async def send_and_print(
 
 
 async def require_refusal(client: AsyncOpenAI, prompt: str, beta: float) -> None:
-    """Sends an unknown dimension. Prints the refusal; DemoError where the server answers."""
+    """Sends a request with an unknown dimension, and prints the refusal.
+
+    Args:
+        client: Client of the server.
+        prompt: The user's turn.
+        beta: Strength.
+
+    Raises:
+        DemoError: The server answered.
+    """
     try:
         await client.chat.completions.create(**chat_request(prompt, "kindness=1", beta))
     except BadRequestError as error:
