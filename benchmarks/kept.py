@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,8 @@ class Kept:
 def question(batch: AnswerBatch) -> str:
     """sha256 over all that decides the answers."""
     adapter = None if batch.adapter is None else load_adapter(batch.adapter).digest
-    asked = asdict(
-        replace(batch, base=fingerprint(Path(resolve_base(batch.base))), adapter=adapter)
-    )
+    checkpoint = Path(resolve_base(batch.base))
+    asked = replace(batch, base=fingerprint(checkpoint), adapter=adapter).as_json()
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 

@@ -9,10 +9,9 @@ from typing import Annotated
 
 import typer
 
-from pad_vllm.adapter.manifest import read_config
 from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
 from pad_vllm.cli.error_reporting import report_errors
-from pad_vllm.cli.shared_options import AdapterOption, BaseArgument
+from pad_vllm.cli.shared_options import AdapterOption, BaseArgument, fetch_reward_backbone
 from pad_vllm.serving.launch.serve_arguments import serve_argv
 
 
@@ -51,11 +50,7 @@ def serve(
             )
         resolved = resolve_base(base)
         folder = resolve_adapter(adapter)
-        if engine not in (
-            None,
-            "shared",
-        ):  # the process that runs the reward model downloads nothing
-            resolve_base(read_config(folder).backbone.name)
+        fetch_reward_backbone(engine, folder)
         argv = serve_argv(
             resolved,
             folder,
