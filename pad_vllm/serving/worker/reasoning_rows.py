@@ -1,6 +1,6 @@
 """Which rows are inside a reasoning model's <think> part, where the operator turned guidance off.
 
-In: the texts so far, the token ids of <think> and </think>. Out: [G] bool. Imports no vLLM.
+In: the texts so far, the token ids of <think> and </think>. Out: [G] bool.
 """
 
 from __future__ import annotations

@@ -17,8 +17,13 @@ from pad_vllm.engines.reward_engine import ZeroRewards
 from pad_vllm.engines.shared.lm_head_rows import LmHeadRows
 from pad_vllm.engines.shared.shared_rewards import SharedRewards
 from pad_vllm.serving.start.served_adapters import adapter_limits
-from pad_vllm.serving.worker import instance, runtime_adapter_updates
+from pad_vllm.serving.worker import runtime_adapter_updates
 from pad_vllm.serving.worker.accepted_limits import AcceptedLimits
+from pad_vllm.serving.worker.instance import (
+    find_instance,
+    get_or_create_instance,
+    report_outcomes,
+)
 from pad_vllm.serving.worker.outcome_table import OutcomeTable
 from pad_vllm.serving.worker.step_counters import StepCounters
 
@@ -26,18 +31,18 @@ CPU = torch.device("cpu")
 H, D = 64, 2
 
 
-def register_processor(one, limits=None):
+def register_processor(instance, limits=None):
     table = OutcomeTable(CPU, 2)
-    one.register_processor(
+    instance.register_processor(
         outcome_table=table,
-        step_counters=StepCounters(CPU, one.failure_log, table),
+        step_counters=StepCounters(CPU, instance.failure_log, table),
         accepted_limits=AcceptedLimits(limits),
     )
     return table
 
 
 def test_loader_and_processor_of_an_instance_count_into_one():
-    first, second, other = map(instance.get_or_create_instance, ("one", "one", "other"))
+    first, second, other = map(get_or_create_instance, ("one", "one", "other"))
     assert first.failure_log is second.failure_log
     assert first.failure_log is not other.failure_log
 
@@ -45,30 +50,30 @@ def test_loader_and_processor_of_an_instance_count_into_one():
 @pytest.mark.parametrize("first", ["model", "processor"])
 def test_model_and_processor_find_the_same_instance_in_either_order(first):
     engine = ZeroRewards()
-    one = instance.get_or_create_instance(first)
+    instance = get_or_create_instance(first)
     if first == "model":
-        one.register_engine(engine)
-    register_processor(one).assign_row("a")
-    instance.get_or_create_instance(first).register_engine(engine)
-    assert instance.find_instance(first).engine is engine
-    outcomes, counts = instance.report_outcomes(first, ["a", "b"])
+        instance.register_engine(engine)
+    register_processor(instance).assign_row("a")
+    get_or_create_instance(first).register_engine(engine)
+    assert find_instance(first).engine is engine
+    outcomes, counts = report_outcomes(first, ["a", "b"])
     assert outcomes == [{"unguided_tokens": 0, "stopped": False}, None]
     assert counts["rows"] == 0
 
 
 def test_an_instance_dies_with_its_holders_and_its_engine_with_the_model():
-    one, engine = instance.get_or_create_instance("one"), ZeroRewards()
-    one.register_engine(engine)
-    table = ref(register_processor(one))
+    instance, engine = get_or_create_instance("one"), ZeroRewards()
+    instance.register_engine(engine)
+    table = ref(register_processor(instance))
     gc.disable()  # freed by their last holder: no cycle keeps the device's memory
     try:
         del engine
-        assert one.engine is None
-        del one
+        assert instance.engine is None
+        del instance
         assert table() is None
     finally:
         gc.enable()
-    assert instance.find_instance("one") is None
+    assert find_instance("one") is None
 
 
 @pytest.fixture
@@ -82,13 +87,13 @@ def folder(tmp_path):
 @pytest.fixture
 def served(folder):
     """An instance whose engine has the heads of one adapter with two dimensions."""
-    one, adapter = instance.get_or_create_instance("served"), load_adapter(folder)
+    instance, adapter = get_or_create_instance("served"), load_adapter(folder)
     A, B, _ = adapter.heads
     engine = SharedRewards(A, B, LmHeadRows(torch.zeros(3, H)))
-    one.register_engine(engine)
-    register_processor(one, adapter_limits(adapter.config, 10.0, 100))
-    one.model = engine  # which owns it
-    return one
+    instance.register_engine(engine)
+    register_processor(instance, adapter_limits(adapter.config, 10.0, 100))
+    instance.model = engine  # which owns it
+    return instance
 
 
 def test_an_adapter_is_accepted_once_its_heads_are_there_and_until_it_is_removed(served, folder):
