@@ -109,7 +109,7 @@ def compare(
     llms: dict[str, Any], twin: PersRM, args: argparse.Namespace, extra: dict[str, Any], w: Any
 ) -> list[dict[str, Any]]:
     records = []
-    scorer = model_of(llms["resident"]).pad_rewards.scores if "resident" in llms else None
+    scorer = model_of(llms["resident"]).pad_rewards.scorer if "resident" in llms else None
     for batch in args.batches:
         times: dict[str, list[float]] = {}
         for turn in range(args.rounds + 1):  # the first warms up
@@ -187,8 +187,12 @@ def trace(llm: Any, args: argparse.Namespace, extra: dict[str, Any], out: Path) 
     model = model_of(llm)
     rewards, marks = model.pad_rewards, []
     # The last thing before a forward: V1 is told in it what is fed, V2 before it what was said last.
-    owner, name = (rewards, "ahead") if envs.VLLM_USE_V2_MODEL_RUNNER else (model, "pad_begin")
-    begin, keep, answer = getattr(owner, name), rewards.keep, rewards.rewards
+    owner, name = (
+        (rewards, "before_forward_v2")
+        if envs.VLLM_USE_V2_MODEL_RUNNER
+        else (model, "pad_on_forward_start")
+    )
+    begin, keep, answer = getattr(owner, name), rewards.receive, rewards.rewards
 
     def note(name: str, call: Any) -> Any:
         def noted(*given: Any) -> Any:
@@ -200,12 +204,12 @@ def trace(llm: Any, args: argparse.Namespace, extra: dict[str, Any], out: Path) 
         return noted
 
     setattr(owner, name, note("begin", begin))
-    rewards.keep = note("keep", keep)
+    rewards.receive = note("keep", keep)
     rewards.rewards = note("rewards", answer)
     seconds(llm, 8, 24, args.prompt, extra)
     setattr(owner, name, begin)
-    rewards.keep, rewards.rewards = keep, answer
-    busy = rewards.scores.busy()[0]
+    rewards.receive, rewards.rewards = keep, answer
+    busy = rewards.scorer.busy()[0]
     steps = [
         (a[2], b[1], c[2])
         for a, b, c in zip(marks, marks[1:], marks[2:], strict=False)

@@ -43,15 +43,15 @@ def parts() -> dict[str, tuple[Any, str]]:
     )
     return {
         WHOLE: (PADLogitsProcessor, "apply"),
-        "which rows": (BatchSlots, "select"),
+        "which rows": (BatchSlots, "guided_rows"),
         "candidates": (code, "candidates"),
         "rewards": (SharedRewards, "rewards"),
         "text, V2": (V2AnswerTokenReader, "read"),
         "text, V1": (V1AnswerTokenReader, "read"),
         "guards": (code, "guarded_candidates"),
         "scores written": (code, "guide"),
-        "counted": (StepCounters, "step"),
-        "answers told": (OutcomeTable, "count"),
+        "counted": (StepCounters, "count_step"),
+        "answers told": (OutcomeTable, "count_step"),
     }
 
 

@@ -19,7 +19,12 @@ import torch
 from torch import Tensor
 
 from pad_vllm.engines.failure_log import FailureLog
-from pad_vllm.engines.reward_engine import GuidedRequest, StepCandidates, widen_rewards
+from pad_vllm.engines.reward_engine import (
+    GuidedRequest,
+    RewardEngine,
+    StepCandidates,
+    widen_rewards,
+)
 from pad_vllm.engines.reward_model.scoring_request import ScoringRequest
 from pad_vllm.text.token_alignment import AlignedTokens, TokenAligner
 
@@ -50,7 +55,7 @@ class ResidentRowState:
         return reading
 
 
-class ResidentRewards:
+class ResidentRewards(RewardEngine):
     """One a model. See engines.base.RewardEngine."""
 
     def __init__(

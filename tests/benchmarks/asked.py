@@ -48,7 +48,7 @@ class Asked:
 def _answer(condition, prompt, decoding):
     strength = {name: 4 + round(4 * condition.weights.get(name, 0)) for name in SENTENCES}
     words = [name for name, times in strength.items() for _ in range(times)]
-    words += [name for name, sentence in SENTENCES.items() if sentence in condition.sentence] * 4
+    words += [name for name, sentence in SENTENCES.items() if sentence in condition.instruction] * 4
     return DrawnAnswer(" ".join(words), (20, 31, 45), 3.0)
 
 

@@ -51,7 +51,7 @@ def test_the_script_has_every_copy_answer_with_the_good_bases_heads(asked, monke
             seen.append(config.backbone.fingerprint)
         return draw(batch)
 
-    monkeypatch.setattr("kept.answers", look)
+    monkeypatch.setattr("kept.draw_answers", look)
     picture = asked.folder / "base_quality.png"
     found = asked.run(monkeypatch, base_quality.main, "--noises", "0.5", "--picture", str(picture))
     assert [r["base"] for r in found["rows"]] == ["as it is", "8 bits", "4 bits", "noise 0.5"]

@@ -74,7 +74,7 @@ def test_the_script_compares_what_was_read_with_the_history_itself(asked, monkey
     assert rows["warm", "history"]["perplexity"] > 0
     assert picture.stat().st_size > 1000
     _, told, _, kept = asked.batches
-    assert told.conditions[-1].sentence == "be warm be dry"
+    assert told.conditions[-1].instruction == "be warm be dry"
     last = json.loads(kept.prompts[0])
     assert [m["role"] for m in last] == ["user", "assistant"] * 2 + ["user"]
     assert kept.adapter is None

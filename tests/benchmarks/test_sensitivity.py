@@ -34,10 +34,12 @@ def test_the_script_changes_one_setting_at_a_time(asked, monkeypatch):
     assert {r["setting"] for r in found["rows"]} == {"beta", "top k", "temperature", "min p"}
     assert picture.stat().st_size > 1000
     _, requests, *decodings = asked.batches
-    seen = {(c.beta, c.more.get("pad_min_p")) for c in requests.conditions if c.weights}
+    seen = {
+        (c.beta, c.request_arguments.get("pad_min_p")) for c in requests.conditions if c.weights
+    }
     assert seen == {(2.0, None), (0.4, None), (1.6, None), (2.0, 0.4)}  # 0 is the adapter's min_p
     ways = [(d.temperature, d.top_k) for batch in decodings for d in batch.decodings]
     assert ways == [(0.0, 10), (1.0, 10), (0.7, 5), (0.7, 50)]
     for batch in decodings:
-        (k,) = {c.more["pad_top_k"] for c in batch.conditions if c.weights}
+        (k,) = {c.request_arguments["pad_top_k"] for c in batch.conditions if c.weights}
         assert {d.top_k for d in batch.decodings} == {k}

@@ -27,7 +27,7 @@ def main(given: str, made: str) -> None:
     async_on_cpu.enable()
     from vllm import LLM
 
-    from pad_vllm.engines import failure_log
+    from pad_vllm.serving.worker.instance import find_instance
 
     job = json.loads(Path(given).read_text("utf-8"))
     llm = LLM(**job["llm"], disable_log_stats=False)
@@ -42,13 +42,12 @@ def main(given: str, made: str) -> None:
         one.value for one in llm.get_metrics() if one.name == "vllm:num_preemptions"
     )
     rewards = runner.get_model().pad_rewards
-    result["declined"] = dict(
-        failure_log.failure_log_of(engine.vllm_config.instance_id, print).counts
-    )
-    if hasattr(rewards, "scores"):
-        result["counts"] = dict(vars(rewards.scores.counts))
-        rewards.scores([])
-        result["blocks_left"] = rewards.scores.used_blocks
+    instance = find_instance(engine.vllm_config.instance_id)
+    result["declined"] = dict(instance.failure_log.counts)
+    if hasattr(rewards, "scorer"):
+        result["counts"] = dict(vars(rewards.scorer.counts))
+        rewards.scorer([])
+        result["blocks_left"] = rewards.scorer.used_blocks
     result["alone"] = [_alone(llm, one) for one in job["requests"]]
     Path(made).write_text(json.dumps(result), "utf-8")
 
@@ -118,7 +117,9 @@ def _params(request: dict[str, Any], length: int) -> Any:
 
 def _objects() -> dict[str, int]:
     """How many of what belongs to one request are alive."""
-    kinds = dict.fromkeys(("Request", "Text", "Reading", "CachedRow", "Ask"), 0)
+    kinds = dict.fromkeys(
+        ("GuidedRequest", "ResidentRowState", "AlignedTokens", "CachedRow", "ScoringRequest"), 0
+    )
     for one in gc.get_objects():
         name = type(one).__name__
         if name in kinds and type(one).__module__.startswith("pad_vllm"):

@@ -34,12 +34,12 @@ def main(given: str, made: str) -> None:
     calm = _run(llm, prompts, params, lambda: None)
     result: dict[str, Any] = {"calm": calm}
     for kind in job["troubles"]:
-        scores = rewards.scores
-        before = scores.failures, scores.declined.rows
+        scores = rewards.scorer
+        before = scores.failed_calls, scores.failure_log.unguided_rows
         troubled = _run(llm, prompts, params, lambda kind=kind: _trouble(rewards, kind))
         counts = {
-            "failures": scores.failures - before[0],
-            "unguided": scores.declined.rows - before[1],
+            "failures": scores.failed_calls - before[0],
+            "unguided": scores.failure_log.unguided_rows - before[1],
         }
         back = _until_guided(llm, prompts[0], params[0], calm["said"][0]) if job["wait"] else None
         result[kind] = {**troubled, **counts, "back_s": back}
@@ -63,8 +63,8 @@ def _run(llm: Any, prompts: list[Any], params: list[Any], trouble: Any) -> dict[
 
 
 def _trouble(rewards: Any, kind: str) -> None:
-    actor = rewards.scores._actors[0]
-    pid = rewards.scores._ray.get(actor.handle.pid.remote())
+    actor = rewards.scorer._actors[0]
+    pid = rewards.scorer._ray.get(actor.handle.pid.remote())
     os.kill(pid, signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
     if kind == "stall" and os.fork() == 0:
         time.sleep(STALL_S)

@@ -198,8 +198,8 @@ def _note(worker: Any) -> None:
     guidance = _rule()
     guide, steps = guidance.guide, []
 
-    def noting(logits: Any, rows: Any, z: Any, ids: Any, reward: Any, *rest: Any) -> Any:
-        left = guide(logits, rows, z, ids, reward, *rest)
+    def noting(logits: Any, rows: Any, z: Any, ids: Any, reward: Any, **more: Any) -> Any:
+        left = guide(logits, rows, z, ids, reward, **more)
         said = (ids, reward, logits[rows].contiguous())
         steps.append([reward.tolist(), *(hash_of(tensor) for tensor in said)])
         return left
@@ -350,19 +350,19 @@ def _recorder(llm: Any, *, on: bool | str) -> Any:
             places[:] = ctx.pos.tolist()
         return apply(self, logits, ctx)
 
-    def noting_guide(logits: Any, rows: Any, z: Any, ids: Any, reward: Any, *rest: Any) -> Any:
+    def noting_guide(logits: Any, rows: Any, z: Any, ids: Any, reward: Any, **more: Any) -> Any:
         columns = {"ids": ids, "z": z, "reward": reward, **hidden}
         for guided, row in enumerate(rows.tolist()):
             # vLLM appends a random part to the name of a request.
             noted = steps[names[row].split("-")[0]]
             place = len(noted) if places[row] is None else places[row]
             noted[place] = {name: of[guided].tolist() for name, of in columns.items()}
-        return guide(logits, rows, z, ids, reward, *rest)
+        return guide(logits, rows, z, ids, reward, **more)
 
     def noting_rewards(self: Any, step: Any) -> Any:
         kept = self._kept or ()
         hidden.update(
-            {n: h[step.begin :][step.rows].float() for n, h in zip(HIDDEN, kept, strict=False)}
+            {n: h[step.first_row :][step.rows].float() for n, h in zip(HIDDEN, kept, strict=False)}
         )
         return rewards(self, step)
 

@@ -6,18 +6,18 @@ was forked, and needs nothing of a request but its weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 from torch import Tensor
 from torch.nn.functional import pad
 
 from pad_vllm import guidance
-from pad_vllm.engines.reward_engine import GuidedRequest, StepCandidates
+from pad_vllm.engines.reward_engine import RewardEngine, StepCandidates
 from pad_vllm.engines.shared import adapter_heads
 from pad_vllm.engines.shared.lm_head_rows import LmHeadRows
 
 
-class SharedRewards:
+class SharedRewards(RewardEngine):
     """One a model. The hidden states are kept by reference, and released with the last rows of a step."""
 
     def __init__(
@@ -56,17 +56,6 @@ class SharedRewards:
     def discard_states(self) -> None:
         """They could not be kept: the next step's rows have none."""
         self._kept = None
-
-    def on_request_joined(self, request: GuidedRequest) -> None:
-        """Nothing to do: it needs no tokens."""
-
-    def before_forward_v1(self, requests: Mapping[int, GuidedRequest]) -> None:
-        """Nothing to do: the hidden states come from the base's own forward."""
-
-    def before_forward_v2(
-        self, requests: Sequence[GuidedRequest], fed: Callable[[], Tensor]
-    ) -> None:
-        """Nothing to do, as in `batch`."""
 
     def rewards(self, step: StepCandidates) -> Tensor | None:
         """See engines.base.RewardEngine."""

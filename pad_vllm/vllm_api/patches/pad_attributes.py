@@ -115,7 +115,14 @@ _MODEL = (
         set_on="the served model",
         set_in="engines/shared/model_fork.py and serving/worker/model_loader.py",
         read_in="engines/shared/model_fork.py, in compute_logits",
-        purpose="the model owns its reward engine: the table of running engines has a weak reference",
+        purpose="the model owns its reward engine: serving/worker/instance.py has a weak reference",
+    ),
+    PADAttribute(
+        name="pad_instance",
+        set_on="the served model",
+        set_in="serving/worker/model_loader.py",
+        read_in="never: it keeps the object alive",
+        purpose="what a process holds of an instance lives as long as its model",
     ),
     PADAttribute(
         name="pad_streams",
