@@ -25,23 +25,7 @@ if TYPE_CHECKING:
 
 
 class PersRM(nn.Module):
-    """phi, R_w and the two hidden states of section "The reward" in ARCHITECTURE.md.
-
-    Args:
-        backbone: a Transformers causal language model of L decoder layers. It is frozen, and LoRA modules
-        are put
-            into its layers fork_layer .. L-1 (PEFT's `layers_to_transform`).
-        fork_layer: 0 to L; L is heads only, without LoRA.
-        dimensions: names of the D preference dimensions.
-        lora_rank: rank of the LoRA.
-        lora_alpha: PEFT's alpha; the LoRA is scaled by alpha / rank.
-        lora_modules: names of the linear layers that get LoRA.
-        head_rank: r.
-        constants: whether a head also has a constant vector, `head_C`.
-
-    Raises:
-        ValueError: the backbone does not have this fork layer.
-    """
+    """phi, R_w and the two hidden states of section "The reward" in ARCHITECTURE.md."""
 
     def __init__(
         self,
@@ -55,6 +39,22 @@ class PersRM(nn.Module):
         head_rank: int = 16,
         constants: bool = False,
     ) -> None:
+        """Freeze the backbone, put LoRA into its top layers, and make heads whose rewards are 0.
+
+        Args:
+            backbone: a Transformers causal language model of L decoder layers; it is changed in place.
+            fork_layer: 0 to L. LoRA goes into layers fork_layer .. L-1 (PEFT's `layers_to_transform`); L is
+                heads only, without LoRA.
+            dimensions: names of the D preference dimensions.
+            lora_rank: rank of the LoRA.
+            lora_alpha: PEFT's alpha; the LoRA is scaled by alpha / rank.
+            lora_modules: names of the linear layers that get LoRA.
+            head_rank: r.
+            constants: whether a head also has a constant vector, `head_C`.
+
+        Raises:
+            ValueError: the backbone does not have this fork layer.
+        """
         super().__init__()
         num_layers = backbone.config.num_hidden_layers
         if not 0 <= fork_layer <= num_layers:

@@ -99,7 +99,7 @@ class PersRMActor:
     def step(self, updates: list[RowUpdate]) -> Any:
         """Score one step's rows: rewards [G, K] float32, as numpy.
 
-        Raises LookupError where tokens that an update keeps are not here.
+        Raises LookupError where the actor does not have the tokens that an update keeps.
         """
         begun = time.time()
         # A step that fails leaves no tokens: the server then sends them whole.

@@ -92,7 +92,7 @@ class RayRewardScorer:
         """Rewards [G, K] float32 on the CPU; NaN in `must_finish` rows of an actor that is down or late."""
         K = max((len(request.candidates) for request in requests), default=0)
         rewards = torch.zeros(len(requests), K)
-        rewards[[index for index, one in enumerate(requests) if one.must_finish]] = NAN
+        rewards[[index for index, request in enumerate(requests) if request.must_finish]] = NAN
         pending = {}
         indices_of = self._route(requests)
         for actor, indices in indices_of.items():

@@ -195,7 +195,9 @@ class ResidentRewards:
         translated yet. Raises LookupError where tokens before `position` are not known.
         """
         if position > len(request.tokens):
-            raise LookupError(f"fed at {position}, and {len(request.tokens)} tokens are known")
+            raise LookupError(
+                f"the base was fed position {position}, and {len(request.tokens)} tokens are known"
+            )
         translated = self._note_input(request, token, position)
         must_finish = _needs_rewards(request, position)
         if not (translated or must_finish):

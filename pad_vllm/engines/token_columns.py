@@ -3,8 +3,8 @@
 Under async scheduling the last sampled token is on the device before any list on the host has it, and
 captured CUDA graphs run no Python; but the rows whose logits are computed are always rows of the hidden
 states. So the model's forward appends six columns, base-256 digits that every float type holds exactly, and
-compute_logits takes them off again. In: a loaded vLLM model. Out: calls of a FedTokenReceiver. It knows no
-requests.
+compute_logits takes them off again.
+In: a loaded vLLM model. Out: calls of a FedTokenReceiver. It knows no requests.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The forked backbone on packed tokens: lower layers once, top layers as [base; reward], one set of weights.
 
-With heads only there is one stream: one pass, one cache, h_T = h_B. In: token ids, positions and an
-AttentionBatch. Out: h_B and h_T of the tokens asked for. It holds the KV cache's tensors; kv_blocks.py and
-cached_row.py know which row has which blocks.
+With heads only there is one stream: one pass, one cache, h_T = h_B.
+In: token ids, positions and an AttentionBatch. Out: h_B and h_T of the tokens asked for. It holds the KV
+cache's tensors; kv_blocks.py and cached_row.py know which row has which blocks.
 """
 
 from __future__ import annotations

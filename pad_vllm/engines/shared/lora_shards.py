@@ -3,8 +3,8 @@
 A layer that splits its outputs (q, k, v; gate, up) needs the rows of B that belong to its own outputs, and
 the whole A. One that splits its inputs (o, down) needs the columns of A, and the whole B. The ranks'
 products of the latter add up to the layer's, so they are added before vLLM's own sum over the ranks, which
-stays the only one. In: a loaded layer, the whole (A, B) of the modules it packs. Knows no adapter and no
-fork.
+stays the only one.
+In: a loaded layer, the whole (A, B) of the modules it packs. Knows no adapter and no fork.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ The first forked layer doubles the rows; every forked layer doubles the position
 halves and gives the second a KV cache of its own (the layer name plus a suffix, so that vLLM allocates it in
 the same block table); linear layers add the LoRA to the second half. The model's forward then returns [T,
 2H]. Modules keep their objects, parameters and names: only their classes change. With heads only no layer
-changes: the model's hidden state is both streams, [T, H]. In: a model, an adapter, the record of how vLLM
-made its attention layers. Knows no requests.
+changes: the model's hidden state is both streams, [T, H].
+In: a model, an adapter, the record of how vLLM made its attention layers. Knows no requests.
 """
 
 from __future__ import annotations
@@ -114,7 +114,18 @@ class ForkedAttention(Attention):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """query, key, value [2T, heads * width] -> [2T, heads * width]."""
+        """Attend in both streams.
+
+        Args:
+            query: [2T, heads * width].
+            key: [2T, KV heads * width].
+            value: [2T, KV heads * width].
+            *args: passed on.
+            **kwargs: passed on.
+
+        Returns:
+            [2T, heads * width].
+        """
         half = query.shape[0] // 2
         base = super().forward(query[:half], key[:half], value[:half], *args, **kwargs)
         reward = self.reward(query[half:], key[half:], value[half:], *args, **kwargs)
@@ -127,7 +138,17 @@ class ForkedLayer:
     def forward(
         self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **kwargs: Any
     ) -> Any:
-        """positions [T], hidden_states and residual [2T, H] -> what the layer returns for 2T rows."""
+        """Run the layer on both streams.
+
+        Args:
+            positions: [T] int64, or [3, T] with M-RoPE.
+            hidden_states: [2T, H].
+            residual: [2T, H], or None where the layer before has none.
+            **kwargs: passed on.
+
+        Returns:
+            What the layer returns for 2T rows.
+        """
         # The last dimension: M-RoPE positions are [3, T].
         positions = torch.cat((positions, positions), dim=-1)
         return super().forward(positions, hidden_states, residual, **kwargs)  # type: ignore[misc]
@@ -139,7 +160,17 @@ class FirstForkedLayer(ForkedLayer):
     def forward(
         self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **kwargs: Any
     ) -> Any:
-        """positions [T], hidden_states and residual [T, H] -> what the layer returns for 2T rows."""
+        """Double the rows, and run the layer on both streams.
+
+        Args:
+            positions: [T] int64, or [3, T] with M-RoPE.
+            hidden_states: [T, H].
+            residual: [T, H], or None where the layer before has none.
+            **kwargs: passed on.
+
+        Returns:
+            What the layer returns for 2T rows.
+        """
         hidden_states = torch.cat((hidden_states, hidden_states))
         residual = None if residual is None else torch.cat((residual, residual))
         return super().forward(positions, hidden_states, residual, **kwargs)
