@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from watched import Watched
+from counting_list import CountingList
 
 from pad_vllm.config import PADConfig
 from pad_vllm.engines.failure_log import FailureLog
@@ -337,7 +337,7 @@ def test_an_empty_address_starts_a_cluster_of_its_own_and_joins_no_other(given, 
 
 def test_a_step_looks_at_the_new_tokens_alone(ray):
     pool, (actor,) = pool_of(), ray.actors
-    tokens = Watched(range(1000))
+    tokens = CountingList(range(1000))
     pool([ScoringRequest(0, tokens, (1.0,), [(1000, (7,))])])
     for _ in range(5):
         stays, tokens.read = len(tokens) - 2, 0

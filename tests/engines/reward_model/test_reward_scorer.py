@@ -7,8 +7,8 @@ import random
 import pytest
 import tiny
 import torch
+from counting_list import CountingList
 from slow import Slow
-from watched import Watched
 
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.engines.failure_log import FailureLog
@@ -254,7 +254,7 @@ def test_tokens_that_a_request_calls_unchanged_are_not_read_again(made):
     base, adapter = made("llama")
     fast, twin, rng = scorer(base, adapter), scorer(base, adapter), random.Random(1)
     w, unchanged = (1.0, -1.0, 0.5), 0
-    tokens = Watched(rng.randrange(3, V) for _ in range(100))
+    tokens = CountingList(rng.randrange(3, V) for _ in range(100))
     for _ in range(20):
         one = ScoringRequest(
             0, tokens, w, random_candidates(rng, len(tokens), 4), num_unchanged=unchanged
