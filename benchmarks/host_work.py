@@ -55,7 +55,7 @@ class Nothing:
 
 
 class Timed:
-    """engines.resident.Scores that notes what the scorer and the updates take."""
+    """A scorer that notes what scoring and the updates take."""
 
     def __init__(self) -> None:
         heads = SimpleNamespace(heads=(torch.zeros(2, 4, H), torch.zeros(2, H, 4), None))

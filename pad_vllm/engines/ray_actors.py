@@ -175,11 +175,15 @@ class PooledActor:
     """Ray's handle of a PersRMActor."""
 
     number: int
+    """Its index in the pool, for messages."""
+
     timeout: ActorTimeout
+    """How long to wait for its answers, and when to call it again after a failure."""
+
     sent_tokens: dict[int, list[int]] = field(default_factory=dict)
     """Row key -> the tokens that the actor has for it."""
 
-    back_up: Any = None
+    ready_ref: Any = None
     """While the actor is down: the ref of a `ready` call, which is answered when the actor is up again."""
 
     error: Exception | None = None
@@ -188,7 +192,7 @@ class PooledActor:
     @property
     def is_up(self) -> bool:
         """Whether no call has failed since the actor last answered `ready`."""
-        return self.back_up is None
+        return self.ready_ref is None
 
     def send_step(self, requests: Sequence[ScoringRequest]) -> Any:
         """Call the actor's `step` with updates of what was sent before; returns the ref of its rewards."""
@@ -219,12 +223,14 @@ class PooledActor:
         """Whether the actor takes updates. One that was down does once it has answered `ready` and its pause
         is over; this call finds out, without waiting.
         """
-        if not self.is_up and not self.timeout.paused and ray.wait([self.back_up], timeout=0)[0]:
+        if not self.is_up and not self.timeout.paused and ray.wait([self.ready_ref], timeout=0)[0]:
             try:
-                ray.get(self.back_up)
-                self.back_up = self.error = None
+                ray.get(self.ready_ref)
+                self.ready_ref = self.error = None
             except ray.exceptions.RayError:
-                self.back_up = self.handle.ready.remote()  # dead, and Ray has not restarted it yet
+                self.ready_ref = (
+                    self.handle.ready.remote()
+                )  # dead, and Ray has not restarted it yet
         return self.is_up
 
     def mark_down(self, error: Exception) -> None:
@@ -232,7 +238,7 @@ class PooledActor:
         self.error = error
         self.sent_tokens = {}
         self.timeout.record_failure()
-        self.back_up = self.handle.ready.remote()
+        self.ready_ref = self.handle.ready.remote()
 
 
 def _join_ray(ray: Any, address: str) -> None:

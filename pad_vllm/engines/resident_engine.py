@@ -19,7 +19,12 @@ import torch
 from torch import Tensor
 
 from pad_vllm.engines.failure_log import FailureLog
-from pad_vllm.engines.reward_engine import GuidedRequest, StepCandidates, widen_rewards
+from pad_vllm.engines.reward_engine import (
+    GuidedRequest,
+    RewardEngine,
+    StepCandidates,
+    widen_rewards,
+)
 from pad_vllm.engines.reward_model.scoring_request import ScoringRequest
 from pad_vllm.text.token_alignment import AlignedTokens, TokenAligner
 
@@ -55,7 +60,7 @@ class ResidentRowState:
         return aligned
 
 
-class ResidentRewards:
+class ResidentRewards(RewardEngine):
     """The reward engine over a scorer with a model of its own; see RewardEngine. One a served model."""
 
     def __init__(
