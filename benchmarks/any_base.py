@@ -129,9 +129,9 @@ def in_process(
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM, SamplingParams
 
-    from pad_vllm.serving.frontend import admission
+    from pad_vllm.serving.start import config_checks
 
-    admission.Reader = PaperReader  # type: ignore[misc]
+    config_checks.TokenAligner = PaperReader  # type: ignore[misc]
     llm = LLM(
         base,
         load_format="pad",

@@ -43,11 +43,11 @@ TEXT = (
 class Nothing:
     """A decoder that computes nothing."""
 
-    blocks, longest, device = ROWS * LENGTH // 8, 10 * LENGTH, torch.device("cpu")
-    caches: dict[int, torch.Tensor] = {}  # noqa: RUF012, no layer has one
-    embedding = torch.zeros(300_000, H)
+    num_blocks, max_positions, device = ROWS * LENGTH // 8, 10 * LENGTH, torch.device("cpu")
+    kv_caches: dict[int, torch.Tensor] = {}  # noqa: RUF012, no layer has one
+    lm_head_weight = torch.zeros(300_000, H)
 
-    def run(self, _ids: Any, _at: Any, _batch: Any, wanted: torch.Tensor) -> Any:
+    def forward(self, _ids: Any, _at: Any, _batch: Any, wanted: torch.Tensor) -> Any:
         return torch.zeros(2, len(wanted), H).unbind()
 
     def copy_block(self, _source: int, _target: int) -> None:
@@ -55,7 +55,7 @@ class Nothing:
 
 
 class Timed:
-    """engines.resident.Scores that notes what the scorer and the updates take."""
+    """A scorer that notes what scoring and the updates take."""
 
     def __init__(self) -> None:
         heads = SimpleNamespace(heads=(torch.zeros(2, 4, H), torch.zeros(2, H, 4), None))
@@ -66,7 +66,7 @@ class Timed:
         self.scored, self.updated = 0.0, 0.0
 
     def __call__(self, asks: Sequence[ScoringRequest]) -> torch.Tensor:
-        self.updated = seconds(lambda: self.actor.step(asks))
+        self.updated = seconds(lambda: self.actor.send_step(asks))
         begun = time.process_time()
         rewards = self.scorer(asks)
         self.scored = time.process_time() - begun

@@ -165,14 +165,14 @@ def _call(llm: Any, method: str | None, arguments: Any) -> str | None:
 
 
 def _early() -> list[int]:
-    """Of every RayScores from here on: how many rows it is asked for early, each time."""
+    """Of every RayRewardScorer from here on: how many rows each call to prefill early has."""
     from pad_vllm.engines.ray_actors import RayRewardScorer
 
-    begin, early = RayRewardScorer.start_prefill, []
+    start_prefill, early = RayRewardScorer.start_prefill, []
 
-    def noting(self: Any, asks: Any) -> None:
-        early.append(len(asks))
-        begin(self, asks)
+    def noting(self: Any, requests: Any) -> None:
+        early.append(len(requests))
+        start_prefill(self, requests)
 
     RayRewardScorer.start_prefill = noting
     return early
@@ -360,7 +360,7 @@ def _recorder(llm: Any, *, on: bool | str) -> Any:
         return guide(logits, rows, z, ids, reward, **more)
 
     def noting_rewards(self: Any, step: Any) -> Any:
-        kept = self._kept or ()
+        kept = self._states or ()
         hidden.update(
             {n: h[step.first_row :][step.rows].float() for n, h in zip(HIDDEN, kept, strict=False)}
         )

@@ -219,7 +219,9 @@ def _resident_engine(loaded: LoadedModel) -> RewardEngine:
     scorer = make_reward_scorer(
         pad, loaded.adapter, failure_log, dtype=loaded.model_config.dtype, device=device
     )
-    rewards = ResidentRewards(config_checks.make_token_aligner(loaded.config, pad), scorer, failure_log)
+    rewards = ResidentRewards(
+        config_checks.make_token_aligner(loaded.config, pad), scorer, failure_log
+    )
     token_columns.attach_token_columns(loaded.model, rewards)
     logger.info("PAD: a separate reward model beside the base, %s", pad.adapter)
     return rewards
