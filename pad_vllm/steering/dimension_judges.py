@@ -6,7 +6,6 @@ the sentence: how much likelier it holds an answer than the base does. It taught
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,9 +19,9 @@ from pad_vllm.evaluation.text_measures import answer_losses
 from pad_vllm.steering.comparison_conditions import instructed_conditions, unguided_condition
 from pad_vllm.steering.guided_answers import (
     AnswerBatch,
+    Conversations,
     DecodingSettings,
     DrawnAnswer,
-    JsonPrompts,
     draw_answers,
     known_losses,
 )
@@ -45,7 +44,7 @@ class DimensionJudges:
     )
 
     def losses(
-        self, prompts: JsonPrompts, said: Sequence[DrawnAnswer], asked: str, sentence: str = ""
+        self, prompts: Conversations, said: Sequence[DrawnAnswer], asked: str, sentence: str = ""
     ) -> list[tuple[float, int]]:
         """(negative log-likelihood, tokens) of each answer under the base that was told `sentence`.
 
@@ -53,7 +52,7 @@ class DimensionJudges:
         """
         if asked == sentence and (known := known_losses(said)):
             return known
-        chats = [json.loads(prompt) for prompt in prompts]
+        chats = [prompt.messages() for prompt in prompts]
         chats = [with_instruction(chat, sentence) for chat in chats] if sentence else chats
         pairs = [
             (chat_token_ids(self.tokenizer, chat), list(one.token_ids))
@@ -64,7 +63,7 @@ class DimensionJudges:
     def scores(
         self,
         dimension: str,
-        prompts: JsonPrompts,
+        prompts: Conversations,
         said: Sequence[DrawnAnswer],
         asked: str,
         plain: Sequence[tuple[float, int]],
@@ -96,7 +95,7 @@ def judge_accuracies(
 
 
 def fit_meaning_judges(
-    base: str, sentences: Mapping[str, str], prompts: JsonPrompts, decoding: DecodingSettings
+    base: str, sentences: Mapping[str, str], prompts: Conversations, decoding: DecodingSettings
 ) -> dict[str, instruction_classifier.InstructionClassifier]:
     """A judge of meaning for each sentence, from answers to prompts that are not the judged ones."""
     asked = [unguided_condition(), *instructed_conditions(sentences)]

@@ -6,7 +6,6 @@ engine runs in a process of its own, so that its memory is free for what reads t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +13,10 @@ from typing import Any
 from pad_vllm.serving.launch import offline_engine
 from pad_vllm.steering.comparison_conditions import Condition
 from pad_vllm.text.preference_text import with_instruction
+from pad_vllm.training.data.conversation import Conversation
 
-JsonPrompts = Sequence[str]
-"""As training/sampling/sample_responses.py reads them: messages as JSON."""
+Conversations = Sequence[Conversation]
+"""Prompts, as training/sampling/sample_responses.py reads them."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class DecodingSettings:
     chat_template: str | None = None  # None is the base's own
 
 
-def condition_messages(prompt: str, condition: Condition) -> list[dict[str, str]]:
+def condition_messages(prompt: Conversation, condition: Condition) -> list[dict[str, str]]:
     """The conversation of a condition."""
-    turns = json.loads(prompt)
+    turns = prompt.messages()
     return with_instruction(turns, condition.instruction) if condition.instruction else turns
 
 
@@ -58,7 +58,7 @@ class AnswerBatch:
 
     base: str
     adapter: str | None  # a folder; None where no condition is guided
-    prompts: JsonPrompts
+    prompts: Conversations
     conditions: Sequence[Condition]
     decodings: Sequence[DecodingSettings]
     engine_settings: Mapping[str, str] = field(default_factory=dict)
@@ -93,7 +93,7 @@ def _answer(said: Any, known: bool) -> DrawnAnswer:
 
 def _sizes(batch: AnswerBatch) -> dict[str, Any]:
     # No token is less than a byte; a template puts some around.
-    asked = max(len(prompt.encode()) for prompt in batch.prompts)
+    asked = max(len(prompt.to_json().encode()) for prompt in batch.prompts)
     told = max(len(condition.instruction.encode()) for condition in batch.conditions)
     tokens = max(decoding.tokens for decoding in batch.decodings)
     first = batch.decodings[0]

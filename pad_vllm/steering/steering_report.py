@@ -18,13 +18,14 @@ from pad_vllm.steering import comparison_conditions, dimension_judges
 from pad_vllm.steering.comparison_conditions import Condition
 from pad_vllm.steering.guided_answers import (
     AnswerBatch,
+    Conversations,
     DecodingSettings,
     DrawnAnswer,
-    JsonPrompts,
     draw_answers,
 )
 from pad_vllm.steering.steering_metrics import ConditionMetrics, metrics_table
 from pad_vllm.text.chat_template import load_chat_tokenizer
+from pad_vllm.training.data.conversation import Conversation
 
 Say = Callable[[str], None]
 _KEPT = 2  # version of the file of answers
@@ -36,8 +37,8 @@ class SteeringSettings:
 
     base: str
     adapter: str  # folder
-    prompts: JsonPrompts
-    judge_prompts: JsonPrompts = ()  # none: no judges of meaning
+    prompts: Conversations
+    judge_prompts: Conversations = ()  # none: no judges of meaning
     other_adapters: Mapping[str, str] = field(
         default_factory=dict
     )  # name -> folder of another adapter
@@ -142,7 +143,7 @@ def _drawn(
     """By decoding and condition, one engine for each adapter."""
     ways = {folder: [asdict(one) for one in some] for folder, some in rows.items()}
     configs = [read_config(folder).to_json() for folder in rows]
-    question = json.dumps([_KEPT, asdict(asked), configs, ways])
+    question = json.dumps([_KEPT, asdict(asked), configs, ways], default=Conversation.to_json)
     if kept is not None and kept.is_file():
         found = json.loads(kept.read_text())
         if found["question"] == question:

@@ -6,7 +6,6 @@ its tokens Earned. `tokens` alone knows no engine: its answer may come from anyw
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from pad_vllm.serving.start.served_adapters import adapter_limits
 from pad_vllm.steering.comparison_conditions import Condition
 from pad_vllm.steering.guided_answers import AnswerBatch, DecodingSettings, draw_answers
 from pad_vllm.text.chat_template import chat_token_ids, load_chat_tokenizer
+from pad_vllm.training.data.conversation import Conversation
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def explain_answer(asked: ExplanationRequest) -> list[TokenExplanation]:
     require_same_backbone(adapter.config.backbone, Backbone.from_checkpoint(folder))
     guided = _guidance(asked, adapter.config)
     tokenizer = load_chat_tokenizer(folder, asked.base, adapter.config.chat_template)
-    prompt = [{"role": "user", "content": asked.prompt}]
+    prompt = Conversation.model_validate(asked.prompt)
     if asked.answer is None:
         said = _drawn(asked, guided, adapter.config, prompt)
     else:
@@ -62,7 +62,7 @@ def explain_answer(asked: ExplanationRequest) -> list[TokenExplanation]:
     )
     w = torch.tensor(guided.weights)
     return explain_tokens(
-        model, tokenizer, chat_token_ids(tokenizer, prompt), said, w, guided.top_k
+        model, tokenizer, chat_token_ids(tokenizer, prompt.messages()), said, w, guided.top_k
     )
 
 
@@ -75,14 +75,14 @@ def _guidance(asked: ExplanationRequest, config: AdapterConfig) -> Guidance:
 
 
 def _drawn(
-    asked: ExplanationRequest, guided: Guidance, config: AdapterConfig, prompt: list[dict[str, str]]
+    asked: ExplanationRequest, guided: Guidance, config: AdapterConfig, prompt: Conversation
 ) -> list[int]:
     weights = dict(zip(config.dimensions, guided.weights, strict=True))
     way = Condition("explained", weights, guided.beta)
     decoding = DecodingSettings(
         tokens=asked.max_tokens, dtype=asked.dtype, chat_template=config.chat_template
     )
-    batch = AnswerBatch(asked.base, asked.adapter, [json.dumps(prompt)], [way], [decoding])
+    batch = AnswerBatch(asked.base, asked.adapter, [prompt], [way], [decoding])
     return list(draw_answers(batch)[0][0][0].token_ids)
 
 

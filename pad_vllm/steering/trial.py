@@ -6,7 +6,6 @@ answers of each dimension. Too few for a judgement: that is `pad-vllm evaluate -
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Sequence
 from functools import partial
@@ -21,6 +20,7 @@ from pad_vllm.steering.guided_answers import (
     draw_answers,
     known_losses,
 )
+from pad_vllm.training.data.conversation import Conversation
 
 QUESTIONS = (
     "How do I make a good cup of tea?",
@@ -43,7 +43,7 @@ def trial(base: str, adapter: str, dtype: str) -> list[str]:
         unguided_condition(),
         *guided_conditions("", config.dimensions, [config.beta], (1,)),
     ]
-    prompts = [json.dumps([{"role": "user", "content": one}]) for one in QUESTIONS]
+    prompts = [Conversation.model_validate(one) for one in QUESTIONS]
     drawn = DecodingSettings(
         0.7, _TOKENS, config.top_k, dtype=dtype, chat_template=config.chat_template
     )

@@ -281,7 +281,7 @@ def between(better, other, **more):
 
 
 def test_choices_between_guided_answers_are_fitted_without_a_base(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(fit_command, "_opened", None)
+    monkeypatch.setattr(fit_command, "_load_model", None)
     choices = [
         between("brief=1", "humor=1"),
         between(["brief=1", "helpful=0.5"], None),
