@@ -18,6 +18,7 @@ from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.backbone.weight_fingerprint import fingerprint
 from pad_vllm.catalog.name_resolution import resolve_base
 from pad_vllm.steering.guided_answers import AnswerBatch, DrawnAnswer, draw_answers
+from pad_vllm.training.data.conversation import Conversation
 
 Answers = list[list[list[DrawnAnswer]]]
 """[decoding][condition][prompt]."""
@@ -52,7 +53,9 @@ def question(batch: AnswerBatch) -> str:
     asked = asdict(
         replace(batch, base=fingerprint(Path(resolve_base(batch.base))), adapter=adapter)
     )
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(asked, sort_keys=True, default=Conversation.to_json).encode()
+    ).hexdigest()
 
 
 def _each(said: Any, change: Callable[[Any], Any]) -> Any:
