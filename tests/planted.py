@@ -73,14 +73,14 @@ class Killed(BaseException):
 
 def kill(run: Any, stage: int, step: int) -> None:
     """Train a run until it tells of that step, and no further."""
-    told = run.log.row
+    told = run.log.write_history_row
 
     def stop(row: dict[str, Any], steps: int) -> None:
         told(row, steps)
         if (row["stage"], row["step"]) == (stage, step):
             raise Killed
 
-    run.log.row = stop
+    run.log.write_history_row = stop
     with pytest.raises(Killed):
         run.train()
 

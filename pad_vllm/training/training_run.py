@@ -27,8 +27,9 @@ from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.adapter_folder import require_replaceable, save_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.text.chat_template import load_chat_tokenizer
+from pad_vllm.training.data.data_report import DataReport
 from pad_vllm.training.data.prepare_data import PreparedData, checkpoint_folder, prepare_groups
-from pad_vllm.training.data.prompt_groups import DataReport, PromptGroup
+from pad_vllm.training.data.prompt_groups import PromptGroup
 from pad_vllm.training.loop.pair_dataset import PairDataset
 from pad_vllm.training.loop.trainer import HistoryRow, StageData, StageTrainer, TrainingStage
 from pad_vllm.training.loop.training_log import TrainingLog

@@ -7,7 +7,6 @@ Knows no model.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +14,11 @@ from typing import Any
 import torch
 
 from pad_vllm.text.chat_template import chat_token_ids
+from pad_vllm.training.data.conversation import Conversation, prompt_key
 from pad_vllm.training.data.preference_record import PreferenceRecord, unit_hash
 from pad_vllm.training.data.prepare_data import split_groups
 from pad_vllm.training.data.prompt_groups import PromptGroup
-from pad_vllm.training.distillation.instructions import Instruction, Messages, instructed_prompt_ids
+from pad_vllm.training.distillation.instructions import Instruction, instructed_prompt_ids
 from pad_vllm.training.settings import Settings
 
 
@@ -59,44 +59,39 @@ class ExampleBuilder:
     def __init__(self, tokenizer: Any, settings: Settings, asked: Sequence[Instruction]) -> None:
         self.tokenizer, self.settings, self.instructions = tokenizer, settings, asked
 
-    def fits(self, prompt: str) -> bool:
-        """prompt: messages as JSON."""
-        return self._lesson(json.loads(prompt), [[0]]) is not None
+    def fits(self, prompt: Conversation) -> bool:
+        return self._lesson(prompt, [[0]]) is not None
 
     def from_record(self, record: PreferenceRecord) -> DistillationExample | None:
         most = self.settings.max_response
         ids = [list(one.token_ids or [])[:most] for one in record.responses]
-        return self._lesson([m.model_dump() for m in record.prompt], ids)
+        return self._lesson(record.prompt, ids)
 
-    def first_token_example(self, prompt: str) -> DistillationExample | None:
+    def first_token_example(self, prompt: Conversation) -> DistillationExample | None:
         """The answer is its end alone, which is only predicted: the one token that every base has."""
         end = self.tokenizer.eos_token_id or 0
-        return self._lesson(json.loads(prompt), [[end]])
+        return self._lesson(prompt, [[end]])
 
-    def _lesson(self, prompt: Messages, answers: list[list[int]]) -> DistillationExample | None:
-        told = instructed_prompt_ids(self.tokenizer, prompt, self.instructions)
+    def _lesson(self, prompt: Conversation, answers: list[list[int]]) -> DistillationExample | None:
+        told = instructed_prompt_ids(self.tokenizer, prompt.messages(), self.instructions)
         if told is None:
             return None
-        messages = [dict(message) for message in prompt]
-        ids = chat_token_ids(self.tokenizer, messages)
+        ids = chat_token_ids(self.tokenizer, prompt.messages())
         if len(ids) > self.settings.max_prompt:
             return None
-        key = PreferenceRecord.model_validate(
-            {"prompt": messages, "responses": [{"text": "-"}] * 2}
-        ).key
         return DistillationExample(
-            key,
+            prompt_key(prompt),
             "taught",
             ids,
             answers,
             torch.zeros(0),
             (),
-            conversation=tuple(messages),
+            conversation=prompt,
             instructed_ids=told,
         )
 
     def split(
-        self, records: Iterable[PreferenceRecord], others: Iterable[str]
+        self, records: Iterable[PreferenceRecord], others: Iterable[Conversation]
     ) -> DistillationSplit:
         """records: the answered prompts. others: prompts of which the first token alone is taught.
 

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.training.data import jsonl
+from pad_vllm.training.data.conversation import Conversation
+from pad_vllm.training.data.data_report import DataReport
 from pad_vllm.training.data.preference_record import PreferenceRecord, unit_hash
 from pad_vllm.training.data.prepare_data import PreparedData
-from pad_vllm.training.data.prompt_groups import DataReport, PromptGroup
+from pad_vllm.training.data.prompt_groups import PromptGroup
 from pad_vllm.training.distillation.distillation_dataset import DistillationDataset
 from pad_vllm.training.distillation.distillation_examples import (
     DistillationExample,
@@ -84,10 +86,10 @@ class DistillationRun(TrainingRun):
     def _file(self) -> Path:
         return Path(self._teacher.prompts) if self._teacher.prompts else SHIPPED_PROMPTS
 
-    def _prompts(self) -> tuple[list[str], list[str]]:
+    def _prompts(self) -> tuple[list[Conversation], list[Conversation]]:
         """Those that are answered, and others of which the first token is taught, in random order."""
         teacher, seed = self._teacher, self.settings.recipe.seed
-        read = sorted(read_prompts(self._file), key=lambda p: unit_hash(f"{seed} {p}"))
+        read = sorted(read_prompts(self._file), key=lambda p: unit_hash(f"{seed} {p.to_json()}"))
         fit = [prompt for prompt in read if self.lessons.fits(prompt)]
         self.unfit = len(read) - len(fit)
         if not fit:

@@ -159,7 +159,9 @@ class _PromptedBase:
         for row in w:
             weights = dict(zip(self.model.dimensions, row.tolist(), strict=True))
             text = describe_weights({k: v for k, v in weights.items() if v}, wording=wording)
-            asked = chat_token_ids(self.tokenizer, with_preference(list(group.conversation), text))
+            asked = chat_token_ids(
+                self.tokenizer, with_preference(group.conversation.messages(), text)
+            )
             log_ratios.append(plain - self.losses(asked, group.response_ids))
         return torch.stack(log_ratios)
 

@@ -179,8 +179,8 @@ def test_prompts_beyond_those_answered_teach_first_tokens(root):
     assert all(one.response_ids == [[1]] for one in run.parts.firsts)
     example = run._lessons()[1].example(0, 1, 0)
     assert [len(one.z_B) for one in example.firsts] == [1, 1]
-    seen = {lesson.key for lesson in [*run.parts.train, *run.parts.firsts]}
-    assert not seen & {one.key for one in [*run.parts.held_out, *run.parts.held_out_firsts]}
+    seen = {lesson.prompt_key for lesson in [*run.parts.train, *run.parts.firsts]}
+    assert not seen & {one.prompt_key for one in [*run.parts.held_out, *run.parts.held_out_firsts]}
 
 
 def test_prompts_that_all_are_too_long_are_an_error_that_says_what_to_do(root):

@@ -57,7 +57,7 @@ def store(model, settings, folder):
 
 def taught(one, lessons):
     """The store with forks and rewards of the lessons, and the sums over them."""
-    one.build(lessons, 0, 1, nothing, scored=False)
+    one.build(lessons, 0, 1, nothing, with_targets=False)
     moments = RidgeStatistics.zeros(2, 64)
     one.teach(lessons, nothing, moments, one.folder / "moments")
     return moments
@@ -142,7 +142,7 @@ def test_another_sentence_has_rewards_of_its_own(model, settings, some, tmp_path
     assert one.has_rewards(some)
     other = made.settings(tmp_path, teacher={"sentences": {"warm": "be cold", "brief": "be brief"}})
     maker = ExampleBuilder(TOKENIZER, other, instructions_of(other.teacher))
-    record = {"prompt": list(some[0].prompt), "responses": [{"text": "-"}] * 2}
+    record = {"prompt": some[0].conversation, "responses": [{"text": "-"}] * 2}
     told = maker.from_record(PreferenceRecord.model_validate(record)).instructed_ids
     changed = dataclasses.replace(some[0], told=told)
     assert not one.has_rewards([changed])

@@ -8,6 +8,7 @@ from typing import Any
 
 import tiny
 
+from pad_vllm.training.data.conversation import Conversation
 from pad_vllm.training.settings import DistillationSettings, Recipe, Settings
 
 SENTENCES = {"warm": "be warm", "brief": "be brief"}
@@ -30,8 +31,8 @@ def prompts(root: Path, count: int = 40) -> Path:
     return file
 
 
-def answer(root: Path, out: str, asked: list[str]) -> None:
-    """The answers that the base would have drawn to prompts (messages as JSON), put where they belong."""
+def answer(root: Path, out: str, asked: list[Conversation]) -> None:
+    """The answers that the base would have drawn to prompts, put where they belong."""
     work = root / f"{out}.run"
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = tiny.tokenizer()
@@ -39,7 +40,7 @@ def answer(root: Path, out: str, asked: list[str]) -> None:
         for number, prompt in enumerate(asked):
             texts = f"a plain answer {number}", f"dear friend, {number}!"
             responses = [{"text": t, "token_ids": tokenizer.encode(t)} for t in texts]
-            line = {"prompt": json.loads(prompt), "responses": responses}
+            line = {"prompt": prompt.messages(), "responses": responses}
             file.write(json.dumps(line) + "\n")
 
 
