@@ -1,4 +1,4 @@
-"""`pad-vllm choose`: shows two answers at a time, and writes which one the user prefers, for `pad-vllm fit`."""
+"""`pad-vllm choose`: shows two answers at a time and writes which one the user prefers."""
 
 from __future__ import annotations
 

@@ -51,7 +51,10 @@ def fit(
     ],
     adapter: AdapterOption,
     strength: Annotated[
-        float, typer.Option(help="How strongly the prior pulls weights towards 0; use more for fewer choices.")
+        float,
+        typer.Option(
+            help="How strongly the prior pulls weights towards 0; use more for fewer choices."
+        ),
     ] = 1.0,
     out: Annotated[Path | None, typer.Option(help="File to write the result to, as JSON.")] = None,
     chat_template: ChatTemplateOption = None,
@@ -115,7 +118,7 @@ def _print_fit(fitted: WeightFit, dimensions: Sequence[str]) -> None:
         dimensions, fitted.w.tolist(), fitted.interval.tolist(), fitted.excludes_zero, strict=True
     )
     for name, w, (low, high), excludes_zero in rows:
-        note = "" if excludes_zero else "may be 0: too few choices to tell"
+        note = "" if excludes_zero else "sign not clear from these choices"
         table.add_row(escape(name), f"{w:+.2f}", f"{low:+.2f} to {high:+.2f}", note)
     console = Console()
     console.print(table)

@@ -1,4 +1,4 @@
-"""`pad-vllm sample`: prompts in, several responses to each out, of the base itself or guided by an adapter."""
+"""`pad-vllm sample`: prompts in, several responses to each out, of the base or guided by an adapter."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from pad_vllm.params import BETA, WEIGHTS, parse_guidance
 def sample(
     base: BaseArgument,
     prompts: Annotated[
-        Path, typer.Option(help='.jsonl of {"prompt": text or messages}, or .txt with a prompt on each line.')
+        Path,
+        typer.Option(
+            help='.jsonl of {"prompt": text or messages}, or .txt with a prompt on each line.'
+        ),
     ],
     out: JsonLinesOutput,
     n: Annotated[int, typer.Option("--n", "-n", min=2, help="Responses to each prompt.")] = 4,
@@ -64,10 +67,11 @@ def sample(
         ),
     ] = None,
     beta: Annotated[
-        float | None, typer.Option(help="With --adapter: pad_beta of every response (default: the adapter's).")
+        float | None,
+        typer.Option(help="With --adapter: pad_beta of every response (default: the adapter's)."),
     ] = None,
 ) -> None:
-    """Sample several responses to each of your prompts, through vLLM: of BASE itself, or guided by an adapter."""
+    """Sample several responses to each prompt, through vLLM: of BASE itself, or guided by an adapter."""
     with report_errors():
         build = {} if adapter is None else {"build": _guided_builder(adapter, weights, beta)}
         if adapter is None and (weights, beta) != (None, None):

@@ -14,7 +14,9 @@ from pad_vllm.cli.shared_options import JsonLinesOutput
 def score(
     source: Annotated[
         Path,
-        typer.Argument(metavar="SAMPLES", help="JSONL that `pad-vllm sample` wrote, or other records."),
+        typer.Argument(
+            metavar="SAMPLES", help="JSONL that `pad-vllm sample` wrote, or other records."
+        ),
     ],
     scorers: Annotated[
         list[str],
@@ -26,7 +28,9 @@ def score(
     ],
     out: JsonLinesOutput,
     batch: Annotated[int, typer.Option(min=1, help="Records between two writes to OUT.")] = 64,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests that a judge gets at once.")] = 8,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Requests that a judge gets at once.")
+    ] = 8,
 ) -> None:
     """Add scores of each dimension to the responses in SAMPLES.
 

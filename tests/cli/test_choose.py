@@ -47,7 +47,7 @@ def test_choices_are_kept_with_what_guided_them_and_the_rest_is_asked_the_next_t
     again = run("choose", samples, "--out", out, typed="1\n1\n")
     assert "1 of 2" in again.output
     assert "2 choices made, 2 were there before" in again.output
-    assert [choice.prompt[0]["content"] for choice in read_choices(out)] == [
+    assert [choice.prompt[0].content for choice in read_choices(out)] == [
         f"question {n}" for n in range(4)
     ]
 

@@ -186,7 +186,7 @@ def test_feature_sums_are_those_of_one_sequence_after_the_other(model):
                 before = (0, place - 1)
                 phi = model.features(h_B[before], h_T[before], torch.tensor([token]))
                 slow[number] += phi[0]
-    fast = feature_sums(model, sequences, batch=3)
+    fast = feature_sums(model, sequences, batch_size=3)
     torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-3)
     assert slow.abs().max() > 1.0
 
@@ -229,8 +229,12 @@ def test_prompts_are_text_or_messages_and_strange_line_breaks_belong_to_the_text
     lines = [json.dumps(GOOD), json.dumps(odd, ensure_ascii=False)]
     file.write_text("\n".join(lines), "utf-8")
     first, second = read_choices(file)
-    assert first.prompt == [{"role": "user", "content": "Hi"}]
-    assert (second.prompt, second.chosen, second.line_number) == (messages, "one\u2028two", 2)
+    assert first.prompt.messages() == [{"role": "user", "content": "Hi"}]
+    assert (second.prompt.messages(), second.chosen, second.line_number) == (
+        messages,
+        "one\u2028two",
+        2,
+    )
 
 
 @pytest.fixture

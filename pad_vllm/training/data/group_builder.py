@@ -170,9 +170,7 @@ class _GroupBuilder:
         ]
         return torch.stack([*prefixes, whole])
 
-    def _prefix_scores(
-        self, ids: list[int], known: Tensor, scorer_of: Mapping[int, str]
-    ) -> Tensor:
+    def _prefix_scores(self, ids: list[int], known: Tensor, scorer_of: Mapping[int, str]) -> Tensor:
         """[D] scores of the text of ids; `known` of dimensions without scorer, NaN where that is NaN."""
         scores = known.clone()
         if scorer_of:

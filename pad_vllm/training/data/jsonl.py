@@ -41,9 +41,7 @@ def count_lines(path: Path) -> int:
 
 
 def _reason(error: ValueError) -> str:
-    return (
-        first_validation_error(error) if isinstance(error, ValidationError) else str(error)
-    )
+    return first_validation_error(error) if isinstance(error, ValidationError) else str(error)
 
 
 def first_validation_error(error: ValidationError) -> str:

@@ -2,9 +2,9 @@
 
 In: groups (group_builder.py makes them of records). Out: the same in three parts by prompt, and on one scale.
 All responses of a prompt stay in one group, so that one forward pass of a response serves every pair it is
-in. Prefixes of responses have scores too (PREFIX_LENGTHS): the log-probability of a prefix is a partial sum of
-the whole's, so pairs of prefixes cost nothing and say where in the text a preference was met. Knows nothing
-of models or losses, nor where records come from.
+in. Prefixes of responses have scores too (PREFIX_LENGTHS): the log-probability of a prefix is a partial sum
+of the whole's, so pairs of prefixes cost nothing and say where in the text a preference was met. Knows
+nothing of models or losses, nor where records come from.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class SourceFormat:
     """Where a data set is published, and how one of its rows is read."""
 
     parse_row: Callable[[dict[str, Any], tuple[str, ...]], ParsedRow]
-    """(row, names of the dimensions) -> what the row says. Raises ValueError or KeyError if it is malformed."""
+    """(row, names of the dimensions) -> what the row says. Raises ValueError or KeyError if malformed."""
 
     dimensions: tuple[str, ...]
     """Names of the dimensions where the spec gives none."""

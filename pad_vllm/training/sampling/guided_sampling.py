@@ -1,8 +1,8 @@
 """Responses of a guided model, each with the arguments that guided it.
 
 Used for choices between such responses (`pad-vllm fit`), and for training data from the texts that guidance
-itself leads to. In: an adapter's folder, its dimensions, `pad_weights` or RANDOM_WEIGHTS. Out: an EngineBuilder
-for sampling/vllm_sampler.py.
+itself leads to. In: an adapter's folder, its dimensions, `pad_weights` or RANDOM_WEIGHTS. Out: an
+EngineBuilder for vllm_sampler.py.
 """
 
 from __future__ import annotations

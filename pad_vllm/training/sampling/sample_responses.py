@@ -76,7 +76,7 @@ def _parse(line: Any) -> Conversation:
 
 
 def remaining_prompts(prompts: Sequence[Conversation], out: Path) -> list[Conversation]:
-    """The prompts that neither `out` nor its file of failures holds. Cuts off incomplete last lines of both."""
+    """The prompts that neither `out` nor its file of failures holds. Repairs the last line of both."""
     done: set[Conversation] = set()
     for path in (out, failed_prompts_path(out)):
         jsonl.repair_last_line(path)

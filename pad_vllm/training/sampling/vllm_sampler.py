@@ -156,7 +156,9 @@ class ResponseSampler:
         prompts = [Conversation.from_json(text) for text in batch["prompt"]]
         refusals = [self._refusal(prompt) for prompt in prompts]
         # vLLM raises on a prompt that is too long, which would fail the whole batch.
-        accepted = [p.messages() for p, refusal in zip(prompts, refusals, strict=True) if not refusal]
+        accepted = [
+            p.messages() for p, refusal in zip(prompts, refusals, strict=True) if not refusal
+        ]
         results = iter(self._chat(accepted) if accepted else ())
         lines, failed = [], []
         for prompt, refusal in zip(prompts, refusals, strict=True):

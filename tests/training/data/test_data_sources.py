@@ -10,16 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pad_vllm.training.data import data_sources
-from pad_vllm.training.data.data_sources import (
-    SOURCES,
-    DataSpec,
-    MalformedRow,
-    read_source,
-    repeats_per_epoch,
-    weight_by_label,
-)
+from pad_vllm.training.data.conversation import prompt_key
+from pad_vllm.training.data.data_sources import MalformedRow, read_source, scored_dimensions
+from pad_vllm.training.data.data_spec import DataSpec, repeats_per_epoch, weight_by_label
 from pad_vllm.training.data.preference_record import unit_hash
+from pad_vllm.training.data.published_dataset_columns import SOURCES
 
 HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 
@@ -192,7 +187,7 @@ def test_users_own_files_hold_records_or_pairs(tmp_path):
     assert said(found[1])[0][0] == ("system", "Be brief.")
     assert said(found[1])[1] == [("good", {"preferred": 1}), ("bad", {"preferred": 0})]
     assert found[3].responses[0].token_ids == [5]
-    assert data_sources.scored_dimensions(found) == ("kind", "preferred", "polite")
+    assert scored_dimensions(found) == ("kind", "preferred", "polite")
     named, _ = records(f"jsonl:kind={tmp_path / 'mine.jsonl'}")
     assert named[1].responses[0].scores == {"kind": 1}
 
@@ -209,7 +204,7 @@ def test_a_json_array_is_read_as_its_items(tmp_path):
     file = tmp_path / "mine.json"
     file.write_text(json.dumps([own("a"), {"prompt": "b"}, own("c")], indent=1))
     found, report = records(f"jsonl={file}")
-    assert [r.key for r in found] == ["a", "c"]
+    assert [prompt_key(r.prompt) for r in found] == ["a", "c"]
     assert report.first_malformed[0].line == 2
 
 
@@ -290,7 +285,7 @@ def test_duplicates_are_dropped_and_same_texts_are_merged(tmp_path):
         own([{"role": "system", "content": "s"}, {"role": "user", "content": "a"}], ("x", "y")),
     ]
     found, report = records(f"jsonl={lines(tmp_path / 'mine.jsonl', rows)}")
-    assert [r.key for r in found] == ["a", "a", "b", "a"]
+    assert [prompt_key(r.prompt) for r in found] == ["a", "a", "b", "a"]
     assert said(found[2])[1] == [("x", {"kind": 0.5}), ("y", {"kind": 2})]
     assert (report.duplicate_records, report.merged_responses, report.too_few_responses) == (
         1,
@@ -306,7 +301,7 @@ def test_a_weight_below_one_keeps_the_same_part_every_time(tmp_path):
     assert first == again
     assert 70 < len(first) < 130
     assert report.dropped_by_weight + report.records == 200
-    held_out = sum(unit_hash(record.key) < 0.5 for record in first) / len(first)
+    held_out = sum(unit_hash(prompt_key(record.prompt)) < 0.5 for record in first) / len(first)
     assert 0.35 < held_out < 0.65  # independent of the split
 
 

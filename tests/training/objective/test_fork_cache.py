@@ -73,7 +73,7 @@ def test_batches_of_any_lengths_say_what_each_response_says_alone(family):
         group(ids(1), ids(1), ids(24)),
         group(ids(25), ids(3), ids(11)),
     ]
-    batched = compute_responses(model, groups, 6, batch=3)
+    batched = compute_responses(model, groups, 6, batch_size=3)
     assert [len(row) for row in batched] == [3, 2, 2]
     for one, row in zip(groups, batched, strict=True):
         for tokens, found in zip(one.response_ids, row, strict=True):
@@ -205,3 +205,16 @@ def test_two_hosts_whose_processes_have_one_number_write_drafts_of_their_own(tmp
         kept.write(one, [{"a": torch.ones(1)}, {}])
     assert len(set(drafts)) == 2
     assert [path.name for path in kept.path(one).parent.iterdir()] == [kept.path(one).name]
+
+
+def test_the_names_of_files_never_change(tmp_path):
+    one = dataclasses.replace(group([3, 4], [5, 6], [7]), prefix_scorers=("positive", None))
+    fork = ["weights", 22, "float32", 20]
+    forks = GroupTensorFiles(tmp_path, {"fork": fork})
+    branches = GroupTensorFiles(
+        tmp_path,
+        {"fork": fork, "drawn": [0.05, 0, 24]},
+        group_identity=lambda group: [group.prefix_scorers],
+    )
+    assert forks.path(one) == tmp_path / "1b" / "1bae1ae60ff63d0a06042b63b87007a1.safetensors"
+    assert branches.path(one) == tmp_path / "20" / "2067c9cca5ca3895ec2d13d252066853.safetensors"

@@ -246,14 +246,14 @@ def test_kept_trunk_states_are_returned_and_agree_with_those_computed(model, gro
     def never(forked):
         raise AssertionError("layers run")
 
-    monkeypatch.setattr(model, "trunk", never)
+    monkeypatch.setattr(model, "trunk_states", never)
     assert all(one is other.h_T for one, other in zip(trunk_hidden(model, kept), kept, strict=True))
 
 
 def test_beginnings_are_sums_up_to_every_cut():
     lengths = torch.tensor([1, 24, 25, 47, 48, 49, 96, 97, 130, 2])
     values = torch.randn(int(lengths.sum()), 3, generator=torch.Generator().manual_seed(0))
-    found = module._beginnings(values, lengths)
+    found = module._prefix_sums(values, lengths)
     assert found.shape == (len(PREFIX_LENGTHS) + 1, 3, len(lengths))
     start = 0
     for number, length in enumerate(lengths.tolist()):

@@ -74,8 +74,8 @@ def nothing(*_):
     """Progress that nobody reads."""
 
 
-def build(one, groups, *, rank=0, world=1, scored=True):
-    one.build(groups, rank, world, nothing, scored=scored)
+def build(one, groups, *, rank=0, world=1, with_targets=True):
+    one.build(groups, rank, world, nothing, with_targets=with_targets)
     return one
 
 
@@ -166,7 +166,7 @@ def test_other_branches_are_drawn_from_the_same_fork_activations(
 
 
 def test_branches_are_made_and_read_only_where_they_are_wanted(model, groups, tmp_path):
-    unscored = build(store(model, tmp_path), groups, scored=False)
+    unscored = build(store(model, tmp_path), groups, with_targets=False)
     assert not unscored.fork_files.missing(groups)
     assert unscored.branch_files.missing(groups) == groups
     none = build(store(model, tmp_path, recipe={"branch_share": 0.0}), groups)
@@ -210,7 +210,7 @@ def test_a_build_killed_in_between_goes_on_where_it_stopped(model, groups, tmp_p
 
 
 def test_a_frozen_trunk_is_what_the_top_layers_say(model, groups, tmp_path):
-    one = build(store(model, tmp_path), groups, scored=False)
+    one = build(store(model, tmp_path), groups, with_targets=False)
     expected = [trunk_hidden(model, one.responses(group)) for group in groups]
     one.freeze_trunk(groups, tmp_path / "trunk", 0, 1, nothing)
     for group, hidden in zip(groups, expected, strict=True):
@@ -230,7 +230,7 @@ def test_another_lora_has_another_trunk_and_the_same_one_is_not_run_again(
         if changed is not None:
             with torch.no_grad():
                 changed[0, 0] += 0.5
-        one = build(store(model, tmp_path), groups[:1], scored=False)
+        one = build(store(model, tmp_path), groups[:1], with_targets=False)
         hidden = trunk_hidden(model, one.responses(groups[0]))
         one.freeze_trunk(groups[:1], tmp_path / "trunk", 0, 1, nothing)
         paths.add(one.trunk_files.path(groups[0]))
@@ -264,7 +264,7 @@ def test_other_scorers_or_another_order_read_no_scores_of_the_first(
 ):
     monkeypatch.setitem(next_token_pairs.LEXICAL_SCORERS, "other", lambda text: float(len(text)))
     for wanted in (SCORERS, scorers):
-        asked = [dataclasses.replace(group, scorers=wanted) for group in groups]
+        asked = [dataclasses.replace(group, prefix_scorers=wanted) for group in groups]
         store = TrainingStore(model, TOKENIZER, settings(), tmp_path, "id")
         store.build(asked, 0, 1, lambda *_: None, with_targets=True)
         plain = TrainingStore(model, TOKENIZER, settings(cached=False), tmp_path, "id")
@@ -300,7 +300,7 @@ def test_two_scorers_of_very_different_scales_give_branch_losses_of_like_size(
     score = torch.rand(len(groups), 2, len(PREFIX_LENGTHS) + 1, 1, generator=generator) / 5
     both = torch.cat([score, 1000 * score], -1)
     raw = [
-        dataclasses.replace(group, scores=scores, scorers=("quiet", "letters"))
+        dataclasses.replace(group, scores=scores, prefix_scorers=("quiet", "letters"))
         for group, scores in zip(groups, both, strict=True)
     ]
     told = divide_by_spread(raw, score_spreads(raw))

@@ -68,7 +68,7 @@ def records(path):
 
 
 def test_every_response_gets_a_score_a_dimension_and_the_record_its_scorers(source, out):
-    tally = score_file(source, out, ["positive", "short=brief"], batch=3)
+    tally = score_file(source, out, ["positive", "short=brief"], batch_size=3)
 
     assert (tally.scored, tally.already_done, dict(tally.without_score)) == (7, 0, {})
     for given, made in zip(records(source), records(out), strict=True):
@@ -104,7 +104,7 @@ def test_a_second_run_has_nothing_to_do(source, out, calls):
 
 
 def test_an_unknown_score_is_left_out_and_counted(source, out, calls):
-    tally = score_file(source, out, ["flaky"], batch=64)
+    tally = score_file(source, out, ["flaky"], batch_size=64)
 
     assert tally.without_score == {"flaky": 7}
     assert records(out)[0].responses[0].scores == {"flaky": 1}
