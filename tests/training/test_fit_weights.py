@@ -70,12 +70,12 @@ def test_choices_not_seen_are_told_better_than_by_the_best_single_dimension():
         fitted.append(float((unseen @ found.w.float() > 0).float().mean()))
         single.append(float((unseen > 0).float().mean(0).sub(0.5).abs().max() + 0.5))
         promised.append((found.cross_validated, found.baseline))
-    told, baseline = torch.tensor(promised).mean(0).tolist()
+    predicted, baseline = torch.tensor(promised).mean(0).tolist()
     assert min(f - s for f, s in zip(fitted, single, strict=True)) > 0
     # What the fit says of itself from its own choices is what other choices show.
-    assert told == pytest.approx(sum(fitted) / len(fitted), abs=0.03)
+    assert predicted == pytest.approx(sum(fitted) / len(fitted), abs=0.03)
     assert baseline == pytest.approx(sum(single) / len(single), abs=0.03)
-    assert told > baseline + 0.04
+    assert predicted > baseline + 0.04
 
 
 @pytest.mark.parametrize(("count", "firm"), [(30, 3.0), (100, 2.0)])
@@ -182,8 +182,8 @@ def test_feature_sums_are_those_of_one_sequence_after_the_other(model):
     with torch.no_grad():
         for number, (prompt, response) in enumerate(sequences):
             h_B, h_T = model.hidden_twice(torch.tensor([[*prompt, *response]]))
-            for place, token in enumerate(response, start=len(prompt)):
-                before = (0, place - 1)
+            for position, token in enumerate(response, start=len(prompt)):
+                before = (0, position - 1)
                 phi = model.features(h_B[before], h_T[before], torch.tensor([token]))
                 slow[number] += phi[0]
     fast = feature_sums(model, sequences, batch_size=3)
@@ -381,11 +381,11 @@ def test_a_prompt_that_the_template_does_not_take_is_named_by_its_line(run, tmp_
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
         "{{ messages[0]['content'] }}>"
     )
-    told = {
+    with_system = {
         **GOOD,
         "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}],
     }
-    file = write(tmp_path / "choices.jsonl", [GOOD, told])
+    file = write(tmp_path / "choices.jsonl", [GOOD, with_system])
     result = run(file, "--chat-template", template)
     assert result.exit_code == 1
     assert "line 2: the chat template refuses the prompt (no system)" in result.stderr

@@ -122,10 +122,18 @@ def sample_responses(
         if ray_actors
         else _sample_in_process(texts, batch_size, sampler)
     )
+    _append_results(results, out, counts, total=len(prompts))
+    return counts
+
+
+def _append_results(
+    results: Iterable[dict[str, Any]], out: Path, counts: SamplingCounts, total: int
+) -> None:
+    """Write each batch of results (ResponseSampler) to the two files as it comes, and count it."""
     with (
         jsonl.line_appender(out) as append_record,
         jsonl.line_appender(failed_prompts_path(out)) as append_failure,
-        progress_bar("sampling", len(prompts), done=counts.already_done) as advance,
+        progress_bar("sampling", total, done=counts.already_done) as advance,
     ):
         for result in results:
             for line, failed in zip(result["line"], result["failed"], strict=True):
@@ -134,7 +142,6 @@ def sample_responses(
             counts.failed += failures
             counts.sampled += len(result["line"]) - failures
             advance(len(result["line"]))
-    return counts
 
 
 _SamplerArguments = tuple[str, SamplingOptions, EngineBuilder]
