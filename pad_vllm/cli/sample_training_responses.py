@@ -30,7 +30,7 @@ def sample(
     out: JsonLinesOutput,
     n: Annotated[int, typer.Option("--n", "-n", min=2, help="Responses to each prompt.")] = 4,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest response, in tokens.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0.01, help="Of sampling.")] = 0.8,
+    temperature: Annotated[float, typer.Option(min=0.01, help="Sampling temperature.")] = 0.8,
     top_k: Annotated[
         int,
         typer.Option(

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 CHOICE_FORM = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
 GUIDED_CHOICE_FORM = (
-    '"chosen_weights" and "rejected_weights" beside them where these pad_weights guided the answers'
+    'and, if the answers were guided, "chosen_weights" and "rejected_weights": their pad_weights'
 )
 _WEIGHTS_KEYS = ("chosen_weights", "rejected_weights")
 

@@ -75,7 +75,7 @@ class SourceReport:
 
 
 def read_source(
-    spec: DataSpec, *, strict: bool = False, limit: int | None = None, streaming: bool = True
+    spec: DataSpec, *, strict: bool = False, limit: int | None = None
 ) -> tuple[list[PreferenceRecord], SourceReport]:
     """Read the records of one source, in its order.
 
@@ -83,7 +83,6 @@ def read_source(
         spec: which source.
         strict: raise for a malformed row instead of counting and skipping it.
         limit: the most records to read; None: all.
-        streaming: False keeps a copy in the cache of `datasets`.
 
     Returns:
         (records, report of what was left out).
@@ -93,7 +92,7 @@ def read_source(
         OSError: the hub could not be opened.
     """
     report = SourceReport(spec.label)
-    rows = _parsed_rows(spec, report, strict=strict, streaming=streaming)
+    rows = _parsed_rows(spec, report, strict=strict)
     joined = _join_rows(rows, SOURCES[spec.name].join_rows)
     records = list(islice(_records(joined, spec, report), limit))
     report.records = len(records)
@@ -105,9 +104,7 @@ def scored_dimensions(records: Iterable[PreferenceRecord]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(d for record in records for r in record.responses for d in r.scores))
 
 
-def _parsed_rows(
-    spec: DataSpec, report: SourceReport, *, strict: bool, streaming: bool
-) -> Iterator[ParsedRow]:
+def _parsed_rows(spec: DataSpec, report: SourceReport, *, strict: bool) -> Iterator[ParsedRow]:
     """The rows that are not malformed; counts all in the report."""
     source = SOURCES[spec.name]
     rows = read_rows(
@@ -116,7 +113,6 @@ def _parsed_rows(
         str(source.hub_name),
         source.subfolder_of.get(spec.dimensions[0]),
         source.split,
-        streaming=streaming,
     )
     for file, line, row in rows:
         report.read += 1

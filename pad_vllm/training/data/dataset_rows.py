@@ -1,8 +1,8 @@
 """Rows of a local file, a folder or a data set of the hub, all through `datasets`.
 
-In: where the rows lie. Out: file or hub name, line from 1, and the line's text or the row. Local JSON comes
-as lines of text, because the JSON reader of `datasets` stops at a malformed line and takes a missing key for
-null. Knows nothing of what rows mean.
+In: where the rows lie. Out: file or hub name, line from 1, and the line's text or the row. Rows are streamed:
+nothing is copied into the cache of `datasets`. Local JSON comes as lines of text, because the JSON reader of
+`datasets` stops at a malformed line and takes a missing key for null. Knows nothing of what rows mean.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ def read_rows(
     hub_name: str,
     subfolder: str | None,
     split: str,
-    *,
-    streaming: bool,
 ) -> Iterator[tuple[str, int, Any]]:
     """The rows of `path`, or of the hub's data set if it is None.
 
@@ -44,7 +42,6 @@ def read_rows(
         hub_name: the data set's name on the hub.
         subfolder: the part of the hub's repository, or of a local folder that has it, to read.
         split: the hub's split; of a folder, only the files that have it in their names, if any has.
-        streaming: False keeps a copy in the cache of `datasets`.
 
     Yields:
         (file or hub name, line or row number from 1, a line's text or a parsed row). Blank lines are
@@ -55,22 +52,20 @@ def read_rows(
         OSError: the hub could not be opened.
     """
     if path is None:
-        dataset = _hub_rows(source_name, hub_name, subfolder, split, streaming)
+        dataset = _hub_rows(source_name, hub_name, subfolder, split)
         yield from ((hub_name, number, row) for number, row in enumerate(dataset, start=1))
         return
     for file in _files(path, subfolder, split):
-        for number, row in enumerate(_file_rows(file, streaming), start=1):
+        for number, row in enumerate(_file_rows(file), start=1):
             if not isinstance(row, str) or row.strip():
                 yield str(file), number, row
 
 
-def _hub_rows(
-    source_name: str, hub_name: str, subfolder: str | None, split: str, streaming: bool
-) -> Any:
+def _hub_rows(source_name: str, hub_name: str, subfolder: str | None, split: str) -> Any:
     from datasets import load_dataset
 
     try:
-        return load_dataset(hub_name, data_dir=subfolder, split=split, streaming=streaming)
+        return load_dataset(hub_name, data_dir=subfolder, split=split, streaming=True)
     except OSError as error:
         raise OSError(
             f"data {source_name!r}: {hub_name} could not be opened ({error}). Without the hub, fetch "
@@ -102,7 +97,7 @@ def _files(path: Path, subfolder: str | None, split: str) -> list[Path]:
     return files
 
 
-def _file_rows(file: Path, streaming: bool) -> Iterator[Any]:
+def _file_rows(file: Path) -> Iterator[Any]:
     """Text lines or parsed rows of one file."""
     from datasets import load_dataset
 
@@ -117,7 +112,7 @@ def _file_rows(file: Path, streaming: bool) -> Iterator[Any]:
             builder,
             data_files=[glob.escape(str(file))],
             split="train",
-            streaming=streaming,
+            streaming=True,
             **options,
         )
         if builder == "text":

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pad_vllm.text.chat_template import chat_token_ids
 from pad_vllm.text.preference_text import with_preference
@@ -44,9 +43,6 @@ class PreparedData:
     train: list[PromptGroup]
     validation: list[PromptGroup]
     held_out: list[PromptGroup]
-    spreads: dict[str, Tensor]
-    """Source -> [C + 1, D] that scores were divided by."""
-
     report: DataReport
 
 
@@ -95,7 +91,7 @@ def prepare_groups(settings: Settings, tokenizer: Any) -> PreparedData:
                 group, settings.text_preferences, tokenizer, dimensions
             )
         ]
-    return PreparedData(dimensions, train, validation, held_out, spreads, report)
+    return PreparedData(dimensions, train, validation, held_out, report)
 
 
 def split_groups(

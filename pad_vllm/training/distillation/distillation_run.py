@@ -75,7 +75,7 @@ class DistillationRun(TrainingRun):
         self.parts = DistillationSplit([], [], [], [], [])  # until there are answers
         self.answered, self.others = self._prompts()
         dimensions = tuple(wish.dimension for wish in self.asked)
-        return PreparedData(dimensions, [], [], [], {}, DataReport({}, {}, {}))
+        return PreparedData(dimensions, [], [], [], DataReport({}, {}, {}))
 
     @property
     def _teacher(self) -> DistillationSettings:

@@ -388,12 +388,6 @@ def test_paths_that_hold_no_data_are_refused_by_name(tmp_path):
     assert records(f"jsonl={tmp_path / 'empty.jsonl'}")[1].read == 0
 
 
-def test_without_streaming_the_same_records_come(tmp_path):
-    file = lines(tmp_path / "mine.jsonl.gz", [own("a"), "{", own("b")])
-    assert records(f"jsonl={file}", streaming=False) == records(f"jsonl={file}")
-    assert list((tmp_path / "cache").rglob("*.arrow"))
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
