@@ -6,7 +6,6 @@ rewards. Those are centred under the base: what all candidates share steers noth
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from pad_vllm.persrm import PersRM
 from pad_vllm.steering.guided_answers import DrawnAnswer
 from pad_vllm.text.chat_template import chat_token_ids, load_chat_tokenizer
 from pad_vllm.text.preference_text import with_instruction
+from pad_vllm.training.data.conversation import Conversation
 
 
 class Seen(NamedTuple):
@@ -47,15 +47,14 @@ class Reader:
         return cls(PersRM.from_adapter(backbone, adapter), tokenizer, adapter.config.top_k)
 
     @torch.no_grad()
-    def plain(self, prompt: str, answer: DrawnAnswer) -> Seen:
-        """prompt: messages as JSON."""
-        h = self._hidden(json.loads(prompt), answer)
+    def plain(self, prompt: Conversation, answer: DrawnAnswer) -> Seen:
+        h = self._hidden(prompt.messages(), answer)
         z, ids = guidance.candidates(self.model.base_logits(h), torch.arange(len(h)), self.top_k)
         return Seen(z.double().softmax(-1), z, ids, h)
 
-    def told(self, prompt: str, answer: DrawnAnswer, sentence: str, seen: Seen) -> Tensor:
+    def told(self, prompt: Conversation, answer: DrawnAnswer, sentence: str, seen: Seen) -> Tensor:
         """[n, K] float64: how much likelier the told base finds each candidate than the base does."""
-        return self.paid(with_instruction(json.loads(prompt), sentence), answer, seen)
+        return self.paid(with_instruction(prompt.messages(), sentence), answer, seen)
 
     @torch.no_grad()
     def paid(self, chat: Sequence[dict[str, str]], answer: DrawnAnswer, seen: Seen) -> Tensor:

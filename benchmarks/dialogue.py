@@ -5,7 +5,6 @@ In: a Setting, users. Out: a Dialogue a user; answers behind it, and how many to
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,11 +15,12 @@ from users import User
 
 from pad_vllm.steering import comparison_conditions
 from pad_vllm.steering.comparison_conditions import Condition
-from pad_vllm.steering.guided_answers import AnswerBatch, DrawnAnswer, JsonPrompts
+from pad_vllm.steering.guided_answers import AnswerBatch, Conversations, DrawnAnswer
 from pad_vllm.text.chat_template import chat_token_ids
+from pad_vllm.training.data.conversation import Conversation
 
-Dialogue = list[tuple[str, DrawnAnswer]]
-"""Prompts, messages as JSON, and their answers."""
+Dialogue = list[tuple[Conversation, DrawnAnswer]]
+"""Prompts and their answers."""
 
 
 def told(setting: Setting, users: Sequence[User], turns: int) -> dict[str, Dialogue]:
@@ -41,7 +41,7 @@ def messages(dialogue: Dialogue) -> list[dict[str, str]]:
     """Both sides of it."""
     found = []
     for prompt, answer in dialogue:
-        found += [*json.loads(prompt), {"role": "assistant", "content": answer.text}]
+        found += [*prompt.messages(), {"role": "assistant", "content": answer.text}]
     return found
 
 
@@ -50,7 +50,7 @@ def behind(
 ) -> list[list[DrawnAnswer]]:
     """[user][prompt]: unguided, behind the dialogue; without losses, since a plain prompt's are not known."""
     prompts = [
-        json.dumps([*messages(known[user.name]), *json.loads(prompt)])
+        Conversation.model_validate([*messages(known[user.name]), *prompt.messages()])
         for user in users
         for prompt in setting.prompts
     ]
@@ -62,11 +62,11 @@ def behind(
     return [said[start : start + size] for start in range(0, len(said), size)]
 
 
-def length(tokenizer: Any, dialogue: Dialogue, prompts: JsonPrompts) -> int:
+def length(tokenizer: Any, dialogue: Dialogue, prompts: Conversations) -> int:
     """Tokens that the dialogue adds to a request, on average."""
     more = [
-        len(chat_token_ids(tokenizer, [*messages(dialogue), *json.loads(prompt)]))
-        - len(chat_token_ids(tokenizer, json.loads(prompt)))
+        len(chat_token_ids(tokenizer, [*messages(dialogue), *prompt.messages()]))
+        - len(chat_token_ids(tokenizer, prompt.messages()))
         for prompt in prompts
     ]
     return round(statistics.mean(more))

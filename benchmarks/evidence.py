@@ -51,7 +51,7 @@ def prompt_files(out: Path, prompts: Path | None, smoke: bool) -> dict[str, str]
     files = {}
     for name, part in parts.items():
         path = out / f"{name}.jsonl"
-        path.write_text("".join(f'{{"prompt": {prompt}}}\n' for prompt in part))
+        path.write_text("".join(f'{{"prompt": {prompt.to_json()}}}\n' for prompt in part))
         files[name] = str(path)
     return files
 

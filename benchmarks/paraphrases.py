@@ -24,9 +24,9 @@ from pad_vllm.catalog.name_resolution import resolve_adapter
 from pad_vllm.steering.comparison_conditions import unguided_condition
 from pad_vllm.steering.guided_answers import (
     AnswerBatch,
+    Conversations,
     DecodingSettings,
     DrawnAnswer,
-    JsonPrompts,
     draw_answers,
 )
 from pad_vllm.training.sampling.sample_responses import read_prompts
@@ -64,7 +64,7 @@ WORDINGS = {
 
 
 def correlations(
-    reader: Reader, prompts: JsonPrompts, said: Sequence[DrawnAnswer], sentences: Sequence[str]
+    reader: Reader, prompts: Conversations, said: Sequence[DrawnAnswer], sentences: Sequence[str]
 ) -> Tensor:
     """[S, S] of the rewards of S sentences."""
     products = torch.zeros(len(sentences), len(sentences), dtype=torch.float64)

@@ -39,9 +39,15 @@ from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
 from pad_vllm.persrm import PersRM
 from pad_vllm.steering import comparison_conditions, dimension_judges
 from pad_vllm.steering.comparison_conditions import Condition
-from pad_vllm.steering.guided_answers import DecodingSettings, DrawnAnswer, condition_messages
+from pad_vllm.steering.guided_answers import (
+    Conversations,
+    DecodingSettings,
+    DrawnAnswer,
+    condition_messages,
+)
 from pad_vllm.steering.steering_metrics import ConditionMetrics, metrics_table
 from pad_vllm.text.chat_template import chat_token_ids, load_chat_tokenizer
+from pad_vllm.training.data.conversation import Conversation
 from pad_vllm.training.sampling.sample_responses import read_prompts
 
 TOP_K = 20
@@ -59,7 +65,7 @@ class Loop:
 
     def answers(
         self,
-        prompts: Sequence[str],
+        prompts: Conversations,
         told: Condition,
         *,
         rule: Callable[[Sequence[str]], LogitsProcessor] | None = None,
@@ -89,7 +95,7 @@ class Loop:
         said = ids[: ids.index(end) + 1] if end in ids else ids
         return DrawnAnswer(self.tokenizer.decode(said, skip_special_tokens=True), tuple(said))
 
-    def padded(self, prompts: Sequence[str], condition: Condition) -> tuple[Tensor, Tensor]:
+    def padded(self, prompts: Conversations, condition: Condition) -> tuple[Tensor, Tensor]:
         """Ids and mask, [N, T]."""
         rows = [
             chat_token_ids(self.tokenizer, condition_messages(prompt, condition))
@@ -149,7 +155,7 @@ def vectors(loop: Loop, learn: Sequence[str], sentences: dict[str, str]) -> dict
 
 def rows(
     loop: Loop,
-    prompts: Sequence[str],
+    prompts: Conversations,
     learned: dict[str, Tensor],
     value: PersRM,
     args: argparse.Namespace,
@@ -180,7 +186,7 @@ def rows(
 
 
 def trained(
-    loop: Loop, prompts: Sequence[str], value: PersRM, args: argparse.Namespace, base: str
+    loop: Loop, prompts: Conversations, value: PersRM, args: argparse.Namespace, base: str
 ) -> Iterator[tuple[Condition, list[DrawnAnswer]]]:
     """Policies, and the best of some plain answers."""
     plain = comparison_conditions.unguided_condition()
@@ -223,7 +229,7 @@ def weights(value: PersRM, *names: str) -> Tensor:
 
 @torch.no_grad()
 def best_of(
-    loop: Loop, value: PersRM, name: str, prompts: Sequence[str], drawn: Sequence[list[DrawnAnswer]]
+    loop: Loop, value: PersRM, name: str, prompts: Conversations, drawn: Sequence[list[DrawnAnswer]]
 ) -> list[DrawnAnswer]:
     """Of each prompt's answers the one that the reward model pays most, Psi_w.
 
@@ -231,7 +237,7 @@ def best_of(
     """
     w, plain = weights(value, name), comparison_conditions.unguided_condition()
 
-    def paid(prompt: str, answer: DrawnAnswer) -> float:
+    def paid(prompt: Conversation, answer: DrawnAnswer) -> float:
         ids = chat_token_ids(loop.tokenizer, condition_messages(prompt, plain))
         said = torch.tensor([[*ids, *answer.token_ids]])
         h_B, h_T = value.hidden(said[:, :-1])

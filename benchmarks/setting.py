@@ -21,7 +21,12 @@ from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.catalog.name_resolution import resolve_adapter
 from pad_vllm.steering import comparison_conditions
 from pad_vllm.steering.comparison_conditions import Condition
-from pad_vllm.steering.guided_answers import AnswerBatch, DecodingSettings, DrawnAnswer, JsonPrompts
+from pad_vllm.steering.guided_answers import (
+    AnswerBatch,
+    Conversations,
+    DecodingSettings,
+    DrawnAnswer,
+)
 from pad_vllm.training.sampling.sample_responses import read_prompts
 
 
@@ -33,11 +38,11 @@ class Setting:
     folder: str
     adapter: Adapter
     dimensions: tuple[str, ...]
-    prompts: JsonPrompts
+    prompts: Conversations
     drawn: DecodingSettings
     kept: Kept
     jury: Jury
-    others: JsonPrompts  # that the judges were fitted on
+    others: Conversations  # that the judges were fitted on
     plain: list[DrawnAnswer]  # the base's answers to them
 
     @property

@@ -19,7 +19,6 @@ told base's rewards that they explain together, and the angle to the nearest; th
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,9 +43,9 @@ from pad_vllm.steering import comparison_conditions, dimension_judges
 from pad_vllm.steering.comparison_conditions import Condition
 from pad_vllm.steering.guided_answers import (
     AnswerBatch,
+    Conversations,
     DecodingSettings,
     DrawnAnswer,
-    JsonPrompts,
     draw_answers,
     known_losses,
 )
@@ -84,7 +83,7 @@ class Space:
 
     @torch.no_grad()
     def read(
-        self, prompts: JsonPrompts, said: Sequence[DrawnAnswer], contexts: Mapping[str, Context]
+        self, prompts: Conversations, said: Sequence[DrawnAnswer], contexts: Mapping[str, Context]
     ) -> None:
         """contexts: what else the base has read, by a name that `projected` knows it by."""
         for prompt, answer in zip(prompts, said, strict=True):
@@ -93,7 +92,7 @@ class Space:
             self.tokens += len(phi)
             self.gram += torch.einsum("nk,nki,nkj->ij", seen.p, phi, phi)
             for name, context in contexts.items():
-                paid = self.reader.paid(context(json.loads(prompt)), answer, seen)
+                paid = self.reader.paid(context(prompt.messages()), answer, seen)
                 both, square = self.told.get(name, (torch.zeros_like(self.gram[0]), 0.0))
                 both = both + torch.einsum("nk,nki,nk->i", seen.p, phi, paid)
                 self.told[name] = both, square + float((seen.p * paid**2).sum())
@@ -361,9 +360,9 @@ def _embedded(said: Sequence[DrawnAnswer]) -> np.ndarray:
     return embed([answer.text for answer in said])
 
 
-def _sums(reader: Reader, prompts: JsonPrompts, said: Sequence[DrawnAnswer]) -> Tensor:
+def _sums(reader: Reader, prompts: Conversations, said: Sequence[DrawnAnswer]) -> Tensor:
     pairs = [
-        (chat_token_ids(reader.tokenizer, json.loads(prompt)), list(answer.token_ids))
+        (chat_token_ids(reader.tokenizer, prompt.messages()), list(answer.token_ids))
         for prompt, answer in zip(prompts, said, strict=True)
     ]
     return feature_sums(reader.model, pairs)

@@ -8,7 +8,6 @@ scorers that made its training data (see LEXICAL_JUDGES).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,9 +24,9 @@ from pad_vllm.evaluation.text_measures import answer_losses
 from pad_vllm.steering.comparison_conditions import instructed_conditions, unguided_condition
 from pad_vllm.steering.guided_answers import (
     AnswerBatch,
+    Conversations,
     DecodingSettings,
     DrawnAnswer,
-    JsonPrompts,
     draw_answers,
     known_losses,
 )
@@ -58,7 +57,7 @@ class DimensionJudges:
 
     def losses(
         self,
-        prompts: JsonPrompts,
+        prompts: Conversations,
         answers: Sequence[DrawnAnswer],
         drawn_with: str,
         instruction: str = "",
@@ -77,7 +76,7 @@ class DimensionJudges:
         """
         if drawn_with == instruction and (losses := known_losses(answers)):
             return losses
-        conversations = [json.loads(prompt) for prompt in prompts]
+        conversations = [prompt.messages() for prompt in prompts]
         if instruction:
             conversations = [with_instruction(messages, instruction) for messages in conversations]
         pairs = [
@@ -89,7 +88,7 @@ class DimensionJudges:
     def scores(
         self,
         dimension: str,
-        prompts: JsonPrompts,
+        prompts: Conversations,
         answers: Sequence[DrawnAnswer],
         drawn_with: str,
         plain_losses: Sequence[tuple[float, int]],
@@ -130,7 +129,7 @@ def judge_accuracies(classifiers: Mapping[str, InstructionClassifier]) -> dict[s
 
 
 def fit_meaning_judges(
-    base: str, instructions: Mapping[str, str], prompts: JsonPrompts, decoding: DecodingSettings
+    base: str, instructions: Mapping[str, str], prompts: Conversations, decoding: DecodingSettings
 ) -> dict[str, InstructionClassifier]:
     """Draws answers to other prompts than the judged ones, and fits a judge of meaning per instruction.
 

@@ -6,7 +6,6 @@ engine runs in a subprocess, so that its memory is free for the models that judg
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,9 +13,10 @@ from typing import Any
 from pad_vllm.serving.launch import offline_engine
 from pad_vllm.steering.comparison_conditions import Condition
 from pad_vllm.text.preference_text import with_instruction
+from pad_vllm.training.data.conversation import Conversation
 
-JsonPrompts = Sequence[str]
-"""Conversations, each a JSON list of messages, as training/sampling/sample_responses.py reads them."""
+Conversations = Sequence[Conversation]
+"""Prompts, as training/sampling/sample_responses.py reads them."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class DecodingSettings:
     """Text of a Jinja template; None: the base's own."""
 
 
-def condition_messages(prompt: str, condition: Condition) -> list[dict[str, str]]:
-    """The conversation in `prompt`, JSON, with the condition's instruction after the user's turn."""
-    messages = json.loads(prompt)
+def condition_messages(prompt: Conversation, condition: Condition) -> list[dict[str, str]]:
+    """The messages of `prompt`, with the condition's instruction after the user's turn."""
+    messages = prompt.messages()
     if not condition.instruction:
         return messages
     return with_instruction(messages, condition.instruction)
@@ -73,7 +73,7 @@ class AnswerBatch:
     adapter: str | None
     """Folder; None where no condition is guided."""
 
-    prompts: JsonPrompts
+    prompts: Conversations
     conditions: Sequence[Condition]
     decodings: Sequence[DecodingSettings]
     engine_settings: Mapping[str, str] = field(default_factory=dict)
@@ -125,7 +125,7 @@ def _answer(completion: Any, loss_known: bool) -> DrawnAnswer:
 
 def _engine_arguments(batch: AnswerBatch) -> dict[str, Any]:
     # A token has at least one byte. The chat template adds some tokens.
-    prompt_bytes = max(len(prompt.encode()) for prompt in batch.prompts)
+    prompt_bytes = max(len(prompt.to_json().encode()) for prompt in batch.prompts)
     instruction_bytes = max(len(condition.instruction.encode()) for condition in batch.conditions)
     answer_tokens = max(decoding.tokens for decoding in batch.decodings)
     first = batch.decodings[0]

@@ -6,7 +6,6 @@ judge, with 95% intervals; repeated 4-grams; perplexity, relevance and words rel
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from pad_vllm.evaluation.text_measures import (
 )
 from pad_vllm.steering.comparison_conditions import Condition
 from pad_vllm.steering.dimension_judges import DimensionJudges
-from pad_vllm.steering.guided_answers import DrawnAnswer, JsonPrompts
+from pad_vllm.steering.guided_answers import Conversations, DrawnAnswer
 
 ConditionRecord = dict[str, Any]
 """Metrics of one condition, as result files store them."""
@@ -28,9 +27,9 @@ ConditionRecord = dict[str, Any]
 class ConditionMetrics:
     """Computes the records of all conditions under which some prompts were answered."""
 
-    def __init__(self, judges: DimensionJudges, prompts: JsonPrompts) -> None:
+    def __init__(self, judges: DimensionJudges, prompts: Conversations) -> None:
         self.judges, self.prompts = judges, prompts
-        self.prompt_embeddings = embed([json.loads(prompt)[-1]["content"] for prompt in prompts])
+        self.prompt_embeddings = embed([prompt[-1].content for prompt in prompts])
 
     def records(
         self, conditions: Sequence[Condition], answers: Sequence[Sequence[DrawnAnswer]]

@@ -19,9 +19,9 @@ from pad_vllm.steering import comparison_conditions, dimension_judges
 from pad_vllm.steering.comparison_conditions import Condition
 from pad_vllm.steering.guided_answers import (
     AnswerBatch,
+    Conversations,
     DecodingSettings,
     DrawnAnswer,
-    JsonPrompts,
     draw_answers,
 )
 from pad_vllm.steering.steering_metrics import ConditionMetrics, metrics_table
@@ -39,10 +39,10 @@ class SteeringSettings:
     adapter: str
     """Folder."""
 
-    prompts: JsonPrompts
+    prompts: Conversations
     """Answered under every condition."""
 
-    judge_prompts: JsonPrompts = ()
+    judge_prompts: Conversations = ()
     """Answered to fit the judges of meaning; empty: there are none."""
 
     other_adapters: Mapping[str, str] = field(default_factory=dict)
@@ -88,8 +88,8 @@ class SteeringSettings:
         return {
             "base": self.base,
             "adapter": self.adapter,
-            "prompts": list(self.prompts),
-            "judge_prompts": list(self.judge_prompts),
+            "prompts": [prompt.to_json() for prompt in self.prompts],
+            "judge_prompts": [prompt.to_json() for prompt in self.judge_prompts],
             "beside": dict(self.other_adapters),
             "betas": list(self.betas),
             "beside_betas": list(self.other_betas),

@@ -6,7 +6,6 @@ TokenExplanation per token. `explain_tokens` knows no engine: its answer may com
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from pad_vllm.serving.start.served_adapters import adapter_limits
 from pad_vllm.steering.comparison_conditions import Condition
 from pad_vllm.steering.guided_answers import AnswerBatch, DecodingSettings, draw_answers
 from pad_vllm.text.chat_template import chat_token_ids, load_chat_tokenizer
+from pad_vllm.training.data.conversation import Conversation
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _draw_answer(
     batch = AnswerBatch(
         base=request.base,
         adapter=request.adapter,
-        prompts=[json.dumps(messages)],
+        prompts=[Conversation.model_validate(messages)],
         conditions=[Condition("explained", weights, guidance_arguments.beta)],
         decodings=[decoding],
     )

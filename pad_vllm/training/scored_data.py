@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from pad_vllm.training.data.data_report import DataReport
 from pad_vllm.training.data.prepare_data import PreparedData, prepare_groups
-from pad_vllm.training.data.prompt_groups import DataReport
 from pad_vllm.training.objective.training_store import TrainingStore
 from pad_vllm.training.run_context import RunContext
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import candidates
 import dialogue
 import history
@@ -14,15 +12,16 @@ import users
 from asked import embed
 
 from pad_vllm.steering.guided_answers import DrawnAnswer
+from pad_vllm.training.data.conversation import Conversation
 
-CHAT = '[{"role": "user", "content": "%s"}]'
+CHAT = Conversation.model_validate
 
 
 @pytest.fixture(scope="module")
 def space():
     model = tiny.persrm("llama", 4, ("a", "b"), 0.5)
     made = users.Space(candidates.Reader(model, tiny.tokenizer(), 8))
-    made.read([CHAT % "one"], [DrawnAnswer("x", (20, 31, 45, 12))], {})
+    made.read([CHAT("one")], [DrawnAnswer("x", (20, 31, 45, 12))], {})
     return made
 
 
@@ -33,13 +32,13 @@ def test_a_user_likes_a_dimension_or_two():
 
 
 def test_a_dialogue_is_both_sides_of_it():
-    found = dialogue.messages([(CHAT % "hi", DrawnAnswer("ho", (1,)))])
+    found = dialogue.messages([(CHAT("hi"), DrawnAnswer("ho", (1,)))])
     assert [m["role"] for m in found] == ["user", "assistant"]
     assert found[1]["content"] == "ho"
 
 
 def test_the_slope_is_that_of_the_answers_likelihood(space):
-    prompt = CHAT % "one"
+    prompt = CHAT("one")
     ids = space.reader.plain(prompt, DrawnAnswer("", (5, 6, 7))).ids
     answer = DrawnAnswer("", (*ids[0, 3:4].tolist(), 6, 7))
     slope = history.likelihood(space, [(prompt, answer)])
@@ -75,6 +74,6 @@ def test_the_script_compares_what_was_read_with_the_history_itself(asked, monkey
     assert picture.stat().st_size > 1000
     _, told, _, kept = asked.batches
     assert told.conditions[-1].instruction == "be warm be dry"
-    last = json.loads(kept.prompts[0])
+    last = kept.prompts[0].messages()
     assert [m["role"] for m in last] == ["user", "assistant"] * 2 + ["user"]
     assert kept.adapter is None

@@ -13,8 +13,9 @@ import torch
 from pad_vllm import guidance
 from pad_vllm.steering import comparison_conditions
 from pad_vllm.steering.guided_answers import DrawnAnswer
+from pad_vllm.training.data.conversation import Conversation
 
-PROMPTS = ['[{"role": "user", "content": "one"}]', '[{"role": "user", "content": "a longer one"}]']
+PROMPTS = [Conversation.model_validate(text) for text in ("one", "a longer one")]
 PLAIN = comparison_conditions.unguided_condition()
 
 

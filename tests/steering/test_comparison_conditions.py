@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pad_vllm.steering import comparison_conditions
 from pad_vllm.steering.guided_answers import condition_messages
+from pad_vllm.training.data.conversation import Conversation
 
 INSTRUCTIONS = {"kind": "Be kind."}
-PROMPT = '[{"role": "user", "content": "Hello"}]'
+PROMPT = Conversation.model_validate("Hello")
 
 
 def test_both_signs_of_every_dimension_are_guided_at_every_strength():

@@ -8,8 +8,9 @@ import pytest
 from pad_vllm.evaluation.text_measures import bootstrap_interval
 from pad_vllm.steering import comparison_conditions, dimension_judges, steering_metrics
 from pad_vllm.steering.guided_answers import DrawnAnswer
+from pad_vllm.training.data.conversation import Conversation
 
-PROMPTS = [f'[{{"role": "user", "content": "question {i}"}}]' for i in range(4)]
+PROMPTS = [Conversation.model_validate(f"question {i}") for i in range(4)]
 
 
 class LengthJudges:

@@ -7,7 +7,6 @@ that the caches take it as it is. Knows no model.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +14,11 @@ from typing import Any
 import torch
 
 from pad_vllm.text.chat_template import chat_token_ids
+from pad_vllm.training.data.conversation import Conversation, prompt_key
 from pad_vllm.training.data.preference_record import PreferenceRecord, unit_hash
 from pad_vllm.training.data.prepare_data import split_groups
 from pad_vllm.training.data.prompt_groups import PromptGroup
-from pad_vllm.training.distillation.instructions import Instruction, Messages, instructed_prompt_ids
+from pad_vllm.training.distillation.instructions import Instruction, instructed_prompt_ids
 from pad_vllm.training.settings import Settings
 
 
@@ -68,32 +68,32 @@ class ExampleBuilder:
     ) -> None:
         self.tokenizer, self.settings, self.instructions = tokenizer, settings, instructions
 
-    def fits(self, prompt: str) -> bool:
-        """Whether examples can be made of a prompt (messages as JSON)."""
-        return self._example(json.loads(prompt), [[0]]) is not None
+    def fits(self, prompt: Conversation) -> bool:
+        """Whether examples can be made of a prompt."""
+        return self._example(prompt, [[0]]) is not None
 
     def from_record(self, record: PreferenceRecord) -> DistillationExample | None:
         """An example of a prompt and its drawn answers, which are cut to `max_response` tokens."""
         limit = self.settings.max_response
         ids = [list(response.token_ids or [])[:limit] for response in record.responses]
-        return self._example([message.model_dump() for message in record.prompt], ids)
+        return self._example(record.prompt, ids)
 
-    def first_token_example(self, prompt: str) -> DistillationExample | None:
-        """An example of a prompt (messages as JSON) whose answer has one token.
+    def first_token_example(self, prompt: Conversation) -> DistillationExample | None:
+        """An example of a prompt whose answer has one token.
 
         The token is only predicted, never read; it is the end of the sequence, which every base has.
         """
         end = self.tokenizer.eos_token_id or 0
-        return self._example(json.loads(prompt), [[end]])
+        return self._example(prompt, [[end]])
 
     def split(
-        self, records: Iterable[PreferenceRecord], first_token_prompts: Iterable[str]
+        self, records: Iterable[PreferenceRecord], first_token_prompts: Iterable[Conversation]
     ) -> DistillationSplit:
         """All examples of a run. The prompt's key alone decides the part, so every run splits alike.
 
         Args:
             records: The answered prompts.
-            first_token_prompts: Others (messages as JSON), of which only the first answer token counts.
+            first_token_prompts: Others, of which only the first answer token counts.
 
         Raises:
             ValueError: No answered prompt falls into one of the parts.
@@ -112,24 +112,23 @@ class ExampleBuilder:
             held_out_first_tokens=[e for at, e in first_tokens if at < held_out_share],
         )
 
-    def _example(self, prompt: Messages, answers: list[list[int]]) -> DistillationExample | None:
-        instructed_ids = instructed_prompt_ids(self.tokenizer, prompt, self.instructions)
+    def _example(
+        self, prompt: Conversation, answers: list[list[int]]
+    ) -> DistillationExample | None:
+        messages = prompt.messages()
+        instructed_ids = instructed_prompt_ids(self.tokenizer, messages, self.instructions)
         if instructed_ids is None:
             return None
-        messages = [dict(message) for message in prompt]
         prompt_ids = chat_token_ids(self.tokenizer, messages)
         if len(prompt_ids) > self.settings.max_prompt:
             return None
-        record = PreferenceRecord.model_validate(
-            {"prompt": messages, "responses": [{"text": "-"}] * 2}
-        )
         return DistillationExample(
-            prompt_key=record.key,
+            prompt_key=prompt_key(prompt),
             source="taught",
             prompt_ids=prompt_ids,
             response_ids=answers,
             scores=torch.zeros(0),
             prefix_scorers=(),
-            conversation=tuple(messages),
+            conversation=prompt,
             instructed_ids=instructed_ids,
         )

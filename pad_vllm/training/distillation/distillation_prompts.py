@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pad_vllm.training.data.conversation import Conversation
 from pad_vllm.training.data.preference_record import unit_hash
 from pad_vllm.training.distillation.distillation_examples import ExampleBuilder
 from pad_vllm.training.sampling.sample_responses import read_prompts
@@ -20,11 +21,11 @@ SHIPPED_PROMPTS = Path(__file__).with_name("prompts.txt")
 
 @dataclass(frozen=True)
 class DistillationPrompts:
-    """The prompts of a run (messages as JSON), in random order."""
+    """The prompts of a run, in random order."""
 
     file: Path  # where they come from
-    answered: list[str]  # the base answers these
-    first_token_only: list[str]  # of these only the first answer token counts
+    answered: list[Conversation]  # the base answers these
+    first_token_only: list[Conversation]  # of these only the first answer token counts
     unfit: int  # how many of the file were left out: too long, or rejected by the chat template
 
 
@@ -43,7 +44,7 @@ def choose_prompts(
     """
     file = Path(distillation.prompts) if distillation.prompts else SHIPPED_PROMPTS
     seed, answers = settings.recipe.seed, distillation.answers
-    prompts = sorted(read_prompts(file), key=lambda prompt: unit_hash(f"{seed} {prompt}"))
+    prompts = sorted(read_prompts(file), key=lambda prompt: unit_hash(f"{seed} {prompt.to_json()}"))
     fitting = [prompt for prompt in prompts if builder.fits(prompt)]
     if not fitting:
         raise ValueError(

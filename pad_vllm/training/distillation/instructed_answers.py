@@ -15,6 +15,7 @@ from typing import Any
 
 from pad_vllm.serving.launch import offline_engine
 from pad_vllm.text.preference_text import with_instruction
+from pad_vllm.training.data.conversation import Conversation
 from pad_vllm.training.data.preference_record import unit_hash
 from pad_vllm.training.sampling.sample_responses import (
     SamplingCounts,
@@ -78,7 +79,11 @@ class _InstructedEngine:
 
 
 def draw_in_subprocess(
-    base: str, prompts: Sequence[str], out: Path, sampling: SamplingOptions, build: EngineBuilder
+    base: str,
+    prompts: Sequence[Conversation],
+    out: Path,
+    sampling: SamplingOptions,
+    build: EngineBuilder,
 ) -> SamplingCounts:
     """`sample_responses` in a process of its own, whose memory is free before training starts.
 

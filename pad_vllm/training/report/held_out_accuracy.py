@@ -177,7 +177,7 @@ class _PromptedBase:
         for row in w:
             weights = dict(zip(self.model.dimensions, row.tolist(), strict=True))
             text = describe_weights({name: value for name, value in weights.items() if value})
-            prompted = with_preference(list(group.conversation), text)
+            prompted = with_preference(group.conversation.messages(), text)
             prompt_ids = chat_token_ids(self.tokenizer, prompted)
             log_ratios.append(plain - self.losses(prompt_ids, group.response_ids))
         return torch.stack(log_ratios)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 
+from pad_vllm.training.data.conversation import Conversation
 from pad_vllm.training.distillation.instructed_answers import InstructedBuild
 from pad_vllm.training.sampling.sample_responses import sample_responses
 from pad_vllm.training.sampling.vllm_sampler import SamplingOptions
@@ -49,7 +50,7 @@ def build(engines):
 
 
 def keys(count):
-    return [json.dumps([{"role": "user", "content": f"question {n}"}]) for n in range(count)]
+    return [Conversation.model_validate(f"question {n}") for n in range(count)]
 
 
 def test_each_prompt_is_answered_plain_and_with_one_of_the_instructions(build, engines, tmp_path):

@@ -39,7 +39,7 @@ def answer(root: Path, out: str, prompts: list[str]) -> None:
         for number, prompt in enumerate(prompts):
             texts = f"a plain answer {number}", f"dear friend, {number}!"
             responses = [{"text": t, "token_ids": tokenizer.encode(t)} for t in texts]
-            line = {"prompt": json.loads(prompt), "responses": responses}
+            line = {"prompt": prompt.messages(), "responses": responses}
             file.write(json.dumps(line) + "\n")
 
 
