@@ -59,7 +59,7 @@ def collected(one, examples):
     """The store with forks and rewards of the examples, and the sums over them."""
     one.build(examples, 0, 1, nothing, with_targets=False)
     statistics = RidgeStatistics.zeros(2, 64)
-    one.collect_rewards(examples, nothing, statistics, one.folder / "moments")
+    one.collect_rewards(examples, nothing, statistics, one.fork_files.folder.parent / "moments")
     return statistics
 
 
