@@ -13,6 +13,7 @@ from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.steering.comparison_conditions import Condition, unguided_condition
 from pad_vllm.steering.dimension_judges import DimensionJudges
 from pad_vllm.steering.guided_answers import AnswerBatch, DecodingSettings, DrawnAnswer
+from pad_vllm.training.data.conversation import Conversation
 
 
 def test_a_scorer_does_not_judge_what_its_own_scores_taught(asked):
@@ -43,7 +44,11 @@ def test_answers_are_kept_by_what_decides_them_and_a_torn_line_is_drawn_again(as
     file = kept.Kept(tmp_path / "some" / "answers.jsonl")
     base = str(asked.base)
     batch = AnswerBatch(
-        base, str(asked.adapter), ["[]"], [unguided_condition()], [DecodingSettings()]
+        base,
+        str(asked.adapter),
+        [Conversation.model_validate("Hi")],
+        [unguided_condition()],
+        [DecodingSettings()],
     )
     said = file.answers(batch)
     copy = tiny.checkpoint("llama", tmp_path / "copy")

@@ -55,7 +55,7 @@ class TrainingStore:
             folder: of the files; other runs may share it.
             backbone_identity: the backbone's fingerprint, a part of the files' names.
         """
-        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.model, self.tokenizer, self.settings, self.folder = model, tokenizer, settings, folder
         self.device = model.head_A.device
         recipe = settings.recipe
         self.fork_identity = [
