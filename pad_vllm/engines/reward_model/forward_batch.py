@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -49,6 +49,16 @@ class RowChunk:
         return self.start + len(self.tokens)
 
     @property
+    def end_slot(self) -> int:
+        """The index after the last token or node, among the row's cache slots."""
+        return self.start + self.size
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Ids of the tokens, then of the nodes: [size]."""
+        return [*self.tokens, *(node.token for node in self.nodes)]
+
+    @property
     def num_before_wanted(self) -> int:
         """How many of the chunk's first tokens need no hidden states."""
         return min(max(self.first_wanted - self.start, 0), len(self.tokens))
@@ -66,15 +76,15 @@ class PackedPass:
 
 
 class _GroupArrays(NamedTuple):
-    """Arguments of AttentionGroup.build, as int64 arrays on the host or tensors on the device."""
+    """Arguments of AttentionGroup.build, as int64 arrays on the host."""
 
-    token_index: np.ndarray | Tensor
-    unpadded: np.ndarray | Tensor
-    block_table: np.ndarray | Tensor
-    positions: np.ndarray | Tensor
-    num_visible: np.ndarray | Tensor
-    also_visible: np.ndarray | Tensor
-    node_slots: np.ndarray | Tensor
+    token_index: np.ndarray
+    unpadded: np.ndarray
+    block_table: np.ndarray
+    positions: np.ndarray
+    num_visible: np.ndarray
+    also_visible: np.ndarray
+    node_slots: np.ndarray
 
 
 def pack_chunks(
@@ -92,56 +102,55 @@ def pack_chunks(
         device: where the pass runs.
     """
     starts = [0, *accumulate(chunk.size for chunk in chunks)]
-    wanted = [np.arange(chunk.num_before_wanted, chunk.size) for chunk in chunks]
-    ids = [i for c in chunks for i in (*c.tokens, *(node.token for node in c.nodes))]
-    arrays = [
-        np.array(ids, np.int64),
-        np.concatenate([_positions(chunk) for chunk in chunks]),
-        np.concatenate([_slots(chunk, block_size, chunk.start, _end(chunk)) for chunk in chunks]),
-        np.concatenate(
-            [
-                _slots(chunk, block_size, _end(chunk), _num_blocks(chunk, block_size) * block_size)
-                for chunk in chunks
-            ]
-        ),
-        np.concatenate([start + inside for start, inside in zip(starts, wanted, strict=False)]),
-        np.repeat(np.arange(len(chunks)), [len(inside) for inside in wanted]),
-    ]
-    num_parts = len(_GroupArrays._fields)
-    for members in _alike(chunks, block_size):
-        arrays += _group_arrays(
+    in_chunk = [np.arange(chunk.num_before_wanted, chunk.size) for chunk in chunks]
+    ids = np.array([token for chunk in chunks for token in chunk.token_ids], np.int64)
+    positions = np.concatenate([_positions(chunk) for chunk in chunks])
+    slots = np.concatenate(
+        [_slots(chunk, block_size, chunk.start, chunk.end_slot) for chunk in chunks]
+    )
+    unwritten = np.concatenate(
+        [
+            _slots(chunk, block_size, chunk.end_slot, _num_blocks(chunk, block_size) * block_size)
+            for chunk in chunks
+        ]
+    )
+    wanted = np.concatenate(
+        [start + indices for start, indices in zip(starts, in_chunk, strict=False)]
+    )
+    chunk_index = np.repeat(np.arange(len(chunks)), [len(indices) for indices in in_chunk])
+    groups = [
+        _group_arrays(
             [chunks[index] for index in members], [starts[index] for index in members], block_size
         )
-    token_ids, positions, slots, unwritten, wanted_indices, chunk_index, *parts = send_to_device(
-        arrays, device
-    )
-    groups = [
-        AttentionGroup.build(
-            **_GroupArrays(*parts[at : at + num_parts])._asdict(), block_size=block_size
-        )
-        for at in range(0, len(parts), num_parts)
+        for members in _alike(chunks, block_size)
     ]
-    batch = AttentionBatch(slots, unwritten, groups, kv_caches)
-    return PackedPass(token_ids, positions, batch, wanted_indices, chunk_index)
+    host_arrays = [ids, positions, slots, unwritten, wanted, chunk_index]
+    tensors = iter(send_to_device([*host_arrays, *chain.from_iterable(groups)], device))
+    ids_t, positions_t, slots_t, unwritten_t, wanted_t, chunk_index_t = islice(tensors, 6)
+    attention_groups = [
+        AttentionGroup.build(
+            **dict(zip(group._fields, islice(tensors, len(group)), strict=True)),
+            block_size=block_size,
+        )
+        for group in groups
+    ]
+    batch = AttentionBatch(slots_t, unwritten_t, attention_groups, kv_caches)
+    return PackedPass(ids_t, positions_t, batch, wanted_t, chunk_index_t)
 
 
 def _alike(chunks: Sequence[RowChunk], block_size: int) -> list[list[int]]:
     """Indices of the chunks in groups of like size and like length of their rows: less padding in a group."""
     groups: dict[tuple[int, int], list[int]] = {}
     for index, chunk in enumerate(chunks):
-        last_block = (_end(chunk) - 1) // block_size
+        last_block = (chunk.end_slot - 1) // block_size
         alike = (chunk.size - 1).bit_length(), last_block.bit_length() // 2
         groups.setdefault(alike, []).append(index)
     return list(groups.values())
 
 
-def _end(chunk: RowChunk) -> int:
-    """The index after the chunk's last token or node, among the row's cache slots."""
-    return chunk.start + chunk.size
-
-
 def _num_blocks(chunk: RowChunk, block_size: int) -> int:
-    return -(-_end(chunk) // block_size)
+    """Blocks that the row's tokens take, and the chunk's nodes."""
+    return -(-chunk.end_slot // block_size)
 
 
 def _positions(chunk: RowChunk) -> np.ndarray:
