@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.common import arguments
-from pad_vllm.training.distillation.distillation_run import SHIPPED_PROMPTS
+from pad_vllm.training.distillation.distillation_prompts import SHIPPED_PROMPTS
 from pad_vllm.training.sampling.sample_responses import read_prompts
 
 COMMANDS = Path(__file__).with_suffix(".json")
@@ -63,7 +63,7 @@ def write_prompt_files(out: Path, prompts: Path | None, *, smoke: bool) -> dict[
     files = {}
     for name, part in parts.items():
         path = out / f"{name}.jsonl"
-        path.write_text("".join(f'{{"prompt": {prompt}}}\n' for prompt in part))
+        path.write_text("".join(f'{{"prompt": {prompt.to_json()}}}\n' for prompt in part))
         files[name] = str(path)
     return files
 

@@ -1,12 +1,13 @@
-"""Eight prompts, many preferences, one batch: starts a real server with PAD and shows what comes back.
+"""Eight prompts, many preferences, one batch: starts a real server with PAD and shows its answers.
 
     make demo        (or: python examples/demo.py [--prompt TEXT] [--beta B] [--own SENTENCE])
 
-Starts `pad-vllm serve` on a free port, sends the requests together through the OpenAI client: unguided, asked
-for in words, and guided. Shows the first prompt's answers and what all eight score; streams one, times guided
-against unguided, asks for something wrong on purpose, stops the server, colours one answer by what its tokens
-earned. With --own, or asked at a terminal: a dimension of your own from one sentence, taught and tried in
-minutes. Exits 1 if any step failed, and where a preference does not move its way over the eight prompts.
+Starts `pad-vllm serve` on a free port and sends all requests at once through the OpenAI client: unguided,
+with an instruction in the prompt, and guided. Prints the first prompt's answers and the mean scores of all
+eight; streams one answer, times guided against unguided requests, sends an invalid request on purpose, stops
+the server, and colours one answer by the reward of each token. With --own, or if you type a sentence at the
+terminal: trains a dimension of your own from that sentence in minutes, and shows an answer guided by it.
+Exits 1 if a step failed, or if guidance by a dimension lowers its mean score over the eight prompts.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from pad_vllm.steering.comparison_conditions import instructions_of
 
 MODEL = "smollm2-135m"
 PROMPT = "What should I know before I get a dog?"
-OTHERS = (
+OTHER_PROMPTS = (
     "How do I start running?",
     "Why is the sky blue?",
     "Give me an idea for a birthday party.",
@@ -55,20 +56,21 @@ CHECKS = {
     "simple": ("simple", 1),
     "brief": ("brief", 1),
     "personal": ("personal", 1),
-    "friendly": ("personal", 1),  # speaks of me and you
+    "friendly": ("personal", 1),  # first and second person pronouns
     "formal": ("simple", -1),  # long words, long sentences
 }
-"""Dimension -> a scorer of words that has to rise, or to fall."""
+"""Dimension -> (lexical scorer, 1 if guidance has to raise its score, -1 if it has to lower it)."""
 
-PATIENCE_S = 300  # a start that says nothing for so long is stuck
+STUCK_AFTER_S = 300  # a start that logs nothing for so many seconds is stuck
 console = Console(width=100)
 
 
 class DemoError(RuntimeError):
-    """A step of the demo that did not do what it says."""
+    """A step of the demo failed."""
 
 
 def free_port() -> int:
+    """A TCP port that no process uses now."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
@@ -76,12 +78,21 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def server(log: Path, adapter: str = "demo", *flags: str) -> Iterator[str]:
-    """A running server's base URL; its whole process group is stopped at the end."""
+    """Starts a server, gives its base URL, and stops its whole process group at the end.
+
+    Args:
+        log: File for the server's output.
+        adapter: Folder of the adapter, or `demo`.
+        flags: More flags of `pad-vllm serve`.
+
+    Raises:
+        DemoError: The server does not start.
+    """
     port = free_port()
     command = [sys.executable, "-m", "pad_vllm", "serve", MODEL, "--adapter", adapter, *flags]
     command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "1024"]
-    # In bfloat16 an answer may depend on who shares its batch; here one is compared with another.
-    # Uncompiled: a compiled server takes minutes to be there the first time.
+    # float32, because in bfloat16 an answer may depend on the other requests of its batch, and answers are
+    # compared here. Eager, because the first start of a compiled server takes minutes.
     command += ["--max-num-seqs", "16", "--dtype", "float32", "--enforce-eager"]
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ}
     with log.open("w") as out:
@@ -92,29 +103,39 @@ def server(log: Path, adapter: str = "demo", *flags: str) -> Iterator[str]:
         wait_until_ready(process, f"http://127.0.0.1:{port}/health", log)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        stop(process)
+        stop_server(process)
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    """Waits as long as the server lives and its log moves."""
-    start = moved = time.monotonic()
+    """Waits until a server answers.
+
+    Args:
+        process: The server.
+        url: Its health check.
+        log: File with its output; its last line is shown.
+
+    Raises:
+        DemoError: The server ended, or logged nothing for STUCK_AFTER_S seconds.
+    """
+    start = last_change = time.monotonic()
     size = 0
     with console.status("starting the server ...") as status:
-        while process.poll() is None and time.monotonic() - moved < PATIENCE_S:
+        while process.poll() is None and time.monotonic() - last_change < STUCK_AFTER_S:
             with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2):  # noqa: S310
                 console.print(f"server ready after {time.monotonic() - start:.0f} s")
                 return
             time.sleep(1)
             if log.stat().st_size > size:
-                moved, size = time.monotonic(), log.stat().st_size
+                last_change, size = time.monotonic(), log.stat().st_size
                 lines = log.read_text(errors="replace").splitlines()
                 status.update(f"starting the server: {escape(lines[-1][:80])}")
-    gone = process.poll() is not None
-    what = "ended" if gone else f"said nothing for {PATIENCE_S} s"
-    raise DemoError(f"the server {what}; its log ends:\n" + log.read_text()[-3000:])
+    ended = process.poll() is not None
+    problem = "ended" if ended else f"logged nothing for {STUCK_AFTER_S} s"
+    raise DemoError(f"the server {problem}; its log ends:\n" + log.read_text()[-3000:])
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
+def stop_server(process: subprocess.Popen[bytes]) -> None:
+    """Ends the server's process group, by force after 30 seconds."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGINT)
     try:
@@ -124,32 +145,46 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @dataclass(frozen=True)
-class Wish:
-    """One way to ask: in words, by weights, or not at all."""
+class Variant:
+    """One way to answer all prompts: by an instruction in the prompt, by weights, or unguided."""
 
-    name: str
-    sentence: str = ""
-    weights: str | None = None
+    name: str  # in the printed table
+    instruction: str = ""
+    weights: str | None = None  # pad_weights; None: unguided
 
     def request(self, prompt: str, beta: float) -> dict[str, Any]:
-        text = f"{prompt}\n\n{self.sentence}" if self.sentence else prompt
-        return body(text, self.weights, beta, 48)
+        """The request for an answer to `prompt` of up to 48 tokens."""
+        text = f"{prompt}\n\n{self.instruction}" if self.instruction else prompt
+        return chat_request(text, self.weights, beta, 48)
 
 
-def wishes(config: AdapterConfig) -> list[Wish]:
-    """Unguided; each dimension in words, where a sentence taught it, and guided; two at once; an opposite."""
-    told, names = instructions_of(config), config.dimensions
+def variants(config: AdapterConfig) -> list[Variant]:
+    """Unguided; each dimension by its instruction, if it has one; each guided; two at once; one opposite."""
+    instructions, names = instructions_of(config), config.dimensions
     pair = f"{names[0]}=1,{names[1]}=1"
     return [
-        Wish("unguided"),
-        *(Wish(f"told {name}", told[name]) for name in names if name in told),
-        *(Wish(f"{name}=1", weights=f"{name}=1") for name in names),
-        Wish(pair, weights=pair),
-        Wish(f"{names[0]}=-1", weights=f"{names[0]}=-1"),
+        Variant("unguided"),
+        *(Variant(f"told {name}", instructions[name]) for name in names if name in instructions),
+        *(Variant(f"{name}=1", weights=f"{name}=1") for name in names),
+        Variant(pair, weights=pair),
+        Variant(f"{names[0]}=-1", weights=f"{names[0]}=-1"),
     ]
 
 
-def body(prompt: str, weights: str | None, beta: float, tokens: int = 100) -> dict[str, Any]:
+def chat_request(
+    prompt: str, weights: str | None, beta: float, tokens: int = 100
+) -> dict[str, Any]:
+    """Arguments of the OpenAI client's `chat.completions.create`.
+
+    Args:
+        prompt: The user's turn.
+        weights: pad_weights; None: an unguided request.
+        beta: pad_beta of a guided request.
+        tokens: Most tokens of the answer.
+
+    Returns:
+        Keyword arguments, with greedy decoding.
+    """
     request: dict[str, Any] = {
         "model": MODEL,
         "messages": [{"role": "user", "content": prompt}],
@@ -161,14 +196,15 @@ def body(prompt: str, weights: str | None, beta: float, tokens: int = 100) -> di
     return request
 
 
-async def ask_all(client: AsyncOpenAI, requests: list[dict[str, Any]]) -> tuple[list[Any], float]:
-    """All requests at once: the answers and the seconds they took."""
+async def send_all(client: AsyncOpenAI, requests: list[dict[str, Any]]) -> tuple[list[Any], float]:
+    """Sends all requests at once: (their responses, seconds until the last one)."""
     start = time.perf_counter()
-    answers = await asyncio.gather(*(client.chat.completions.create(**r) for r in requests))
-    return answers, time.perf_counter() - start
+    responses = await asyncio.gather(*(client.chat.completions.create(**r) for r in requests))
+    return responses, time.perf_counter() - start
 
 
 async def stream(client: AsyncOpenAI, request: dict[str, Any]) -> str:
+    """Streams an answer to the console; returns its text."""
     text = ""
     async for chunk in await client.chat.completions.create(**request, stream=True):
         piece = chunk.choices[0].delta.content or ""
@@ -178,7 +214,8 @@ async def stream(client: AsyncOpenAI, request: dict[str, Any]) -> str:
     return text
 
 
-def show(answers: dict[str, str]) -> None:
+def print_answers(answers: dict[str, str]) -> None:
+    """answers: name of the variant -> text."""
     table = Table(show_lines=True)
     table.add_column("asked for")
     table.add_column("answer", ratio=1)
@@ -188,7 +225,10 @@ def show(answers: dict[str, str]) -> None:
 
 
 def require_moved(texts: dict[str, list[str]], dimensions: tuple[str, ...]) -> None:
-    """What all answers score on average. DemoError where guidance moved a dimension the wrong way."""
+    """Prints each dimension's mean score over all prompts: unguided, instructed, guided.
+
+    texts: name of the variant -> answers. Raises DemoError where guidance moved a score the wrong way.
+    """
     table = Table(title="mean over eight prompts")
     for column in ("dimension", "scorer", "unguided", "told", "guided"):
         table.add_column(column)
@@ -197,107 +237,161 @@ def require_moved(texts: dict[str, list[str]], dimensions: tuple[str, ...]) -> N
         if name not in CHECKS:
             continue
         scorer, sign = CHECKS[name]
-        plain, told, guided = (
-            statistics.fmean(lexical_scores(text, (scorer,))[0] for text in texts[way])
-            if way in texts
+        unguided, instructed, guided = (
+            statistics.fmean(lexical_scores(text, (scorer,))[0] for text in texts[variant])
+            if variant in texts
             else None
-            for way in ("unguided", f"told {name}", f"{name}=1")
+            for variant in ("unguided", f"told {name}", f"{name}=1")
         )
-        assert plain is not None
+        assert unguided is not None
         assert guided is not None
-        cells = ("" if value is None else f"{value:.2f}" for value in (plain, told, guided))
+        means = (unguided, instructed, guided)
+        cells = ("" if value is None else f"{value:.2f}" for value in means)
         table.add_row(name, f"{'more' if sign > 0 else 'less'} {scorer}", *cells)
-        if sign * (guided - plain) <= 0:
+        if sign * (guided - unguided) <= 0:
             wrong.append(name)
     console.print(table)
     if wrong:
         raise DemoError(f"guidance did not move these their way: {', '.join(wrong)}")
 
 
-async def throughput(client: AsyncOpenAI, wanted: list[str], beta: float) -> dict[str, float]:
-    """Tokens a second of the same batch size, unguided and guided, taking turns."""
+async def throughput(client: AsyncOpenAI, all_weights: list[str], beta: float) -> dict[str, float]:
+    """Tokens per second of unguided and guided batches of the same size, the better of two rounds.
+
+    Args:
+        client: Client of the server.
+        all_weights: pad_weights of each guided request.
+        beta: Strength of the guided requests.
+
+    Returns:
+        "unguided" and "guided" -> tokens per second.
+    """
     best = {"unguided": 0.0, "guided": 0.0}
     for turn in range(2):
         for kind in ("unguided", "guided"):
-            given = [w if kind == "guided" else None for w in wanted]
-            # A prompt a turn, so that neither side finds the other's prefix in the cache.
+            weights = [w if kind == "guided" else None for w in all_weights]
+            # Prompts differ in every round, so that no request finds another's prefix in the cache.
             requests = [
-                body(f"{turn} {kind} {i}: {PROMPT}", w, beta, 32) for i, w in enumerate(given)
+                chat_request(f"{turn} {kind} {i}: {PROMPT}", w, beta, 32)
+                for i, w in enumerate(weights)
             ]
             for request in requests:
                 request.setdefault("extra_body", {})["ignore_eos"] = True
-            answers, seconds = await ask_all(client, requests)
-            tokens = sum(answer.usage.completion_tokens for answer in answers)
+            responses, seconds = await send_all(client, requests)
+            tokens = sum(response.usage.completion_tokens for response in responses)
             best[kind] = max(best[kind], tokens / seconds)
     return best
 
 
-async def talk(url: str, prompt: str, beta: float, config: AdapterConfig) -> tuple[str, str]:
-    """The weights of a guided answer to the prompt, and the answer."""
+async def send_and_print(
+    url: str, prompt: str, beta: float, config: AdapterConfig
+) -> tuple[str, str]:
+    """Sends all requests of the demo to a server and prints and checks the answers.
+
+    Args:
+        url: The server's base URL.
+        prompt: First of the eight prompts.
+        beta: Strength of the guided requests.
+        config: Config of the adapter that the server has.
+
+    Returns:
+        (pad_weights of a guided answer to `prompt`, the answer).
+
+    Raises:
+        DemoError: An answer is not what it has to be.
+    """
     client = AsyncOpenAI(base_url=url, api_key="none")
-    ways, prompts = wishes(config), (prompt, *OTHERS)
-    console.print(f"\n{len(prompts) * len(ways)} requests at once, beta {beta:g}")
-    requests = [way.request(one, beta) for way in ways for one in prompts]
-    replies, _ = await ask_all(client, requests)
-    said = [reply.choices[0].message.content for reply in replies]
+    all_variants, prompts = variants(config), (prompt, *OTHER_PROMPTS)
+    console.print(f"\n{len(prompts) * len(all_variants)} requests at once, beta {beta:g}")
+    requests = [variant.request(text, beta) for variant in all_variants for text in prompts]
+    responses, _ = await send_all(client, requests)
+    answers = [response.choices[0].message.content for response in responses]
     size = len(prompts)
-    texts = {way.name: said[i * size : (i + 1) * size] for i, way in enumerate(ways)}
+    texts = {v.name: answers[i * size : (i + 1) * size] for i, v in enumerate(all_variants)}
     console.print(f"\n[bold]{prompt}[/bold]")
-    show({name: answers[0] for name, answers in texts.items()})
-    same = [way.name for way in ways if way.weights and texts[way.name][0] == texts["unguided"][0]]
-    if same:
-        raise DemoError(f"these preferences changed nothing: {', '.join(same)}")
+    print_answers({name: row[0] for name, row in texts.items()})
+    guided_variants = [variant for variant in all_variants if variant.weights]
+    unchanged = [v.name for v in guided_variants if texts[v.name][0] == texts["unguided"][0]]
+    if unchanged:
+        raise DemoError(f"these preferences changed nothing: {', '.join(unchanged)}")
     require_moved(texts, config.dimensions)
 
-    guided = next(way for way in ways if way.weights)
+    guided = guided_variants[0]
     console.print(f"\nthe same for '{guided.weights}', streamed:")
     if await stream(client, guided.request(prompt, beta)) != texts[guided.name][0]:
         raise DemoError("the streamed answer is not the one of the batch")
 
-    wanted = [way.weights for way in ways if way.weights]
-    speed = await throughput(client, wanted, beta)
+    all_weights = [variant.weights for variant in guided_variants if variant.weights]
+    speed = await throughput(client, all_weights, beta)
     console.print(
-        f"\n{len(wanted)} requests at once: unguided {speed['unguided']:.0f} tokens/s, guided "
+        f"\n{len(all_weights)} requests at once: unguided {speed['unguided']:.0f} tokens/s, guided "
         f"{speed['guided']:.0f} tokens/s on this server, which is not compiled"
     )
+    await require_refusal(client, prompt, beta)
+    return guided.weights or "", texts[guided.name][0]
 
+
+async def require_refusal(client: AsyncOpenAI, prompt: str, beta: float) -> None:
+    """Sends a request with an unknown dimension, and prints the refusal.
+
+    Args:
+        client: Client of the server.
+        prompt: The user's turn.
+        beta: Strength.
+
+    Raises:
+        DemoError: The server answered.
+    """
     try:
-        await client.chat.completions.create(**body(prompt, "kindness=1", beta))
+        await client.chat.completions.create(**chat_request(prompt, "kindness=1", beta))
     except BadRequestError as error:
         console.print(f"\na preference this adapter does not have: HTTP 400\n  {error.message}")
     else:
         raise DemoError("an unknown preference was not refused")
-    return guided.weights or "", texts[guided.name][0]
 
 
-def colour(prompt: str, beta: float, weights: str, answer: str) -> None:
-    """What each token of an answer earned."""
-    from pad_vllm.steering.token_explanation import (  # PyTorch: not before the server
-        ExplanationRequest,
-        explain_answer,
+def print_coloured_answer(prompt: str, beta: float, weights: str, answer: str) -> None:
+    """Prints a guided answer, each token coloured by its reward.
+
+    Args:
+        prompt: The user's turn.
+        beta: Strength that the answer was guided with.
+        weights: pad_weights of the answer.
+        answer: Its text.
+    """
+    # They import PyTorch, which is not needed before the server has ended.
+    from pad_vllm.steering.token_explanation import ExplanationRequest, explain_answer
+
+    request = ExplanationRequest(
+        adapter=resolve_adapter("demo"),
+        base=MODEL,
+        prompt=prompt,
+        weights=weights,
+        beta=beta,
+        answer=answer,
     )
-
-    adapter = resolve_adapter("demo")
-    read = explain_answer(ExplanationRequest(adapter, MODEL, prompt, weights, beta, answer))
+    explained = explain_answer(request)
     console.print(
         f"\n'{weights}' once more: green earned, red did not, underlined the base would not say:"
     )
-    console.print(coloured_answer(read))
+    console.print(coloured_answer(explained))
 
 
-def teach(sentence: str) -> None:
-    """A dimension of one's own: taught by its sentence and tried on some questions."""
+def train_own_dimension(instruction: str) -> None:
+    """Trains a dimension `own` from an instruction, and shows an answer guided by it."""
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder) / "own")
         command = [sys.executable, "-m", "pad_vllm", "train", MODEL, "--teacher", "prompt"]
-        command += ["--dimension", f"own={sentence}", "--answers", "60", "--out", out]
+        command += ["--dimension", f"own={instruction}", "--answers", "60", "--out", out]
         start = time.monotonic()
         subprocess.run(command, check=True)
         console.print(f"\ntaught in {time.monotonic() - start:.0f} s")
+        command = [sys.executable, "-m", "pad_vllm", "explain", out, PROMPT, "--base", MODEL]
+        subprocess.run([*command, "--weights", "own=1"], check=True)
 
 
-def wish_of(given: str | None) -> str:
-    """The reader's sentence; empty for none."""
+def own_instruction(given: str | None) -> str:
+    """`given`, otherwise the sentence that the user types at a terminal; empty for none."""
     if given is not None or "CI" in os.environ or not sys.stdin.isatty():
         return given or ""
     console.print("\nA dimension of your own? Say in a sentence how to answer (Enter for none):")
@@ -308,22 +402,25 @@ def wish_of(given: str | None) -> str:
 
 
 def main() -> int:
+    """Runs the demo; 0 if all steps succeeded."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompt", default=PROMPT)
-    parser.add_argument("--beta", type=float, help="strength; default: the adapter's own")
-    parser.add_argument("--own", metavar="SENTENCE", help="a new dimension: how to answer")
+    parser.add_argument("--beta", type=float, help="strength of guidance (default: the adapter's)")
+    parser.add_argument(
+        "--own", metavar="SENTENCE", help="instruction of a new dimension: how to answer"
+    )
     args = parser.parse_args()
     start = time.monotonic()
     config = read_config(resolve_adapter("demo"))
     beta = config.beta if args.beta is None else args.beta
     try:
         with tempfile.TemporaryDirectory() as folder, server(Path(folder) / "server.log") as url:
-            weights, answer = asyncio.run(talk(url, args.prompt, beta, config))
+            weights, answer = asyncio.run(send_and_print(url, args.prompt, beta, config))
         console.print("\nthe server is stopped")
-        colour(args.prompt, beta, weights, answer)
+        print_coloured_answer(args.prompt, beta, weights, answer)
         console.print(f"\ndemo finished in {time.monotonic() - start:.0f} s")
-        if sentence := wish_of(args.own):
-            teach(sentence)
+        if instruction := own_instruction(args.own):
+            train_own_dimension(instruction)
     except (DemoError, subprocess.CalledProcessError) as error:
         console.print(f"[red]demo failed:[/red] {error}")
         return 1

@@ -1,11 +1,11 @@
-"""Personalised decoding at scale: replicas of one vLLM with PAD behind one endpoint, on Ray Serve.
+"""Serves several replicas of one vLLM with PAD behind one endpoint, on Ray Serve.
 
     python examples/ray_serve.py smollm2-135m --adapter demo --replicas 2 [--port 8000] [-- VLLM FLAGS]
     curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' -d '{
         "model": "smollm2-135m", "messages": [{"role": "user", "content": "Should I get a dog?"}],
         "vllm_xargs": {"pad_weights": "positive=1", "pad_beta": 0.4}}'
 
-A request carries its preference, so any replica can answer it. Needs ray[serve]; stops on Ctrl-C.
+A request holds its own preference, so any replica can answer it. Needs ray[serve]; stops on Ctrl-C.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from ray.serve.llm import LLMConfig, build_openai_app
 from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
 from pad_vllm.serving.launch.serve_arguments import serve_argv
 
-FRONT_END = {"num_cpus": 0}  # mostly waits; a replica's cores or GPU are its engine's
+FRONT_END = {"num_cpus": 0}  # it mostly waits; the cores or the GPU of a replica are for its engine
 
 
 def engine_settings(argv: list[str]) -> dict[str, Any]:
-    """What `vllm serve` would read from this command line, less all that is vLLM's default."""
+    """The settings that `vllm serve` reads from this command line, without those at vLLM's defaults."""
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = make_arg_parser(FlexibleArgumentParser(prog="vllm flags", add_help=False))
-    default = vars(parser.parse_args([]))
-    given = vars(parser.parse_args(argv))
-    return {name: value for name, value in given.items() if value != default[name]}
+    defaults = vars(parser.parse_args([]))
+    settings = vars(parser.parse_args(argv))
+    return {name: value for name, value in settings.items() if value != defaults[name]}
 
 
 def share_of_a_replica(replicas: int) -> dict[str, Any]:
-    """What of the cluster one replica reserves, as LLMConfig's arguments."""
+    """The resources that one replica reserves in the cluster, as arguments of LLMConfig."""
     if ray.cluster_resources().get("GPU"):
-        return {}  # Ray's own choice, one GPU
+        return {}  # Ray reserves one GPU by default
     cores = max(1, int(ray.cluster_resources()["CPU"]) // replicas)
-    # Left to itself every replica binds its threads to the same cores, and they spin there.
+    # By default every replica binds its threads to the same cores, where they compete.
     environment = {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(cores)),
         "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
@@ -55,9 +55,15 @@ def share_of_a_replica(replicas: int) -> dict[str, Any]:
 
 
 def application(base: str, argv: list[str], replicas: int) -> tuple[str, serve.Application]:
-    """The name under which the model is served, and the Serve application.
+    """The Serve application.
 
-    argv: a command line of `vllm serve`, as serve_argv writes it.
+    Args:
+        base: Name of the base, used where `argv` gives no served name.
+        argv: Command line of `vllm serve`, as serve_argv writes it.
+        replicas: Number of replicas.
+
+    Returns:
+        (name under which the model is served, the application).
     """
     settings = engine_settings(argv[1:])
     source = settings.pop("model_tag")
@@ -68,7 +74,7 @@ def application(base: str, argv: list[str], replicas: int) -> tuple[str, serve.A
         deployment_config={
             "num_replicas": replicas,
             "ray_actor_options": FRONT_END,
-            # Three misses and Serve replaces it; until then requests still meet a dead engine.
+            # After three failed checks Serve replaces a replica. Until then requests may reach a dead engine.
             "health_check_period_s": 2,
         },
         **share_of_a_replica(replicas),
@@ -78,6 +84,7 @@ def application(base: str, argv: list[str], replicas: int) -> tuple[str, serve.A
 
 
 def main() -> int:
+    """Serves until Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -86,7 +93,7 @@ def main() -> int:
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
-    # Everything after `--` is vLLM's.
+    # All arguments after `--` are for vLLM.
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     args = parser.parse_args(sys.argv[1:end])
     try:
@@ -95,16 +102,16 @@ def main() -> int:
     except ValueError as error:
         parser.error(str(error))
 
-    ray.init()  # a cluster of its own, or the one that RAY_ADDRESS names
-    # Ray's own handler of SIGTERM leaves no time for an orderly end, and some processes stay.
+    ray.init()  # a new local cluster, or the one that RAY_ADDRESS names
+    # Ray's own handler of SIGTERM leaves no time to shut down, so that some processes stay.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
         name, app = application(args.base, argv, args.replicas)
         serve.start(http_options={"host": args.host, "port": args.port})
-        serve.run(app)  # comes back when every replica is healthy
-        where = f"http://{args.host}:{args.port}/v1"
-        print(f"{args.replicas} replicas of {name} answer at {where}", flush=True)
+        serve.run(app)  # returns when every replica is healthy
+        url = f"http://{args.host}:{args.port}/v1"
+        print(f"{args.replicas} replicas of {name} answer at {url}", flush=True)
         signal.pause()
     except KeyboardInterrupt:
         return 0

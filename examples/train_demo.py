@@ -1,9 +1,9 @@
-"""The whole road on a small slice: sample, score, train both stages, evaluate, serve one request.
+"""All steps of training on a small data set: sample, score, train both stages, evaluate, serve two requests.
 
     make train-demo        (or: python examples/train_demo.py [--folder DIR])
 
-Every step is a `pad-vllm` command, printed before it runs; with --folder a second call goes on where the
-first stopped. A slice this small makes an adapter that works, not a good one. Exits 1 if a step failed.
+Every step is a `pad-vllm` command, printed before it runs. With --folder a second call goes on where the
+first stopped. So little data makes an adapter that works, but not a good one. Exits 1 if a step failed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from demo import DemoError, body, console, server
+from demo import DemoError, chat_request, console, server
 from openai import AsyncOpenAI
 
 MODEL = "smollm2-135m"
@@ -49,7 +49,7 @@ ENVIRONMENT = {
 
 
 def step(*arguments: str) -> None:
-    """One command of pad-vllm, its output on the console."""
+    """Runs one `pad-vllm` command, with its output on the console. Raises DemoError if it fails."""
     start = time.monotonic()
     console.rule(f"pad-vllm {shlex.join(arguments)}", align="left")
     command = [sys.executable, "-m", "pad_vllm", *arguments]
@@ -60,25 +60,28 @@ def step(*arguments: str) -> None:
 
 
 def write_prompts(path: Path) -> None:
+    """Writes every question about every topic, as JSONL."""
     with path.open("w") as file:
         for topic, question in itertools.product(TOPICS, QUESTIONS):
             file.write(json.dumps({"prompt": question.format(topic)}) + "\n")
 
 
 async def ask(url: str) -> None:
-    """One prompt under two opposite preferences."""
+    """Sends one prompt with two opposite preferences. Raises DemoError if the answers are equal."""
     client = AsyncOpenAI(base_url=url, api_key="none")
     prompt = "What should I know before I get a cat?"
     answers = []
     for weights in ("positive=1", "positive=-1"):
-        reply = await client.chat.completions.create(**body(prompt, weights, 1.0, 60))
-        answers.append(reply.choices[0].message.content)
+        request = chat_request(prompt, weights, beta=1.0, tokens=60)
+        response = await client.chat.completions.create(**request)
+        answers.append(response.choices[0].message.content)
         console.print(f"\n[bold]{weights}[/bold]: {answers[-1]}", highlight=False)
     if answers[0] == answers[1]:
         raise DemoError("two opposite preferences gave the same answer")
 
 
-def road(folder: Path) -> None:
+def run_steps(folder: Path) -> None:
+    """Runs all steps, with their files in `folder`."""
     prompts, samples, scored, adapter = (
         folder / name for name in ("prompts.jsonl", "samples.jsonl", "scored.jsonl", "adapter")
     )
@@ -94,6 +97,7 @@ def road(folder: Path) -> None:
 
 
 def main() -> int:
+    """Runs the demo; 0 if all steps succeeded."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="keep everything here (default: temporary)")
     folder = parser.parse_args().folder
@@ -101,10 +105,10 @@ def main() -> int:
     try:
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
-            road(folder)
+            run_steps(folder)
         else:
             with tempfile.TemporaryDirectory() as temporary:
-                road(Path(temporary))
+                run_steps(Path(temporary))
     except DemoError as error:
         console.print(f"[red]train-demo failed:[/red] {error}")
         return 1

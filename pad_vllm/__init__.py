@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Adapter", "PADLogitsProcessor", "PersRM", "__version__"]
 
-_HOMES = {
+_MODULE_OF = {
     "Adapter": "pad_vllm.adapter.adapter",
     "PADLogitsProcessor": "pad_vllm.serving.worker.logits_processor",
     "PersRM": "pad_vllm.persrm",
@@ -24,8 +24,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULE_OF[name]), name)

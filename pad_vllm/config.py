@@ -1,7 +1,7 @@
-"""Engine-wide settings: what `--additional-config '{"pad": {...}}'` may say.
+"""Engine-wide settings: what `--additional-config '{"pad": {...}}'` may contain.
 
 In: the mapping vLLM keeps as `additional_config`. Out: one frozen `PADConfig`, every field checked.
-It does not open the adapter, and imports neither torch nor vLLM: the front end reads it too.
+It does not open the adapter, and imports neither torch nor vLLM: `pad-vllm serve` checks settings with it.
 """
 
 import dataclasses
@@ -14,14 +14,18 @@ from pydantic.dataclasses import dataclass
 from pad_vllm.wording import did_you_mean, listed, short_repr
 
 PAD_KEY = "pad"
+"""Key of PAD's settings in vLLM's additional_config."""
+
 COMPILE_CACHE_KEY = "_compile_key"
-"""The loader's entry beside the settings: vLLM hashes it into the key of its compile cache."""
+"""Key of the loader's own entry beside the settings: vLLM hashes it into the key of its compile cache."""
 
 LOAD_FORMAT = "pad"
 LOGITS_PROCESSOR = "pad_vllm:PADLogitsProcessor"
-"""With the settings under KEY, what switches PAD on: vLLM's --load-format and --logits-processors."""
+"""Values of vLLM's --load-format and --logits-processors that, with the settings, switch PAD on."""
 
 ENGINES = ("shared", "resident", "ray")
+"""Where the reward model can run: see PADConfig.engine."""
+
 _EXAMPLE = """--additional-config '{"pad": {"adapter": "PATH"}}'"""
 
 
@@ -37,6 +41,7 @@ def _not_pad_itself(load_format: str) -> str:
     return load_format
 
 
+# Each type begins with the description that a refusal quotes.
 _Text = Annotated[str, Field(description="text")]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a number above 0")]
 _Count = Annotated[int, Field(ge=1, description="an integer of at least 1")]
@@ -56,33 +61,35 @@ class PADConfig:
         dict[str, Annotated[str, Field(pattern=r"\S")]],
         Field(description='names and folders, such as {"work": "PATH"}'),
     ] = dataclasses.field(default_factory=dict)
-    """More adapters by the name that a request gives as `pad_adapter`; all are heads alone, on one base, and
-    served by `shared`. Requests that name none have `adapter`.
+    """More adapters, by the name that a request gives as `pad_adapter`. All must be heads only on one base,
+    and are served by `shared`. Requests without a name are guided by `adapter`.
     """
 
     engine: Annotated[
         Literal["shared", "resident", "ray"], Field(description="shared, resident, ray")
     ] = "shared"
-    """Where the reward model runs: `shared` forks it inside the served model, `resident` has one of its
-    own in vLLM's worker, `ray` in Ray actors.
+    """Where the reward model runs: `shared` forks it inside the served model, `resident` runs a separate
+    model in vLLM's worker, `ray` runs separate models in Ray actors.
     """
 
     backbone: _Text = ""
     """The reward model's backbone, for `resident` and `ray`: a folder, or a hub name, which may end in
-    `@revision`. Empty: the one that the adapter names, which has to be on this machine.
+    `@revision`. Empty: the backbone that the adapter names, which has to be on this machine.
     """
 
     device: _Text = ""
-    """Where `resident` runs its model, as torch writes it (`cuda:1`, `cpu`); empty: beside the base."""
+    """torch.device on which `resident` runs its model (`cuda:1`, `cpu`); empty: the base's."""
 
     cache_gib: _Positive = 1.0
     """KV cache of the reward model in GiB, allocated when it loads; per actor with `ray`."""
 
     pass_tokens: Annotated[int, Field(ge=16, description="an integer of at least 16")] = 2048
-    """Most tokens in one pass of the reward model: long prompts are read in pieces of this."""
+    """Largest number of tokens in one pass of the reward model: longer prompts are read in pieces."""
 
     candidates: Annotated[Literal["exact", "first"], Field(description="exact, first")] = "exact"
-    """With another tokenizer: score all tokens of a candidate's text (`exact`) or its `first`."""
+    """Where base and reward model have different tokenizers: score all of the reward model's tokens of a
+    candidate's text (`exact`), or only the `first`.
+    """
 
     load_format: Annotated[
         str,
@@ -91,7 +98,7 @@ class PADConfig:
         ),
         AfterValidator(_not_pad_itself),
     ] = "auto"
-    """How vLLM reads the backbone's weights: what `--load-format` would say without PAD."""
+    """How vLLM reads the base's weights: what `--load-format` would say without PAD."""
 
     max_beta: Annotated[
         float, Field(gt=0, le=1e6, description="a number above 0 and at most 1e6")
@@ -102,77 +109,84 @@ class PADConfig:
     """Largest pad_top_k a request may ask for."""
 
     allow_backbone_mismatch: Annotated[bool, Field(description="true or false")] = False
-    """Serve a base with other weights than the adapter was trained on: a warning, no refusal."""
+    """Serve a base with other weights than the adapter was trained on: log a warning, do not refuse."""
 
     chat_template: _Text = ""
-    """The base's chat template, a file or the text, where vLLM was given one with --chat-template: the
-    reward model finds the conversation in the base's prompt by it. Empty: the tokenizer's own.
+    """The base's chat template, a file or the text, where vLLM was given one with --chat-template. PAD needs
+    it to find the conversation for the reward model in the base's prompt. Empty: the tokenizer's own.
     """
 
     ray_address: _Text = ""
     """Ray cluster to join, as `ray.init(address=...)` takes it; empty: start one on this machine."""
 
     ray_actors: _Count = 1
-    """Reward models in the pool."""
+    """Number of Ray actors, each with a reward model."""
 
     ray_resources: Annotated[
         dict[str, _Amount],
         Field(description='names and amounts, such as {"num_gpus": 1} or {"num_cpus": 2}'),
     ] = dataclasses.field(default_factory=dict)
-    """What each actor asks Ray for, such as {"num_gpus": 1}; {} asks for one CPU."""
+    """Resources that each actor requests from Ray, such as {"num_gpus": 1}; {} requests one CPU."""
 
     ray_deadline_s: _Positive = 2.0
-    """Longest wait of a step for its rewards. It is waited out while an actor's answer times are not known,
-    and after it was late; else a step waits four times the slowest of the last answers, and at least a
-    quarter of this. One that stays late is asked ever more rarely: a hundredth of the time goes to it.
+    """Longest time in seconds that a step waits for its rewards. A step waits that long while an actor's
+    answer times are unknown, and after the actor was late; otherwise four times the slowest of its last
+    answers, and at least a quarter of this. An actor that stays late is asked ever more rarely, so that
+    waiting for it takes a hundredth of the time.
     """
 
     on_failure: Annotated[Literal["unguided", "stop"], Field(description="unguided, stop")] = (
         "unguided"
     )
-    """A row whose rewards do not come, from a dead or late actor: goes on `unguided`, or `stop`s."""
+    """What happens to a row whose rewards do not come, from a dead or late actor: it goes on `unguided`, or
+    its answer ends (`stop`).
+    """
 
     reasoning: Annotated[Literal["guided", "unguided"], Field(description="guided, unguided")] = (
         "guided"
     )
-    """A reasoning model's <think> part: `guided` as its answer is, or `unguided`, as the base thinks."""
+    """Whether a reasoning model's <think> part is `guided` as the answer is, or left `unguided`."""
 
     @classmethod
     def from_additional_config(cls, additional_config: Mapping[str, Any] | None) -> "PADConfig":
-        """Reads `additional["pad"]`; COMPILE_KEY in it is the loader's own."""
-        given = dict(_section(additional_config))
-        given.pop(COMPILE_CACHE_KEY, None)
+        """The settings in `additional_config["pad"]`, but for the loader's COMPILE_CACHE_KEY.
+
+        Raises ValueError for a missing section or adapter, an unknown key, or a value that is not accepted.
+        """
+        settings = dict(_section(additional_config))
+        settings.pop(COMPILE_CACHE_KEY, None)
         known = [field.name for field in dataclasses.fields(cls)]
-        for name in given:
+        for name in settings:
             if name not in known:
                 hint = did_you_mean(name, known)
                 raise ValueError(
                     f"additional_config['pad'] has an unknown key {short_repr(name)}.{hint} "
                     f"Accepted: {listed(known)}. Remove or rename it."
                 )
-        if "adapter" not in given:
+        if "adapter" not in settings:
             raise ValueError(
-                f"additional_config['pad'] names no adapter (it has: {listed(given)}). "
+                f"additional_config['pad'] names no adapter (it has: {listed(settings)}). "
                 f"Add the adapter's folder: {_EXAMPLE}."
             )
         try:
-            return cls(**given)
+            return cls(**settings)
         except ValidationError as error:
-            raise _refusal(error) from None
+            raise _readable(error) from None
 
 
-def _section(additional: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    if additional is not None and not isinstance(additional, Mapping):
+def _section(additional_config: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """PAD's section. Raises ValueError where there is none, or it is no JSON object."""
+    if additional_config is not None and not isinstance(additional_config, Mapping):
         raise ValueError(
-            f"additional_config is {short_repr(additional)}, and PAD reads its settings from a JSON "
+            f"additional_config is {short_repr(additional_config)}, and PAD reads its settings from a JSON "
             f"object. Pass {_EXAMPLE}."
         )
-    if not additional or PAD_KEY not in additional:
+    if not additional_config or PAD_KEY not in additional_config:
         raise ValueError(
-            f"additional_config has no 'pad' entry (it has: {listed(map(str, additional or ()))}), "
+            f"additional_config has no 'pad' entry (it has: {listed(map(str, additional_config or ()))}), "
             f"so PAD does not know its adapter. Pass {_EXAMPLE}."
         )
-    section = additional[PAD_KEY]
+    section = additional_config[PAD_KEY]
     if not isinstance(section, Mapping) or not all(isinstance(name, str) for name in section):
         raise ValueError(
             f"additional_config['pad'] is {short_repr(section)}, and a JSON object is accepted. Pass "
@@ -185,11 +199,11 @@ _ACCEPTED = {
     name: hint.__metadata__[0].description
     for name, hint in get_type_hints(PADConfig, include_extras=True).items()
 }
-"""Setting -> what a refusal says is accepted: the description that its type begins with."""
+"""Name of a setting -> the description that its type begins with, which a refusal quotes as accepted."""
 
 
-def _refusal(error: ValidationError) -> ValueError:
-    """The first wrong value: which, what is accepted, the way out."""
+def _readable(error: ValidationError) -> ValueError:
+    """The first wrong value in a sentence: its name, the value, what is accepted, the way out."""
     first = error.errors(include_url=False)[0]
     if first["type"] == "value_error":  # a validator of our own, whose message says it all
         return ValueError(str(first["ctx"]["error"]))

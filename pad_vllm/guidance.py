@@ -1,17 +1,18 @@
-"""THE RULE: reward and guided scores, tensors in, tensors out. Every engine and the training call this.
+"""THE RULE: rewards and guided scores of tokens, tensors in, tensors out. Every engine and training call it.
 
     phi_i(a) = < e_a , (h_T - h_B) + B_i A_i h_T + c_i >   one feature a preference dimension
     R_w(a)   = sum_i w_i phi_i(a) = < e_a , d_w >          w^T phi, PAD's decoupled reward (arXiv 2410.04070)
     d_w      = (sum_i w_i) (h_T - h_B) + sum_i w_i (B_i A_i h_T + c_i)
     score(a) = z_B(a) + beta * R_w(a)   for a in top-k of the base, -inf elsewhere
 
-No pay for loops and for the unlikely, where a request wants it: for a candidate that would complete an
-n-gram already in the answer, or that is less likely than a share of the best and not the end (the
-plausibility of contrastive decoding, arXiv 2210.15097), beta * R_w(a) is at most the mean of it over the
-row's candidates under the base.
-The constants c_i are optional. Where nothing is forked h_T = h_B, and heads and constants are all there is.
-Shapes: H hidden size, V vocabulary, D preference dimensions, r head rank, G guided rows, K candidates.
-Rewards are in logit units. Nothing here knows requests, models, engines or vLLM.
+Guards, where a request asks for them: for a guarded candidate beta * R_w(a) is at most the mean of it over
+the row's candidates under the base. The no-repeat guard takes the candidates that would complete an n-gram
+which is already in the answer. The min-p guard takes the candidates that are less likely than a share of the
+row's best one (the plausibility constraint of contrastive decoding, arXiv 2210.15097), except tokens that
+end the answer.
+The constants c_i are optional. With heads only, h_T = h_B: the reward comes from heads and constants.
+Shapes: H hidden size, V vocabulary, D preference dimensions, r head rank, R logits rows, G guided rows among
+them, K candidates. Rewards are in logit units. This module does not know requests, models, engines or vLLM.
 """
 
 from __future__ import annotations
@@ -22,43 +23,59 @@ import torch
 from torch import Tensor
 
 NEG_INF = float("-inf")
-_BLOCK = 64
-_MAX_COPY_NUMEL = 1 << 24  # numbers that a copy may have
+_BLOCK = 64  # tokens of the vocabulary that share one maximum in `_top_k`
+_MAX_COPY_NUMEL = 1 << 24  # elements that one temporary copy may have
 
 
 class AnswerTokens(NamedTuple):
-    """What the guided rows have said so far."""
+    """The answers of the guided rows so far. Token t of a row's answer is its text's [start + t]."""
 
-    tokens: Tensor  # [G, L] integers, or [S, L] of which they have some
-    start: Tensor  # [G] where in its row the answer begins
-    stop: Tensor  # [G] and where it ends; whatever stands behind is not read
-    text_index: Tensor | None = (
-        None  # [G] int64, which of S; None where tokens has the guided rows alone
-    )
+    tokens: Tensor
+    """[G, L] integers, one text a row; with `text_index` [S, L], texts of which the rows use some."""
+
+    start: Tensor
+    """[G] integers: index in its text of the answer's first token."""
+
+    stop: Tensor
+    """[G] integers: index after the answer's last token. What a text holds from there on is not read."""
+
+    text_index: Tensor | None = None
+    """[G] int64: index of each row's text in `tokens`; None where `tokens` has one text for each row."""
 
     def row_tokens(self) -> Tensor:
-        """[G, L]."""
+        """[G, L] integers: the text of each guided row. Copies where `text_index` is set."""
         return (
             self.tokens if self.text_index is None else self.tokens.index_select(0, self.text_index)
         )
 
 
 class GuideResult(NamedTuple):
-    """What became of the guided rows; [G] bool each."""
+    """What `guide` did to each guided row."""
 
-    unguided: Tensor  # those that stay as they came
-    changed: Tensor  # those whose likeliest token is another now
+    unguided: Tensor
+    """[G] bool: the row's logits were left as they came."""
+
+    changed: Tensor
+    """[G] bool: guidance changed the row's most likely token."""
 
 
 def head_directions(
     h_T: Tensor, head_A: Tensor, head_B: Tensor, head_C: Tensor | None = None
 ) -> Tensor:
-    """`B_i A_i h_T + c_i` for every dimension: h_T [..., H], head_A [D, r, H], head_B [D, H, r],
-    head_C [D, H] -> [..., D, H].
+    """Compute `B_i A_i h_T + c_i` for every dimension.
+
+    Args:
+        h_T: [..., H] hidden states of the reward model.
+        head_A: [D, r, H] of the preference heads.
+        head_B: [D, H, r] of the preference heads.
+        head_C: [D, H] constants c_i, or None.
+
+    Returns:
+        [..., D, H].
     """
-    low = torch.einsum("drh,...h->...dr", head_A, h_T)
-    made = torch.einsum("dhr,...dr->...dh", head_B, low)
-    return made if head_C is None else made + head_C
+    low_rank = torch.einsum("drh,...h->...dr", head_A, h_T)
+    directions = torch.einsum("dhr,...dr->...dh", head_B, low_rank)
+    return directions if head_C is None else directions + head_C
 
 
 def features(
@@ -69,7 +86,19 @@ def features(
     head_B: Tensor,
     head_C: Tensor | None = None,
 ) -> Tensor:
-    """phi: h_B, h_T [..., H] and candidate embeddings e [..., K, H] -> [..., K, D]."""
+    """Compute phi, one feature a dimension, of each candidate.
+
+    Args:
+        h_B: [..., H] hidden states of the base.
+        h_T: [..., H] hidden states of the reward model.
+        e: [..., K, H] embeddings of the candidates.
+        head_A: [D, r, H].
+        head_B: [D, H, r].
+        head_C: [D, H], or None.
+
+    Returns:
+        [..., K, D] in logit units.
+    """
     directions = (h_T - h_B).unsqueeze(-2) + head_directions(h_T, head_A, head_B, head_C)
     return torch.einsum("...kh,...dh->...kd", e, directions)
 
@@ -82,80 +111,111 @@ def reward_direction(
     head_B: Tensor,
     head_C: Tensor | None = None,
 ) -> Tensor:
-    """d_w, the one vector a row needs: h_B, h_T [..., H], weights w [..., D] -> [..., H]."""
-    low = (h_T @ head_A.flatten(0, 1).T).unflatten(-1, head_A.shape[:2]) * w.unsqueeze(-1)
-    made = low.flatten(-2) @ head_B.transpose(1, 2).flatten(0, 1)
+    """Compute d_w, the one vector that a row needs: its dot product with an embedding is R_w.
+
+    Args:
+        h_B: [..., H] hidden states of the base. With heads only pass the same object as `h_T`.
+        h_T: [..., H] hidden states of the reward model.
+        w: [..., D] weights of the dimensions.
+        head_A: [D, r, H].
+        head_B: [D, H, r]; from `contiguous_for_direction`, or each call copies it.
+        head_C: [D, H], or None.
+
+    Returns:
+        [..., H].
+    """
+    low_rank = (h_T @ head_A.flatten(0, 1).T).unflatten(-1, head_A.shape[:2]) * w.unsqueeze(-1)
+    d_w = low_rank.flatten(-2) @ head_B.transpose(1, 2).flatten(0, 1)
     if h_T is not h_B:
-        made = made + w.sum(-1, keepdim=True) * (h_T - h_B)
-    return made if head_C is None else made + w @ head_C
+        d_w = d_w + w.sum(-1, keepdim=True) * (h_T - h_B)
+    return d_w if head_C is None else d_w + w @ head_C
 
 
 def contiguous_for_direction(head_B: Tensor) -> Tensor:
-    """The same [D, H, r], in memory as `direction` multiplies by it: otherwise each call copies it."""
+    """[D, H, r] with the same values, laid out so that `reward_direction` multiplies by it without a copy."""
     return head_B.mT.contiguous().mT
 
 
 def rewards(d_w: Tensor, e: Tensor) -> Tensor:
-    """R_w: d_w [..., H] and candidate embeddings e [..., K, H] -> [..., K]."""
+    """R_w [..., K] in logit units, of directions d_w [..., H] and candidate embeddings e [..., K, H]."""
     return torch.einsum("...kh,...h->...k", e, d_w)
 
 
 def token_rewards(d_w: Tensor, ids: Tensor, embedding: Tensor) -> Tensor:
-    """R_w of tokens by id: d_w [G, H], ids [G, K], embedding [V, H] of any float type -> [G, K] float32.
+    """Compute R_w of tokens by their ids.
 
     At most 64 MiB of embeddings are gathered at once, as float32, whatever G and K are.
+
+    Args:
+        d_w: [G, H] float32 directions.
+        ids: [G, K] int64 token ids.
+        embedding: [V, H] of any float dtype, on the same device.
+
+    Returns:
+        [G, K] float32 in logit units.
     """
-    rows = max(1, _MAX_COPY_NUMEL // (ids.shape[-1] * embedding.shape[-1] or 1))
+    rows_at_once = max(1, _MAX_COPY_NUMEL // (ids.shape[-1] * embedding.shape[-1] or 1))
     return torch.cat(
         [
-            rewards(direction, torch.nn.functional.embedding(some, embedding).float())
-            for direction, some in zip(d_w.split(rows), ids.split(rows), strict=True)
+            rewards(directions, torch.nn.functional.embedding(tokens, embedding).float())
+            for directions, tokens in zip(
+                d_w.split(rows_at_once), ids.split(rows_at_once), strict=True
+            )
         ]
     )
 
 
 def candidates(logits: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best tokens of the guided rows, best first: the higher logit, among equals the lower token id.
+    """Find the k best tokens of the guided rows, best first.
 
-    logits [R, V], rows [G] row numbers -> values z_B [G, min(k, V)] and token ids [G, min(k, V)].
-    The order is total, so a smaller k of one row is a prefix of its candidates, and mixed k need one call.
-    Where only some rows are guided, at most 64 MiB of logits are copied at once.
+    The higher logit comes first, among equal logits the lower token id. This order is total: the candidates
+    for a smaller k are a prefix of a row's candidates, so one call serves rows with different k. Where only
+    some rows are guided, at most 64 MiB of logits are copied at once.
+
+    Args:
+        logits: [R, V] float32.
+        rows: [G] int64 indices of the guided rows.
+        k: the largest number of candidates that a row wants.
+
+    Returns:
+        Logits z_B [G, min(k, V)] and token ids [G, min(k, V)] int64.
     """
     k = min(k, logits.shape[-1])
     if len(rows) == len(logits):
-        return _top(logits, k)
+        return _top_k(logits, k)
     parts = [
-        _top(logits.index_select(0, some), k)
-        for some in rows.split(max(1, _MAX_COPY_NUMEL // logits.shape[-1]))
+        _top_k(logits.index_select(0, part), k)
+        for part in rows.split(max(1, _MAX_COPY_NUMEL // logits.shape[-1]))
     ]
     return torch.cat([z for z, _ in parts]), torch.cat([ids for _, ids in parts])
 
 
-def _top(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """In two rounds: the k best tokens lie in the k blocks with the best maxima, and in what is left over.
-
-    On a CPU three to five times faster than one topk over the vocabulary.
+def _top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The same for all rows. The k best tokens lie in the k blocks with the highest maxima, or in the tokens
+    after the last whole block. On a CPU these two rounds are three to five times faster than one topk over V.
     """
-    V, whole = logits.shape[-1], logits.shape[-1] // _BLOCK
-    blocks = logits[:, : whole * _BLOCK].unflatten(-1, (whole, _BLOCK))
-    numbers = torch.arange(max(whole, _BLOCK), device=logits.device)
-    best = _order(blocks.amax(-1), numbers[:whole]).topk(min(k, whole), sorted=False).indices
-    ids = (best.unsqueeze(-1) * _BLOCK + numbers[:_BLOCK]).flatten(1)
-    if rest := V % _BLOCK:
-        ids = torch.cat((ids, (whole * _BLOCK + numbers[:rest]).expand(len(ids), -1)), dim=-1)
-    few = logits.gather(1, ids)
-    places = _order(few, ids).topk(k).indices
-    return few.gather(1, places), ids.gather(1, places)
+    V, num_blocks = logits.shape[-1], logits.shape[-1] // _BLOCK
+    blocks = logits[:, : num_blocks * _BLOCK].unflatten(-1, (num_blocks, _BLOCK))
+    numbers = torch.arange(max(num_blocks, _BLOCK), device=logits.device)
+    best_blocks = _sort_keys(blocks.amax(-1), numbers[:num_blocks])
+    best_blocks = best_blocks.topk(min(k, num_blocks), sorted=False).indices
+    ids = (best_blocks.unsqueeze(-1) * _BLOCK + numbers[:_BLOCK]).flatten(1)
+    if remainder := V % _BLOCK:
+        last_ids = num_blocks * _BLOCK + numbers[:remainder]
+        ids = torch.cat((ids, last_ids.expand(len(ids), -1)), dim=-1)
+    z = logits.gather(1, ids)
+    best = _sort_keys(z, ids).topk(k).indices
+    return z.gather(1, best), ids.gather(1, best)
 
 
-def _order(z: Tensor, numbers: Tensor) -> Tensor:
-    """Integers, all different, that rank by z [..., n] and, among equals, by the lower of numbers [..., n].
+def _sort_keys(z: Tensor, numbers: Tensor) -> Tensor:
+    """[..., n] int64, all different: ranked by z [..., n], equal ones by the lower of numbers [..., n].
 
-    A float32's bits, the lower ones of a negative flipped, are ordered as its values are. A NaN of either
-    sign ranks first, so that it is seen.
+    The bits of a float32, the lower ones flipped for a negative, are ordered as its values are. A NaN of
+    either sign ranks first, so that `guide` sees it among the candidates.
     """
-    known = z.float().nan_to_num(nan=-NEG_INF, posinf=-NEG_INF, neginf=NEG_INF)
-    bits = (known + 0.0).view(torch.int32)  # + 0.0: the two zeros are equal
+    comparable = z.float().nan_to_num(nan=-NEG_INF, posinf=-NEG_INF, neginf=NEG_INF)
+    bits = (comparable + 0.0).view(torch.int32)  # + 0.0: the two zeros are equal
     return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32) - numbers
 
 
@@ -170,47 +230,70 @@ def guide(
     guarded: Tensor | None = None,
     excluded: Tensor | None = None,
 ) -> GuideResult:
-    """Rewrite the guided rows of `logits` in place; other rows are not touched.
+    """Write the guided scores into `logits`, in place; rows that are not in `rows` are not touched.
 
-    logits [R, V] float32; rows [G] int64, ascending and unique; z, ids [G, K] from `candidates`;
-    reward [G, K]; beta [G]; top_k [G] integers; unpaid [G, K] bool, those of `repeats` and of `unlikely`;
-    spared [G] bool, rows not to be guided in this step.
-    A candidate that arrives as -inf (a grammar mask, banned words) stays -inf. A row with a NaN
-    or inf logit or score among its other candidates, and one that is spared, is left as it came.
-    No device synchronisation. What may fail comes before the first write.
+    A candidate that arrives as -inf (a grammar mask, banned words) stays -inf. A row that
+    is excluded, or where another candidate has a NaN or inf logit or score, stays as it came. Does not
+    synchronise the device. All that may fail comes before the first write.
+
+    Args:
+        logits: [R, V] float32.
+        rows: [G] int64 indices of the guided rows, ascending and unique.
+        z: [G, K] logits of the candidates, from `candidates`.
+        ids: [G, K] int64 token ids, from `candidates`.
+        reward: [G, K] R_w of the candidates.
+        beta: [G] strengths.
+        top_k: [G] integers, how many of the K candidates each row wants.
+        guarded: [G, K] bool from `guarded_candidates`, or None: those that gain at most the row's mean.
+        excluded: [G] bool or None: rows that are not to be guided in this step.
+
+    Returns:
+        Which rows stayed as they came, and of which the most likely token changed.
     """
-    legal = _legal(z, top_k)
-    pay = beta.unsqueeze(-1) * reward.to(z.dtype)
+    legal = _legal_candidates(z, top_k)
+    scaled_reward = beta.unsqueeze(-1) * reward.to(z.dtype)
     if guarded is not None:
-        pay = torch.where(guarded, torch.minimum(pay, _mean(z, pay, legal)), pay)
-    score = z + pay
-    sound = (score.isfinite() | ~legal).all(-1, keepdim=True)
+        capped = torch.minimum(scaled_reward, _mean_under_base(z, scaled_reward, legal))
+        scaled_reward = torch.where(guarded, capped, scaled_reward)
+    score = z + scaled_reward
+    is_guided = (score.isfinite() | ~legal).all(-1, keepdim=True)
     if excluded is not None:
-        sound = sound & ~excluded.unsqueeze(-1)
-    guided = torch.where(sound, score.masked_fill(~legal, NEG_INF), z)
-    left = ~sound.squeeze(-1)
-    changed = (guided.argmax(-1) != 0) & ~left  # the candidates come best first
-    logits.clamp_(max=_ceiling(logits, rows, sound))
-    logits.index_put_((rows.unsqueeze(-1), ids), guided)
-    return GuideResult(left, changed)
+        is_guided = is_guided & ~excluded.unsqueeze(-1)
+    new = torch.where(is_guided, score.masked_fill(~legal, NEG_INF), z)
+    unguided = ~is_guided.squeeze(-1)
+    changed = (new.argmax(-1) != 0) & ~unguided  # the candidates come best first
+    logits.clamp_(max=_row_ceilings(logits, rows, is_guided))
+    logits.index_put_((rows.unsqueeze(-1), ids), new)
+    return GuideResult(unguided, changed)
 
 
 def centred_rewards(z: Tensor, reward: Tensor, top_k: Tensor) -> Tensor:
-    """Rewards less their mean over the row's candidates under the base, since what all share steers nothing:
-    z, reward [G, K], top_k [G] -> [G, K].
+    """Rewards less their mean over the row's candidates under the base, since what all share steers nothing.
+
+    Args:
+        z: [G, K] logits of the candidates, from `candidates`.
+        reward: [G, K] their rewards.
+        top_k: [G] integers, how many of the K candidates each row wants.
+
+    Returns:
+        [G, K] in logit units.
     """
-    return reward - _mean(z, reward, _legal(z, top_k))
+    return reward - _mean_under_base(z, reward, _legal_candidates(z, top_k))
 
 
-def _legal(z: Tensor, top_k: Tensor) -> Tensor:
+def _legal_candidates(z: Tensor, top_k: Tensor) -> Tensor:
+    """[G, K] bool: not masked, and among the row's own top_k [G]."""
     position = torch.arange(z.shape[-1], device=z.device)
     return (z != NEG_INF) & (position < top_k.unsqueeze(-1))
 
 
-def _mean(z: Tensor, pay: Tensor, legal: Tensor) -> Tensor:
-    """[G, 1], in float64, where the sum does not depend on how many candidates other rows want."""
+def _mean_under_base(z: Tensor, values: Tensor, legal: Tensor) -> Tensor:
+    """[G, 1] means of values [G, K] over the legal candidates, weighted by the base's probabilities.
+
+    In float64, where the sum does not depend on how many candidates other rows want.
+    """
     p = z.masked_fill(~legal, NEG_INF).double().softmax(-1)
-    return (p * pay.masked_fill(~legal, 0.0)).sum(-1, keepdim=True).to(pay.dtype)
+    return (p * values.masked_fill(~legal, 0.0)).sum(-1, keepdim=True).to(values.dtype)
 
 
 def guarded_candidates(
@@ -222,74 +305,110 @@ def guarded_candidates(
     n: Tensor,
     max_n: int,
 ) -> Tensor | None:
-    """Which candidates the guards keep from being paid: `unlikely`, where a min_p is given, and `repeats`,
-    where it is known what was said; [G, K] bool, None without either.
+    """Find the candidates that either guard takes: `below_min_p` or `repeats_ngram`.
+
+    Args:
+        z: [G, K] logits of the candidates, best first.
+        ids: [G, K] int64 token ids.
+        min_p: [G] as in `below_min_p`; None leaves that guard out.
+        end_tokens: [E] int64 ids of the tokens that end an answer.
+        answer: the answers so far; None leaves the no-repeat guard out.
+        n: [G] integers as in `repeats_ngram`.
+        max_n: at least the largest of `n`, on the host.
+
+    Returns:
+        [G, K] bool, None without either guard.
     """
-    low = None if min_p is None else below_min_p(z, ids, min_p, end_tokens)
+    unlikely = None if min_p is None else below_min_p(z, ids, min_p, end_tokens)
     if answer is None:
-        return low
-    looping = repeats_ngram(answer, ids, n, max_n)
-    return looping if low is None else low | looping
+        return unlikely
+    repeated = repeats_ngram(answer, ids, n, max_n)
+    return repeated if unlikely is None else unlikely | repeated
 
 
 def repeats_ngram(answer: AnswerTokens, ids: Tensor, n: Tensor, max_n: int) -> Tensor:
-    """Which candidates would complete an n-gram that is already in the answer.
+    """Find the candidates that would complete an n-gram which is already in the answer.
 
-    ids [G, K]; n [G] integers, 0 for rows that do not mind; longest: at least the largest of them, on the
-    host -> [G, K] bool, without device synchronisation. At most 16 MiB are compared at once.
+    Does not synchronise the device. At most 16 MiB are compared at once.
+
+    Args:
+        answer: the answers so far.
+        ids: [G, K] int64 token ids of the candidates.
+        n: [G] integers, lengths of the n-grams; 0 for rows without this guard.
+        max_n: at least the largest of `n`, on the host.
+
+    Returns:
+        [G, K] bool.
     """
-    tokens, start, stop = (
-        answer.row_tokens().long(),
-        answer.start.unsqueeze(-1),
-        answer.stop.unsqueeze(-1),
-    )
+    tokens = answer.row_tokens().long()
+    start, stop = answer.start.unsqueeze(-1), answer.stop.unsqueeze(-1)
     width = tokens.shape[1]
     if not width:
         return torch.zeros_like(ids, dtype=torch.bool)
-    place = torch.arange(width, device=ids.device)
+    position = torch.arange(width, device=ids.device)
     n = n.unsqueeze(-1)
-    again = (n > 0) & (place >= start + n - 1) & (place < stop)  # [G, L] where an n-gram ends
+    # [G, L] bool: an n-gram ends here and, after the loop, its first n - 1 tokens are also the answer's last.
+    matches = (n > 0) & (position >= start + n - 1) & (position < stop)
     for back in range(1, max_n):
         last = tokens.gather(1, (stop - back).clamp(min=0))
-        # What is rolled in at the front is not looked at: an n-gram ends n - 1 tokens behind the start.
-        again &= (back >= n) | (tokens.roll(back, 1) == last)
-    told = tokens.masked_fill(~again, -1)
-    rows = max(1, _MAX_COPY_NUMEL // (width * ids.shape[-1]))
+        # What rolls in at the front is not looked at: an n-gram ends n - 1 tokens after the start.
+        matches &= (back >= n) | (tokens.roll(back, 1) == last)
+    completions = tokens.masked_fill(~matches, -1)
+    rows_at_once = max(1, _MAX_COPY_NUMEL // (width * ids.shape[-1]))
     return torch.cat(
         [
-            (some.unsqueeze(1) == few.unsqueeze(-1)).any(-1)
-            for some, few in zip(told.split(rows), ids.split(rows), strict=True)
+            (found.unsqueeze(1) == wanted.unsqueeze(-1)).any(-1)
+            for found, wanted in zip(
+                completions.split(rows_at_once), ids.split(rows_at_once), strict=True
+            )
         ]
     )
 
 
 def below_min_p(z: Tensor, ids: Tensor, min_p: Tensor, end_tokens: Tensor) -> Tensor:
-    """Which candidates are less than min_p times as likely as the row's best, but for those that end the
-    answer: nothing can derail behind them, and how long to be is a preference too.
+    """Find the candidates that are less than min_p times as likely as the row's best.
 
-    z, ids [G, K] best first; min_p [G]; ends [E] token ids -> [G, K] bool.
+    Tokens that end the answer are never among them: no text follows that could go wrong, and the length of an
+    answer is a preference too.
+
+    Args:
+        z: [G, K] logits of the candidates, best first.
+        ids: [G, K] int64 token ids.
+        min_p: [G] shares of the best candidate's probability; 0 for rows without this guard.
+        end_tokens: [E] int64 ids of the tokens that end an answer.
+
+    Returns:
+        [G, K] bool.
     """
-    low = z < z[:, :1] + min_p.log().unsqueeze(-1)  # none of them where min_p is 0
-    return low & (ids.unsqueeze(-1) != end_tokens).all(-1)
+    below = z < z[:, :1] + min_p.log().unsqueeze(-1)  # no candidate where min_p is 0
+    return below & (ids.unsqueeze(-1) != end_tokens).all(-1)
 
 
-def _ceiling(logits: Tensor, rows: Tensor, on: Tensor) -> Tensor:
-    """[R, 1], an upper limit a row: -inf in the rows [G] where `on` [G, 1] says so, none in all others.
+def _row_ceilings(logits: Tensor, rows: Tensor, cleared: Tensor) -> Tensor:
+    """[R, 1] upper limits of the logits: -inf for rows [G] where `cleared` [G, 1] is True, inf for others.
 
     For clamp_: one pass, in place; on a CPU five to ten times as fast as masked_fill_ with a [R, 1] mask.
     """
-    ceiling = torch.full((len(logits), 1), -NEG_INF, dtype=logits.dtype, device=logits.device)
-    return ceiling.index_put_((rows,), torch.where(on, NEG_INF, -NEG_INF).to(logits.dtype))
+    ceilings = torch.full((len(logits), 1), -NEG_INF, dtype=logits.dtype, device=logits.device)
+    return ceilings.index_put_((rows,), torch.where(cleared, NEG_INF, -NEG_INF).to(logits.dtype))
 
 
 def force_end_token(logits: Tensor, rows: Tensor, token: int, ending: Tensor) -> Tensor:
-    """Leave the wanted ones of rows [G] nothing but `token`, the end; in place. wanted [G] bool.
+    """Leave the ending rows no token but `token`, which ends the answer; in place.
 
-    A row whose end arrives as -inf (a grammar, min_tokens) is not over yet, and left as it came.
-    Returns [G] bool, which rows end.
+    A row where this token arrives as -inf (a grammar, min_tokens) may not end yet, and stays as it came.
+
+    Args:
+        logits: [R, V] float32.
+        rows: [G] int64 indices of the guided rows.
+        token: id of the end token.
+        ending: [G] bool, the rows that are to end.
+
+    Returns:
+        [G] bool, the rows that do end.
     """
-    last = logits[rows, token]
-    ends = ending & last.isfinite()
-    logits.clamp_(max=_ceiling(logits, rows, ends.unsqueeze(-1)))
-    logits[rows, token] = last.masked_fill(ends, 0.0)
+    end_logits = logits[rows, token]
+    ends = ending & end_logits.isfinite()
+    logits.clamp_(max=_row_ceilings(logits, rows, ends.unsqueeze(-1)))
+    logits[rows, token] = end_logits.masked_fill(ends, 0.0)
     return ends

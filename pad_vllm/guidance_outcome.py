@@ -1,7 +1,7 @@
-"""What a client is told of a guided answer: the field `pad` of responses and of `RequestOutput`.
+"""What a client reads about a guided answer: the field `pad` of responses and of `RequestOutput`.
 
-The worker counts it (serving/worker/outcome_table.py), the front end asks for it
-(vllm_api/patches/outcome_rpc.py). Knows neither.
+The worker counts it (serving/worker/outcome_table.py), and the front end fetches it
+(vllm_api/patches/outcome_rpc.py). This module knows neither.
 """
 
 from __future__ import annotations
@@ -12,139 +12,163 @@ from typing import Any, NotRequired, TypedDict
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 OUTCOME_KEY = "_pad_answer"
-"""In a guided request's `extra_args`: the front end's mark, by which it asks the worker for the outcome."""
+"""In a guided request's `extra_args`: the key by which the front end asks the worker for the answer's
+outcome.
+"""
 
 ExplainedStep = tuple[int, list[int], list[float]]
-"""With `pad_explain`, of an answer: its tokens so far, the candidates, best first, what each would earn."""
+"""One step of an answer with `pad_explain`: how many tokens the answer had, its candidates' token ids, best
+first, and the reward of each in logits, less their mean.
+"""
 
 
 class TokenExplanation(TypedDict):
     """One token of an answer with `pad_explain`."""
 
     token: str
+    """The text that the token adds."""
+
     reward: float | None
-    """R_w in logits less its mean over the base's candidates, before strength and guards; None where it is
-    not known, or the token was chosen without.
+    """R_w in logits less its mean over the base's candidates, before strength and guards. None where it is
+    not known, or where the token was chosen without a reward.
     """
 
     base: str | None
-    """What the base held most likely there; None where that is not known."""
+    """Text of the base's most likely token at this position; None where that is not known."""
 
     changed: bool
-    """Whether that is another token."""
+    """Whether the answer has another token than the base's most likely one."""
 
 
 class Outcome(TypedDict):
-    """Of one answer, or of all answers to one request."""
+    """The field `pad` of one answer, or of all answers to one request."""
 
     unguided_tokens: int | None
-    """How many of its tokens the base chose without a reward, but for reasoning that is to be left alone.
-    None where that is not known any more. An upper bound with speculative decoding: the row of a draft that
-    was rejected counts too.
+    """How many of the answer's tokens the base chose without a reward; reasoning that the operator leaves
+    unguided is not counted. None where the count is lost. An upper bound with speculative decoding: the row
+    of a draft that was rejected counts too.
     """
 
     stopped: bool
-    """Whether PAD ended it for that reason (`on_failure` "stop")."""
+    """Whether PAD ended the answer because a token had no reward (`on_failure` "stop")."""
 
     steps: NotRequired[list[ExplainedStep]]
-    """From the worker alone; the front end makes `explained` of it."""
+    """Only from the worker: the front end makes `explained` of it."""
 
     explained: NotRequired[list[list[TokenExplanation]]]
     """With `pad_explain`: each answer token by token."""
 
 
 class GuidanceCounts(TypedDict):
-    """What guidance did since the worker was last asked."""
+    """What guidance did in a worker since its last report."""
 
     rows: int
-    """Guided: one a token, and with speculative decoding one a draft, rejected or not."""
+    """Guided logits rows: one for each token, and with speculative decoding one for each draft, rejected
+    or not.
+    """
 
     changed: int
-    """Of them, those whose likeliest token guidance changed."""
+    """Those of them whose most likely token guidance changed."""
 
     seconds: list[float]
-    """That the host spent on rewards, a step each."""
+    """Seconds that the host spent on rewards, one number a step."""
 
-    declined: dict[str, int]
-    """Reason -> rows."""
+    failures: dict[str, int]
+    """Reason -> number of rows."""
 
 
 WorkerReport = tuple[list[Outcome | None], GuidanceCounts | None]
-"""What a worker answers: outcomes in the order they were asked for, None of answers that it never had, and
-the figures.
+"""What a worker returns for a list of outcome keys: the outcomes in the order of the keys, None for an
+answer that this worker never had, and the counts; None where this worker counts nothing.
 """
 
 
 def unknown_outcome() -> Outcome:
-    """Of an answer that nobody counted."""
+    """The outcome of an answer whose counts are lost."""
     return {"unguided_tokens": None, "stopped": False}
 
 
 def total_outcome(outcomes: Sequence[Outcome]) -> Outcome | None:
-    """Of all of them together; None of none."""
+    """One outcome for several answers: counts summed, explanations in order. None for no answers."""
     counts = [outcome["unguided_tokens"] for outcome in outcomes]
     known = [count for count in counts if count is not None]
     if not counts:
         return None
-    whole: Outcome = {
+    total: Outcome = {
         "unguided_tokens": sum(known) if len(known) == len(counts) else None,
         "stopped": any(outcome["stopped"] for outcome in outcomes),
     }
     if not any("explained" in outcome for outcome in outcomes):
-        return whole
+        return total
     explained = [answer for outcome in outcomes for answer in outcome.get("explained", [[]])]
-    return {**whole, "explained": explained}
+    return {**total, "explained": explained}
 
 
 def with_explanations(outcome: Outcome, ids: Sequence[int], tokenizer: Any) -> Outcome:
-    """`steps` as `explained`; ids: the answer's tokens. An outcome without steps stays as it is."""
+    """Replace an outcome's `steps` by `explained`. An outcome without steps is returned as it is.
+
+    Args:
+        outcome: from the worker.
+        ids: token ids of the answer.
+        tokenizer: Transformers' or vLLM's, or None.
+    """
     if "steps" not in outcome:
         return outcome
-    whole: Outcome = {
+    explained: Outcome = {
         "unguided_tokens": outcome["unguided_tokens"],
         "stopped": outcome["stopped"],
         "explained": [token_explanations(outcome["steps"], ids, tokenizer)],
     }
-    return whole
+    return explained
 
 
 def token_explanations(
     steps: Sequence[ExplainedStep], ids: Sequence[int], tokenizer: Any
 ) -> list[TokenExplanation]:
-    """Of each of the answer's tokens. A place that was decided twice counts as the last time.
+    """Explain each token of an answer.
 
-    tokenizer: Transformers' or vLLM's; None, and there is no text.
+    Args:
+        steps: of the answer, in any number; of two for one position the later one counts.
+        ids: token ids of the answer.
+        tokenizer: Transformers' or vLLM's; None (vLLM's skip_tokenizer_init) leaves texts empty.
+
+    Returns:
+        One explanation for each of `ids`.
     """
-    known = {place: (candidates, rewards) for place, candidates, rewards in steps}
-    found: list[TokenExplanation] = []
-    for place, (text, token) in enumerate(zip(token_texts(tokenizer, ids), ids, strict=True)):
-        candidates, rewards = known.get(place, ([], []))
+    by_position = {position: (candidates, rewards) for position, candidates, rewards in steps}
+    explanations: list[TokenExplanation] = []
+    for position, (text, token) in enumerate(zip(token_texts(tokenizer, ids), ids, strict=True)):
+        candidates, rewards = by_position.get(position, ([], []))
         reward = rewards[candidates.index(token)] if token in candidates else math.nan
         best = candidates[0] if candidates else None
-        one: TokenExplanation = {
+        previous = ids[:position][-1:]
+        explanation: TokenExplanation = {
             "token": text,
             "reward": reward if math.isfinite(reward) else None,
-            "base": None if best is None else _behind(tokenizer, ids[:place][-1:], best),
+            "base": None if best is None else _text_after(tokenizer, previous, best),
             "changed": best is not None and best != token,
         }
-        found.append(one)
-    return found
+        explanations.append(explanation)
+    return explanations
 
 
-def _behind(tokenizer: Any, before: Sequence[int], token: int) -> str:
-    """A token's text: the first of a text may lose the space that it has behind another."""
+def _text_after(tokenizer: Any, previous: Sequence[int], token: int) -> str:
+    """A token's text after the previous one. At the start of a text it may lose the space that it has
+    there.
+    """
     if tokenizer is None:
         return ""
-    text: str = tokenizer.decode([*before, token])
-    return text[len(tokenizer.decode(before)) :] if before else text
+    text: str = tokenizer.decode([*previous, token])
+    return text[len(tokenizer.decode(previous)) :] if previous else text
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """The text that each token adds. A character of several tokens is the last one's."""
-    if tokenizer is None:  # vLLM's skip_tokenizer_init
+    """The text that each token adds. A character of several tokens belongs to the last of them."""
+    if tokenizer is None:
         return [""] * len(ids)
     texts: list[str] = []
-    begin = read = 0  # what is decoded begins a token early, and with a whole character
+    # Each decoding begins one token early, with a whole character: `begin`. `read` is the first new token.
+    begin = read = 0
     for end in range(1, len(ids) + 1):
         text = tokenizer.decode(ids[begin:end])
         if text.endswith(_UNFINISHED):

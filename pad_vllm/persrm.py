@@ -1,9 +1,10 @@
-"""The personalised reward model in PyTorch: a frozen backbone, LoRA from the fork up, preference heads.
+"""The personalised reward model in PyTorch: a frozen backbone, LoRA from the fork layer up, preference heads.
 
-A fork at the top is heads alone: no LoRA, h_T = h_B, and a backbone of any architecture, run once.
+With heads only there is no LoRA, h_T = h_B, and the backbone, of any architecture, runs once.
 In: token ids. Out: final hidden states with the adapter off (h_B) and on (h_T), features and rewards.
-Training runs on it and every engine is tested against it. Sequences are right-padded: causal
-attention keeps padding out of the real positions, so no mask is needed. Knows nothing of vLLM.
+Training runs on it and every engine is tested against it. Sequences are right-padded: causal attention keeps
+padding out of the real positions, so no mask is needed. Knows nothing of vLLM.
+Shapes: N sequences of T tokens, H hidden size, V vocabulary, D dimensions, r head rank, K candidates.
 """
 
 from __future__ import annotations
@@ -24,16 +25,7 @@ if TYPE_CHECKING:
 
 
 class PersRM(nn.Module):
-    """phi, R_w and the two hidden states of section "The reward" in ARCHITECTURE.md.
-
-    backbone: a Transformers causal language model of `L` decoder layers; it is frozen, and LoRA
-        modules are put into its layers `fork_layer .. L-1` (PEFT's `layers_to_transform`).
-    fork_layer: 0 to L; L is the top, without LoRA.
-    dimensions: names of the D preference dimensions.
-    constants: whether a head has a constant too, `head_C`.
-
-    Raises ValueError for a fork layer that the backbone does not have.
-    """
+    """phi, R_w and the two hidden states of section "The reward" in ARCHITECTURE.md."""
 
     def __init__(
         self,
@@ -47,33 +39,57 @@ class PersRM(nn.Module):
         head_rank: int = 16,
         constants: bool = False,
     ) -> None:
+        """Freeze the backbone, put LoRA into its top layers, and make heads whose rewards are 0.
+
+        Args:
+            backbone: a Transformers causal language model of L decoder layers; it is changed in place.
+            fork_layer: 0 to L. LoRA goes into layers fork_layer .. L-1 (PEFT's `layers_to_transform`); L is
+                heads only, without LoRA.
+            dimensions: names of the D preference dimensions.
+            lora_rank: rank of the LoRA.
+            lora_alpha: PEFT's alpha; the LoRA is scaled by alpha / rank.
+            lora_modules: names of the linear layers that get LoRA.
+            head_rank: r.
+            constants: whether a head also has a constant vector, `head_C`.
+
+        Raises:
+            ValueError: the backbone does not have this fork layer.
+        """
         super().__init__()
-        layers = backbone.config.num_hidden_layers
-        if not 0 <= fork_layer <= layers:
-            raise ValueError(f"fork_layer {fork_layer}: this backbone accepts 0..{layers}")
+        num_layers = backbone.config.num_hidden_layers
+        if not 0 <= fork_layer <= num_layers:
+            raise ValueError(f"fork_layer {fork_layer}: this backbone accepts 0..{num_layers}")
         self.fork_layer = fork_layer
         self.dimensions = tuple(dimensions)
         backbone.requires_grad_(False)
-        self.heads_only = fork_layer == layers
+        self.heads_only = fork_layer == num_layers
         self.lora: Any = None
         if not self.heads_only:
             self.lora = _with_lora(
-                backbone, range(fork_layer, layers), lora_rank, lora_alpha, lora_modules
+                backbone,
+                layers=range(fork_layer, num_layers),
+                rank=lora_rank,
+                alpha=lora_alpha,
+                modules=lora_modules,
             )
         self.backbone = backbone
-        hidden = backbone.config.hidden_size
-        count = len(self.dimensions)
-        self.head_A = nn.Parameter(torch.randn(count, head_rank, hidden) / hidden**0.5)
-        self.head_B = nn.Parameter(torch.zeros(count, hidden, head_rank))
-        self.head_C = nn.Parameter(torch.zeros(count, hidden)) if constants else None
-        # A tuple, so that shared modules are not registered a second time.
-        self._parts: tuple[Any, ...] = (
-            () if self.heads_only else _halves(backbone.model, fork_layer, layers)
-        )
+        hidden_size = backbone.config.hidden_size
+        D = len(self.dimensions)
+        self.head_A = nn.Parameter(torch.randn(D, head_rank, hidden_size) / hidden_size**0.5)
+        self.head_B = nn.Parameter(torch.zeros(D, hidden_size, head_rank))
+        self.head_C = nn.Parameter(torch.zeros(D, hidden_size)) if constants else None
+        # In a tuple, so that shared modules are not registered a second time.
+        self._lower_and_upper: tuple[Any, ...] = ()
+        if not self.heads_only:
+            decoder = backbone.model
+            self._lower_and_upper = (
+                decoder_slice(decoder, 0, fork_layer, norm=False),
+                decoder_slice(decoder, fork_layer, num_layers, norm=True),
+            )
 
     @classmethod
     def from_adapter(cls, backbone: Any, adapter: Adapter) -> PersRM:
-        """The reward model that `adapter` holds, on its own backbone."""
+        """The reward model that `adapter` holds; backbone: the model that it was trained on. In eval mode."""
         config, lora = adapter.config, adapter.lora
         modules = sorted({module for _, module in lora.weights})
         model = cls(
@@ -87,31 +103,34 @@ class PersRM(nn.Module):
             constants=adapter.head_C is not None,
         )
         with torch.no_grad():
-            for key, (a, b) in model.lora_weights().items():
-                a.copy_(lora.weights[key][0])
-                b.copy_(lora.weights[key][1])
-            for ours, theirs in zip(model.heads, adapter.heads, strict=True):
-                if ours is not None and theirs is not None:
-                    ours.copy_(theirs)
+            for key, (A, B) in model.lora_weights().items():
+                A.copy_(lora.weights[key][0])
+                B.copy_(lora.weights[key][1])
+            for parameter, saved in zip(model.heads, adapter.heads, strict=True):
+                if parameter is not None and saved is not None:
+                    parameter.copy_(saved)
         return model.eval()
 
     @property
     def heads(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """head_A [D, r, H], head_B [D, H, r], head_C [D, H] or None: guidance.direction's last arguments."""
+        """head_A [D, r, H], head_B [D, H, r], head_C [D, H] or None: the last arguments of the rule's
+        functions.
+        """
         return self.head_A, self.head_B, self.head_C
 
     def adapter_off(self) -> AbstractContextManager[None]:
         """Within it the backbone is the base: its LoRA, where it has one, is off."""
-        off: AbstractContextManager[None] = (
-            nullcontext() if self.lora is None else self.lora.disable_adapter()
-        )
+        if self.lora is None:
+            return nullcontext()
+        off: AbstractContextManager[None] = self.lora.disable_adapter()
         return off
 
     def lora_parameters(self) -> dict[str, nn.Parameter]:
-        """The LoRA's trainable parameters by PEFT's names; none where the heads are alone."""
+        """The LoRA's trainable parameters by PEFT's names; none with heads only."""
         if self.heads_only:
             return {}
-        return {name: one for name, one in self.lora.named_parameters() if "lora_" in name}
+        parameters = self.lora.named_parameters()
+        return {name: parameter for name, parameter in parameters if "lora_" in name}
 
     def lora_weights(self) -> dict[tuple[int, str], tuple[Tensor, Tensor]]:
         """(layer, module) -> (A [r, in], B [out, r]), the trainable parameters themselves."""
@@ -129,32 +148,35 @@ class PersRM(nn.Module):
         return weights
 
     def states_below_fork(self, input_ids: Tensor) -> Tensor:
-        """What both streams share: ids [N, T] -> the residual stream below the fork [N, T, H], or the final
-        hidden state where the fork is at the top.
+        """The activations that both streams share: ids [N, T] -> residual stream below the fork layer [N, T,
+        H]; with heads only the final hidden state. Without gradients.
         """
         if self.heads_only:
-            return self._whole(input_ids)
+            return self._backbone_states(input_ids)
         if self.fork_layer == 0:
             return self.backbone.model.embed_tokens(input_ids)
+        lower, _ = self._lower_and_upper
         with torch.no_grad(), self.adapter_off():
-            return self._parts[0](input_ids=input_ids, use_cache=False).last_hidden_state
+            return lower(input_ids=input_ids, use_cache=False).last_hidden_state
 
     def base_states(self, forked: Tensor) -> Tensor:
-        """h_B [N, T, H] from the fork's activations: the top layers with the adapter off."""
+        """h_B [N, T, H] from `states_below_fork`: the top layers with the adapter off. Without gradients."""
         if self.heads_only:
             return forked
+        _, upper = self._lower_and_upper
         with torch.no_grad(), self.adapter_off():
-            return self._parts[1](inputs_embeds=forked, use_cache=False).last_hidden_state
+            return upper(inputs_embeds=forked, use_cache=False).last_hidden_state
 
     def trunk_states(self, forked: Tensor) -> Tensor:
-        """h_T [N, T, H] from the fork's activations: the top layers with the adapter on."""
+        """h_T [N, T, H] from `states_below_fork`: the top layers with the adapter on. With gradients."""
         if self.heads_only:
             return forked
-        with self._in_backbone_type():
-            return self._parts[1](inputs_embeds=forked, use_cache=False).last_hidden_state
+        _, upper = self._lower_and_upper
+        with self._lora_in_backbone_type():
+            return upper(inputs_embeds=forked, use_cache=False).last_hidden_state
 
     @contextmanager
-    def _in_backbone_type(self) -> Iterator[None]:
+    def _lora_in_backbone_type(self) -> Iterator[None]:
         """Casts LoRA's float32 matrices to a bfloat16 backbone's type for the products.
 
         PEFT would cast every activation to float32 and back, which costs more than the products.
@@ -174,13 +196,13 @@ class PersRM(nn.Module):
         return self.base_states(forked), self.trunk_states(forked)
 
     def hidden_twice(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """`hidden` by two forwards of the whole backbone; the reference for tests."""
-        h_B = self._whole(input_ids)
+        """As `hidden`, by two forwards of the whole backbone: the slow reference that tests compare with."""
+        h_B = self._backbone_states(input_ids)
         if self.heads_only:
             return h_B, h_B
         return h_B, self.backbone.model(input_ids=input_ids, use_cache=False).last_hidden_state
 
-    def _whole(self, input_ids: Tensor) -> Tensor:
+    def _backbone_states(self, input_ids: Tensor) -> Tensor:
         """h_B [N, T, H] by one forward of the whole backbone, whatever its architecture."""
         with torch.no_grad(), self.adapter_off():
             return self.backbone.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
@@ -194,25 +216,56 @@ class PersRM(nn.Module):
         return nn.functional.embedding(ids, self.backbone.lm_head.weight).float()
 
     def features(self, h_B: Tensor, h_T: Tensor, ids: Tensor) -> Tensor:
-        """phi: h_B, h_T [..., H], candidate ids [..., K] -> [..., K, D]."""
+        """phi of the candidates, the reward of each dimension.
+
+        Args:
+            h_B: [..., H], any float type.
+            h_T: [..., H].
+            ids: [..., K] int64, candidate tokens.
+
+        Returns:
+            [..., K, D] float32, in logit units.
+        """
         return guidance.features(h_B.float(), h_T.float(), self.embeddings(ids), *self.heads)
 
     def rewards(self, h_B: Tensor, h_T: Tensor, ids: Tensor, w: Tensor) -> Tensor:
-        """R_w: h_B, h_T [..., H], candidate ids [..., K], weights w [..., D] -> [..., K], in logit units."""
+        """R_w of the candidates.
+
+        Args:
+            h_B: [..., H], any float type.
+            h_T: [..., H].
+            ids: [..., K] int64, candidate tokens.
+            w: [..., D] float32, preference weights.
+
+        Returns:
+            [..., K] float32, in logit units.
+        """
         d_w = guidance.reward_direction(h_B.float(), h_T.float(), w, *self.heads)
         return guidance.rewards(d_w, self.embeddings(ids))
 
     def scores(
         self, h_B: Tensor, h_T: Tensor, w: Tensor, beta: float, top_k: int
     ) -> tuple[Tensor, Tensor]:
-        """h_B, h_T [..., H], w [..., D] -> guided scores, ids, each [..., k], best base logit first."""
+        """Guided scores z_B + beta * R_w of the base's best candidates; no guards.
+
+        Args:
+            h_B: [..., H], in the backbone's type.
+            h_T: [..., H].
+            w: [..., D] float32, preference weights.
+            beta: strength.
+            top_k: number of candidates, k.
+
+        Returns:
+            Scores [..., k] float32 and token ids [..., k] int64, best base logit first.
+        """
         z, ids = self.base_logits(h_B).topk(top_k)
         return z + beta * self.rewards(h_B, h_T, ids, w), ids
 
 
 def _with_lora(
-    backbone: Any, layers: Sequence[int], rank: int, alpha: float, modules: Sequence[str]
+    backbone: Any, *, layers: Sequence[int], rank: int, alpha: float, modules: Sequence[str]
 ) -> Any:
+    """Put LoRA modules into the backbone; returns PEFT's wrapper of it."""
     from peft import LoraConfig, get_peft_model
 
     settings = LoraConfig(
@@ -225,15 +278,15 @@ def _with_lora(
     return get_peft_model(backbone, settings)
 
 
-def _halves(decoder: Any, fork: int, layers: int) -> tuple[Any, Any]:
-    return (
-        decoder_slice(decoder, 0, fork, norm=False),
-        decoder_slice(decoder, fork, layers, norm=True),
-    )
-
-
 def decoder_slice(decoder: Any, start: int, stop: int, *, norm: bool) -> Any:
-    """Layers start..stop-1 of a Transformers decoder as a decoder of its own, sharing its modules."""
+    """Some layers of a Transformers decoder as a decoder of its own, which shares its modules.
+
+    Args:
+        decoder: the decoder of a causal language model (`model.model`).
+        start: index of the first layer.
+        stop: index after the last layer.
+        norm: whether the part ends with the decoder's final norm.
+    """
     part = copy.copy(decoder)
     part._modules = dict(decoder._modules)  # noqa: SLF001, copy.copy shares the dict
     part.layers = nn.ModuleList(list(decoder.layers)[start:stop])

@@ -1,4 +1,4 @@
-"""What vLLM calls: `register()`, the entry point in group vllm.general_plugins, in every process."""
+"""The plugin's entry point in group vllm.general_plugins: vLLM calls `register()` in every process."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ logger = logging.getLogger(__name__)
 
 
 def register() -> None:
-    """Connect PAD to vLLM, or log why that fails: vLLM does not catch what a plugin raises, and engines
-    without PAD would end too. Those with it then end at the unknown load format "pad".
+    """Register PAD with vLLM, or log why that fails.
+
+    It raises nothing: vLLM does not catch what a plugin raises, and engines without PAD would end too. Those
+    with PAD then end at the unknown load format "pad".
     """
     try:
         from pad_vllm.serving.registration import register_with_vllm

@@ -72,11 +72,11 @@ class Killed(BaseException):
 
 
 def kill(run: Any, stage: int, step: int) -> None:
-    """Train a run until it tells of that step, and no further."""
-    told = run.log.write_history_row
+    """Train a run until it logs that step, and no further."""
+    write_history_row = run.log.write_history_row
 
     def stop(row: dict[str, Any], steps: int) -> None:
-        told(row, steps)
+        write_history_row(row, steps)
         if (row["stage"], row["step"]) == (stage, step):
             raise Killed
 

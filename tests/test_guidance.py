@@ -43,7 +43,8 @@ def guide(logits, rows, reward, beta, top_k):
     """What the processor does: candidates of the largest k, then one call for all rows."""
     z, ids = guidance.candidates(logits, rows, int(top_k.max()))
     reward = reward[rows].gather(-1, ids)
-    return guidance.guide(logits, rows, z, ids, reward, beta, top_k).unguided
+    result = guidance.guide(logits, rows=rows, z=z, ids=ids, reward=reward, beta=beta, top_k=top_k)
+    return result.unguided
 
 
 def by_hand(logits, rows, reward, beta, top_k):
@@ -67,14 +68,14 @@ def test_the_batch_gives_what_the_plain_twin_gives_row_by_row(batch):
 def test_broken_rewards_leave_their_row_as_it_came_and_are_counted(batch):
     logits, rows, reward, beta, top_k = batch
     before, expected = logits.clone(), by_hand(logits, rows, reward, beta, top_k)
-    left = guide(logits, rows, reward, beta, top_k)
+    unguided = guide(logits, rows, reward, beta, top_k)
     torch.testing.assert_close(logits, expected, rtol=1e-6, atol=1e-6)
     broken = [
         row
         for i, row in enumerate(rows.tolist())
         if not _sound(before[row], reward[row], float(beta[i]), int(top_k[i]))
     ]
-    assert rows[left].tolist() == broken
+    assert rows[unguided].tolist() == broken
     assert torch.equal(logits[broken], before[broken])
 
 
@@ -96,7 +97,7 @@ def test_masked_tokens_stay_masked_and_other_rows_keep_every_bit(batch):
     assert not logits.isnan().any()
 
 
-def test_outside_the_top_k_nothing_is_left():
+def test_outside_the_top_k_every_logit_is_minus_infinity():
     logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
     one = torch.ones(1)
     guide(logits, torch.tensor([0]), torch.tensor([[0.0, 9.0, 99.0, 99.0]]), one, 2 * one)
@@ -123,8 +124,8 @@ def test_a_row_that_arrives_broken_is_left_as_it_came_and_counted(broken, where)
     logits = torch.randn(2, 200)
     logits[0, where] = torch.tensor(broken)
     before, one = logits.clone(), torch.ones(2)
-    left = guide(logits, torch.tensor([0, 1]), torch.zeros(2, 200), one, 4 * one)
-    assert left.tolist() == [True, False]
+    unguided = guide(logits, torch.tensor([0, 1]), torch.zeros(2, 200), one, 4 * one)
+    assert unguided.tolist() == [True, False]
     torch.testing.assert_close(logits[0], before[0], rtol=0, atol=0, equal_nan=True)
     assert logits[1].isfinite().sum() == 4
     expected = guide_row(before[0], torch.zeros(200), 1.0, 4)
@@ -169,7 +170,7 @@ def test_features_with_constants_are_the_formula_written_out():
     assert found[0].tolist() == pytest.approx(expected, abs=1e-4)
 
 
-def test_at_the_top_heads_and_constants_alone_make_the_direction():
+def test_with_heads_only_heads_and_constants_make_the_direction():
     torch.manual_seed(2)
     h, w, C = torch.randn(2, 8), torch.randn(2, 3), torch.randn(3, 8)
     A, B = torch.randn(3, 2, 8), torch.randn(3, 8, 2)
@@ -180,15 +181,15 @@ def test_at_the_top_heads_and_constants_alone_make_the_direction():
     assert torch.equal(guidance.reward_direction(h, h, w, A, B * 0, C), w @ C)
 
 
-def test_heads_laid_out_are_the_same_heads_and_need_no_copy():
+def test_contiguous_heads_are_the_same_heads_and_need_no_copy():
     torch.manual_seed(3)
     h, w = torch.randn(2, 8), torch.randn(2, 3)
     A, B = torch.randn(3, 2, 8), torch.randn(3, 8, 2)
-    laid = guidance.contiguous_for_direction(B)
-    assert torch.equal(laid, B)
-    assert laid.transpose(1, 2).flatten(0, 1).data_ptr() == laid.data_ptr()
+    contiguous = guidance.contiguous_for_direction(B)
+    assert torch.equal(contiguous, B)
+    assert contiguous.transpose(1, 2).flatten(0, 1).data_ptr() == contiguous.data_ptr()
     expected = guidance.reward_direction(h, h, w, A, B)
-    torch.testing.assert_close(guidance.reward_direction(h, h, w, A, laid), expected)
+    torch.testing.assert_close(guidance.reward_direction(h, h, w, A, contiguous), expected)
 
 
 def test_a_reward_trunk_like_the_base_and_empty_heads_give_no_reward():
@@ -217,13 +218,15 @@ def test_a_rows_candidates_are_its_own_whatever_k_its_neighbours_ask_for(size):
     logits = (torch.randn(6, size) * 3).bfloat16().float()  # ties everywhere, as in a served model
     logits[:, ::7] = NEG_INF
     for k in (1, 5, 20, 48):
-        alone = [guidance.candidates(logits[row : row + 1], torch.tensor([0]), k) for row in (1, 4)]
-        for company in (k, 49, 400):
-            z, ids = guidance.candidates(logits, torch.tensor([1, 2, 4]), company)
-            for place, row, own in ((0, 1, alone[0]), (2, 4, alone[1])):
-                assert ids[place, :k].tolist() == ranked(logits[row], k)
-                assert torch.equal(ids[place, :k], own[1][0])
-                assert torch.equal(z[place, :k], own[0][0])
+        single = [
+            guidance.candidates(logits[row : row + 1], torch.tensor([0]), k) for row in (1, 4)
+        ]
+        for largest_k in (k, 49, 400):
+            z, ids = guidance.candidates(logits, torch.tensor([1, 2, 4]), largest_k)
+            for index, row, own in ((0, 1, single[0]), (2, 4, single[1])):
+                assert ids[index, :k].tolist() == ranked(logits[row], k)
+                assert torch.equal(ids[index, :k], own[1][0])
+                assert torch.equal(z[index, :k], own[0][0])
 
 
 def test_equal_logits_of_either_zero_go_by_token_id():
@@ -243,9 +246,9 @@ def test_candidates_of_some_rows_among_many_are_found_in_bounded_pieces(monkeypa
 def test_rewards_of_many_candidates_are_gathered_in_bounded_pieces(monkeypatch):
     torch.manual_seed(0)
     d_w, ids, embedding = torch.randn(7, 8), torch.randint(50, (7, 5)), torch.randn(50, 8)
-    whole = guidance.rewards(d_w, embedding[ids])
+    expected = guidance.rewards(d_w, embedding[ids])
     monkeypatch.setattr(guidance, "_MAX_COPY_NUMEL", 2 * 5 * 8)
-    torch.testing.assert_close(guidance.token_rewards(d_w, ids, embedding), whole)
+    torch.testing.assert_close(guidance.token_rewards(d_w, ids, embedding), expected)
 
 
 def test_a_row_ends_only_where_what_came_before_lets_it_end():
@@ -264,12 +267,12 @@ def test_a_row_ends_only_where_what_came_before_lets_it_end():
 @given(batches(), st.data())
 def test_with_the_guards_the_batch_gives_what_the_plain_twin_gives(batch, data):
     logits, rows, reward, beta, top_k = batch
-    few = st.lists(st.integers(0, min(logits.shape[1] - 1, 2)), max_size=12)
-    answers = [data.draw(few) for _ in rows]
-    prompts = [data.draw(few) for _ in rows]
+    short_text = st.lists(st.integers(0, min(logits.shape[1] - 1, 2)), max_size=12)
+    answers = [data.draw(short_text) for _ in rows]
+    prompts = [data.draw(short_text) for _ in rows]
     n = [data.draw(st.sampled_from(NO_REPEAT_LENGTHS)) for _ in rows]
     shares = torch.tensor([data.draw(st.sampled_from([0.0, 0.05, 0.5, 1.0])) for _ in rows])
-    ends = data.draw(few)
+    ends = data.draw(short_text)
     before, expected = logits.clone(), logits.clone()
     for i, row in enumerate(rows.tolist()):
         expected[row] = guide_row(
@@ -282,27 +285,43 @@ def test_with_the_guards_the_batch_gives_what_the_plain_twin_gives(batch, data):
             float(shares[i]),
             ends,
         )
-    texts = [torch.tensor([*prompt, *said]) for prompt, said in zip(prompts, answers, strict=True)]
-    said = guidance.AnswerTokens(
-        torch.nn.utils.rnn.pad_sequence([t.int() for t in texts], batch_first=True),
-        torch.tensor([len(prompt) for prompt in prompts]),
-        torch.tensor([len(text) for text in texts]),
+    pairs = zip(prompts, answers, strict=True)
+    texts = [torch.tensor([*prompt, *answer]).int() for prompt, answer in pairs]
+    answer = guidance.AnswerTokens(
+        tokens=torch.nn.utils.rnn.pad_sequence(texts, batch_first=True),
+        start=torch.tensor([len(prompt) for prompt in prompts]),
+        stop=torch.tensor([len(text) for text in texts]),
     )
     z, ids = guidance.candidates(logits, rows, int(top_k.max()))
-    unpaid = guidance.guarded_candidates(
-        z, ids, shares, torch.tensor(ends), said, torch.tensor(n), max(n)
+    guarded = guidance.guarded_candidates(
+        z,
+        ids,
+        min_p=shares,
+        end_tokens=torch.tensor(ends),
+        answer=answer,
+        n=torch.tensor(n),
+        max_n=max(n),
     )
-    taken = reward[rows].gather(-1, ids)
-    assert not guidance.guide(logits, rows, z, ids, taken, beta, top_k, unpaid).unguided.any()
+    result = guidance.guide(
+        logits,
+        rows=rows,
+        z=z,
+        ids=ids,
+        reward=reward[rows].gather(-1, ids),
+        beta=beta,
+        top_k=top_k,
+        guarded=guarded,
+    )
+    assert not result.unguided.any()
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_an_unlikely_token_earns_no_more_than_the_average_and_may_lose():
+def test_an_unlikely_token_gains_no_more_than_the_average_and_may_lose():
     logits = torch.tensor([[3.0, 2.0, -3.0, -4.0]])
     z, ids = guidance.candidates(logits, torch.tensor([0]), 4)
     none = torch.tensor([], dtype=torch.int64)
-    unpaid = guidance.below_min_p(z, ids, torch.tensor([0.05]), none)
-    assert unpaid.tolist() == [[False, False, True, True]]
+    guarded = guidance.below_min_p(z, ids, torch.tensor([0.05]), none)
+    assert guarded.tolist() == [[False, False, True, True]]
     assert not guidance.below_min_p(z, ids, torch.tensor([0.0]), none).any()
     ends = torch.tensor([7, 3])
     assert guidance.below_min_p(z, ids, torch.tensor([0.05]), ends).tolist() == [
@@ -310,20 +329,25 @@ def test_an_unlikely_token_earns_no_more_than_the_average_and_may_lose():
     ]
     one = torch.ones(1)
     reward = torch.tensor([[0.0, 0.0, 9.0, -1.0]])
-    guidance.guide(logits, torch.tensor([0]), z, ids, reward, one, 4 * one, unpaid)
+    guidance.guide(
+        logits,
+        rows=torch.tensor([0]),
+        z=z,
+        ids=ids,
+        reward=reward,
+        beta=one,
+        top_k=4 * one,
+        guarded=guarded,
+    )
     assert logits[0, 2] < -2.9
     assert logits[0, 3] == -5.0
 
 
-def test_a_token_that_closes_a_loop_earns_no_more_than_the_average():
-    said = guidance.AnswerTokens(
-        torch.tensor([[9, 1, 2, 3, 1, 2]]), torch.tensor([1]), torch.tensor([6])
-    )
+def test_a_token_that_repeats_an_ngram_is_guarded():
+    tokens = torch.tensor([[9, 1, 2, 3, 1, 2]])  # 9 is the prompt's
+    answer = guidance.AnswerTokens(tokens, start=torch.tensor([1]), stop=torch.tensor([6]))
     ids = torch.tensor([[3, 9, 4]])
-    assert guidance.repeats_ngram(said, ids, torch.tensor([3]), 3).tolist() == [
-        [True, False, False]
-    ]
-    assert not guidance.repeats_ngram(
-        said, ids, torch.tensor([4]), 4
-    ).any()  # 9 1 2 3: 9 is the prompt's
-    assert not guidance.repeats_ngram(said, ids, torch.tensor([0]), 3).any()
+    repeats = guidance.repeats_ngram(answer, ids, torch.tensor([3]), 3)
+    assert repeats.tolist() == [[True, False, False]]
+    assert not guidance.repeats_ngram(answer, ids, torch.tensor([4]), 4).any()
+    assert not guidance.repeats_ngram(answer, ids, torch.tensor([0]), 3).any()

@@ -10,19 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pad_vllm.params import (
-    MAX_WEIGHT,
     Guidance,
     RequestLimits,
     check_argument_syntax,
     parse_guidance,
 )
+from pad_vllm.weights_argument import MAX_WEIGHT
 
 DIMENSIONS = ("helpful", "harmless", "humor")
 LIMITS = RequestLimits(dimensions=DIMENSIONS, beta=1.0, top_k=10, max_beta=5.0, max_top_k=50)
 
 
 def refusal(extra_args, *, syntax: bool) -> str:
-    """The refusal of `parse`; `syntax` says whether `check_syntax` has to say the same."""
+    """The refusal of `parse_guidance`; syntax: whether `check_argument_syntax` has to say the same."""
     with pytest.raises(ValueError) as caught:  # noqa: PT011, the message is what is asserted
         parse_guidance(extra_args, LIMITS)
     if syntax:

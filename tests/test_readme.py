@@ -20,7 +20,7 @@ from pad_vllm.config import PADConfig
 from pad_vllm.evaluation.lexical_scorers import LEXICAL_SCORERS
 from pad_vllm.params import ARGUMENT_NAMES
 from pad_vllm.serving.launch.serve_arguments import serve_argv
-from pad_vllm.training.data.data_sources import DataSpec
+from pad_vllm.training.data.data_spec import DataSpec
 from pad_vllm.vllm_api.vllm_versions import ACCEPTED_VERSIONS, TESTED_VERSIONS
 
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")

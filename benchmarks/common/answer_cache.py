@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def hash_batch(batch: AnswerBatch) -> str:
     """sha256 over all that decides the answers."""
     adapter = None if batch.adapter is None else load_adapter(batch.adapter).digest
     base = fingerprint(Path(resolve_base(batch.base)))
-    fields = asdict(replace(batch, base=base, adapter=adapter))
+    fields = replace(batch, base=base, adapter=adapter).as_json()
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 

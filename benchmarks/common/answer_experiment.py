@@ -24,7 +24,12 @@ from pad_vllm.steering.comparison_conditions import (
     instructions_of,
     unguided_condition,
 )
-from pad_vllm.steering.guided_answers import AnswerBatch, DecodingSettings, DrawnAnswer, JsonPrompts
+from pad_vllm.steering.guided_answers import (
+    AnswerBatch,
+    Conversations,
+    DecodingSettings,
+    DrawnAnswer,
+)
 from pad_vllm.training.sampling.sample_responses import read_prompts
 
 
@@ -40,11 +45,11 @@ class AnswerExperiment:
     dimensions: tuple[str, ...]
     """Those of --dimensions, or all of the adapter's."""
 
-    prompts: JsonPrompts
+    prompts: Conversations
     decoding: DecodingSettings
     cache: AnswerCache
     judges: IndependentJudges
-    judge_prompts: JsonPrompts
+    judge_prompts: Conversations
     """Other prompts, which the judges were fitted on."""
 
     unguided_judge_answers: list[DrawnAnswer]

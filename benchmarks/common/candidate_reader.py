@@ -7,7 +7,6 @@ behind the plain one. Rewards have zero mean under the base: what all candidates
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from pad_vllm.persrm import PersRM
 from pad_vllm.steering.guided_answers import DrawnAnswer
 from pad_vllm.text.chat_template import chat_token_ids, load_chat_tokenizer
 from pad_vllm.text.preference_text import with_instruction
+from pad_vllm.training.data.conversation import Conversation
 
 
 class AnswerCandidates(NamedTuple):
@@ -55,19 +55,23 @@ class CandidateReader:
         return cls(PersRM.from_adapter(backbone, adapter), tokenizer, adapter.config.top_k)
 
     @torch.no_grad()
-    def candidates(self, prompt: str, answer: DrawnAnswer) -> AnswerCandidates:
-        """The candidates at every token of the answer; prompt: messages as JSON."""
-        h = self._hidden(json.loads(prompt), answer)
+    def candidates(self, prompt: Conversation, answer: DrawnAnswer) -> AnswerCandidates:
+        """The candidates at every token of the answer to the prompt."""
+        h = self._hidden(prompt.messages(), answer)
         z, ids = guidance.candidates(self.model.base_logits(h), torch.arange(len(h)), self.top_k)
         return AnswerCandidates(z.double().softmax(-1), z, ids, h)
 
     def instruction_rewards(
-        self, prompt: str, answer: DrawnAnswer, instruction: str, candidates: AnswerCandidates
+        self,
+        prompt: Conversation,
+        answer: DrawnAnswer,
+        instruction: str,
+        candidates: AnswerCandidates,
     ) -> Tensor:
         """Rewards of the candidates by an instruction in the prompt.
 
         Args:
-            prompt: Messages as JSON.
+            prompt: The plain prompt.
             answer: The answer that was read.
             instruction: Text that is appended to the prompt.
             candidates: `candidates` of the same prompt and answer.
@@ -75,7 +79,7 @@ class CandidateReader:
         Returns:
             [n, K] float64: how much likelier the instructed base finds each candidate than the base does.
         """
-        instructed = with_instruction(json.loads(prompt), instruction)
+        instructed = with_instruction(prompt.messages(), instruction)
         return self.conversation_rewards(instructed, answer, candidates)
 
     @torch.no_grad()

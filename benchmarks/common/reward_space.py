@@ -7,14 +7,13 @@ same candidates.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from benchmarks.common.candidate_reader import CandidateReader, subtract_candidate_mean
-from pad_vllm.steering.guided_answers import DrawnAnswer, JsonPrompts
+from pad_vllm.steering.guided_answers import Conversations, DrawnAnswer
 
 RIDGE = 1e-3  # added to the diagonal, as a share of its mean
 
@@ -37,14 +36,14 @@ class RewardSpace:
     @torch.no_grad()
     def read(
         self,
-        prompts: JsonPrompts,
+        prompts: Conversations,
         answers: Sequence[DrawnAnswer],
         changes: Mapping[str, ChangePrompt],
     ) -> None:
         """Add some answers' tokens to the sums.
 
         Args:
-            prompts: Messages as JSON, one an answer.
+            prompts: One an answer.
             answers: Plain answers of the base.
             changes: Name -> the changed prompt whose rewards are measured under that name.
         """
@@ -55,7 +54,7 @@ class RewardSpace:
             self.tokens += len(phi)
             self.gram += torch.einsum("nk,nki,nkj->ij", candidates.p, phi, phi)
             for name, change in changes.items():
-                conversation = change(json.loads(prompt))
+                conversation = change(prompt.messages())
                 rewards = self.reader.conversation_rewards(conversation, answer, candidates)
                 none = (torch.zeros_like(self.gram[0]), 0.0)
                 products, square = self.prompt_products.get(name, none)

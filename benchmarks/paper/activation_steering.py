@@ -18,13 +18,17 @@ from pad_vllm.steering.comparison_conditions import (
     instructed_conditions,
     unguided_condition,
 )
-from pad_vllm.steering.guided_answers import DrawnAnswer, condition_messages
+from pad_vllm.steering.guided_answers import Conversations, DrawnAnswer, condition_messages
 from pad_vllm.text.chat_template import chat_token_ids
+from pad_vllm.training.data.conversation import Conversation
 
 
 @torch.no_grad()
 def mean_residuals(
-    model: Any, tokenizer: Any, condition: Condition, pairs: Sequence[tuple[str, DrawnAnswer]]
+    model: Any,
+    tokenizer: Any,
+    condition: Condition,
+    pairs: Sequence[tuple[Conversation, DrawnAnswer]],
 ) -> Tensor:
     """Mean output of every layer over the answers' tokens.
 
@@ -32,7 +36,7 @@ def mean_residuals(
         model: The base.
         tokenizer: With its chat template.
         condition: Whose instruction, if any, is in the prompts.
-        pairs: Prompts, messages as JSON, and answers.
+        pairs: Prompts and answers.
 
     Returns:
         [L, H].
@@ -48,13 +52,13 @@ def mean_residuals(
 
 
 def steering_vectors(
-    decoding: TransformersDecoding, prompts: Sequence[str], instructions: Mapping[str, str]
+    decoding: TransformersDecoding, prompts: Conversations, instructions: Mapping[str, str]
 ) -> dict[str, Tensor]:
     """Dimension -> [L, H] mean residual of instructed answers less that of plain answers.
 
     Args:
         decoding: Of the base.
-        prompts: Messages as JSON.
+        prompts: Of the answers that the vectors are made from.
         instructions: Of each dimension.
     """
 

@@ -44,9 +44,15 @@ from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
 from pad_vllm.persrm import PersRM
 from pad_vllm.steering import comparison_conditions, dimension_judges
 from pad_vllm.steering.comparison_conditions import Condition
-from pad_vllm.steering.guided_answers import DecodingSettings, DrawnAnswer, condition_messages
+from pad_vllm.steering.guided_answers import (
+    Conversations,
+    DecodingSettings,
+    DrawnAnswer,
+    condition_messages,
+)
 from pad_vllm.steering.steering_metrics import ConditionMetrics, metrics_table
 from pad_vllm.text.chat_template import chat_token_ids, load_chat_tokenizer
+from pad_vllm.training.data.conversation import Conversation
 from pad_vllm.training.sampling.sample_responses import read_prompts
 
 UNGUIDED = comparison_conditions.unguided_condition()
@@ -57,7 +63,7 @@ ConditionAnswers = tuple[Condition, list[DrawnAnswer]]
 
 def draw_untrained_methods(
     decoding: TransformersDecoding,
-    prompts: Sequence[str],
+    prompts: Conversations,
     vectors: Mapping[str, Tensor],
     value: PersRM,
     args: argparse.Namespace,
@@ -67,7 +73,7 @@ def draw_untrained_methods(
 
     Args:
         decoding: Of the base.
-        prompts: Messages as JSON.
+        prompts: That are answered.
         vectors: Dimension -> steering vectors.
         value: The adapter's reward model.
         args: With the strengths of each method.
@@ -86,7 +92,7 @@ def draw_untrained_methods(
         for strength in args.contexts:
 
             def two_contexts(
-                batch: Sequence[str], condition: Condition = condition, strength: float = strength
+                batch: Conversations, condition: Condition = condition, strength: float = strength
             ) -> TwoContextsProcessor:
                 ids, mask = decoding.padded_ids(batch, condition)
                 return TwoContextsProcessor(decoding.model, ids, mask, strength)
@@ -110,7 +116,7 @@ def draw_untrained_methods(
 
 def draw_policies_and_best_of(
     decoding: TransformersDecoding,
-    prompts: Sequence[str],
+    prompts: Conversations,
     value: PersRM,
     args: argparse.Namespace,
     base: str,
@@ -119,7 +125,7 @@ def draw_policies_and_best_of(
 
     Args:
         decoding: Of the base.
-        prompts: Messages as JSON.
+        prompts: That are answered.
         value: The adapter's reward model.
         args: With --policy and --best-of.
         base: Folder of the base.
@@ -168,7 +174,7 @@ def best_answers(
     decoding: TransformersDecoding,
     value: PersRM,
     name: str,
-    prompts: Sequence[str],
+    prompts: Conversations,
     drawn: Sequence[list[DrawnAnswer]],
 ) -> list[DrawnAnswer]:
     """Of each prompt's answers the one with the largest sum of rewards, Psi_w.
@@ -180,12 +186,12 @@ def best_answers(
         decoding: Of the base, for its tokenizer.
         value: The adapter's reward model.
         name: The dimension.
-        prompts: Messages as JSON.
+        prompts: That are answered.
         drawn: Several answers to every prompt.
     """
     w = even_weights(value, name)
 
-    def reward_sum(prompt: str, answer: DrawnAnswer) -> float:
+    def reward_sum(prompt: Conversation, answer: DrawnAnswer) -> float:
         prompt_ids = chat_token_ids(decoding.tokenizer, condition_messages(prompt, UNGUIDED))
         ids = torch.tensor([[*prompt_ids, *answer.token_ids]])
         h_B, h_T = value.hidden(ids[:, :-1])

@@ -5,7 +5,7 @@ In: a model, prompts, a Condition. Out: DrawnAnswers, without losses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from pad_vllm.steering.comparison_conditions import Condition
-from pad_vllm.steering.guided_answers import DrawnAnswer, condition_messages
+from pad_vllm.steering.guided_answers import Conversations, DrawnAnswer, condition_messages
 from pad_vllm.text.chat_template import chat_token_ids
 
 TOP_K = 20
@@ -32,16 +32,16 @@ class TransformersDecoding:
 
     def draw(
         self,
-        prompts: Sequence[str],
+        prompts: Conversations,
         condition: Condition,
         *,
-        processor: Callable[[Sequence[str]], LogitsProcessor] | None = None,
+        processor: Callable[[Conversations], LogitsProcessor] | None = None,
         seed: int = 0,
     ) -> list[DrawnAnswer]:
         """An answer to each prompt.
 
         Args:
-            prompts: Messages as JSON.
+            prompts: Of the answers.
             condition: Whose instruction, if any, is in the prompts.
             processor: Makes what changes the logits of one batch's prompts; None for the model as it is.
             seed: Of the draw.
@@ -68,7 +68,7 @@ class TransformersDecoding:
         ids = ids[: ids.index(end) + 1] if end in ids else ids
         return DrawnAnswer(self.tokenizer.decode(ids, skip_special_tokens=True), tuple(ids))
 
-    def padded_ids(self, prompts: Sequence[str], condition: Condition) -> tuple[Tensor, Tensor]:
+    def padded_ids(self, prompts: Conversations, condition: Condition) -> tuple[Tensor, Tensor]:
         """Token ids [N, T] int64, padded with 0 on the left, and their mask [N, T], 0 for padding."""
         rows = [
             chat_token_ids(self.tokenizer, condition_messages(prompt, condition))

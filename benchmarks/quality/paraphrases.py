@@ -24,9 +24,9 @@ from pad_vllm.catalog.name_resolution import resolve_adapter
 from pad_vllm.steering.comparison_conditions import unguided_condition
 from pad_vllm.steering.guided_answers import (
     AnswerBatch,
+    Conversations,
     DecodingSettings,
     DrawnAnswer,
-    JsonPrompts,
     draw_answers,
 )
 from pad_vllm.training.sampling.sample_responses import read_prompts
@@ -66,7 +66,7 @@ WORDINGS = {
 
 def correlate_rewards(
     reader: CandidateReader,
-    prompts: JsonPrompts,
+    prompts: Conversations,
     answers: Sequence[DrawnAnswer],
     instructions: Sequence[str],
 ) -> Tensor:
@@ -74,7 +74,7 @@ def correlate_rewards(
 
     Args:
         reader: Of the base.
-        prompts: Messages as JSON, one an answer.
+        prompts: One an answer.
         answers: The base's plain answers.
         instructions: S texts.
 

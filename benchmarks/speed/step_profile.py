@@ -40,15 +40,15 @@ def profiled_functions() -> dict[str, tuple[Any, str]]:
     rule = kernel_choice.rule_for_device(device)
     return {
         "all of PAD": (PADLogitsProcessor, "apply"),
-        "which rows": (BatchSlots, "select"),
+        "which rows": (BatchSlots, "guided_rows"),
         "candidates": (rule, "candidates"),
         "rewards": (SharedRewards, "rewards"),
         "text, V2": (V2AnswerTokenReader, "read"),
         "text, V1": (V1AnswerTokenReader, "read"),
         "guards": (rule, "guarded_candidates"),
         "scores written": (rule, "guide"),
-        "counted": (StepCounters, "step"),
-        "answers told": (OutcomeTable, "count"),
+        "counted": (StepCounters, "count_step"),
+        "answers told": (OutcomeTable, "count_step"),
     }
 
 

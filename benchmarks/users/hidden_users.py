@@ -50,9 +50,9 @@ from pad_vllm.steering import dimension_judges
 from pad_vllm.steering.comparison_conditions import Condition, instructions_of, unguided_condition
 from pad_vllm.steering.guided_answers import (
     AnswerBatch,
+    Conversations,
     DecodingSettings,
     DrawnAnswer,
-    JsonPrompts,
     draw_answers,
     known_losses,
 )
@@ -226,13 +226,13 @@ def parse() -> argparse.Namespace:
 
 
 def draw_twice(
-    args: argparse.Namespace, prompts: JsonPrompts, decoding: DecodingSettings
+    args: argparse.Namespace, prompts: Conversations, decoding: DecodingSettings
 ) -> tuple[list[DrawnAnswer], list[DrawnAnswer]]:
     """Two plain answers of the base to each prompt.
 
     Args:
         args: With --base.
-        prompts: Messages as JSON.
+        prompts: Of the answers.
         decoding: How both are drawn, one after the other.
     """
     batch = AnswerBatch(args.base, None, prompts, [unguided_condition()], [decoding] * 2)

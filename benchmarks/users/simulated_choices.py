@@ -6,7 +6,6 @@ which `fit_weights` finds weights.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.common.candidate_reader import CandidateReader
 from benchmarks.users.user_tastes import SimulatedUser, TasteScores, embed_answers
-from pad_vllm.steering.guided_answers import AnswerBatch, DrawnAnswer, JsonPrompts, draw_answers
+from pad_vllm.steering.guided_answers import AnswerBatch, Conversations, DrawnAnswer, draw_answers
 from pad_vllm.text.chat_template import chat_token_ids
 from pad_vllm.training.fit_weights import feature_sums
 
@@ -35,14 +34,14 @@ class PlainChoices:
     def from_answers(
         cls,
         reader: CandidateReader,
-        prompts: JsonPrompts,
+        prompts: Conversations,
         answers: tuple[Sequence[DrawnAnswer], Sequence[DrawnAnswer]],
     ) -> PlainChoices:
         """Reads the answers.
 
         Args:
             reader: Of the base, with the adapter's reward model.
-            prompts: Messages as JSON.
+            prompts: N.
             answers: The first answer to each prompt, and the second one.
         """
         first, second = (_reward_sums(reader, prompts, to_each) for to_each in answers)
@@ -55,11 +54,11 @@ class PlainChoices:
 
 
 def _reward_sums(
-    reader: CandidateReader, prompts: JsonPrompts, answers: Sequence[DrawnAnswer]
+    reader: CandidateReader, prompts: Conversations, answers: Sequence[DrawnAnswer]
 ) -> Tensor:
     """[N, D] Psi of the answers."""
     pairs = [
-        (chat_token_ids(reader.tokenizer, json.loads(prompt)), list(answer.token_ids))
+        (chat_token_ids(reader.tokenizer, prompt.messages()), list(answer.token_ids))
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
     return feature_sums(reader.model, pairs)

@@ -6,7 +6,6 @@ request.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,11 +14,12 @@ from typing import Any
 from benchmarks.common.answer_experiment import AnswerExperiment
 from benchmarks.users.user_tastes import SimulatedUser
 from pad_vllm.steering.comparison_conditions import Condition, instructions_of, unguided_condition
-from pad_vllm.steering.guided_answers import AnswerBatch, DrawnAnswer, JsonPrompts
+from pad_vllm.steering.guided_answers import AnswerBatch, Conversations, DrawnAnswer
 from pad_vllm.text.chat_template import chat_token_ids
+from pad_vllm.training.data.conversation import Conversation
 
-Dialogue = list[tuple[str, DrawnAnswer]]
-"""Prompts, messages as JSON, and their answers."""
+Dialogue = list[tuple[Conversation, DrawnAnswer]]
+"""Prompts and their answers."""
 
 
 def draw_dialogues(
@@ -50,7 +50,7 @@ def dialogue_messages(dialogue: Dialogue) -> list[dict[str, str]]:
     """The messages of both sides."""
     messages = []
     for prompt, answer in dialogue:
-        messages += [*json.loads(prompt), {"role": "assistant", "content": answer.text}]
+        messages += [*prompt.messages(), {"role": "assistant", "content": answer.text}]
     return messages
 
 
@@ -70,7 +70,7 @@ def draw_behind_dialogues(
         [user][prompt], without losses: vLLM's are of the prompt with the dialogue, not of the plain one.
     """
     prompts = [
-        json.dumps([*dialogue_messages(dialogues[user.name]), *json.loads(prompt)])
+        Conversation.model_validate([*dialogue_messages(dialogues[user.name]), *prompt.messages()])
         for user in users
         for prompt in experiment.prompts
     ]
@@ -82,18 +82,18 @@ def draw_behind_dialogues(
     return [answers[start : start + count] for start in range(0, len(answers), count)]
 
 
-def added_tokens(tokenizer: Any, dialogue: Dialogue, prompts: JsonPrompts) -> int:
+def added_tokens(tokenizer: Any, dialogue: Dialogue, prompts: Conversations) -> int:
     """How many tokens the dialogue adds to a request, the mean over the prompts.
 
     Args:
         tokenizer: Of the base, with its chat template.
         dialogue: In front of each prompt.
-        prompts: Messages as JSON.
+        prompts: Of the requests.
     """
     messages = dialogue_messages(dialogue)
     added = [
-        len(chat_token_ids(tokenizer, [*messages, *json.loads(prompt)]))
-        - len(chat_token_ids(tokenizer, json.loads(prompt)))
+        len(chat_token_ids(tokenizer, [*messages, *prompt.messages()]))
+        - len(chat_token_ids(tokenizer, prompt.messages()))
         for prompt in prompts
     ]
     return round(statistics.mean(added))

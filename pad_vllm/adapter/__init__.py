@@ -1,1 +1,1 @@
-"""The adapter on disk: what its folder holds, what is refused, load and save."""
+"""The adapter folder on disk: its format, the checks that refuse a bad one, loading, saving and merging."""

@@ -1,7 +1,8 @@
-"""An adapter in memory: a personalised reward model, less its backbone.
+"""An adapter in memory: a personalised reward model without its backbone.
 
-In: tensors and their config. Out: an `Adapter` whose shapes fit, float32 on the CPU where it was loaded.
-It reads and writes no files (folder.py does), and does not know how it was trained or who serves it.
+In: tensors and their config. Out: an `Adapter` whose tensors have matching shapes. `load_adapter` makes them
+float32 on the CPU. This module reads and writes no files (adapter_folder.py does), and does not know how the
+adapter was trained or which engine serves it.
 """
 
 import hashlib
@@ -19,25 +20,28 @@ from pad_vllm.adapter.peft_lora import LoRA
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A personalised reward model without its backbone. Raises AdapterError where the parts do not fit."""
+    """A personalised reward model without its backbone. Raises AdapterError where its parts do not fit.
+
+    Shapes: D preference dimensions, head rank r, hidden size H.
+    """
 
     config: AdapterConfig
-    """What pad_config.json says."""
+    """The content of pad_config.json."""
 
     lora: LoRA
-    """The trunk's LoRA, on every layer from the fork up; NO_LORA where the fork is at the top."""
+    """LoRA of the trunk, on every layer from the fork layer up; EMPTY_LORA for heads only."""
 
     head_A: Tensor
     """[D, r, H], down-projections of the preference heads."""
 
     head_B: Tensor
-    """[D, H, r], up-projections."""
+    """[D, H, r], up-projections of the preference heads."""
 
     head_C: Tensor | None = field(default=None)
-    """[D, H], the heads' constants; None where they have none."""
+    """[D, H], constant vectors of the heads; None if the heads have no constants."""
 
     path: Path | None = field(default=None)
-    """The folder it was loaded from; None for one made in memory."""
+    """Folder that it was loaded from; None for an adapter that was made in memory."""
 
     def __post_init__(self) -> None:
         D, r, H = (
@@ -48,7 +52,7 @@ class Adapter:
         _require_tensor("preference head A", self.head_A, (D, r, H), "[D, r, H]")
         _require_tensor("preference head B", self.head_B, (D, H, r), "[D, H, r]")
         if self.head_C is not None:
-            _require_constants(self.config.format_version)
+            _require_constants_accepted(self.config.format_version)
             _require_tensor("preference head C", self.head_C, (D, H), "[D, H]")
         self.lora.require_layers(self.config.fork_layer, self.config.backbone.num_layers, H)
         for (layer, module), pair in self.lora.weights.items():
@@ -57,20 +61,20 @@ class Adapter:
 
     @property
     def heads(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """head_A, head_B, head_C: the last arguments of guidance.direction."""
+        """(head_A, head_B, head_C): the last arguments of guidance.reward_direction."""
         return self.head_A, self.head_B, self.head_C
 
     @property
     def digest(self) -> str:
-        """sha256 over config and tensors, as hex; part of vLLM's compile cache key."""
+        """sha256 over config and tensors, as hex digits. It is part of vLLM's compile cache key."""
         digest = hashlib.sha256(self.config.to_json().encode())
         digest.update(f"{self.lora.rank} {self.lora.scaling!r}\n".encode())
-        for name, tensor in self._tensors():
+        for name, tensor in self._named_tensors():
             digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
         return digest.hexdigest()
 
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield from (("head_A", self.head_A), ("head_B", self.head_B))
         if self.head_C is not None:
             yield "head_C", self.head_C
@@ -78,15 +82,16 @@ class Adapter:
             yield from ((f"{layer}.{module}.A", a), (f"{layer}.{module}.B", b))
 
 
-def _require_constants(version: int) -> None:
-    if version < FORMAT_2:
+def _require_constants_accepted(format_version: int) -> None:
+    if format_version < FORMAT_2:
         raise AdapterError(
-            f"preference head C is there and format_version is {version}; accepted: constants from "
+            f"preference head C exists, but format_version is {format_version}; accepted: constants from "
             f"format_version {FORMAT_2} on. Set it in the config."
         )
 
 
 def _require_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], letters: str) -> None:
+    """letters: the same shape in symbols, for the message."""
     if tuple(tensor.shape) != shape:
         raise AdapterError(
             f"{name} has shape {list(tensor.shape)}; accepted: {letters} = {list(shape)}, as "

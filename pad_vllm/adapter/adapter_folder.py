@@ -1,9 +1,9 @@
-"""The adapter on disk: a folder that PEFT opens as a LoRA, plus heads and pad_config.json.
+"""Loads and saves the adapter folder: a LoRA that PEFT can open, preference heads and pad_config.json.
 
-Where the fork is at the top there is no LoRA: PEFT's two files are absent, and refused where they are not.
-In: a folder, or tensors and their config. Out: an `Adapter`, float32 on the CPU, everything
-checked; or the folder, written whole or not at all. safetensors only, never pickle. It does not
-know how an adapter was trained or who serves it. `manifest.py` reads pad_config.json alone.
+A heads-only adapter has no LoRA: its folder must not hold PEFT's two files. In: a folder, or an `Adapter`.
+Out: a checked `Adapter`, float32 on the CPU; or the folder, written completely or not at all. Reads and
+writes safetensors only, never pickle. This module does not know how an adapter was trained or which engine
+serves it. `manifest.py` reads pad_config.json alone.
 """
 
 import json
@@ -34,56 +34,70 @@ HEADS_FILE = "preference_heads.safetensors"
 CARD_FILE = "README.md"
 ADAPTER_FILES = (LORA_CONFIG_FILE, LORA_TENSORS_FILE, CONFIG_FILE, HEADS_FILE, CARD_FILE)
 TRAINING_RECORD_FILES = ("curves.png", "history.json")
-"""What training leaves beside an adapter's files; nothing that loads one reads them."""
+"""Files that training writes into the adapter folder; `load_adapter` ignores them."""
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def load_adapter(path: str | Path) -> Adapter:
-    """The adapter in folder `path`. Raises AdapterError: the path, what is wrong, the way out."""
+    """The adapter in folder `path`, float32 on the CPU.
+
+    Raises AdapterError, which names the path, what is wrong with it and what to do.
+    """
     folder = require_adapter_folder(path)
     config = read_config(folder)
     try:
-        lora = _lora(folder, config)
-        heads = _heads(folder / HEADS_FILE, config.format_version)
+        lora = _load_lora(folder, config)
+        heads = _load_heads(folder / HEADS_FILE, config.format_version)
         return Adapter(config, lora, heads["A"], heads["B"], heads.get("C"), folder)
     except AdapterError as error:
         raise AdapterError(f"adapter {folder}: {error}") from None
 
 
 def save_adapter(adapter: Adapter, path: str | Path, card: str) -> None:
-    """Writes the adapter's folder, with `card` as its README.md, in the tensors' own dtypes.
+    """Writes the adapter folder, its tensors in their own dtypes.
 
-    The files are written beside `path` and moved there together. An adapter that is already there
-    is replaced; AdapterError for a folder with anything else in it.
+    The files are written to a temporary folder next to `path`, which then becomes `path` in one step. An
+    adapter that exists there is replaced.
+
+    Args:
+        adapter: Adapter to save.
+        path: Folder to write.
+        card: Text of the folder's README.md, the model card.
+
+    Raises:
+        AdapterError: The folder exists and holds files that are not an adapter's.
     """
     target = Path(path).expanduser()
     require_replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = target.parent / f".{target.name}.{uuid.uuid4().hex}"
-    fresh.mkdir()
+    new_folder = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+    new_folder.mkdir()
     try:
-        _write(adapter, fresh, card)
-        _move(fresh, target)
+        _write_files(adapter, new_folder, card)
+        _replace_folder(new_folder, target)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(new_folder, ignore_errors=True)
 
 
-def _lora(folder: Path, config: AdapterConfig) -> LoRA:
+def _load_lora(folder: Path, config: AdapterConfig) -> LoRA:
     if config.heads_only:
         peft_lora.require_no_peft_files(folder)
         return EMPTY_LORA
-    settings, tensors = peft_lora.read_peft_config(folder)
+    settings, tensors_file = peft_lora.read_peft_config(folder)
     return peft_lora.lora_from_peft(
-        settings, _read(tensors), config.fork_layer, config.backbone.num_layers
+        settings,
+        _read_tensors(tensors_file),
+        fork=config.fork_layer,
+        num_layers=config.backbone.num_layers,
     )
 
 
-def _heads(file: Path, version: int) -> dict[str, Tensor]:
-    heads = _read(file)
-    constants = version >= FORMAT_2
-    if set(heads) - ({"C"} if constants else set()) != {"A", "B"}:
-        accepted = "A, B and, for constants, C" if constants else "exactly A and B"
+def _load_heads(file: Path, format_version: int) -> dict[str, Tensor]:
+    heads = _read_tensors(file)
+    constants_accepted = format_version >= FORMAT_2
+    if set(heads) - ({"C"} if constants_accepted else set()) != {"A", "B"}:
+        accepted = "A, B and, for constants, C" if constants_accepted else "exactly A and B"
         raise AdapterError(
             f"{file.name} holds the tensors {listed(sorted(heads))}; accepted: {accepted}. "
             "Save the adapter again."
@@ -91,8 +105,8 @@ def _heads(file: Path, version: int) -> dict[str, Tensor]:
     return heads
 
 
-def _read(file: Path) -> dict[str, Tensor]:
-    """Tensors of one file, as float32 copies: the file may be replaced while they live."""
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    """The file's tensors as float32 copies, which stay valid when the file is replaced."""
     if not file.is_file():
         raise AdapterError(
             f"{file.name} is missing. Copy the whole folder, or save the adapter again."
@@ -101,7 +115,7 @@ def _read(file: Path) -> dict[str, Tensor]:
         tensors = load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise AdapterError(
-            f"{file.name} is cut short or no safetensors file ({error}). Copy it again."
+            f"{file.name} is cut short or not a safetensors file ({error}). Copy it again."
         ) from None
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
@@ -112,11 +126,11 @@ def _read(file: Path) -> dict[str, Tensor]:
     return {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
 
 
-def _write(adapter: Adapter, folder: Path, card: str) -> None:
+def _write_files(adapter: Adapter, folder: Path, card: str) -> None:
     if not adapter.config.heads_only:
         _write_lora(adapter, folder)
     heads = zip("ABC", adapter.heads, strict=True)
-    _save({name: head for name, head in heads if head is not None}, folder / HEADS_FILE)
+    _save_tensors({name: head for name, head in heads if head is not None}, folder / HEADS_FILE)
     (folder / CONFIG_FILE).write_text(adapter.config.to_json(), "utf-8")
     (folder / CARD_FILE).write_text(card, "utf-8")
 
@@ -124,26 +138,29 @@ def _write(adapter: Adapter, folder: Path, card: str) -> None:
 def _write_lora(adapter: Adapter, folder: Path) -> None:
     backbone = adapter.config.backbone
     settings = peft_lora.peft_settings(
-        adapter.lora, backbone.name, adapter.config.fork_layer, backbone.num_layers
+        adapter.lora,
+        backbone=backbone.name,
+        fork=adapter.config.fork_layer,
+        num_layers=backbone.num_layers,
     )
     (folder / LORA_CONFIG_FILE).write_text(
         json.dumps(settings, sort_keys=True, indent=2) + "\n", "utf-8"
     )
-    _save(peft_lora.peft_tensors(adapter.lora), folder / LORA_TENSORS_FILE)
+    _save_tensors(peft_lora.peft_tensors(adapter.lora), folder / LORA_TENSORS_FILE)
 
 
-def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
-    # Clones: safetensors refuses tensors that share memory, as views and expanded ones do.
-    plain = {
+def _save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    # Clones, because safetensors refuses tensors that share memory, such as views and expanded tensors.
+    clones = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-    save_file(plain, file, metadata={"format": "pt"})
-    file.chmod(0o644)  # safetensors writes for the owner alone
+    save_file(clones, file, metadata={"format": "pt"})
+    file.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 def require_replaceable(target: Path) -> None:
-    """Raises AdapterError for a folder that `save_adapter` would not write to."""
+    """Raises AdapterError for a path that `save_adapter` would refuse to write to."""
     if not target.exists():
         return
     names = sorted(p.name for p in target.iterdir()) if target.is_dir() else [target.name]
@@ -151,20 +168,20 @@ def require_replaceable(target: Path) -> None:
     if foreign or not target.is_dir():
         raise AdapterError(
             f"{target} holds files that are not an adapter's ({listed(foreign[:4])}), and saving "
-            "would replace the folder. Save into a new folder or an adapter's own."
+            "would replace the folder. Save into a new folder, or into one that holds an adapter."
         )
 
 
-def _move(fresh: Path, target: Path) -> None:
-    """Puts `fresh` in the place of `target`; a failure leaves the old adapter where it was."""
+def _replace_folder(new_folder: Path, target: Path) -> None:
+    """Renames `new_folder` to `target`. If that fails, the old adapter stays in place."""
     if not target.exists():
-        fresh.replace(target)
+        new_folder.replace(target)
         return
-    old = fresh.with_name(fresh.name + ".old")
-    target.replace(old)
+    old_folder = new_folder.with_name(new_folder.name + ".old")
+    target.replace(old_folder)
     try:
-        fresh.replace(target)
+        new_folder.replace(target)
     except OSError:
-        old.replace(target)
+        old_folder.replace(target)
         raise
-    shutil.rmtree(old)
+    shutil.rmtree(old_folder)

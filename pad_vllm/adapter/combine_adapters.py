@@ -1,8 +1,9 @@
-"""Dimensions of several adapters in one: heads alone share nothing but the backbone, and stand side by side.
+"""Merges dimensions of several heads-only adapters on one backbone into one adapter.
 
-A dimension that several adapters have is their sum, each times its factor: two teachers of one thing. Where
-their rewards have nothing in common, 0.7 times each keeps the spread of one logit. In: adapters, and which
-dimensions of each. Out: an Adapter. A trunk belongs to all of its dimensions, and cannot be merged.
+A dimension that several adapters have becomes the sum of theirs, each times its factor: two teachers of one
+thing. If their rewards are uncorrelated, a factor of 0.7 for each of two keeps the spread of one logit.
+In: adapters, and which dimensions of each. Out: an Adapter. Adapters with a trunk cannot be merged, because
+the trunk's LoRA belongs to all of its dimensions.
 """
 
 from __future__ import annotations
@@ -23,91 +24,108 @@ from pad_vllm.wording import listed
 
 @dataclass(frozen=True)
 class AdapterPart:
-    """Some dimensions of an adapter, each with its factor; none named is all, as they are."""
+    """The dimensions to take from one adapter, each with a factor."""
 
     adapter: Adapter
     selected: Mapping[str, float]
+    """Dimension -> factor of its rewards; empty: all dimensions, each times 1."""
 
     @property
     def factors(self) -> Mapping[str, float]:
+        """Dimension -> factor, with all dimensions named."""
         return self.selected or dict.fromkeys(self.adapter.config.dimensions, 1.0)
 
 
 def merge_adapters(
     parts: Sequence[AdapterPart], *, beta: float | None = None, min_p: float | None = None
 ) -> Adapter:
-    """beta, min_p: the new adapter's; None is the first's, as the other defaults are.
+    """One adapter with the selected dimensions of all parts.
 
-    Raises AdapterError for trunks, different backbones or chat templates, and unknown dimensions.
+    Args:
+        parts: Adapters and their selected dimensions. Other defaults, such as top_k, are the first one's.
+        beta: Default strength of the new adapter; None: the first adapter's.
+        min_p: Default min-p guard of the new adapter; None: the first adapter's.
+
+    Returns:
+        An adapter in memory. Its heads have the rank of the largest sum; smaller ones are padded with zeros.
+
+    Raises:
+        AdapterError: An adapter has a trunk, backbones or chat templates differ, or a dimension is unknown.
     """
     require_mergeable(parts)
     first = parts[0].adapter.config
-    names = tuple(dict.fromkeys(name for part in parts for name in part.factors))
-    heads = [_head(parts, name) for name in names]
+    dimensions = tuple(dict.fromkeys(name for part in parts for name in part.factors))
+    heads = [_summed_head(parts, name) for name in dimensions]
     rank = max(A.shape[0] for A, _, _ in heads)
-    D, H = len(names), first.backbone.hidden_size
+    D, H = len(dimensions), first.backbone.hidden_size
     A, B, C = torch.zeros(D, rank, H), torch.zeros(D, H, rank), torch.zeros(D, H)
-    for place, (a, b, c) in enumerate(heads):
-        A[place, : len(a)], B[place, :, : len(a)], C[place] = a, b, c
+    for index, (head_A, head_B, head_C) in enumerate(heads):
+        A[index, : len(head_A)], B[index, :, : len(head_A)], C[index] = head_A, head_B, head_C
     config = replace(
         first,
         format_version=FORMAT_2,
-        dimensions=names,
+        dimensions=dimensions,
         head_rank=rank,
         beta=first.beta if beta is None else beta,
         min_p=first.min_p if min_p is None else min_p,
-        training={"parts": [row for part in parts for row in _training(part)]},
+        training={"parts": [section for part in parts for section in _scaled_sections(part)]},
     )
-    constants = any(part.adapter.head_C is not None for part in parts)
-    return Adapter(config, EMPTY_LORA, A, B, C if constants else None)
+    has_constants = any(part.adapter.head_C is not None for part in parts)
+    return Adapter(config, EMPTY_LORA, A, B, C if has_constants else None)
 
 
-def _head(parts: Sequence[AdapterPart], name: str) -> tuple[Tensor, Tensor, Tensor]:
-    """A [r, H], B [H, r], c [H] of a dimension, r the ranks of all who have it."""
+def _summed_head(parts: Sequence[AdapterPart], name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """A [r, H], B [H, r] and C [H] of a dimension; r is the sum of the ranks in the parts that have it."""
     A, B, C = [], [], torch.zeros(parts[0].adapter.head_A.shape[-1])
     for part in parts:
         if name not in part.factors:
             continue
         adapter, factor = part.adapter, part.factors[name]
-        place = adapter.config.dimensions.index(name)
-        A.append(adapter.head_A[place])
-        B.append(factor * adapter.head_B[place])
+        index = adapter.config.dimensions.index(name)
+        A.append(adapter.head_A[index])
+        B.append(factor * adapter.head_B[index])
         if adapter.head_C is not None:
-            C = C + factor * adapter.head_C[place]
+            C = C + factor * adapter.head_C[index]
     return torch.cat(A), torch.cat(B, 1), C
 
 
-def _training(part: AdapterPart) -> list[dict[str, Any]]:
-    """Of what was merged before, its own parts: nobody has to look for a part in a part."""
-    rows = []
-    for one in training_sections(part.adapter.config):
-        before = one.get("dimensions") or dict.fromkeys(part.factors, 1.0)
-        taken = {name: by * before[name] for name, by in part.factors.items() if name in before}
-        if taken:
-            rows.append({**one, "dimensions": taken})
-    return rows
+def _scaled_sections(part: AdapterPart) -> list[dict[str, Any]]:
+    """How the part's dimensions were trained. An adapter that was merged before gives one section per part of
+    its own, so sections are never nested.
+    """
+    sections = []
+    for section in training_sections(part.adapter.config):
+        earlier = section.get("dimensions") or dict.fromkeys(part.factors, 1.0)
+        factors = {
+            name: factor * earlier[name] for name, factor in part.factors.items() if name in earlier
+        }
+        if factors:
+            sections.append({**section, "dimensions": factors})
+    return sections
 
 
 def require_mergeable(parts: Sequence[AdapterPart]) -> None:
-    """Raises AdapterError where they cannot stand side by side."""
+    """Raises AdapterError unless all adapters are heads only, have one backbone and one chat template, and
+    have the selected dimensions.
+    """
     first = parts[0].adapter.config
     for part in parts:
         config, path = part.adapter.config, part.adapter.path
         if not config.heads_only:
             raise AdapterError(
                 f"{path} has a trunk (fork_layer {config.fork_layer} of {config.backbone.num_layers}), which "
-                "belongs to all of its dimensions; accepted: heads alone, as --teacher scores and --teacher "
+                "belongs to all of its dimensions; accepted: heads only, as --teacher scores and --teacher "
                 "prompt train them"
             )
-        alike = {
+        same = {
             "backbone": replace(config.backbone, name=first.backbone.name) == first.backbone,
             "chat_template": config.chat_template == first.chat_template,
         }
-        for name, same in alike.items():
-            if not same:
+        for name, equal in same.items():
+            if not equal:
                 raise AdapterError(
-                    f"{path} has another {name} than {parts[0].adapter.path}; accepted: adapters of one. "
-                    "Train them on the same base"
+                    f"{path} has another {name} than {parts[0].adapter.path}; accepted: adapters "
+                    f"with the same {name}. Train them on the same base"
                 )
         for name in part.factors:
             if name not in config.dimensions:

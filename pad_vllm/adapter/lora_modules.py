@@ -1,6 +1,6 @@
 """The linear layers of a decoder layer that may carry LoRA: one table for PEFT, Transformers and vLLM.
 
-Widths are names here; `shapes.py` takes their sizes from a base's config. Knows no tensor.
+Widths are names here; `shape_checks.py` takes their sizes from a base's config. This module holds no tensor.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from typing import NamedTuple
 
 
 class LinearModule(NamedTuple):
-    """One linear layer, the same in every decoder layer."""
+    """One linear layer of a decoder layer. Every decoder layer has the same ones."""
 
     parent: str
-    """The part of a decoder layer that holds it."""
+    """Submodule of the decoder layer that holds it: self_attn or mlp."""
 
     vllm_layer: str
-    """vLLM's layer that computes it, alone or with others in the table's order."""
+    """vLLM's linear layer that computes it, alone or packed with others in the order of LINEAR_MODULES."""
 
     input_width: str
-    """The width it reads: hidden, queries or inner."""
+    """Name of its input width: hidden, queries or inner."""
 
     output_width: str
-    """The width it writes: hidden, queries, keys or inner."""
+    """Name of its output width: hidden, queries, keys or inner."""
 
 
 LINEAR_MODULES = {
@@ -33,10 +33,11 @@ LINEAR_MODULES = {
     "up_proj": LinearModule("mlp", "gate_up_proj", "hidden", "inner"),
     "down_proj": LinearModule("mlp", "down_proj", "inner", "hidden"),
 }
+"""Name of the module in Transformers and PEFT -> where it is and its widths."""
 
 
 def packed_modules(parent: str) -> dict[str, tuple[str, ...]]:
-    """vLLM's linear layers of one part of a decoder layer -> the modules each packs, in order."""
+    """vLLM's linear layers under `parent` (self_attn or mlp) -> the modules that each packs, in order."""
     packed: dict[str, tuple[str, ...]] = {}
     for name, module in LINEAR_MODULES.items():
         if module.parent == parent:

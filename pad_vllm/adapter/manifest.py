@@ -1,8 +1,8 @@
-"""`pad_config.json`: what an adapter says about itself, and which backbone it belongs to.
+"""Reads and writes `pad_config.json`: an adapter's backbone, dimensions, defaults and training record.
 
-In: an adapter's folder. Out: a frozen `AdapterConfig`, checked. It reads no tensor and imports no torch, so
-that the names of the dimensions cost little; `adapter.py` holds the tensors, `folder.py` reads and writes
-them.
+In: an adapter's folder. Out: a checked, frozen `AdapterConfig`. This module reads no tensor and imports no
+torch, so that looking up dimension names is fast; `adapter.py` holds the tensors, `adapter_folder.py` reads
+and writes them.
 """
 
 import dataclasses
@@ -26,38 +26,38 @@ from pad_vllm.params import NO_REPEAT_LENGTHS
 from pad_vllm.wording import listed, short_repr
 
 FORMAT_1 = 1
-"""What is written wherever it says enough, so that every release loads it."""
+"""Format of an adapter with a LoRA trunk and heads without constants; every release can load it."""
 
 FORMAT_2 = 2
-"""Beyond version 1: a fork at the top, which has no LoRA, and constants in the heads."""
+"""Adds to format 1: heads only (a fork at the top, no LoRA) and constants in the heads."""
 
 CONFIG_FILE = "pad_config.json"
-DIMENSION_NAME = re.compile(
-    r"[A-Za-z][A-Za-z0-9_-]*"
-)  # free of the , = { } and blanks of pad_weights
+DIMENSION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+"""Accepted names: they contain none of the `,`, `=`, `{`, `}` and blanks that separate pad_weights."""
+
 MAX_BETA = 1e6
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """pad_config.json. Raises AdapterError where a field is not what the format accepts."""
+    """The content of pad_config.json. Raises AdapterError for a field that the format does not accept."""
 
     format_version: int
-    """FORMAT_VERSION or HEADS_VERSION; any other is refused."""
+    """FORMAT_1 or FORMAT_2; any other is refused."""
 
     backbone: Backbone
-    """The model it was trained on."""
+    """The model that the adapter was trained on."""
 
     fork_layer: int
-    """First layer with LoRA; the base and the reward trunk share the layers below it. num_layers, the top,
-    from HEADS_VERSION on: heads only, no LoRA.
+    """First layer with LoRA; the base and the reward trunk share the layers below it. num_layers, which
+    format 2 accepts, is a fork at the top: heads only, no LoRA.
     """
 
     dimensions: tuple[str, ...]
-    """Names of the preference dimensions: the order of the heads and of every weight vector."""
+    """Names of the preference dimensions, in the order of the heads and of every weight vector."""
 
     head_rank: int
-    """r of the preference heads."""
+    """Rank r of the preference heads."""
 
     beta: float
     """Default strength of guidance."""
@@ -66,27 +66,31 @@ class AdapterConfig:
     """Default number of candidates."""
 
     training: dict[str, Any] = field(default_factory=dict)
-    """How it was trained and what it scored held out: free-form JSON, for people."""
+    """How it was trained, and held-out results: free-form JSON that `evaluate`, `merge` and the card read."""
 
     no_repeat: int = 0
-    """Default length of the n-grams whose repetition earns no more than the average candidate; 0 is off."""
+    """Default n of the no-repeat guard: a candidate that completes an n-gram already in the answer gets at
+    most the average reward. 0 is off.
+    """
 
     min_p: float = 0.0
-    """Default share of the best candidate's probability, below which a candidate earns no more; 0 is off."""
+    """Default of the min-p guard: a candidate whose probability is below this share of the best candidate's
+    gets at most the average reward. 0 is off.
+    """
 
     chat_template: str | None = None
-    """What its prompts were rendered with, where training was given it; None is the backbone's own."""
+    """Jinja template of the training prompts, if one was given to training; None: the backbone's own."""
 
     def __post_init__(self) -> None:
         _require_version(self.format_version)
         require_field(isinstance(self.backbone, Backbone), "backbone", self.backbone, "an object")
         top = self.backbone.num_layers
-        last = top - 1 if self.format_version == FORMAT_1 else top
-        require_integer("fork_layer", self.fork_layer, 0, last)
+        highest_fork = top - 1 if self.format_version == FORMAT_1 else top
+        require_integer("fork_layer", self.fork_layer, 0, highest_fork)
         _require_dimensions(self.dimensions)
         require_integer("head_rank", self.head_rank, 1)
-        within = is_number(self.beta) and abs(self.beta) <= MAX_BETA
-        require_field(within, "beta", self.beta, f"a number from -{MAX_BETA:g} to {MAX_BETA:g}")
+        beta_valid = is_number(self.beta) and abs(self.beta) <= MAX_BETA
+        require_field(beta_valid, "beta", self.beta, f"a number from -{MAX_BETA:g} to {MAX_BETA:g}")
         require_integer("top_k", self.top_k, 1, self.backbone.vocab_size)
         require_field(isinstance(self.training, dict), "training", self.training, "a JSON object")
         require_field(
@@ -95,26 +99,33 @@ class AdapterConfig:
             self.no_repeat,
             f"one of {listed(map(str, NO_REPEAT_LENGTHS))}",
         )
-        share = is_number(self.min_p) and 0 <= self.min_p <= 1
-        require_field(share, "min_p", self.min_p, "a number from 0 to 1")
+        min_p_valid = is_number(self.min_p) and 0 <= self.min_p <= 1
+        require_field(min_p_valid, "min_p", self.min_p, "a number from 0 to 1")
         template = self.chat_template
-        named = template is None or (isinstance(template, str) and template)
-        require_field(named, "chat_template", template, "a Jinja template's text, or none at all")
-        # 1 and 1.0 are one default, and have to give one digest.
+        template_valid = template is None or (isinstance(template, str) and template)
+        require_field(
+            template_valid, "chat_template", template, "a Jinja template's text, or none at all"
+        )
+        # 1 and 1.0 are the same default and must give the same digest.
         for name in ("beta", "min_p"):
             object.__setattr__(self, name, float(getattr(self, name)))
 
     @property
     def heads_only(self) -> bool:
-        """Whether the fork is at the top: no LoRA, and the reward trunk is the base itself."""
+        """Whether the fork is at the top: there is no LoRA, and h_T equals h_B."""
         return self.fork_layer == self.backbone.num_layers
 
     def to_json(self) -> str:
-        """Text of pad_config.json: sorted keys, indent 2, a newline at the end."""
+        """Text of pad_config.json: sorted keys, indent 2, a newline at the end.
+
+        Raises AdapterError where `training` is not plain JSON.
+        """
         fields = dataclasses.asdict(self)
-        # Without those that are not used, as before there were such fields: one text, one digest.
-        values = _used(fields, _LATER)
-        values["backbone"] = _used(fields["backbone"], _BACKBONE_LATER)
+        # Unused optional fields are left out: the text, and so the digest, stays that of the releases
+        # before these fields existed.
+        values = _without_unused(fields, _OPTIONAL)
+        backbone = {_BACKBONE_KEYS[name]: value for name, value in fields["backbone"].items()}
+        values["backbone"] = _without_unused(backbone, _BACKBONE_OPTIONAL)
         try:
             text = json.dumps(values, sort_keys=True, indent=2, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -126,42 +137,51 @@ class AdapterConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "AdapterConfig":
-        """The config in `text`. Raises AdapterError, for another format version before anything else."""
+        """The config in `text`. Raises AdapterError; an unknown format version is reported first."""
         raw = parse_json_object(text)
         _require_version(raw.get("format_version"))
-        require_keys("", {**_LATER, **raw}, cls)
-        backbone = raw["backbone"]
-        require_field(isinstance(backbone, dict), "backbone", backbone, "an object")
-        backbone = {**_BACKBONE_LATER, **backbone}
-        require_keys("backbone.", backbone, Backbone)
-        lists = {name: as_tuple(backbone[name]) for name in ("architectures", "landmarks")}
-        backbone = Backbone(**{**backbone, **lists})
-        return cls(**{**raw, "backbone": backbone, "dimensions": as_tuple(raw["dimensions"])})
+        require_keys("", {**_OPTIONAL, **raw}, [field.name for field in dataclasses.fields(cls)])
+        require_field(isinstance(raw["backbone"], dict), "backbone", raw["backbone"], "an object")
+        raw_backbone = {**_BACKBONE_OPTIONAL, **raw["backbone"]}
+        require_keys("backbone.", raw_backbone, list(_BACKBONE_KEYS.values()))
+        values = {name: raw_backbone[key] for name, key in _BACKBONE_KEYS.items()}
+        for name in ("architectures", "embedding_sample"):
+            values[name] = as_tuple(values[name])
+        dimensions = as_tuple(raw["dimensions"])
+        return cls(**{**raw, "backbone": Backbone(**values), "dimensions": dimensions})
 
 
-_LATER: dict[str, Any] = {"no_repeat": 0, "min_p": 0.0, "chat_template": None}
-"""Fields that a pad_config.json may leave out, and what they then are."""
+_OPTIONAL: dict[str, Any] = {"no_repeat": 0, "min_p": 0.0, "chat_template": None}
+"""Keys that pad_config.json may leave out, and their values then."""
 
-_BACKBONE_LATER: dict[str, Any] = {"landmarks": None}
-"""The same of its `backbone`."""
+_BACKBONE_OPTIONAL: dict[str, Any] = {"landmarks": None}
+"""The same for its object `backbone`."""
+
+_BACKBONE_KEYS = {
+    field.name: "landmarks" if field.name == "embedding_sample" else field.name
+    for field in dataclasses.fields(Backbone)
+}
+"""Field of Backbone -> its key in pad_config.json, whose keys do not change."""
 
 
-def _used(values: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
-    return {name: v for name, v in values.items() if name not in later or v != later[name]}
+def _without_unused(values: dict[str, Any], optional: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: value for key, value in values.items() if key not in optional or value != optional[key]
+    }
 
 
 def format_version_for(*, heads_only: bool, constants: bool) -> int:
-    """The format version that an adapter with these parts is written as."""
+    """The lowest format version that can describe an adapter with these parts."""
     return FORMAT_2 if heads_only or constants else FORMAT_1
 
 
 def training_sections(config: AdapterConfig) -> list[dict[str, Any]]:
-    """`training` of each adapter that was merged into this one; of one that was not, its own."""
+    """`training` of each adapter that was merged into this one; its own in a list if it was not merged."""
     return list(config.training.get("parts") or [config.training])
 
 
 def read_config(path: str | Path) -> AdapterConfig:
-    """The config of the adapter in folder `path`, its tensors unread. Raises AdapterError."""
+    """The config of the adapter in folder `path`, without reading its tensors. Raises AdapterError."""
     folder = require_adapter_folder(path)
     file = folder / CONFIG_FILE
     if not file.is_file():
@@ -172,12 +192,12 @@ def read_config(path: str | Path) -> AdapterConfig:
         )
     try:
         return AdapterConfig.from_json(file.read_text("utf-8"))
-    except ValueError as error:  # AdapterError without a place, or bytes that are not UTF-8
+    except ValueError as error:  # an AdapterError without the file's name, or bytes not in UTF-8
         raise AdapterError(f"{file}: {error}") from None
 
 
 def require_adapter_folder(path: str | Path) -> Path:
-    """`path` as an existing folder. Raises AdapterError, which says how to get one."""
+    """`path` as an existing folder. Raises AdapterError, which says how to get an adapter."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder

@@ -1,7 +1,7 @@
-"""The LoRA half of an adapter, as PEFT writes it: adapter_config.json and the names of its tensors.
+"""Converts the LoRA of an adapter from and to PEFT's format: adapter_config.json and the names of tensors.
 
-In: PEFT's settings and tensors by name. Out: a `LoRA` that covers every layer from the fork up;
-and back. It does not read or write the tensors' file, and does not need PEFT.
+In: PEFT's settings and tensors by name. Out: a `LoRA` that covers every layer from the fork layer up; and
+the reverse. This module does not read or write the tensor file, and does not need PEFT.
 """
 
 import math
@@ -20,11 +20,11 @@ from pad_vllm.wording import listed, short_repr
 LORA_CONFIG_FILE = "adapter_config.json"
 LORA_TENSORS_FILE = "adapter_model.safetensors"
 
-_NAME = re.compile(
+_TENSOR_NAME = re.compile(
     r"base_model\.model\.model\.layers\.(?P<layer>0|[1-9][0-9]*)\."
     r"(?P<parent>self_attn|mlp)\.(?P<module>\w+)\.lora_(?P<letter>[AB])\.weight"
 )
-# Settings under which W + scaling * B A is not the whole of what PEFT computes.
+# Settings with which PEFT computes something else than W x + scaling * B (A x).
 _UNSUPPORTED = (
     "alora_invocation_tokens",
     "alpha_pattern",
@@ -46,19 +46,19 @@ _UNSUPPORTED = (
 
 @dataclass(frozen=True, eq=False)
 class LoRA:
-    """W x + scaling * B (A x) on each named module. AdapterError where the parts do not fit."""
+    """LoRA weights: each module computes W x + scaling * B (A x). Raises AdapterError for misfits."""
 
     rank: int
-    """r."""
+    """Rank r of all matrices."""
 
     alpha: float
     """PEFT's lora_alpha."""
 
     scaling: float
-    """alpha / rank: what engines multiply by."""
+    """alpha / rank: the factor that engines multiply B (A x) by."""
 
     weights: dict[tuple[int, str], tuple[Tensor, Tensor]]
-    """(layer, module) -> A [r, in], B [out, r]."""
+    """(layer, module) -> (A [r, in], B [out, r])."""
 
     def __post_init__(self) -> None:
         if not math.isclose(self.scaling * self.rank, self.alpha, rel_tol=1e-6):
@@ -67,30 +67,40 @@ class LoRA:
                 f"{self.rank}. Fold another scaling into alpha."
             )
         for (layer, module), (a, b) in self.weights.items():
-            place = f"layer {layer} {module}"
+            location = f"layer {layer} {module}"
             if module not in LINEAR_MODULES:
-                raise AdapterError(_unknown_module(place))
+                raise AdapterError(_unknown_module_message(location))
             if a.ndim != 2 or b.ndim != 2 or a.shape[0] != self.rank or b.shape[1] != self.rank:
                 raise AdapterError(
-                    f"LoRA of {place} has A {list(a.shape)} and B {list(b.shape)}; accepted: A "
+                    f"LoRA of {location} has A {list(a.shape)} and B {list(b.shape)}; accepted: A "
                     f"[r, in] and B [out, r] with r = {self.rank}. Save the adapter again from "
                     "the trained model."
                 )
 
     def require_layers(self, fork: int, num_layers: int, hidden: int) -> None:
-        """AdapterError unless it is on the same modules of all layers from the fork up, of width `hidden`."""
+        """Raises AdapterError unless the LoRA fits a fork.
+
+        Args:
+            fork: Fork layer; num_layers means a fork at the top, where no LoRA is accepted.
+            num_layers: Number of the backbone's decoder layers.
+            hidden: Hidden size H of the backbone.
+
+        Raises:
+            AdapterError: The LoRA is not on the same modules of all layers from the fork layer up, or its
+                width at the residual stream is not `hidden`.
+        """
         modules = {module for _, module in self.weights}
-        wanted = {(layer, module) for layer in range(fork, num_layers) for module in modules}
-        missing, extra = sorted(wanted - set(self.weights)), sorted(set(self.weights) - wanted)
+        expected = {(layer, module) for layer in range(fork, num_layers) for module in modules}
+        missing, extra = sorted(expected - set(self.weights)), sorted(set(self.weights) - expected)
         if extra and fork == num_layers:
             raise AdapterError(
-                f"LoRA tensors extra: {_places(extra)}. Accepted: none, as the fork is at the top, layer "
-                f"{fork} of {num_layers}. Leave the LoRA out, or set fork_layer to its first layer."
+                f"LoRA tensors extra: {_list_locations(extra)}. Accepted: none, as the fork is at the top, "
+                f"layer {fork} of {num_layers}. Leave the LoRA out, or set fork_layer to its first layer."
             )
-        if missing or extra or (fork < num_layers and not wanted):
+        if missing or extra or (fork < num_layers and not expected):
             raise AdapterError(
-                f"LoRA tensors missing: {_places(missing)}; extra: {_places(extra)}. Accepted: "
-                f"the same modules in every layer {fork}..{num_layers - 1}, from the fork to the "
+                f"LoRA tensors missing: {_list_locations(missing)}; extra: {_list_locations(extra)}. "
+                f"Accepted: the same modules in every layer {fork}..{num_layers - 1}, from the fork to the "
                 "last, and no other. Train with layers_to_transform set to these layers."
             )
         for (layer, module), (a, b) in self.weights.items():
@@ -104,22 +114,22 @@ class LoRA:
 
 
 EMPTY_LORA = LoRA(rank=0, alpha=0.0, scaling=0.0, weights={})
-"""Of a fork at the top."""
+"""LoRA of a heads-only adapter, whose fork is at the top: no weights."""
 
 
 def require_no_peft_files(folder: Path) -> None:
-    """Raises AdapterError where a folder whose fork is at the top holds PEFT's files all the same."""
-    found = [LORA_CONFIG_FILE] if (folder / LORA_CONFIG_FILE).exists() else []
-    found += sorted(path.name for path in folder.glob("adapter_model.*"))
-    if found:
+    """Raises AdapterError where the folder of a heads-only adapter holds PEFT's files."""
+    peft_files = [LORA_CONFIG_FILE] if (folder / LORA_CONFIG_FILE).exists() else []
+    peft_files += sorted(path.name for path in folder.glob("adapter_model.*"))
+    if peft_files:
         raise AdapterError(
-            f"{listed(found)} would not be read: fork_layer is at the top, and so there is no LoRA. "
-            "Accepted: neither file. Remove what is of another adapter, or copy the right pad_config.json."
+            f"{listed(peft_files)} would not be read: fork_layer is at the top, and so there is no LoRA. "
+            "Accepted: neither file. Remove the files of another adapter, or copy the right pad_config.json."
         )
 
 
 def read_peft_config(folder: Path) -> tuple[dict[str, Any], Path]:
-    """(settings of adapter_config.json, path of the tensors). Raises AdapterError where one is missing."""
+    """(settings in adapter_config.json, path of the tensor file). Raises AdapterError if one is missing."""
     if not (folder / LORA_TENSORS_FILE).is_file():
         reason = "is missing. Copy the whole folder, or save the adapter again."
         pickled = sorted(path.name for path in folder.glob("adapter_model.*"))
@@ -135,27 +145,37 @@ def read_peft_config(folder: Path) -> tuple[dict[str, Any], Path]:
 
 
 def lora_from_peft(
-    settings: Mapping[str, Any], tensors: Mapping[str, Tensor], fork: int, num_layers: int
+    settings: Mapping[str, Any], tensors: Mapping[str, Tensor], *, fork: int, num_layers: int
 ) -> LoRA:
-    """The LoRA in PEFT's settings and tensors, rank-stabilised scaling folded into alpha.
+    """The LoRA that PEFT's settings and tensors describe.
 
-    Raises AdapterError for settings and tensors that are not served.
+    Args:
+        settings: Content of adapter_config.json.
+        tensors: PEFT's tensor names -> tensors, as in adapter_model.safetensors.
+        fork: Fork layer of the adapter, the first layer with LoRA.
+        num_layers: Number of the backbone's decoder layers.
+
+    Returns:
+        The LoRA, with rank-stabilised scaling (use_rslora) folded into alpha.
+
+    Raises:
+        AdapterError: Settings or tensors that the engines cannot serve.
     """
-    _require_plain(settings)
-    _require_transformed(settings.get("layers_to_transform"), fork, num_layers)
+    _require_supported(settings)
+    _require_layers_to_transform(settings.get("layers_to_transform"), fork, num_layers)
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise _wrong("r", rank, "an integer of at least 1")
+        raise _setting_error("r", rank, "an integer of at least 1")
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < 1e6:
-        raise _wrong("lora_alpha", alpha, "a number above 0")
+        raise _setting_error("lora_alpha", alpha, "a number above 0")
     scaling = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-    weights = _paired(tensors)
+    weights = _weights_by_module(tensors)
     _require_targets(settings.get("target_modules"), {module for _, module in weights})
     return LoRA(rank=rank, alpha=scaling * rank, scaling=scaling, weights=weights)
 
 
 def peft_tensors(lora: LoRA) -> dict[str, Tensor]:
-    """PEFT's tensor names -> tensors."""
+    """PEFT's tensor names -> the LoRA's tensors, as adapter_model.safetensors stores them."""
     stem = "base_model.model.model.layers"
     return {
         f"{stem}.{layer}.{LINEAR_MODULES[module].parent}.{module}.lora_{letter}.weight": tensor
@@ -164,8 +184,18 @@ def peft_tensors(lora: LoRA) -> dict[str, Tensor]:
     }
 
 
-def peft_settings(lora: LoRA, backbone: str, fork: int, num_layers: int) -> dict[str, Any]:
-    """What adapter_config.json says; PEFT fills in its own defaults for the rest."""
+def peft_settings(lora: LoRA, *, backbone: str, fork: int, num_layers: int) -> dict[str, Any]:
+    """The content of adapter_config.json. PEFT fills in its own defaults for keys that are missing.
+
+    Args:
+        lora: LoRA of the adapter, not EMPTY_LORA.
+        backbone: Name of the backbone.
+        fork: Fork layer, the first layer with LoRA.
+        num_layers: Number of the backbone's decoder layers.
+
+    Returns:
+        A JSON object.
+    """
     return {
         "base_model_name_or_path": backbone,
         "bias": "none",
@@ -181,68 +211,70 @@ def peft_settings(lora: LoRA, backbone: str, fork: int, num_layers: int) -> dict
     }
 
 
-def _require_plain(settings: Mapping[str, Any]) -> None:
+def _require_supported(settings: Mapping[str, Any]) -> None:
     if settings.get("peft_type") != "LORA":
-        raise _wrong("peft_type", settings.get("peft_type"), "'LORA'")
+        raise _setting_error("peft_type", settings.get("peft_type"), "'LORA'")
     if settings.get("bias", "none") != "none":
-        raise _wrong("bias", settings["bias"], "'none'")
+        raise _setting_error("bias", settings["bias"], "'none'")
     for name in _UNSUPPORTED:
         if settings.get(name):
-            raise _wrong(name, settings[name], "this setting off or empty")
+            raise _setting_error(name, settings[name], "this setting off or empty")
 
 
-def _require_transformed(layers: object, fork: int, num_layers: int) -> None:
-    wanted = list(range(fork, num_layers))
-    given = [layers] if isinstance(layers, int) else layers
-    if not isinstance(given, list) or given != wanted:
-        raise _wrong(
+def _require_layers_to_transform(layers: object, fork: int, num_layers: int) -> None:
+    expected = list(range(fork, num_layers))
+    if ([layers] if isinstance(layers, int) else layers) != expected:
+        raise _setting_error(
             "layers_to_transform", layers, f"{fork}..{num_layers - 1}, as pad_config.json says"
         )
 
 
 def _require_targets(targets: object, modules: set[str]) -> None:
-    # A text is a pattern, which PEFT expands: there only the names of the tensors are checked.
+    # A string is a pattern that PEFT expands; then only the names of the tensors are checked.
     if isinstance(targets, list) and {str(name).rsplit(".", 1)[-1] for name in targets} != modules:
-        raise _wrong(
+        raise _setting_error(
             "target_modules",
             targets,
             f"the modules of {LORA_TENSORS_FILE}: {listed(sorted(modules))}",
         )
 
 
-def _paired(tensors: Mapping[str, Tensor]) -> dict[tuple[int, str], tuple[Tensor, Tensor]]:
+def _weights_by_module(
+    tensors: Mapping[str, Tensor],
+) -> dict[tuple[int, str], tuple[Tensor, Tensor]]:
     halves: dict[tuple[int, str], dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        match = _NAME.fullmatch(name)
-        if not match or not _belongs(match["module"], match["parent"]):
-            raise AdapterError(f"{LORA_TENSORS_FILE}: {_unknown_module(name)}")
+        match = _TENSOR_NAME.fullmatch(name)
+        if not match or not _is_lora_module(match["module"], match["parent"]):
+            raise AdapterError(f"{LORA_TENSORS_FILE}: {_unknown_module_message(name)}")
         halves.setdefault((int(match["layer"]), match["module"]), {})[match["letter"]] = tensor
-    for place, pair in halves.items():
+    for location, pair in halves.items():
         if len(pair) != 2:
+            missing = f"lora_{'B' if 'A' in pair else 'A'} of {_list_locations([location])}"
             raise AdapterError(
-                f"{LORA_TENSORS_FILE}: lora_{'B' if 'A' in pair else 'A'} of {_places([place])} is "
-                "missing; accepted: A and B of every module. Save the adapter again."
+                f"{LORA_TENSORS_FILE}: {missing} is missing; accepted: A and B of every module. "
+                "Save the adapter again."
             )
-    return {place: (pair["A"], pair["B"]) for place, pair in halves.items()}
+    return {location: (pair["A"], pair["B"]) for location, pair in halves.items()}
 
 
-def _belongs(module: str, parent: str) -> bool:
+def _is_lora_module(module: str, parent: str) -> bool:
     return module in LINEAR_MODULES and LINEAR_MODULES[module].parent == parent
 
 
-def _unknown_module(name: str) -> str:
+def _unknown_module_message(name: str) -> str:
     return (
         f"LoRA tensor {name!r} is not one that is served; accepted: A and B of {listed(LINEAR_MODULES)} "
         "under base_model.model.model.layers.<i>. Train with target_modules among these."
     )
 
 
-def _places(places: list[tuple[int, str]]) -> str:
-    shown = [f"layer {layer} {module}" for layer, module in places]
+def _list_locations(locations: list[tuple[int, str]]) -> str:
+    shown = [f"layer {layer} {module}" for layer, module in locations]
     return listed(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
 
 
-def _wrong(name: str, value: object, accepted: str) -> AdapterError:
+def _setting_error(name: str, value: object, accepted: str) -> AdapterError:
     return AdapterError(
         f"{LORA_CONFIG_FILE}: {name} is {short_repr(value)}; accepted: {accepted}. "
         "Train the LoRA with this setting, or save the adapter again."

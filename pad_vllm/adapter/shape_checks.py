@@ -1,7 +1,7 @@
-"""The decoder layers that a base's config describes, and whether an adapter's parts fit them.
+"""Checks whether an adapter's LoRA and fork layer fit the decoder layers that a base's config describes.
 
-In: a Transformers config, an adapter. Out: shapes and kinds of attention; an AdapterError for a misfit.
-It reads no weights and imports no vLLM, so that a misfit is refused before a model is loaded.
+In: a Transformers config, an adapter. Out: shapes and kinds of attention; an AdapterError where the adapter
+does not fit. This module reads no weights and imports no vLLM, so the check runs before a model is loaded.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 def module_shapes(config: Any) -> dict[str, tuple[int, int]]:
-    """Module -> (out, in) of the linear layers that may carry LoRA, the same in every layer."""
-    text = config.get_text_config()
-    H = text.hidden_size
-    head = getattr(text, "head_dim", None) or H // text.num_attention_heads
+    """Module -> (out, in) of each linear layer that may carry LoRA; the same in every decoder layer."""
+    text_config = config.get_text_config()
+    H = text_config.hidden_size
+    head_dim = getattr(text_config, "head_dim", None) or H // text_config.num_attention_heads
     widths = {
         "hidden": H,
-        "inner": text.intermediate_size,
-        "queries": text.num_attention_heads * head,
-        "keys": text.num_key_value_heads * head,
+        "inner": text_config.intermediate_size,
+        "queries": text_config.num_attention_heads * head_dim,
+        "keys": text_config.num_key_value_heads * head_dim,
     }
     return {
         name: (widths[module.output_width], widths[module.input_width])
@@ -35,32 +35,35 @@ def module_shapes(config: Any) -> dict[str, tuple[int, int]]:
 
 
 def require_lora_shapes(adapter: Adapter, config: Any) -> None:
-    """Raises AdapterError where the LoRA's matrices do not fit the base's linear layers."""
-    # Of a base without a LoRA on it nothing is asked: it may have other linear layers.
-    shapes = module_shapes(config) if adapter.lora.weights else {}
+    """Raises AdapterError where the LoRA's matrices do not fit the linear layers of the base's config."""
+    # A heads-only adapter has no LoRA, so the base may have other linear layers than LINEAR_MODULES.
+    base_shapes = module_shapes(config) if adapter.lora.weights else {}
     for (layer, module), (a, b) in sorted(adapter.lora.weights.items()):
-        given, wanted = (b.shape[0], a.shape[1]), shapes[module]
-        if given != wanted:
+        lora_shape, base_shape = (b.shape[0], a.shape[1]), base_shapes[module]
+        if lora_shape != base_shape:
             raise AdapterError(
-                f"LoRA of layer {layer} {module} is for a weight of shape {list(given)}, and the "
-                f"base has {list(wanted)}. Serve the adapter's own backbone, or train one on this "
+                f"LoRA of layer {layer} {module} is for a weight of shape {list(lora_shape)}, and the "
+                f"base has {list(base_shape)}. Serve the adapter's own backbone, or train one on this "
                 "base."
             )
 
 
 def attention_kinds(config: Any) -> list[str]:
-    """The kind of attention of every decoder layer."""
-    text = config.get_text_config()
-    return list(getattr(text, "layer_types", None) or ["attention"] * text.num_hidden_layers)
+    """The kind of attention of every decoder layer, such as sliding_attention, from the bottom up."""
+    text_config = config.get_text_config()
+    layer_types = getattr(text_config, "layer_types", None)
+    return list(layer_types or ["attention"] * text_config.num_hidden_layers)
 
 
 def require_even_attention_split(kinds: Sequence[object], fork: int) -> None:
-    """Raises AdapterError unless the layers above the fork have the same proportions of attention kinds
-    as those below: vLLM would pad its KV cache groups.
+    """Raises AdapterError unless the layers above and below the fork have equal shares of attention kinds.
 
-    kinds: one hashable value a layer of the model. At the top there are none above, which is always accepted.
+    With other proportions vLLM would pad its KV cache groups. A fork at the top has no layers above it and is
+    always accepted.
+
+    kinds: one hashable value per decoder layer.
     """
-    accepted = [layer for layer in range(len(kinds) + 1) if _even(kinds, layer)]
+    accepted = [layer for layer in range(len(kinds) + 1) if _splits_evenly(kinds, layer)]
     if fork not in accepted:
         raise AdapterError(
             f"fork layer {fork} cuts the base's pattern of sliding-window and full attention. "
@@ -69,7 +72,7 @@ def require_even_attention_split(kinds: Sequence[object], fork: int) -> None:
         )
 
 
-def _even(kinds: Sequence[object], fork: int) -> bool:
+def _splits_evenly(kinds: Sequence[object], fork: int) -> bool:
     lower, upper = kinds[:fork], kinds[fork:]
     return all(
         lower.count(kind) * len(upper) == upper.count(kind) * len(lower) for kind in set(kinds)

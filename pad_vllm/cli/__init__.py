@@ -1,1 +1,1 @@
-"""`pad-vllm`: one file a command."""
+"""The `pad-vllm` program: one file per command, and the options and error reports that they share."""

@@ -1,8 +1,8 @@
-"""`pad-vllm`: the commands that people type, one file each.
+"""The `pad-vllm` program: its commands, one file each.
 
-In: command-line arguments. Out: text, files, or a running vLLM server; exit code 0 for success, 1
-for an error that the user can mend, 2 for a command line that makes no sense. A command only reads
-its arguments and calls the module that knows; those that need torch or vLLM import them inside.
+In: command-line arguments. Out: text, files, or a running vLLM server; exit code 0 for success, 1 for an
+error that the user can correct, 2 for an invalid command line. A command reads its arguments and calls the
+module that does the work. Commands import modules that need torch or vLLM inside their function.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 
-from pad_vllm.cli.bench import bench
 from pad_vllm.cli.check import check
 from pad_vllm.cli.choose_preferred_answer import choose
 from pad_vllm.cli.evaluate import evaluate
@@ -22,6 +21,7 @@ from pad_vllm.cli.models import models
 from pad_vllm.cli.sample_training_responses import sample
 from pad_vllm.cli.score import score
 from pad_vllm.cli.serve import serve
+from pad_vllm.cli.steer import steer
 from pad_vllm.cli.train import train
 from pad_vllm.version import __version__
 
@@ -33,12 +33,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for command in (models, check, sample, score, train, merge, evaluate, explain, choose, fit):
+for command in (models, check, sample, score, train, merge, evaluate, steer, explain, choose, fit):
     app.command()(command)
-# Their other arguments belong to another program.
-others = {"ignore_unknown_options": True, "allow_extra_args": True}
-app.command(context_settings=others)(serve)
-app.command(context_settings={**others, "help_option_names": []})(bench)
+# `serve` passes all other arguments on to vLLM.
+app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(serve)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`pad-vllm check`: which engines can serve a base with an adapter on the vLLM that is installed here?"""
+"""`pad-vllm check`: which engines can serve a base with an adapter on the vLLM that is installed here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ def check(
     base: BaseArgument,
     adapter: AdapterOption,
     backbone: Annotated[
-        str, typer.Option(help="The reward model's own backbone, where BASE is another model.")
+        str,
+        typer.Option(
+            help="Folder or hub name of the reward model's backbone, if it is another model than BASE."
+        ),
     ] = "",
 ) -> None:
     """Say which engines can serve BASE with ADAPTER on the vLLM that is installed here."""
@@ -28,16 +31,16 @@ def check(
             servable_engines,
         )
 
-        rows = compatibility_findings(resolve_base(base), resolve_adapter(adapter), backbone)
+        findings = compatibility_findings(resolve_base(base), resolve_adapter(adapter), backbone)
     table = Table("", "for", "check", "detail")
-    for row in rows:
-        mark = "[green]ok[/]" if row.ok else "[red]no[/]"
-        table.add_row(mark, row.engine, row.name, escape(row.detail))
+    for finding in findings:
+        answer = "[green]ok[/]" if finding.ok else "[red]no[/]"
+        table.add_row(answer, finding.engine, finding.name, escape(finding.detail))
     Console().print(table)
-    engines = servable_engines(rows)
-    summary = (
-        f"Engines that can serve this: {', '.join(engines)}" if engines else "No engine can serve"
-    )
+    engines = servable_engines(findings)
+    summary = "No engine can serve this: the rows marked `no` say what to do"
+    if engines:
+        summary = f"Engines that can serve this: {', '.join(engines)}"
     Console().print(summary, highlight=False)
     if not engines:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""What a command says when something is wrong: one message and exit code 1 where the user can mend it."""
+"""Reports the errors of a command: one message and exit code 1 for an error that the user can correct."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ EXTRA_OF_PACKAGE = {
     "ray": "ray",
     "grpc_reflection": "ray",  # the first package of the extra that Ray Serve imports
 }
-"""Package -> the extra of setup.py that brings it."""
+"""Package -> the extra of setup.py that installs it."""
 
 
 @contextmanager
 def report_errors() -> Iterator[None]:
-    """What the user can mend is one message; anything else is a bug and shows its traceback."""
+    """Prints an error that the user can correct as one message; other errors are bugs and pass through."""
     try:
         yield
     except (ModelError, ValueError, OSError, ModuleNotFoundError) as error:
-        said = _said(error)
+        text = _message(error)
         if isinstance(error, ModuleNotFoundError):
             extra = EXTRA_OF_PACKAGE.get(str(error.name).split(".")[0])
             if extra is None:
                 raise
-            said = f"{error.name} is not installed. Install it: pip install 'pad-vllm[{extra}]'"
-        message = f"[red]Error:[/red] {escape(said)}"
+            text = f"{error.name} is not installed. Install it: pip install 'pad-vllm[{extra}]'"
+        message = f"[red]Error:[/red] {escape(text)}"
         Console(stderr=True).print(message, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
 
-def _said(error: Exception) -> str:
-    """The message; of a pydantic error each value's place and what was wrong with it."""
+def _message(error: Exception) -> str:
+    """The error's message; for a pydantic error the location of each value and what is wrong with it."""
     errors = getattr(error, "errors", None)
     if not callable(errors):
         return str(error)
     return "; ".join(
-        ": ".join([*map(str, part["loc"]), part["msg"].removeprefix("Value error, ")])
-        for part in errors()
+        ": ".join([*map(str, detail["loc"]), detail["msg"].removeprefix("Value error, ")])
+        for detail in errors()
     )
 
 
 def require_package(package: str) -> None:
-    """Raise ModuleNotFoundError now, before work is lost, where a package of an extra is missing."""
+    """Raises ModuleNotFoundError for a missing package now, before the command has done any work."""
     if importlib.util.find_spec(package) is None:
         raise ModuleNotFoundError(f"No module named {package!r}", name=package)

@@ -1,4 +1,4 @@
-"""`pad-vllm explain`: an answer in colour, by what its tokens earned; in the terminal or as a web page."""
+"""`pad-vllm explain`: colours an answer by the reward of each token, in the terminal or as a web page."""
 
 from __future__ import annotations
 
@@ -13,62 +13,71 @@ from rich.text import Text
 
 from pad_vllm.catalog.name_resolution import resolve_adapter
 from pad_vllm.cli.error_reporting import report_errors
-from pad_vllm.cli.shared_options import sampling_dtype
+from pad_vllm.cli.shared_options import AdapterArgument, BackboneOption, sampling_dtype
 
 if TYPE_CHECKING:
     from pad_vllm.guidance_outcome import TokenExplanation
 
-_FULL = 2.0  # logits: a reward of that size has the full colour
-_BEFORE = 5  # tokens shown before a change
-_CHANGES = 12  # that are listed
+_FULL_COLOUR = 2.0  # logits: a reward of this size or more has the full colour
+_TOKENS_BEFORE = 5  # shown before a changed token
+_MAX_ROWS = 12  # of the table of changed tokens
 
 
 def explain(
-    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="Its folder, or `demo`.")],
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the user says.")],
-    base: Annotated[str, typer.Option(help="The backbone it was trained on.")],
-    weights: Annotated[str, typer.Option(help="As pad_weights: positive=1,simple=0.5")],
-    beta: Annotated[
-        float | None, typer.Option(help="As pad_beta (default: the adapter's).")
-    ] = None,
+    adapter: AdapterArgument,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The user's turn.")],
+    base: BackboneOption,
+    weights: Annotated[str, typer.Option(help="Weights as in pad_weights: positive=1,simple=0.5")],
+    beta: Annotated[float | None, typer.Option(help="Strength (default: the adapter's).")] = None,
     answer: Annotated[
-        str | None, typer.Option(help="An answer to read (default: the guided base's, greedy).")
+        str | None, typer.Option(help="Answer to explain (default: the guided base's greedy one).")
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Of an answer that is drawn.")] = 80,
-    html: Annotated[Path | None, typer.Option(help="A page to write the same to.")] = None,
+    tokens: Annotated[
+        int, typer.Option(min=1, help="Most tokens of an answer that is drawn.")
+    ] = 80,
+    html: Annotated[Path | None, typer.Option(help="Also write a web page to this file.")] = None,
 ) -> None:
-    """Show what the reward model gives every token of an answer, before strength and guards.
+    """Show the reward of every token of an answer, before strength and guards.
 
-    Green earns more than the base's candidates do on average, red less; underlined is what was not the base's
-    own first choice there.
+    Green: a higher reward than the mean of the base's candidates; red: a
+    lower one. Underlined: not the base's own first choice.
     """
     with report_errors():
-        from pad_vllm.steering.token_explanation import ExplanationRequest
-        from pad_vllm.steering.token_explanation import explain_answer as explained
+        from pad_vllm.steering.token_explanation import ExplanationRequest, explain_answer
 
-        dtype, folder = sampling_dtype(), resolve_adapter(adapter)
-        read = explained(
-            ExplanationRequest(folder, base, prompt, weights, beta, answer, tokens, dtype)
+        request = ExplanationRequest(
+            adapter=resolve_adapter(adapter),
+            base=base,
+            prompt=prompt,
+            weights=weights,
+            beta=beta,
+            answer=answer,
+            max_tokens=tokens,
+            dtype=sampling_dtype(),
         )
+        explained = explain_answer(request)
     console = Console(record=html is not None)
-    console.print(explanation_view(read))
+    console.print(explanation_view(explained))
     if html is not None:
         console.save_html(str(html))
         typer.echo(f"wrote {html}")
 
 
-def explanation_view(read: Sequence[TokenExplanation]) -> Group:
-    """For a terminal or a page."""
-    changed = sum(token["changed"] for token in read)
-    mean = sum(_reward(token) for token in read) / max(len(read), 1)
-    said = f"{changed} of {len(read)} tokens are not the base's first choice; {mean:+.2f} logits a token"
-    return Group(coloured_answer(read), "", said, _changes(read))
+def explanation_view(tokens: Sequence[TokenExplanation]) -> Group:
+    """The coloured answer, a summary and a table of changed tokens, for a terminal or a web page."""
+    changed = sum(token["changed"] for token in tokens)
+    mean = sum(_reward(token) for token in tokens) / max(len(tokens), 1)
+    summary = (
+        f"{changed} of {len(tokens)} tokens are not the base's first choice; "
+        f"{mean:+.2f} logits a token"
+    )
+    return Group(coloured_answer(tokens), "", summary, _changed_tokens(tokens))
 
 
-def coloured_answer(read: Sequence[TokenExplanation]) -> Text:
-    """The answer alone."""
+def coloured_answer(tokens: Sequence[TokenExplanation]) -> Text:
+    """The answer with each token coloured by its reward, and changed ones underlined."""
     text = Text()
-    for token in read:
+    for token in tokens:
         text.append(token["token"], style=_style(token))
     return text
 
@@ -78,21 +87,23 @@ def _reward(token: TokenExplanation) -> float:
 
 
 def _style(token: TokenExplanation) -> str:
-    strength = min(abs(_reward(token)) / _FULL, 1.0)
-    rest, full = round(255 - 155 * strength), 255 - round(35 * strength)
-    colour = f"{rest},{full},{rest}" if _reward(token) > 0 else f"{full},{rest},{rest}"
+    strength = min(abs(_reward(token)) / _FULL_COLOUR, 1.0)
+    dim, bright = round(255 - 155 * strength), 255 - round(35 * strength)
+    colour = f"{dim},{bright},{dim}" if _reward(token) > 0 else f"{bright},{dim},{dim}"
     return f"black on rgb({colour}){' underline' if token['changed'] else ''}"
 
 
-def _changes(read: Sequence[TokenExplanation]) -> Table:
-    places = [i for i, token in enumerate(read) if token["changed"]]
+def _changed_tokens(tokens: Sequence[TokenExplanation]) -> Table:
+    """A row per token that is not the base's first choice: text before it, the token, the base's choice."""
+    changed = [index for index, token in enumerate(tokens) if token["changed"]]
     table = Table()
     table.add_column("after", ratio=1)
-    table.add_column("said")
-    table.add_column("the base")
+    table.add_column("token")
+    table.add_column("the base's choice")
     table.add_column("reward", justify="right")
-    for i in places[:_CHANGES]:
-        before = "".join(token["token"] for token in read[max(i - _BEFORE, 0) : i])
-        cells = (repr(text)[1:-1] for text in (before, read[i]["token"], read[i]["base"] or ""))
-        table.add_row(*map(Text, cells), f"{_reward(read[i]):+.2f}")
+    for index in changed[:_MAX_ROWS]:
+        token = tokens[index]
+        before = "".join(t["token"] for t in tokens[max(index - _TOKENS_BEFORE, 0) : index])
+        cells = (repr(text)[1:-1] for text in (before, token["token"], token["base"] or ""))
+        table.add_row(*map(Text, cells), f"{_reward(token):+.2f}")
     return table

@@ -1,4 +1,4 @@
-"""`pad-vllm fit`: a file of choices in, `pad_weights` to paste out."""
+"""`pad-vllm fit`: a file of choices in, `pad_weights` to paste into requests out."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from pad_vllm.training.fit_weights import WeightFit
 
 
-_LITTLE = (
-    "Nothing says what guided these answers. Choices between plain ones told hidden users' tastes no "
-    "better than chance where they were measured; `pad-vllm sample --adapter` and `pad-vllm choose` "
-    "make pairs that tell more."
+_UNGUIDED_WARNING = (
+    "CHOICES does not say what guided the answers. In our measurements, weights fitted to choices between "
+    "unguided answers predicted simulated users' tastes no better than chance; `pad-vllm sample --adapter` "
+    "and `pad-vllm choose` make pairs that tell more."
 )
 
 
@@ -51,37 +51,41 @@ def fit(
     ],
     adapter: AdapterOption,
     strength: Annotated[
-        float, typer.Option(help="How strongly weights are held near 0; more for fewer choices.")
+        float,
+        typer.Option(
+            help="How strongly the prior pulls weights towards 0; use more for fewer choices."
+        ),
     ] = 1.0,
-    out: Annotated[Path | None, typer.Option(help="Write the result as JSON, too.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write the result to, as JSON.")] = None,
     chat_template: ChatTemplateOption = None,
 ) -> None:
     """Learn one user's pad_weights from their CHOICES between two answers.
 
-    A few tell the most where both answers were guided, each its own way (`pad-vllm sample --adapter`,
-    `pad-vllm choose`); BASE is not read for those.
+    Few choices suffice where both answers were guided, each by other weights (`pad-vllm sample --adapter`,
+    `pad-vllm choose`); BASE is not loaded for those.
     """
     with report_errors():
         require_package("peft")
-        read = read_choices(choices)
+        user_choices = read_choices(choices)
         folder = resolve_adapter(adapter)
         dimensions = read_config(folder).dimensions
-        if answers_were_guided(read):
-            fitted = fit_guided_choices(read, dimensions, strength=strength)
+        if answers_were_guided(user_choices):
+            fitted = fit_guided_choices(user_choices, dimensions, strength=strength)
         else:
-            model, tokenizer = _opened(
+            model, tokenizer = _load_model(
                 resolve_base(base), folder, chat_template_text(chat_template)
             )
-            fitted = fit_choices(model, tokenizer, read, strength=strength)
-            typer.echo(_LITTLE, err=True)
-        _print(fitted, dimensions)
+            fitted = fit_choices(model, tokenizer, user_choices, strength=strength)
+            typer.echo(_UNGUIDED_WARNING, err=True)
+        _print_fit(fitted, dimensions)
         if out is not None:
             result = {"adapter": adapter, "base": base, "strength": strength}
             result |= fit_to_json(fitted, dimensions)
             out.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", "utf-8")
 
 
-def _opened(base: str, folder: str, template: str | None) -> tuple[PersRM, Any]:
+def _load_model(base: str, folder: str, template: str | None) -> tuple[PersRM, Any]:
+    """The adapter in `folder` on its base, and the base's tokenizer. Warns of another base."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -108,19 +112,19 @@ def _opened(base: str, folder: str, template: str | None) -> tuple[PersRM, Any]:
     return model.to(device), tokenizer
 
 
-def _print(fitted: WeightFit, dimensions: Sequence[str]) -> None:
+def _print_fit(fitted: WeightFit, dimensions: Sequence[str]) -> None:
     table = Table("dimension", "w", "95% interval", "note")
     rows = zip(
         dimensions, fitted.w.tolist(), fitted.interval.tolist(), fitted.excludes_zero, strict=True
     )
-    for name, w, (low, high), clear in rows:
-        note = "" if clear else "may be 0: these choices do not tell"
+    for name, w, (low, high), excludes_zero in rows:
+        note = "" if excludes_zero else "sign not clear from these choices"
         table.add_row(escape(name), f"{w:+.2f}", f"{low:+.2f} to {high:+.2f}", note)
     console = Console()
     console.print(table)
     console.print(
-        f"{fitted.choices} choices. Told rightly: {fitted.accuracy:.0%} of them; when left out of the "
-        f"fit {fitted.cross_validated:.0%}, by the best single dimension {fitted.baseline:.0%}.",
+        f"{fitted.choices} choices. The weights predict {fitted.accuracy:.0%} of them; of choices left out "
+        f"of the fit {fitted.cross_validated:.0%}, the best single dimension {fitted.baseline:.0%}.",
         highlight=False,
     )
     typer.echo(f'pad_weights: "{fitted.pad_weights(dimensions)}"')

@@ -1,4 +1,4 @@
-"""`pad-vllm merge`: dimensions of several adapters into one folder."""
+"""`pad-vllm merge`: puts dimensions of several adapters into one adapter."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ def merge(
         list[str],
         typer.Argument(
             metavar="ADAPTER[:NAME[=FACTOR],...]...",
-            help="Folders of adapters without a trunk, or `demo`, on one base, each with the dimensions to "
-            "take (default: all). One that several have is their sum, each times its FACTOR: 0.7 keeps the "
-            "unit where two teachers reward different things.",
+            help="Folders of heads-only adapters on one base, or `demo`, each with the dimensions to take "
+            "(default: all). A dimension that several adapters have becomes the sum of theirs, each times "
+            "its FACTOR: 0.7 for each of two keeps the spread of rewards if they reward different things.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the new adapter.")],
     beta: Annotated[
-        float | None, typer.Option(help="Its default strength (default: the first adapter's).")
+        float | None,
+        typer.Option(help="Default strength of the new adapter (default: the first adapter's)."),
     ] = None,
     min_p: Annotated[
-        float | None, typer.Option(help="Its guard against unlikely tokens; the same.")
+        float | None,
+        typer.Option(help="Default min-p guard of the new adapter (default: the first adapter's)."),
     ] = None,
 ) -> None:
-    """Put dimensions that were trained apart into one adapter."""
+    """Put dimensions of several adapters into one adapter."""
     with report_errors():
         from pad_vllm.adapter.adapter_folder import save_adapter
         from pad_vllm.adapter.combine_adapters import merge_adapters as merged
@@ -43,6 +45,7 @@ def merge(
 
 
 def _part(text: str) -> AdapterPart:
+    """The part that FOLDER[:NAME[=FACTOR],...] names."""
     from pad_vllm.adapter.adapter_folder import load_adapter
     from pad_vllm.adapter.combine_adapters import AdapterPart
     from pad_vllm.catalog.name_resolution import resolve_adapter
@@ -50,8 +53,8 @@ def _part(text: str) -> AdapterPart:
     folder, colon, names = text.rpartition(":")
     if not colon or Path(text).is_dir():
         return AdapterPart(load_adapter(resolve_adapter(text)), {})
-    known = load_adapter(resolve_adapter(folder))
-    return AdapterPart(known, dict(_factor(one) for one in names.split(",")))
+    adapter = load_adapter(resolve_adapter(folder))
+    return AdapterPart(adapter, dict(_factor(name) for name in names.split(",")))
 
 
 def _factor(text: str) -> tuple[str, float]:

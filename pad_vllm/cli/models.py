@@ -1,4 +1,4 @@
-"""`pad-vllm models`: fetch the two small real models."""
+"""`pad-vllm models`: fetches the two small real models."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pad_vllm.cli.error_reporting import report_errors
 def models(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help=f"Of: {', '.join(DOWNLOADABLE_MODELS)}."),
+        typer.Argument(metavar="[NAME]...", help=f"Any of {', '.join(DOWNLOADABLE_MODELS)}."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress lines.")] = False,
 ) -> None:
     """Fetch and convert the small real models (default: all) and print their folders."""
     with report_errors():

@@ -1,4 +1,4 @@
-"""`pad-vllm score`: records in, the same with scores per dimension out; what training reads."""
+"""`pad-vllm score`: records in, the same records with scores of each dimension out, which training reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from pad_vllm.cli.shared_options import JsonLinesOutput
 def score(
     source: Annotated[
         Path,
-        typer.Argument(metavar="SAMPLES", help="JSONL of `pad-vllm sample`, or other records."),
+        typer.Argument(
+            metavar="SAMPLES", help="JSONL that `pad-vllm sample` wrote, or other records."
+        ),
     ],
     scorers: Annotated[
         list[str],
@@ -25,8 +27,10 @@ def score(
         ),
     ],
     out: JsonLinesOutput,
-    batch: Annotated[int, typer.Option(min=1, help="Records between two writes.")] = 64,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests a judge gets at once.")] = 8,
+    batch: Annotated[int, typer.Option(min=1, help="Records between two writes to OUT.")] = 64,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Requests that a judge gets at once.")
+    ] = 8,
 ) -> None:
     """Add scores of each dimension to the responses in SAMPLES.
 
@@ -35,7 +39,7 @@ def score(
     with report_errors():
         from pad_vllm.training.sampling.score_responses import score_file
 
-        done = score_file(source, out, scorers, batch=batch, concurrency=concurrency)
-    typer.echo(f"{out}: {done.scored} records scored, {done.already_done} were done before")
-    for dimension, count in sorted(done.without_score.items()):
+        counts = score_file(source, out, scorers, batch_size=batch, concurrency=concurrency)
+    typer.echo(f"{out}: {counts.scored} records scored, {counts.already_done} were done before")
+    for dimension, count in sorted(counts.without_score.items()):
         typer.echo(f"{dimension}: {count} responses without a score")

@@ -9,10 +9,9 @@ from typing import Annotated
 
 import typer
 
-from pad_vllm.adapter.manifest import read_config
 from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
 from pad_vllm.cli.error_reporting import report_errors
-from pad_vllm.cli.shared_options import AdapterOption, BaseArgument
+from pad_vllm.cli.shared_options import AdapterOption, BaseArgument, fetch_reward_backbone
 from pad_vllm.serving.launch.serve_arguments import serve_argv
 
 
@@ -21,7 +20,10 @@ def serve(
     base: BaseArgument,
     adapter: AdapterOption,
     pad_load_format: Annotated[
-        str | None, typer.Option(help="What --load-format says without PAD (default: auto).")
+        str | None,
+        typer.Option(
+            help="How vLLM reads BASE's weights: its --load-format without PAD (default: auto)."
+        ),
     ] = None,
     engine: Annotated[
         str | None,
@@ -32,21 +34,23 @@ def serve(
     allow_backbone_mismatch: Annotated[
         bool,
         typer.Option(
-            "--allow-backbone-mismatch", help="Warn, not refuse, if BASE has other weights."
+            "--allow-backbone-mismatch",
+            help="Warn instead of refusing where BASE has other weights than the adapter's backbone.",
         ),
     ] = False,
 ) -> None:
-    """Serve BASE with PAD. BASE comes first; every flag of `vllm serve` may follow.
+    """Start `vllm serve` for BASE with PAD. BASE comes first; every flag of `vllm serve` may follow.
 
-    Settings without a flag here are given as vLLM takes them: --additional-config.pad.max_beta 5
+    Set PAD's other settings with vLLM's own flag, for example: --additional-config.pad.max_beta 5
     """
     with report_errors():
         if base.startswith("-"):
-            raise ValueError(f"BASE comes first, found {base}. Say: pad-vllm serve BASE {base} ...")
+            raise ValueError(
+                f"BASE comes first, found {base}. Type: pad-vllm serve BASE {base} ..."
+            )
         resolved = resolve_base(base)
         folder = resolve_adapter(adapter)
-        if engine not in (None, "shared"):  # its worker fetches nothing
-            resolve_base(read_config(folder).backbone.name)
+        fetch_reward_backbone(engine, folder)
         argv = serve_argv(
             resolved,
             folder,

@@ -1,7 +1,11 @@
-"""Arguments that several commands share, and options made from the fields of a settings class."""
+"""Arguments that several commands share, what they are turned into, and options made from other definitions.
+
+In: command-line values, a settings class, another command. Out: Typer annotations; values that modules take.
+"""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import shlex
@@ -12,6 +16,8 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from pad_vllm.adapter.manifest import read_config
+from pad_vllm.catalog.name_resolution import resolve_base
 from pad_vllm.text.chat_template import read_chat_template
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -22,61 +28,87 @@ BaseArgument = Annotated[
         metavar="BASE", help="A name of `pad-vllm models`, a folder, or a model's hub name."
     ),
 ]
+AdapterArgument = Annotated[
+    str, typer.Argument(metavar="ADAPTER", help="Folder of a PAD adapter, or `demo`.")
+]
+BackboneOption = Annotated[
+    str, typer.Option("--base", help="The model that the adapter was trained on.")
+]
 AdapterOption = Annotated[
     str, typer.Option("--adapter", help="Folder of a PAD adapter, or `demo`.")
 ]
 CacheOption = Annotated[
     Path | None,
-    typer.Option(help="Folder of fork activations (default: $PAD_VLLM_CACHE/train)."),
+    typer.Option(help="Folder of stored fork activations (default: $PAD_VLLM_CACHE/train)."),
 ]
 ChatTemplateOption = Annotated[
     str | None,
     typer.Option(
         "--chat-template",
         metavar="FILE",
-        help="Jinja template that puts conversations to BASE, where it has none of its own.",
+        help="Jinja chat template of BASE, if it has none of its own.",
     ),
 ]
 JsonLinesOutput = Annotated[
     Path,
-    typer.Option(help="JSONL to append to; the same command again continues where it stopped."),
+    typer.Option(help="JSONL file to append to. The same command again goes on where it stopped."),
 ]
 
 
 def chat_template_text(given: str | None) -> str | None:
-    """The text of a ChatTemplate."""
+    """The text of a ChatTemplateOption. Raises ValueError for a file that cannot be read."""
     return None if given is None else read_chat_template(given, "--chat-template")
 
 
 def command_line_as_typed() -> str:
-    """The command as it was typed, for what it writes."""
+    """The command line of this process, for the files that a command writes."""
     return shlex.join(["pad-vllm", *sys.argv[1:]])
 
 
-def name_value_pairs(option: str, given: Sequence[str], one: str) -> dict[str, str]:
-    """What was typed as NAME=VALUE; a value may be empty. ValueError for a name twice.
+def name_value_pairs(option: str, given: Sequence[str], accepted: str) -> dict[str, str]:
+    """The values of an option that takes NAME=VALUE several times.
 
-    one: what is accepted of a name, in words.
+    Args:
+        option: Name of the option, such as --told.
+        given: The values as typed.
+        accepted: What each name may have once, for the message: "one adapter a name".
+
+    Returns:
+        Name -> value without surrounding blanks; a value may be empty.
+
+    Raises:
+        ValueError: A name is given twice.
     """
-    found: dict[str, str] = {}
+    pairs: dict[str, str] = {}
     for text in given:
         name, _, value = (part.strip() for part in text.partition("="))
-        if name in found:
-            raise ValueError(f"{option} {name} is given twice; accepted: {one}")
-        found[name] = value
-    return found
+        if name in pairs:
+            raise ValueError(f"{option} {name} is given twice; accepted: {accepted}")
+        pairs[name] = value
+    return pairs
+
+
+def fetch_reward_backbone(engine: str | None, adapter: str | Path) -> None:
+    """Fetches the backbone of an adapter for an engine that loads it as a model of its own.
+
+    The engine's worker fetches nothing, so this has to happen before it starts. engine: of config.ENGINES;
+    None: the default, `shared`, which has no such model.
+    """
+    if engine not in (None, "shared"):
+        resolve_base(read_config(adapter).backbone.name)
 
 
 def sampling_dtype() -> str:
-    """vLLM's dtype for drawing responses: not bfloat16 on CPUs, many of which are ten times slower in it."""
+    """vLLM's dtype for drawing responses: float32 on CPUs, many of which are ten times slower in bfloat16."""
     import torch
 
     return "auto" if torch.cuda.is_available() else "float32"
 
 
 def options_from_fields(settings: Any, names: Collection[str]) -> list[inspect.Parameter]:
-    """One command-line option for each named field of a pydantic dataclass: type, default, help and
-    lower bound are the field's own. settings: an instance, whose values are the defaults.
+    """One command-line option per named field of a pydantic dataclass.
+
+    Type, help and lower bound are the field's own. settings: an instance, whose values are the defaults.
     """
     hints = get_type_hints(type(settings), include_extras=True)
     return [
@@ -92,22 +124,44 @@ def options_from_fields(settings: Any, names: Collection[str]) -> list[inspect.P
 
 
 def with_options(*options: inspect.Parameter) -> Callable[[Command], Command]:
-    """Put options in the place of a command's `**keywords`, for Typer to read."""
+    """Decorator: shows Typer these options in place of a command's `**keywords`."""
 
     def decorate(command: Command) -> Command:
-        own = inspect.signature(command, eval_str=True).parameters.values()
-        shown = [parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]
-        whole = inspect.Signature([*shown, *options])
-        command.__signature__ = whole  # type: ignore[attr-defined]
-        command.__annotations__ = {name: p.annotation for name, p in whole.parameters.items()}
+        parameters = inspect.signature(command, eval_str=True).parameters.values()
+        named = [p for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        signature = inspect.Signature([*named, *options])
+        command.__signature__ = signature  # type: ignore[attr-defined]
+        command.__annotations__ = {name: p.annotation for name, p in signature.parameters.items()}
         return command
 
     return decorate
 
 
+def hidden_options_of(
+    command: Callable[..., None], leave_out: Collection[str]
+) -> list[inspect.Parameter]:
+    """The options of another command, accepted by this one too but not shown in its --help.
+
+    leave_out: names of parameters that this command does not take or defines itself.
+    """
+    parameters = inspect.signature(command, eval_str=True).parameters.values()
+    return [
+        p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=_hidden(p.annotation))
+        for p in parameters
+        if p.name not in leave_out
+    ]
+
+
+def _hidden(annotation: Any) -> Any:
+    option = copy.copy(annotation.__metadata__[0])
+    option.hidden = True
+    return Annotated[annotation.__origin__, option]
+
+
 def _option(name: str, hint: Any, default: object) -> Any:
-    said = hint.__metadata__[0]
-    least = next((bound.ge for bound in said.metadata if hasattr(bound, "ge")), None)
+    field = hint.__metadata__[0]
+    lower_bound = next((bound.ge for bound in field.metadata if hasattr(bound, "ge")), None)
     flag = "--" + name.replace("_", "-")
-    spelled = () if not isinstance(default, bool) else (f"{flag}/--un{name}" if default else flag,)
-    return Annotated[hint.__origin__, typer.Option(*spelled, min=least, help=said.description)]
+    flags = () if not isinstance(default, bool) else (f"{flag}/--un{name}" if default else flag,)
+    option = typer.Option(*flags, min=lower_bound, help=field.description)
+    return Annotated[hint.__origin__, option]

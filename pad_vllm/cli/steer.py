@@ -1,4 +1,4 @@
-"""The options of `pad-vllm evaluate --steering`, and what they ask for."""
+"""`pad-vllm steer`: measures what an adapter's guidance does to answers."""
 
 from __future__ import annotations
 
@@ -9,164 +9,166 @@ from typing import Annotated
 
 import typer
 
-from pad_vllm.catalog.name_resolution import resolve_base
-from pad_vllm.cli.shared_options import command_line_as_typed, name_value_pairs, sampling_dtype
+from pad_vllm.catalog.name_resolution import resolve_adapter
+from pad_vllm.cli.error_reporting import report_errors
+from pad_vllm.cli.shared_options import (
+    AdapterArgument,
+    ChatTemplateOption,
+    chat_template_text,
+    command_line_as_typed,
+    fetch_reward_backbone,
+    name_value_pairs,
+    sampling_dtype,
+)
 from pad_vllm.config import ENGINES
 from pad_vllm.wording import listed
 
-DEFAULT_TEMPERATURES = (0.0, 0.7)
-
-Prompts = Annotated[
-    Path | None,
-    typer.Option(
-        "--steering",
-        metavar="PROMPTS",
-        help='Have these prompts answered and judged: .jsonl of {"prompt": text or messages}, or .txt, a '
-        "prompt a line. Take some that the adapter was not trained on.",
-    ),
-]
-JudgePrompts = Annotated[
-    Path | None,
-    typer.Option(
-        help="With --steering: other prompts, answered to fit a judge of meaning for each dimension that a "
-        "sentence taught."
-    ),
-]
-Beside = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=ADAPTER",
-        help="With --steering: another adapter on the same prompts; again for each.",
-    ),
-]
-Betas = Annotated[
-    list[float] | None,
-    typer.Option(
-        "--beta", help="With --steering: a strength; again for each (default: the adapter's)."
-    ),
-]
-BesideBetas = Annotated[
-    list[float] | None, typer.Option("--beside-beta", help="The same for the adapters of --beside.")
-]
-Temperatures = Annotated[
-    list[float] | None,
-    typer.Option(
-        "--temperature", min=0, help="With --steering; again for each (default: 0 and 0.7)."
-    ),
-]
-Tokens = Annotated[int, typer.Option("--tokens", min=1, help="With --steering: tokens an answer.")]
-Engine = Annotated[
-    str,
-    typer.Option(
-        help="With --steering: where the reward model runs: `shared`, or `resident` or `ray` for another "
-        "base than the adapter's backbone.",
-    ),
-]
-Told = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--told",
-        metavar='NAME="SENTENCE"',
-        help="With --steering: how a user would ask for a dimension that no sentence taught; again for each.",
-    ),
-]
-Card = Annotated[
-    bool,
-    typer.Option("--card", help="With --steering: write the figures into the adapter's README.md."),
-]
-Mixes = Annotated[
-    bool,
-    typer.Option("--mixes/--no-mixes", help="With --steering: every two dimensions at once too."),
-]
-OnTop = Annotated[
-    bool,
-    typer.Option(
-        "--on-top/--no-on-top",
-        help="With --steering: guidance on top of plain prompting too, at half the strength and the whole.",
-    ),
-]
-Teacher = Annotated[
-    bool,
-    typer.Option(
-        "--teacher/--no-teacher",
-        help="With --steering: what the base that is told the wish thinks of each answer, which taught, and "
-        "takes most of the judges' time.",
-    ),
-]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        help="With --steering: JSON file of all figures and answers. The answers are kept beside it, so that "
-        "the same command again judges them without drawing.",
-    ),
-]
+_DEFAULT_TEMPERATURES = (0.0, 0.7)
 
 
 def steer(
-    adapter: Path,
-    base: str,
-    prompts: Path,
-    judge_prompts: Path | None,
-    beside: Sequence[str],
-    betas: Sequence[float],
-    beside_betas: Sequence[float],
-    told: Sequence[str],
-    temperatures: Sequence[float],
-    tokens: int,
-    out: Path | None,
-    *,
-    engine: str,
-    chat_template: str | None,
-    mixes: bool,
-    on_top: bool,
-    teacher: bool,
-    card: bool,
+    adapter: AdapterArgument,
+    base: Annotated[
+        str,
+        typer.Option(
+            help="The model that answers: the adapter's backbone, or any with --engine resident or ray."
+        ),
+    ],
+    prompts: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help='Prompts to answer and judge: .jsonl of {"prompt": text or messages}, or .txt with a '
+            "prompt per line. Use prompts that the adapter was not trained on.",
+        ),
+    ],
+    judge_prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Other prompts, answered to fit a judge of meaning for each dimension that has an "
+            "instruction."
+        ),
+    ] = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=ADAPTER", help="Another adapter on the same prompts; once for each."
+        ),
+    ] = None,
+    beta: Annotated[
+        list[float] | None, typer.Option(help="Strength; once for each (default: the adapter's).")
+    ] = None,
+    beside_beta: Annotated[
+        list[float] | None,
+        typer.Option(help="Strength of the adapters of --beside; once for each."),
+    ] = None,
+    temperature: Annotated[
+        list[float] | None,
+        typer.Option(min=0, help="Sampling temperature; once for each (default: 0 and 0.7)."),
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 100,
+    told: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar='NAME="SENTENCE"',
+            help="Instruction for a dimension that was not trained from one: how a user would ask for it. "
+            "Once for each.",
+        ),
+    ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="Where the reward model runs: `shared`, or `resident` or `ray` for another base than the "
+            "adapter's backbone."
+        ),
+    ] = "shared",
+    chat_template: ChatTemplateOption = None,
+    mixes: Annotated[
+        bool, typer.Option("--mixes/--no-mixes", help="Also guide by every two dimensions at once.")
+    ] = True,
+    on_top: Annotated[
+        bool,
+        typer.Option(
+            "--on-top/--no-on-top",
+            help="Also guide prompts that hold the instruction, at half the strength and at the whole.",
+        ),
+    ] = True,
+    teacher: Annotated[
+        bool,
+        typer.Option(
+            "--teacher/--no-teacher",
+            help="Also judge by the teacher, the base with the instruction in its prompt. It takes most of "
+            "the judges' time.",
+        ),
+    ] = True,
+    card: Annotated[
+        bool, typer.Option("--card", help="Write the results into the adapter's README.md.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file for all results and answers. The answers are also stored next to it, so that "
+            "the same command again judges them without drawing."
+        ),
+    ] = None,
 ) -> None:
-    """Raises ValueError for what cannot be read. chat_template: its text."""
+    """Measure what an adapter's guidance does to answers.
+
+    Every prompt is answered unguided, with the instruction in the prompt, and
+    guided. Judges compare the answers; repetition, perplexity and relevance
+    show whether the text stays fluent.
+    """
+    with report_errors():
+        from pad_vllm.steering.guided_answers import DecodingSettings
+        from pad_vllm.steering.steering_report import SteeringSettings, measure_steering
+        from pad_vllm.training.sampling.sample_responses import read_prompts
+
+        if engine not in ENGINES:
+            raise ValueError(f"--engine {engine}: accepted are {listed(ENGINES)}")
+        folder, dtype = Path(resolve_adapter(adapter)), sampling_dtype()
+        fetch_reward_backbone(engine, folder)
+        settings = SteeringSettings(
+            base=base,
+            adapter=str(folder),
+            prompts=read_prompts(prompts),
+            judge_prompts=read_prompts(judge_prompts) if judge_prompts else (),
+            other_adapters=_other_adapters(beside or ()),
+            betas=beta or (),
+            other_betas=beside_beta or (),
+            decodings=tuple(
+                DecodingSettings(temperature=value, tokens=tokens, dtype=dtype)
+                for value in temperature or _DEFAULT_TEMPERATURES
+            ),
+            mixes=mixes,
+            on_top=on_top,
+            teacher=teacher,
+            instructions=name_value_pairs("--told", told or (), "one sentence a dimension"),
+            engine=engine,
+            chat_template=chat_template_text(chat_template),
+        )
+        answer_file = out.with_suffix(".answers.json") if out else None
+        metrics = measure_steering(settings, typer.echo, answer_file)
+        result = {"command": command_line_as_typed(), **metrics}
+        if out is not None:
+            out.write_text(json.dumps(result, indent=1) + "\n")
+        if card:
+            _write_card(folder, result)
+
+
+def _write_card(folder: Path, result: dict[str, object]) -> None:
     from pad_vllm.adapter.adapter_folder import CARD_FILE
     from pad_vllm.adapter.manifest import read_config
-    from pad_vllm.steering.guided_answers import DecodingSettings
-    from pad_vllm.steering.steering_report import SteeringSettings, measure_steering
-    from pad_vllm.training.report.model_card import model_card_text as described
-    from pad_vllm.training.sampling.sample_responses import read_prompts
+    from pad_vllm.training.report.model_card import model_card_text
 
-    if engine not in ENGINES:
-        raise ValueError(f"--engine {engine}: accepted are {listed(ENGINES)}")
-    config = read_config(adapter)
-    if engine != "shared":  # its worker fetches nothing
-        resolve_base(config.backbone.name)
-    dtype = sampling_dtype()
-    asked = SteeringSettings(
-        base,
-        str(adapter),
-        read_prompts(prompts),
-        read_prompts(judge_prompts) if judge_prompts else (),
-        _adapters(beside),
-        betas,
-        beside_betas,
-        tuple(DecodingSettings(temperature=t, tokens=tokens, dtype=dtype) for t in temperatures),
-        mixes,
-        on_top,
-        teacher,
-        name_value_pairs("--told", told, "one sentence a dimension"),
-        engine,
-        chat_template,
-    )
-    found = measure_steering(asked, typer.echo, out.with_suffix(".answers.json") if out else None)
-    result = {"command": command_line_as_typed(), **found}
-    if out is not None:
-        out.write_text(json.dumps(result, indent=1) + "\n")
-    if card:
-        said = described(config, result)
-        (adapter / CARD_FILE).write_text(said, "utf-8")
+    (folder / CARD_FILE).write_text(model_card_text(read_config(folder), result), "utf-8")
 
 
-def _adapters(beside: Sequence[str]) -> dict[str, str]:
-    found = name_value_pairs("--beside", beside, "one adapter a name")
-    for name, folder in found.items():
+def _other_adapters(beside: Sequence[str]) -> dict[str, str]:
+    """Name -> folder, of the values of --beside."""
+    adapters = name_value_pairs("--beside", beside, "one adapter a name")
+    for name, folder in adapters.items():
         if not name or not folder:
             raise ValueError(
                 f"--beside {name or folder}: NAME=ADAPTER is accepted, a name and a folder"
             )
-    return found
+    return adapters

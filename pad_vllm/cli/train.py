@@ -1,7 +1,7 @@
-"""`pad-vllm train`: a command line into Settings; one option for each of their fields.
+"""`pad-vllm train`: a command line into Settings, with an option for nearly each of their fields.
 
-Dimensions come from data that scores them (--data), or from sentences (--teacher prompt): taught.py reads
-the options of the teachers.
+Dimensions come from data that scores them (--data), or from instructions (--teacher prompt);
+teacher_options.py has what depends on --teacher.
 """
 
 from __future__ import annotations
@@ -32,87 +32,117 @@ from pad_vllm.cli.teacher_options import (
     OppositeOption,
     PromptsOption,
     TeacherOption,
-    Trial,
+    TrialOption,
     defaults_not_typed,
     distillation_settings,
+    require_method,
+    warn_of_trial,
 )
 from pad_vllm.training.settings import Recipe, Settings
 
-_DEFAULT, _RECIPE = Settings("", (), ""), Recipe()
-_WRITTEN_OUT = (
+_DEFAULT_SETTINGS, _DEFAULT_RECIPE = Settings("", (), ""), Recipe()
+_OWN_PARAMETERS = (
     "base",
     "data",
     "out",
     "dimensions",
     "chat_template",
     "teacher",
-    "by_credit",
+    "method",
     "recipe",
 )
-_SETTINGS = [f.name for f in dataclasses.fields(Settings) if f.name not in _WRITTEN_OUT]
-_OFTEN = ("epochs", "head_epochs", "seed")
+"""Fields of Settings that are not made into options here: `train` has a parameter for each."""
+
+_FIELD_OPTIONS = [f.name for f in dataclasses.fields(Settings) if f.name not in _OWN_PARAMETERS]
+_RECIPE_OPTIONS = ("epochs", "head_epochs", "seed")
+"""Fields of Recipe with an option of their own; the others are choices of --recipe."""
 
 
-@with_options(*options_from_fields(_DEFAULT, _SETTINGS), *options_from_fields(_RECIPE, _OFTEN))
+OutOption = Annotated[Path, typer.Option(help="Folder of the adapter.")]
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="NAME[:DIMENSION][=PATH]\\[@WEIGHT] of helpsteer2, ric, saferlhf, hh-rlhf or jsonl; "
+        "repeat it for more sources. WEIGHT: how often an epoch sees the source. Not with "
+        "--teacher prompt."
+    ),
+]
+DimensionsOption = Annotated[
+    str,
+    typer.Option(
+        help="With --data: some of the dimensions that it scores, comma-separated; default: all. "
+        "To make a dimension of an instruction, use --dimension."
+    ),
+]
+RecipeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="NAME=VALUE of any other field of Recipe in training/settings.py; repeat it for more."
+    ),
+]
+WorkersOption = Annotated[
+    int, typer.Option(min=0, help="Number of Ray Train workers; 0 trains in this process.")
+]
+AddressOption = Annotated[
+    str | None, typer.Option(help="With --workers: address of a Ray cluster.")
+]
+RestartOption = Annotated[
+    bool, typer.Option("--restart", help="Delete an unfinished run in OUT.run and begin anew.")
+]
+
+
+@with_options(
+    *options_from_fields(_DEFAULT_SETTINGS, _FIELD_OPTIONS),
+    *options_from_fields(_DEFAULT_RECIPE, _RECIPE_OPTIONS),
+)
 def train(
     base: BaseArgument,
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Folder of the adapter.")],
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME[:DIMENSION][=PATH][@WEIGHT] of helpsteer2, ric, saferlhf, hh-rlhf or jsonl; "
-            "again for each source. WEIGHT: how often an epoch sees it. Not with --teacher prompt."
-        ),
-    ] = None,
-    dimensions: Annotated[
-        str,
-        typer.Option(
-            help="With --data: some of the dimensions that it scores, comma-separated; default: all. "
-            "--dimension makes one of a sentence."
-        ),
-    ] = "",
+    out: OutOption,
+    data: DataOption = None,
+    dimensions: DimensionsOption = "",
     teacher: TeacherOption = "pairs",
     dimension: DimensionOption = None,
     opposite: OppositeOption = None,
     prompts: PromptsOption = None,
     answers: AnswersOption = None,
-    recipe: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=VALUE of any other choice in training/settings.py's Recipe."),
-    ] = None,
+    recipe: RecipeOption = None,
     cache: CacheOption = None,
-    workers: Annotated[
-        int, typer.Option(min=0, help="Ray Train workers; 0: this process alone.")
-    ] = 0,
-    address: Annotated[str | None, typer.Option(help="Of a Ray cluster.")] = None,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Forget an unfinished run in OUT.run.")
-    ] = False,
-    trial: Trial = True,
+    workers: WorkersOption = 0,
+    address: AddressOption = None,
+    restart: RestartOption = False,
+    trial: TrialOption = None,
     chat_template: ChatTemplateOption = None,
-    **chosen: Any,
+    **field_values: Any,
 ) -> None:
-    """Train a reward adapter for BASE. Stopped at any moment, the same command goes on."""
+    """Train a reward adapter for BASE. If it is stopped, the same command resumes it."""
     with report_errors():
-        taught = distillation_settings(context, teacher, dimension, opposite, prompts, answers)
-        chosen = {**chosen, **defaults_not_typed(context, METHOD_DEFAULTS[teacher])}
-        often = {name: chosen.pop(name) for name in _OFTEN}
-        by_recipe = {**often, **(PROMPT_RECIPE_DEFAULTS if taught else {}), **_parsed(recipe or [])}
+        warn_of_trial(trial)
+        method = require_method(teacher)
+        distillation = distillation_settings(
+            context,
+            method=method,
+            dimension=dimension,
+            opposite=opposite,
+            prompts=prompts,
+            answers=answers,
+        )
+        chosen = {**field_values, **defaults_not_typed(context, METHOD_DEFAULTS[method])}
+        recipe_values = {name: chosen.pop(name) for name in _RECIPE_OPTIONS}
+        if method == "prompt":
+            recipe_values |= PROMPT_RECIPE_DEFAULTS
         settings = Settings(
             base=base,
             data=tuple(data or ()),
             out=str(out),
             dimensions=tuple(part.strip() for part in dimensions.split(",") if part.strip()),
             chat_template=chat_template_text(chat_template),
-            teacher=taught,
-            by_credit=teacher == "scores",
-            recipe=Recipe(**by_recipe),
+            teacher=distillation,
+            method=method,
+            recipe=Recipe(**{**recipe_values, **_recipe_choices(recipe or [])}),
             **chosen,
         )
         _train(settings, cache or training_cache_dir(), workers, address, restart=restart)
-        if taught and trial:
-            _try(settings)
 
 
 def _train(
@@ -120,8 +150,8 @@ def _train(
 ) -> None:
     require_package("peft")
     from pad_vllm.training.ray_training import train_on_ray
-    from pad_vllm.training.training_methods import run_of
-    from pad_vllm.training.training_run import run_folder
+    from pad_vllm.training.run_folder import run_folder
+    from pad_vllm.training.training_run import TrainingRun
 
     command = command_line_as_typed()
     if restart:
@@ -129,33 +159,24 @@ def _train(
     if workers:
         train_on_ray(settings, cache, command, workers, address)
     else:
-        run_of(settings)(settings, cache, command).train()
+        TrainingRun(settings, cache, command).train()
 
 
-def _try(settings: Settings) -> None:
-    from pad_vllm.steering.trial import trial
+def _recipe_choices(choices: list[str]) -> dict[str, Any]:
+    """NAME=VALUE texts as fields of Recipe, each value in its field's type.
 
-    typer.echo("A first look, too short to judge by (--no-trial leaves it out):")
-    for line in trial(settings.base, settings.out, settings.dtype):
-        typer.echo(line)
-
-
-def _parsed(choices: list[str]) -> dict[str, Any]:
-    """NAME=VALUE of Recipe fields, in each field's own type."""
-    fields = {name: type(value) for name, value in dataclasses.asdict(Recipe()).items()}
-    choice_of: dict[str, Any] = {}
+    Raises ValueError for an unknown name or a value of another type.
+    """
+    type_of = {name: type(value) for name, value in dataclasses.asdict(_DEFAULT_RECIPE).items()}
+    values: dict[str, Any] = {}
     for choice in choices:
-        name, _, value = choice.partition("=")
-        kind = fields.get(name, _none)
+        name, _, text = choice.partition("=")
         try:
-            choice_of[name] = {"true": True, "false": False}[value] if kind is bool else kind(value)
+            kind = type_of[name]
+            values[name] = {"true": True, "false": False}[text] if kind is bool else kind(text)
         except (ValueError, KeyError):
             raise ValueError(
-                f"--recipe {choice}: NAME=VALUE is accepted, NAME one of {', '.join(fields)}, VALUE "
+                f"--recipe {choice}: NAME=VALUE is accepted, NAME one of {', '.join(type_of)}, VALUE "
                 "a number, or true or false"
             ) from None
-    return choice_of
-
-
-def _none(value: str) -> Any:
-    raise ValueError(value)
+    return values

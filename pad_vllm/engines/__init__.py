@@ -1,1 +1,1 @@
-"""Reward engines, one file or folder each, behind the contract of base.py."""
+"""Reward engines, one file or folder each. All implement RewardEngine in reward_engine.py."""

@@ -1,7 +1,8 @@
-"""How long a step waits for one reward actor, and when one that was late or failed is asked again.
+"""How long a step waits for one reward actor, and how long an actor that was late or failed is left out.
 
-In: how long each answer took, or that one was lost. Out: the next wait, whether the actor is paused.
-All rows of a step are sampled together, so a wait holds the unguided ones too. It knows no Ray.
+In: how long each answer took, and each failure. Out: the longest wait for the next answer, and whether the
+actor is paused. All rows of a step are sampled together, so a wait delays the unguided rows too. It does not
+know Ray.
 """
 
 from __future__ import annotations
@@ -9,40 +10,44 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-_TIMES = 4  # the slowest of the last answers
-# Remembered of them: the rare slow ones, where a prompt is read, are among so many.
-_ANSWERS = 1000
-_LEAST = 0.25  # of the deadline: a hiccup is no failure
-_PAUSE = 100.0  # deadlines at most: an actor that is always late costs a hundredth of the time
+_WAIT_FACTOR = 4  # times the slowest of the last answers
+# So many answers are remembered that the rare slow ones, where a prompt is read, are among them.
+_NUM_REMEMBERED = 1000
+_MIN_WAIT_SHARE = 0.25  # of the deadline: a short delay is no failure
+_MAX_PAUSE_DEADLINES = 100.0  # an actor that is always late costs a hundredth of the time
 
 
 class ActorTimeout:
-    """With one actor."""
+    """Wait and pauses for one actor."""
 
     def __init__(self, deadline: float, clock: Callable[[], float]) -> None:
+        """deadline: seconds, the longest wait of all (`ray_deadline_s`); clock: gives seconds."""
         self._deadline, self._clock = deadline, clock
-        self._took: deque[float] = deque(maxlen=_ANSWERS)
-        self._pause, self._until = 0.0, clock()
+        self._answer_seconds: deque[float] = deque(maxlen=_NUM_REMEMBERED)
+        self._pause, self._paused_until = 0.0, clock()
 
     @property
     def wait_seconds(self) -> float:
-        """The longest wait for the next answer: the deadline until one has come."""
-        known = max(self._took, default=self._deadline)
-        return min(max(_TIMES * known, _LEAST * self._deadline), self._deadline)
+        """The longest wait for the next answer: the deadline until a first answer has come."""
+        slowest = max(self._answer_seconds, default=self._deadline)
+        return min(max(_WAIT_FACTOR * slowest, _MIN_WAIT_SHARE * self._deadline), self._deadline)
 
     @property
     def paused(self) -> bool:
-        """Whether it is too early to ask again."""
-        return self._clock() < self._until
+        """Whether the pause after the last failure is still running, so that the actor is not called."""
+        return self._clock() < self._paused_until
 
-    def record_answer(self, took: float) -> None:
-        """In time, after `took` seconds."""
-        self._took.append(took)
+    def record_answer(self, seconds: float) -> None:
+        """An answer came in time, after `seconds`; the next failure starts without a pause again."""
+        self._answer_seconds.append(seconds)
         self._pause = 0.0
 
     def record_failure(self) -> None:
-        """No answer, or none in time: no pause after the first, then the deadline, twice that, ..."""
-        # Its next answers may be as slow: they get the whole deadline.
-        self._took.append(self._deadline)
-        self._until = self._clock() + self._pause
-        self._pause = min(max(2 * self._pause, self._deadline), _PAUSE * self._deadline)
+        """No answer came, or none in time. Starts a pause: none after the first failure in a row, then one
+        deadline, two, four, ... up to 100 deadlines.
+        """
+        # The actor's next answers may be as slow: they get the whole deadline.
+        self._answer_seconds.append(self._deadline)
+        self._paused_until = self._clock() + self._pause
+        longest = _MAX_PAUSE_DEADLINES * self._deadline
+        self._pause = min(max(2 * self._pause, self._deadline), longest)

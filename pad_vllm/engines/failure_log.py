@@ -1,7 +1,7 @@
-"""What was declined or failed in a step: counted by reason, and logged without filling the log.
+"""Rows that stayed unguided and other failures of a step: counted by reason, logged without flooding the log.
 
-In: a reason, how many rows, what happened. Out: the counts; and a line, at once for the first of a reason,
-with its error's traceback, then one in ten seconds at most, with all counts. It knows no engine.
+In: a reason, a number of rows, a message. Out: the counts, and log lines: the first failure of a reason at
+once with its traceback, after that at most one line in ten seconds, with all counts. It knows no engine.
 """
 
 from __future__ import annotations
@@ -11,67 +11,66 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from typing import Literal
-from weakref import WeakValueDictionary
 
 Reason = Literal[
-    "misaligned",  # the engine's hidden states or tokens are not of these logits rows
+    "misaligned",  # the engine's hidden states or tokens do not belong to these logits rows
     "engine failed",
     "not finite",  # a NaN or inf reward
-    "text lost",  # the engine does not know all of the row's tokens
+    "text lost",  # the engine does not know all tokens of the row
     "no room",  # in the reward model's cache or positions
     "late actor",
     "lost actor",  # dead, restarting, or it raised an error
-    "late start",  # no row: the reward model begins after the base's forward instead of with it
+    "late start",  # no row: the reward model starts after the base's forward instead of with it
     "bad request",  # no row of a step: a request that the front end should have refused
-    "not told",  # guided rows whose explanation or figures are lost
+    "not told",  # no row left unguided: the explanation or the counts of guided rows are lost
 ]
-_NO_ROW: tuple[Reason, ...] = ("late start", "bad request", "not told")
-_EVERY_S = 10.0
+_NOT_UNGUIDED: tuple[Reason, ...] = ("late start", "bad request", "not told")
+_LOG_INTERVAL_S = 10.0
 
 
 class FailureLog:
-    """Of one vLLM instance."""
+    """Counts the failures of one vLLM instance by reason, and logs them."""
 
     def __init__(
         self, log: Callable[[str], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """log: takes warnings."""
+        """log: writes a warning; clock: the time in seconds."""
         self._log, self._clock = log, clock
-        self._next = clock()
+        self._next_line_at = clock()
         self.counts: Counter[Reason] = Counter()
-        """Reason -> rows, each counted in every step it was declined in."""
+        """Reason -> rows. A row is counted again in every step in which it fails."""
 
     @property
-    def rows(self) -> int:
-        """Rows without guidance, over all reasons and steps."""
-        return sum(self.counts.values()) - sum(self.counts[reason] for reason in _NO_ROW)
+    def unguided_rows(self) -> int:
+        """Rows that stayed unguided, over all reasons and steps."""
+        return sum(self.counts.values()) - sum(self.counts[reason] for reason in _NOT_UNGUIDED)
 
     def add(
         self, reason: Reason, count: int, message: str, error: BaseException | None = None
     ) -> None:
-        """`count` more for the reason; said: what happened to what, and what follows."""
+        """Count a failure and log it: at once if it is the first of its reason, else every ten seconds.
+
+        Args:
+            reason: one of `Reason`; also the label in /metrics.
+            count: number of rows. 0 does nothing.
+            message: what failed, and what follows from it.
+            error: the exception, if there was one. Its traceback is logged once for each reason.
+        """
         if not count:
             return
-        first = reason not in self.counts
+        is_first = reason not in self.counts
         self.counts[reason] += count
-        if first or self._clock() >= self._next:
-            self._next = self._clock() + _EVERY_S
-            self._log(_line(reason, message, error) if first else self._totals(message, error))
+        if is_first or self._clock() >= self._next_line_at:
+            self._next_line_at = self._clock() + _LOG_INTERVAL_S
+            line = _first_line(reason, message, error) if is_first else self._totals(message, error)
+            self._log(line)
 
-    def _totals(self, said: str, error: BaseException | None) -> str:
+    def _totals(self, message: str, error: BaseException | None) -> str:
         counts = ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
-        why = f": {type(error).__name__}: {error}" if error else ""
-        return f"PAD: {said}{why}. So far: {counts}"
+        cause = f": {type(error).__name__}: {error}" if error else ""
+        return f"PAD: {message}{cause}. So far: {counts}"
 
 
-def _line(reason: Reason, said: str, error: BaseException | None) -> str:
+def _first_line(reason: Reason, message: str, error: BaseException | None) -> str:
     trace = "\n" + "".join(traceback.format_exception(error)).rstrip() if error else ""
-    return f"PAD: {reason}: {said}{trace}"
-
-
-_instances: WeakValueDictionary[str, FailureLog] = WeakValueDictionary()
-
-
-def failure_log_of(instance_id: str, log: Callable[[str], None]) -> FailureLog:
-    """The one of a vLLM instance in this process, made where there is none."""
-    return _instances.setdefault(instance_id, FailureLog(log))
+    return f"PAD: {reason}: {message}{trace}"

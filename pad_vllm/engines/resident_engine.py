@@ -1,8 +1,8 @@
-"""The `resident` engine: a PersRM of its own in vLLM's worker, beside any base, of any tokenizer.
+"""The `resident` engine: a PersRM of its own in vLLM's worker, beside a base of any tokenizer.
 
-In: what the base was fed this step, and its candidates. Out: rewards. It keeps each request's PersRM tokens
-in step and asks a scorer, in this process; the `ray` engine asks one in another. It knows neither the KV
-cache nor how a reward is computed.
+In: the base's input tokens of this step, and its candidates. Out: rewards. It keeps each request's PersRM
+tokens in step with the base's, and calls a scorer: a reward model in this process, or in another one for the
+`ray` engine. It knows neither the KV cache nor how a reward is computed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ import torch
 from torch import Tensor
 
 from pad_vllm.engines.failure_log import FailureLog
-from pad_vllm.engines.reward_engine import GuidedRequest, StepCandidates, widen_rewards
+from pad_vllm.engines.reward_engine import (
+    GuidedRequest,
+    RewardEngine,
+    StepCandidates,
+    widen_rewards,
+)
 from pad_vllm.engines.reward_model.scoring_request import ScoringRequest
 from pad_vllm.text.token_alignment import AlignedTokens, TokenAligner
 
@@ -27,183 +32,212 @@ NAN = float("nan")
 
 
 class ScoringFunction(Protocol):
-    """Rewards [G, K] of the asks of one step; NaN in rows that have none."""
+    """Scores the requests of one step."""
 
-    def __call__(self, asks: Sequence[ScoringRequest]) -> Tensor: ...
+    def __call__(self, requests: Sequence[ScoringRequest]) -> Tensor:
+        """Rewards [G, K] float32, K the most candidates of any request; NaN in rows that have no rewards."""
 
 
 @dataclass
 class ResidentRowState:
-    """What the engine keeps of a request: its number, and its tokens for the reward model."""
+    """GuidedRequest.engine_state of this engine: the request's key, and its tokens for the reward model."""
 
     key: int
+    """ScoringRequest.key: unique in this engine."""
+
     opened: Future[AlignedTokens]
-    read: int
-    """How many of the base's tokens are in it."""
+    """Done when the prompt has been translated."""
 
-    def reading(self, tokens: Sequence[int]) -> AlignedTokens:
-        """With all of the base's tokens; waits until its prompt is read."""
-        reading = self.opened.result()
-        if self.read < len(tokens):
-            reading.extend(tokens[self.read :])
-            self.read = len(tokens)
-        return reading
+    num_read: int
+    """How many of the base's tokens are in the aligned tokens."""
+
+    def aligned(self, tokens: Sequence[int]) -> AlignedTokens:
+        """The PersRM's tokens for all of the base's `tokens`; waits until the prompt has been translated."""
+        aligned = self.opened.result()
+        if self.num_read < len(tokens):
+            aligned.extend(tokens[self.num_read :])
+            self.num_read = len(tokens)
+        return aligned
 
 
-class ResidentRewards:
-    """One a model. See engines.base.RewardEngine."""
+class ResidentRewards(RewardEngine):
+    """The reward engine over a scorer with a model of its own; see RewardEngine. One a served model."""
 
     def __init__(
         self,
-        reader: TokenAligner,
-        scores: ScoringFunction,
-        declined: FailureLog,
+        aligner: TokenAligner,
+        scorer: ScoringFunction,
+        failure_log: FailureLog,
         *,
         start_early: Callable[[Sequence[ScoringRequest]], None] | None = None,
         last_token_indices: Callable[[], Tensor | None] = lambda: None,
     ) -> None:
-        """scores: of one step's asks; early: takes the asks without candidates when the base's
-        forward starts, or right before; last_tokens: index of each row's last token among those of
-        that forward, None where it is not known.
+        """Make an engine without requests.
+
+        Args:
+            aligner: translates the base's tokens for the reward model.
+            scorer: scores the requests of one step.
+            failure_log: counts the rows that get no rewards.
+            start_early: takes the step's requests without candidates when the base's forward starts, or right
+                before, so that the reward model prefills at the same time; None for a scorer that cannot.
+            last_token_indices: [rows] int64, the index of each row's last token among the [T] tokens of the
+                forward that starts; None where it is not known.
         """
-        self._reader, self.scorer, self.failure_log = reader, scores, declined
-        self._early, self._last_tokens = start_early, last_token_indices
+        self._aligner, self.scorer, self.failure_log = aligner, scorer, failure_log
+        self._start_early, self._last_token_indices = start_early, last_token_indices
         self._batch: Mapping[int, GuidedRequest] = {}
-        # One thread: prompts are read one by one, while the base's forwards run.
+        # One thread: prompts are translated one by one, while the base's forwards run.
         self._prompts = ThreadPoolExecutor(1, "pad-prompts")
         self._keys = itertools.count()
-        self._kept: Tensor | None = None
+        self._fed_tokens: Tensor | None = None
 
     def on_request_joined(self, request: GuidedRequest) -> None:
-        """See engines.base.RewardEngine: its prompt is read beside the steps."""
+        """See RewardEngine. The prompt is translated in another thread, while the steps go on."""
         request.engine_state = self._open(request)
 
     def _open(self, request: GuidedRequest) -> ResidentRowState:
-        prompt, preference = (
-            request.tokens[: request.num_prompt_tokens],
-            request.guidance.preference,
-        )
-        opened = self._prompts.submit(self._reader.start, prompt, preference)
-        text = ResidentRowState(next(self._keys), opened, len(prompt))
-        finalize(text, opened.cancel)  # a request that left holds up nobody who came after it
-        return text
+        prompt = request.tokens[: request.num_prompt_tokens]
+        opened = self._prompts.submit(self._aligner.start, prompt, request.guidance.preference)
+        state = ResidentRowState(next(self._keys), opened, len(prompt))
+        # Once a request has left, its prompt delays no request that came later.
+        finalize(state, opened.cancel)
+        return state
 
     def before_forward_v1(self, requests: Mapping[int, GuidedRequest]) -> None:
-        """See engines.base.RewardEngine."""
+        """See RewardEngine. The requests are used in `on_forward_start`."""
         self._batch = requests
 
     def on_forward_start(self, ids: Tensor, positions: Tensor) -> None:
-        """The base is fed these, [T] each: the reward model may prefill them at the same time."""
+        """The base's forward on ids and positions, [T] int64 each, starts: have the reward model prefill
+        too.
+        """
         batch, self._batch = self._batch, {}
         try:
-            last = self._last_tokens() if batch else None
-            if last is not None and self._early is not None and max(batch) < len(last):
-                self._early(self._begun(batch, last, ids, positions))
+            last = self._last_token_indices() if batch else None
+            if last is not None and self._start_early is not None and max(batch) < len(last):
+                self._start_early(self._early_requests(batch, last, ids, positions))
         except Exception as error:  # noqa: BLE001, an error in a step would end the server
             self.failure_log.add("late start", 1, "the reward model starts late", error)
 
-    def _begun(
+    def _early_requests(
         self, batch: Mapping[int, GuidedRequest], last: Tensor, ids: Tensor, positions: Tensor
     ) -> list[ScoringRequest]:
+        """last [rows]: index of each row's last token among ids and positions [T]."""
         rows = sorted(batch)
-        places = last[rows]
-        fed = torch.stack((ids[places], positions[places]), 1).tolist()
-        asks = []
-        for row, (token, position) in zip(rows, fed, strict=True):
+        indices = last[rows]
+        fed_tokens = torch.stack((ids[indices], positions[indices]), 1).tolist()
+        requests = []
+        for row, (token, position) in zip(rows, fed_tokens, strict=True):
             request = batch[row]
-            with suppress(Exception):  # of this text alone: `rewards` says what is wrong with it
-                if position <= len(request.tokens) and self._follow(request, token, position):
-                    asks.append(_ask(request, [], must=_must(request, position)))
-        return asks
+            # An error concerns this row alone, and `rewards` reports it.
+            with suppress(Exception):
+                if position <= len(request.tokens) and self._note_input(request, token, position):
+                    needs_rewards = _needs_rewards(request, position)
+                    requests.append(_scoring_request(request, [], must_finish=needs_rewards))
+        return requests
 
     def before_forward_v2(
         self, requests: Sequence[GuidedRequest], read_last_tokens: Callable[[], Tensor]
     ) -> None:
-        """See engines.base.RewardEngine. Waits for the device, where an engine wants its asks early."""
-        if self._early is None or not requests:
+        """See RewardEngine. Reads the last tokens, and so waits for the device, only with `start_early`."""
+        if self._start_early is None or not requests:
             return
-        asks = []
+        early = []
         for request, (token, position) in zip(requests, read_last_tokens().tolist(), strict=True):
-            with suppress(Exception):  # as in `_begun`
+            with suppress(Exception):  # as in `_early_requests`
                 known = len(request.tokens)
-                if position <= known and self._follow(request, token, position):
-                    # Where nothing is new, the base is still reading the prompt.
-                    asks.append(_ask(request, [], must=position == known))
-        self._early(asks)
+                if position <= known and self._note_input(request, token, position):
+                    # Where the token is not new, the base is still reading the prompt.
+                    is_new = position == known
+                    early.append(_scoring_request(request, [], must_finish=is_new))
+        self._start_early(early)
+
+    def receive(self, fed_tokens: Tensor) -> None:
+        """[R, 2] int64: token id and position of the rows whose logits are computed now."""
+        self._fed_tokens = fed_tokens
 
     def discard(self) -> None:
-        """It could not be kept: the next step's rows have none."""
-        self._kept = None
-
-    def receive(self, fed: Tensor) -> None:
-        """[R, 2] int64: token and position of the rows whose logits are computed now."""
-        self._kept = fed
+        """`receive` raised an error: no row of this step gets rewards."""
+        self._fed_tokens = None
 
     def rewards(self, step: StepCandidates) -> Tensor | None:
-        """See engines.base.RewardEngine."""
-        kept, self._kept = self._kept, None
-        if kept is None or len(kept) != step.num_logits_rows:
+        """See RewardEngine. Waits for the device once, before the scorer is called."""
+        fed_tokens, self._fed_tokens = self._fed_tokens, None
+        if fed_tokens is None or len(fed_tokens) != step.num_logits_rows:
             return None
-        # One transfer: the host waits for the device here, and nowhere else before the scorer.
-        numbers = torch.cat((kept.index_select(0, step.rows), step.ids), 1).tolist()
-        asks, places, idle = [], [], []
-        for place, (request, row) in enumerate(zip(step.requests, numbers, strict=True)):
+        # One transfer, [G, 2 + K]: token id, position, candidates.
+        numbers = torch.cat((fed_tokens.index_select(0, step.rows), step.ids), 1).tolist()
+        requests, scored, unsampled = [], [], []
+        for index, (guided, (token, position, *ids)) in enumerate(
+            zip(step.requests, numbers, strict=True)
+        ):
             try:
-                ask = self._asked(request, *row)
-            except Exception as error:  # noqa: BLE001, of this text alone
-                said = "a request's text was lost: its row stays unguided"
-                self.failure_log.add("text lost", 1, said, error)
+                request = self._request_for(guided, token, position, ids)
+            except Exception as error:  # noqa: BLE001, it concerns this row alone
+                message = "a request's text was lost: its row stays unguided"
+                self.failure_log.add("text lost", 1, message, error)
                 continue
-            if ask is None:
-                idle.append(place)
+            if request is None:
+                unsampled.append(index)
             else:
-                asks.append(ask)
-                places.append(place)
+                requests.append(request)
+                scored.append(index)
         result = torch.full(step.ids.shape, NAN, device=step.ids.device)
-        result[idle] = 0.0
-        if asks:
-            result[places] = widen_rewards(self.scorer(asks).to(step.ids.device), result.shape[1])
-        for place in places:
-            step.requests[place].engine_state.opened.result().settle()
+        result[unsampled] = 0.0
+        if requests:
+            rewards = self.scorer(requests).to(step.ids.device)
+            result[scored] = widen_rewards(rewards, result.shape[1])
+        for index in scored:
+            step.requests[index].engine_state.opened.result().reset_unchanged()
         return result
 
-    def _asked(
-        self, request: GuidedRequest, token: int, position: int, *ids: int
+    def _request_for(
+        self, request: GuidedRequest, token: int, position: int, ids: list[int]
     ) -> ScoringRequest | None:
-        """What to ask for a request that was just fed `token` at `position`; None where nothing is, as
-        both models still read its prompt. Raises LookupError where tokens before it are not known.
+        """The scoring request of a row whose last input was `token` at `position`, with candidates `ids`.
+
+        None where the row needs no rewards, as the base still reads its prompt, and the prompt has not been
+        translated yet. Raises LookupError where tokens before `position` are not known.
         """
         if position > len(request.tokens):
-            raise LookupError(f"fed at {position}, and {len(request.tokens)} tokens are known")
-        ready = self._follow(request, token, position)
-        must = _must(request, position)
-        return _ask(request, [*ids], must=must) if ready or must else None
+            raise LookupError(
+                f"the base was fed position {position}, and {len(request.tokens)} tokens are known"
+            )
+        translated = self._note_input(request, token, position)
+        must_finish = _needs_rewards(request, position)
+        if not (translated or must_finish):
+            return None
+        return _scoring_request(request, ids, must_finish=must_finish)
 
-    def _follow(self, request: GuidedRequest, token: int, position: int) -> bool:
-        """Note what the request was fed. False where its prompt is still being read."""
+    def _note_input(self, request: GuidedRequest, token: int, position: int) -> bool:
+        """Update request.tokens with what the base was fed. False while its prompt is being translated."""
         if position == len(request.tokens):
             request.tokens.append(token)
         elif position == len(request.tokens) - 1 and request.tokens[position] != token:
-            request.tokens[position], request.engine_state = (
-                token,
-                None,
-            )  # the fed one is in the KV cache
-        if request.engine_state is None:  # nobody could know before
+            # The token that the base was fed is the one in its KV cache.
+            request.tokens[position], request.engine_state = token, None
+        if request.engine_state is None:  # the prompt's tokens were not known before
             request.engine_state = self._open(request)
             request.engine_state.opened.result()
         return bool(request.engine_state.opened.done())
 
 
-def _must(request: GuidedRequest, position: int) -> bool:
-    """Whether a request just fed at `position` needs rewards; else the base is still reading its prompt."""
+def _needs_rewards(request: GuidedRequest, position: int) -> bool:
+    """Whether the row is sampled after `position`; otherwise the base is still reading its prompt."""
     return position == len(request.tokens) - 1
 
 
-def _ask(request: GuidedRequest, ids: list[int], *, must: bool) -> ScoringRequest:
-    """What to ask for a request that has been fed all of its tokens, or else is read ahead."""
-    text: ResidentRowState = request.engine_state
-    reading = text.reading(request.tokens)
-    changes = reading.candidate_changes(ids[: request.guidance.top_k] if must else [])
+def _scoring_request(
+    request: GuidedRequest, ids: list[int], *, must_finish: bool
+) -> ScoringRequest:
+    """ids: the base's candidates, best first. Without `must_finish` the row is only prefilled."""
+    state: ResidentRowState = request.engine_state
+    aligned = state.aligned(request.tokens)
     return ScoringRequest(
-        text.key, reading.tokens, request.guidance.weights, changes, must, reading.num_unchanged
+        key=state.key,
+        tokens=aligned.tokens,
+        w=request.guidance.weights,
+        candidates=aligned.candidate_changes(ids[: request.guidance.top_k] if must_finish else []),
+        must_finish=must_finish,
+        num_unchanged=aligned.num_unchanged,
     )

@@ -1,15 +1,14 @@
-"""The contract of a reward engine, and the table of running ones.
+"""The contract of a reward engine, and the data that it is given: guided requests and a step's candidates.
 
-An engine computes, once a step, R_w of the guided rows' candidates. It does not know sampling or the
-rule that adds the reward to the logits.
+An engine computes R_w of the guided rows' candidates, once in each decoding step. It knows neither sampling
+nor the rule that adds the reward to the logits. Imports no vLLM.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-from weakref import WeakValueDictionary
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,86 +18,122 @@ from pad_vllm.params import Guidance
 
 @dataclass(eq=False)
 class GuidedRequest:
-    """One guided request while it is in the batch; after a preemption it is a new one."""
+    """One guided request while it is in the batch. A request that returns after a preemption is a new one."""
 
     guidance: Guidance
-    """What it asked for."""
+    """The parsed request arguments."""
 
     tokens: list[int] = field(default_factory=list)
-    """The base's token ids, prompt and answer, as far as they were known when it joined; an engine
-    that needs them appends what the model is fed. Empty where the engine does not need them."""
+    """The base's token ids, prompt and answer, as far as they were known when the request joined. An engine
+    that needs them appends each token that the model is fed. Empty for engines that need no tokens."""
 
     num_prompt_tokens: int = 0
-    """How many of them are the prompt."""
+    """Number of leading prompt tokens in `tokens`."""
 
     outcome_row: int = 0
-    """Its place in the table of serving/worker/outcome_table.py."""
+    """Index of this request's row in the device buffers of serving/worker/outcome_table.py."""
 
     engine_state: Any = None
-    """Whatever the engine keeps for this request."""
+    """Whatever the engine stores for this request."""
 
 
 @dataclass(frozen=True)
 class StepCandidates:
-    """The guided rows of one step: G of them, K candidates each, D dimensions."""
+    """The guided rows of one step, or of one slice of it: G rows, K candidates each, D dimensions.
 
-    num_logits_rows: int  # logits rows of this step, guided or not
-    rows: Tensor  # [G] int64 among those from `begin` on, ascending
-    ids: Tensor  # [G, K] int64, the base's best candidates, best first
-    w: Tensor  # [G, D] float32; dimensions behind the last of them weigh 0
-    requests: Sequence[GuidedRequest]  # of the rows, in their order
-    first_row: int = 0  # where the slice of the step's rows begins that these are of
-    is_last_slice: bool = True  # whether it is the last slice
+    vLLM's V2 rejection sampler may hand over a step's logits in slices (vllm_api/patches/draft_rows.py).
+    """
+
+    num_logits_rows: int
+    """Logits rows of the whole step, guided or not."""
+
+    rows: Tensor
+    """[G] int64, ascending: the guided rows, counted from `first_row`."""
+
+    ids: Tensor
+    """[G, K] int64: token ids of the base's best candidates, best first."""
+
+    w: Tensor
+    """[G, D] float32: weights of the dimensions. The engine may have more than D: those weigh 0."""
+
+    requests: Sequence[GuidedRequest]
+    """The request of each guided row, G of them."""
+
+    first_row: int = 0
+    """Index, among the step's logits rows, of this slice's first row."""
+
+    is_last_slice: bool = True
+    """Whether no further slice of this step follows."""
 
 
-class RewardEngine(Protocol):
-    """Rewards for the logits rows of the current step."""
+class RewardEngine:
+    """Base class of the engines: rewards for the logits rows of the current step.
+
+    Only `rewards` must be implemented. The other methods say early what a step will need, and do nothing
+    by default. The processor catches what they raise.
+    """
 
     def on_request_joined(self, request: GuidedRequest) -> None:
-        """A guided request joined the batch, its tokens are known; called where `Request.tokens` are given.
-        An engine may begin to read them then.
+        """A guided request entered the batch and its `tokens` are set: an engine may begin to read them.
+
+        Not called for the `shared` engine, which needs no tokens.
         """
 
     def before_forward_v1(self, requests: Mapping[int, GuidedRequest]) -> None:
-        """The guided requests of the step that begins, by logits row; called before the base's forward, on
-        the V1 runner alone. An engine may begin its own work then.
+        """V1, before each forward of the base: an engine may start its own work for this step.
+
+        requests: the guided requests of the step that begins, by logits row.
         """
 
     def before_forward_v2(
         self, requests: Sequence[GuidedRequest], read_last_tokens: Callable[[], Tensor]
     ) -> None:
-        """The same on the V2 runner, which does not say who is in the step: guided requests of the one before
-        that are still there; fed() gives the last token of each text and its position, [G, 2] int64. Where a
-        request is decoding, that is what it is fed now.
+        """V2, before each forward of the base: an engine may start its own work for this step.
+
+        V2 does not say which requests are in the step that begins.
+
+        Args:
+            requests: R requests that were guided in the previous step and are still in the batch.
+            read_last_tokens: returns [R, 2] int64 on the device: each request's last token id and its
+                position. For a request that is decoding, that is the token it is fed now. Moving the result
+                to the host waits for the device.
         """
 
     def rewards(self, step: StepCandidates) -> Tensor | None:
-        """R_w of the candidates, [G, K] float32 in logit units; NaN in a row that stays unguided. None
-        where the hidden states or tokens that the engine kept are not of these rows. Call once a step, or
-        once a slice of it: what was kept is let go with the last one. Under tensor parallelism this rank's
-        share of it: the ranks' sum is R_w.
+        """R_w of the step's candidates. Call once a step, or once for each slice of it.
+
+        Under tensor parallelism this is the rank's share: the sum over the ranks is R_w.
+
+        Args:
+            step: the guided rows and their candidates.
+
+        Returns:
+            [G, K] float32 on the device of `step.ids`, in logit units; NaN in a row that must stay unguided.
+            None if the hidden states or tokens that the engine stored do not belong to these rows. The
+            engine releases them with the last slice.
         """
+        raise NotImplementedError
+
+
+class ZeroRewards(RewardEngine):
+    """The engine of a rank whose rewards the first rank computes: its share of the sum is zero.
+
+    `resident` and `ray` run their reward model on the first rank of tensor parallelism only: it is not part
+    of the base that is split over the ranks, and one copy a rank would have to agree to the last bit.
+    """
+
+    def rewards(self, step: StepCandidates) -> Tensor:
+        """[G, K] float32 zeros."""
+        return torch.zeros(step.ids.shape, device=step.ids.device)
 
 
 def widen_rewards(reward: Tensor, width: int) -> Tensor:
-    """Rewards [G, k] as [G, width]: candidates that a row did not ask for earn 0, and NaN where the row
-    has no rewards at all. A row that asked for none, k 0, has all it wants.
+    """Pad rewards [G, k] to [G, width], for rows that requested fewer candidates than the step has.
+
+    The added candidates get reward 0, or NaN in a row that has no rewards at all (all its k are NaN). With
+    k = 0 no row requested any candidate, so every row is complete.
     """
     wide = torch.nn.functional.pad(reward, (0, width - reward.shape[1]))
     if reward.shape[1]:
         wide = wide.masked_fill(reward.isnan().all(1, keepdim=True), float("nan"))
     return wide
-
-
-# Weak: the model holds its engine, and both are freed together.
-_running: WeakValueDictionary[str, RewardEngine] = WeakValueDictionary()
-
-
-def register_engine(instance_id: str, engine: RewardEngine) -> None:
-    """Register the engine of one vLLM instance (`VllmConfig.instance_id`) in this process."""
-    _running[instance_id] = engine
-
-
-def running_engine(instance_id: str) -> RewardEngine | None:
-    """The instance's engine, None until its model is loaded."""
-    return _running.get(instance_id)

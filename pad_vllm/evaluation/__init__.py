@@ -1,1 +1,1 @@
-"""What guided text is worth: scorers, win rates, fluency. Knows nothing of vLLM or of training."""
+"""Judges text: scorers, win rates, repetition, perplexity. Knows nothing of vLLM or of training."""

@@ -1,7 +1,7 @@
 """A Transformers sequence classifier as a scorer: the probability of one label.
 
-Any checkpoint of AutoModelForSequenceClassification, by hub name or folder. It sees the reply alone,
-never the prompt, cut at the model's limit. Knows nothing of files or of preferences.
+In: any checkpoint of AutoModelForSequenceClassification, by hub name or folder. It reads the reply alone, cut
+off at the model's limit, and not the prompt. This module knows nothing of files or of preferences.
 """
 
 from __future__ import annotations
@@ -13,32 +13,39 @@ from typing import Any, NamedTuple
 class _Loaded(NamedTuple):
     tokenizer: Any
     model: Any
-    label: int
-    limit: int | None
+    label: int  # index of the label among the logits
+    max_tokens: int | None  # that the model can read; None for no limit
 
 
 class ClassifierScorer:
-    """`classifier:MODEL[#LABEL]`: the probability of LABEL (default: the last one).
+    """Scores text by the probability of a label, `classifier:MODEL[#LABEL]`; default: the last label.
 
-    Labels that exclude each other share a softmax; a multi-label model has a sigmoid each. A model
-    with a single label is a regression: its raw logit. whole is False: text of any length has a score.
+    Probabilities come from a softmax over the labels, or from a sigmoid per label if the model is
+    multi-label. A model with a single label is a regression: its score is the raw logit.
     """
 
-    complete_only = False
+    complete_only = False  # an unfinished reply has a score, too
 
     def __init__(self, model: str, label: str | None = None, *, batch_size: int = 32) -> None:
+        """Loads nothing: the first call does.
+
+        Args:
+            model: Hub name or folder of the classifier.
+            label: Name of the label, in any case; None: the last one.
+            batch_size: Number of texts in one forward pass.
+        """
         self.model = model
         self.label = label
-        self.batch = batch_size
+        self.batch_size = batch_size
         self.name = f"classifier:{model}" + (f"#{label}" if label else "")
 
     def __call__(self, prompts: list[str], texts: list[str]) -> list[float | None]:  # noqa: ARG002
-        order = sorted(
-            range(len(texts)), key=lambda i: len(texts[i])
-        )  # a batch pads to its longest
+        """The score of each text. prompts: not read. Raises ValueError for an unknown label."""
+        # Texts of similar length together, because a batch is padded to its longest.
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         scores: list[float | None] = [None] * len(texts)
-        for start in range(0, len(order), self.batch):
-            rows = order[start : start + self.batch]
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
             for row, value in zip(rows, self._scores([texts[i] for i in rows]), strict=True):
                 scores[row] = value
         return scores
@@ -46,12 +53,12 @@ class ClassifierScorer:
     def _scores(self, texts: list[str]) -> list[float]:
         import torch
 
-        tokenizer, model, label, limit = self._loaded
+        tokenizer, model, label, max_tokens = self._loaded
         inputs = tokenizer(
             texts,
             padding=True,
-            truncation=limit is not None,
-            max_length=limit,
+            truncation=max_tokens is not None,
+            max_length=max_tokens,
             return_tensors="pt",
         ).to(model.device)
         with torch.inference_mode():
@@ -69,15 +76,20 @@ class ClassifierScorer:
 
         tokenizer = AutoTokenizer.from_pretrained(self.model)
         model = AutoModelForSequenceClassification.from_pretrained(self.model).eval()
-        if tokenizer.pad_token is None:  # as in decoders: the head reads the last real token
+        # Decoder models: the head reads the last token that is not padding.
+        if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         if model.config.pad_token_id is None:
             model.config.pad_token_id = tokenizer.pad_token_id
         device = torch.accelerator.current_accelerator() or torch.device("cpu")
-        limit = _limit(tokenizer, model.config)
-        return _Loaded(tokenizer, model.to(device), self._index(model.config), limit)
+        return _Loaded(
+            tokenizer=tokenizer,
+            model=model.to(device),
+            label=self._label_index(model.config),
+            max_tokens=_max_tokens(tokenizer, model.config),
+        )
 
-    def _index(self, config: Any) -> int:
+    def _label_index(self, config: Any) -> int:
         names = [config.id2label[i] for i in range(config.num_labels)]
         if self.label is None:
             return len(names) - 1
@@ -89,9 +101,9 @@ class ClassifierScorer:
         return folded.index(self.label.casefold())
 
 
-def _limit(tokenizer: Any, config: Any) -> int | None:
-    """Tokens a text may have; None where neither tokenizer nor model says."""
-    if tokenizer.model_max_length < 1e9:  # else Transformers' stand-in for "not said"
+def _max_tokens(tokenizer: Any, config: Any) -> int | None:
+    """Number of tokens that the model can read; None if neither tokenizer nor model gives a limit."""
+    if tokenizer.model_max_length < 1e9:  # Transformers has 1e30 for "no limit given"
         return int(tokenizer.model_max_length)
     positions = getattr(config, "max_position_embeddings", None)
-    return positions - 2 if positions else None  # RoBERTa's first two positions are not for tokens
+    return positions - 2 if positions else None  # RoBERTa reserves the first two positions

@@ -1,4 +1,6 @@
-"""Named scorers of text, higher is more of it: text in, one number out. The preferences' ground truth.
+"""Scorers of text by its words: text in, one number out, higher is more of the dimension.
+
+The ground truth of preferences; training uses
 
     positive  VADER compound sentiment, mean over sentences (vaderSentiment; Hutto and Gilbert 2014)
     brief     minus the number of words
@@ -6,14 +8,14 @@
     personal  first and second person pronouns per 100 words: speaks of me, us and you
     clean     minus the profane words per 100 words (pyobscenity)
 
-and, as judges beside them, which nothing is ever trained on:
+and these judges, which no PersRM is ever trained on:
 
     polarity  TextBlob's polarity (its pattern lexicon)
     afinn     AFINN valence per word (Nielsen 2011)
     flesch    Flesch reading ease (syllables by pyphen)
     common    mean Zipf frequency of the words (wordfreq; Speer 2022)
 
-The words of all but brief are English. They know nothing of models, prompts or tokens.
+All but brief are for English. This module knows nothing of models, prompts or tokens.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ def score_positive(text: str) -> float:
 
 @lru_cache(100_000)
 def _compound(sentence: str) -> float:
-    """Kept: beginnings of one answer are asked about one by one, and share all sentences but the last."""
+    """Cached: the beginnings of one answer are scored one by one, and share all sentences but the last."""
     return float(_vader().polarity_scores(sentence)["compound"])
 
 
@@ -62,7 +64,7 @@ def score_brief(text: str) -> float:
 
 
 def score_simple(text: str) -> float:
-    """Minus the Coleman-Liau grade (school years), kept in 0..25; 0 for text without words."""
+    """Minus the Coleman-Liau grade (school years), clamped to 0..25; 0 for text without words."""
     import textstat
 
     if not any(c.isalpha() for c in text):
@@ -77,7 +79,7 @@ def score_personal(text: str) -> float:
 
 
 def _is_pronoun(word: str) -> bool:
-    if word in {"US", "i"}:  # the country; i.e. and list items
+    if word in {"US", "i"}:  # the country; "i.e." and items of a list
         return False
     return _PRONOUN.fullmatch(word.replace("\u2019", "'")) is not None
 
@@ -89,16 +91,19 @@ def score_clean(text: str) -> float:
     words = [word.strip(".,;:!?\"'()[]").lower() for word in text.split()]
     if len(_PROFANITY_CACHE) > _PROFANITY_CACHE_SIZE:
         _PROFANITY_CACHE.clear()
-    _look_up([word for word in dict.fromkeys(words) if word not in _PROFANITY_CACHE])
+    _cache_profanity([word for word in dict.fromkeys(words) if word not in _PROFANITY_CACHE])
     return 0.0 - 100.0 * sum(_PROFANITY_CACHE[word] for word in words) / count
 
 
 _PROFANITY_CACHE_SIZE = 100_000
 _PROFANITY_CACHE: dict[str, bool] = {}
-"""Words seen, about _WORDS: the matcher's hundred patterns take milliseconds a call, texts repeat words."""
+"""Word -> whether it is profane; about _PROFANITY_CACHE_SIZE words. The matcher has a hundred patterns and
+takes milliseconds per call, and texts repeat words.
+"""
 
 
-def _look_up(words: list[str]) -> None:
+def _cache_profanity(words: list[str]) -> None:
+    """Looks up words that are not in the cache, all in one call of the matcher."""
     import pyobscenity
 
     if not words:
@@ -110,7 +115,7 @@ def _look_up(words: list[str]) -> None:
 
 
 def score_polarity(text: str) -> float:
-    """TextBlob's polarity, -1 to 1; 0 for text without words it knows."""
+    """TextBlob's polarity, -1 to 1; 0 for text without words in its lexicon."""
     from textblob import TextBlob
 
     return float(TextBlob(text).sentiment.polarity)
@@ -137,9 +142,9 @@ def _hyphens() -> Any:
 
 
 def score_flesch(text: str) -> float:
-    """Flesch reading ease, kept in -100..200; 0 for text without words.
+    """Flesch reading ease, clamped to -100..200; 0 for text without words.
 
-    Syllables are counted by hyphenation: textstat's own count asks for a word list that has to be fetched.
+    Syllables are counted by hyphenation, because textstat's own count needs a word list from the network.
     """
     words = _WORD.findall(text)
     if not words:
@@ -176,16 +181,16 @@ LEXICAL_JUDGES: dict[str, tuple[str, ...]] = {
     "simple": ("simple", "flesch", "common"),
     "personal": ("personal",),
 }
-"""Dimension -> the scorers that judge it. Where a dimension was learned from one of them, that one is no
-stranger to it: the others are.
+"""Dimension -> the scorers that judge it. If the dimension was trained on one of them, only the others are
+independent judges.
 """
 
 COMPLETE_ONLY = frozenset({"brief"})
-"""Scorers whose score of an unfinished answer means nothing."""
+"""Names of scorers that an unfinished answer has no meaningful score by."""
 
 
 def lexical_scores(text: str, names: tuple[str, ...]) -> list[float]:
-    """One number a name, in the order given; an unknown name is a ValueError naming the known ones."""
+    """The text's score by each named scorer, in order. Raises ValueError, which lists the known names."""
     unknown = [name for name in names if name not in LEXICAL_SCORERS]
     if unknown:
         raise ValueError(

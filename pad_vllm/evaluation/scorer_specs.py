@@ -1,11 +1,11 @@
-"""From what people write, `helpful=judge:http://localhost:8000/v1#my-model`, to a scorer of batches.
+"""Parses a scorer that a user names, such as `helpful=judge:http://localhost:8000/v1#my-model`.
 
-    NAME                                          a local scorer of scorers.py, its name the dimension
-    DIMENSION=NAME                                the same under another name
-    DIMENSION=classifier:MODEL[#LABEL]            a Transformers sequence classifier, classifier.py
-    DIMENSION=judge:URL#MODEL[#INSTRUCTION]       a chat model behind an OpenAI-compatible API, judge.py
+    NAME                                     a scorer of lexical_scorers.py, its name the dimension
+    DIMENSION=NAME                           the same, for a dimension of another name
+    DIMENSION=classifier:MODEL[#LABEL]       a Transformers sequence classifier, classifier_scorer.py
+    DIMENSION=judge:URL#MODEL[#INSTRUCTION]  a chat model behind an OpenAI-compatible API, chat_judge.py
 
-Loads no model and asks no server: a scorer does that when it is first called.
+This module loads no model and sends no request: a scorer does that when it is first called.
 """
 
 from __future__ import annotations
@@ -25,58 +25,58 @@ ACCEPTED_SPECS = (
 
 
 class BatchScorer(Protocol):
-    """Scores replies, higher is more of it. None is an unknown score, never a low one.
-
-    name is the spec without the dimension; parse_scorer makes the same scorer from it again.
-    whole: its score of an unfinished answer means nothing.
-    """
+    """Scores a batch of replies; higher is more of the dimension."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The spec without its dimension: parse_scorer makes the same scorer from it."""
 
     @property
-    def complete_only(self) -> bool: ...
+    def complete_only(self) -> bool:
+        """Whether the score of an unfinished reply means nothing."""
 
     def __call__(self, prompts: list[str], texts: list[str]) -> list[float | None]:
-        """One score a text; prompts[i] is what texts[i] answers."""
+        """One score per text; texts[i] replies to prompts[i]. None is an unknown score, not a low one."""
 
 
 @dataclass(frozen=True)
 class LexicalScorer:
-    """A function of scorers.py, by name, as a `Scorer`."""
+    """A scorer of lexical_scorers.py as a `BatchScorer`."""
 
     name: str
 
     @property
     def complete_only(self) -> bool:
+        """Whether the score of an unfinished reply means nothing."""
         return self.name in COMPLETE_ONLY
 
     def __call__(self, prompts: list[str], texts: list[str]) -> list[float | None]:  # noqa: ARG002
+        """The score of each text. prompts: not read."""
         return [LEXICAL_SCORERS[self.name](text) for text in texts]
 
 
 def parse_scorer(spec: str, *, concurrency: int = 8) -> tuple[str, BatchScorer]:
-    """The dimension and its scorer; a ValueError says what is accepted.
+    """(dimension, its scorer) of a spec. Raises ValueError, which lists what is accepted.
 
-    concurrency is how many requests a judge has under way at once.
+    concurrency: number of requests that a judge has in flight at once.
     """
     if spec in LEXICAL_SCORERS:
         return spec, LexicalScorer(spec)
-    dimension, equals, rest = spec.partition("=")
+    dimension, equals, scorer = spec.partition("=")
     if not equals or not DIMENSION_NAME.fullmatch(dimension):
         way_out = f" Give it a dimension's name: helpful={spec}." if ":" in dimension else ""
         raise ValueError(f"scorer {spec!r} is not known.{way_out} Accepted: {ACCEPTED_SPECS}")
-    return dimension, _scorer(dimension, rest, concurrency)
+    return dimension, _make_scorer(dimension, scorer, concurrency)
 
 
-def _scorer(dimension: str, spec: str, concurrency: int) -> BatchScorer:
+def _make_scorer(dimension: str, spec: str, concurrency: int) -> BatchScorer:
     if spec in LEXICAL_SCORERS:
         return LexicalScorer(spec)
-    kind, _, rest = spec.partition(":")
-    if kind == "classifier" and (model := rest.partition("#")[0]):
-        return ClassifierScorer(model, rest.partition("#")[2] or None)
+    kind, _, arguments = spec.partition(":")
+    if kind == "classifier" and (model := arguments.partition("#")[0]):
+        return ClassifierScorer(model, arguments.partition("#")[2] or None)
     if kind == "judge":
-        url, model, instruction = (*rest.split("#", 2), "", "")[:3]
+        url, model, instruction = (*arguments.split("#", 2), "", "")[:3]
         if url and model:
             return ChatJudge(url, model, dimension, instruction or None, concurrency=concurrency)
     raise ValueError(f"scorer {spec!r} of {dimension} is not known. Accepted: {ACCEPTED_SPECS}")

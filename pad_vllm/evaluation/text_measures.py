@@ -1,6 +1,7 @@
-"""What answers are worth beside others: win rates; and whether they are still text: repetition, perplexity.
+"""Measures of answers: win rates with intervals, repeated n-grams, perplexity.
 
-In: scores; texts; token ids and a Transformers model. Out: plain numbers. Knows nothing of preferences.
+In: scores; texts; token ids and a Transformers model. Out: plain numbers. This module knows nothing of
+preferences.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 
 def win_rate(scores: Sequence[float], against: Sequence[float]) -> float:
-    """Share of prompts on which `scores` is higher, ties counting half."""
+    """Share of prompts on which `scores` is higher than `against`; a tie counts half."""
     wins = wins_by_prompt(scores, against)
     return sum(wins) / len(wins)
 
 
 def repeated_ngram_share(text: str, n: int = 4) -> float:
-    """Share of the text's word n-grams that stood in it before, 0 to 1; 0 where it has none."""
+    """Share of the text's word n-grams that occur earlier in it, 0 to 1; 0 for fewer than n words."""
     words = text.split()
     grams = list(zip(*(words[start:] for start in range(n)), strict=False))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
@@ -31,7 +32,16 @@ def repeated_ngram_share(text: str, n: int = 4) -> float:
 def answer_losses(
     model: Any, pairs: Sequence[tuple[list[int], list[int]]], batch: int = 16
 ) -> list[tuple[float, int]]:
-    """(summed negative log-likelihood, tokens) of each answer after its prompt, both as token ids."""
+    """The loss of each answer after its prompt.
+
+    Args:
+        model: Transformers causal LM, with `model` (the decoder) and `lm_head`.
+        pairs: (prompt, answer) as token ids.
+        batch: Number of pairs in one forward pass.
+
+    Returns:
+        (summed negative log-likelihood in nats, number of tokens) per answer, in the order of `pairs`.
+    """
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
     losses: dict[int, tuple[float, int]] = {}
     for start in range(0, len(order), batch):
@@ -40,7 +50,7 @@ def answer_losses(
         hidden = model.model(input_ids=pad_sequence(ids, batch_first=True)).last_hidden_state
         for row, i in enumerate(chunk):
             prompt, answer = pairs[i]
-            first = len(prompt) - 1
+            first = len(prompt) - 1  # whose hidden state predicts the answer's first token
             logits = model.lm_head(hidden[row, first : first + len(answer)]).float()
             target = torch.tensor(answer, dtype=torch.long, device=logits.device)
             loss = torch.nn.functional.cross_entropy(logits, target, reduction="sum")
@@ -49,21 +59,30 @@ def answer_losses(
 
 
 def perplexity(losses: Sequence[tuple[float, int]]) -> float:
-    """exp of the mean loss a token over all answers."""
+    """exp of the mean loss per token over all answers. losses: as from `answer_losses`."""
     tokens = sum(count for _, count in losses)
     return math.exp(sum(loss for loss, _ in losses) / max(tokens, 1))
 
 
 def wins_by_prompt(scores: Sequence[float], against: Sequence[float]) -> list[float]:
-    """1 for each prompt on which `scores` is higher, 0 where lower, half for a tie."""
+    """1 for each prompt on which `scores` is higher than `against`, 0 where it is lower, 0.5 for a tie."""
     return [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(scores, against, strict=True)]
 
 
 def bootstrap_interval(
     values: Sequence[float], draws: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """95% interval of the mean, by bootstrap over the prompts."""
-    found = np.asarray(values)
-    places = np.random.default_rng(seed).integers(0, len(found), (draws, len(found)))
-    low, high = np.quantile(found[places].mean(1), (0.025, 0.975))
+    """95% interval of the mean, by bootstrap over the prompts.
+
+    Args:
+        values: One value per prompt.
+        draws: Number of bootstrap samples.
+        seed: Seed of the samples.
+
+    Returns:
+        (low, high).
+    """
+    array = np.asarray(values)
+    samples = np.random.default_rng(seed).integers(0, len(array), (draws, len(array)))
+    low, high = np.quantile(array[samples].mean(1), (0.025, 0.975))
     return float(low), float(high)

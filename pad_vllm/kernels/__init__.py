@@ -1,1 +1,1 @@
-"""The rule on a GPU: guidance.py in a handful of Triton kernels, where it takes over a hundred."""
+"""The rule on a GPU: guidance.py as a handful of Triton kernels, where PyTorch launches over a hundred."""

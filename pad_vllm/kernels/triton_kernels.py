@@ -1,7 +1,8 @@
-"""candidates, token_rewards, unpaid and guide of guidance.py as Triton kernels: the same in, the same out.
+"""candidates, token_rewards, guarded_candidates and guide of guidance.py as Triton kernels: same in and out.
 
-A program is a guided row, or a part of one; K candidates are padded to a power of two. Sums and the mean
-under the base are taken in the precision of guidance.py, in another order.
+A program handles one guided row, or a part of one; K candidates are padded to a power of two. Sums and the
+mean under the base are taken in the precision of guidance.py, in another order. Kernels are launched by
+position, in the order of their signatures: 18 keywords cost the host 5 microseconds a launch.
 """
 
 from __future__ import annotations
@@ -18,94 +19,123 @@ from torch import Tensor
 from pad_vllm import guidance
 from pad_vllm.guidance import AnswerTokens, GuideResult
 
-_WIDTH = tl.constexpr(64)  # tokens of a block
-_BLOCKS = tl.constexpr(16)  # blocks that a program looks through
-_FEW = 32  # candidates that one program finds one by one
+_BLOCK = tl.constexpr(64)  # tokens of the vocabulary that share one maximum
+_BLOCKS_PER_PROGRAM = tl.constexpr(16)
+_MAX_K = 32  # candidates that one program finds one after the other; guidance.py finds more
+_ANSWER_SPAN = 256  # tokens of an answer that a program compares at once
+_WRITE_SPAN = 2048  # logits that a program writes
 _INF = tl.constexpr(float("inf"))
-_LAST = tl.constexpr(-0x7FFFFFFFFFFFFFFF)  # ranks behind every logit
+_LOWEST_KEY = tl.constexpr(-0x7FFFFFFFFFFFFFFF)  # ranks below the key of every logit
 
-# What differs from batch to batch: a kernel is not compiled anew for it while requests wait.
-_NUMBERS = ["few", "k", "K", "last"]
-_PARTS = ["rows", "beta", "top_k", "min_p", "n", "start", "stop", "texts", "spared", "ids"]
+# Arguments that differ from batch to batch: a kernel is not compiled anew for their values, or for how their
+# tensors are aligned, while requests wait.
+_NOT_SPECIALIZED = ["num_chosen", "k", "K", "num_end_tokens"]
+_NOT_ALIGNED = [
+    *("rows", "beta", "top_k", "min_p", "n", "start", "stop"),
+    *("text_index", "excluded", "ids"),
+]
 
 
 def _jit(kernel: Callable[..., Any]) -> Any:
+    """triton.jit, with those of the arguments above that the kernel has."""
     names = set(inspect.signature(kernel).parameters)
     return triton.jit(
         kernel,
-        do_not_specialize=[name for name in _NUMBERS if name in names],
-        do_not_specialize_on_alignment=[name for name in _PARTS if name in names],
+        do_not_specialize=[name for name in _NOT_SPECIALIZED if name in names],
+        do_not_specialize_on_alignment=[name for name in _NOT_ALIGNED if name in names],
     )
 
 
 def candidates(logits: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """See guidance.candidates: the k best blocks by their best token, then the k best tokens of these."""
+    """Find the k best tokens of the guided rows: first the k blocks with the best tokens, then in these.
+
+    Args and Returns: see guidance.candidates.
+    """
     vocabulary = logits.shape[-1]
     k = min(k, vocabulary)
-    if k > _FEW:
+    if k > _MAX_K:
         return guidance.candidates(logits, rows, k)
-    count, blocks = len(rows), triton.cdiv(vocabulary, _WIDTH.value)
-    best = torch.empty(count, blocks, dtype=torch.int64, device=logits.device)
-    sizes = logits.stride(0), vocabulary
-    _best_of_blocks[count, triton.cdiv(blocks, _BLOCKS.value)](logits, rows, best, *sizes, blocks)
-    chosen = best.topk(min(k, blocks), sorted=False).indices
-    z = torch.empty(count, k, dtype=torch.float32, device=logits.device)
-    ids = torch.empty(count, k, dtype=torch.int64, device=logits.device)
-    few = chosen.shape[1]
-    _best_tokens[(count,)](
-        logits, rows, chosen, z, ids, *sizes, few, k, triton.next_power_of_2(few)
+    num_rows, num_blocks = len(rows), triton.cdiv(vocabulary, _BLOCK.value)
+    block_keys = torch.empty(num_rows, num_blocks, dtype=torch.int64, device=logits.device)
+    _best_of_blocks[num_rows, triton.cdiv(num_blocks, _BLOCKS_PER_PROGRAM.value)](
+        logits, rows, block_keys, logits.stride(0), vocabulary, num_blocks
+    )
+    chosen = block_keys.topk(min(k, num_blocks), sorted=False).indices
+    z = torch.empty(num_rows, k, dtype=torch.float32, device=logits.device)
+    ids = torch.empty(num_rows, k, dtype=torch.int64, device=logits.device)
+    _best_tokens[(num_rows,)](
+        logits,
+        rows,
+        chosen,
+        z,
+        ids,
+        logits.stride(0),
+        vocabulary,
+        chosen.shape[1],
+        k,
+        SLOTS=triton.next_power_of_2(chosen.shape[1]),
     )
     return z, ids
 
 
 @triton.jit
-def _order(z, number):
-    """guidance._order: integers that rank by z and, among equals, by the lower number."""
-    known = tl.where(z != z, _INF, z)
-    known = tl.where(known == 0.0, 0.0, known)  # the two zeros are equal
-    bits = known.to(tl.int32, bitcast=True)
+def _sort_key(z, number):
+    """guidance._sort_keys: integers that rank by z and, among equals, by the lower number."""
+    comparable = tl.where(z != z, _INF, z)
+    comparable = tl.where(comparable == 0.0, 0.0, comparable)  # the two zeros are equal
+    bits = comparable.to(tl.int32, bitcast=True)
     return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) << 32) - number.to(tl.int64)
 
 
 @_jit
-def _best_of_blocks(logits, rows, best, stride, vocabulary, blocks):
+def _best_of_blocks(logits, rows, block_keys, stride, vocabulary, num_blocks):
+    """block_keys [G, num_blocks]: the sort key of each block's best logit."""
     row = tl.program_id(0).to(tl.int64)
-    block = tl.program_id(1) * _BLOCKS + tl.arange(0, _BLOCKS)
-    token = block[:, None] * _WIDTH + tl.arange(0, _WIDTH)[None, :]
-    place = tl.load(rows + row) * stride
-    z = tl.load(logits + place + token, mask=token < vocabulary, other=-_INF).to(tl.float32)
-    top = tl.max(tl.where(z != z, _INF, z), axis=1)
-    tl.store(best + row * blocks + block, _order(top, block), mask=block < blocks)
+    block = tl.program_id(1) * _BLOCKS_PER_PROGRAM + tl.arange(0, _BLOCKS_PER_PROGRAM)
+    token = block[:, None] * _BLOCK + tl.arange(0, _BLOCK)[None, :]
+    row_start = tl.load(rows + row) * stride
+    z = tl.load(logits + row_start + token, mask=token < vocabulary, other=-_INF).to(tl.float32)
+    best = tl.max(tl.where(z != z, _INF, z), axis=1)
+    tl.store(block_keys + row * num_blocks + block, _sort_key(best, block), mask=block < num_blocks)
 
 
 @_jit
-def _best_tokens(logits, rows, chosen, z, ids, stride, vocabulary, few, k, SLOTS: tl.constexpr):
+def _best_tokens(
+    logits, rows, chosen, z, ids, stride, vocabulary, num_chosen, k, SLOTS: tl.constexpr
+):
+    """z, ids [G, k]: the best tokens of the chosen [G, num_chosen] blocks, best first."""
     row = tl.program_id(0).to(tl.int64)
     slot = tl.arange(0, SLOTS)
-    block = tl.load(chosen + row * few + slot, mask=slot < few, other=0)
-    token = block[:, None] * _WIDTH + tl.arange(0, _WIDTH)[None, :]
-    here = (slot[:, None] < few) & (token < vocabulary)
-    place = tl.load(rows + row) * stride
-    found = tl.load(logits + place + token, mask=here, other=-_INF).to(tl.float32)
-    order = tl.reshape(tl.where(here, _order(found, token), _LAST), (SLOTS * _WIDTH,))
+    block = tl.load(chosen + row * num_chosen + slot, mask=slot < num_chosen, other=0)
+    token = block[:, None] * _BLOCK + tl.arange(0, _BLOCK)[None, :]
+    is_token = (slot[:, None] < num_chosen) & (token < vocabulary)
+    row_start = tl.load(rows + row) * stride
+    logit = tl.load(logits + row_start + token, mask=is_token, other=-_INF).to(tl.float32)
+    key = tl.reshape(tl.where(is_token, _sort_key(logit, token), _LOWEST_KEY), (SLOTS * _BLOCK,))
     for nth in range(k):
-        top = tl.max(order, axis=0)
-        best = (-top) & 0xFFFFFFFF
+        highest = tl.max(key, axis=0)
+        best = (-highest) & 0xFFFFFFFF
         tl.store(ids + row * k + nth, best)
-        tl.store(z + row * k + nth, tl.load(logits + place + best).to(tl.float32))
-        order = tl.where(order == top, _LAST, order)
+        tl.store(z + row * k + nth, tl.load(logits + row_start + best).to(tl.float32))
+        key = tl.where(key == highest, _LOWEST_KEY, key)
 
 
 def token_rewards(d_w: Tensor, ids: Tensor, embedding: Tensor) -> Tensor:
-    """See guidance.token_rewards."""
+    """Compute R_w of tokens by their ids, without a copy of their embeddings.
+
+    Args and Returns: see guidance.token_rewards.
+    """
     reward = torch.empty(ids.shape, dtype=torch.float32, device=ids.device)
     d_w, ids = d_w.contiguous(), ids.contiguous()
-    _dots[ids.shape](d_w, ids, embedding, reward, embedding.stride(0), d_w.shape[-1], ids.shape[1])
+    _dot_products[ids.shape](
+        d_w, ids, embedding, reward, embedding.stride(0), d_w.shape[-1], ids.shape[1]
+    )
     return reward
 
 
 @_jit
-def _dots(d_w, ids, embedding, reward, stride, hidden, K):
+def _dot_products(d_w, ids, embedding, reward, stride, hidden, K):
+    """reward [G, K]: a program computes one of them."""
     row, candidate = tl.program_id(0).to(tl.int64), tl.program_id(1)
     token = tl.load(ids + row * K + candidate)
     total = tl.zeros((1024,), dtype=tl.float32)
@@ -125,129 +155,88 @@ def guarded_candidates(
     n: Tensor,
     max_n: int,  # noqa: ARG001, guidance.py needs it
 ) -> Tensor | None:
-    """See guidance.unpaid."""
+    """Find the candidates that either guard takes.
+
+    Args and Returns: see guidance.guarded_candidates.
+    """
     if min_p is None and answer is None:
         return None
-    found = torch.empty(ids.shape, dtype=torch.bool, device=ids.device)
-    text = (None, None, None, None) if answer is None else answer
-    _unpaid[(len(ids),)](
-        *(z, ids, min_p, end_tokens, *text, n, found),
-        *(ids.shape[1], len(end_tokens), 0 if answer is None else answer.tokens.stride(0)),
-        *(triton.next_power_of_2(ids.shape[1]), 256),
-        *(
-            min_p is not None,
-            answer is not None,
-            answer is not None and answer.text_index is not None,
-        ),
+    guarded = torch.empty(ids.shape, dtype=torch.bool, device=ids.device)
+    _guarded[(len(ids),)](
+        z,
+        ids,
+        min_p,
+        end_tokens,
+        None if answer is None else answer.tokens,
+        None if answer is None else answer.start,
+        None if answer is None else answer.stop,
+        None if answer is None else answer.text_index,
+        n,
+        guarded,
+        ids.shape[1],
+        len(end_tokens),
+        0 if answer is None else answer.tokens.stride(0),
+        SLOTS=triton.next_power_of_2(ids.shape[1]),
+        SPAN=_ANSWER_SPAN,
+        MIN_P=min_p is not None,
+        NO_REPEAT=answer is not None,
+        INDEXED=answer is not None and answer.text_index is not None,
     )
-    return found
+    return guarded
 
 
 @_jit
-def _unpaid(
+def _guarded(
     z,
     ids,
     min_p,
-    ends,
+    end_tokens,
     tokens,
     start,
     stop,
-    texts,
+    text_index,
     n,
-    found,
+    guarded,
     K,
-    last,
+    num_end_tokens,
     stride,
     SLOTS: tl.constexpr,
     SPAN: tl.constexpr,
-    LIKELY: tl.constexpr,
-    LOOPS: tl.constexpr,
-    SOME: tl.constexpr,
+    MIN_P: tl.constexpr,
+    NO_REPEAT: tl.constexpr,
+    INDEXED: tl.constexpr,
 ):
+    """guarded [G, K]. MIN_P, NO_REPEAT: the guard is on. INDEXED: a row's text is tokens[text_index[row]]."""
     row = tl.program_id(0).to(tl.int64)
     slot = tl.arange(0, SLOTS)
-    known = slot < K
-    token = tl.load(ids + row * K + slot, mask=known, other=-1)
-    bad = slot < 0
-    if LIKELY:
-        here = tl.load(z + row * K + slot, mask=known, other=-_INF)
-        low = here < tl.load(z + row * K) + tl.log(tl.load(min_p + row))
-        for end in range(last):
-            low = low & (token != tl.load(ends + end))
-        bad = bad | low
-    if LOOPS:
-        text = tokens + (tl.load(texts + row) if SOME else row) * stride
+    is_candidate = slot < K
+    token = tl.load(ids + row * K + slot, mask=is_candidate, other=-1)
+    found = slot < 0
+    if MIN_P:
+        logit = tl.load(z + row * K + slot, mask=is_candidate, other=-_INF)
+        below = logit < tl.load(z + row * K) + tl.log(tl.load(min_p + row))
+        for which in range(num_end_tokens):
+            below = below & (token != tl.load(end_tokens + which))
+        found = found | below
+    if NO_REPEAT:
+        text = tokens + (tl.load(text_index + row) if INDEXED else row) * stride
         size, begin = tl.load(n + row).to(tl.int32), tl.load(start + row).to(tl.int32)
-        behind = tl.load(stop + row).to(tl.int32)
-        first = tl.where(size > 0, begin + size - 1, behind)
-        again = tl.zeros((SLOTS,), dtype=tl.int32)
-        for at in range(first, behind, SPAN):
-            place = at + tl.arange(0, SPAN)
-            same = place < behind
-            said = tl.load(text + place, mask=same, other=-1).to(tl.int64)
+        end = tl.load(stop + row).to(tl.int32)
+        first = tl.where(
+            size > 0, begin + size - 1, end
+        )  # the first n-gram of the answer ends there
+        repeats = tl.zeros((SLOTS,), dtype=tl.int32)
+        for at in range(first, end, SPAN):
+            position = at + tl.arange(0, SPAN)
+            matches = position < end
+            completion = tl.load(text + position, mask=matches, other=-1).to(tl.int64)
             for back in range(1, size):
-                before = tl.load(text + place - back, mask=place < behind, other=-1)
-                same = same & (before == tl.load(text + behind - back))
-            hit = same[:, None] & (said[:, None] == token[None, :])
-            again = tl.maximum(again, tl.max(hit.to(tl.int32), axis=0))
-        bad = bad | (again > 0)
-    tl.store(found + row * K + slot, bad, mask=known)
-
-
-@_jit
-def _scores(
-    z,
-    reward,
-    beta,
-    top_k,
-    unpaid,
-    spared,
-    score,
-    left,
-    changed,
-    K,
-    SLOTS: tl.constexpr,
-    GUARDED: tl.constexpr,
-    SPARED: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    slot = tl.arange(0, SLOTS)
-    known = slot < K
-    base = tl.load(z + row * K + slot, mask=known, other=-_INF)
-    legal = known & (base != -_INF) & (slot < tl.load(top_k + row))
-    pay = tl.load(reward + row * K + slot, mask=known, other=0.0).to(tl.float32)
-    pay = tl.load(beta + row) * pay
-    if GUARDED:
-        wide = tl.where(legal, base, -_INF).to(tl.float64)
-        p = tl.exp(wide - tl.max(wide, axis=0))
-        p = tl.where(legal, p, 0.0)
-        mean = tl.sum(p * tl.where(legal, pay, 0.0).to(tl.float64), axis=0) / tl.sum(p, axis=0)
-        bad = tl.load(unpaid + row * K + slot, mask=known, other=0) != 0
-        pay = tl.where(bad & (mean.to(tl.float32) < pay), mean.to(tl.float32), pay)
-    made = base + pay
-    broken = legal & ((made != made) | (tl.abs(made) == _INF))
-    stays = tl.max(broken.to(tl.int32), axis=0) > 0
-    if SPARED:
-        stays = stays | (tl.load(spared + row) != 0)
-    new = tl.where(legal, made, -_INF)
-    tl.store(score + row * K + slot, new, mask=known)
-    tl.store(left + row, stays)
-    best = tl.argmax(tl.where(known, new, -_INF), axis=0)
-    tl.store(changed + row, (best != 0) & (stays == 0))
-
-
-@_jit
-def _write(logits, rows, ids, score, left, stride, vocabulary, K, WIDTH: tl.constexpr):
-    """-inf everywhere, and the candidates' scores; each token by one program. Nothing in a row that stays."""
-    row = tl.program_id(0).to(tl.int64)
-    if tl.load(left + row) == 0:
-        token = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-        made = tl.full((WIDTH,), -_INF, dtype=tl.float32)
-        for candidate in range(K):
-            here = token == tl.load(ids + row * K + candidate)
-            made = tl.where(here, tl.load(score + row * K + candidate), made)
-        place = tl.load(rows + row) * stride
-        tl.store(logits + place + token, made, mask=token < vocabulary)
+                before = tl.load(text + position - back, mask=position < end, other=-1)
+                matches = matches & (before == tl.load(text + end - back))
+            hit = matches[:, None] & (completion[:, None] == token[None, :])
+            repeats = tl.maximum(repeats, tl.max(hit.to(tl.int32), axis=0))
+        found = found | (repeats > 0)
+    tl.store(guarded + row * K + slot, found, mask=is_candidate)
 
 
 def guide(
@@ -261,17 +250,96 @@ def guide(
     guarded: Tensor | None = None,
     excluded: Tensor | None = None,
 ) -> GuideResult:
-    """See guidance.guide."""
+    """Write the guided scores into `logits`, in place.
+
+    Args and Returns: see guidance.guide.
+    """
     score = torch.empty_like(z)
-    left, changed = (torch.empty(len(z), dtype=torch.bool, device=z.device) for _ in range(2))
+    unguided, changed = (torch.empty(len(z), dtype=torch.bool, device=z.device) for _ in range(2))
     K = z.shape[1]
-    slots = triton.next_power_of_2(K)
     _scores[(len(z),)](
-        *(z, reward, beta, top_k, guarded, excluded, score, left, changed, K),
-        *(slots, guarded is not None, excluded is not None),
+        z,
+        reward,
+        beta,
+        top_k,
+        guarded,
+        excluded,
+        score,
+        unguided,
+        changed,
+        K,
+        SLOTS=triton.next_power_of_2(K),
+        GUARDED=guarded is not None,
+        EXCLUDED=excluded is not None,
     )
     vocabulary = logits.shape[-1]
-    _write[len(z), triton.cdiv(vocabulary, 2048)](
-        logits, rows, ids, score, left, logits.stride(0), vocabulary, K, 2048
+    _write[len(z), triton.cdiv(vocabulary, _WRITE_SPAN)](
+        logits,
+        rows,
+        ids,
+        score,
+        unguided,
+        logits.stride(0),
+        vocabulary,
+        K,
+        SPAN=_WRITE_SPAN,
     )
-    return GuideResult(left, changed)
+    return GuideResult(unguided, changed)
+
+
+@_jit
+def _scores(
+    z,
+    reward,
+    beta,
+    top_k,
+    guarded,
+    excluded,
+    score,
+    unguided,
+    changed,
+    K,
+    SLOTS: tl.constexpr,
+    GUARDED: tl.constexpr,
+    EXCLUDED: tl.constexpr,
+):
+    """score [G, K]; unguided, changed [G]. GUARDED, EXCLUDED: whether there are such tensors."""
+    row = tl.program_id(0).to(tl.int64)
+    slot = tl.arange(0, SLOTS)
+    is_candidate = slot < K
+    base = tl.load(z + row * K + slot, mask=is_candidate, other=-_INF)
+    legal = is_candidate & (base != -_INF) & (slot < tl.load(top_k + row))
+    scaled = tl.load(reward + row * K + slot, mask=is_candidate, other=0.0).to(tl.float32)
+    scaled = tl.load(beta + row) * scaled
+    if GUARDED:
+        wide = tl.where(legal, base, -_INF).to(tl.float64)
+        p = tl.exp(wide - tl.max(wide, axis=0))
+        p = tl.where(legal, p, 0.0)
+        mean = tl.sum(p * tl.where(legal, scaled, 0.0).to(tl.float64), axis=0) / tl.sum(p, axis=0)
+        capped = tl.load(guarded + row * K + slot, mask=is_candidate, other=0) != 0
+        capped = capped & (mean.to(tl.float32) < scaled)
+        scaled = tl.where(capped, mean.to(tl.float32), scaled)
+    total = base + scaled
+    broken = legal & ((total != total) | (tl.abs(total) == _INF))
+    stays = tl.max(broken.to(tl.int32), axis=0) > 0
+    if EXCLUDED:
+        stays = stays | (tl.load(excluded + row) != 0)
+    new = tl.where(legal, total, -_INF)
+    tl.store(score + row * K + slot, new, mask=is_candidate)
+    tl.store(unguided + row, stays)
+    best = tl.argmax(tl.where(is_candidate, new, -_INF), axis=0)
+    tl.store(changed + row, (best != 0) & (stays == 0))
+
+
+@_jit
+def _write(logits, rows, ids, score, unguided, stride, vocabulary, K, SPAN: tl.constexpr):
+    """logits: -inf but for the candidates' scores; each token by one program. No write to unguided rows."""
+    row = tl.program_id(0).to(tl.int64)
+    if tl.load(unguided + row) == 0:
+        token = tl.program_id(1) * SPAN + tl.arange(0, SPAN)
+        new = tl.full((SPAN,), -_INF, dtype=tl.float32)
+        for candidate in range(K):
+            is_candidate = token == tl.load(ids + row * K + candidate)
+            new = tl.where(is_candidate, tl.load(score + row * K + candidate), new)
+        row_start = tl.load(rows + row) * stride
+        tl.store(logits + row_start + token, new, mask=token < vocabulary)

@@ -1,1 +1,1 @@
-"""Does guidance steer, and is the text still text? `pad-vllm evaluate --steering`."""
+"""Measures what guidance does to answers: does it steer, and is the text still fluent? `pad-vllm steer`."""

@@ -1,7 +1,8 @@
-"""The ways in which every prompt is answered: unguided, asked for in the prompt, guided, both, and mixes.
+"""Conditions of a comparison: the ways in which every prompt is answered.
 
-In: an adapter's dimensions, the sentence of each that has one, strengths. Out: Conditions. Knows no engine
-and no judge.
+Unguided, instructed (the instruction stands in the prompt), guided, instructed and guided, and mixes of two
+dimensions. In: an adapter's dimensions, the instruction of each dimension that has one, strengths. Out:
+Conditions. This module knows no engine and no judge.
 """
 
 from __future__ import annotations
@@ -16,66 +17,96 @@ from pad_vllm.adapter.manifest import AdapterConfig, training_sections
 
 @dataclass(frozen=True)
 class Condition:
-    """One way to answer all prompts."""
+    """One way to answer all prompts. Its name stands in result files and tables."""
 
     name: str
     weights: Mapping[str, float] = field(default_factory=dict)
-    """Of guidance; none for an answer that is not guided."""
+    """Dimension -> weight of guidance; empty for an unguided answer."""
 
     beta: float = 0.0
-    """Of guidance."""
+    """Strength of guidance."""
 
     instruction: str = ""
-    """Put behind the prompt, as a user would ask for it; empty for none."""
+    """Sentence put after the prompt, as a user would ask for a dimension; empty for none."""
 
     aims: Mapping[str, int] = field(default_factory=dict)
-    """Dimension -> 1 for more of it, -1 for less: what it is judged by."""
+    """Dimension -> 1 for more of it, -1 for less: what the answers are judged by."""
 
     request_arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Other arguments of a guided request, as `pad_min_p`; the adapter's defaults where there are none."""
+    """Other arguments of a guided request, such as pad_min_p; missing ones have the adapter's defaults."""
 
     def extra_args(self) -> dict[str, Any] | None:
-        """Of SamplingParams."""
+        """`extra_args` of SamplingParams for a guided condition; None for an unguided one."""
         if not self.weights:
             return None
         weights = [f"{name}={value:g}" for name, value in self.weights.items()]
         return {"pad_weights": weights, "pad_beta": self.beta, **self.request_arguments}
 
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON that identifies the condition in files of answers, whose keys do not change."""
+        return {
+            "name": self.name,
+            "weights": dict(self.weights),
+            "beta": self.beta,
+            "sentence": self.instruction,
+            "aims": dict(self.aims),
+            "more": dict(self.request_arguments),
+        }
+
 
 def instructions_of(
     config: AdapterConfig, given: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """How a user would ask for each dimension: what taught it, of two opposites the first, or `told`.
+    """The instruction of each dimension that has one: how a user would ask for it in the prompt.
 
-    Raises ValueError where `told` names a dimension that the adapter does not have.
+    Args:
+        config: Adapter. Dimensions that it was trained on by an instruction have that one; of two opposite
+            instructions the first.
+        given: Dimension -> instruction, for other dimensions or in place of the adapter's.
+
+    Returns:
+        Dimension -> instruction, in the adapter's order of dimensions.
+
+    Raises:
+        ValueError: `given` names a dimension that the adapter does not have.
     """
     for name in given or {}:
         if name not in config.dimensions:
             raise ValueError(
                 f"--told {name}: the adapter has no such dimension, only {', '.join(config.dimensions)}"
             )
-    rows = [row for part in training_sections(config) for row in part.get("taught") or []]
-    sentences = {row["dimension"]: row["sentences"][0] for row in rows} | dict(given or {})
-    return {name: sentences[name] for name in config.dimensions if name in sentences}
+    rows = [row for section in training_sections(config) for row in section.get("taught") or []]
+    instructions = {row["dimension"]: row["sentences"][0] for row in rows} | dict(given or {})
+    return {name: instructions[name] for name in config.dimensions if name in instructions}
 
 
 def unguided_condition() -> Condition:
-    """What every other condition is compared with."""
+    """The plain base. All other conditions are compared with it."""
     return Condition("unguided")
 
 
-def instructed_conditions(sentences: Mapping[str, str]) -> list[Condition]:
-    """Plain prompting."""
+def instructed_conditions(instructions: Mapping[str, str]) -> list[Condition]:
+    """Plain prompting: each dimension by its instruction in the prompt, without guidance."""
     return [
-        Condition(f"told {name}", instruction=sentence, aims={name: 1})
-        for name, sentence in sentences.items()
+        Condition(f"told {name}", instruction=instruction, aims={name: 1})
+        for name, instruction in instructions.items()
     ]
 
 
 def guided_conditions(
     name: str, dimensions: Sequence[str], betas: Sequence[float], signs: Sequence[int] = (1, -1)
 ) -> list[Condition]:
-    """Each dimension alone, in each of the signs. name: of the adapter."""
+    """Guidance by each dimension alone.
+
+    Args:
+        name: Name of the adapter or method, first word of the conditions' names.
+        dimensions: Dimensions to guide by.
+        betas: Strengths; each gives conditions of its own.
+        signs: 1 for more of a dimension, -1 for less.
+
+    Returns:
+        A condition per strength, dimension and sign, in that order.
+    """
     return [
         Condition(f"{name} {_sign(sign)}{d}", {d: float(sign)}, beta, aims={d: sign})
         for beta, d, sign in itertools.product(betas, dimensions, signs)
@@ -83,20 +114,47 @@ def guided_conditions(
 
 
 def instructed_and_guided_conditions(
-    name: str, sentences: Mapping[str, str], betas: Sequence[float]
+    name: str, instructions: Mapping[str, str], betas: Sequence[float]
 ) -> list[Condition]:
-    """Guidance on top of plain prompting."""
+    """Guidance by each dimension together with its instruction in the prompt.
+
+    Args:
+        name: Name of the adapter.
+        instructions: Dimension -> instruction.
+        betas: Strengths; each gives conditions of its own.
+
+    Returns:
+        A condition per strength and dimension, in that order.
+    """
     return [
-        Condition(f"told and {name} +{d}", {d: 1.0}, beta, sentence, {d: 1})
-        for beta, (d, sentence) in itertools.product(betas, sentences.items())
+        Condition(
+            f"told and {name} +{d}",
+            weights={d: 1.0},
+            beta=beta,
+            instruction=instruction,
+            aims={d: 1},
+        )
+        for beta, (d, instruction) in itertools.product(betas, instructions.items())
     ]
 
 
 def mixed_conditions(name: str, dimensions: Sequence[str], beta: float) -> list[Condition]:
-    """Every two dimensions at once."""
+    """Guidance by every two dimensions at once, with weight 1 each.
+
+    Args:
+        name: Name of the adapter.
+        dimensions: Dimensions to combine.
+        beta: Strength.
+
+    Returns:
+        A condition per pair of dimensions.
+    """
     return [
         Condition(
-            f"{name} +{'+'.join(pair)}", dict.fromkeys(pair, 1.0), beta, "", dict.fromkeys(pair, 1)
+            f"{name} +{'+'.join(pair)}",
+            weights=dict.fromkeys(pair, 1.0),
+            beta=beta,
+            aims=dict.fromkeys(pair, 1),
         )
         for pair in itertools.combinations(dimensions, 2)
     ]

@@ -1,28 +1,32 @@
-"""Who judges a dimension: scorers of words, a classifier of meaning, and the teacher itself.
+"""Judges of a dimension: lexical scorers, a classifier of meaning, and the teacher.
 
-In: answers to the prompts. Out: scores by judge, more is more of the dimension. The teacher is the base told
-the sentence: how much likelier it holds an answer than the base does. It taught; the others taught nothing.
+In: answers to the prompts. Out: scores by judge; higher is more of the dimension. The teacher is the base
+with the instruction in its prompt: its score is how much likelier an answer is under it than under the plain
+base. A PersRM may be distilled from the teacher. No PersRM is trained on the other judges, except on lexical
+scorers that made its training data (see LEXICAL_JUDGES).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from pad_vllm.evaluation import instruction_classifier
+from pad_vllm.evaluation.instruction_classifier import (
+    InstructionClassifier,
+    fit_instruction_classifier,
+)
 from pad_vllm.evaluation.lexical_scorers import LEXICAL_JUDGES, LEXICAL_SCORERS
 from pad_vllm.evaluation.sentence_embeddings import embed
 from pad_vllm.evaluation.text_measures import answer_losses
 from pad_vllm.steering.comparison_conditions import instructed_conditions, unguided_condition
 from pad_vllm.steering.guided_answers import (
     AnswerBatch,
+    Conversations,
     DecodingSettings,
     DrawnAnswer,
-    JsonPrompts,
     draw_answers,
     known_losses,
 )
@@ -30,91 +34,132 @@ from pad_vllm.text.chat_template import chat_token_ids
 from pad_vllm.text.preference_text import with_instruction
 
 TEACHER_JUDGE, MEANING_JUDGE = "teacher", "meaning"
-_TRIED = 0.25  # share of a judge's prompts that its accuracy is measured on
+"""Names of these judges in result files."""
+
+_HELD_OUT_SHARE = 0.25  # of the prompts of a judge of meaning, which its accuracy is measured on
 
 
 @dataclass(frozen=True)
 class DimensionJudges:
-    """sentences: of each dimension that has one. leanings: judges of meaning, by dimension."""
+    """Scores answers by all judges that a dimension has."""
 
-    model: Any  # a Transformers model
+    model: Any
+    """The base, a Transformers model in float32."""
+
     tokenizer: Any
+    """The base's, with a chat template."""
+
     instructions: Mapping[str, str]
-    classifiers: Mapping[str, instruction_classifier.InstructionClassifier] = field(
-        default_factory=dict
-    )
+    """Dimension -> instruction of the teacher; a dimension without one is not judged by the teacher."""
+
+    classifiers: Mapping[str, InstructionClassifier] = field(default_factory=dict)
+    """Dimension -> its judge of meaning."""
 
     def losses(
-        self, prompts: JsonPrompts, said: Sequence[DrawnAnswer], asked: str, sentence: str = ""
+        self,
+        prompts: Conversations,
+        answers: Sequence[DrawnAnswer],
+        drawn_with: str,
+        instruction: str = "",
     ) -> list[tuple[float, int]]:
-        """(negative log-likelihood, tokens) of each answer under the base that was told `sentence`.
+        """Losses of the answers under the base, with an instruction in its prompt or without.
 
-        asked: the sentence that the answers were drawn with, whose losses they know themselves.
+        Args:
+            prompts: The prompt of each answer.
+            answers: Answers to judge.
+            drawn_with: Instruction that the answers were drawn with, empty for none. If it equals
+                `instruction`, the losses that the engine gave are returned.
+            instruction: Instruction in the base's prompt; empty for the plain base.
+
+        Returns:
+            (summed negative log-likelihood in nats, number of tokens) per answer.
         """
-        if asked == sentence and (known := known_losses(said)):
-            return known
-        chats = [json.loads(prompt) for prompt in prompts]
-        chats = [with_instruction(chat, sentence) for chat in chats] if sentence else chats
+        if drawn_with == instruction and (losses := known_losses(answers)):
+            return losses
+        conversations = [prompt.messages() for prompt in prompts]
+        if instruction:
+            conversations = [with_instruction(messages, instruction) for messages in conversations]
         pairs = [
-            (chat_token_ids(self.tokenizer, chat), list(one.token_ids))
-            for chat, one in zip(chats, said, strict=True)
+            (chat_token_ids(self.tokenizer, messages), list(answer.token_ids))
+            for messages, answer in zip(conversations, answers, strict=True)
         ]
         return answer_losses(self.model, pairs)
 
     def scores(
         self,
         dimension: str,
-        prompts: JsonPrompts,
-        said: Sequence[DrawnAnswer],
-        asked: str,
-        plain: Sequence[tuple[float, int]],
-        embedded: np.ndarray,
+        prompts: Conversations,
+        answers: Sequence[DrawnAnswer],
+        drawn_with: str,
+        plain_losses: Sequence[tuple[float, int]],
+        embeddings: np.ndarray,
     ) -> dict[str, list[float]]:
-        """Judge -> a score of each answer.
+        """Scores of the answers by each judge of a dimension.
 
-        asked: as in `losses`; plain: `losses` of the answers under the base that was told nothing;
-        embedded: their embeddings.
+        Args:
+            dimension: Dimension to judge by.
+            prompts: The prompt of each answer; only the teacher reads them.
+            answers: Answers to judge.
+            drawn_with: Instruction that the answers were drawn with, empty for none.
+            plain_losses: `losses` of the answers under the plain base.
+            embeddings: [n, E] sentence embeddings of the answers.
+
+        Returns:
+            Judge -> score of each answer.
         """
-        texts = [one.text for one in said]
-        found = {
+        texts = [answer.text for answer in answers]
+        scores = {
             name: [LEXICAL_SCORERS[name](text) for text in texts]
             for name in LEXICAL_JUDGES.get(dimension, ())
         }
         if dimension in self.classifiers:
-            found[MEANING_JUDGE] = self.classifiers[dimension](embedded)
+            scores[MEANING_JUDGE] = self.classifiers[dimension](embeddings)
         if dimension in self.instructions:
-            wished = self.losses(prompts, said, asked, self.instructions[dimension])
-            found[TEACHER_JUDGE] = [p[0] - w[0] for p, w in zip(plain, wished, strict=True)]
-        return found
+            instructed = self.losses(prompts, answers, drawn_with, self.instructions[dimension])
+            scores[TEACHER_JUDGE] = [
+                plain[0] - with_it[0]
+                for plain, with_it in zip(plain_losses, instructed, strict=True)
+            ]
+        return scores
 
 
-def judge_accuracies(
-    leanings: Mapping[str, instruction_classifier.InstructionClassifier],
-) -> dict[str, float]:
-    """How often each judge of meaning is right on pairs that it was not fitted on, for what is written."""
-    return {name: round(one.accuracy, 4) for name, one in leanings.items()}
+def judge_accuracies(classifiers: Mapping[str, InstructionClassifier]) -> dict[str, float]:
+    """Dimension -> held-out accuracy of its judge of meaning, rounded, for result files."""
+    return {name: round(classifier.accuracy, 4) for name, classifier in classifiers.items()}
 
 
 def fit_meaning_judges(
-    base: str, sentences: Mapping[str, str], prompts: JsonPrompts, decoding: DecodingSettings
-) -> dict[str, instruction_classifier.InstructionClassifier]:
-    """A judge of meaning for each sentence, from answers to prompts that are not the judged ones."""
-    asked = [unguided_condition(), *instructed_conditions(sentences)]
-    return meaning_judges_from_answers(
-        sentences, draw_answers(AnswerBatch(base, None, prompts, asked, [decoding]))[0]
-    )
+    base: str, instructions: Mapping[str, str], prompts: Conversations, decoding: DecodingSettings
+) -> dict[str, InstructionClassifier]:
+    """Draws answers to other prompts than the judged ones, and fits a judge of meaning per instruction.
+
+    Args:
+        base: Base that is asked.
+        instructions: Dimension -> instruction.
+        prompts: Prompts of the answers; each is answered without and with every instruction.
+        decoding: How the answers are drawn.
+
+    Returns:
+        Dimension -> judge of meaning.
+    """
+    conditions = [unguided_condition(), *instructed_conditions(instructions)]
+    (answers,) = draw_answers(AnswerBatch(base, None, prompts, conditions, [decoding]))
+    return meaning_judges_from_answers(instructions, answers)
 
 
 def meaning_judges_from_answers(
-    sentences: Mapping[str, str], said: Sequence[Sequence[DrawnAnswer]]
-) -> dict[str, instruction_classifier.InstructionClassifier]:
-    """The same of answers that are there. said: unguided, then told each sentence, to the same prompts."""
-    plain, *wished = said
-    embedded = embed([one.text for one in plain])
-    tried = max(int(_TRIED * len(plain)), 1)
+    instructions: Mapping[str, str], answers: Sequence[Sequence[DrawnAnswer]]
+) -> dict[str, InstructionClassifier]:
+    """Fits a judge of meaning per instruction.
+
+    answers: the unguided ones, then those with each instruction in order, all to the same prompts.
+    """
+    plain, *instructed = answers
+    plain_embeddings = embed([answer.text for answer in plain])
+    held_out = max(int(_HELD_OUT_SHARE * len(plain)), 1)
     return {
-        name: instruction_classifier.fit_instruction_classifier(
-            embed([one.text for one in said]), embedded, tried
+        name: fit_instruction_classifier(
+            embed([answer.text for answer in row]), plain_embeddings, held_out
         )
-        for name, said in zip(sentences, wished, strict=True)
+        for name, row in zip(instructions, instructed, strict=True)
     }

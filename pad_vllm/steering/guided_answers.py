@@ -1,114 +1,147 @@
-"""Answers of vLLM under many conditions, in one mixed batch: what is measured is what users get.
+"""Draws answers from vLLM under many conditions in one mixed batch, as a server would answer its users.
 
-In: a base, an adapter's folder, prompts, Conditions. Out: an Answer for each prompt, by condition. Every
-engine runs in a process of its own, so that its memory is free for what reads the answers.
+In: a base, an adapter's folder, prompts, Conditions. Out: a DrawnAnswer for each prompt, by condition. Every
+engine runs in a subprocess, so that its memory is free for the models that judge the answers.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pad_vllm.serving.launch import offline_engine
 from pad_vllm.steering.comparison_conditions import Condition
 from pad_vllm.text.preference_text import with_instruction
+from pad_vllm.training.data.conversation import Conversation
 
-JsonPrompts = Sequence[str]
-"""As training/sampling/sample_responses.py reads them: messages as JSON."""
+Conversations = Sequence[Conversation]
+"""Prompts, as training/sampling/sample_responses.py reads them."""
 
 
 @dataclass(frozen=True)
 class DrawnAnswer:
-    """What the engine said: the text, and the tokens where they were sampled."""
+    """An answer that an engine drew."""
 
     text: str
     token_ids: tuple[int, ...]
+    """The tokens as they were sampled."""
+
     loss: float | None = None
-    """Negative log-likelihood, in nats, under the base that was asked as this answer was; None: not known."""
+    """Summed negative log-likelihood, in nats, under the unguided base with the same prompt, instruction
+    included; None: not known.
+    """
 
 
-def known_losses(said: Sequence[DrawnAnswer]) -> list[tuple[float, int]]:
-    """(negative log-likelihood, tokens) of those answers that know theirs."""
-    return [(one.loss, len(one.token_ids)) for one in said if one.loss is not None]
+def known_losses(answers: Sequence[DrawnAnswer]) -> list[tuple[float, int]]:
+    """(negative log-likelihood in nats, number of tokens) of the answers that have a loss."""
+    return [(answer.loss, len(answer.token_ids)) for answer in answers if answer.loss is not None]
 
 
 @dataclass(frozen=True)
 class DecodingSettings:
-    """How answers are drawn. The candidates are the base's best `top_k`, guided or not."""
+    """How answers are drawn."""
 
     temperature: float = 0.0
     tokens: int = 100
+    """Most tokens of an answer."""
+
     top_k: int = 20
+    """Tokens are sampled from the base's `top_k` most likely ones, guided or not."""
+
     seed: int = 0
     dtype: str = "auto"
-    chat_template: str | None = None  # None is the base's own
+    """Of the engine, as vLLM takes it. Losses are known for float32 alone."""
+
+    chat_template: str | None = None
+    """Text of a Jinja template; None: the base's own."""
 
 
-def condition_messages(prompt: str, condition: Condition) -> list[dict[str, str]]:
-    """The conversation of a condition."""
-    turns = json.loads(prompt)
-    return with_instruction(turns, condition.instruction) if condition.instruction else turns
+def condition_messages(prompt: Conversation, condition: Condition) -> list[dict[str, str]]:
+    """The messages of `prompt`, with the condition's instruction after the user's turn."""
+    messages = prompt.messages()
+    if not condition.instruction:
+        return messages
+    return with_instruction(messages, condition.instruction)
 
 
 @dataclass(frozen=True)
 class AnswerBatch:
-    """What is asked of one engine."""
+    """All requests to one engine: every prompt under every condition, with each of the decodings."""
 
     base: str
-    adapter: str | None  # a folder; None where no condition is guided
-    prompts: JsonPrompts
+    adapter: str | None
+    """Folder; None where no condition is guided."""
+
+    prompts: Conversations
     conditions: Sequence[Condition]
     decodings: Sequence[DecodingSettings]
     engine_settings: Mapping[str, str] = field(default_factory=dict)
-    """Of the engine that guides, in additional_config['pad'] beside the adapter."""
+    """Settings in additional_config['pad'] in addition to the adapter."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON of all that decides the answers, for files of answers, whose keys do not change."""
+        return {
+            "base": self.base,
+            "adapter": self.adapter,
+            "prompts": [prompt.to_json() for prompt in self.prompts],
+            "conditions": [condition.as_json() for condition in self.conditions],
+            "decodings": [asdict(decoding) for decoding in self.decodings],
+            "settings": dict(self.engine_settings),
+        }
 
 
 def draw_answers(batch: AnswerBatch) -> list[list[list[DrawnAnswer]]]:
-    """[decoding][condition][prompt]."""
-    return offline_engine.run_in_subprocess(_answers, batch)
+    """The batch's answers, indexed [decoding][condition][prompt]. Starts an engine in a subprocess."""
+    return offline_engine.run_in_subprocess(_draw_answers, batch)
 
 
-def _answers(batch: AnswerBatch) -> list[list[list[DrawnAnswer]]]:
+def _draw_answers(batch: AnswerBatch) -> list[list[list[DrawnAnswer]]]:
     llm = offline_engine.offline_llm(
-        batch.base, _sizes(batch), batch.adapter, batch.engine_settings
+        batch.base,
+        _engine_arguments(batch),
+        adapter=batch.adapter,
+        settings=batch.engine_settings,
     )
-    prompts, conditions, size = batch.prompts, batch.conditions, len(batch.prompts)
-    chats = [condition_messages(prompt, one) for one in conditions for prompt in prompts]
-    found = []
+    conditions, num_prompts = batch.conditions, len(batch.prompts)
+    conversations = [
+        condition_messages(p, condition) for condition in conditions for p in batch.prompts
+    ]
+    by_decoding = []
     for decoding in batch.decodings:
-        params = [_sampling(decoding, one) for one in conditions for _ in prompts]
-        drawn = llm.chat(chats, params, chat_template=decoding.chat_template)
-        known = decoding.dtype == "float32"  # in which others compute losses too
-        said = [_answer(result.outputs[0], known) for result in drawn]
-        found.append([said[start : start + size] for start in range(0, len(said), size)])
-    return found
+        params = [_sampling_params(decoding, c) for c in conditions for _ in batch.prompts]
+        outputs = llm.chat(conversations, params, chat_template=decoding.chat_template)
+        losses_known = decoding.dtype == "float32"  # the dtype that judges compute losses in
+        answers = [_answer(output.outputs[0], losses_known) for output in outputs]
+        starts = range(0, len(answers), num_prompts)
+        by_decoding.append([answers[start : start + num_prompts] for start in starts])
+    return by_decoding
 
 
-def _answer(said: Any, known: bool) -> DrawnAnswer:
-    loss = -float(said.cumulative_logprob) if known else None
-    return DrawnAnswer(said.text, tuple(said.token_ids), loss)
+def _answer(completion: Any, loss_known: bool) -> DrawnAnswer:
+    loss = -float(completion.cumulative_logprob) if loss_known else None
+    return DrawnAnswer(completion.text, tuple(completion.token_ids), loss)
 
 
-def _sizes(batch: AnswerBatch) -> dict[str, Any]:
-    # No token is less than a byte; a template puts some around.
-    asked = max(len(prompt.encode()) for prompt in batch.prompts)
-    told = max(len(condition.instruction.encode()) for condition in batch.conditions)
-    tokens = max(decoding.tokens for decoding in batch.decodings)
+def _engine_arguments(batch: AnswerBatch) -> dict[str, Any]:
+    # A token has at least one byte. The chat template adds some tokens.
+    prompt_bytes = max(len(prompt.to_json().encode()) for prompt in batch.prompts)
+    instruction_bytes = max(len(condition.instruction.encode()) for condition in batch.conditions)
+    answer_tokens = max(decoding.tokens for decoding in batch.decodings)
     first = batch.decodings[0]
     return {
-        "max_model_len": asked + told + tokens + 128,
+        "max_model_len": prompt_bytes + instruction_bytes + answer_tokens + 128,
         "max_num_seqs": 64,
-        "block_size": 32,  # the same short prompts under many conditions: few tokens are read twice
+        # Many conditions share the same short prompts: with small blocks few tokens are computed twice.
+        "block_size": 32,
         "seed": first.seed,
         "dtype": first.dtype,
-        "logprobs_mode": "raw_logprobs",  # of the logits before any processor: the base's
-        "enforce_eager": True,  # an engine a few thousand answers: compiling would not pay
+        "logprobs_mode": "raw_logprobs",  # of the logits before any logits processor: the base's
+        "enforce_eager": True,  # an engine draws a few thousand answers: compilation costs more than it saves
     }
 
 
-def _sampling(decoding: DecodingSettings, condition: Condition) -> Any:
+def _sampling_params(decoding: DecodingSettings, condition: Condition) -> Any:
     return offline_engine.sampling_params(
         temperature=decoding.temperature,
         top_k=decoding.top_k if decoding.temperature else 0,

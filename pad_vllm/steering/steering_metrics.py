@@ -1,12 +1,11 @@
-"""What a condition's answers are worth beside the unguided ones, and whether they are still text.
+"""Metrics of each condition's answers, compared with the unguided ones.
 
-In: answers by condition, Judges. Out: one record a condition, plain JSON: wins by judge with their 95%
-intervals, repeated 4-grams, perplexity, relevance and words beside the unguided answers'.
+In: answers by condition, DimensionJudges. Out: a record per condition, plain JSON: share of prompts won, by
+judge, with 95% intervals; repeated 4-grams; perplexity, relevance and words relative to the unguided answers.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,119 +18,135 @@ from pad_vllm.evaluation.text_measures import (
 )
 from pad_vllm.steering.comparison_conditions import Condition
 from pad_vllm.steering.dimension_judges import DimensionJudges
-from pad_vllm.steering.guided_answers import DrawnAnswer, JsonPrompts
+from pad_vllm.steering.guided_answers import Conversations, DrawnAnswer
 
 ConditionRecord = dict[str, Any]
+"""Metrics of one condition, as result files store them."""
 
 
 class ConditionMetrics:
-    """Of the answers to some prompts; the first condition is what the others are compared with."""
+    """Computes the records of all conditions under which some prompts were answered."""
 
-    def __init__(self, judges: DimensionJudges, prompts: JsonPrompts) -> None:
+    def __init__(self, judges: DimensionJudges, prompts: Conversations) -> None:
         self.judges, self.prompts = judges, prompts
-        self.prompt_embeddings = embed([json.loads(prompt)[-1]["content"] for prompt in prompts])
+        self.prompt_embeddings = embed([prompt[-1].content for prompt in prompts])
 
     def records(
-        self, conditions: Sequence[Condition], said: Sequence[Sequence[DrawnAnswer]]
+        self, conditions: Sequence[Condition], answers: Sequence[Sequence[DrawnAnswer]]
     ) -> list[ConditionRecord]:
-        """One a condition, in their order."""
-        read = [_Read(self, *both) for both in zip(conditions, said, strict=True)]
-        wished = {
-            next(iter(condition.aims)): one
-            for condition, one in zip(conditions, read, strict=True)
+        """One record per condition, in order.
+
+        conditions: the first is the unguided one, which the others are compared with. answers:
+        [condition][prompt].
+        """
+        measured = [_MeasuredAnswers(self, *pair) for pair in zip(conditions, answers, strict=True)]
+        # Dimension -> the answers to its instruction without guidance.
+        instructed = {
+            next(iter(condition.aims)): row
+            for condition, row in zip(conditions, measured, strict=True)
             if condition.instruction and not condition.weights
         }
         return [
-            self._record(condition, one, read[0], wished)
-            for condition, one in zip(conditions, read, strict=True)
+            self._record(condition, row, measured[0], instructed)
+            for condition, row in zip(conditions, measured, strict=True)
         ]
 
     def _record(
-        self, condition: Condition, read: _Read, plain: _Read, wished: Mapping[str, _Read]
+        self,
+        condition: Condition,
+        measured: _MeasuredAnswers,
+        plain: _MeasuredAnswers,
+        instructed: Mapping[str, _MeasuredAnswers],
     ) -> ConditionRecord:
         record: ConditionRecord = {
             "name": condition.name,
             "beta": condition.beta,
             "weights": dict(condition.weights),
             "aims": dict(condition.aims),
-            "wins": {d: _wins(read.scores(d), plain.scores(d)) for d in condition.aims},
-            "repeated": round(read.repeated, 4),
-            "repeated_more": round(read.repeated - plain.repeated, 4),
-            "perplexity": round(read.perplexity / plain.perplexity, 3),
-            "relevance": round(read.relevance / plain.relevance, 3),
-            "words": round(read.words / max(plain.words, 1e-9), 3),
+            "wins": {d: _wins(measured.scores(d), plain.scores(d)) for d in condition.aims},
+            "repeated": round(measured.repeated, 4),
+            "repeated_more": round(measured.repeated - plain.repeated, 4),
+            "perplexity": round(measured.perplexity / plain.perplexity, 3),
+            "relevance": round(measured.relevance / plain.relevance, 3),
+            "words": round(measured.words / max(plain.words, 1e-9), 3),
         }
-        beside = wished.get(next(iter(condition.aims), "")) if condition.weights else None
-        if condition.instruction and beside is not None:
+        first_aim = next(iter(condition.aims), "")
+        prompting = instructed.get(first_aim) if condition.weights else None
+        if condition.instruction and prompting is not None:
             record["wins_over_told"] = {
-                d: _wins(read.scores(d), beside.scores(d)) for d in condition.aims
+                d: _wins(measured.scores(d), prompting.scores(d)) for d in condition.aims
             }
         return record
 
 
-class _Read:
-    """One condition's answers, read once."""
+class _MeasuredAnswers:
+    """One condition's answers with their losses, embeddings and averages; scores are computed once."""
 
     def __init__(
-        self, figures: ConditionMetrics, condition: Condition, said: Sequence[DrawnAnswer]
+        self, metrics: ConditionMetrics, condition: Condition, answers: Sequence[DrawnAnswer]
     ) -> None:
-        self.figures, self.said, self.asked = figures, said, condition.instruction
-        self.losses = figures.judges.losses(figures.prompts, said, self.asked)
-        texts = [one.text for one in said]
+        self.metrics, self.answers, self.instruction = metrics, answers, condition.instruction
+        self.losses = metrics.judges.losses(
+            metrics.prompts, answers, drawn_with=condition.instruction
+        )
+        texts = [answer.text for answer in answers]
         self.perplexity = perplexity(self.losses)
         self.repeated = sum(map(repeated_ngram_share, texts)) / len(texts)
         self.words = sum(len(text.split()) for text in texts) / len(texts)
-        self.embedded = embed(texts)
-        cosines = relevance(figures.prompt_embeddings, self.embedded)
+        self.embeddings = embed(texts)
+        cosines = relevance(metrics.prompt_embeddings, self.embeddings)
         self.relevance = sum(cosines) / len(cosines)
         self._scores: dict[str, dict[str, list[float]]] = {}
 
     def scores(self, dimension: str) -> dict[str, list[float]]:
-        """By judge."""
+        """Judge -> score of each answer."""
         if dimension not in self._scores:
-            judges, prompts = self.figures.judges, self.figures.prompts
-            read = self.said, self.asked, self.losses, self.embedded
-            self._scores[dimension] = judges.scores(dimension, prompts, *read)
+            self._scores[dimension] = self.metrics.judges.scores(
+                dimension,
+                self.metrics.prompts,
+                self.answers,
+                drawn_with=self.instruction,
+                plain_losses=self.losses,
+                embeddings=self.embeddings,
+            )
         return self._scores[dimension]
 
 
 def _wins(
     scores: Mapping[str, Sequence[float]], against: Mapping[str, Sequence[float]]
 ) -> dict[str, list[float]]:
-    """Judge -> [share of prompts won, and its 95% interval]."""
-    found = {}
+    """Judge -> [share of prompts won, low and high end of its 95% interval]."""
+    wins = {}
     for judge, values in scores.items():
         won = wins_by_prompt(values, against[judge])
-        found[judge] = [round(x, 4) for x in (sum(won) / len(won), *bootstrap_interval(won))]
-    return found
+        wins[judge] = [round(x, 4) for x in (sum(won) / len(won), *bootstrap_interval(won))]
+    return wins
 
 
 def metrics_table(records: Sequence[ConditionRecord]) -> list[str]:
-    """Markdown, a line a condition."""
+    """Lines of a Markdown table with a row per condition."""
     lines = [
         "| condition | beta | wins in percent, by judge | repeated | perplexity | relevance | words |",
         "| --- | ---: | --- | ---: | ---: | ---: | ---: |",
     ]
-    for r in records:
-        cells = [r["name"], f"{r['beta']:g}" if r["weights"] else "", _cell(r)]
-        cells += [
-            f"{r['repeated']:.1%}",
-            *(f"{r[n]:.2f}x" for n in ("perplexity", "relevance", "words")),
-        ]
+    for record in records:
+        beta = f"{record['beta']:g}" if record["weights"] else ""
+        ratios = (f"{record[key]:.2f}x" for key in ("perplexity", "relevance", "words"))
+        cells = [record["name"], beta, _wins_cell(record), f"{record['repeated']:.1%}", *ratios]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def _cell(record: ConditionRecord) -> str:
-    many = len(record["aims"]) > 1
+def _wins_cell(record: ConditionRecord) -> str:
+    several = len(record["aims"]) > 1
     parts = []
     for dimension, wins in record["wins"].items():
-        said = ", ".join(f"{judge} {100 * rate[0]:.0f}" for judge, rate in wins.items())
-        parts.append(f"{dimension}: {said}" if many else said)
+        by_judge = ", ".join(f"{judge} {100 * rate[0]:.0f}" for judge, rate in wins.items())
+        parts.append(f"{dimension}: {by_judge}" if several else by_judge)
     for wins in record.get("wins_over_told", {}).values():
-        over = ", ".join(
+        by_judge = ", ".join(
             f"{judge} {100 * rate[0]:.0f} ({100 * rate[1]:.0f} to {100 * rate[2]:.0f})"
             for judge, rate in wins.items()
         )
-        parts.append(f"over told: {over}")
+        parts.append(f"over told: {by_judge}")
     return "; ".join(parts)

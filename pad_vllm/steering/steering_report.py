@@ -1,7 +1,7 @@
-"""`pad-vllm evaluate --steering`: everything about one adapter's steering, in a table and a JSON file.
+"""Measures one adapter's steering, for `pad-vllm steer`: draws answers under all conditions and judges them.
 
-In: an adapter's folder, its base, prompts that it was not trained on, others that judges are fitted on.
-Out: records by decoding, the judges' accuracies, every answer for those who read.
+In: an adapter's folder, its base, prompts that it was not trained on, other prompts that judges of meaning
+are fitted on. Out: records and a table per decoding, the judges' accuracies, and every answer as text.
 """
 
 from __future__ import annotations
@@ -14,170 +14,266 @@ from typing import Any
 
 from pad_vllm.adapter.manifest import AdapterConfig, read_config
 from pad_vllm.catalog.name_resolution import resolve_base
+from pad_vllm.evaluation.instruction_classifier import InstructionClassifier
 from pad_vllm.steering import comparison_conditions, dimension_judges
 from pad_vllm.steering.comparison_conditions import Condition
 from pad_vllm.steering.guided_answers import (
     AnswerBatch,
+    Conversations,
     DecodingSettings,
     DrawnAnswer,
-    JsonPrompts,
     draw_answers,
 )
 from pad_vllm.steering.steering_metrics import ConditionMetrics, metrics_table
 from pad_vllm.text.chat_template import load_chat_tokenizer
 
-Say = Callable[[str], None]
-_KEPT = 2  # version of the file of answers
+PrintLine = Callable[[str], None]
+_ANSWER_FILE_VERSION = 2
 
 
 @dataclass(frozen=True)
 class SteeringSettings:
-    """What is asked of `measure`."""
+    """What `measure_steering` measures."""
 
     base: str
-    adapter: str  # folder
-    prompts: JsonPrompts
-    judge_prompts: JsonPrompts = ()  # none: no judges of meaning
-    other_adapters: Mapping[str, str] = field(
-        default_factory=dict
-    )  # name -> folder of another adapter
-    betas: Sequence[float] = ()  # none: the adapter's own
+    adapter: str
+    """Folder."""
+
+    prompts: Conversations
+    """Answered under every condition."""
+
+    judge_prompts: Conversations = ()
+    """Answered to fit the judges of meaning; empty: there are none."""
+
+    other_adapters: Mapping[str, str] = field(default_factory=dict)
+    """Name -> folder of another adapter that answers the same prompts."""
+
+    betas: Sequence[float] = ()
+    """Strengths of the adapter; empty: its default alone."""
+
     other_betas: Sequence[float] = ()
+    """Strengths of each other adapter; empty: its default alone."""
+
     decodings: Sequence[DecodingSettings] = (DecodingSettings(), DecodingSettings(temperature=0.7))
-    mixes: bool = True  # every two dimensions at once
-    on_top: bool = True  # guidance beside plain prompting
-    teacher: bool = True  # the told base judges too
-    instructions: Mapping[str, str] = field(
-        default_factory=dict
-    )  # of dimensions that no sentence taught
+    mixes: bool = True
+    """Also guide by every two dimensions at once."""
+
+    on_top: bool = True
+    """Also guide prompts that hold the instruction."""
+
+    teacher: bool = True
+    """Let the base with the instruction in its prompt judge, too."""
+
+    instructions: Mapping[str, str] = field(default_factory=dict)
+    """Dimension -> instruction, for dimensions that the adapter was not trained on by an instruction."""
+
     engine: str = "shared"
-    chat_template: str | None = None  # of the base; None: what the adapter says
+    """Engine of the reward model, of config.ENGINES."""
+
+    chat_template: str | None = None
+    """Text of the base's Jinja template; None: the adapter's, otherwise the base's own."""
 
     @property
     def engine_settings(self) -> dict[str, str]:
-        """Of the engine that guides. One with a backbone of its own reads the base's prompts."""
+        """additional_config['pad'] in addition to the adapter. Engines with a backbone of their own need the
+        base's chat template to read its prompts.
+        """
         if self.engine == "shared":
             return {}
         template = {} if self.chat_template is None else {"chat_template": self.chat_template}
         return {"engine": self.engine, **template}
 
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON that identifies the settings in files of answers, whose keys do not change."""
+        return {
+            "base": self.base,
+            "adapter": self.adapter,
+            "prompts": [prompt.to_json() for prompt in self.prompts],
+            "judge_prompts": [prompt.to_json() for prompt in self.judge_prompts],
+            "beside": dict(self.other_adapters),
+            "betas": list(self.betas),
+            "beside_betas": list(self.other_betas),
+            "decodings": [asdict(decoding) for decoding in self.decodings],
+            "mixes": self.mixes,
+            "on_top": self.on_top,
+            "teacher": self.teacher,
+            "told": dict(self.instructions),
+            "engine": self.engine,
+            "chat_template": self.chat_template,
+        }
 
-def measure_steering(asked: SteeringSettings, say: Say, kept: Path | None = None) -> dict[str, Any]:
-    """{"judges": accuracies, "decodings": [{..., "records", "table", "texts"}]}.
 
-    kept: a file for the answers, which the same question asked again reads.
+def measure_steering(
+    settings: SteeringSettings, print_line: PrintLine, answer_file: Path | None = None
+) -> dict[str, Any]:
+    """Draws answers under all conditions, judges them and prints a table per decoding.
+
+    Args:
+        settings: What to measure.
+        print_line: Prints one line of the report.
+        answer_file: File to store the answers in. A later call with the same settings reads them from it
+            instead of drawing.
+
+    Returns:
+        {"prompts": their number, "judges": accuracies of the judges of meaning, "decodings": a list of
+        {the fields of DecodingSettings, "records", "table", "texts"}}, the content of a result file.
+
+    Raises:
+        ValueError: A file cannot be used, or `instructions` names an unknown dimension.
     """
-    config = read_config(asked.adapter)
-    template = config.chat_template if asked.chat_template is None else asked.chat_template
-    drawn = tuple(replace(d, chat_template=template) for d in asked.decodings)
-    asked = replace(asked, decodings=drawn)
-    sentences = comparison_conditions.instructions_of(config, asked.instructions)
-    by_adapter = conditions_by_adapter(asked, config, sentences)
-    said = _drawn(asked, by_adapter, kept)
-    rows = [condition for some in by_adapter.values() for condition in some]
-    leanings = {}
-    if asked.judge_prompts and sentences:
-        say(f"judges of meaning, from {len(asked.judge_prompts)} other prompts")
-        sampled = DecodingSettings(0.7, dtype=drawn[0].dtype, chat_template=template)
-        leanings = dimension_judges.fit_meaning_judges(
-            asked.base, sentences, asked.judge_prompts, sampled
-        )
-        for name, one in leanings.items():
-            say(
-                f"{name}: the judge of meaning is right on {one.accuracy:.0%} of its held-out pairs"
-            )
-    judging = sentences if asked.teacher else {}
-    figures = ConditionMetrics(_judges(asked.base, template, judging, leanings), asked.prompts)
+    config = read_config(settings.adapter)
+    template = config.chat_template if settings.chat_template is None else settings.chat_template
+    decodings = tuple(replace(d, chat_template=template) for d in settings.decodings)
+    settings = replace(settings, decodings=decodings)
+    instructions = comparison_conditions.instructions_of(config, settings.instructions)
+    by_adapter = conditions_by_adapter(settings, config, instructions)
+    answers = _stored_or_drawn_answers(settings, by_adapter, answer_file)
+    conditions = [condition for group in by_adapter.values() for condition in group]
+    classifiers = _fit_classifiers(settings, instructions, print_line)
+    judges = _load_judges(
+        settings.base,
+        template=template,
+        instructions=instructions if settings.teacher else {},
+        classifiers=classifiers,
+    )
+    metrics = ConditionMetrics(judges, settings.prompts)
     results = []
-    for decoding, answered in zip(asked.decodings, said, strict=True):
-        records = figures.records(rows, answered)
-        lines = metrics_table(records)
-        say(f"temperature {decoding.temperature:g}, {decoding.tokens} tokens")
-        for line in lines:
-            say(line)
-        texts = {_key(c): [a.text for a in row] for c, row in zip(rows, answered, strict=True)}
-        results.append({**asdict(decoding), "records": records, "table": lines, "texts": texts})
-    right = dimension_judges.judge_accuracies(leanings)
-    return {"prompts": len(asked.prompts), "judges": right, "decodings": results}
+    for decoding, answered in zip(decodings, answers, strict=True):
+        records = metrics.records(conditions, answered)
+        table = metrics_table(records)
+        print_line(f"temperature {decoding.temperature:g}, {decoding.tokens} tokens")
+        for line in table:
+            print_line(line)
+        texts = {
+            _text_key(condition): [answer.text for answer in row]
+            for condition, row in zip(conditions, answered, strict=True)
+        }
+        results.append({**asdict(decoding), "records": records, "table": table, "texts": texts})
+    accuracies = dimension_judges.judge_accuracies(classifiers)
+    return {"prompts": len(settings.prompts), "judges": accuracies, "decodings": results}
 
 
 def conditions_by_adapter(
-    asked: SteeringSettings, config: AdapterConfig, sentences: Mapping[str, str]
+    settings: SteeringSettings, config: AdapterConfig, instructions: Mapping[str, str]
 ) -> dict[str, list[Condition]]:
-    """By the folder of the adapter that guides."""
-    betas, names = asked.betas or [config.beta], config.dimensions
-    rows = {
-        asked.adapter: [
-            comparison_conditions.unguided_condition(),
-            *comparison_conditions.instructed_conditions(sentences),
-            *comparison_conditions.guided_conditions("PAD", names, betas),
-            *(_on_top(sentences, betas[0]) if asked.on_top else ()),
-            *(
-                comparison_conditions.mixed_conditions("PAD", names, betas[0])
-                if asked.mixes
-                else ()
-            ),
-        ]
-    }
-    for name, folder in asked.other_adapters.items():
+    """All conditions to answer the prompts under.
+
+    Args:
+        settings: What to measure.
+        config: Config of the adapter that is measured.
+        instructions: Dimension -> instruction.
+
+    Returns:
+        Folder of the adapter that guides -> conditions. The unguided one comes first.
+    """
+    betas, names = settings.betas or [config.beta], config.dimensions
+    conditions = [
+        comparison_conditions.unguided_condition(),
+        *comparison_conditions.instructed_conditions(instructions),
+        *comparison_conditions.guided_conditions("PAD", names, betas),
+    ]
+    if settings.on_top:
+        # The instruction in the prompt already steers: half the strength is measured, too.
+        conditions += comparison_conditions.instructed_and_guided_conditions(
+            "PAD", instructions, (betas[0] / 2, betas[0])
+        )
+    if settings.mixes:
+        conditions += comparison_conditions.mixed_conditions("PAD", names, betas[0])
+    by_adapter = {settings.adapter: conditions}
+    for name, folder in settings.other_adapters.items():
         other = read_config(folder)
-        shared = [d for d in other.dimensions if d in names]
-        more = comparison_conditions.guided_conditions(
-            name, shared, asked.other_betas or [other.beta], (1,)
+        shared = [dimension for dimension in other.dimensions if dimension in names]
+        guided = comparison_conditions.guided_conditions(
+            name, shared, settings.other_betas or [other.beta], signs=(1,)
         )
-        rows[folder] = [*rows.get(folder, ()), *more]
-    return rows
+        by_adapter[folder] = [*by_adapter.get(folder, ()), *guided]
+    return by_adapter
 
 
-def _on_top(sentences: Mapping[str, str], beta: float) -> list[Condition]:
-    """The prompt pulls already: half the strength beside the whole."""
-    return comparison_conditions.instructed_and_guided_conditions(
-        "PAD", sentences, (beta / 2, beta)
-    )
-
-
-def _drawn(
-    asked: SteeringSettings, rows: Mapping[str, Sequence[Condition]], kept: Path | None
+def _stored_or_drawn_answers(
+    settings: SteeringSettings,
+    by_adapter: Mapping[str, Sequence[Condition]],
+    answer_file: Path | None,
 ) -> list[list[list[DrawnAnswer]]]:
-    """By decoding and condition, one engine for each adapter."""
-    ways = {folder: [asdict(one) for one in some] for folder, some in rows.items()}
-    configs = [read_config(folder).to_json() for folder in rows]
-    question = json.dumps([_KEPT, asdict(asked), configs, ways])
-    if kept is not None and kept.is_file():
-        found = json.loads(kept.read_text())
-        if found["question"] == question:
+    """[decoding][condition][prompt], from the file if it holds the answers to the same question."""
+    question = _question(settings, by_adapter)
+    if answer_file is not None and answer_file.is_file():
+        stored = json.loads(answer_file.read_text())
+        if stored["question"] == question:
             return [
-                [
-                    [DrawnAnswer(text, tuple(ids), loss) for text, ids, loss in row]
-                    for row in answered
-                ]
-                for answered in found["answers"]
+                [[DrawnAnswer(text, tuple(ids), loss) for text, ids, loss in row] for row in rows]
+                for rows in stored["answers"]
             ]
-    said: list[list[list[DrawnAnswer]]] = [[] for _ in asked.decodings]
-    for folder, some in rows.items():
+    answers = _draw(settings, by_adapter)
+    if answer_file is not None:
+        plain = [[[(a.text, a.token_ids, a.loss) for a in row] for row in rows] for rows in answers]
+        answer_file.write_text(json.dumps({"question": question, "answers": plain}))
+    return answers
+
+
+def _question(settings: SteeringSettings, by_adapter: Mapping[str, Sequence[Condition]]) -> str:
+    """All that decides the answers, as JSON text."""
+    conditions = {folder: [c.as_json() for c in group] for folder, group in by_adapter.items()}
+    configs = [read_config(folder).to_json() for folder in by_adapter]
+    return json.dumps([_ANSWER_FILE_VERSION, settings.as_json(), configs, conditions])
+
+
+def _draw(
+    settings: SteeringSettings, by_adapter: Mapping[str, Sequence[Condition]]
+) -> list[list[list[DrawnAnswer]]]:
+    """[decoding][condition][prompt], by one engine per adapter."""
+    answers: list[list[list[DrawnAnswer]]] = [[] for _ in settings.decodings]
+    for folder, conditions in by_adapter.items():
         batch = AnswerBatch(
-            asked.base, folder, asked.prompts, some, asked.decodings, asked.engine_settings
+            base=settings.base,
+            adapter=folder,
+            prompts=settings.prompts,
+            conditions=conditions,
+            decodings=settings.decodings,
+            engine_settings=settings.engine_settings,
         )
-        more = draw_answers(batch)
-        said = [[*before, *after] for before, after in zip(said, more, strict=True)]
-    if kept is not None:
-        plain = [
-            [[(a.text, a.token_ids, a.loss) for a in row] for row in answered] for answered in said
-        ]
-        kept.write_text(json.dumps({"question": question, "answers": plain}))
-    return said
+        for rows, drawn in zip(answers, draw_answers(batch), strict=True):
+            rows.extend(drawn)
+    return answers
 
 
-def _judges(
-    base: str, template: str | None, sentences: Mapping[str, str], leanings: Mapping[str, Any]
+def _fit_classifiers(
+    settings: SteeringSettings, instructions: Mapping[str, str], print_line: PrintLine
+) -> dict[str, InstructionClassifier]:
+    """Dimension -> judge of meaning; empty without prompts for them."""
+    if not settings.judge_prompts or not instructions:
+        return {}
+    print_line(f"judges of meaning, from {len(settings.judge_prompts)} other prompts")
+    first = settings.decodings[0]
+    classifiers = dimension_judges.fit_meaning_judges(
+        settings.base,
+        instructions,
+        settings.judge_prompts,
+        DecodingSettings(0.7, dtype=first.dtype, chat_template=first.chat_template),
+    )
+    for name, classifier in classifiers.items():
+        right = f"{classifier.accuracy:.0%}"
+        print_line(f"{name}: the judge of meaning is right on {right} of its held-out pairs")
+    return classifiers
+
+
+def _load_judges(
+    base: str,
+    *,
+    template: str | None,
+    instructions: Mapping[str, str],
+    classifiers: Mapping[str, InstructionClassifier],
 ) -> dimension_judges.DimensionJudges:
     from transformers import AutoModelForCausalLM
 
     folder = Path(resolve_base(base))
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
-    tokenizer = load_chat_tokenizer(folder, base, template)
-    return dimension_judges.DimensionJudges(model, tokenizer, sentences, leanings)
+    return dimension_judges.DimensionJudges(
+        model=AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval(),
+        tokenizer=load_chat_tokenizer(folder, base, template),
+        instructions=instructions,
+        classifiers=classifiers,
+    )
 
 
-def _key(condition: Condition) -> str:
+def _text_key(condition: Condition) -> str:
     return f"{condition.name} @{condition.beta:g}" if condition.weights else condition.name

@@ -1,12 +1,11 @@
-"""An answer token by token: what each earned, and what the base would have said in its place.
+"""Explains an answer token by token: the reward of each token, and the base's own first choice there.
 
-In: an adapter's folder, its base, a prompt, weights; an answer, or else one is drawn. Out: what each of
-its tokens Earned. `tokens` alone knows no engine: its answer may come from anywhere.
+In: an adapter's folder, its base, a prompt, weights; an answer, otherwise one is drawn. Out: a
+TokenExplanation per token. `explain_tokens` knows no engine: its answer may come from anywhere.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,62 +27,95 @@ from pad_vllm.serving.start.served_adapters import adapter_limits
 from pad_vllm.steering.comparison_conditions import Condition
 from pad_vllm.steering.guided_answers import AnswerBatch, DecodingSettings, draw_answers
 from pad_vllm.text.chat_template import chat_token_ids, load_chat_tokenizer
+from pad_vllm.training.data.conversation import Conversation
 
 
 @dataclass(frozen=True)
 class ExplanationRequest:
-    """What is explained."""
+    """The answer to explain, or how to draw it."""
 
-    adapter: str  # folder
+    adapter: str
+    """Folder."""
+
     base: str
+    """The adapter's own backbone, under any name that `resolve_base` accepts."""
+
     prompt: str
-    weights: str  # as pad_weights
-    beta: float | None = None  # None: the adapter's
-    answer: str | None = None  # None: the guided base's own, greedy
-    max_tokens: int = 80  # tokens of that
-    dtype: str = "auto"  # that it is drawn in
+    """The user's turn."""
+
+    weights: str
+    """As the request argument pad_weights."""
+
+    beta: float | None = None
+    """Strength; None: the adapter's default."""
+
+    answer: str | None = None
+    """Text to explain; None: the guided base's greedy answer, which is drawn."""
+
+    max_tokens: int = 80
+    """Most tokens of an answer that is drawn."""
+
+    dtype: str = "auto"
+    """vLLM's dtype for drawing."""
 
 
-def explain_answer(asked: ExplanationRequest) -> list[TokenExplanation]:
-    """Raises ValueError for weights that the adapter does not have, and for what cannot be loaded."""
+def explain_answer(request: ExplanationRequest) -> list[TokenExplanation]:
+    """One explanation per token of the answer.
+
+    Raises ValueError for weights that the adapter does not have, and where base or adapter cannot be loaded.
+    """
     from transformers import AutoModelForCausalLM
 
-    adapter, folder = load_adapter(asked.adapter), Path(resolve_base(asked.base))
+    adapter, folder = load_adapter(request.adapter), Path(resolve_base(request.base))
     require_same_backbone(adapter.config.backbone, Backbone.from_checkpoint(folder))
-    guided = _guidance(asked, adapter.config)
-    tokenizer = load_chat_tokenizer(folder, asked.base, adapter.config.chat_template)
-    prompt = [{"role": "user", "content": asked.prompt}]
-    if asked.answer is None:
-        said = _drawn(asked, guided, adapter.config, prompt)
+    guidance_arguments = _parse_guidance(request, adapter.config)
+    tokenizer = load_chat_tokenizer(folder, request.base, adapter.config.chat_template)
+    messages = [{"role": "user", "content": request.prompt}]
+    if request.answer is None:
+        answer = _draw_answer(request, guidance_arguments, adapter.config, messages)
     else:
-        said = tokenizer(asked.answer, add_special_tokens=False)["input_ids"]
+        answer = tokenizer(request.answer, add_special_tokens=False)["input_ids"]
     model = PersRM.from_adapter(
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), adapter
     )
-    w = torch.tensor(guided.weights)
     return explain_tokens(
-        model, tokenizer, chat_token_ids(tokenizer, prompt), said, w, guided.top_k
+        model,
+        tokenizer,
+        prompt=chat_token_ids(tokenizer, messages),
+        answer=answer,
+        w=torch.tensor(guidance_arguments.weights),
+        top_k=guidance_arguments.top_k,
     )
 
 
-def _guidance(asked: ExplanationRequest, config: AdapterConfig) -> Guidance:
+def _parse_guidance(request: ExplanationRequest, config: AdapterConfig) -> Guidance:
     limits = adapter_limits(config, PADConfig.max_beta, config.top_k)
-    beta = {} if asked.beta is None else {BETA: asked.beta}
-    guided = parse_guidance({WEIGHTS: asked.weights, **beta}, limits)
-    assert guided is not None
-    return guided
+    beta = {} if request.beta is None else {BETA: request.beta}
+    parsed = parse_guidance({WEIGHTS: request.weights, **beta}, limits)
+    assert parsed is not None
+    return parsed
 
 
-def _drawn(
-    asked: ExplanationRequest, guided: Guidance, config: AdapterConfig, prompt: list[dict[str, str]]
+def _draw_answer(
+    request: ExplanationRequest,
+    guidance_arguments: Guidance,
+    config: AdapterConfig,
+    messages: list[dict[str, str]],
 ) -> list[int]:
-    weights = dict(zip(config.dimensions, guided.weights, strict=True))
-    way = Condition("explained", weights, guided.beta)
+    """Token ids of the guided base's greedy answer."""
+    weights = dict(zip(config.dimensions, guidance_arguments.weights, strict=True))
     decoding = DecodingSettings(
-        tokens=asked.max_tokens, dtype=asked.dtype, chat_template=config.chat_template
+        tokens=request.max_tokens, dtype=request.dtype, chat_template=config.chat_template
     )
-    batch = AnswerBatch(asked.base, asked.adapter, [json.dumps(prompt)], [way], [decoding])
-    return list(draw_answers(batch)[0][0][0].token_ids)
+    batch = AnswerBatch(
+        base=request.base,
+        adapter=request.adapter,
+        prompts=[Conversation.model_validate(messages)],
+        conditions=[Condition("explained", weights, guidance_arguments.beta)],
+        decodings=[decoding],
+    )
+    (((answer,),),) = draw_answers(batch)
+    return list(answer.token_ids)
 
 
 @torch.no_grad()
@@ -95,16 +127,29 @@ def explain_tokens(
     w: Tensor,
     top_k: int,
 ) -> list[TokenExplanation]:
-    """prompt, answer: token ids; w [D]; top_k: the base's candidates."""
+    """Explains an answer with the PyTorch model, without an engine.
+
+    Args:
+        model: PersRM on its backbone, which is the base here.
+        tokenizer: The base's.
+        prompt: Token ids of the prompt, not empty.
+        answer: Token ids of the answer.
+        w: [D] weights of the dimensions.
+        top_k: Number of candidates per token; rewards are relative to their mean.
+
+    Returns:
+        One explanation per token of the answer.
+    """
     if not answer:
         return []
-    whole = torch.tensor([[*prompt, *answer][:-1]])
-    h_B, h_T = (h[0, len(prompt) - 1 :].float() for h in model.hidden(whole))
-    z, best = guidance.candidates(model.base_logits(h_B), torch.arange(len(h_B)), top_k)
-    # What was said may be no candidate: it stands behind them, where it counts for no mean.
-    ids = torch.cat([best, torch.tensor(answer).unsqueeze(-1)], -1)
-    behind = torch.nn.functional.pad(z, (0, 1), value=guidance.NEG_INF)
+    input_ids = torch.tensor([[*prompt, *answer][:-1]])
+    h_B, h_T = (h[0, len(prompt) - 1 :].float() for h in model.hidden(input_ids))
+    z, candidates = guidance.candidates(model.base_logits(h_B), torch.arange(len(h_B)), top_k)
+    # The answer's own token may not be a candidate: it is appended with logit -inf, so that the mean over
+    # the candidates leaves it out.
+    ids = torch.cat([candidates, torch.tensor(answer).unsqueeze(-1)], -1)
+    logits = torch.nn.functional.pad(z, (0, 1), value=guidance.NEG_INF)
     rewards = model.rewards(h_B, h_T, ids, w.expand(len(h_B), -1))
-    paid = guidance.centred_rewards(behind, rewards, torch.full((len(z),), top_k))
-    steps = list(zip(range(len(answer)), ids.tolist(), paid.tolist(), strict=True))
+    centred = guidance.centred_rewards(logits, rewards, torch.full((len(z),), top_k))
+    steps = list(zip(range(len(answer)), ids.tolist(), centred.tolist(), strict=True))
     return token_explanations(steps, answer, tokenizer)

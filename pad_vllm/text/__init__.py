@@ -1,1 +1,1 @@
-"""The reward model's tokens kept in step with the base's text, whatever the two tokenizers are."""
+"""Chat templates, preferences in prompts, and a base's tokens translated for a PersRM."""

@@ -1,6 +1,6 @@
-"""A text that changes at its end, and its tokens: as if encoded whole, but only the end is encoded again.
+"""Keeps the tokens of a text that changes at its end: as if encoded whole, but only the end is encoded again.
 
-In: a fast tokenizer's backend, splices of the text. Out: edits of its tokens. Knows nothing of where the text
+In: a fast tokenizer's backend, splices of the text. Out: edits of its tokens. It does not know where the text
 comes from, and imports neither torch nor vLLM.
 """
 
@@ -12,142 +12,176 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 TokenChange = tuple[int, tuple[int, ...]]
-"""(keep, added): the tokens become tokens[:keep] + added."""
+"""(number of kept tokens, added tokens): the tokens become tokens[:number] + added."""
 
-_MEET = 4  # tokens in a row that a window must share with the known ones to be accepted
-_BACK = 6  # tokens before the change that the first window begins at; the next begin at 12, 24, ...
-_MEMO = 2**18  # characters of windows memoised, over all requests: some 10 MB with their tokens
+Span = tuple[int, int]
+"""Begin and end of a token in characters of the text."""
+
+_MIN_AGREEING = 4  # tokens in a row that a window must share with the known ones to be accepted
+_FIRST_LOOK_BACK = 6  # tokens before the change where the first window begins; then 12, 24, ...
+_MAX_CACHED = 2**18  # characters of cached windows, over all requests: some 10 MB with their tokens
 
 
 class TextSplice(NamedTuple):
-    """A text's end, replaced."""
+    """Replaces the end of a text."""
 
-    num_kept: int  # characters that stay
-    text: str  # what follows them
+    num_kept: int
+    """Characters that stay."""
+
+    text: str
+    """What follows them."""
 
 
 class TokenEdit(NamedTuple):
-    """New tokens from the one at `cut`, spans in characters of the new text."""
+    """What a splice of the text does to its tokens: those after the first `num_kept` are replaced."""
 
     splice: TextSplice
     num_kept: int
     ids: list[int]
-    spans: list[tuple[int, int]]
+    """Token ids after the kept ones."""
+
+    spans: list[Span]
+    """Their spans in the new text."""
 
 
 class WindowEncoder:
-    """Encodes texts as (ids, spans in characters), memoised."""
+    """Encodes parts of texts, and caches what it encoded. Shared by all requests."""
 
     def __init__(self, backend: Any) -> None:
+        """backend: a tokenizers.Tokenizer; truncation and padding are switched off."""
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        self._known: dict[str, tuple[list[int], list[tuple[int, int]]]] = {}
-        self._size = 0  # characters in it
+        self._cache: dict[str, tuple[list[int], list[Span]]] = {}
+        self._cached_characters = 0
         added = backend.get_added_tokens_decoder().values()
-        self._reach = max((len(token.content) for token in added), default=0)
-        self._blanks = any(token.lstrip for token in added)
+        self._longest_added = max((len(token.content) for token in added), default=0)
+        self._strips_blanks = any(token.lstrip for token in added)
         anywhere = any(token.normalized for token in added) and backend.normalizer is not None
-        begins = {re.escape(token.content[0]) for token in added if token.content}
-        self._begin = re.compile("(?s:.)" if anywhere or not begins else f"[{''.join(begins)}]")
+        starts = {re.escape(token.content[0]) for token in added if token.content}
+        self._added_start = re.compile(
+            "(?s:.)" if anywhere or not starts else f"[{''.join(starts)}]"
+        )
 
-    def safe_start(self, text: str, place: int) -> int:
-        """`place`, or an earlier one where an added token may begin that text after `place` completes."""
-        begin = self._begin.search(text, max(0, place - self._reach), place)
-        place = begin.start() if begin else place
-        while self._blanks and place and text[place - 1].isspace():
-            place -= 1
-        return place
+    def safe_start(self, text: str, position: int) -> int:
+        """`position` in characters, or an earlier one: where an added token may begin that only text after
+        `position` completes.
+        """
+        start = self._added_start.search(text, max(0, position - self._longest_added), position)
+        position = start.start() if start else position
+        while self._strips_blanks and position and text[position - 1].isspace():
+            position -= 1
+        return position
 
-    def __call__(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        if self._size > _MEMO:
-            self._known.clear()
-            self._size = 0
-        unknown = [text for text in dict.fromkeys(texts) if text not in self._known]
+    def __call__(self, texts: Sequence[str]) -> list[tuple[list[int], list[Span]]]:
+        """Token ids and spans of each text, without special tokens."""
+        if self._cached_characters > _MAX_CACHED:
+            self._cache.clear()
+            self._cached_characters = 0
+        unknown = [text for text in dict.fromkeys(texts) if text not in self._cache]
         if unknown:
-            made = self._backend.encode_batch(unknown, add_special_tokens=False)
-            for text, encoding in zip(unknown, made, strict=True):
-                self._known[text] = (encoding.ids, encoding.offsets)
-                self._size += len(text)
-        return [self._known[text] for text in texts]
+            encodings = self._backend.encode_batch(unknown, add_special_tokens=False)
+            for text, encoding in zip(unknown, encodings, strict=True):
+                self._cache[text] = (encoding.ids, encoding.offsets)
+                self._cached_characters += len(text)
+        return [self._cache[text] for text in texts]
 
 
 class EncodedAnswer:
-    """A text and its tokens, equal to the encoding of the whole text after every edit.
+    """A text and its tokens, which after every edit are those of the whole text.
 
-    Encoded is a window of text that begins some tokens before the change. From where four of its tokens
-    agree with the known ones in ids and spans, its tokens replace the known ones.
+    Only a window of the text is encoded, which begins some tokens before the change. From where four of its
+    tokens agree with the known ones in ids and spans, its tokens replace the known ones.
     """
 
     def __init__(self, encoder: WindowEncoder) -> None:
         self.text = ""
         self.ids: list[int] = []
-        self.spans: list[tuple[int, int]] = []
+        self.spans: list[Span] = []
         self._encoder = encoder
 
     def edits(self, splices: Sequence[TextSplice]) -> list[TokenEdit]:
-        """The tokens that each splice of the text would make."""
-        nothing = TextSplice(len(self.text), "")
-        made = {nothing: TokenEdit(nothing, len(self.ids), [], [])}
-        back = _BACK
-        while missing := [s for s in dict.fromkeys(splices) if s not in made]:
-            sound = [self._encoder.safe_start(self.text, splice.num_kept) for splice in missing]
-            firsts = [self._first(place, back) for place in sound]
-            begins = [self.spans[first][0] if first else 0 for first in firsts]
-            texts = [
-                self.text[b : s.num_kept] + s.text for b, s in zip(begins, missing, strict=True)
-            ]
-            windows = self._encoder(texts)
-            for s, place, first, begin, window in zip(
-                missing, sound, firsts, begins, windows, strict=True
-            ):
-                ids, spans = window[0], [(b + begin, e + begin) for b, e in window[1]]
-                met = self._meet(first, ids, spans, place) if first else (0, 0)
-                if met:
-                    made[s] = TokenEdit(s, met[0], ids[met[1] :], spans[met[1] :])
-            back *= 2
-        return [made[splice] for splice in splices]
+        """What each splice of the text would do to the tokens. Changes nothing."""
+        no_change = TextSplice(len(self.text), "")
+        edits = {no_change: TokenEdit(no_change, len(self.ids), [], [])}
+        look_back = _FIRST_LOOK_BACK
+        while missing := [s for s in dict.fromkeys(splices) if s not in edits]:
+            edits.update(self._window_edits(missing, look_back))
+            look_back *= 2
+        return [edits[splice] for splice in splices]
+
+    def _window_edits(
+        self, splices: list[TextSplice], look_back: int
+    ) -> dict[TextSplice, TokenEdit]:
+        """The edits by windows that begin `look_back` tokens before each change, where those are accepted. A
+        window from the text's start always is.
+        """
+        limits = [self._encoder.safe_start(self.text, splice.num_kept) for splice in splices]
+        firsts = [self._window_start(limit, look_back) for limit in limits]
+        begins = [self.spans[first][0] if first else 0 for first in firsts]
+        texts = [
+            self.text[begin : splice.num_kept] + splice.text
+            for begin, splice in zip(begins, splices, strict=True)
+        ]
+        edits = {}
+        for splice, limit, first, begin, (ids, window_spans) in zip(
+            splices, limits, firsts, begins, self._encoder(texts), strict=True
+        ):
+            spans = [(start + begin, end + begin) for start, end in window_spans]
+            agreement = self._agreement(first, ids, spans, limit) if first else (0, 0)
+            if agreement:
+                num_kept, in_window = agreement
+                edits[splice] = TokenEdit(splice, num_kept, ids[in_window:], spans[in_window:])
+        return edits
 
     def as_token_change(self, edit: TokenEdit) -> TokenChange:
-        """An edit as (keep, added), with as many tokens kept as stay the same."""
-        alike = 0
+        """The edit as a TokenChange, with as many tokens kept as stay the same."""
+        num_equal = 0
         for old, new in zip(self.ids[edit.num_kept :], edit.ids, strict=False):
             if old != new:
                 break
-            alike += 1
-        return edit.num_kept + alike, tuple(edit.ids[alike:])
+            num_equal += 1
+        return edit.num_kept + num_equal, tuple(edit.ids[num_equal:])
 
     def apply(self, edit: TokenEdit) -> None:
+        """Change text and tokens."""
         self.text = self.text[: edit.splice.num_kept] + edit.splice.text
         self.ids[edit.num_kept :] = edit.ids
         self.spans[edit.num_kept :] = edit.spans
 
-    def _first(self, place: int, back: int) -> int:
-        """The token that a window begins with: `back` before `place`, at the start of a character."""
-        first = bisect_right(self.spans, place, key=lambda span: span[1]) - back
-        while first > 0 and not _clean(self.spans, first):
+    def _window_start(self, limit: int, look_back: int) -> int:
+        """Index of a window's first token: `look_back` before the character `limit`, where a character
+        begins.
+        """
+        first = bisect_right(self.spans, limit, key=lambda span: span[1]) - look_back
+        while first > 0 and not _begins_character(self.spans, first):
             first -= 1
         return max(0, first)
 
-    def _meet(
-        self, first: int, ids: list[int], spans: list[tuple[int, int]], place: int
+    def _agreement(
+        self, first: int, ids: list[int], spans: list[Span], limit: int
     ) -> tuple[int, int] | None:
-        """Indices (known, window) where both have had _MEET equal tokens in a row, all before `place`."""
-        known, new, alike = first, 0, 0
-        while known < len(self.ids) and new < len(ids) and self.spans[known][1] <= place:
-            at, other = self.spans[known], spans[new]
-            same = at == other and self.ids[known] == ids[new]
-            if same and (alike or (_clean(self.spans, known) and _clean(spans, new))):
-                alike += 1
-                if alike == _MEET:
+        """Indices (known tokens, window) of the last of four equal tokens in a row, all before the character
+        `limit`; None where there are none.
+        """
+        known, new, num_equal = first, 0, 0
+        while known < len(self.ids) and new < len(ids) and self.spans[known][1] <= limit:
+            known_span, new_span = self.spans[known], spans[new]
+            equal = known_span == new_span and self.ids[known] == ids[new]
+            if equal and (
+                num_equal
+                or (_begins_character(self.spans, known) and _begins_character(spans, new))
+            ):
+                num_equal += 1
+                if num_equal == _MIN_AGREEING:
                     return known, new
                 known, new = known + 1, new + 1
             else:
-                alike = 0
-                known, new = known + (at <= other), new + (other <= at)
+                num_equal = 0
+                known, new = known + (known_span <= new_span), new + (new_span <= known_span)
         return None
 
 
-def _clean(spans: list[tuple[int, int]], index: int) -> bool:
+def _begins_character(spans: list[Span], index: int) -> bool:
     """Whether a token begins where a character does: a character of several bytes may be several tokens."""
     return not index or spans[index - 1][1] <= spans[index][0]

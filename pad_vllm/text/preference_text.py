@@ -1,4 +1,4 @@
-"""A preference in words inside a conversation: in the form of the paper's code, or as people ask for it.
+"""Puts a preference in words into a conversation: in the form of PAD's own code, or as an instruction.
 
 In: messages and a text. Out: messages. Training and the reward model's prompt both use it.
 """
@@ -11,26 +11,29 @@ from pad_vllm.wording import short_repr
 
 
 def with_preference(messages: Sequence[Mapping[str, str]], text: str) -> list[dict[str, str]]:
-    """The conversation with `text` before its last user turn's content. Raises ValueError without one."""
-    return _changed(
+    """The conversation with `text` before its last user turn's content, in the form of PAD's own code.
+
+    Raises ValueError for a conversation without a user turn.
+    """
+    return _with_changed_user_turn(
         messages,
-        lambda asked: (
+        lambda content: (
             "[Guidelines] Your task is to generate response by considering the following "
-            f"principle. [Principles] {text} [Instruction] {asked}"
+            f"principle. [Principles] {text} [Instruction] {content}"
         ),
     )
 
 
 def with_instruction(messages: Sequence[Mapping[str, str]], text: str) -> list[dict[str, str]]:
-    """The conversation with `text` after its last user turn's content. Raises ValueError without one.
+    """The conversation with the instruction `text` after its last user turn's content.
 
-    Of a base that was never trained on `with_preference`'s form this is what it follows: a small one
-    takes those guidelines for the subject it is asked about.
+    A base that was never trained on `with_preference`'s form follows this one: a small base takes those
+    guidelines for the subject of the question. Raises ValueError for a conversation without a user turn.
     """
-    return _changed(messages, lambda asked: f"{asked}\n\n{text}")
+    return _with_changed_user_turn(messages, lambda content: f"{content}\n\n{text}")
 
 
-def _changed(
+def _with_changed_user_turn(
     messages: Sequence[Mapping[str, str]], change: Callable[[str], str]
 ) -> list[dict[str, str]]:
     turns = [dict(message) for message in messages]

@@ -1,4 +1,4 @@
-"""Keeps the PersRM's tokens in step with the base's, where the two cut text differently.
+"""Keeps the PersRM's tokens in step with the base's, where the two tokenizers cut text differently.
 
 In: two Transformers fast tokenizers, then one request's token ids as the base makes them. Out: the PersRM's
 tokens of the same prompt and answer, and what each candidate would change in them. Knows nothing of
@@ -17,43 +17,50 @@ from pad_vllm.text.token_texts import TokenDecoder, UndecodedTail
 
 
 class TokenAligner:
-    """One for a pair of tokenizers.
-
-    Raises ValueError for a tokenizer that is not a fast one, or a base's decoder that `Pieces` does not know.
-    """
+    """Translates requests from one base's tokens to one PersRM's."""
 
     def __init__(self, base: Any, persrm: Any, *, end_tokens: Iterable[int] = ()) -> None:
-        """ends: tokens that end the base's answers beside its tokenizer's end of sequence."""
+        """Learn both chat templates.
+
+        Args:
+            base: the base's fast tokenizer.
+            persrm: the PersRM's.
+            end_tokens: ids that end the base's answers, beside its tokenizer's end of sequence.
+
+        Raises:
+            ValueError: a tokenizer is not a fast one, or TokenDecoder does not know the base's decoder.
+        """
         for role, tokenizer in (("base", base), ("PersRM", persrm)):
             _require_fast(role, tokenizer)
-        self.same_tokens = _same(base, persrm)
-        """Token ids mean the same in both, so they are passed through."""
+        self.same_tokens = _are_same(base, persrm)
+        """Whether token ids mean the same in both, so that they are passed through."""
         self._persrm = persrm
         self._template = ChatTemplateReader(base)
         if self.same_tokens:
             return
         self._encoder = WindowEncoder(persrm.backend_tokenizer)
-        self._pieces = TokenDecoder(base.backend_tokenizer)
-        self._ends = frozenset(
-            {base.eos_token_id, self._template.end_of_turn, *end_tokens} - {None}
-        )
-        end = ChatTemplateReader(persrm).end_of_turn
-        self._end = persrm.eos_token_id if end is None else end
+        self._decoder = TokenDecoder(base.backend_tokenizer)
+        base_ends = {base.eos_token_id, self._template.end_of_turn, *end_tokens}
+        self._base_ends = frozenset(base_ends - {None})
+        end_of_turn = ChatTemplateReader(persrm).end_of_turn
+        self._persrm_end = persrm.eos_token_id if end_of_turn is None else end_of_turn
 
     def start(self, prompt_ids: Sequence[int], preference: str = "") -> AlignedTokens:
-        """A request whose prompt the base has as these tokens; preference: the user's, in words."""
+        """Translate a request's prompt.
+
+        Args:
+            prompt_ids: the base's tokens of the prompt.
+            preference: the user's preference in words, for the PersRM's prompt only.
+        """
         if self.same_tokens and not preference:
             return AlignedTokens(prompt_ids)
-        prompt = self._prompt(prompt_ids, preference)
+        conversation = self._template.conversation_from_ids(prompt_ids)
+        prompt = persrm_prompt_ids(self._persrm, conversation, preference)
         if self.same_tokens:
             return AlignedTokens(prompt)
-        end = () if self._end is None else (self._end,)
-        return _Translation(prompt, self._pieces, self._encoder, dict.fromkeys(self._ends, end))
-
-    def _prompt(self, ids: Sequence[int], preference: str) -> list[int]:
-        return persrm_prompt_ids(
-            self._persrm, self._template.conversation_from_ids(ids), preference
-        )
+        end: tuple[int, ...] = () if self._persrm_end is None else (self._persrm_end,)
+        ends = dict.fromkeys(self._base_ends, end)
+        return _ReencodedTokens(prompt, self._decoder, self._encoder, ends)
 
 
 class AlignedTokens:
@@ -61,12 +68,12 @@ class AlignedTokens:
 
     def __init__(self, prompt: Sequence[int]) -> None:
         self.tokens = list(prompt)
-        """The PersRM's: prompt and answer so far."""
+        """The PersRM's token ids: prompt and answer so far."""
         self.num_unchanged = 0
-        """How many of the first of them have not changed since `settle`."""
+        """How many of the first tokens have not changed since `reset_unchanged`."""
 
     def reset_unchanged(self) -> None:
-        """From here on `stays` counts anew."""
+        """From here on `num_unchanged` counts anew: all tokens of now."""
         self.num_unchanged = len(self.tokens)
 
     def extend(self, ids: Sequence[int]) -> None:
@@ -74,41 +81,43 @@ class AlignedTokens:
         self.tokens += ids
 
     def candidate_changes(self, ids: Sequence[int]) -> list[TokenChange]:
-        """For each base token what `tokens` would be if it came next."""
+        """For each of the base's token ids: how `tokens` would change if it came next."""
         return [(len(self.tokens), (token,)) for token in ids]
 
 
-class _Translation(AlignedTokens):
+class _ReencodedTokens(AlignedTokens):
     """One request whose answer is decoded, and encoded again for the PersRM."""
 
     def __init__(
         self,
         prompt: Sequence[int],
-        pieces: TokenDecoder,
+        decoder: TokenDecoder,
         encoder: WindowEncoder,
         ends: dict[int, tuple[int, ...]],
     ) -> None:
+        """prompt: the PersRM's; ends: base tokens that end the turn -> the PersRM's tokens for it."""
         super().__init__(prompt)
-        self._prompt = len(self.tokens)
-        self._pieces = pieces
-        self._ends = ends  # base tokens that end the turn -> the PersRM's
+        self._prompt_length = len(self.tokens)
+        self._decoder = decoder
+        self._ends = ends
         self._answer = EncodedAnswer(encoder)
-        self._settled = 0  # characters of the answer that no later byte can change
-        self._tail = pieces.initial_tail
+        self._num_final = 0  # characters of the answer that no later byte can change
+        self._tail = decoder.initial_tail
 
     def extend(self, ids: Sequence[int]) -> None:
-        text, tail = self._pieces.decode(self._tail, ids)
+        text, tail = self._decoder.decode(self._tail, ids)
         [edit] = self._answer.edits([self._splice(text, tail)])
-        keep, added = self._answer.as_token_change(edit)
+        num_kept, added = self._answer.as_token_change(edit)
         self._answer.apply(edit)
-        self._settled += len(text)
+        self._num_final += len(text)
         self._tail = tail
-        self.tokens[self._prompt + keep :] = added
-        self.num_unchanged = min(self.num_unchanged, self._prompt + keep)
+        num_kept += self._prompt_length
+        self.tokens[num_kept:] = added
+        self.num_unchanged = min(self.num_unchanged, num_kept)
 
     def candidate_changes(self, ids: Sequence[int]) -> list[TokenChange]:
         splices = [
-            self._splice(*self._pieces.decode(self._tail, () if token in self._ends else (token,)))
+            self._splice(*self._decoder.decode(self._tail, () if token in self._ends else (token,)))
             for token in ids
         ]
         changes = []
@@ -116,18 +125,17 @@ class _Translation(AlignedTokens):
             if token in self._ends:
                 changes.append((len(self.tokens), self._ends[token]))
             else:
-                keep, added = self._answer.as_token_change(edit)
-                changes.append((self._prompt + keep, added))
+                num_kept, added = self._answer.as_token_change(edit)
+                changes.append((self._prompt_length + num_kept, added))
         return changes
 
     def _splice(self, text: str, tail: UndecodedTail) -> TextSplice:
         """The change of the answer's text by newly final `text` and a new tail."""
-        old = self._answer.text[self._settled :]
-        new = text + self._pieces.pending_text(tail)
-        alike = sum(
-            1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, new, strict=False))
-        )
-        return TextSplice(self._settled + alike, new[alike:])
+        old = self._answer.text[self._num_final :]
+        new = text + self._decoder.pending_text(tail)
+        pairs = zip(old, new, strict=False)
+        num_equal = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return TextSplice(self._num_final + num_equal, new[num_equal:])
 
 
 def _require_fast(role: str, tokenizer: Any) -> None:
@@ -138,15 +146,16 @@ def _require_fast(role: str, tokenizer: Any) -> None:
         )
 
 
-def _same(base: Any, persrm: Any) -> bool:
+def _are_same(base: Any, persrm: Any) -> bool:
     """Whether every token, and every prompt, is the same to both."""
     return base is persrm or (
         base.chat_template == persrm.chat_template
-        and _added(base) == _added(persrm)
+        and _added_tokens(base) == _added_tokens(persrm)
         and base.special_tokens_map == persrm.special_tokens_map
         and base.get_vocab() == persrm.get_vocab()
     )
 
 
-def _added(tokenizer: Any) -> dict[int, tuple[str, bool]]:
+def _added_tokens(tokenizer: Any) -> dict[int, tuple[str, bool]]:
+    """Id -> text, and whether it is special."""
     return {i: (t.content, t.special) for i, t in tokenizer.added_tokens_decoder.items()}

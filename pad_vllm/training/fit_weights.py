@@ -1,11 +1,11 @@
-"""One user's preference weights, learned from which of two answers they chose.
+"""One user's preference weights, fitted to their choices between two answers.
 
     Psi_i(y)           = sum over response tokens t of phi_i(y_t)       (persrm.features, the taken token)
     P(chosen > other)  = sigmoid( v . (Psi(chosen) - Psi(other)) ),     pad_weights = v / max |v|
 
-In: token ids and a PersRM, or the differences of Psi [N, D]. Out: a `Fit`: w, how sure it is, and how well it
-tells choices it has not seen. Logistic regression without intercept, since a pair has no order. It knows
-neither files nor tokenizers; cli/fit.py is the command.
+In: token ids and a PersRM, or the differences of Psi [N, D]. Out: a `WeightFit`: w, its confidence intervals,
+and how well it predicts choices it has not seen. Logistic regression without intercept, since a pair has no
+order. Knows neither files nor tokenizers; cli/fit.py is the command.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pad_vllm.persrm import PersRM
 
-MIN_CHOICES = 2  # cross-validation leaves out at least one and fits the rest
+MIN_CHOICES = 2
+"""Cross-validation leaves out at least one choice and fits the others."""
+
 _FOLDS = 10
 # Of the prior at strength 1: a standard deviation of 2. With 1, the intervals of simulated users whose
 # choices were firm (log-odds of spread 3) held their weights 75% of the time; with 2, 95%. The direction
@@ -32,37 +34,38 @@ _NORMAL_95 = 1.959964
 
 @dataclass(frozen=True, eq=False)
 class WeightFit:
-    """What the choices say. D dimensions in the adapter's order; all tensors float64."""
+    """Weights fitted to choices. D dimensions in the adapter's order; all tensors float64, on the CPU."""
 
     w: Tensor
-    """[D], the largest |w| is 1: then pad_beta is the logit units that one unit of the strongest
-    dimension's feature is worth, as for the single dimensions the adapter was trained on."""
+    """[D] weights, the largest |w| is 1: pad_beta is then the logits that one unit of the strongest
+    dimension's feature adds, as for the single dimensions that the adapter was trained on."""
 
     interval: Tensor
-    """[D, 2], 95% (Laplace: the posterior's curvature at its top), on w's scale."""
+    """[D, 2] 95% intervals (Laplace: the posterior's curvature at its maximum), on w's scale."""
 
     scale: float
-    """w * scale are the log-odds per unit of Psi: how firmly the user chose. No part of w's direction."""
+    """w * scale are the log-odds per unit of Psi: how consistent the choices are. Does not change w's
+    direction."""
 
     choices: int
-    """N."""
+    """Number N of choices."""
 
     accuracy: float
-    """Share of the given choices that w itself gets right."""
+    """Share of the choices that w, fitted to them, predicts."""
 
     cross_validated: float
-    """The same for choices left out of the fit, in ten parts (up to ten choices: one by one)."""
+    """Share predicted of choices left out of the fit, in ten parts (up to ten choices: one by one)."""
 
     baseline: float
-    """What the best single dimension gets right of the same left-out choices."""
+    """Share of the same left-out choices that the best single dimension predicts."""
 
     @property
     def excludes_zero(self) -> list[bool]:
-        """Per dimension: whether the interval excludes 0."""
+        """Whether each dimension's interval excludes 0, so that its sign is clear."""
         return [low > 0 or high < 0 for low, high in self.interval.tolist()]
 
     def pad_weights(self, dimensions: Sequence[str]) -> str:
-        """`pad_weights`: every dimension, also those whose sign is in doubt, to two digits."""
+        """The request argument: every dimension, also those whose sign is not clear, to two digits."""
         # + 0.0 turns -0.0 into 0.
         numbers = (f"{value + 0.0:.2g}" for value in self.w.tolist())
         return ",".join(f"{name}={n}" for name, n in zip(dimensions, numbers, strict=True))
@@ -70,9 +73,21 @@ class WeightFit:
 
 @torch.no_grad()
 def feature_sums(
-    model: PersRM, sequences: list[tuple[list[int], list[int]]], batch: int = 16
+    model: PersRM, sequences: list[tuple[list[int], list[int]]], batch_size: int = 16
 ) -> Tensor:
-    """Psi [N, D] float32 on the CPU, of (prompt_ids, response_ids), in the order given."""
+    """Feature sums Psi of responses.
+
+    Args:
+        model: the PersRM.
+        sequences: N pairs (prompt_ids, response_ids).
+        batch_size: sequences in one forward pass.
+
+    Returns:
+        [N, D] float32 on the CPU, in the order of `sequences`.
+
+    Raises:
+        ValueError: an empty prompt.
+    """
     for number, (prompt, _) in enumerate(sequences):
         if not prompt:
             raise ValueError(
@@ -82,9 +97,9 @@ def feature_sums(
     sums = torch.zeros(len(sequences), len(model.dimensions))
     # Similar lengths in one batch: less padding.
     order = sorted(range(len(sequences)), key=lambda i: sum(map(len, sequences[i])))
-    for start in range(0, len(order), batch):
-        chunk = order[start : start + batch]
-        sums[chunk] = _batch_sums(model, [sequences[i] for i in chunk])
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        sums[batch] = _batch_sums(model, [sequences[i] for i in batch])
     return sums
 
 
@@ -103,35 +118,42 @@ def _batch_sums(model: PersRM, sequences: list[tuple[list[int], list[int]]]) -> 
 
 
 def fit_weights(differences: Tensor, *, strength: float = 1.0) -> WeightFit:
-    """The weights behind N choices: differences [N, D] of Psi, chosen minus rejected.
+    """Fit weights to N choices by logistic regression.
 
-    strength: of the prior, a Gaussian around 0 of variance 4/strength on the weights of differences
-    of mean square 1. It keeps the weights finite where all choices agree.
-    Raises ValueError where the choices say nothing.
+    Args:
+        differences: [N, D] of Psi, chosen minus rejected.
+        strength: of the prior, a Gaussian around 0 of variance 4/strength on the weights of differences of
+            mean square 1. It keeps the weights finite where all choices agree.
+
+    Returns:
+        The fit.
+
+    Raises:
+        ValueError: too few choices; features that are not finite; choices that do not differ or cancel out.
     """
-    _require(differences, strength)
+    _require_fittable(differences, strength)
     x = differences.detach().cpu().double()
     v, deviation = _posterior(x, strength)
     scale = float(v.abs().max())
     if scale < 1e-9:
         raise ValueError(
-            f"the {len(x)} choices cancel out: no weights tell them better than a coin. Accepted: "
+            f"the {len(x)} choices cancel out: no weights predict them better than chance. Accepted: "
             "choices that agree in something. Add choices, or look for pairs entered both ways."
         )
     half = _NORMAL_95 * deviation
-    held_out, baseline = _cross_validated(x, strength)
+    cross_validated, baseline = _cross_validate(x, strength)
     return WeightFit(
         w=v / scale,
         interval=torch.stack((v - half, v + half), dim=-1) / scale,
         scale=scale,
         choices=len(x),
-        accuracy=float(_right(x @ v).mean()),
-        cross_validated=held_out,
+        accuracy=float(_predicted(x @ v).mean()),
+        cross_validated=cross_validated,
         baseline=baseline,
     )
 
 
-def _require(differences: Tensor, strength: float) -> None:
+def _require_fittable(differences: Tensor, strength: float) -> None:
     if not 0 < strength < math.inf:
         raise ValueError(
             f"strength is {strength:g}; accepted: a finite number above 0, without which choices "
@@ -155,9 +177,9 @@ def _require(differences: Tensor, strength: float) -> None:
 
 
 def _posterior(x: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-    """The most probable weights [D] and their standard deviations [D], in the units of x [N, D].
+    """(Most probable weights [D], their standard deviations [D]) for differences x [N, D], in x's units.
 
-    A dimension that never differs gets 0 and an infinite deviation.
+    A dimension in which no pair differs gets 0 and an infinite deviation.
     """
     # Not centred: the sign of a difference says which answer was chosen.
     spread = x.square().mean(0).sqrt()
@@ -168,10 +190,10 @@ def _posterior(x: Tensor, strength: float) -> tuple[Tensor, Tensor]:
 
 
 def _newton(x: Tensor, precision: float) -> tuple[Tensor, Tensor]:
-    """The minimum v [D] of `_loss` and its Hessian there [D, D]; x [N, D]."""
+    """(The minimum v [D] of `_loss`, its Hessian there [D, D]), by Newton's method. x [N, D]."""
     v = torch.zeros_like(x[0])
     for _ in range(100):
-        gradient, hessian = _slope(x, v, precision)
+        gradient, hessian = _derivatives(x, v, precision)
         step = torch.linalg.solve(hessian, gradient)
         current = _loss(x, v, precision)
         # Convex, but a full step may overshoot where sigmoid is flat.
@@ -180,7 +202,7 @@ def _newton(x: Tensor, precision: float) -> tuple[Tensor, Tensor]:
         v = v - step
         if step.abs().max() < 1e-10:
             break
-    return v, _slope(x, v, precision)[1]
+    return v, _derivatives(x, v, precision)[1]
 
 
 def _loss(x: Tensor, v: Tensor, precision: float) -> Tensor:
@@ -188,33 +210,33 @@ def _loss(x: Tensor, v: Tensor, precision: float) -> Tensor:
     return softplus(-x @ v).sum() + precision / 2 * v.square().sum()
 
 
-def _slope(x: Tensor, v: Tensor, precision: float) -> tuple[Tensor, Tensor]:
+def _derivatives(x: Tensor, v: Tensor, precision: float) -> tuple[Tensor, Tensor]:
     """Gradient [D] and Hessian [D, D] of `_loss`."""
-    wrong = (-x @ v).sigmoid()
-    curvature = (x * (wrong * (1 - wrong)).unsqueeze(-1)).T @ x
-    return precision * v - x.T @ wrong, curvature + precision * torch.eye(len(v)).double()
+    p_other = (-x @ v).sigmoid()
+    curvature = (x * (p_other * (1 - p_other)).unsqueeze(-1)).T @ x
+    return precision * v - x.T @ p_other, curvature + precision * torch.eye(len(v)).double()
 
 
-def _cross_validated(x: Tensor, strength: float) -> tuple[float, float]:
-    """Shares of left-out choices told rightly: by the weights, by the best single dimension."""
+def _cross_validate(x: Tensor, strength: float) -> tuple[float, float]:
+    """Shares of left-out choices x [N, D] that (the weights, the best single dimension) predict."""
     count = len(x)
     # Neighbours stay together: several pairs of one prompt often follow each other in a file.
     part = torch.arange(count) * min(count, _FOLDS) // count
     fitted, single = torch.zeros(count), torch.zeros(count)
     for number in part.unique():
-        out = part == number
-        fitted[out] = _right(x[out] @ _posterior(x[~out], strength)[0])
-        single[out] = _right(x[out] @ _best_single(x[~out]))
+        left_out = part == number
+        fitted[left_out] = _predicted(x[left_out] @ _posterior(x[~left_out], strength)[0])
+        single[left_out] = _predicted(x[left_out] @ _best_single(x[~left_out]))
     return float(fitted.mean()), float(single.mean())
 
 
 def _best_single(x: Tensor) -> Tensor:
-    """The signed unit vector [D] that tells most of the choices x [N, D]."""
-    share = _right(x).mean(0)
+    """The signed unit vector [D] that predicts most of the choices x [N, D]."""
+    share = _predicted(x).mean(0)
     best = (share - 0.5).abs().argmax()
     return torch.zeros_like(x[0]).index_fill(0, best, 1.0 if share[best] >= 0.5 else -1.0)
 
 
-def _right(value: Tensor) -> Tensor:
-    """1 where the chosen one is valued higher, 1/2 for a tie, 0 otherwise."""
-    return (value > 0).float() + (value == 0).float() / 2
+def _predicted(difference: Tensor) -> Tensor:
+    """1 where the chosen answer has the higher value, 1/2 for a tie, 0 otherwise."""
+    return (difference > 0).float() + (difference == 0).float() / 2

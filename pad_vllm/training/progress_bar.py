@@ -1,4 +1,4 @@
-"""A bar while a long job runs, gone when it ends; nothing at all where there is no terminal."""
+"""A progress bar while a long job runs; removed when it ends, and not shown without a terminal."""
 
 from __future__ import annotations
 
@@ -10,11 +10,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextmanager
-def progress_bar(what: str, total: int, *, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """A function to call with the number of steps just taken; done were taken by an earlier run."""
+def progress_bar(label: str, total: int, *, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Show a bar on standard error.
+
+    Args:
+        label: stands before the bar.
+        total: number of steps.
+        done: steps that an earlier run took.
+
+    Yields:
+        A function to call with the number of steps just taken.
+    """
     console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    shown = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    with shown:
-        task = shown.add_task(what, total=total, completed=done)
-        yield lambda steps: shown.advance(task, steps)
+    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with progress:
+        task = progress.add_task(label, total=total, completed=done)
+        yield lambda steps: progress.advance(task, steps)

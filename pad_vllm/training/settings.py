@@ -1,8 +1,9 @@
-"""What a training run is made of: every choice once, in two frozen classes that go into the model card.
+"""Every choice of a training run, once, in three frozen classes that go into the adapter's pad_config.json.
 
-`Settings` says what is trained on what; `Recipe` how. A field's type, bound, default and help stand here and
-nowhere else: pydantic checks them, the command line makes an option of them. Both are plain JSON, so that a
-run can be named by their digest, resumed only as itself, and sent to other machines. They import no torch.
+`Settings` says what is trained on what, `Recipe` how, `DistillationSettings` from which instructions. A
+field's type, bound, default and help stand here and nowhere else: pydantic checks them, and the command line
+makes an option of most of them. All are plain JSON, so that a run can be identified by their digest, resumed
+only as itself, and sent to other machines. Imports no torch.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -18,16 +19,21 @@ from pydantic.dataclasses import dataclass
 from pad_vllm.adapter.manifest import DIMENSION_NAME
 
 
-def _whole(least: int, description: str) -> Any:
-    return Field(ge=least, description=description)
+def _at_least(minimum: int, help_text: str) -> Any:
+    return Field(ge=minimum, description=help_text)
 
 
-def _said(description: str) -> Any:
-    return Field(description=description)
+def _with_help(help_text: str) -> Any:
+    return Field(description=help_text)
 
+
+MethodName = Literal["pairs", "scores", "prompt"]
+"""How an adapter is trained: see the table in training_methods.py."""
+
+METHOD_NAMES: tuple[str, ...] = get_args(MethodName)
 
 CHANGEABLE_SETTINGS = ("out", "strict", "prompted")
-"""Settings that a run may go on with changed: no weight depends on them."""
+"""Settings that may differ when an unfinished run is resumed: no trained weight depends on them."""
 
 _FINITE = ConfigDict(allow_inf_nan=False)
 _Count = Annotated[int, Field(ge=1)]
@@ -35,36 +41,37 @@ _Count = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True, config=_FINITE)
 class Recipe:
-    """How to train."""
+    """How to train. The names are those of `--recipe NAME=VALUE` and of pad_config.json."""
 
-    epochs: Annotated[int, _whole(0, "Stage 1: trunk and heads.")] = 1
-    head_epochs: Annotated[int, _whole(0, "Stage 2: heads.")] = 6  # runs no layer: costs little
-    groups: _Count = 8  # prompts an optimiser step
-    micro_groups: _Count = 4  # of them in one forward; the rest is gradient accumulation
-    preferences: _Count = 8  # w drawn for each prompt and step
+    epochs: Annotated[int, _at_least(0, "Epochs of stage 1, which trains trunk and heads.")] = 1
+    head_epochs: Annotated[
+        int, _at_least(0, "Epochs of stage 2, which trains the heads on the frozen trunk.")
+    ] = 6  # runs no layer of the model: costs little
+    groups: _Count = 8  # prompts of an optimiser step
+    micro_groups: _Count = 4  # prompts of one forward; gradients of a step are accumulated
+    preferences: _Count = 8  # weights w drawn for each prompt and step
     lora_lr: float = 2e-4
     head_lr: float = 1e-3
     weight_decay: float = 0.01
     warmup: float = 0.1  # share of a stage's steps
-    clip: float = 1.0  # of the gradient's norm
+    clip: float = 1.0  # maximal norm of the gradient
     b: float = 0.1  # inverse temperature of pairs of responses
-    branch_b: float = 1.0  # of pairs that differ in one token
+    branch_b: float = 1.0  # inverse temperature of pairs that differ in one token
     sharpness: float = 1.0  # of the labels, per spread of a score
-    reward_weight: float = 1.0  # of the loss over Psi_w
-    policy_weight: float = 1.0  # of the loss over L_w (DPO)
-    branch_weight: float = 1.0  # of the loss over next tokens
-    branch_share: float = 0.05  # of the tokens whose alternatives are scored
+    reward_weight: float = 1.0  # weight of the loss over Psi_w
+    policy_weight: float = 1.0  # weight of the loss over L_w (DPO)
+    branch_weight: float = 1.0  # weight of the loss over next tokens
+    branch_share: float = 0.05  # share of the tokens whose alternatives are scored
     candidates: Annotated[int, Field(ge=2)] = 20  # the base's top-k that training sees
-    trace: Annotated[float, Field(ge=0, le=1)] = 0.8  # by credit: GAE's lambda, a token
-    temperature: Annotated[float, Field(gt=0)] = (
-        0.8  # by credit: at which the base drew the responses
-    )
+    trace: Annotated[float, Field(ge=0, le=1)] = 0.8  # method scores: lambda of GAE, per token
+    # method scores: at which the base drew the responses
+    temperature: Annotated[float, Field(gt=0)] = 0.8
     least_margin: float = 0.3  # spreads between the responses of a "clear" held-out pair
-    evaluate_every: _Count = 100  # steps between looks at the validation pairs, and checkpoints
-    patience: _Count = 4  # looks without a better accuracy before a stage ends
-    validation_prompts: _Count = 96  # of the validation prompts, looked at each time
+    evaluate_every: _Count = 100  # steps between two evaluations on validation prompts
+    patience: _Count = 4  # evaluations without a better accuracy after which a stage ends
+    validation_prompts: _Count = 96  # validation prompts of one evaluation
     checkpointing: bool = False  # recompute activations in the backward pass: less memory
-    seed: Annotated[int, _said("Of everything that is drawn.")] = 0
+    seed: Annotated[int, _with_help("Seed of all random numbers.")] = 0
 
     def __post_init__(self) -> None:
         if not self.epochs and not self.head_epochs:
@@ -75,21 +82,26 @@ class Recipe:
 
 @dataclass(frozen=True, config=_FINITE)
 class DistillationSettings:
-    """What teaches in the place of scores: the base itself, told a sentence (training/taught)."""
+    """What method "prompt" learns from: the base with an instruction in its prompt is the teacher."""
 
-    sentences: dict[str, str]  # dimension -> what the base is told
-    prompts: str = (
-        ""  # file of sampling/sample_responses.py's read_prompts; empty for those that ship
-    )
+    sentences: dict[str, str]  # dimension -> its instruction
+    prompts: str = ""  # file for `read_prompts` (sampling/sample_responses.py); "": those that ship
+    # dimension -> the instruction of its opposite
     opposites: dict[str, str] = dataclasses.field(default_factory=dict)
     answers: Annotated[
-        int, _whole(1, "Prompts that are answered; of the others the first token is taught.")
+        int,
+        _at_least(1, "Prompts that the base answers; of the others only the first token counts."),
     ] = 420
-    firsts: Annotated[int, _whole(0, "Such others a prompt that is answered, at most.")] = 2
+    firsts: Annotated[
+        int, _at_least(0, "First-token prompts for each answered prompt, at most.")
+    ] = 2
 
     def __post_init__(self) -> None:
-        for option, told in (("--dimension", self.sentences), ("--opposite", self.opposites)):
-            for name, sentence in told.items():
+        for option, instructions in (
+            ("--dimension", self.sentences),
+            ("--opposite", self.opposites),
+        ):
+            for name, sentence in instructions.items():
                 if not DIMENSION_NAME.fullmatch(name) or not sentence.strip():
                     raise ValueError(
                         f'{option} {name}={sentence}: NAME="A SENTENCE" is accepted, NAME a letter, '
@@ -105,55 +117,71 @@ class DistillationSettings:
 
 @dataclass(frozen=True, config=_FINITE)
 class Settings:
-    """What to train on what, and where it goes."""
+    """What to train on what, and where the adapter goes. The names are the command line's options."""
 
-    base: str  # checkpoint folder or hub name of the backbone
-    data: tuple[str, ...]  # specs of training/data/data_sources.py
+    base: str  # the backbone: a name of `pad-vllm models`, a checkpoint folder or a hub name
+    data: tuple[str, ...]  # DataSpec texts (training/data/data_sources.py); () with method prompt
     out: str  # the adapter's folder
-    name: Annotated[str | None, _said("BASE's name in the model card.")] = None
-    dimensions: tuple[str, ...] = ()  # of the data's; () is all of them
+    name: Annotated[str | None, _with_help("BASE's name in the model card.")] = None
+    dimensions: tuple[str, ...] = ()  # some of those that the data scores; () is all of them
     fork_layer: Annotated[
         int | None,
-        _said(
-            "First layer with LoRA; BASE's number of layers is heads alone (default: three quarters up; with "
-            "--teacher heads alone)."
+        _with_help(
+            "First layer with LoRA; BASE's number of layers trains heads only (default: three quarters up; "
+            "heads only with --teacher scores and --teacher prompt)."
         ),
     ] = None
-    lora_rank: Annotated[int, _whole(1, "Of the trunk's LoRA.")] = 16
-    head_rank: Annotated[int, _whole(1, "Of the preference heads.")] = 16
-    dtype: Annotated[str, _said("float32 or bfloat16, of the frozen backbone.")] = "float32"
-    max_prompt: Annotated[int, _whole(1, "Tokens; longer prompts are left out, and counted.")] = 256
-    max_response: Annotated[int, _whole(2, "Tokens; longer responses are cut, and counted.")] = 128
-    validation: Annotated[float, _said("Share of the prompts for early stopping.")] = 0.1
-    held_out: Annotated[float, _said("Share of the prompts for the figures of the card.")] = 0.1
-    limit: Annotated[int | None, _whole(1, "Records of each source.")] = None
-    strict: Annotated[bool, _said("A malformed record ends the run.")] = False
+    lora_rank: Annotated[int, _at_least(1, "Rank of the trunk's LoRA.")] = 16
+    head_rank: Annotated[int, _at_least(1, "Rank of the preference heads.")] = 16
+    dtype: Annotated[str, _with_help("Dtype of the frozen backbone: float32 or bfloat16.")] = (
+        "float32"
+    )
+    max_prompt: Annotated[
+        int, _at_least(1, "Maximal tokens of a prompt; longer ones are left out and counted.")
+    ] = 256
+    max_response: Annotated[
+        int, _at_least(2, "Maximal tokens of a response; longer ones are cut and counted.")
+    ] = 128
+    validation: Annotated[float, _with_help("Share of the prompts for early stopping.")] = 0.1
+    held_out: Annotated[
+        float, _with_help("Share of the prompts for the results in the model card.")
+    ] = 0.1
+    limit: Annotated[int | None, _at_least(1, "Maximal records of each source.")] = None
+    strict: Annotated[bool, _with_help("Stop at the first malformed record.")] = False
     prompted: Annotated[
-        bool, _said("Of pairs: held-out figures of the base that is told the preference; minutes.")
+        bool,
+        _with_help(
+            "With --teacher pairs: also measure, on held-out pairs, the base with the preference in its "
+            "prompt; takes minutes."
+        ),
     ] = True
     text_preferences: Annotated[
-        int, _whole(0, "Copies of each prompt with a preference in words; for the resident engine.")
+        int,
+        _at_least(
+            0, "Copies of each prompt that state a preference in words; for the resident engine."
+        ),
     ] = 0
-    cached: Annotated[bool, _said("Keep fork activations on disk.")] = True
-    beta: Annotated[float, _said("The adapter's default strength.")] = 1.0
-    top_k: Annotated[int, _said("Its default candidates.")] = 20
+    cached: Annotated[bool, _with_help("Keep fork activations on disk.")] = True
+    beta: Annotated[float, _with_help("Default strength of the adapter.")] = 1.0
+    top_k: Annotated[int, _with_help("Default number of candidates of the adapter.")] = 20
     no_repeat: Annotated[
-        int, _whole(0, "Its default guard against loops: length of n-grams, 2 to 8; 0 is off.")
+        int,
+        _at_least(
+            0, "Default no-repeat guard of the adapter: length of n-grams, 2 to 8; 0 is off."
+        ),
     ] = 0
     min_p: Annotated[
         float,
         Field(
             ge=0,
             le=1,
-            description="Its default guard against unlikely tokens: share of the best's probability below "
-            "which a candidate earns no more than the average; 0 is off.",
+            description="Default min-p guard of the adapter: share of the best candidate's probability; a "
+            "candidate below it gets at most the average reward. 0 is off.",
         ),
     ] = 0.0
     chat_template: str | None = None  # text; None is the base's own
-    teacher: DistillationSettings | None = None  # in the place of data and dimensions
-    by_credit: bool = (
-        False  # one closed-form step from the data (training/credit), not a loop over pairs
-    )
+    teacher: DistillationSettings | None = None  # with method prompt, and only there
+    method: MethodName = "pairs"
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
@@ -166,29 +194,54 @@ class Settings:
                     f"{name} {share}: a share of the prompts, above 0, and the two together below "
                     "1, so that something is left to train on"
                 )
+        if self.method == "prompt" and self.teacher is None:
+            raise ValueError(
+                "method prompt learns from instructions, and none are given: give DistillationSettings as "
+                "`teacher`"
+            )
+        if self.method != "prompt" and self.teacher is not None:
+            raise ValueError(
+                f"method {self.method} learns from scored data, not from the instructions of `teacher`: "
+                "leave `teacher` out, or use method prompt"
+            )
 
     @property
     def heads_only_by_default(self) -> bool:
-        """Whether a run trains heads without a trunk where no fork layer is named."""
-        return self.teacher is not None or self.by_credit
+        """Whether the run trains heads only, without a trunk, if `fork_layer` is None."""
+        return self.method != "pairs"
 
     def without_branches(self) -> Settings:
-        """The same for a teacher that does not compare next tokens: none are scored."""
+        """These settings for a method that compares no next tokens: no alternative tokens are scored."""
         return dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, branch_share=0.0))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return dataclasses.asdict(self)
+        """Plain JSON for settings.json and pad_config.json.
+
+        `method` is written as the keys that these files have always had, so that all versions read it:
+        `by_credit` is true for "scores", `teacher` is not null for "prompt".
+        """
+        values = dataclasses.asdict(self)
+        method = values.pop("method")
+        return {**values, "by_credit": method == "scores"}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Settings:
-        """The inverse of `as_dict`."""
-        lists = {"data", "dimensions"}
-        plain: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in values.items()}
-        teacher = values.get("teacher") and DistillationSettings(**values["teacher"])
-        return cls(**{**plain, "teacher": teacher, "recipe": Recipe(**values["recipe"])})
+        """The inverse of `as_dict`. `teacher` and `by_credit` may be missing, as in older files."""
+        plain: dict[str, Any] = {
+            name: tuple(value) if name in ("data", "dimensions") else value
+            for name, value in values.items()
+            if name != "by_credit"
+        }
+        if plain.get("teacher"):
+            plain |= {"teacher": DistillationSettings(**plain["teacher"]), "method": "prompt"}
+        elif values.get("by_credit"):
+            plain["method"] = "scores"
+        return cls(**{**plain, "recipe": Recipe(**values["recipe"])})
 
     def digest(self) -> str:
-        """Identifies the run: checkpoints of another digest are refused. Without what changes no weight."""
+        """16 hex digits that identify the run: a resumed run must have the same ones.
+
+        Settings that change no weight (CHANGEABLE_SETTINGS) are not part of it.
+        """
         values = {k: v for k, v in self.as_dict().items() if k not in CHANGEABLE_SETTINGS}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,14 +1,15 @@
-"""Which run such settings ask for: the three teachers, pairs, scores by credit, and sentences."""
+"""The table of training methods: name in `Settings.method` (and `--teacher`) -> class."""
 
 from __future__ import annotations
 
-from pad_vllm.training.credit.credit_run import CreditRun
-from pad_vllm.training.distillation.distillation_run import DistillationRun
-from pad_vllm.training.settings import Settings
-from pad_vllm.training.training_run import TrainingRun
+from pad_vllm.training.credit.credit_method import CreditMethod
+from pad_vllm.training.distillation.distillation_method import DistillationMethod
+from pad_vllm.training.pairs_method import PairsMethod
+from pad_vllm.training.settings import MethodName
+from pad_vllm.training.training_method import TrainingMethod
 
-
-def run_of(settings: Settings) -> type[TrainingRun]:
-    if settings.teacher is not None:
-        return DistillationRun
-    return CreditRun if settings.by_credit else TrainingRun
+METHODS: dict[MethodName, type[TrainingMethod]] = {
+    "pairs": PairsMethod,  # which of two responses is preferred: a loop over pairs
+    "scores": CreditMethod,  # scores of the base's own responses: one step in closed form
+    "prompt": DistillationMethod,  # instructions: the base with them in its prompt is the teacher
+}

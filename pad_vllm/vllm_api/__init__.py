@@ -1,1 +1,1 @@
-"""What PAD knows of vLLM: versions, names and internals. Imports nothing of PAD's other folders."""
+"""All that PAD knows of vLLM: its versions, names and internals; patches/ has the methods that PAD wraps."""

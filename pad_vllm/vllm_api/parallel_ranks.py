@@ -1,9 +1,9 @@
-"""The ranks of tensor parallelism: which of them this process is, and sums over all of them; the stages of
-pipeline parallelism: whether this process is in the last one, and its layers.
+"""Tensor parallelism: this process's rank, and sums over all ranks. Pipeline parallelism: whether this
+process is in the last stage, and the layers of that stage.
 
-Leans on vLLM's groups (vllm/distributed/parallel_state.py) and on how it shares layers out
-(vllm/distributed/utils.py). Where there is no group, as in a front end, there is one rank and one stage.
-Knows nothing of forks and rewards.
+Uses vLLM's groups (vllm/distributed/parallel_state.py) and its division of layers
+(vllm/distributed/utils.py). Where vLLM has no groups, as in a front end, there are one rank and one stage.
+Knows nothing of forks or rewards.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pad_vllm.vllm_api.vllm_names import VllmConfig
 
 
 def tp_rank_and_size() -> tuple[int, int]:
-    """This process's rank, and how many ranks there are."""
+    """This process's rank of tensor parallelism, and the number of ranks."""
     if not parallel_state.model_parallel_is_initialized():
         return 0, 1
     return (
@@ -27,27 +27,25 @@ def tp_rank_and_size() -> tuple[int, int]:
 
 
 def sum_over_ranks(share: Tensor) -> Tensor:
-    """The sum of the ranks' shares, on each of them; all must call it, with one shape, in one order.
+    """Sum the ranks' shares. Every rank must call it, with one shape and in one order, and gets the sum.
 
-    It may be computed in the place of the share.
+    The result may be written into `share`.
     """
-    return (
-        share
-        if tp_rank_and_size()[1] == 1
-        else tensor_model_parallel_all_reduce(share.contiguous())
-    )
+    if tp_rank_and_size()[1] == 1:
+        return share
+    return tensor_model_parallel_all_reduce(share.contiguous())
 
 
 def computes_logits() -> bool:
-    """Whether this process makes logits, and so guides: only the last stage has the norm and lm_head."""
+    """Whether this process computes logits, and so guides: only the last stage has the norm and lm_head."""
     if not parallel_state.model_parallel_is_initialized():
         return True
     return bool(parallel_state.get_pp_group().is_last_rank)
 
 
 def last_stage_layers(config: VllmConfig) -> range:
-    """The decoder layers of the last stage; VLLM_PP_LAYER_PARTITION has a say. Raises ValueError where that
-    does not fit the model.
+    """Indices of the last stage's decoder layers; VLLM_PP_LAYER_PARTITION may set them. Raises ValueError
+    where that variable does not fit the model.
     """
     layers = config.model_config.get_total_num_hidden_layers()
     stages = config.parallel_config.pipeline_parallel_size

@@ -1,7 +1,8 @@
-"""What vLLM quantises: the name of its method for weights, the type of its KV cache, which layers are packed.
+"""What vLLM quantises: its method for the weights, the dtype of the KV cache, whether a layer's weight is
+packed.
 
-In: a VllmConfig, a loaded layer. Leans on `quant_config` and its `get_name`, its `kv_cache_scheme`, and the
-`quant_method` of a layer. Decides nothing.
+In: a VllmConfig, or a loaded layer. Uses `quant_config`, its `get_name` and `kv_cache_scheme`, and a layer's
+`quant_method`. Decides nothing.
 """
 
 from __future__ import annotations
@@ -12,20 +13,20 @@ from pad_vllm.vllm_api.vllm_names import UnquantizedLinearMethod, VllmConfig
 
 
 def quantization_method(config: VllmConfig) -> str:
-    """vLLM's name of the method that the model is quantised by; empty where it is not."""
-    quantised: Any = config.quant_config
-    return "" if quantised is None else str(quantised.get_name())
+    """vLLM's name of the method that quantises the model's weights; empty for an unquantised model."""
+    quant_config: Any = config.quant_config
+    return "" if quant_config is None else str(quant_config.get_name())
 
 
 def kv_cache_dtype(config: VllmConfig) -> str:
-    """The type of the KV cache: "auto" is the model's own."""
-    given = str(config.cache_config.cache_dtype)
-    if given == "auto" and getattr(config.quant_config, "kv_cache_scheme", None) is not None:
-        return "fp8"  # what vLLM's attention layers make of the checkpoint's scheme
-    return given
+    """vLLM's name of the KV cache's dtype; "auto" is the model's own."""
+    name = str(config.cache_config.cache_dtype)
+    if name == "auto" and getattr(config.quant_config, "kv_cache_scheme", None) is not None:
+        return "fp8"  # what vLLM's attention layers use for a checkpoint with a scheme
+    return name
 
 
 def is_quantized(layer: Any) -> bool:
-    """Whether a linear layer computes with anything else than its plain weight."""
-    how = getattr(layer, "quant_method", None)
-    return how is not None and not isinstance(how, UnquantizedLinearMethod)
+    """Whether a linear layer computes with anything other than its plain weight."""
+    quant_method = getattr(layer, "quant_method", None)
+    return quant_method is not None and not isinstance(quant_method, UnquantizedLinearMethod)

@@ -1,4 +1,4 @@
-"""Checks that this vLLM has the internals PAD uses, before any of them is wrapped."""
+"""Checks that this vLLM has the internals that PAD wraps, before PAD wraps any of them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import inspect
 import vllm
 from vllm.v1.engine.input_processor import InputProcessor
 
-from pad_vllm.vllm_api.patches.front_end_checks import request_check_method
+from pad_vllm.vllm_api.front_end_interface import request_check_method
 from pad_vllm.vllm_api.vllm_names import Attention, BaseModelLoader
 from pad_vllm.vllm_api.vllm_versions import ACCEPTED_IN_WORDS, IncompatibleVLLM
 
 
 def require_vllm_internals() -> None:
-    """Check the internals PAD uses; raises IncompatibleVLLM with the versions."""
-    wanted = [
+    """Raise IncompatibleVLLM, naming the accepted versions, where this vLLM lacks what PAD wraps."""
+    required = [
         (Attention.__init__, "prefix"),
         (BaseModelLoader.load_model, "vllm_config"),
         (BaseModelLoader.load_model, "model_config"),
         (InputProcessor.__init__, "vllm_config"),
     ]
-    for function, parameter in wanted:
+    for function, parameter in required:
         if parameter not in inspect.signature(function).parameters:
             raise IncompatibleVLLM(
                 f"{function.__qualname__} of vLLM {vllm.__version__} has no parameter "
@@ -28,6 +28,6 @@ def require_vllm_internals() -> None:
             )
     if request_check_method() is None:
         raise IncompatibleVLLM(
-            f"vLLM {vllm.__version__} checks request parameters in a way that pad_vllm does not "
-            f"know; it accepts vLLM {ACCEPTED_IN_WORDS}. Install one of these."
+            f"InputProcessor of vLLM {vllm.__version__} has no method that pad_vllm knows to check requests; "
+            f"pad_vllm accepts vLLM {ACCEPTED_IN_WORDS}. Install one of these."
         )

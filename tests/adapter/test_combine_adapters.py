@@ -1,4 +1,4 @@
-"""Dimensions of several adapters in one: what they pay is what they paid apart."""
+"""Merged adapters: each dimension gives the rewards that it gave in its own adapter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ LAYERS = 4
 BACKBONE = Backbone("org/tiny", ("LlamaForCausalLM",), 64, LAYERS, 333, "sha256:" + "0" * 64)
 
 
-def made(dimensions, rank, seed, *, constants=False, fork=LAYERS, backbone=BACKBONE, **config):
+def make_adapter(
+    dimensions, rank, seed, *, constants=False, fork=LAYERS, backbone=BACKBONE, **config
+):
     adapter = random_adapter(
         backbone, fork, dimensions, 2, rank, shapes={}, std=0.3, seed=seed, constants=constants
     )
@@ -28,15 +30,17 @@ def made(dimensions, rank, seed, *, constants=False, fork=LAYERS, backbone=BACKB
 
 @pytest.fixture(scope="module")
 def words():
-    return made(("kind", "brief"), 3, 1, constants=True, beta=0.4, training={"command": "one"})
+    return make_adapter(
+        ("kind", "brief"), 3, 1, constants=True, beta=0.4, training={"command": "one"}
+    )
 
 
 @pytest.fixture(scope="module")
 def manner():
-    return made(("warm", "formal"), 5, 2, beta=0.6, training={"command": "two"})
+    return make_adapter(("warm", "formal"), 5, 2, beta=0.6, training={"command": "two"})
 
 
-def test_every_dimension_pays_what_it_paid_apart(words, manner):
+def test_every_dimension_gives_the_rewards_of_its_own_adapter(words, manner):
     both = merge_adapters([AdapterPart(words, {"brief": 1.0}), AdapterPart(manner, {})])
     assert both.config.dimensions == ("brief", "warm", "formal")
     h, ids = torch.randn(7, 64), torch.randint(0, 333, (7, 5))
@@ -49,7 +53,9 @@ def test_every_dimension_pays_what_it_paid_apart(words, manner):
     assert torch.allclose(together, apart[..., [1, 2, 3]], atol=1e-5)
 
 
-def test_defaults_are_the_firsts_unless_given_and_every_part_says_how_it_was_trained(words, manner):
+def test_defaults_are_the_firsts_unless_given_and_every_part_records_how_it_was_trained(
+    words, manner
+):
     both = merge_adapters([AdapterPart(words, {}), AdapterPart(manner, {"formal": 1.0})])
     assert both.config.beta == 0.4
     given = merge_adapters(
@@ -64,7 +70,7 @@ def test_defaults_are_the_firsts_unless_given_and_every_part_says_how_it_was_tra
     }
 
 
-def test_what_was_merged_before_is_told_part_by_part(words, manner):
+def test_a_merged_adapter_that_is_merged_again_lists_its_own_parts(words, manner):
     before = merge_adapters(
         [AdapterPart(words, {"kind": 0.5, "brief": 1.0}), AdapterPart(manner, {})]
     )
@@ -83,34 +89,42 @@ def test_without_constants_there_are_none(manner):
     assert merge_adapters([AdapterPart(manner, {})]).head_C is None
 
 
-def test_a_dimension_of_two_teachers_is_the_sum_of_what_they_pay(words):
-    other = made(("brief",), 4, 7)
+def test_a_dimension_of_two_adapters_is_the_sum_of_their_rewards(words):
+    other = make_adapter(("brief",), 4, 7)
     both = merge_adapters([AdapterPart(words, {"brief": 0.7}), AdapterPart(other, {"brief": 0.5})])
     assert both.config.dimensions == ("brief",)
     assert both.config.head_rank == 7
     h, ids = torch.randn(7, 64), torch.randint(0, 333, (7, 5))
-    one, two, together = (
+    first, second, together = (
         PersRM.from_adapter(tiny.model("llama"), a).features(h, h, ids)
         for a in (words, other, both)
     )
-    expected = 0.7 * one[..., 1:] + 0.5 * two
+    expected = 0.7 * first[..., 1:] + 0.5 * second
     assert torch.allclose(together, expected, atol=1e-5)
 
 
 def test_an_unknown_dimension_is_refused_by_name(words):
     with pytest.raises(AdapterError, match="folder-3 has no dimension old; accepted: new"):
-        merge_adapters([AdapterPart(words, {}), AdapterPart(made(("new",), 2, 3), {"old": 1.0})])
+        merge_adapters(
+            [AdapterPart(words, {}), AdapterPart(make_adapter(("new",), 2, 3), {"old": 1.0})]
+        )
 
 
 def test_another_backbone_or_template_is_refused(words):
-    elsewhere = dataclasses.replace(BACKBONE, fingerprint="sha256:" + "1" * 64)
+    other_backbone = dataclasses.replace(BACKBONE, fingerprint="sha256:" + "1" * 64)
     with pytest.raises(AdapterError, match="folder-3 has another backbone than folder-1"):
         merge_adapters(
-            [AdapterPart(words, {}), AdapterPart(made(("new",), 2, 3, backbone=elsewhere), {})]
+            [
+                AdapterPart(words, {}),
+                AdapterPart(make_adapter(("new",), 2, 3, backbone=other_backbone), {}),
+            ]
         )
     with pytest.raises(AdapterError, match="another chat_template"):
         merge_adapters(
-            [AdapterPart(words, {}), AdapterPart(made(("new",), 2, 3, chat_template="{{ x }}"), {})]
+            [
+                AdapterPart(words, {}),
+                AdapterPart(make_adapter(("new",), 2, 3, chat_template="{{ x }}"), {}),
+            ]
         )
 
 

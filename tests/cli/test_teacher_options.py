@@ -1,4 +1,4 @@
-"""`pad-vllm train --teacher` as typed: sentences become a Teacher; wrong combinations have names."""
+"""`pad-vllm train --teacher` as typed: instructions become settings; wrong combinations are named."""
 
 from __future__ import annotations
 
@@ -10,20 +10,12 @@ from pad_vllm.cli import train as train_command
 from pad_vllm.training.settings import DistillationSettings
 
 FRIENDLY = ("--dimension", "friendly=Answer in a warm and casual tone: 1 + 1 = 2.")
-TAUGHT = ("--teacher", "prompt", *FRIENDLY, "--prompts", "p.txt")
+PROMPT = ("--teacher", "prompt", *FRIENDLY, "--prompts", "p.txt")
 DATA = ("--data", "jsonl=mine.jsonl")
 
 
 @pytest.fixture
-def tried(monkeypatch):
-    """The settings whose adapters would have been tried."""
-    found = []
-    monkeypatch.setattr(train_command, "_try", found.append)
-    return found
-
-
-@pytest.fixture
-def asked(monkeypatch, tried):
+def asked(monkeypatch):
     """The settings that would have been trained with."""
     found = []
     monkeypatch.setattr(
@@ -37,10 +29,11 @@ def run(*argv):
     return CliRunner().invoke(cli.app, arguments, env={"COLUMNS": "200"})
 
 
-def test_sentences_and_opposites_become_a_teacher(asked):
+def test_instructions_and_opposites_become_settings(asked):
     simple = ("--dimension", "simple=Use short words.", "--opposite", "simple=Use long words.")
-    result = run(*TAUGHT, *simple, "--answers", "50")
+    result = run(*PROMPT, *simple, "--answers", "50")
     assert result.exit_code == 0, result.output
+    assert asked[0].method == "prompt"
     assert asked[0].teacher == DistillationSettings(
         sentences={
             "friendly": "Answer in a warm and casual tone: 1 + 1 = 2.",
@@ -52,9 +45,9 @@ def test_sentences_and_opposites_become_a_teacher(asked):
     )
 
 
-def test_a_teacher_has_defaults_of_its_own_and_what_is_typed_wins(asked):
-    assert run(*TAUGHT).exit_code == 0
-    assert run(*TAUGHT, "--epochs", "1", "--beta", "1", "--recipe", "lora_lr=0.1").exit_code == 0
+def test_method_prompt_has_defaults_of_its_own_and_what_is_typed_wins(asked):
+    assert run(*PROMPT).exit_code == 0
+    assert run(*PROMPT, "--epochs", "1", "--beta", "1", "--recipe", "lora_lr=0.1").exit_code == 0
     assert run(*DATA).exit_code == 0
     own, typed, scored = asked
     assert (own.recipe.epochs, own.recipe.lora_lr, own.head_rank, own.beta) == (4, 2e-4, 128, 0.8)
@@ -65,23 +58,26 @@ def test_a_teacher_has_defaults_of_its_own_and_what_is_typed_wins(asked):
     assert scored.teacher is None
 
 
-def test_what_sentences_taught_is_tried_unless_one_says_no(asked, tried):
-    assert run(*TAUGHT).exit_code == 0
-    assert tried == asked
-    assert run(*TAUGHT, "--no-trial").exit_code == 0
-    assert run(*DATA).exit_code == 0
-    assert len(asked) == 3
-    assert len(tried) == 1
+@pytest.mark.parametrize("option", ["--trial", "--no-trial"])
+def test_the_trial_of_older_versions_is_accepted_and_said_to_be_gone(asked, option):
+    for arguments in (PROMPT, DATA):
+        result = run(*arguments, option)
+        assert result.exit_code == 0
+        assert result.stderr.count("\n") == 1
+        assert "--trial and --no-trial have no effect" in result.stderr
+    assert len(asked) == 2
+    assert not run(*PROMPT).stderr
+    assert "--no-trial" not in run("--help").output
 
 
-def test_scores_teach_by_credit_and_have_defaults_of_their_own(asked):
+def test_method_scores_has_defaults_of_its_own(asked):
     assert run("--teacher", "scores", *DATA).exit_code == 0
     assert run("--teacher", "pairs", *DATA).exit_code == 0
-    by_credit, pairs = asked
-    assert by_credit.by_credit
-    assert (by_credit.head_rank, by_credit.beta, by_credit.no_repeat) == (128, 0.8, 3)
-    assert by_credit.data == ("jsonl=mine.jsonl",)
-    assert not pairs.by_credit
+    scores, pairs = asked
+    assert scores.method == "scores"
+    assert (scores.head_rank, scores.beta, scores.no_repeat) == (128, 0.8, 3)
+    assert scores.data == ("jsonl=mine.jsonl",)
+    assert pairs.method == "pairs"
     assert (pairs.head_rank, pairs.beta, pairs.no_repeat) == (16, 1.0, 0)
 
 
@@ -95,18 +91,18 @@ def test_scores_teach_by_credit_and_have_defaults_of_their_own(asked):
             ("--teacher", "gpt", *FRIENDLY),
             "--teacher gpt: one of pairs, scores, prompt is accepted",
         ),
-        ((*TAUGHT, *DATA), "--data is for data that scores dimensions"),
-        ((*TAUGHT, "--dimensions", "a"), "--dimensions is for data that scores dimensions"),
-        ((*TAUGHT, "--text-preferences", "1"), "--text-preferences is for data"),
+        ((*PROMPT, *DATA), "--data is for data that scores dimensions"),
+        ((*PROMPT, "--dimensions", "a"), "--dimensions is for data that scores dimensions"),
+        ((*PROMPT, "--text-preferences", "1"), "--text-preferences is for data"),
         ((*DATA, *FRIENDLY), "--dimension belongs to --teacher prompt"),
         ((*DATA, "--opposite", "a=b"), "--opposite belongs to --teacher prompt"),
         ((*DATA, "--prompts", "p.txt"), "--prompts belongs to --teacher prompt"),
         ((*DATA, "--answers", "3"), "--answers belongs to --teacher prompt"),
         (("--teacher", "prompt", "--prompts", "p.txt"), "has no dimension to teach"),
-        ((*TAUGHT, "--opposite", "cold=Be cold."), "there is no --dimension cold"),
-        ((*TAUGHT, *FRIENDLY), "--dimension friendly is given twice"),
-        ((*TAUGHT, "--dimension", "kind"), '--dimension kind=: NAME="A SENTENCE" is accepted'),
-        ((*TAUGHT, "--dimension", "a b=Be kind."), "NAME a letter, then letters, digits"),
+        ((*PROMPT, "--opposite", "cold=Be cold."), "there is no --dimension cold"),
+        ((*PROMPT, *FRIENDLY), "--dimension friendly is given twice"),
+        ((*PROMPT, "--dimension", "kind"), '--dimension kind=: NAME="A SENTENCE" is accepted'),
+        ((*PROMPT, "--dimension", "a b=Be kind."), "NAME a letter, then letters, digits"),
     ],
 )
 def test_what_does_not_go_together_is_refused_by_name(asked, arguments, message):
@@ -119,4 +115,6 @@ def test_what_does_not_go_together_is_refused_by_name(asked, arguments, message)
 def test_the_help_says_which_option_is_for_which_way_of_training():
     said = " ".join(run("--help").output.replace("│", " ").split())
     assert "With --data: some of the dimensions that it scores" in said
-    assert "With --teacher prompt: a dimension and the sentence BASE is told for it" in said
+    assert (
+        "With --teacher prompt: a dimension and the instruction that BASE is given for it" in said
+    )

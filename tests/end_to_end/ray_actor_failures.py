@@ -35,11 +35,11 @@ def main(given: str, made: str) -> None:
     result: dict[str, Any] = {"calm": calm}
     for kind in job["troubles"]:
         scores = rewards.scorer
-        before = scores.failed_calls, scores.failure_log.rows
+        before = scores.failed_calls, scores.failure_log.unguided_rows
         troubled = _run(llm, prompts, params, lambda kind=kind: _trouble(rewards, kind))
         counts = {
             "failures": scores.failed_calls - before[0],
-            "unguided": scores.failure_log.rows - before[1],
+            "unguided": scores.failure_log.unguided_rows - before[1],
         }
         back = _until_guided(llm, prompts[0], params[0], calm["said"][0]) if job["wait"] else None
         result[kind] = {**troubled, **counts, "back_s": back}

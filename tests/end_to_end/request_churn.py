@@ -27,7 +27,7 @@ def main(given: str, made: str) -> None:
     async_scheduling_on_cpu.enable()
     from vllm import LLM
 
-    from pad_vllm.engines import failure_log
+    from pad_vllm.serving.worker.instance import find_instance
 
     job = json.loads(Path(given).read_text("utf-8"))
     llm = LLM(**job["llm"], disable_log_stats=False)
@@ -42,9 +42,8 @@ def main(given: str, made: str) -> None:
         one.value for one in llm.get_metrics() if one.name == "vllm:num_preemptions"
     )
     rewards = runner.get_model().pad_rewards
-    result["declined"] = dict(
-        failure_log.failure_log_of(engine.vllm_config.instance_id, print).counts
-    )
+    instance = find_instance(engine.vllm_config.instance_id)
+    result["declined"] = dict(instance.failure_log.counts)
     if hasattr(rewards, "scorer"):
         result["counts"] = dict(vars(rewards.scorer.counts))
         rewards.scorer([])

@@ -1,4 +1,4 @@
-"""From two sentences to guided answers, on another family: Gemma-3-270m, taught on a slice and served."""
+"""From two instructions to guided answers, on another family: Gemma-3-270m, trained on a slice and served."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytorch_twin import Twin
 
 from pad_vllm.text.chat_template import chat_token_ids, load_chat_tokenizer
 
-pytestmark = [pytest.mark.engine, pytest.mark.exhaustive]  # a minute of drawing and teaching
+pytestmark = [pytest.mark.engine, pytest.mark.exhaustive]  # a minute of drawing and training
 
 TEMPLATE = (
     "<bos>{% for turn in messages %}{% if turn.role == 'user' %}Question: {{ turn.content }}\n"
@@ -24,8 +24,8 @@ SENTENCES = {
 }
 
 
-def test_gemma_learns_two_sentences_and_serves_them(gemma3, tmp_path):
-    template, prompts, out = (tmp_path / n for n in ("qa.jinja", "prompts.txt", "taught"))
+def test_gemma_learns_two_instructions_and_serves_them(gemma3, tmp_path):
+    template, prompts, out = (tmp_path / n for n in ("qa.jinja", "prompts.txt", "distilled"))
     template.write_text(TEMPLATE)
     asked = [
         f"What should I know about {thing}?" for thing in ("dogs", "tea", "rain", "jazz", "chess")
@@ -45,7 +45,6 @@ def test_gemma_learns_two_sentences_and_serves_them(gemma3, tmp_path):
         "1",
     ]
     command += ["--validation", "0.2", "--held-out", "0.2", "--chat-template", str(template)]
-    command += ["--no-trial"]
     command += ["--cache", str(tmp_path / "cache"), "--out", str(out)]
     subprocess.run(command, check=True)
     tokenizer = load_chat_tokenizer(gemma3, "gemma3-270m", TEMPLATE)
@@ -54,7 +53,7 @@ def test_gemma_learns_two_sentences_and_serves_them(gemma3, tmp_path):
     requests = [greedy(chat, 16, way) for chat in chats for way in [*ways, None]]
     (result,) = engines([{"llm": pad(gemma3, out), "requests": requests, "record": True}])
     found = Twin(gemma3, out).compare(requests, result)
-    print(f"\ngemma-3-270m, taught: {found}")
+    print(f"\ngemma-3-270m, distilled: {found}")
     assert found.differences == []
     assert found.reward_error < 1e-3
     *guided, plain = (tokens(result)[place :: len(ways) + 1] for place in range(len(ways) + 1))

@@ -1,4 +1,4 @@
-"""The resident engine's bookkeeping: whatever the runner feeds, the reward model is asked about that text."""
+"""The resident engine's bookkeeping: whatever the runner feeds, the reward model scores that text."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from pad_vllm.text.token_alignment import AlignedTokens
 K = 3
 
 
-class Texts:
-    """A Reader whose reward model has the base's own tokens."""
+class SameTokensAligner:
+    """A TokenAligner whose reward model has the base's own tokens."""
 
     def __init__(self):
         self.opened = []
 
-    def open(self, prompt, preference=""):
+    def start(self, prompt, preference=""):
         self.opened.append((list(prompt), preference))
         return AlignedTokens(prompt)
 
 
-class Scores:
-    """Notes what it is asked; the reward of a candidate is its token plus the length of the text."""
+class LengthScorer:
+    """Stores each step's requests; the reward of a candidate is its token plus the length of the text."""
 
     def __init__(self):
-        self.asked = []
+        self.steps = []
 
-    def __call__(self, asks):
-        self.asked.append(asks)
-        found = torch.zeros(len(asks), max(len(ask.changes) for ask in asks))
-        for row, ask in enumerate(asks):
-            for place, (_, (token,)) in enumerate(ask.changes):
-                found[row, place] = token + 100 * len(ask.tokens)
+    def __call__(self, requests):
+        self.steps.append(requests)
+        found = torch.zeros(len(requests), max(len(scored.candidates) for scored in requests))
+        for row, scored in enumerate(requests):
+            for index, (_, (token,)) in enumerate(scored.candidates):
+                found[row, index] = token + 100 * len(scored.tokens)
         return found
 
 
@@ -50,7 +50,7 @@ def logged():
 
 @pytest.fixture
 def engine(logged):
-    return ResidentRewards(Texts(), Scores(), FailureLog(logged.append))
+    return ResidentRewards(SameTokensAligner(), LengthScorer(), FailureLog(logged.append))
 
 
 def request(tokens, prompt, *, top_k=K, preference=""):
@@ -68,7 +68,7 @@ def step(engine, requests, fed, *, total=None):
 
 
 def texts(engine):
-    return [list(ask.tokens) for ask in engine.scorer.asked[-1]]
+    return [list(scored.tokens) for scored in engine.scorer.steps[-1]]
 
 
 def test_a_request_grows_by_what_it_is_fed(engine):
@@ -78,33 +78,37 @@ def test_a_request_grows_by_what_it_is_fed(engine):
     step(engine, [one], [(8, 3)])
     step(engine, [one], [(9, 4)])
     assert texts(engine) == [[5, 6, 7, 8, 9]]
-    assert engine._reader.opened == [([5, 6, 7], "")]
-    assert len({ask.key for asks in engine.scores.asked for ask in asks}) == 1
+    assert engine._aligner.opened == [([5, 6, 7], "")]
+    assert len({scored.key for requests in engine.scorer.steps for scored in requests}) == 1
 
 
 def test_while_the_base_reads_its_prompt_the_reward_model_only_looks_ahead(engine):
     one = request([5, 6, 7, 8], 4)
     step(engine, [one], [(6, 1)])
-    (ask,) = engine.scorer.asked[-1]
-    assert (ask.must, list(ask.changes), list(ask.tokens)) == (False, [], [5, 6, 7, 8])
+    (scored,) = engine.scorer.steps[-1]
+    assert (scored.must_finish, list(scored.candidates), list(scored.tokens)) == (
+        False,
+        [],
+        [5, 6, 7, 8],
+    )
     step(engine, [one], [(8, 3)])
-    assert engine.scorer.asked[-1][0].must
+    assert engine.scorer.steps[-1][0].must_finish
 
 
 def test_a_resumed_request_goes_on_with_its_answer(engine):
     one = request([5, 6, 7, 50, 51], 3, preference="kind")
     step(engine, [one], [(51, 4)])
-    assert engine._reader.opened == [([5, 6, 7], "kind")]
+    assert engine._aligner.opened == [([5, 6, 7], "kind")]
     assert texts(engine) == [[5, 6, 7, 50, 51]]
 
 
-def test_what_was_fed_is_the_truth_where_the_list_said_otherwise(engine):
+def test_the_fed_token_counts_where_the_list_has_another(engine):
     one = request([5, 6, 7, 50], 3)
     step(engine, [one], [(50, 3)])
-    first = engine.scorer.asked[-1][0].key
+    first = engine.scorer.steps[-1][0].key
     step(engine, [one], [(60, 3)])
     assert texts(engine) == [[5, 6, 7, 60]]
-    assert engine.scorer.asked[-1][0].key != first
+    assert engine.scorer.steps[-1][0].key != first
 
 
 def test_a_request_with_a_gap_stays_unguided_and_is_counted(engine, logged):
@@ -116,18 +120,18 @@ def test_a_request_with_a_gap_stays_unguided_and_is_counted(engine, logged):
     assert "lost" in logged[0]
 
 
-def test_a_row_asks_for_no_more_candidates_than_it_may_take(engine):
+def test_a_row_requests_no_more_candidates_than_it_may_take(engine):
     found = step(engine, [request([5], 1, top_k=1), request([6], 1)], [(5, 0), (6, 0)])
-    assert [len(ask.changes) for ask in engine.scores.asked[-1]] == [1, K]
+    assert [len(scored.candidates) for scored in engine.scorer.steps[-1]] == [1, K]
     assert found.tolist() == [[100.0, 0.0, 0.0], [103.0, 104.0, 105.0]]
 
 
 def test_a_row_without_rewards_has_none_for_any_candidate_of_the_step():
-    def declines(asks):
-        widest = max(len(ask.changes) for ask in asks)
+    def declines(requests):
+        widest = max(len(scored.candidates) for scored in requests)
         return torch.tensor([[float("nan")] * widest, [1.0] * widest])
 
-    engine = ResidentRewards(Texts(), declines, FailureLog(print))
+    engine = ResidentRewards(SameTokensAligner(), declines, FailureLog(print))
     found = step(engine, [request([5], 1, top_k=1), request([6], 1, top_k=1)], [(5, 0), (6, 0)])
     assert found[0].isnan().all()
     assert found[1].tolist() == [1.0, 0.0, 0.0]
@@ -150,8 +154,8 @@ def test_rows_that_are_not_the_ones_fed_get_nothing(engine):
 def test_it_begins_with_the_text_when_the_forward_starts_and_does_not_read_it_twice():
     early = []
     engine = ResidentRewards(
-        Texts(),
-        Scores(),
+        SameTokensAligner(),
+        LengthScorer(),
         FailureLog(print),
         start_early=early.append,
         last_token_indices=lambda: torch.tensor([0, 3]),
@@ -160,23 +164,25 @@ def test_it_begins_with_the_text_when_the_forward_starts_and_does_not_read_it_tw
     step(engine, [running], [(6, 1)])
     engine.before_forward_v1({0: running, 1: joining})
     engine.on_forward_start(torch.tensor([40, 7, 8, 9]), torch.tensor([2, 0, 1, 2]))
-    assert [list(ask.tokens) for ask in early[-1]] == [[5, 6, 40], [7, 8, 9]]
-    assert all(not ask.changes and ask.must for ask in early[-1])
+    assert [list(scored.tokens) for scored in early[-1]] == [[5, 6, 40], [7, 8, 9]]
+    assert all(not scored.candidates and scored.must_finish for scored in early[-1])
     step(engine, [running, joining], [(40, 2), (9, 2)])
     assert texts(engine) == [[5, 6, 40], [7, 8, 9]]
     engine.on_forward_start(
         torch.tensor([1]), torch.tensor([0])
-    )  # nobody said who is in this batch
+    )  # this batch's requests are not known
     assert len(early) == 1
 
 
-def test_it_begins_with_what_was_said_last_before_the_forward():
+def test_it_starts_with_the_last_tokens_before_the_forward():
     early = []
-    engine = ResidentRewards(Texts(), Scores(), FailureLog(print), start_early=early.append)
+    engine = ResidentRewards(
+        SameTokensAligner(), LengthScorer(), FailureLog(print), start_early=early.append
+    )
     running, reading = request([5, 6], 2), request([7, 8, 9], 3)
     step(engine, [running, reading], [(6, 1), (8, 1)])
     engine.before_forward_v2([running, reading], lambda: torch.tensor([[40, 2], [9, 2]]))
-    assert [(list(ask.tokens), ask.must) for ask in early[-1]] == [
+    assert [(list(scored.tokens), scored.must_finish) for scored in early[-1]] == [
         ([5, 6, 40], True),
         ([7, 8, 9], False),  # the base is still reading this one's prompt
     ]
@@ -198,8 +204,8 @@ def test_an_error_at_the_start_of_a_forward_is_reported_and_not_raised(logged):
         raise RuntimeError("no actor")
 
     engine = ResidentRewards(
-        Texts(),
-        Scores(),
+        SameTokensAligner(),
+        LengthScorer(),
         FailureLog(logged.append),
         start_early=broken,
         last_token_indices=lambda: torch.tensor([0]),
@@ -222,20 +228,20 @@ def test_token_and_position_travel_in_every_float_type(dtype):
     assert token_columns.encode_columns(ids, positions, dtype).dtype == dtype
 
 
-def test_an_ask_holds_the_rows_own_tokens_and_says_how_many_of_them_stay(engine):
+def test_a_scoring_request_holds_the_rows_own_tokens_and_says_how_many_are_unchanged(engine):
     one = request([5, 6, 7], 3)
     step(engine, [one], [(7, 2)])
-    tokens = engine.scorer.asked[-1][0].tokens
-    assert engine.scorer.asked[-1][0].stays == 0
+    tokens = engine.scorer.steps[-1][0].tokens
+    assert engine.scorer.steps[-1][0].num_unchanged == 0
     for number in range(3):
         step(engine, [one], [(8, 3 + number)])
-        (ask,) = engine.scorer.asked[-1]
-        assert ask.tokens is tokens, "copied"
-        assert ask.stays == 3 + number == len(tokens) - 1
+        (scored,) = engine.scorer.steps[-1]
+        assert scored.tokens is tokens, "copied"
+        assert scored.num_unchanged == 3 + number == len(tokens) - 1
 
 
 def test_after_a_step_without_rewards_only_what_stayed_all_the_time_counts(engine):
-    one, scores = request([5, 6, 7], 3), engine.scorer
+    one, scorer = request([5, 6, 7], 3), engine.scorer
     step(engine, [one], [(7, 2)])
 
     def broken(_asks):
@@ -244,43 +250,43 @@ def test_after_a_step_without_rewards_only_what_stayed_all_the_time_counts(engin
     engine.scorer = broken
     with pytest.raises(RuntimeError):
         step(engine, [one], [(8, 3)])
-    engine.scorer = scores
+    engine.scorer = scorer
     step(engine, [one], [(9, 4)])
-    assert engine.scorer.asked[-1][0].stays == 3
+    assert engine.scorer.steps[-1][0].num_unchanged == 3
     assert texts(engine) == [[5, 6, 7, 8, 9]]
 
 
-class Slow(Texts):
-    """A reader that is not done with a prompt before it may be."""
+class WaitingAligner(SameTokensAligner):
+    """Does not finish a prompt before `may` is set."""
 
     def __init__(self):
         super().__init__()
         self.may = threading.Event()
 
-    def open(self, prompt, preference=""):
+    def start(self, prompt, preference=""):
         assert self.may.wait(10)
-        return super().open(prompt, preference)
+        return super().start(prompt, preference)
 
 
 def test_no_step_waits_for_a_prompt_while_the_base_itself_still_reads_it(logged):
-    reader = Slow()
-    engine = ResidentRewards(reader, Scores(), FailureLog(logged.append))
+    aligner = WaitingAligner()
+    engine = ResidentRewards(aligner, LengthScorer(), FailureLog(logged.append))
     long = request([5, 6, 7, 8], 4)
     engine.on_request_joined(long)
     # Not NaN: no token goes unguided, as none is taken from these rows.
     assert not step(engine, [long], [(5, 0)]).any()
     assert not step(engine, [long], [(6, 1)]).any()
-    assert engine.scorer.asked == []
-    reader.may.set()
+    assert engine.scorer.steps == []
+    aligner.may.set()
     assert step(engine, [long], [(8, 3)]).tolist() == [[400.0, 401.0, 402.0]]
-    assert (logged, len(reader.opened)) == ([], 1)
+    assert (logged, len(aligner.opened)) == ([], 1)
 
 
 def test_a_forward_does_not_wait_for_a_prompt_either():
-    early, reader = [], Slow()
+    early, aligner = [], WaitingAligner()
     engine = ResidentRewards(
-        reader,
-        Scores(),
+        aligner,
+        LengthScorer(),
         print,
         start_early=early.append,
         last_token_indices=lambda: torch.tensor([0]),
@@ -290,36 +296,36 @@ def test_a_forward_does_not_wait_for_a_prompt_either():
     engine.before_forward_v1({0: one})
     engine.on_forward_start(torch.tensor([5]), torch.tensor([0]))
     assert early == [[]]
-    reader.may.set()
+    aligner.may.set()
     assert step(engine, [one], [(5, 0)]).tolist() == [[100.0, 101.0, 102.0]]
 
 
 def test_prompts_of_requests_that_left_are_not_read(logged):
-    reader = Slow()
-    engine = ResidentRewards(reader, Scores(), FailureLog(logged.append))
+    aligner = WaitingAligner()
+    engine = ResidentRewards(aligner, LengthScorer(), FailureLog(logged.append))
     first, left, last = request([5], 1), request([6], 1), request([7], 1)
     for one in (first, left, last):
         engine.on_request_joined(one)
     del left, one
-    reader.may.set()
+    aligner.may.set()
     assert step(engine, [last], [(7, 0)]).tolist() == [[100.0, 101.0, 102.0]]
-    assert reader.opened == [([5], ""), ([7], "")]
+    assert aligner.opened == [([5], ""), ([7], "")]
 
 
-class Broken(Texts):
-    """A reader that fails on one prompt."""
+class FailingAligner(SameTokensAligner):
+    """Fails on one prompt."""
 
-    def open(self, prompt, preference=""):
+    def start(self, prompt, preference=""):
         if list(prompt) == [66]:
             raise ValueError("cannot be read")
-        return super().open(prompt, preference)
+        return super().start(prompt, preference)
 
 
 def test_a_text_that_cannot_be_read_costs_no_other_row_its_early_start(logged):
     early = []
     engine = ResidentRewards(
-        Broken(),
-        Scores(),
+        FailingAligner(),
+        LengthScorer(),
         FailureLog(logged.append),
         start_early=early.append,
         last_token_indices=lambda: torch.tensor([0, 1]),
@@ -328,6 +334,6 @@ def test_a_text_that_cannot_be_read_costs_no_other_row_its_early_start(logged):
     step(engine, [lost, sound], [(66, 0), (5, 0)])
     engine.before_forward_v1({0: lost, 1: sound})
     engine.on_forward_start(torch.tensor([8, 9]), torch.tensor([1, 1]))
-    assert [[list(ask.tokens) for ask in asks] for asks in early] == [[[5, 9]]]
+    assert [[list(scored.tokens) for scored in requests] for requests in early] == [[[5, 9]]]
     assert step(engine, [lost, sound], [(8, 1), (9, 1)]).isnan().all(1).tolist() == [True, False]
     assert engine.failure_log.counts == {"text lost": 2}

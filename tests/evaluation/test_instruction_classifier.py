@@ -1,4 +1,4 @@
-"""A judge of meaning finds what told and plain answers differ by, and says how often it is right."""
+"""A judge of meaning separates instructed answers from plain ones, and measures its own accuracy."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def parts(shift, count=40):
     return source.normal(size=(count, 8)) + shift * np.eye(8)[2], plain
 
 
-def test_it_finds_what_sets_the_told_answers_apart():
+def test_it_separates_instructed_answers_from_plain_ones():
     judge = instruction_classifier.fit_instruction_classifier(*parts(4.0), held_out=10)
     assert judge.accuracy == 1.0
     low, high = judge(np.stack((np.zeros(8), 4.0 * np.eye(8)[2])))
     assert low < 0 < high
 
 
-def test_where_nothing_sets_them_apart_its_accuracy_says_so():
+def test_its_accuracy_is_near_one_half_where_they_do_not_differ():
     assert (
         0.2
         < instruction_classifier.fit_instruction_classifier(*parts(0.0, 200), held_out=100).accuracy

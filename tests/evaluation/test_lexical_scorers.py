@@ -78,7 +78,7 @@ def test_clean_counts_profane_words_per_100_words(text, profane, words):
     assert score_clean(text) == pytest.approx(-100 * profane / words)
 
 
-def test_clean_says_the_same_of_words_it_has_seen(monkeypatch):
+def test_clean_gives_cached_words_the_same_score(monkeypatch):
     monkeypatch.setattr(lexical_scorers, "_PROFANITY_CACHE", {})
     text = "That bitch of a damn dog"
 
@@ -86,7 +86,7 @@ def test_clean_says_the_same_of_words_it_has_seen(monkeypatch):
     assert score_clean("a dog") == 0
 
 
-def test_clean_keeps_so_many_words_and_no_more(monkeypatch):
+def test_clean_caches_a_limited_number_of_words(monkeypatch):
     monkeypatch.setattr(lexical_scorers, "_PROFANITY_CACHE", {})
     monkeypatch.setattr(lexical_scorers, "_PROFANITY_CACHE_SIZE", 10)
     for time in range(5):

@@ -13,23 +13,23 @@ pytestmark = pytest.mark.engine
 
 
 def test_an_answer_is_more_relevant_to_its_own_question():
-    asked = ["How do I bake bread?", "What is a black hole?"]
-    said = ["Mix flour, water and yeast, and bake the dough.", "A star that fell in on itself."]
-    asked, said = sentence_embeddings.embed(asked), sentence_embeddings.embed(said)
+    prompts = ["How do I bake bread?", "What is a black hole?"]
+    texts = ["Mix flour, water and yeast, and bake the dough.", "A star that fell in on itself."]
+    prompts, texts = sentence_embeddings.embed(prompts), sentence_embeddings.embed(texts)
     own, other = (
-        sentence_embeddings.relevance(asked, said),
-        sentence_embeddings.relevance(asked, said[::-1]),
+        sentence_embeddings.relevance(prompts, texts),
+        sentence_embeddings.relevance(prompts, texts[::-1]),
     )
     assert all(a > b for a, b in zip(own, other, strict=True))
 
 
-def test_embeddings_are_unit_vectors_also_of_nothing():
-    found = sentence_embeddings.embed(["", "one", "two words"])
-    assert found.shape == (3, 384)
-    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+def test_embeddings_are_unit_vectors_also_for_empty_text():
+    embeddings = sentence_embeddings.embed(["", "one", "two words"])
+    assert embeddings.shape == (3, 384)
+    assert np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
 
 
-def test_without_the_package_the_way_out_is_named(monkeypatch):
+def test_without_the_package_the_error_names_the_extra(monkeypatch):
     sentence_embeddings._minilm.cache_clear()
     monkeypatch.setattr(sentence_embeddings, "find_spec", lambda _: None)
     with pytest.raises(ImportError, match=r"pip install 'pad-vllm\[evaluate\]'"):

@@ -20,7 +20,7 @@ def test_ties_count_half():
     assert win_rate([1, 2, 3, 0], [0, 2, 4, 0]) == 0.5
 
 
-def test_repetition_counts_what_stood_before():
+def test_repetition_counts_ngrams_that_occur_earlier():
     assert repeated_ngram_share("a b c d e f g") == 0
     assert repeated_ngram_share("a b c d " * 4) == pytest.approx(1 - 4 / 13)
     assert repeated_ngram_share("too short") == 0
@@ -39,11 +39,11 @@ def test_token_ids_are_made_on_the_models_device():
     class Seen(Exception):
         pass
 
-    class Elsewhere:
+    class MetaModel:
         device = torch.device("meta")
 
         def model(self, input_ids):
             raise Seen(input_ids.device)
 
     with pytest.raises(Seen, match="meta"):
-        answer_losses(Elsewhere(), [([3], [4, 5])])
+        answer_losses(MetaModel(), [([3], [4, 5])])

@@ -1,6 +1,6 @@
-"""The kernels held against guidance.py: under Triton's interpreter, or on a GPU where one is.
+"""The kernels return what guidance.py returns: under Triton's interpreter, or on a GPU where there is one.
 
-test_fused.py runs this file in a process of its own: the interpreter has to be asked for before Triton is
+test_triton_kernels.py runs this file in a process of its own: TRITON_INTERPRET has to be set before Triton is
 imported.
 """
 
@@ -32,12 +32,12 @@ def test_candidates_come_in_the_same_order(vocabulary, k):
     logits[torch.rand(6, vocabulary, generator=source) < 0.2] = NEG_INF
     logits[1], logits[2, 3], logits[3, 2], logits[4, 0] = NEG_INF, math.nan, math.inf, -0.0
     rows = torch.tensor([0, 1, 2, 3, 4])
-    for ours, theirs in zip(
+    for found, expected in zip(
         triton_kernels.candidates(logits, rows, k),
         guidance.candidates(logits, rows, k),
         strict=True,
     ):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -52,7 +52,7 @@ def test_rewards_are_the_same_dot_products(dtype):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_guards_find_the_same(seed):
+def test_guards_find_the_same_candidates(seed):
     source = generator(seed)
     G, K, L = 5, 6, 300 if seed == 5 else 40
     z = torch.randn(G, K, generator=source).sort(-1, descending=True).values * 3
@@ -61,21 +61,26 @@ def test_guards_find_the_same(seed):
     start = torch.randint(0, 8, (G,), generator=source)
     stop = start + torch.randint(0, L - 8, (G,), generator=source)
     tokens = torch.randint(9, (G, L), generator=source, dtype=torch.int32)
-    said = guidance.AnswerTokens(tokens, start, stop)
+    one_a_row = guidance.AnswerTokens(tokens, start, stop)
     min_p = torch.tensor([0.0, 0.05, 0.3, 1.0, 0.1])
-    ends = torch.tensor([2, 4])[: seed % 3]
-    more = torch.cat(
+    end_tokens = torch.tensor([2, 4])[: seed % 3]
+    texts = torch.cat(
         (tokens[:2] * 0, tokens.flip(0))
-    )  # of which the rows have some, from the last on
-    some = guidance.AnswerTokens(more, start, stop, torch.arange(G + 1, 1, -1))
-    assert torch.equal(some.row_tokens(), tokens)
-    for share, text in ((min_p, said), (None, said), (min_p, None), (min_p, some)):
-        given = share, ends, text, n, int(n.max())
+    )  # the rows' texts in it, the last row's first
+    indexed = guidance.AnswerTokens(texts, start, stop, torch.arange(G + 1, 1, -1))
+    assert torch.equal(indexed.row_tokens(), tokens)
+    more = {"end_tokens": end_tokens, "n": n, "max_n": int(n.max())}
+    for guards in (
+        {"min_p": min_p, "answer": one_a_row},
+        {"min_p": None, "answer": one_a_row},
+        {"min_p": min_p, "answer": None},
+        {"min_p": min_p, "answer": indexed},
+    ):
         assert torch.equal(
-            triton_kernels.guarded_candidates(z, ids, *given),
-            guidance.guarded_candidates(z, ids, *given),
+            triton_kernels.guarded_candidates(z, ids, **guards, **more),
+            guidance.guarded_candidates(z, ids, **guards, **more),
         )
-    assert triton_kernels.guarded_candidates(z, ids, None, ends, None, n, 0) is None
+    assert triton_kernels.guarded_candidates(z, ids, min_p=None, answer=None, **more) is None
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -94,18 +99,20 @@ def test_rows_are_written_alike(seed):
         reward[where] = values[torch.randint(4, (int(where.sum()),), generator=source)]
     beta = torch.randn(5, generator=source) * 3
     top_k = torch.randint(1, z.shape[1] + 3, (5,), generator=source)
-    unpaid = torch.rand(z.shape, generator=source) < 0.4 if seed % 4 else None
-    spared = torch.tensor([False, False, True, False, False]) if seed % 5 == 0 else None
-    ours, theirs = logits.clone(), logits.clone()
-    found = triton_kernels.guide(ours, rows, z, ids, reward, beta, top_k, unpaid, spared)
-    known = guidance.guide(theirs, rows, z, ids, reward, beta, top_k, unpaid, spared)
-    assert torch.equal(found.unguided, known.unguided)
-    assert torch.equal(found.changed, known.changed)
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6, equal_nan=True)
-    assert torch.equal(ours[[1, 4]], logits[[1, 4]])
+    guarded = torch.rand(z.shape, generator=source) < 0.4 if seed % 4 else None
+    excluded = torch.tensor([False, False, True, False, False]) if seed % 5 == 0 else None
+    step = {"rows": rows, "z": z, "ids": ids, "reward": reward, "beta": beta, "top_k": top_k}
+    step |= {"guarded": guarded, "excluded": excluded}
+    found, expected = logits.clone(), logits.clone()
+    result = triton_kernels.guide(found, **step)
+    expected_result = guidance.guide(expected, **step)
+    assert torch.equal(result.unguided, expected_result.unguided)
+    assert torch.equal(result.changed, expected_result.changed)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6, equal_nan=True)
+    assert torch.equal(found[[1, 4]], logits[[1, 4]])
 
 
-def test_the_look_at_start_up_finds_them_alike_and_sees_a_difference(monkeypatch):
+def test_the_check_at_start_up_finds_them_equal_and_sees_a_difference(monkeypatch):
     assert kernel_choice.agrees_with_guidance(triton_kernels, DEVICE)
     monkeypatch.setattr(triton_kernels, "token_rewards", lambda *a: -guidance.token_rewards(*a))
     assert not kernel_choice.agrees_with_guidance(triton_kernels, DEVICE)

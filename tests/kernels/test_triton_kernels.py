@@ -1,4 +1,4 @@
-"""Which code runs the rule, and that the kernels say what guidance.py says."""
+"""Which code runs the rule, and that the kernels return what guidance.py returns."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ pytest.importorskip("triton")
 
 
 @pytest.fixture(autouse=True)
-def forgotten():
-    """What devices were found to run."""
+def nothing_cached():
+    """No device has its rule yet."""
     kernel_choice.rule_for_device.cache_clear()
     yield
     kernel_choice.rule_for_device.cache_clear()
 
 
-def test_the_kernels_say_what_the_rule_says():
+def test_the_kernels_return_what_the_rule_returns():
     cases = Path(__file__).with_name("interpreted.py")
     interpreter = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
     done = subprocess.run(
@@ -52,13 +52,13 @@ def test_a_gpu_runs_the_kernels_where_they_agree(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize(
-    ("agree", "said"),
+    ("agree", "message"),
     [
         (lambda *_: False, "its results differ from guidance.py's"),
         (lambda *_: 1 / 0, "ZeroDivisionError: division by zero"),
     ],
 )
-def test_a_gpu_where_they_do_not_runs_the_rule_and_says_so(monkeypatch, caplog, agree, said):
+def test_a_gpu_where_they_differ_runs_the_rule_and_warns(monkeypatch, caplog, agree, message):
     monkeypatch.setattr(kernel_choice, "agrees_with_guidance", agree)
     assert kernel_choice.rule_for_device(torch.device("cuda")) is guidance
-    assert said in caplog.text
+    assert message in caplog.text

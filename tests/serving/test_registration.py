@@ -10,7 +10,8 @@ import pytest
 
 REGISTER = """
 import json, sys
-import pad_vllm.vllm_api.startup_probe  # what of vLLM is looked at, with all that vLLM imports for it
+# What PAD wraps of vLLM's front end, with all that vLLM imports for it.
+import pad_vllm.vllm_api.patches.front_end_checks, pad_vllm.vllm_api.startup_probe
 before = set(sys.modules)
 from pad_vllm.plugin import register
 register()
@@ -30,16 +31,12 @@ def test_registering_imports_no_library(imported):
     assert [name for name in imported if name.partition(".")[0] != "pad_vllm"] == []
 
 
-def test_registering_imports_the_checks_of_a_config_and_nothing_of_adapters_engines_or_text(
+def test_registering_imports_the_look_at_a_config_and_nothing_of_adapters_engines_or_text(
     imported,
 ):
     packages = {"pad_vllm.adapter.backbone", "pad_vllm.serving.start"}
     ours = {name for name in imported if name.count(".") >= 2 or name == "pad_vllm.persrm"}
     assert ours - packages == {
-        "pad_vllm.adapter.backbone.model_families",
         "pad_vllm.serving.registration",
-        "pad_vllm.serving.start.quantized_bases",
-        "pad_vllm.serving.start.unsupported_configs",
-        "pad_vllm.vllm_api.quantization",
-        "pad_vllm.vllm_api.parallel_ranks",
+        "pad_vllm.serving.start.pad_activation",
     }

@@ -1,12 +1,13 @@
-"""What is asked of every prompt: unguided, told, guided in both signs, both, and mixes."""
+"""Conditions of a comparison: unguided, instructed, guided in both signs, both together, and mixes."""
 
 from __future__ import annotations
 
 from pad_vllm.steering import comparison_conditions
 from pad_vllm.steering.guided_answers import condition_messages
+from pad_vllm.training.data.conversation import Conversation
 
-SENTENCES = {"kind": "Be kind."}
-PROMPT = '[{"role": "user", "content": "Hello"}]'
+INSTRUCTIONS = {"kind": "Be kind."}
+PROMPT = Conversation.model_validate("Hello")
 
 
 def test_both_signs_of_every_dimension_are_guided_at_every_strength():
@@ -16,18 +17,18 @@ def test_both_signs_of_every_dimension_are_guided_at_every_strength():
     assert rows[1].aims == {"kind": -1}
 
 
-def test_what_is_told_stands_behind_the_prompt_and_is_not_guided():
-    (told,) = comparison_conditions.instructed_conditions(SENTENCES)
-    assert told.extra_args() is None
-    assert condition_messages(PROMPT, told)[0]["content"].endswith("Hello\n\nBe kind.")
+def test_an_instruction_stands_after_the_prompt_and_is_not_guided():
+    (instructed,) = comparison_conditions.instructed_conditions(INSTRUCTIONS)
+    assert instructed.extra_args() is None
+    assert condition_messages(PROMPT, instructed)[0]["content"].endswith("Hello\n\nBe kind.")
     assert (
         condition_messages(PROMPT, comparison_conditions.unguided_condition())[0]["content"]
         == "Hello"
     )
 
 
-def test_told_and_guided_is_both():
-    (both,) = comparison_conditions.instructed_and_guided_conditions("PAD", SENTENCES, [2.0])
+def test_instructed_and_guided_is_both():
+    (both,) = comparison_conditions.instructed_and_guided_conditions("PAD", INSTRUCTIONS, [2.0])
     assert both.extra_args() == {"pad_weights": ["kind=1"], "pad_beta": 2.0}
     assert both.instruction == "Be kind."
 

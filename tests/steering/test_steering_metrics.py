@@ -1,4 +1,4 @@
-"""What is made of answers: wins by judge with intervals, repetition, perplexity, relevance, one line each."""
+"""Metrics of answers: wins by judge with intervals, repetition, perplexity, relevance, per condition."""
 
 from __future__ import annotations
 
@@ -8,34 +8,35 @@ import pytest
 from pad_vllm.evaluation.text_measures import bootstrap_interval
 from pad_vllm.steering import comparison_conditions, dimension_judges, steering_metrics
 from pad_vllm.steering.guided_answers import DrawnAnswer
+from pad_vllm.training.data.conversation import Conversation
 
-PROMPTS = [f'[{{"role": "user", "content": "question {i}"}}]' for i in range(4)]
+PROMPTS = [Conversation.model_validate(f"question {i}") for i in range(4)]
 
 
-class Judges:
+class LengthJudges:
     """The longer answer is the kinder one."""
 
-    def losses(self, prompts, said, asked):
-        return [(float(len(one.text)), 2) for one in said]
+    def losses(self, prompts, answers, drawn_with):
+        return [(float(len(answer.text)), 2) for answer in answers]
 
-    def scores(self, dimension, prompts, said, asked, plain, embedded):
-        return {"length": [len(one.text) for one in said]}
+    def scores(self, dimension, prompts, answers, drawn_with, plain_losses, embeddings):
+        return {"length": [len(answer.text) for answer in answers]}
 
 
 @pytest.fixture
 def records(monkeypatch):
     monkeypatch.setattr(steering_metrics, "embed", lambda texts: np.ones((len(texts), 2)) / 2)
-    sentences = {"kind": "Be kind."}
+    instructions = {"kind": "Be kind."}
     rows = [
         comparison_conditions.unguided_condition(),
-        *comparison_conditions.instructed_conditions(sentences),
+        *comparison_conditions.instructed_conditions(instructions),
         *comparison_conditions.guided_conditions("PAD", ("kind",), (2.0,)),
-        *comparison_conditions.instructed_and_guided_conditions("PAD", sentences, [2.0]),
+        *comparison_conditions.instructed_and_guided_conditions("PAD", instructions, [2.0]),
     ]
     lengths = [3, 5, 9, 1, 12]
-    said = [[DrawnAnswer("x" * n, (1, 2))] * len(PROMPTS) for n in lengths]
-    said[2] = [DrawnAnswer("x" * 9, (1, 2))] * 3 + [DrawnAnswer("x", (1, 2))]
-    return steering_metrics.ConditionMetrics(Judges(), PROMPTS).records(rows, said)
+    answers = [[DrawnAnswer("x" * n, (1, 2))] * len(PROMPTS) for n in lengths]
+    answers[2] = [DrawnAnswer("x" * 9, (1, 2))] * 3 + [DrawnAnswer("x", (1, 2))]
+    return steering_metrics.ConditionMetrics(LengthJudges(), PROMPTS).records(rows, answers)
 
 
 def test_wins_are_those_over_the_unguided_answers(records):
@@ -69,13 +70,13 @@ def test_an_interval_is_wide_for_few_prompts_and_holds_the_mean():
     assert narrow[1] - narrow[0] < high - low
 
 
-def test_an_answer_s_own_loss_counts_where_the_base_was_asked_the_same(monkeypatch):
+def test_an_answers_own_loss_counts_for_the_instruction_that_it_was_drawn_with(monkeypatch):
     monkeypatch.setattr(
         dimension_judges, "answer_losses", lambda base, pairs: [(7.0, len(i)) for _, i in pairs]
     )
     monkeypatch.setattr(dimension_judges, "chat_token_ids", lambda tokenizer, chat: [1])
-    made = dimension_judges.DimensionJudges(None, None, {"kind": "Be kind."})
-    said = [DrawnAnswer("x", (1, 2), 3.0)] * len(PROMPTS)
-    assert made.losses(PROMPTS, said, "") == [(3.0, 2)] * len(PROMPTS)
-    assert made.losses(PROMPTS, said, "", "Be kind.") == [(7.0, 2)] * len(PROMPTS)
-    assert made.losses(PROMPTS, [DrawnAnswer("x", (1, 2))] * len(PROMPTS), "")[0] == (7.0, 2)
+    judges = dimension_judges.DimensionJudges(None, None, {"kind": "Be kind."})
+    answers = [DrawnAnswer("x", (1, 2), 3.0)] * len(PROMPTS)
+    assert judges.losses(PROMPTS, answers, "") == [(3.0, 2)] * len(PROMPTS)
+    assert judges.losses(PROMPTS, answers, "", "Be kind.") == [(7.0, 2)] * len(PROMPTS)
+    assert judges.losses(PROMPTS, [DrawnAnswer("x", (1, 2))] * len(PROMPTS), "")[0] == (7.0, 2)

@@ -1,4 +1,4 @@
-"""`pad-vllm evaluate --steering` on a tiny model, its engine a fake: every condition, and the file."""
+"""`pad-vllm steer` on a tiny model, its engine a fake: every condition, the file, and the old spelling."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import pytest
 import tiny
 
 from pad_vllm.adapter.adapter_folder import load_adapter, save_adapter
-from pad_vllm.cli import steer
+from pad_vllm.cli import shared_options
 from pad_vllm.cli.app import app
 from pad_vllm.steering import dimension_judges, steering_metrics, steering_report
 from pad_vllm.steering.guided_answers import DrawnAnswer
 
-SENTENCES = {"warm": "be warm", "brief": "be brief"}
+INSTRUCTIONS = {"warm": "be warm", "brief": "be brief"}
 
 
 @pytest.fixture
 def adapter(tmp_path, monkeypatch):
-    """A tiny base's adapter that sentences taught; its engine says how strongly it was guided."""
+    """A tiny base, an adapter that was trained from instructions, and the batches that a fake engine got."""
     base = tiny.checkpoint("llama", tmp_path / "base")
     plain = tiny.write_adapter(
-        base, tmp_path / "plain", fork_layer=2, std=0.1, dimensions=tuple(SENTENCES)
+        base, tmp_path / "plain", fork_layer=2, std=0.1, dimensions=tuple(INSTRUCTIONS)
     )
-    made = load_adapter(plain)
-    rows = [{"dimension": name, "sentences": [said]} for name, said in SENTENCES.items()]
-    config = dataclasses.replace(made.config, training={"taught": rows})
-    save_adapter(dataclasses.replace(made, config=config), tmp_path / "taught", "x")
-    asked = []
+    loaded = load_adapter(plain)
+    rows = [{"dimension": name, "sentences": [text]} for name, text in INSTRUCTIONS.items()]
+    config = dataclasses.replace(loaded.config, training={"taught": rows})
+    save_adapter(dataclasses.replace(loaded, config=config), tmp_path / "instructed", "x")
+    batches = []
 
     def answers(batch):
         prompts, conditions, decodings = batch.prompts, batch.conditions, batch.decodings
-        asked.append((batch.adapter, [c.name for c in conditions]))
+        batches.append((batch.adapter, [c.name for c in conditions]))
         return [
             [
-                [DrawnAnswer(f"answer {c.beta} {c.sentence}", (5, 6, 7))] * len(prompts)
+                [DrawnAnswer(f"answer {c.beta} {c.instruction}", (5, 6, 7))] * len(prompts)
                 for c in conditions
             ]
             for _ in decodings
@@ -48,26 +48,26 @@ def adapter(tmp_path, monkeypatch):
         monkeypatch.setattr(
             module, "embed", lambda texts: np.array([[len(t), "be" in t] for t in texts], float)
         )
-    return base, tmp_path / "taught", asked
+    return base, tmp_path / "instructed", batches
 
 
-def test_everything_asked_for_is_in_the_file(adapter, tmp_path):
+def test_all_conditions_and_judges_are_in_the_file(adapter, tmp_path):
     pytest.importorskip("sklearn")
     from typer.testing import CliRunner
 
-    base, folder, asked = adapter
+    base, folder, batches = adapter
     prompts, others = tmp_path / "prompts.txt", tmp_path / "others.txt"
     prompts.write_text("one\ntwo\nthree\n")
     others.write_text("".join(f"other {i}\n" for i in range(8)))
-    arguments = ["evaluate", str(folder), "--base", str(base), "--steering", str(prompts)]
+    arguments = ["steer", str(folder), "--base", str(base), "--prompts", str(prompts)]
     arguments += ["--judge-prompts", str(others), "--beside", f"again={folder}", "--beta", "2"]
     result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out.json")])
     assert result.exit_code == 0, result.output
-    assert asked[0][1][:3] == ["unguided", "told warm", "told brief"]
-    found = json.loads((tmp_path / "out.json").read_text())
-    assert set(found["judges"]) == set(SENTENCES)
-    assert [one["temperature"] for one in found["decodings"]] == [0.0, 0.7]
-    records = {r["name"]: r for r in found["decodings"][0]["records"]}
+    assert batches[0][1][:3] == ["unguided", "told warm", "told brief"]
+    stored = json.loads((tmp_path / "out.json").read_text())
+    assert set(stored["judges"]) == set(INSTRUCTIONS)
+    assert [one["temperature"] for one in stored["decodings"]] == [0.0, 0.7]
+    records = {r["name"]: r for r in stored["decodings"][0]["records"]}
     assert {
         "PAD +warm",
         "PAD -brief",
@@ -77,14 +77,14 @@ def test_everything_asked_for_is_in_the_file(adapter, tmp_path):
     } <= set(records)
     assert set(records["PAD +warm"]["wins"]["warm"]) == {"meaning", "teacher"}
     assert set(records["PAD +brief"]["wins"]["brief"]) == {"brief", "meaning", "teacher"}
-    assert len(found["decodings"][0]["texts"]["unguided"]) == 3
+    assert len(stored["decodings"][0]["texts"]["unguided"]) == 3
     assert (folder / "README.md").read_text() == "x"
 
-    asked.clear()
+    batches.clear()
     again = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out.json")])
     assert again.exit_code == 0, again.output
-    assert [folder for folder, _ in asked] == [None]  # the judges' answers alone
-    assert json.loads((tmp_path / "out.json").read_text())["decodings"] == found["decodings"]
+    assert [folder for folder, _ in batches] == [None]  # the judges' answers alone
+    assert json.loads((tmp_path / "out.json").read_text())["decodings"] == stored["decodings"]
 
 
 def test_another_base_is_guided_by_an_engine_with_a_backbone_of_its_own(
@@ -101,57 +101,59 @@ def test_another_base_is_guided_by_an_engine_with_a_backbone_of_its_own(
         steering_report, "draw_answers", lambda batch: seen.append(batch) or answer(batch)
     )
     resolved = []
-    monkeypatch.setattr(steer, "resolve_base", resolved.append)
+    monkeypatch.setattr(shared_options, "resolve_base", resolved.append)
 
-    def evaluate(*more):
+    def steer(*more):
         argv = [
-            "evaluate",
+            "steer",
             str(folder),
             "--base",
             str(base),
-            "--steering",
+            "--prompts",
             tmp_path / "prompts.txt",
         ]
         argv += ["--no-mixes", "--no-on-top", "--temperature", "0", *more]
         return CliRunner().invoke(app, [*map(str, argv)])
 
-    result = evaluate("--engine", "resident", "--chat-template", tmp_path / "plain.jinja")
+    result = steer("--engine", "resident", "--chat-template", tmp_path / "plain.jinja")
     assert result.exit_code == 0, result.output
-    assert seen[0].settings == {"engine": "resident", "chat_template": template}
+    assert seen[0].engine_settings == {"engine": "resident", "chat_template": template}
     assert seen[0].decodings[0].chat_template == template
     # Fetched before the engine starts.
     assert resolved == [load_adapter(folder).config.backbone.name]
-    assert evaluate().exit_code == 0
-    assert seen[1].settings == {}
-    assert "accepted are shared, resident, ray" in evaluate("--engine", "vector").output
+    assert steer().exit_code == 0
+    assert seen[1].engine_settings == {}
+    assert "accepted are shared, resident, ray" in steer("--engine", "vector").output
 
 
-def test_figures_go_into_the_card_and_a_sentence_may_be_given_for_a_dimension(adapter, tmp_path):
+def test_results_go_into_the_card_and_an_instruction_may_be_given_for_a_dimension(
+    adapter, tmp_path
+):
     from typer.testing import CliRunner
 
-    base, folder, asked = adapter
-    made = load_adapter(folder)
-    config = dataclasses.replace(made.config, training={})
-    save_adapter(dataclasses.replace(made, config=config), folder, "x")
+    base, folder, batches = adapter
+    loaded = load_adapter(folder)
+    config = dataclasses.replace(loaded.config, training={})
+    save_adapter(dataclasses.replace(loaded, config=config), folder, "x")
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("one\ntwo\n")
-    arguments = ["evaluate", str(folder), "--base", str(base), "--steering", str(prompts), "--card"]
+    arguments = ["steer", str(folder), "--base", str(base), "--prompts", str(prompts), "--card"]
     result = CliRunner().invoke(app, [*arguments, "--told", "warm=Be warm.", "--no-mixes"])
     assert result.exit_code == 0, result.output
-    names = asked[0][1]
+    names = batches[0][1]
     assert "told warm" in names
     assert "told brief" not in names
-    said = (folder / "README.md").read_text()
-    assert "## Steering" in said
-    assert "| told warm |" in said
+    card = (folder / "README.md").read_text()
+    assert "## Steering" in card
+    assert "| told warm |" in card
     assert "told and PAD +warm" in names
-    asked.clear()
+    batches.clear()
     result = CliRunner().invoke(app, [*arguments, "--told", "warm=Be warm.", "--no-on-top"])
     assert result.exit_code == 0, result.output
-    assert not [name for name in asked[0][1] if name.startswith("told and")]
+    assert not [name for name in batches[0][1] if name.startswith("told and")]
     assert "teacher" in result.output
-    unheard = [*arguments, "--told", "warm=Be warm.", "--no-on-top", "--no-teacher"]
-    result = CliRunner().invoke(app, unheard)
+    without_teacher = [*arguments, "--told", "warm=Be warm.", "--no-on-top", "--no-teacher"]
+    result = CliRunner().invoke(app, without_teacher)
     assert result.exit_code == 0, result.output
     assert "teacher" not in result.output
     result = CliRunner().invoke(app, [*arguments, "--told", "cold=Be cold."])
@@ -165,13 +167,30 @@ def test_an_adapter_beside_it_has_a_name_and_a_folder(adapter, tmp_path):
     base, folder, _ = adapter
     (tmp_path / "p.txt").write_text("one\n")
     arguments = [
-        "evaluate",
+        "steer",
         str(folder),
         "--base",
         str(base),
-        "--steering",
+        "--prompts",
         str(tmp_path / "p.txt"),
     ]
     result = CliRunner().invoke(app, [*arguments, "--beside", "nameless"])
     assert result.exit_code == 1
     assert "NAME=ADAPTER is accepted" in result.output
+
+
+def test_the_old_spelling_does_the_same_and_says_what_it_is_now(adapter, tmp_path):
+    from typer.testing import CliRunner
+
+    base, folder, batches = adapter
+    (tmp_path / "p.txt").write_text("one\n")
+    options = ["--base", str(base), "--no-mixes", "--temperature", "0", "--beta", "2"]
+    now = ["steer", str(folder), "--prompts", str(tmp_path / "p.txt"), *options]
+    before = ["evaluate", str(folder), "--steering", str(tmp_path / "p.txt"), *options]
+    new, old = (CliRunner().invoke(app, arguments) for arguments in (now, before))
+    assert (new.exit_code, old.exit_code) == (0, 0)
+    assert "evaluate" not in new.stderr
+    assert "is `pad-vllm steer ADAPTER --prompts FILE` now" in old.stderr
+    assert old.stdout == new.stdout
+    assert batches[0] == batches[1]
+    assert "--steering" not in CliRunner().invoke(app, ["evaluate", "--help"]).output

@@ -1,4 +1,4 @@
-"""Where a base's chat template comes from, and what is said where there is none."""
+"""Where a base's chat template comes from, and the message where there is none."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_a_given_template_stands_before_the_bases_own(folder):
     assert chat_token_ids(
         load_chat_tokenizer(folder, "b", TEMPLATE), TURN
     ) == tiny.tokenizer().encode("[Hi]")
-    told = with_chat_template(tiny.tokenizer(), "b", TEMPLATE)
-    assert chat_token_ids(told, TURN) == tiny.tokenizer().encode("[Hi]")
+    replaced = with_chat_template(tiny.tokenizer(), "b", TEMPLATE)
+    assert chat_token_ids(replaced, TURN) == tiny.tokenizer().encode("[Hi]")
     own = with_chat_template(tiny.tokenizer(), "b", None)
     assert chat_token_ids(own, TURN) == tiny.tokenizer().encode("<user>Hi<assistant>")
 

@@ -13,7 +13,7 @@ TALK = [
 ]
 
 
-def test_a_wish_stands_behind_the_last_user_turn():
+def test_an_instruction_stands_behind_the_last_user_turn():
     assert with_instruction(TALK, "Be kind.") == [
         *TALK[:2],
         {"role": "user", "content": "three\n\nBe kind."},
@@ -26,8 +26,8 @@ def test_a_preference_stands_before_the_last_user_turn():
     assert changed[2]["content"].endswith("[Principles] Be kind. [Instruction] three")
 
 
-@pytest.mark.parametrize("put", [with_preference, with_instruction])
-def test_a_conversation_without_a_user_turn_is_refused(put):
+@pytest.mark.parametrize("put_in", [with_preference, with_instruction])
+def test_a_conversation_without_a_user_turn_is_refused(put_in):
     with pytest.raises(ValueError, match="no user turn"):
-        put(TALK[1:2], "Be kind.")
+        put_in(TALK[1:2], "Be kind.")
     assert TALK[2]["content"] == "three"

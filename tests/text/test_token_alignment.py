@@ -33,13 +33,13 @@ PAIRS = [(base, persrm) for base in TINY for persrm in TINY if base != persrm]
 
 
 @functools.cache
-def reader(base, persrm):
+def aligner_of(base, persrm):
     return TokenAligner(TINY[base](), TINY[persrm]())
 
 
 @pytest.fixture(scope="module")
 def real(smollm2, gemma3):
-    """Readers both ways, and their tokenizers."""
+    """Aligners both ways, and their tokenizers."""
     from transformers import AutoTokenizer
 
     smol, gemma = (AutoTokenizer.from_pretrained(folder) for folder in (smollm2, gemma3))
@@ -109,24 +109,24 @@ def applied(tokens, change):
     return tokens[:keep] + list(added)
 
 
-def follows(reader, base, persrm, ids, sizes):
+def follows(aligner, base, persrm, ids, sizes):
     """Extend by pieces of these sizes, and compare with the encoding of the whole each time."""
-    reading = reader.open(base.encode("Hi"))
-    prompt, done = list(reading.tokens), 0
+    aligned = aligner.start(base.encode("Hi"))
+    prompt, done = list(aligned.tokens), 0
     while done < len(ids):
         size = sizes[done % len(sizes)]
         piece = ids[done : done + size]
         done += size
-        before, changes = list(reading.tokens), reading.candidates([*piece, 5, *UNKNOWN])
-        assert reading.tokens == before
+        before, changes = list(aligned.tokens), aligned.candidate_changes([*piece, 5, *UNKNOWN])
+        assert aligned.tokens == before
         assert changes[-4:] == [(len(before), ())] * 4
-        reading.extend(piece)
-        text = reading._answer.text
-        assert reading.tokens == prompt + persrm.encode(text, add_special_tokens=False)
-        held = "\ufffd" if reader._pieces._bytewise and reading._tail.run else ""
+        aligned.extend(piece)
+        text = aligned._answer.text
+        assert aligned.tokens == prompt + persrm.encode(text, add_special_tokens=False)
+        held = "\ufffd" if aligner._decoder._bytewise and aligned._tail.pending_bytes else ""
         assert text + held == complete(base, ids[:done])
-        if len(piece) == 1 and piece[0] not in reader._ends:
-            assert applied(before, changes[0]) == reading.tokens
+        if len(piece) == 1 and piece[0] not in aligner._base_ends:
+            assert applied(before, changes[0]) == aligned.tokens
 
 
 SIZES = st.lists(st.sampled_from([1, 1, 1, 2, 7]), min_size=1, max_size=5)
@@ -137,7 +137,7 @@ SIZES = st.lists(st.sampled_from([1, 1, 1, 2, 7]), min_size=1, max_size=5)
 @given(data=st.data())
 def test_the_tokens_are_those_of_the_whole_text_after_any_base_tokens(base, persrm, data):
     ids = data.draw(token_lists(TINY[base]()))
-    follows(reader(base, persrm), TINY[base](), TINY[persrm](), ids, data.draw(SIZES))
+    follows(aligner_of(base, persrm), TINY[base](), TINY[persrm](), ids, data.draw(SIZES))
 
 
 @pytest.mark.parametrize("persrm", [name for name in TINY if name != "bytewise"])
@@ -157,7 +157,7 @@ def test_the_tokens_are_those_of_the_whole_text_after_any_base_tokens(base, pers
 def test_long_runs_of_one_thing_are_followed(persrm, text):
     base = TINY["bytewise"]()
     ids = base.encode(text, add_special_tokens=False)
-    follows(reader("bytewise", persrm), base, TINY[persrm](), ids, [1])
+    follows(aligner_of("bytewise", persrm), base, TINY[persrm](), ids, [1])
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -169,47 +169,47 @@ def test_tokens_as_text_are_what_decode_makes_of_them(name, data):
     assert finished(TokenDecoder(tokenizer.backend_tokenizer), ids) == decoded(tokenizer, ids)
 
 
-def finished(pieces, ids):
+def finished(decoder, ids):
     """The text of tokens after which nothing comes: what is held back is shown as it is."""
-    text, tail = pieces.add(pieces.start, ids)
-    if pieces._bytewise:
-        return text + tail.run.decode("utf-8", "replace")
+    text, tail = decoder.decode(decoder.initial_tail, ids)
+    if decoder._bytewise:
+        return text + tail.pending_bytes.decode("utf-8", "replace")
     try:
-        rest = tail.run.decode()
+        rest = tail.pending_bytes.decode()
     except UnicodeDecodeError:
-        rest = "\ufffd" * len(tail.run)
-    return text + pieces._stripped(rest, tail.strip)[0]
+        rest = "\ufffd" * len(tail.pending_bytes)
+    return text + decoder._stripped(rest, tail.blanks_to_strip)[0]
 
 
 def test_the_bytes_of_a_character_are_held_back_until_it_is_complete():
     base, persrm = TINY["gemma"](), TINY["bytewise"]()
     first, second, third = (base.convert_tokens_to_ids(f"<0x{b:02X}>") for b in "€".encode())
-    reading = reader("gemma", "bytewise").start([])
-    prompt = list(reading.tokens)
+    aligned = aligner_of("gemma", "bytewise").start([])
+    prompt = list(aligned.tokens)
     for token in (first, second):
-        assert reading.candidate_changes([token]) == [(len(prompt), ())]
-        reading.extend([token])
-        assert reading.tokens == prompt
-    reading.extend([third])
+        assert aligned.candidate_changes([token]) == [(len(prompt), ())]
+        aligned.extend([token])
+        assert aligned.tokens == prompt
+    aligned.extend([third])
     euro = persrm.encode("€", add_special_tokens=False)
-    assert reading.tokens == prompt + euro
+    assert aligned.tokens == prompt + euro
     # A wrong byte spoils the run it stands in, back to its first byte: that is how it is decoded.
-    reading.extend([first, first])
+    aligned.extend([first, first])
     assert decoded(base, [first, second, third, first, first]) == "\ufffd" * 5
-    assert reading.tokens == prompt + persrm.encode("\ufffd" * 5, add_special_tokens=False)
+    assert aligned.tokens == prompt + persrm.encode("\ufffd" * 5, add_special_tokens=False)
 
 
 @pytest.mark.parametrize(("base", "persrm"), PAIRS)
 def test_a_candidate_that_ends_the_turn_is_the_persrms_own_end(base, persrm):
     ours, theirs = TINY[base](), TINY[persrm]()
-    reading = reader(base, persrm).start(ours.encode("Hi"))
-    before = list(reading.tokens)
+    aligned = aligner_of(base, persrm).start(ours.encode("Hi"))
+    before = list(aligned.tokens)
     ends = [ours.eos_token_id, ours.convert_tokens_to_ids("<|im_end|>")]
     end = theirs.convert_tokens_to_ids("<|im_end|>")
-    assert reading.candidate_changes(ends) == [(len(before), (end,))] * 2
-    reading.extend(ends)
-    assert reading.tokens == before
-    assert reading.candidate_changes([ours.convert_tokens_to_ids("<|im_start|>")]) == [
+    assert aligned.candidate_changes(ends) == [(len(before), (end,))] * 2
+    aligned.extend(ends)
+    assert aligned.tokens == before
+    assert aligned.candidate_changes([ours.convert_tokens_to_ids("<|im_start|>")]) == [
         (len(before), ())
     ]
 
@@ -227,10 +227,10 @@ def test_without_a_template_the_end_is_eos():
 def test_one_tokenizer_in_both_models_passes_ids_through():
     same = TokenAligner(bytewise(), bytewise.__wrapped__())
     assert same.same_tokens
-    reading = same.start([5, 6])
-    reading.extend([7, 8])
-    assert reading.tokens == [5, 6, 7, 8]
-    assert reading.candidate_changes([9, 10]) == [(4, (9,)), (4, (10,))]
+    aligned = same.start([5, 6])
+    aligned.extend([7, 8])
+    assert aligned.tokens == [5, 6, 7, 8]
+    assert aligned.candidate_changes([9, 10]) == [(4, (9,)), (4, (10,))]
 
 
 def test_a_preference_stands_in_the_persrms_prompt_only():
@@ -239,12 +239,12 @@ def test_a_preference_stands_in_the_persrms_prompt_only():
     asked = persrm_prompt_ids(tokenizer, messages)
     expected = persrm_prompt_ids(tokenizer, messages, "Bark.")
     for base, persrm in ((tokenizer, tokenizer), (sentencepiece(0), tokenizer)):
-        reading = TokenAligner(base, persrm).start(persrm_prompt_ids(base, messages), "Bark.")
-        assert "[Principles] Bark. [Instruction] Hi dog" in tokenizer.decode(reading.tokens)
-        assert reading.tokens == expected != asked
-    reading = TokenAligner(tokenizer, tokenizer).start(asked, "Bark.")
-    reading.extend([7])
-    assert reading.tokens == [*expected, 7]
+        aligned = TokenAligner(base, persrm).start(persrm_prompt_ids(base, messages), "Bark.")
+        assert "[Principles] Bark. [Instruction] Hi dog" in tokenizer.decode(aligned.tokens)
+        assert aligned.tokens == expected != asked
+    aligned = TokenAligner(tokenizer, tokenizer).start(asked, "Bark.")
+    aligned.extend([7])
+    assert aligned.tokens == [*expected, 7]
 
 
 @pytest.mark.parametrize(
@@ -267,11 +267,11 @@ def test_a_tokenizer_whose_tokens_cannot_be_followed_is_refused():
 def test_only_the_end_of_a_long_answer_is_encoded_again():
     base = TINY["bytewise"]()
     follower = TokenAligner(base, TINY["llama"]())
-    reading = follower.start([])
-    reading.extend(base.encode(" ".join(CORPUS) * 30, add_special_tokens=False))
-    follower._encoder._known.clear()
-    reading.candidate_changes(range(20, 40))
-    assert max(map(len, follower._encoder._known)) < 150 < len(reading._answer.text) / 50
+    aligned = follower.start([])
+    aligned.extend(base.encode(" ".join(CORPUS) * 30, add_special_tokens=False))
+    follower._encoder._cache.clear()
+    aligned.candidate_changes(range(20, 40))
+    assert max(map(len, follower._encoder._cache)) < 150 < len(aligned._answer.text) / 50
 
 
 @pytest.mark.exhaustive
@@ -298,13 +298,13 @@ def test_real_tokens_as_text_are_what_decode_makes_of_them(real, data):
 def test_ten_candidates_take_well_under_a_step(real, capsys):
     for follower, base, persrm in real:
         ids = base.encode(" ".join(CORPUS) * 5, add_special_tokens=False)
-        reading, draw, seconds = follower.open(ids[:20]), random.Random(0), []
+        aligned, draw, seconds = follower.start(ids[:20]), random.Random(0), []
         for token in ids:
             candidates = [token, *draw.sample(ids, 9)]
             begun = time.perf_counter()
-            reading.candidates(candidates)
+            aligned.candidate_changes(candidates)
             seconds.append(time.perf_counter() - begun)
-            reading.extend([token])
+            aligned.extend([token])
         milliseconds = statistics.median(seconds) * 1e3
         names = f"{len(base)} -> {len(persrm)} tokens"
         with capsys.disabled():
@@ -313,24 +313,24 @@ def test_ten_candidates_take_well_under_a_step(real, capsys):
 
 
 @pytest.mark.parametrize("persrm", ["llama", "bytewise"])
-def test_a_reading_knows_how_many_of_its_tokens_stayed(persrm):
+def test_the_number_of_unchanged_tokens_is_counted(persrm):
     base = TINY["bytewise"]()
-    reading, known = reader("bytewise", persrm).start(base.encode("Hi")), []
+    aligned, known = aligner_of("bytewise", persrm).start(base.encode("Hi")), []
     for number, token in enumerate(base.encode(CORPUS[1] + CORPUS[2], add_special_tokens=False)):
-        reading.extend([token])
-        assert reading.tokens[: reading.num_unchanged] == known[: reading.num_unchanged]
-        assert reading.num_unchanged >= len(known) - 8
+        aligned.extend([token])
+        assert aligned.tokens[: aligned.num_unchanged] == known[: aligned.num_unchanged]
+        assert aligned.num_unchanged >= len(known) - 8
         if number % 3:
-            known = list(reading.tokens)
-            reading.reset_unchanged()
-            assert reading.num_unchanged == len(known)
+            known = list(aligned.tokens)
+            aligned.reset_unchanged()
+            assert aligned.num_unchanged == len(known)
 
 
 def test_encoded_windows_are_kept_up_to_so_many_characters(monkeypatch):
-    monkeypatch.setattr(incremental_encoding, "_MEMO", 1000)
+    monkeypatch.setattr(incremental_encoding, "_MAX_CACHED", 1000)
     encoder = incremental_encoding.WindowEncoder(TINY["llama"]().backend_tokenizer)
     for number in range(30):
         texts = [f"{number} " + "dog " * 50, f"cat {number}"]
         assert encoder(texts) == encoder(texts)
-        assert sum(map(len, encoder._known)) < 1000 + sum(map(len, texts))
-    assert len(encoder._known) > 2
+        assert sum(map(len, encoder._cache)) < 1000 + sum(map(len, texts))
+    assert len(encoder._cache) > 2

@@ -70,12 +70,12 @@ def test_choices_not_seen_are_told_better_than_by_the_best_single_dimension():
         fitted.append(float((unseen @ found.w.float() > 0).float().mean()))
         single.append(float((unseen > 0).float().mean(0).sub(0.5).abs().max() + 0.5))
         promised.append((found.cross_validated, found.baseline))
-    told, baseline = torch.tensor(promised).mean(0).tolist()
+    predicted, baseline = torch.tensor(promised).mean(0).tolist()
     assert min(f - s for f, s in zip(fitted, single, strict=True)) > 0
     # What the fit says of itself from its own choices is what other choices show.
-    assert told == pytest.approx(sum(fitted) / len(fitted), abs=0.03)
+    assert predicted == pytest.approx(sum(fitted) / len(fitted), abs=0.03)
     assert baseline == pytest.approx(sum(single) / len(single), abs=0.03)
-    assert told > baseline + 0.04
+    assert predicted > baseline + 0.04
 
 
 @pytest.mark.parametrize(("count", "firm"), [(30, 3.0), (100, 2.0)])
@@ -182,11 +182,11 @@ def test_feature_sums_are_those_of_one_sequence_after_the_other(model):
     with torch.no_grad():
         for number, (prompt, response) in enumerate(sequences):
             h_B, h_T = model.hidden_twice(torch.tensor([[*prompt, *response]]))
-            for place, token in enumerate(response, start=len(prompt)):
-                before = (0, place - 1)
+            for position, token in enumerate(response, start=len(prompt)):
+                before = (0, position - 1)
                 phi = model.features(h_B[before], h_T[before], torch.tensor([token]))
                 slow[number] += phi[0]
-    fast = feature_sums(model, sequences, batch=3)
+    fast = feature_sums(model, sequences, batch_size=3)
     torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-3)
     assert slow.abs().max() > 1.0
 
@@ -229,8 +229,12 @@ def test_prompts_are_text_or_messages_and_strange_line_breaks_belong_to_the_text
     lines = [json.dumps(GOOD), json.dumps(odd, ensure_ascii=False)]
     file.write_text("\n".join(lines), "utf-8")
     first, second = read_choices(file)
-    assert first.prompt == [{"role": "user", "content": "Hi"}]
-    assert (second.prompt, second.chosen, second.line_number) == (messages, "one\u2028two", 2)
+    assert first.prompt.messages() == [{"role": "user", "content": "Hi"}]
+    assert (second.prompt.messages(), second.chosen, second.line_number) == (
+        messages,
+        "one\u2028two",
+        2,
+    )
 
 
 @pytest.fixture
@@ -281,7 +285,7 @@ def between(better, other, **more):
 
 
 def test_choices_between_guided_answers_are_fitted_without_a_base(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(fit_command, "_opened", None)
+    monkeypatch.setattr(fit_command, "_load_model", None)
     choices = [
         between("brief=1", "humor=1"),
         between(["brief=1", "helpful=0.5"], None),
@@ -377,11 +381,11 @@ def test_a_prompt_that_the_template_does_not_take_is_named_by_its_line(run, tmp_
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
         "{{ messages[0]['content'] }}>"
     )
-    told = {
+    with_system = {
         **GOOD,
         "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}],
     }
-    file = write(tmp_path / "choices.jsonl", [GOOD, told])
+    file = write(tmp_path / "choices.jsonl", [GOOD, with_system])
     result = run(file, "--chat-template", template)
     assert result.exit_code == 1
     assert "line 2: the chat template refuses the prompt (no system)" in result.stderr

@@ -30,8 +30,9 @@ from pad_vllm.training.objective.pair_accuracy import preferences_to_test
 from pad_vllm.training.objective.training_model import untrained_persrm
 from pad_vllm.training.objective.training_store import TrainingStore
 from pad_vllm.training.report.evaluate_adapter import evaluate_held_out
+from pad_vllm.training.run_folder import run_folder
 from pad_vllm.training.settings import Recipe
-from pad_vllm.training.training_run import TrainingRun, run_folder
+from pad_vllm.training.training_run import TrainingRun
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +161,7 @@ def test_a_run_learns_a_planted_preference_and_says_so(finished):
     assert sum(first[-5:]) < sum(first[:5])
 
 
-def test_heads_alone_learn_from_pairs_where_the_fork_is_at_the_top(root):
+def test_heads_only_learn_from_pairs_where_the_fork_is_at_the_top(root):
     settings = planted.settings(root, "top", fork_layer=4)
     adapter = TrainingRun(settings, root / "cache", "pad-vllm train ...").train()
     assert adapter.config.heads_only

@@ -16,15 +16,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from pad_vllm.vllm_api.prometheus_metrics import PADMetrics, pad_metrics
 
 
-def test_a_scraper_reads_what_was_counted():
+def test_a_scraper_reads_the_counts():
     registry = CollectorRegistry()
-    made = PADMetrics(registry)
-    made.count_guided_request()
-    made.count_refused_request()
-    made.count_answer_tokens(24, 4)
-    made.count_answer_tokens(10, None)  # what became of it is not known
-    made.add_worker_counts(
-        {"rows": 30, "changed": 7, "seconds": [0.004, 0.2], "declined": {"no room": 4}}
+    metrics = PADMetrics(registry)
+    metrics.count_guided_request()
+    metrics.count_refused_request()
+    metrics.count_answer_tokens(24, 4)
+    metrics.count_answer_tokens(10, None)  # the worker reported no outcome
+    metrics.add_worker_counts(
+        {"rows": 30, "changed": 7, "seconds": [0.004, 0.2], "failures": {"no room": 4}}
     )
     text = generate_latest(registry).decode()
     read = {
@@ -55,12 +55,12 @@ def test_a_process_has_one_set_that_vllm_leaves_alone():
     assert b"pad:requests_guided_total" in generate_latest(REGISTRY)
 
 
-def test_the_dashboard_asks_for_series_that_there_are():
+def test_the_dashboard_queries_series_that_exist():
     board = json.loads((Path(__file__).parents[2] / "examples" / "grafana.json").read_text())
-    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
     registry = CollectorRegistry()
-    made = PADMetrics(registry)
-    made.add_worker_counts({"rows": 0, "changed": 0, "seconds": [], "declined": {"no room": 0}})
+    metrics = PADMetrics(registry)
+    metrics.add_worker_counts({"rows": 0, "changed": 0, "seconds": [], "failures": {"no room": 0}})
     text = generate_latest(registry).decode()
-    for name in {name for expr in asked for name in re.findall(r"pad:\w+", expr)}:
+    for name in {name for expr in queries for name in re.findall(r"pad:\w+", expr)}:
         assert name in text

@@ -1,4 +1,4 @@
-"""What is leaned on of vLLM is there, as tested; and what moves is seen."""
+"""This vLLM has the tested symbols, and a symbol that changes is found."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _version(name):
         return None
 
 
-def test_what_changed_and_what_is_gone_is_named(tmp_path, monkeypatch):
+def test_changed_and_missing_symbols_are_named(tmp_path, monkeypatch):
     before = package(tmp_path, SOURCE)
     tested = {
         name: tested_symbols.source_hash(before, "made.py", name)
@@ -63,4 +63,4 @@ def test_what_changed_and_what_is_gone_is_named(tmp_path, monkeypatch):
         "made.py:One": "changed",
         "gone.py:Two": "gone",
     }
-    assert tested_symbols.source_hash(after, "made.py", "One.nobody") is None
+    assert tested_symbols.source_hash(after, "made.py", "One.missing") is None

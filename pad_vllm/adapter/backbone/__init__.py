@@ -1,1 +1,1 @@
-"""Which model an adapter belongs to: its shape, its weights' fingerprint, the families that may be forked."""
+"""Identifies an adapter's backbone: shape, weight fingerprint, embedding sample, supported model families."""

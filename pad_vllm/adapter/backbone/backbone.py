@@ -1,7 +1,7 @@
-"""The model that an adapter belongs to: its shape, what tells its weights, and whether another is the same.
+"""The identity of the model that an adapter was trained on, and the check that the served model is the same.
 
-In: a checkpoint's folder, or its config. Out: a frozen `Backbone`, checked; what `require_backbone` says of
-the one that is served. Imports no torch, and reads of the weights no more than samples.
+In: a checkpoint's folder, or its config. Out: a checked, frozen `Backbone`; warnings or an AdapterError from
+`require_same_backbone`. This module imports no torch and reads only samples of the weights.
 """
 
 import dataclasses
@@ -25,28 +25,33 @@ from pad_vllm.wording import listed
 
 @dataclass(frozen=True)
 class Backbone:
-    """The model an adapter was trained on, or the one that is served."""
+    """Identity of the model that an adapter was trained on, or of the served one.
+
+    Raises AdapterError for a field that is not valid.
+    """
 
     name: str
-    """Hub name or folder name; for messages, never compared."""
+    """Hub name or folder name. It appears in messages and is never compared."""
 
     architectures: tuple[str, ...]
-    """As config.json lists them."""
+    """Class names in config.json, such as LlamaForCausalLM."""
 
     hidden_size: int
-    """H."""
+    """Hidden size H."""
 
     num_layers: int
-    """L, decoder layers."""
+    """Number L of decoder layers."""
 
     vocab_size: int
-    """V."""
+    """Vocabulary size V: rows of the token embedding."""
 
     fingerprint: str | None
-    """`fingerprint()` of its weights; None where there are none to read (dummy weights)."""
+    """`weight_fingerprint.fingerprint()` of its weights; None if there are none to read (dummy weights)."""
 
-    landmarks: tuple[float, ...] | None = field(default=None, compare=False)
-    """`landmarks()` of its weights, by which a quantised copy is known; None where nobody noted them."""
+    embedding_sample: tuple[float, ...] | None = field(default=None, compare=False)
+    """SAMPLE_SIZE values of its token embedding, by which a quantised copy is recognised; None if not
+    recorded. `landmarks` in pad_config.json.
+    """
 
     def __post_init__(self) -> None:
         require_field(isinstance(self.name, str), "backbone.name", self.name, "text")
@@ -61,72 +66,90 @@ class Backbone:
         )
         for name in ("hidden_size", "num_layers", "vocab_size"):
             require_integer(f"backbone.{name}", getattr(self, name), 1)
-        mark = self.fingerprint
+        fingerprint = self.fingerprint
         require_field(
-            mark is None or (isinstance(mark, str) and re.fullmatch("sha256:[0-9a-f]{64}", mark)),
+            fingerprint is None
+            or (isinstance(fingerprint, str) and re.fullmatch("sha256:[0-9a-f]{64}", fingerprint)),
             "backbone.fingerprint",
-            mark,
+            fingerprint,
             "'sha256:' and 64 hex digits, or null",
         )
-        known = self.landmarks
+        sample = self.embedding_sample
         require_field(
-            known is None
+            sample is None
             or (
-                isinstance(known, tuple)
-                and len(known) == SAMPLE_SIZE
-                and all(map(is_number, known))
+                isinstance(sample, tuple)
+                and len(sample) == SAMPLE_SIZE
+                and all(map(is_number, sample))
             ),
             "backbone.landmarks",
-            known,
+            sample,
             f"{SAMPLE_SIZE} numbers, or none at all",
         )
 
     @classmethod
     def from_checkpoint(cls, path: Path, name: str | None = None) -> "Backbone":
-        """The backbone in a checkpoint's folder: config.json, the weights' fingerprint and landmarks."""
+        """The backbone in a checkpoint's folder, with fingerprint and embedding sample. Raises ValueError."""
         return cls.from_config(path, name).with_weights(Path(path))
 
     @classmethod
     def from_config(cls, path: Path, name: str | None = None) -> "Backbone":
-        """The same from config.json alone, without a fingerprint: for weights not there."""
+        """The backbone that a folder's config.json describes, without fingerprint: needs no weights."""
         path = Path(path)
         raw = read_json_object(
             path / "config.json", "Point to the folder of a Transformers checkpoint."
         )
-        text = raw.get("text_config")
-        merged = {**raw, **(text if isinstance(text, dict) else {})}
-        names = raw.get("architectures")
+        text_config = raw.get("text_config")
+        merged = {**raw, **(text_config if isinstance(text_config, dict) else {})}
+        architectures = raw.get("architectures")
         shape: list[Any] = [
             merged.get(key) for key in ("hidden_size", "num_hidden_layers", "vocab_size")
         ]
-        if not isinstance(names, list) or None in shape:
-            # Multimodal checkpoints leave out what equals the class's default, which only
-            # Transformers knows.
+        if not isinstance(architectures, list) or None in shape:
+            # Multimodal checkpoints leave out values that equal the defaults of their config class,
+            # which only Transformers knows.
             from transformers import AutoConfig
 
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
             return cls.from_hf_config(config, name=name or _name(path))
         hidden_size, num_layers, vocab_size = shape
-        return cls(name or _name(path), tuple(names), hidden_size, num_layers, vocab_size, None)
+        return cls(
+            name=name or _name(path),
+            architectures=tuple(architectures),
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            vocab_size=vocab_size,
+            fingerprint=None,
+        )
 
     @classmethod
     def from_hf_config(
         cls, config: Any, *, name: str, fingerprint: str | None = None
     ) -> "Backbone":
-        """The same from a Transformers config object, such as vLLM's `model_config.hf_config`."""
-        text = config.get_text_config()
+        """The backbone that a Transformers config object describes.
+
+        Args:
+            config: Such as vLLM's `model_config.hf_config`.
+            name: Name of the model for messages.
+            fingerprint: Fingerprint of the weights, if known.
+
+        Returns:
+            A backbone without embedding sample.
+        """
+        text_config = config.get_text_config()
         return cls(
             name=name,
             architectures=tuple(config.architectures or ()),
-            hidden_size=text.hidden_size,
-            num_layers=text.num_hidden_layers,
-            vocab_size=text.vocab_size,
+            hidden_size=text_config.hidden_size,
+            num_layers=text_config.num_hidden_layers,
+            vocab_size=text_config.vocab_size,
             fingerprint=fingerprint,
         )
 
     def with_weights(self, checkpoint: Path, *, required: bool = True) -> "Backbone":
-        """The same with what tells the weights in a folder. Where they cannot be read it raises ValueError,
-        or, where they are not needed, stays as it is.
+        """This backbone with fingerprint and embedding sample of the weights in folder `checkpoint`.
+
+        required: raise ValueError where the weights cannot be read; otherwise return this backbone unchanged.
         """
         try:
             stored = stored_tensors(checkpoint)
@@ -137,39 +160,50 @@ class Backbone:
         return dataclasses.replace(
             self,
             fingerprint=fingerprint_of_tensors(stored),
-            landmarks=sample_embedding(stored, self.vocab_size, self.hidden_size),
+            embedding_sample=sample_embedding(stored, self.vocab_size, self.hidden_size),
         )
 
 
 def require_same_backbone(
     trained: Backbone, served: Backbone, *, allow_mismatch: bool = False, quant_method: str = ""
 ) -> list[str]:
-    """Raises AdapterError for a backbone that is not the adapter's own, trained; returns warnings to print.
+    """Checks that the served model is the backbone that an adapter was trained on.
 
-    Architecture and shape always have to match. Other weights are refused, or warned of under
-    `allow_mismatch`; a served fingerprint of None (no weights to read) is a warning. quantised: the method
-    by which the served weights were packed, if any: they then have to agree in their landmarks.
+    Architecture and shape always have to match.
+
+    Args:
+        trained: Backbone in the adapter's pad_config.json.
+        served: The model to be served. A fingerprint of None (no weights to read) gives a warning.
+        allow_mismatch: Warn of other weights instead of refusing them.
+        quant_method: Quantisation method of the served weights, empty for none. The embedding samples are
+            then compared in place of the fingerprints.
+
+    Returns:
+        Warnings to print, one or none.
+
+    Raises:
+        AdapterError: Architecture or shape differ, or the weights do and `allow_mismatch` is false.
     """
     for name in ("architectures", "hidden_size", "num_layers", "vocab_size"):
-        ours, theirs = getattr(trained, name), getattr(served, name)
-        if ours != theirs:
+        trained_value, served_value = getattr(trained, name), getattr(served, name)
+        if trained_value != served_value:
             raise AdapterError(
-                f"the adapter was trained on {trained.name!r} with {name} {_plain(ours)}, and the "
-                f"served {served.name!r} has {_plain(theirs)}. Serve the adapter's own backbone, "
+                f"the adapter was trained on {trained.name!r} with {name} {_as_text(trained_value)}, and the "
+                f"served {served.name!r} has {_as_text(served_value)}. Serve the adapter's own backbone, "
                 "or train one on this base; no option overrides a different architecture or "
                 "shape."
             )
     if served.fingerprint is None:
-        unknown = (
+        warning = (
             f"the weights of the served {served.name!r} could not be fingerprinted (dummy or not "
             f"safetensors); whether they are those of {trained.name!r}, on which the adapter was "
             "trained, is unknown."
         )
-        return [unknown]
+        return [warning]
     if trained.fingerprint == served.fingerprint:
         return []
-    if quant_method and trained.landmarks and served.landmarks:
-        return _require_copy(trained, served, quant_method, allow_mismatch=allow_mismatch)
+    if quant_method and trained.embedding_sample and served.embedding_sample:
+        return _require_quantised_copy(trained, served, quant_method, allow_mismatch=allow_mismatch)
     difference = (
         f"the adapter was trained on {trained.name!r} with weights "
         f"{trained.fingerprint or 'unknown'}, and the served {served.name!r} has "
@@ -183,14 +217,15 @@ def require_same_backbone(
     return [f"{difference}; going on, as allow_backbone_mismatch says. Rewards may mean little."]
 
 
-def _require_copy(
-    trained: Backbone, served: Backbone, method: str, *, allow_mismatch: bool
+def _require_quantised_copy(
+    trained: Backbone, served: Backbone, quant_method: str, *, allow_mismatch: bool
 ) -> list[str]:
-    said = f"the served {served.name!r} is quantised ({method})"
-    whose = f"that of {trained.name!r}, on which the adapter was trained"
-    if samples_match(trained.landmarks or (), served.landmarks or ()):
-        return [f"{said}; its token embedding is {whose}. The packed weights cannot be compared."]
-    difference = f"{said}, and its token embedding is not {whose}"
+    served_model = f"the served {served.name!r} is quantised ({quant_method})"
+    trained_embedding = f"that of {trained.name!r}, on which the adapter was trained"
+    if samples_match(trained.embedding_sample or (), served.embedding_sample or ()):
+        same = f"{served_model}; its token embedding is {trained_embedding}."
+        return [f"{same} The packed weights cannot be compared."]
+    difference = f"{served_model}, and its token embedding is not {trained_embedding}"
     if not allow_mismatch:
         raise AdapterError(
             f"{difference}: a copy of another model, or one whose hidden states were rotated. Serve one that "
@@ -200,12 +235,12 @@ def _require_copy(
     return [f"{difference}; going on, as allow_backbone_mismatch says. Rewards may mean little."]
 
 
-def _plain(value: object) -> str:
+def _as_text(value: object) -> str:
     return listed(value) if isinstance(value, tuple) else str(value)
 
 
 def _name(path: Path) -> str:
-    """`org/name` for a snapshot in the hub's cache, else the folder's own name."""
+    """`org/name` for a snapshot in the hub's cache, otherwise the name of the folder."""
     for parent in path.resolve().parents:
         if parent.name.startswith("models--"):
             return parent.name.removeprefix("models--").replace("--", "/")

@@ -1,6 +1,6 @@
-"""The model families whose served tokens are tested against the PyTorch model; every other is refused.
+"""The supported model families: their served tokens are tested against the PyTorch model. Others are refused.
 
-Names only, as config.json has them. Knows no model and no engine.
+This module holds names only, as config.json has them. It knows no model and no engine.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 
 class ModelFamily(NamedTuple):
-    """One architecture of text models."""
+    """An architecture of text models, under its names in vLLM and Transformers."""
 
     architecture: str
-    """The class that vLLM serves: `architectures` of config.json."""
+    """Class that vLLM serves: an entry of `architectures` in config.json."""
 
     model_type: str
-    """The decoder that Transformers runs: `model_type` of its text config."""
+    """Decoder that Transformers runs: `model_type` of its text config."""
 
 
 SUPPORTED_FAMILIES = (

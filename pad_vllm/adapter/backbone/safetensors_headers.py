@@ -1,7 +1,7 @@
-"""The tensors in a checkpoint's safetensors files: their headers, none of their bytes.
+"""Reads the headers of a checkpoint's safetensors files, and none of the tensors' bytes.
 
-In: a folder of *.safetensors. Out: name -> type, shape, and where its bytes lie. Reads headers with struct
-and json, and imports neither torch nor safetensors.
+In: a folder of *.safetensors. Out: tensor name -> dtype, shape, file and byte range. This module reads
+headers with struct and json, and imports neither torch nor safetensors.
 """
 
 import json
@@ -14,57 +14,58 @@ from typing import Any
 
 from pad_vllm.wording import listed, short_repr
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
-_LONGEST_HEADER = 100_000_000  # the format's own limit
+_INDEX_FILE = "model.safetensors.index.json"
+_SINGLE_FILE = "model.safetensors"
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _WAY_OUT = "Download or copy the file again."
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a file."""
+    """Where a checkpoint stores one tensor."""
 
     name: str
-    dtype: str
+    dtype: str  # as safetensors writes it, such as BF16
     shape: tuple[int, ...]
     file: Path
-    offset: int  # of its bytes, from the start of the file
+    offset: int  # of the tensor's first byte, from the start of the file
     num_bytes: int
 
 
 def stored_tensors(checkpoint: Path) -> dict[str, StoredTensor]:
-    """Every tensor that vLLM would load, by name. Raises ValueError where no safetensors are found, or a
-    file is cut short or malformed.
+    """Every tensor that vLLM would load from folder `checkpoint`, by name.
+
+    Raises ValueError where there are no safetensors files, or a file is cut short or malformed.
     """
-    found: dict[str, StoredTensor] = {}
-    for file in _files(Path(checkpoint)):
-        for tensor in _header(file):
-            if tensor.name in found:
+    stored: dict[str, StoredTensor] = {}
+    for file in _checkpoint_files(Path(checkpoint)):
+        for tensor in _read_header(file):
+            if tensor.name in stored:
                 raise ValueError(
                     f"{checkpoint} holds tensor {tensor.name!r} twice, in "
-                    f"{found[tensor.name].file.name} and {file.name}; accepted is one "
-                    f"checkpoint a folder. Move the other files out, or add the {_INDEX} that "
+                    f"{stored[tensor.name].file.name} and {file.name}; accepted is one "
+                    f"checkpoint a folder. Move the other files out, or add the {_INDEX_FILE} that "
                     "says which files belong together."
                 )
-            found[tensor.name] = tensor
-    if not found:
+            stored[tensor.name] = tensor
+    if not stored:
         raise ValueError(f"{checkpoint}: its safetensors files hold no tensors. {_WAY_OUT}")
-    return found
+    return stored
 
 
-def _files(folder: Path) -> list[Path]:
-    """The files that vLLM would load: those of the index, else the one file, else every file."""
-    index = folder / _INDEX
+def _checkpoint_files(folder: Path) -> list[Path]:
+    """The files that vLLM would load: those in the index, otherwise model.safetensors, otherwise all."""
+    index = folder / _INDEX_FILE
     if index.is_file():
-        files = [folder / name for name in _indexed(index)]
+        files = [folder / name for name in _files_in_index(index)]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise ValueError(
                 f"{index} lists files that are not there: {listed(missing)}. Finish the download."
             )
         return files
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
+    if (folder / _SINGLE_FILE).is_file():
+        return [folder / _SINGLE_FILE]
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         names = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else []
@@ -76,7 +77,7 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
-def _indexed(index: Path) -> list[str]:
+def _files_in_index(index: Path) -> list[str]:
     try:
         return sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -85,36 +86,41 @@ def _indexed(index: Path) -> list[str]:
         ) from None
 
 
-def _header(file: Path) -> Iterator[StoredTensor]:
+def _read_header(file: Path) -> Iterator[StoredTensor]:
     total = file.stat().st_size
     with file.open("rb") as stream:
         prefix = stream.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else total
-        if length > min(total - 8, _LONGEST_HEADER):
+        if length > min(total - 8, _MAX_HEADER_BYTES):
             raise ValueError(
-                f"{file} is no safetensors file, or is cut short: {total} bytes, header says "
+                f"{file} is not a safetensors file, or is cut short: {total} bytes, header says "
                 f"{length}. {_WAY_OUT}"
             )
         raw = stream.read(length)
     try:
         entries = json.loads(raw.decode("utf-8"))
         entries.pop("__metadata__", None)
-        tensors = [_entry(file, 8 + length, name, entry) for name, entry in entries.items()]
+        tensors = [_parse_entry(file, 8 + length, name, entry) for name, entry in entries.items()]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{file} has an invalid safetensors header. {_WAY_OUT}") from None
-    needed = max((tensor.offset + tensor.num_bytes for tensor in tensors), default=0)
-    if needed > total:
-        raise ValueError(
-            f"{file} is cut short: {total} bytes, its header needs {needed}. {_WAY_OUT}"
-        )
+    end = max((tensor.offset + tensor.num_bytes for tensor in tensors), default=0)
+    if end > total:
+        raise ValueError(f"{file} is cut short: {total} bytes, its header needs {end}. {_WAY_OUT}")
     yield from tensors
 
 
-def _entry(file: Path, data: int, name: str, entry: dict[str, Any]) -> StoredTensor:
+def _parse_entry(file: Path, data_start: int, name: str, entry: dict[str, Any]) -> StoredTensor:
     begin, end = (int(offset) for offset in entry["data_offsets"])
     shape = tuple(int(extent) for extent in entry["shape"])
     if not 0 <= begin <= end or not isinstance(entry["dtype"], str) or min(shape, default=0) < 0:
         raise ValueError(short_repr(entry))
     if (begin == end) != (math.prod(shape) == 0):
         raise ValueError(short_repr(entry))
-    return StoredTensor(name, entry["dtype"], shape, file, data + begin, end - begin)
+    return StoredTensor(
+        name=name,
+        dtype=entry["dtype"],
+        shape=shape,
+        file=file,
+        offset=data_start + begin,
+        num_bytes=end - begin,
+    )

@@ -1,8 +1,8 @@
-"""Which weights a checkpoint holds, told from its safetensors files without reading them whole.
+"""Fingerprints a checkpoint's weights without reading its safetensors files completely.
 
-In: a folder of *.safetensors. Out: `sha256:...` over every tensor's name, dtype, shape and a
-sample of its bytes; the same however the tensors are spread over files, whatever their order and
-metadata. It imports neither torch nor safetensors.
+In: a folder of *.safetensors. Out: `sha256:...` over every tensor's name, dtype, shape and a sample of its
+bytes. It does not depend on how the tensors are spread over files, their order or metadata. This module
+imports neither torch nor safetensors.
 """
 
 import hashlib
@@ -12,16 +12,15 @@ from pathlib import Path
 
 from pad_vllm.adapter.backbone.safetensors_headers import StoredTensor, stored_tensors
 
-SAMPLED_BYTES = 4096  # bytes read of one tensor at most: 3 MB for a 70B model of 723 tensors
-SAMPLED_CHUNKS = 8  # evenly spaced, first and last bytes among them
+SAMPLED_BYTES = 4096  # most bytes read of one tensor: 3 MB for a 70B model with its 723 tensors
+SAMPLED_CHUNKS = 8  # evenly spaced chunks of them, which include the first and last bytes
 
 
 def fingerprint(checkpoint: Path) -> str:
-    """`sha256:<64 hex digits>` of the weights in `checkpoint`.
+    """`sha256:<64 hex digits>` of the weights in folder `checkpoint`.
 
-    It notices a renamed tensor, another dtype or shape, and values that changed where it samples;
-    a change between the samples of one tensor goes unseen. Raises ValueError where no safetensors
-    are found, or a file is cut short or malformed.
+    It changes with a tensor's name, dtype, shape and sampled bytes, and does not change with bytes between
+    the samples. Raises ValueError where there are no safetensors files, or a file is cut short or malformed.
     """
     return fingerprint_of_tensors(stored_tensors(checkpoint))
 
@@ -29,8 +28,15 @@ def fingerprint(checkpoint: Path) -> str:
 def local_checkpoint(
     name_or_path: str, revision: str | None = None, cache_dir: str | None = None
 ) -> Path | None:
-    """The folder of a checkpoint that is on this machine: a folder as it is, a hub name as its
-    snapshot in the local cache. None for anything else; nothing is downloaded.
+    """The folder of a checkpoint that is on this machine. Downloads nothing.
+
+    Args:
+        name_or_path: Folder, or a model's name on the hub.
+        revision: Branch, tag or commit on the hub; None: the default branch.
+        cache_dir: Hub cache to look in; None: the default one.
+
+    Returns:
+        The folder itself, or the snapshot of a hub name in the local cache; None if there is neither.
     """
     folder = Path(name_or_path).expanduser()
     if name_or_path and folder.is_dir():
@@ -38,42 +44,42 @@ def local_checkpoint(
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        # Not snapshot_download(local_files_only=True): it refuses a snapshot that lacks any file
-        # of the repository, and vLLM fetches only those it needs.
+        # Not snapshot_download(local_files_only=True): it refuses a snapshot that lacks any file of the
+        # repository, and vLLM fetches only the files that it needs.
         config = try_to_load_from_cache(
             name_or_path, "config.json", cache_dir=cache_dir, revision=revision
         )
-    except ValueError:  # not a name the hub could have
+    except ValueError:  # not a valid name of a hub model
         return None
     return Path(config).parent if isinstance(config, str) else None
 
 
 def fingerprint_of_tensors(stored: dict[str, StoredTensor]) -> str:
-    """The fingerprint of a checkpoint whose headers are read."""
-    made = hashlib.sha256(b"pad fingerprint 1\n")
+    """`fingerprint` of a checkpoint from `stored_tensors` of it."""
+    digest = hashlib.sha256(b"pad fingerprint 1\n")
     streams: dict[Path, RawIOBase] = {}
     try:
         for name in sorted(stored):
             tensor = stored[name]
-            head = [name, tensor.dtype, list(tensor.shape), tensor.num_bytes]
-            # One JSON line a tensor: different lists of tensors never give the same text.
-            made.update(json.dumps(head).encode() + b"\n")
+            header = [name, tensor.dtype, list(tensor.shape), tensor.num_bytes]
+            # One JSON line per tensor: different lists of tensors never give the same text.
+            digest.update(json.dumps(header).encode() + b"\n")
             if tensor.file not in streams:
                 streams[tensor.file] = tensor.file.open("rb", buffering=0)
-            for start, size in _chunks(tensor.num_bytes):
+            for start, size in _sampled_ranges(tensor.num_bytes):
                 streams[tensor.file].seek(tensor.offset + start)
-                made.update(streams[tensor.file].read(size) or b"")
+                digest.update(streams[tensor.file].read(size) or b"")
     finally:
         for stream in streams.values():
             stream.close()
-    return f"sha256:{made.hexdigest()}"
+    return f"sha256:{digest.hexdigest()}"
 
 
-def _chunks(size: int) -> list[tuple[int, int]]:
-    """(start, size) of the bytes to hash: a small tensor's all, else CHUNKS pieces of it."""
+def _sampled_ranges(size: int) -> list[tuple[int, int]]:
+    """(start, size) of the bytes to hash: all of a small tensor, otherwise SAMPLED_CHUNKS chunks."""
     if size <= SAMPLED_BYTES:
         return [(0, size)]
-    piece = SAMPLED_BYTES // SAMPLED_CHUNKS
+    chunk = SAMPLED_BYTES // SAMPLED_CHUNKS
     return [
-        (index * (size - piece) // (SAMPLED_CHUNKS - 1), piece) for index in range(SAMPLED_CHUNKS)
+        (index * (size - chunk) // (SAMPLED_CHUNKS - 1), chunk) for index in range(SAMPLED_CHUNKS)
     ]

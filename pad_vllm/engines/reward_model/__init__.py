@@ -1,1 +1,1 @@
-"""The PersRM as a model of its own, with its own KV cache: what `resident` and `ray` run. No vLLM."""
+"""The PersRM as a model of its own, with its own KV cache: what `resident` and `ray` run. Without vLLM."""

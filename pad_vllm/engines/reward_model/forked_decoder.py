@@ -1,8 +1,8 @@
 """The forked backbone on packed tokens: lower layers once, top layers as [base; reward], one set of weights.
 
-Where the fork is at the top there is one stream: one pass, one cache, h_T = h_B.
-In: token ids, positions and an attention Batch. Out: h_B and h_T of the tokens asked for. It holds the
-KV cache's tensors; blocks.py and row.py keep which row has which blocks.
+With heads only there is one stream: one pass, one cache, h_T = h_B.
+In: token ids, positions and an AttentionBatch. Out: h_B and h_T of the tokens asked for. It holds the KV
+cache's tensors; kv_blocks.py and cached_row.py know which row has which blocks.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from pad_vllm.wording import listed
 
 
 class DecoderError(ValueError):
-    """A reward model that cannot run; the message says why, what is accepted and the way out."""
+    """The reward model cannot run; the message says why, what is accepted and the way out."""
 
 
 class ForkedDecoder:
-    """A reward model's two streams, or its one. A KV cache of at most `cache_bytes` is allocated at once."""
+    """A backbone with its adapter's LoRA and a KV cache, in inference only."""
 
     def __init__(
         self,
@@ -40,7 +40,18 @@ class ForkedDecoder:
         device: torch.device,
         cache_bytes: int,
     ) -> None:
-        """path: folder of the adapter's backbone. Raises DecoderError."""
+        """Load the weights, fork the layers and allocate the whole KV cache.
+
+        Args:
+            path: folder of the adapter's backbone.
+            adapter: its LoRA and fork layer are used, not its heads.
+            dtype: type of weights, activations and cache.
+            device: where all of it lies.
+            cache_bytes: the cache takes at most so many bytes.
+
+        Raises:
+            DecoderError: the model family is not supported, or the cache is too small.
+        """
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(
@@ -53,63 +64,74 @@ class ForkedDecoder:
         require_supported_family(model.config)
         model.requires_grad_(False).eval()
         self.device, self.dtype = device, dtype
-        self.fork_layer, layers = adapter.config.fork_layer, len(model.model.layers)
-        self.lm_head_weight = model.lm_head.weight
+        self.fork_layer, num_layers = adapter.config.fork_layer, len(model.model.layers)
+        self.lm_head_weight: Tensor = model.lm_head.weight
+        """[V, H], e in the rule."""
         self.max_positions = int(model.config.max_position_embeddings)
         self._embed = model.model.embed_tokens
-        top = adapter.config.heads_only
-        self._lower = decoder_slice(model.model, 0, self.fork_layer, norm=top)
+        heads_only = adapter.config.heads_only
+        self._lower = decoder_slice(model.model, 0, self.fork_layer, norm=heads_only)
         self._upper = (
-            None if top else decoder_slice(model.model, self.fork_layer, layers, norm=True)
+            None
+            if heads_only
+            else decoder_slice(model.model, self.fork_layer, num_layers, norm=True)
         )
         packed_cpu_linear.pack_linears(model.model.layers)
         _add_lora(model.model.layers, adapter, dtype, device)
-        self.num_blocks = self._blocks(model.config, cache_bytes)
-        self.kv_caches = self._caches(model.config, layers)
+        self.num_blocks = self._fitting_blocks(model.config, cache_bytes)
+        self.kv_caches = self._allocate_caches(model.config, num_layers)
+        """Layer -> [2, blocks, BLOCK_SIZE, S * KV heads, head width], S the layer's streams."""
 
-    def _blocks(self, config: Any, cache_bytes: int) -> int:
-        """How many blocks fit."""
-        each = block_bytes(config, self.fork_layer, self.dtype)
-        if cache_bytes < 2 * each:
+    def _fitting_blocks(self, config: Any, cache_bytes: int) -> int:
+        bytes_per_block = block_bytes(config, self.fork_layer, self.dtype)
+        if cache_bytes < 2 * bytes_per_block:
             raise DecoderError(
                 f"the reward model's KV cache is {cache_bytes} bytes, and two blocks of {BLOCK_SIZE} "
-                f"tokens take {2 * each}. Raise cache_gib in additional_config['pad']."
+                f"tokens take {2 * bytes_per_block}. Raise cache_gib in additional_config['pad']."
             )
-        return cache_bytes // each
+        return cache_bytes // bytes_per_block
 
-    def _caches(self, config: Any, layers: int) -> dict[int, Tensor]:
-        kv, width = config.num_key_value_heads, head_dim(config)
-        shapes = [
-            (2, self.num_blocks, BLOCK_SIZE, kv * (1 if n < self.fork_layer else 2), width)
-            for n in range(layers)
-        ]
-        return {
-            layer: torch.zeros(shape, dtype=self.dtype, device=self.device)
-            for layer, shape in enumerate(shapes)
-        }
+    def _allocate_caches(self, config: Any, num_layers: int) -> dict[int, Tensor]:
+        kv_heads, width = config.num_key_value_heads, head_dim(config)
+        caches = {}
+        for layer in range(num_layers):
+            streams = 1 if layer < self.fork_layer else 2
+            shape = (2, self.num_blocks, BLOCK_SIZE, kv_heads * streams, width)
+            caches[layer] = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        return caches
 
     def forward(
         self, ids: Tensor, positions: Tensor, batch: AttentionBatch, wanted: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """ids, positions [T], wanted [n] among them -> h_B, h_T, each [n, H] float32. An id beyond the
-        vocabulary is read as the last one.
+        """Run one pass over T packed tokens; their keys and values are in the cache afterwards.
+
+        Args:
+            ids: [T] int64; an id beyond the vocabulary is read as its last one.
+            positions: [T] int64.
+            batch: slots and groups of the T tokens.
+            wanted: [n] int64, indices of the tokens whose hidden states are returned.
+
+        Returns:
+            h_B and h_T, each [n, H] float32; the same tensor with heads only.
         """
         if self.device.type == "cpu":
-            extra = packed_cpu_linear.rounded_row_count(len(ids)) - len(ids)
+            padding = packed_cpu_linear.rounded_row_count(len(ids)) - len(ids)
             ids, positions = (
-                torch.nn.functional.pad(tensor, (0, extra)) for tensor in (ids, positions)
+                torch.nn.functional.pad(tensor, (0, padding)) for tensor in (ids, positions)
             )
-        more: dict[str, Any] = {"use_cache": False, "pad_batch": batch}
-        more["position_ids"] = positions.unsqueeze(0)
+        arguments: dict[str, Any] = {"use_cache": False, "pad_batch": batch}
+        arguments["position_ids"] = positions.unsqueeze(0)
         # A base of the same tokenizer may have more rows than tokens, and more than this model.
-        x = self._embed(ids.clamp(max=len(self.lm_head_weight) - 1).unsqueeze(0))
+        known_ids = ids.clamp(max=len(self.lm_head_weight) - 1)
+        hidden = self._embed(known_ids.unsqueeze(0))
         if self.fork_layer:
-            x = self._lower(inputs_embeds=x, **more).last_hidden_state
+            hidden = self._lower(inputs_embeds=hidden, **arguments).last_hidden_state
         if self._upper is None:
-            h = x[0].index_select(0, wanted).float()
-            return h, h
-        both = self._upper(inputs_embeds=x.expand(2, -1, -1), **more).last_hidden_state
-        h_B, h_T = both.index_select(1, wanted).float()
+            h_B = hidden[0].index_select(0, wanted).float()
+            return h_B, h_B
+        streams = hidden.expand(2, -1, -1)
+        streams = self._upper(inputs_embeds=streams, **arguments).last_hidden_state
+        h_B, h_T = streams.index_select(1, wanted).float()
         return h_B, h_T
 
     def copy_block(self, source: int, target: int) -> None:
@@ -119,11 +141,12 @@ class ForkedDecoder:
 
 
 def require_supported_family(config: Any) -> None:
-    """Raises DecoderError for a backbone of a model family that is not supported (families.py)."""
+    """Raise DecoderError unless a backbone's config is of a model family in model_families.py."""
     if config.model_type not in SUPPORTED_MODEL_TYPES:
         raise DecoderError(
-            f"the reward model's backbone is a {config.model_type}; accepted: {listed(SUPPORTED_MODEL_TYPES)}. "
-            "Train the adapter on a backbone of these, or use the shared engine."
+            f"the reward model's backbone is a {config.model_type}; accepted: "
+            f"{listed(SUPPORTED_MODEL_TYPES)}. Train the adapter on a backbone of these, or use the shared "
+            "engine."
         )
 
 

@@ -1,8 +1,9 @@
 """One step of the reward model: rewards of every row's candidates, in as few passes as its budget allows.
 
-In: Asks. Out: rewards, NaN for a row that does not fit. Rows join by being asked for and leave by not being
-asked for; where the cache is too small for all of them, rows that are done in this step lose their blocks
-first, then those that are served last, and are prefilled again. It knows no text, no vLLM and no base model.
+In: ScoringRequests. Out: rewards, NaN for a row that does not fit. The scorer caches the rows of the last
+call: a row is new when a first request has its key, and leaves when a call has none. Where the cache is too
+small for all rows, those that are done in this step lose their blocks first, then those that are served
+last; they are prefilled again. It knows no text, no vLLM and no base model.
 """
 
 from __future__ import annotations
@@ -32,27 +33,31 @@ from pad_vllm.engines.reward_model.scoring_request import (
 
 
 @dataclass(eq=False)
-class _Work:
-    """A row of this step and what was computed for it."""
+class _RowWork:
+    """A row of this step, and what was computed for it."""
 
-    place: int  # among the asks
-    ask: ScoringRequest
+    index: int  # among the step's requests
+    request: ScoringRequest
     row: CachedRow
     tree: CandidateTree
     directions: dict[Predecessor, Tensor] = field(default_factory=dict)
-    """d_w after a token or node."""
+    """d_w after a token or node, [H] float32."""
 
     @property
-    def left(self) -> int:
-        return len(self.ask.tokens) - len(self.row.tokens)
+    def num_remaining(self) -> int:
+        """Tokens that are not cached yet."""
+        return len(self.request.tokens) - len(self.row.tokens)
 
-    def piece(self, count: int) -> RowChunk:
+    def next_chunk(self, count: int) -> RowChunk:
         """The next `count` tokens, with the candidates' nodes if these are the last."""
-        start = len(self.row.tokens)
-        tokens = self.ask.tokens[start : start + count]
-        nodes = self.tree.nodes if count == self.left else []
-        wanted = min(self.tree.first_position, len(self.ask.tokens) - KEPT_DIRECTIONS)
-        return RowChunk(self.row.blocks, start, tokens, nodes, wanted)
+        tokens, start = self.request.tokens, len(self.row.tokens)
+        return RowChunk(
+            blocks=self.row.blocks,
+            start=start,
+            tokens=tokens[start : start + count],
+            nodes=self.tree.nodes if count == self.num_remaining else [],
+            first_wanted=min(self.tree.first_position, len(tokens) - KEPT_DIRECTIONS),
+        )
 
 
 @dataclass
@@ -62,8 +67,13 @@ class ScorerCounts:
     steps: int = 0
     passes: int = 0
     tokens: int = 0
+    """Rows' own tokens that were computed."""
+
     nodes: int = 0
+    """Candidates' tokens that were computed."""
+
     preempted: int = 0
+    """Rows that lost their blocks to another row."""
 
 
 class RewardScorer:
@@ -73,176 +83,199 @@ class RewardScorer:
         self,
         decoder: ForkedDecoder,
         adapter: Adapter,
-        declined: FailureLog,
+        failure_log: FailureLog,
         *,
         exact: bool,
         budget: int,
     ) -> None:
-        """exact: score all tokens of a candidate, not the first alone; budget: tokens a pass."""
+        """Make a scorer without rows.
+
+        Args:
+            decoder: the backbone, forked, and its KV cache; used by no other scorer.
+            adapter: its heads are used.
+            failure_log: counts the rows that do not fit.
+            exact: score all tokens of a candidate, not only the first.
+            budget: tokens that one pass computes; nodes count too, and those of the last row may exceed it.
+        """
         self._decoder, self._exact, self._budget = decoder, exact, budget
         A, B, C = adapter.heads
         device = decoder.device
         B = guidance.contiguous_for_direction(B.to(device))
         self._heads = (A.to(device), B, C if C is None else C.to(device))
-        self._blocks = BlockPool(decoder.num_blocks, BLOCK_SIZE)
+        self._pool = BlockPool(decoder.num_blocks, BLOCK_SIZE)
         self._rows: dict[int, CachedRow] = {}
-        self.counts, self.failure_log = ScorerCounts(), declined
+        self.counts, self.failure_log = ScorerCounts(), failure_log
 
     @property
     def used_blocks(self) -> int:
         """Blocks that rows hold now."""
-        return self._blocks.num_blocks - self._blocks.num_unused
+        return self._pool.num_blocks - self._pool.num_unused
 
     @torch.inference_mode()
-    def __call__(self, asks: Sequence[ScoringRequest]) -> Tensor:
-        """Rewards [G, K] float32; K is the most candidates of any row, and a row with fewer ends in zeros.
-        NaN in a `must` row that does not fit into the cache.
+    def __call__(self, requests: Sequence[ScoringRequest]) -> Tensor:
+        """Rewards [G, K] float32 on the decoder's device. K is the most candidates of any row, and a row with
+        fewer ends in zeros. NaN in a `must_finish` row that does not fit into the cache.
         """
         self.counts.steps += 1
-        staying = {ask.key for ask in asks}
-        for key in [key for key in self._rows if key not in staying]:
+        requested = {request.key for request in requests}
+        for key in [key for key in self._rows if key not in requested]:
             self._rows.pop(key).release()
-        works = [self._enter(place, ask) for place, ask in enumerate(asks)]
-        done = self._run(sorted(works, key=lambda work: (not work.ask.must_finish, work.left)))
-        return self._rewards(asks, done)
+        works = [self._start_row(index, request) for index, request in enumerate(requests)]
+        finished = self._run_passes(works)
+        return self._sum_rewards(requests, finished)
 
-    def _enter(self, place: int, ask: ScoringRequest) -> _Work:
-        """The row, its cached tokens cut to those that this step can keep."""
-        tree = build_candidate_tree(ask.tokens, ask.candidates, exact=self._exact)
-        row = self._rows.setdefault(ask.key, CachedRow(self._blocks, self._decoder.copy_block))
-        start = row.common_prefix_length(ask.tokens, ask.num_unchanged)
-        kept = len(row.tokens) - len(
-            row.last_directions
-        )  # the first position whose direction is known
-        if ask.candidates and tree.first_position < min(start, kept):
-            start = tree.first_position
-        if not row.truncate(start):
+    def _start_row(self, index: int, request: ScoringRequest) -> _RowWork:
+        """The request's row, its cached tokens cut to those that this step can keep."""
+        tree = build_candidate_tree(request.tokens, request.candidates, exact=self._exact)
+        row = self._rows.get(request.key)
+        if row is None:
+            row = self._rows[request.key] = CachedRow(self._pool, self._decoder.copy_block)
+        num_kept = row.common_prefix_length(request.tokens, request.num_unchanged)
+        first_direction = len(row.tokens) - len(row.last_directions)
+        if request.candidates and tree.first_position < min(num_kept, first_direction):
+            num_kept = tree.first_position  # the tokens from there on are run again for their d_w
+        if not row.truncate(num_kept):
             row.release()
-        work = _Work(place, ask, row, tree)
-        first = len(row.tokens) - len(row.last_directions)
-        work.directions.update(_after_tokens(row.last_directions, first))
+        work = _RowWork(index, request, row, tree)
+        first_direction = len(row.tokens) - len(row.last_directions)
+        work.directions.update(_by_position(row.last_directions, first_direction))
         return work
 
-    def _run(self, works: list[_Work]) -> list[_Work]:
-        """Passes until every `must` row is done; the others fill what is left of the last one's budget."""
-        done = [work for work in works if not work.left and not work.tree.nodes]
-        queue = [work for work in works if work not in done]
-        passes = 0
-        while queue and (queue[0].ask.must_finish or not passes):
-            taken = self._gather(queue, done)
-            if not taken:  # it would not fit even with all other rows released
-                self._decline(queue.pop(0))
+    def _run_passes(self, works: list[_RowWork]) -> list[_RowWork]:
+        """Run passes until every `must_finish` row is done; the others fill what the last pass has left of
+        its budget. Returns the rows that are done.
+        """
+        works = sorted(works, key=lambda work: (not work.request.must_finish, work.num_remaining))
+        finished = [work for work in works if not work.num_remaining and not work.tree.nodes]
+        queue = [work for work in works if work not in finished]
+        num_passes = 0
+        while queue and (queue[0].request.must_finish or not num_passes):
+            chunks = self._next_pass(queue, finished)
+            if not chunks:  # the first row would not fit even with all other rows released
+                self._report_no_room(queue.pop(0))
                 continue
-            self._pass(taken)
-            passes += 1
-            finished = [work for work, _ in taken if not work.left]
-            done += finished
-            queue = [work for work in queue if work not in finished]
-        return done
+            self._run_pass(chunks)
+            num_passes += 1
+            done = [work for work, _ in chunks if not work.num_remaining]
+            finished += done
+            queue = [work for work in queue if work not in done]
+        return finished
 
-    def _gather(self, queue: list[_Work], done: list[_Work]) -> list[tuple[_Work, RowChunk]]:
+    def _next_pass(
+        self, queue: list[_RowWork], finished: list[_RowWork]
+    ) -> list[tuple[_RowWork, RowChunk]]:
         """The next pass, in the queue's order: as many tokens as budget and cache allow."""
-        taken: list[tuple[_Work, RowChunk]] = []
-        room, computed = self._budget, set()
+        chunks: list[tuple[_RowWork, RowChunk]] = []
+        room, computed_blocks = self._budget, set()
         for work in queue:
-            work.row.extend_from_cache(work.ask.tokens, work.tree.first_position)
-            block = work.row.next_full_block(work.ask.tokens)
-            if block is not None and block in computed:
-                continue  # another row of this pass computes this block: share it in the next
-            count = min(work.left, room)
-            if not self._hold(work, count, queue, done):
+            tokens = work.request.tokens
+            work.row.extend_from_cache(tokens, work.tree.first_position)
+            block = work.row.next_full_block(tokens)
+            if block is not None and block in computed_blocks:
+                continue  # another row of this pass computes this block: share it in the next pass
+            count = min(work.num_remaining, room)
+            if not self._reserve_blocks(work, count, queue, finished):
                 break
-            computed.add(block)
-            taken.append((work, work.piece(count)))
-            room -= taken[-1][1].size
+            computed_blocks.add(block)
+            chunk = work.next_chunk(count)
+            chunks.append((work, chunk))
+            room -= chunk.size
             if room <= 0:
                 break
-        return taken
+        return chunks
 
-    def _possible(self, work: _Work) -> bool:
-        """Whether the cache and the backbone's positions could hold the row at all."""
-        tokens, nodes = len(work.ask.tokens), work.tree.nodes
-        last = max((node.position + 1 for node in nodes), default=0)
-        fits = tokens + len(nodes) <= self._blocks.num_blocks * BLOCK_SIZE
-        return fits and max(tokens, last) <= self._decoder.max_positions
-
-    def _hold(self, work: _Work, count: int, queue: list[_Work], done: list[_Work]) -> bool:
-        """Reserve blocks for `count` more tokens of the row, if need be by releasing other rows'."""
-        if not self._possible(work):
+    def _reserve_blocks(
+        self, work: _RowWork, count: int, queue: list[_RowWork], finished: list[_RowWork]
+    ) -> bool:
+        """Reserve blocks for `count` more tokens of the row; a `must_finish` row may take those of rows that
+        are finished, then of those at the end of the queue. False where too few are left.
+        """
+        if not self._fits_alone(work):
             return False
         length = len(work.row.tokens) + count
-        length += len(work.tree.nodes) if count == work.left else 0
+        length += len(work.tree.nodes) if count == work.num_remaining else 0
         if work.row.reserve(length):
             return True
-        idle = [*done, *reversed(queue[queue.index(work) + 1 :])] if work.ask.must_finish else []
-        for victim in [other.row for other in idle if other.row.blocks]:
+        if not work.request.must_finish:
+            return False
+        others = [*finished, *reversed(queue[queue.index(work) + 1 :])]
+        for victim in [other.row for other in others if other.row.blocks]:
             victim.release()
             self.counts.preempted += 1
             if work.row.reserve(length):
                 return True
         return False
 
-    def _pass(self, taken: list[tuple[_Work, RowChunk]]) -> None:
-        """Run the pieces, and keep the d_w that candidates or later steps need."""
-        pieces = [piece for _, piece in taken]
-        decoder = self._decoder
-        made = pack_chunks(pieces, BLOCK_SIZE, decoder.kv_caches, decoder.device)
-        weights = np.array([work.ask.w for work, _ in taken], np.float32)
-        (w,) = send_to_device([weights], decoder.device)
-        h_B, h_T = decoder.forward(made.ids, made.positions, made.batch, made.wanted)
-        w = w.index_select(0, made.chunk_index)
-        counts = [
-            piece.end - min(max(piece.first_wanted, piece.start), piece.end) for piece in pieces
-        ]
-        directions = iter(guidance.reward_direction(h_B, h_T, w, *self._heads).unbind())
-        for (work, piece), count in zip(taken, counts, strict=True):
-            tail = [next(directions) for _ in range(count)]
-            work.directions.update(_after_tokens(tail, piece.end - count))
-            for node in range(len(piece.nodes)):
-                work.directions[Predecessor(node, in_tree=True)] = next(directions)
-            work.row.append(piece.tokens, tail)
-        self.counts.passes += 1
-        self.counts.tokens += sum(len(piece.tokens) for piece in pieces)
-        self.counts.nodes += sum(len(piece.nodes) for piece in pieces)
+    def _fits_alone(self, work: _RowWork) -> bool:
+        """Whether the whole cache and the backbone's positions could hold the row."""
+        num_tokens, nodes = len(work.request.tokens), work.tree.nodes
+        num_positions = max([num_tokens, *(node.position + 1 for node in nodes)])
+        num_slots = self._pool.num_blocks * BLOCK_SIZE
+        return num_tokens + len(nodes) <= num_slots and num_positions <= self._decoder.max_positions
 
-    def _decline(self, work: _Work) -> None:
+    def _report_no_room(self, work: _RowWork) -> None:
         work.row.release()
-        size = f"{len(work.ask.tokens)} tokens and {len(work.tree.nodes)} of its candidates"
-        self.failure_log.add(
-            "no room", work.ask.must_finish, f"a row of {size} does not fit: it has no rewards"
-        )
+        size = f"{len(work.request.tokens)} tokens and {len(work.tree.nodes)} of its candidates"
+        message = f"a row of {size} does not fit: it has no rewards"
+        self.failure_log.add("no room", work.request.must_finish, message)
 
-    def _rewards(self, asks: Sequence[ScoringRequest], done: list[_Work]) -> Tensor:
-        """[G, K]: the sum of each candidate's terms; NaN for `must` rows that are not done."""
-        device = self._decoder.device
-        K = max((len(ask.candidates) for ask in asks), default=0)
-        result = torch.zeros(len(asks) * K, device=device)
-        terms = [(work, term) for work in done for term in work.tree.terms]
-        if terms:
-            number: dict[tuple[int, Predecessor], int] = {}
-            after = [number.setdefault((w.place, t.predecessor), len(number)) for w, t in terms]
-            where = {work.place: work for work in done}
-            d_w = torch.stack([where[place].directions[at] for place, at in number])
-            numbers = [
-                (at, term.token, term.sign, work.place * K + term.candidate)
-                for at, (work, term) in zip(after, terms, strict=True)
-            ]
-            (sent,) = send_to_device([np.array(numbers, np.int64).T], device)
-            after_d, tokens, signs, places = sent
-            last = len(self._decoder.lm_head_weight) - 1
-            signs = signs * (tokens <= last)  # what this model does not know earns nothing
-            known = tokens.clamp(max=last).unsqueeze(1)
-            d_w = d_w.index_select(0, after_d)
-            reward = guidance.token_rewards(d_w, known, self._decoder.lm_head_weight).squeeze(1)
-            result.index_add_(0, places, reward * signs)
-        result = result.view(len(asks), K)
-        ended = {work.place for work in done}
-        for place, ask in enumerate(asks):
-            if ask.must_finish and place not in ended:
-                result[place] = float("nan")
+    def _run_pass(self, pieces: list[tuple[_RowWork, RowChunk]]) -> None:
+        """Run the chunks, and store the d_w that candidates or later steps need."""
+        chunks = [chunk for _, chunk in pieces]
+        decoder = self._decoder
+        packed = pack_chunks(chunks, BLOCK_SIZE, decoder.kv_caches, decoder.device)
+        weights = np.array([work.request.w for work, _ in pieces], np.float32)
+        (w,) = send_to_device([weights], decoder.device)
+        h_B, h_T = decoder.forward(packed.ids, packed.positions, packed.batch, packed.wanted)
+        w = w.index_select(0, packed.chunk_index)
+        d_w = iter(guidance.reward_direction(h_B, h_T, w, *self._heads).unbind())
+        for work, chunk in pieces:
+            wanted = len(chunk.tokens) - chunk.num_before_wanted
+            directions = [next(d_w) for _ in range(wanted)]
+            work.directions.update(_by_position(directions, chunk.end - wanted))
+            for node in range(len(chunk.nodes)):
+                work.directions[Predecessor(node, in_tree=True)] = next(d_w)
+            work.row.append(chunk.tokens, directions)
+        self.counts.passes += 1
+        self.counts.tokens += sum(len(chunk.tokens) for chunk in chunks)
+        self.counts.nodes += sum(len(chunk.nodes) for chunk in chunks)
+
+    def _sum_rewards(self, requests: Sequence[ScoringRequest], finished: list[_RowWork]) -> Tensor:
+        """[G, K]: the sum of each candidate's terms; NaN in `must_finish` rows that are not finished."""
+        K = max((len(request.candidates) for request in requests), default=0)
+        result = torch.zeros(len(requests) * K, device=self._decoder.device)
+        if any(work.tree.terms for work in finished):
+            self._add_terms(result, finished, K)
+        result = result.view(len(requests), K)
+        finished_rows = {work.index for work in finished}
+        for index, request in enumerate(requests):
+            if request.must_finish and index not in finished_rows:
+                result[index] = float("nan")
         return result
 
+    def _add_terms(self, result: Tensor, finished: list[_RowWork], K: int) -> None:
+        """Add every term's reward to its candidate in result [G * K], in place. Each d_w is stacked once."""
+        directions: list[Tensor] = []
+        numbers = []
+        for work in finished:
+            direction_of: dict[Predecessor, int] = {}
+            for term in work.tree.terms:
+                if term.predecessor not in direction_of:
+                    direction_of[term.predecessor] = len(directions)
+                    directions.append(work.directions[term.predecessor])
+                candidate = work.index * K + term.candidate
+                numbers.append((direction_of[term.predecessor], term.token, term.sign, candidate))
+        (columns,) = send_to_device([np.array(numbers, np.int64).T], result.device)
+        direction_indices, tokens, signs, candidates = columns
+        embedding = self._decoder.lm_head_weight
+        last = len(embedding) - 1
+        signs = signs * (tokens <= last)  # a token that this model does not have has reward 0
+        known_tokens = tokens.clamp(max=last).unsqueeze(1)
+        d_w = torch.stack(directions).index_select(0, direction_indices)
+        rewards = guidance.token_rewards(d_w, known_tokens, embedding).squeeze(1)
+        result.index_add_(0, candidates, rewards * signs)
 
-def _after_tokens(directions: Sequence[Tensor], start: int) -> dict[Predecessor, Tensor]:
-    """d_w after tokens start, start + 1, ... of a row, by what it follows."""
+
+def _by_position(directions: Sequence[Tensor], start: int) -> dict[Predecessor, Tensor]:
+    """d_w after the tokens at start, start + 1, ... of a row, [H] each, by what it follows."""
     return {Predecessor(position): d_w for position, d_w in enumerate(directions, start=start)}

@@ -1,7 +1,7 @@
 """Makes the scorer that PADConfig describes, from the adapter and its backbone's checkpoint.
 
-In: settings, a type, a device. Out: a Scorer; or a ValueError before any weight is read, where the
-backbone is not the adapter's. Runs in vLLM's worker and in Ray actors alike, and imports no vLLM.
+In: settings, a type, a device. Out: a RewardScorer; or a ValueError before any weight is read, where the
+backbone is not the adapter's. Runs in vLLM's worker and in Ray actors, and imports no vLLM.
 """
 
 from __future__ import annotations
@@ -24,28 +24,36 @@ from pad_vllm.engines.reward_model import cache_capacity
 from pad_vllm.engines.reward_model.forked_decoder import ForkedDecoder, require_supported_family
 from pad_vllm.engines.reward_model.reward_scorer import RewardScorer
 
-_TEXT = ("*.json", "*.jinja", "*.model", "*.txt")
-_WEIGHTS = ("*.safetensors",)
-_UNREAD = ["*/*", "consolidated*"]  # other formats of the same weights
+_TEXT_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+_WEIGHT_FILES = ("*.safetensors",)
+_IGNORED_FILES = ["*/*", "consolidated*"]  # other formats of the same weights
 
 
 def reward_backbone_name(pad: PADConfig, adapter: AdapterConfig) -> str:
-    """Folder or hub name of the reward model's backbone."""
+    """Folder or hub name of the reward model's backbone: the operator's choice, else the adapter's."""
     return resolve_local_base(pad.backbone or adapter.backbone.name)
 
 
 def reward_checkpoint(pad: PADConfig, adapter: AdapterConfig, *, weights: bool) -> Path:
-    """The backbone's folder on this machine. Raises ValueError where there is none.
+    """The folder of the reward model's backbone on this machine.
 
-    What the operator named may come from the hub, with its weights or without; what an adapter names
-    must be here: an adapter may be anybody's.
+    A backbone that the operator names may be fetched from the hub. One that only the adapter names must be on
+    this machine already, since an adapter may come from anybody.
+
+    Args:
+        pad: the server's settings.
+        adapter: the adapter's manifest.
+        weights: fetch the weights too, not only config and tokenizer.
+
+    Raises:
+        ValueError: there is no such folder, and it cannot or may not be fetched.
     """
     name = reward_backbone_name(pad, adapter)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
     if pad.backbone:
-        return _snapshot(name, _TEXT + _WEIGHTS if weights else _TEXT)
+        return _fetch_snapshot(name, _TEXT_FILES + _WEIGHT_FILES if weights else _TEXT_FILES)
     cached = local_checkpoint(name)
     if cached is None:
         raise ValueError(
@@ -57,35 +65,44 @@ def reward_checkpoint(pad: PADConfig, adapter: AdapterConfig, *, weights: bool) 
 
 
 @cache
-def _snapshot(named: str, files: tuple[str, ...]) -> Path:
-    """Asked for by every check and by the tokenizer: the hub answers once a process."""
+def _fetch_snapshot(name_at_revision: str, files: tuple[str, ...]) -> Path:
+    """Cached, so that the hub is asked once a process: every check and the tokenizer call this."""
     from huggingface_hub import snapshot_download
 
-    name, _, revision = named.partition("@")
+    name, _, revision = name_at_revision.partition("@")
     pinned = revision or None
     try:
         return Path(
             snapshot_download(
-                name, revision=pinned, allow_patterns=list(files), ignore_patterns=_UNREAD
+                name, revision=pinned, allow_patterns=list(files), ignore_patterns=_IGNORED_FILES
             )
         )
     except (OSError, ValueError) as error:
         cached = local_checkpoint(name, pinned)
         if cached is None:
             raise ValueError(
-                f"the reward model's backbone {named!r}, named by additional_config['pad']['backbone'], "
-                f"is no folder and cannot be fetched ({_first_line(error)}). Name its folder or hub "
-                "name, NAME or NAME@REVISION: --additional-config.pad.backbone PATH"
+                f"the reward model's backbone {name_at_revision!r}, named by "
+                f"additional_config['pad']['backbone'], is no folder and cannot be fetched "
+                f"({_first_line(error)}). Name its folder or hub name, NAME or NAME@REVISION: "
+                "--additional-config.pad.backbone PATH"
             ) from None
         return cached
 
 
 def require_reward_backbone(pad: PADConfig, adapter: Adapter, *, weights: bool = True) -> list[str]:
-    """Checks the reward model's backbone; returns warnings. Raises ValueError where it is not the adapter's,
-    or of a family that is not supported. Reads its config and fingerprint, and loads no weights.
+    """Check the reward model's backbone by its config and fingerprint; loads no weights.
 
-    weights: whether this process will run it. Elsewhere a hub's weights may be missing, and are not
-    fetched.
+    Args:
+        pad: the server's settings.
+        adapter: names the backbone that it was trained on.
+        weights: whether this process will run the model. Another process neither fetches a hub's weights nor
+            needs them.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        ValueError: the backbone is not the adapter's, or its model family is not supported.
     """
     name = reward_backbone_name(pad, adapter.config)
     folder = reward_checkpoint(pad, adapter.config, weights=weights)
@@ -103,12 +120,19 @@ def require_reward_backbone(pad: PADConfig, adapter: Adapter, *, weights: bool =
 def require_text_length(
     pad: PADConfig, adapter: AdapterConfig, length: int, dtype: torch.dtype
 ) -> None:
-    """Raises ValueError where texts of up to `length` tokens outgrow the reward model, run in `dtype`."""
-    name, folder = (
-        reward_backbone_name(pad, adapter),
-        reward_checkpoint(pad, adapter, weights=False),
-    )
-    config = _config(name, folder)
+    """Check that the reward model can read texts as long as the base's.
+
+    Args:
+        pad: the server's settings; `cache_gib` counts.
+        adapter: the adapter's manifest.
+        length: the base's max_model_len.
+        dtype: type in which the reward model will run.
+
+    Raises:
+        ValueError: texts may outgrow the reward model.
+    """
+    name = reward_backbone_name(pad, adapter)
+    config = _config(name, reward_checkpoint(pad, adapter, weights=False))
     cache_capacity.require_capacity(config, adapter.fork_layer, dtype, pad.cache_gib, length)
 
 
@@ -142,12 +166,24 @@ def reward_tokenizer(pad: PADConfig, adapter: AdapterConfig) -> Any:
 def make_reward_scorer(
     pad: PADConfig,
     adapter: Adapter,
-    declined: FailureLog,
+    failure_log: FailureLog,
     *,
     dtype: torch.dtype,
     device: torch.device,
 ) -> RewardScorer:
-    """The reward model, its KV cache allocated; `require_reward_backbone` comes before."""
+    """Load the reward model and allocate its KV cache. Call `require_reward_backbone` before.
+
+    Args:
+        pad: the server's settings.
+        adapter: the PersRM.
+        failure_log: counts the rows that do not fit into the cache.
+        dtype: type of the model and its cache.
+        device: where it runs.
+
+    Raises:
+        ValueError: the backbone is not on this machine.
+        DecoderError: the model cannot run, or the cache is too small.
+    """
     decoder = ForkedDecoder(
         reward_checkpoint(pad, adapter.config, weights=True),
         adapter,
@@ -156,4 +192,4 @@ def make_reward_scorer(
         cache_bytes=cache_capacity.cache_bytes(pad.cache_gib),
     )
     exact = pad.candidates == "exact"
-    return RewardScorer(decoder, adapter, declined, exact=exact, budget=pad.pass_tokens)
+    return RewardScorer(decoder, adapter, failure_log, exact=exact, budget=pad.pass_tokens)

@@ -1,7 +1,7 @@
-"""The heads of several adapters side by side: put in and taken out while a server runs.
+"""The heads of several adapters stacked in one set of tensors; adapters come and go while a server runs.
 
-In: heads A [D, r, H], B [D, H, r] and C [D, H] or None, float32. Out: new ones, since a step may still read
-the old. A head that is nobody's is zero. Knows no adapter and no request.
+In: heads A [D, r, H], B [D, H, r] and C [D, H] or None, float32. Out: new tensors, since a step may still
+read the old ones. The head of a dimension that no adapter has is zero. Knows no adapter and no request.
 """
 
 from __future__ import annotations
@@ -10,46 +10,64 @@ import torch
 from torch import Tensor
 
 HeadTensors = tuple[Tensor, Tensor, Tensor | None]
+"""A [D, r, H], B [D, H, r] and C [D, H] or None, float32; D dimensions, head rank r."""
 
 
 def heads_on_device(heads: HeadTensors, device: torch.device) -> HeadTensors:
-    """On the device, where they are not."""
+    """The heads on `device`, copied where they are on another one."""
     A, B, C = heads
     return A.to(device), B.to(device), None if C is None else C.to(device)
 
 
-def insert_heads(heads: HeadTensors, place: int, more: HeadTensors) -> HeadTensors:
-    """`more`, n of them, from `place` on, over what is there; D and r grow where they have to."""
-    (A, B, C), (a, b, c) = heads, more
-    n, q, _ = a.shape
-    (D, r, H), end = A.shape, place + n
-    D, r = max(D, end), max(r, q)
-    constants = None if C is None and c is None else _wide(C, D, H, like=A)
-    wide = _wide(A, D, r, H, like=A), _wide(B, D, H, r, like=A), constants
-    for made in wide:
-        if made is not None:
-            made[place:end] = 0
-    wide[0][place:end, :q], wide[1][place:end, :, :q] = a, b
-    if constants is not None and c is not None:
-        constants[place:end] = c
-    return wide
+def insert_heads(heads: HeadTensors, offset: int, new: HeadTensors) -> HeadTensors:
+    """Write the heads of n new dimensions over those from `offset` on.
+
+    Args:
+        heads: D dimensions of rank r.
+        offset: index of the first new dimension, 0 to any.
+        new: n dimensions of rank q, on the same device.
+
+    Returns:
+        max(D, offset + n) dimensions of rank max(r, q); what neither has is zero. C is None if neither has
+        it.
+    """
+    (A, B, C), (new_A, new_B, new_C) = heads, new
+    num_new, new_rank, _ = new_A.shape
+    (D, r, H), end = A.shape, offset + num_new
+    D, r = max(D, end), max(r, new_rank)
+    wide_A, wide_B = _padded(A, D, r, H, like=A), _padded(B, D, H, r, like=A)
+    wide_C = None if C is None and new_C is None else _padded(C, D, H, like=A)
+    for tensor in (wide_A, wide_B, wide_C):
+        if tensor is not None:
+            tensor[offset:end] = 0
+    wide_A[offset:end, :new_rank], wide_B[offset:end, :, :new_rank] = new_A, new_B
+    if wide_C is not None and new_C is not None:
+        wide_C[offset:end] = new_C
+    return wide_A, wide_B, wide_C
 
 
-def remove_heads(heads: HeadTensors, place: int, count: int, num_used: int) -> HeadTensors:
-    """Without `count` of them from `place` on; left: how many places are in use, of which the last is."""
-    kept = [None if one is None else one.clone() for one in heads]
-    for one in kept:
-        if one is not None:
-            one[place : place + count] = 0
-    A, B, C = (None if one is None else one[:num_used].contiguous() for one in kept)
-    assert A is not None
-    assert B is not None
-    return A, B, C
+def remove_heads(heads: HeadTensors, offset: int, count: int, num_used: int) -> HeadTensors:
+    """Set the heads of some dimensions to zero, and drop unused dimensions at the end.
+
+    Args:
+        heads: D dimensions.
+        offset: index of the first one to remove.
+        count: how many to remove.
+        num_used: how many dimensions stay in the tensors: one more than the last index in use.
+    """
+
+    def without(tensor: Tensor) -> Tensor:
+        kept = tensor.clone()
+        kept[offset : offset + count] = 0
+        return kept[:num_used].contiguous()
+
+    A, B, C = heads
+    return without(A), without(B), None if C is None else without(C)
 
 
-def _wide(small: Tensor | None, *shape: int, like: Tensor) -> Tensor:
-    """Zeros of a shape [...], `small` in their first corner."""
-    made = torch.zeros(shape, dtype=like.dtype, device=like.device)
+def _padded(small: Tensor | None, *shape: int, like: Tensor) -> Tensor:
+    """Zeros of a shape [...], with `small` in their first corner."""
+    padded = torch.zeros(shape, dtype=like.dtype, device=like.device)
     if small is not None:
-        made[tuple(slice(size) for size in small.shape)] = small
-    return made
+        padded[tuple(slice(size) for size in small.shape)] = small
+    return padded

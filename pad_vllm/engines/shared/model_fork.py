@@ -2,12 +2,12 @@
 
     rows [0, T)   the base, adapter off        rows [T, 2T)   the reward trunk, LoRA on
 
-The first forked layer doubles the rows; every forked layer doubles the positions; attention splits
-the halves and gives the second a KV cache of its own (the layer name plus a suffix, so vLLM allocates
-it in the same block table); linear layers add the LoRA to the second half. The model's forward then
-returns [T, 2H]. Modules keep objects, parameters and names: only their classes change. A fork at the top
-forks no layer and asks nothing of them: the model's hidden state is both streams, [T, H].
-In: a model, an adapter, vLLM's record of how its attention layers were made. Knows no requests.
+The first forked layer doubles the rows; every forked layer doubles the positions; attention splits the
+halves and gives the second a KV cache of its own (the layer name plus a suffix, so that vLLM allocates it in
+the same block table); linear layers add the LoRA to the second half. The model's forward then returns [T,
+2H]. Modules keep their objects, parameters and names: only their classes change. With heads only no layer
+changes: the model's hidden state is both streams, [T, H].
+In: a model, an adapter, the record of how vLLM made its attention layers. Knows no requests.
 """
 
 from __future__ import annotations
@@ -34,25 +34,38 @@ from pad_vllm.vllm_api.quantization import is_quantized
 from pad_vllm.vllm_api.vllm_names import Attention
 
 REWARD_CACHE_SUFFIX = ".pad_reward"
+"""Appended to a forked attention layer's name; vLLM gives each name a KV cache."""
 
 
 def fork_model(model: Any, adapter: Adapter, record: AttentionRecord) -> SharedRewards:
-    """Fork `model` at the adapter's layer; returns the engine that receives its hidden states.
+    """Fork a loaded model at the adapter's layer.
 
-    Raises ForkError, or AdapterError for a fork layer that does not fit.
+    Args:
+        model: a causal language model of vLLM; its modules change class in place.
+        adapter: made for the model's backbone.
+        record: constructor arguments of the model's attention layers; not read with heads only.
+
+    Returns:
+        The engine to which the model hands its hidden states; the model owns it, as `pad_rewards`.
+
+    Raises:
+        ForkError: a part of the model cannot be forked.
+        AdapterError: the fork layer does not fit the model.
     """
-    embedding = plain_lm_head_rows(model, adapter.config.backbone)
+    rows = plain_lm_head_rows(model, adapter.config.backbone)
+    device = rows.weight.device
     if not adapter.config.heads_only:
-        _fork_layers(model.model.layers, adapter, record, embedding.weight.device)
-    own = partial(_own, ref(model))  # the model owns its engine
-    A, B, C = heads_on_device(adapter.heads, embedding.weight.device)
-    model.pad_rewards = rewards = SharedRewards(A, B, embedding, C, own)
+        _fork_layers(model.model.layers, adapter, record, device)
+    # A weak reference: the model owns its engine.
+    register = partial(_register_head_buffers, ref(model))
+    A, B, C = heads_on_device(adapter.heads, device)
+    model.pad_rewards = rewards = SharedRewards(A, B, rows, C, register)
     mix_in(model, HeadsOnlyModel if adapter.config.heads_only else ForkedModel)
     return rewards
 
 
-def _own(model: Callable[[], Any], heads: HeadTensors) -> None:
-    """As buffers of the model: those are what vLLM keeps of a model that sleeps."""
+def _register_head_buffers(model: Callable[[], Any], heads: HeadTensors) -> None:
+    """Make the heads buffers of the model: vLLM restores buffers when a sleeping model wakes up."""
     for letter, head in zip("ABC", heads, strict=True):
         model().register_buffer(f"pad_head_{letter}", head, persistent=False)
 
@@ -60,16 +73,16 @@ def _own(model: Callable[[], Any], heads: HeadTensors) -> None:
 def _fork_layers(
     layers: Any, adapter: Adapter, record: AttentionRecord, device: torch.device
 ) -> None:
-    fork = adapter.config.fork_layer
-    # On a stage of pipeline parallelism those below it are elsewhere; the front end asks the config.
+    fork_layer = adapter.config.fork_layer
+    # A stage of pipeline parallelism has only some layers; the front end checks the config instead.
     if all(hasattr(layer, "self_attn") for layer in layers):
         require_even_attention_split(
-            [layer.self_attn.attn.sliding_window for layer in layers], fork
+            [layer.self_attn.attn.sliding_window for layer in layers], fork_layer
         )
-    for index in range(fork, len(layers)):
+    for index in range(fork_layer, len(layers)):
         _fork_attention(layers[index].self_attn.attn, index, record)
-        _fork_linear(layers[index], index, adapter, device)
-        mix_in(layers[index], FirstForkedLayer if index == fork else ForkedLayer)
+        _add_layer_lora(layers[index], index, adapter, device)
+        mix_in(layers[index], FirstForkedLayer if index == fork_layer else ForkedLayer)
 
 
 def _fork_attention(attention: Any, index: int, record: AttentionRecord) -> None:
@@ -82,30 +95,37 @@ def _fork_attention(attention: Any, index: int, record: AttentionRecord) -> None
     attention.__class__ = ForkedAttention
 
 
-def _fork_linear(layer: Any, index: int, adapter: Adapter, device: torch.device) -> None:
+def _add_layer_lora(layer: Any, index: int, adapter: Adapter, device: torch.device) -> None:
+    """Check the linear layers of decoder layer `index`, and add the adapter's LoRA to those that have one."""
     for parent in ("self_attn", "mlp"):
         for name, modules in packed_modules(parent).items():
             linear = getattr(getattr(layer, parent), name)
             if is_quantized(linear):
-                place = f"{name} of layer {index}"
-                require_row_independence(linear, place, linear.params_dtype, device)
-            _add_lora(linear, [(index, module) for module in modules], adapter, device)
-
-
-def _add_lora(
-    linear: Any, keys: list[tuple[int, str]], adapter: Adapter, device: torch.device
-) -> None:
-    pairs = [adapter.lora.weights.get(key) for key in keys]
-    if any(pairs):
-        lora_shards.add_lora_shard(linear, pairs, adapter.lora.scaling, device)
+                full_name = f"{name} of layer {index}"
+                require_row_independence(linear, full_name, linear.params_dtype, device)
+            pairs = [adapter.lora.weights.get((index, module)) for module in modules]
+            if any(pairs):
+                lora_shards.add_lora_shard(linear, pairs, adapter.lora.scaling, device)
 
 
 class ForkedAttention(Attention):
-    """Attention over two halves of the rows [2T, ...], each with its own KV cache."""
+    """Attention over two halves of the rows, [2T, ...], each with its own KV cache."""
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
+        """Attend in both streams.
+
+        Args:
+            query: [2T, heads * width].
+            key: [2T, KV heads * width].
+            value: [2T, KV heads * width].
+            *args: passed on.
+            **kwargs: passed on.
+
+        Returns:
+            [2T, heads * width].
+        """
         half = query.shape[0] // 2
         base = super().forward(query[:half], key[:half], value[:half], *args, **kwargs)
         reward = self.reward(query[half:], key[half:], value[half:], *args, **kwargs)
@@ -113,49 +133,81 @@ class ForkedAttention(Attention):
 
 
 class ForkedLayer:
-    """A decoder layer over both streams, [2T, H]; the T positions are repeated."""
+    """Mixin for a decoder layer: runs over both streams, [2T, H]; the T positions are repeated."""
 
     def forward(
         self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **kwargs: Any
     ) -> Any:
+        """Run the layer on both streams.
+
+        Args:
+            positions: [T] int64, or [3, T] with M-RoPE.
+            hidden_states: [2T, H].
+            residual: [2T, H], or None where the layer before has none.
+            **kwargs: passed on.
+
+        Returns:
+            What the layer returns for 2T rows.
+        """
         # The last dimension: M-RoPE positions are [3, T].
         positions = torch.cat((positions, positions), dim=-1)
         return super().forward(positions, hidden_states, residual, **kwargs)  # type: ignore[misc]
 
 
 class FirstForkedLayer(ForkedLayer):
-    """The first forked layer: takes one stream [T, H], returns both [2T, H]."""
+    """Mixin for the first forked layer: takes one stream [T, H], returns both, [2T, H]."""
 
     def forward(
         self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **kwargs: Any
     ) -> Any:
+        """Double the rows, and run the layer on both streams.
+
+        Args:
+            positions: [T] int64, or [3, T] with M-RoPE.
+            hidden_states: [T, H].
+            residual: [T, H], or None where the layer before has none.
+            **kwargs: passed on.
+
+        Returns:
+            What the layer returns for 2T rows.
+        """
         hidden_states = torch.cat((hidden_states, hidden_states))
         residual = None if residual is None else torch.cat((residual, residual))
         return super().forward(positions, hidden_states, residual, **kwargs)
 
 
-class HeadsOnlyModel:
-    """The causal language model: hands over the hidden states of the rows whose logits are computed."""
+class WithSharedRewards:
+    """Mixin for a causal language model: hands its engine the hidden states whose logits are computed."""
 
     pad_rewards: SharedRewards
 
     def pad_streams(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-        """What its forward gave -> h_B and h_T, each [R, H]."""
-        return hidden_states, hidden_states
+        """Rows of what the model's forward returned -> h_B and h_T, each [R, H]."""
+        raise NotImplementedError
 
     def compute_logits(self, hidden_states: Tensor) -> Any:
+        """Rows of what the model's forward returned -> the base's logits of them."""
         h_B, h_T = self.pad_streams(hidden_states)
         try:
             self.pad_rewards.store_states(h_B, h_T)
-        except Exception:  # noqa: BLE001, it would end the server; rewards() then has nothing to say
+        except Exception:  # noqa: BLE001, it would end the server; rewards() then returns None
             self.pad_rewards.discard_states()
         return super().compute_logits(h_B.contiguous())  # type: ignore[misc]
 
 
-class ForkedModel(HeadsOnlyModel):
-    """The same with two streams: [T, 2H] out of its forward, logits from the first half of it."""
+class HeadsOnlyModel(WithSharedRewards):
+    """Mixin for a model that is not forked: its hidden state is both streams, h_T = h_B."""
+
+    def pad_streams(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """[R, H] -> the same tensor twice."""
+        return hidden_states, hidden_states
+
+
+class ForkedModel(WithSharedRewards):
+    """Mixin for a model with forked layers: forward returns [T, 2H], base and reward side by side."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Arguments as the model takes them -> [T, 2H]."""
         hidden = super().forward(*args, **kwargs)  # type: ignore[misc]
         return torch.cat(hidden.chunk(2), dim=-1)
 

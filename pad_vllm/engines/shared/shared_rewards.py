@@ -1,88 +1,94 @@
-"""R_w from the hidden states that the forked model kept for this step.
+"""R_w from the hidden states that the forked model hands over in each step.
 
-In: h_B and h_T of the step's logits rows. Out: rewards of candidates. It does not know how the model
-was forked, and needs nothing of a request but its weights.
+In: h_B and h_T of the step's logits rows. Out: rewards of candidates. It does not know how the model was
+forked, and needs only the weights of a request.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 from torch import Tensor
 from torch.nn.functional import pad
 
 from pad_vllm import guidance
-from pad_vllm.engines.reward_engine import GuidedRequest, StepCandidates
+from pad_vllm.engines.reward_engine import RewardEngine, StepCandidates
 from pad_vllm.engines.shared import adapter_heads
 from pad_vllm.engines.shared.lm_head_rows import LmHeadRows
 
 
-class SharedRewards:
-    """One a model. The hidden states are kept by reference, and released with the last rows of a step."""
+class SharedRewards(RewardEngine):
+    """The reward engine inside the served model; see RewardEngine. One a model.
+
+    The hidden states are stored by reference, and released with the last rows of a step.
+    """
 
     def __init__(
         self,
         head_A: Tensor,
         head_B: Tensor,
-        embedding: LmHeadRows,
+        rows: LmHeadRows,
         head_C: Tensor | None = None,
-        own: Callable[[adapter_heads.HeadTensors], None] = lambda _: None,
+        on_heads_changed: Callable[[adapter_heads.HeadTensors], None] = lambda _: None,
     ) -> None:
-        """Heads [D, r, H], [D, H, r] and [D, H] float32; embedding: the rows of lm_head; own: called with
-        the heads that are read, and with those that take their place.
+        """Make an engine with the heads of one adapter, on the device of the model.
+
+        Args:
+            head_A: [D, r, H] float32.
+            head_B: [D, H, r] float32.
+            rows: the rows of lm_head on this rank.
+            head_C: [D, H] float32, or None for heads without constants.
+            on_heads_changed: called with the heads that this engine reads, now and after each change.
         """
-        self._embedding, self._own = embedding, own
-        self._take((head_A, head_B, head_C))
-        self._kept: tuple[Tensor, Tensor] | None = None
+        self._rows, self._on_heads_changed = rows, on_heads_changed
+        self._set_heads((head_A, head_B, head_C))
+        self._states: tuple[Tensor, Tensor] | None = None
 
-    def insert_heads(self, place: int, more: adapter_heads.HeadTensors) -> None:
-        """Between steps: the heads of one more adapter, from `place` on. See heads.put."""
-        here = adapter_heads.heads_on_device(more, self._heads[0].device)
-        self._take(adapter_heads.insert_heads(self._heads, place, here))
+    def insert_heads(self, offset: int, new: adapter_heads.HeadTensors) -> None:
+        """Between steps: add the heads of one more adapter, its first dimension at index `offset`."""
+        new = adapter_heads.heads_on_device(new, self._heads[0].device)
+        self._set_heads(adapter_heads.insert_heads(self._heads, offset, new))
 
-    def remove_heads(self, place: int, count: int, left: int) -> None:
-        """Between steps: an adapter that no request in the batch has. See heads.drop."""
-        self._take(adapter_heads.remove_heads(self._heads, place, count, left))
+    def remove_heads(self, offset: int, count: int, num_used: int) -> None:
+        """Between steps: remove the heads of an adapter that no request in the batch uses.
 
-    def _take(self, made: adapter_heads.HeadTensors) -> None:
-        A, B, C = made
+        Args:
+            offset: index of its first dimension.
+            count: its number of dimensions.
+            num_used: one more than the last index that is still in use.
+        """
+        self._set_heads(adapter_heads.remove_heads(self._heads, offset, count, num_used))
+
+    def _set_heads(self, heads: adapter_heads.HeadTensors) -> None:
+        A, B, C = heads
         self._heads: adapter_heads.HeadTensors = (A, guidance.contiguous_for_direction(B), C)
-        self._own(self._heads)
+        self._on_heads_changed(self._heads)
 
     def store_states(self, h_B: Tensor, h_T: Tensor) -> None:
-        """Hidden states [R, H] of the rows whose logits are computed now."""
-        self._kept = (h_B, h_T)
+        """Store the hidden states, [R, H] each, of the rows whose logits are computed now."""
+        self._states = (h_B, h_T)
 
     def discard_states(self) -> None:
-        """They could not be kept: the next step's rows have none."""
-        self._kept = None
-
-    def on_request_joined(self, request: GuidedRequest) -> None:
-        """Nothing to do: it needs no tokens."""
-
-    def before_forward_v1(self, requests: Mapping[int, GuidedRequest]) -> None:
-        """Nothing to do: the hidden states come from the base's own forward."""
-
-    def before_forward_v2(
-        self, requests: Sequence[GuidedRequest], fed: Callable[[], Tensor]
-    ) -> None:
-        """Nothing to do, as in `batch`."""
+        """`store_states` raised an error: no row of this step gets rewards."""
+        self._states = None
 
     def rewards(self, step: StepCandidates) -> Tensor | None:
-        """See engines.base.RewardEngine."""
-        kept = self._kept
+        """See RewardEngine. Does not wait for the device."""
+        states = self._states
         if step.is_last_slice:
-            self._kept = None
-        if kept is None or len(kept[0]) != step.num_logits_rows:
+            self._states = None
+        if states is None or len(states[0]) != step.num_logits_rows:
             return None
 
-        def guided(hidden: Tensor) -> Tensor:
+        def guided_rows(hidden: Tensor) -> Tensor:
             return hidden[step.first_row :].index_select(0, step.rows).float()
 
-        h_T = guided(kept[1])
-        h_B = h_T if kept[0] is kept[1] else guided(kept[0])  # the same where nothing is forked
+        h_T = guided_rows(states[1])
+        # With heads only both states are one tensor.
+        h_B = h_T if states[0] is states[1] else guided_rows(states[0])
         w = step.w
-        if more := len(self._heads[0]) - w.shape[1]:
-            w = pad(w, (0, more))  # adapters come and go: a row may know of fewer than there are
+        # Adapters come and go: the step's weights may have fewer dimensions than there are heads.
+        if num_missing := len(self._heads[0]) - w.shape[1]:
+            w = pad(w, (0, num_missing))
         d_w = guidance.reward_direction(h_B, h_T, w, *self._heads)
-        return self._embedding.rewards(d_w, step.ids)
+        return self._rows.rewards(d_w, step.ids)

@@ -1,1 +1,1 @@
-"""In the API server: which requests are admitted, and which adapters they may name."""
+"""The front end's part: every request is checked here before it enters the engine."""

@@ -1,14 +1,14 @@
-"""The adapters that requests may name, in the front end: they come and go while the server runs.
+"""The adapters that requests may name, in the front end; they are added and removed while the server runs.
 
-In: names and folders. Out: the Limits of each, and a place for its dimensions among those of all. A request
-holds the Limits it was admitted by for as long as it lives: an adapter that was removed can be named no more,
-and its place is free when nobody holds it. Hidden states know nothing of heads: the prefix cache stays.
+In: names and folders. Out: each adapter's RequestLimits, with the range of dimensions it has among those of
+all adapters. A request holds the RequestLimits it was admitted by until it ends. After an adapter is removed
+no new request can name it, and its range of dimensions is free again when its last request has ended. The
+prefix cache stays valid: hidden states do not depend on heads.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -30,129 +30,175 @@ from pad_vllm.wording import listed, short_repr
 logger = init_logger(__name__)
 
 
-class RemovedAdapter(NamedTuple):
-    """An adapter that was removed, and may have requests."""
+class DimensionRange(NamedTuple):
+    """Where an adapter's dimensions are among those of all adapters."""
 
-    key: str
-    begin: int
-    end: int
+    start: int
+    stop: int  # exclusive
+
+    @property
+    def size(self) -> int:
+        """Number of dimensions."""
+        return self.stop - self.start
+
+
+class RemovedAdapter(NamedTuple):
+    """An adapter that no new request can name; requests that did may still run."""
+
+    worker_key: str
+    """The name by which the workers know it."""
+
+    dimensions: DimensionRange
+
     limits: ref[RequestLimits]
+    """Dead as soon as no request holds the limits."""
 
 
 class AdapterRegistry:
-    """Of one front end; there is no other (vLLM)."""
+    """The adapters of one server. vLLM has one front end where adapters can be added at run time."""
 
     def __init__(self, pad: PADConfig, *, loras: bool) -> None:
-        """loras: whether the server has LoRAs of vLLM's too. Raises ValueError as adapters.limits."""
+        """loras: whether the server also has vLLM's own LoRAs. Raises ValueError as `served_limits` does."""
         self.limits = served_adapters.served_limits(pad)
+        """Of the adapter that guides requests without `pad_adapter`; `other_adapters` has the others."""
         self._pad, self._loras = pad, loras
-        self._gone: list[RemovedAdapter] = []
-        self._changing = asyncio.Lock()
+        self._removed: list[RemovedAdapter] = []
+        self._change_lock = asyncio.Lock()
 
     def has(self, name: str) -> bool:
-        """Whether requests may name it."""
+        """Whether requests may name this adapter."""
         return name in self.limits.other_adapters
 
     def handles_path(self, path: str) -> bool:
-        """Whether there is an adapter of PAD's, or may be nothing else."""
+        """Whether a request to load this folder is for PAD: it holds a PAD adapter, or the server has no
+        LoRAs of vLLM's, so that it can be meant for nothing else.
+        """
         return not self._loras or (Path(path).expanduser() / CONFIG_FILE).is_file()
 
     async def load(self, engine: Any, name: str, path: str, *, replacing: bool = False) -> None:
-        """Raises ValueError: AdapterError, a name that is taken, a worker that cannot."""
+        """Load an adapter on all workers, and let requests name it from then on.
+
+        Args:
+            engine: vLLM's EngineClient.
+            name: what requests give as `pad_adapter`.
+            path: the adapter's folder, on every worker's disk.
+            replacing: whether an adapter of this name may be served already, which is then removed.
+
+        Raises:
+            ValueError: the engine is not `shared`, the name is taken, the server sleeps, the adapter is
+                broken (AdapterError) or does not fit beside the first one, or a worker cannot load it.
+        """
         if self._pad.engine != "shared":
             raise ValueError(
                 f"pad_vllm's {self._pad.engine} engine takes no adapters at run time; accepted: the shared "
                 "engine. Name another in additional_config['pad']['adapter'] and start again"
             )
-        async with self._changing:
+        async with self._change_lock:
             if self.has(name) and not replacing:
                 raise ValueError(
-                    f"an adapter {short_repr(name)} is served already; accepted: another name, or load_inplace true"
+                    f"an adapter {short_repr(name)} is served already; accepted: another name, or "
+                    "load_inplace true"
                 )
             if await engine.is_sleeping():
                 raise ValueError("the server sleeps; accepted: an awake one. Wake it up first")
-            adapter = await asyncio.to_thread(self._read, path)
-            await self._sweep(engine)
-            limits = self.assign_dimensions(name, adapter)
-            await self._add(engine, limits, adapter)
-            self._close(name)
-            self.limits = replace(
-                self.limits, other_adapters={**self.limits.other_adapters, name: limits}
-            )
+            adapter = await asyncio.to_thread(self._load_mergeable, path)
+            await self._free_unused(engine)
+            limits = self._assign_dimensions(name, adapter)
+            await self._add_on_workers(engine, limits, adapter)
+            self._stop_serving(name)
+            self._set_others({**self.limits.other_adapters, name: limits})
         logger.info("PAD: adapter %s, %s, from %s", name, listed(limits.dimensions), path)
 
     async def unload(self, engine: Any, name: str) -> None:
-        """Raises ValueError where no adapter has this name."""
-        async with self._changing:
+        """Refuse new requests that name the adapter. Raises ValueError where no adapter has this name."""
+        async with self._change_lock:
             if not self.has(name):
                 raise ValueError(
                     f"no adapter {short_repr(name)}; served: {listed(self.limits.other_adapters)}"
                 )
-            self._close(name)
-            await self._sweep(engine)
+            self._stop_serving(name)
+            await self._free_unused(engine)
         logger.info("PAD: adapter %s is removed", name)
 
-    def assign_dimensions(self, name: str, adapter: Adapter) -> RequestLimits:
-        """What it accepts, at the first place that is free. Raises ValueError where its defaults exceed
-        the engine's.
+    def _load_mergeable(self, path: str) -> Adapter:
+        first, adapter = load_adapter(self._pad.adapter), load_adapter(Path(path).expanduser())
+        require_mergeable([AdapterPart(first, {}), AdapterPart(adapter, {})])
+        return adapter
+
+    def _assign_dimensions(self, name: str, adapter: Adapter) -> RequestLimits:
+        """The new adapter's limits, at the first free range that is large enough and with a key that no other
+        adapter has. Raises ValueError where its defaults exceed the server's maxima.
         """
         limits = served_adapters.adapter_limits(
             adapter.config, self.limits.max_beta, self.limits.max_top_k
         )
-        place, size = 0, len(limits.dimensions)
-        for begin, end in self._taken():
-            if begin - place >= size:
+        first_dimension = 0
+        for used in self._used_ranges():
+            if used.start - first_dimension >= len(limits.dimensions):
                 break
-            place = end
-        known = {*self.limits.other_adapters, *(one.key for one in self._gone)}
-        known |= {one.worker_key for one in self.limits.other_adapters.values() if one.worker_key}
-        key = next(key for number in count(1) if (key := f"{name}#{number}") not in known)
-        return replace(limits, engine=self.limits.engine, first_dimension=place, worker_key=key)
+            first_dimension = used.stop
+        return replace(
+            limits,
+            engine=self.limits.engine,
+            first_dimension=first_dimension,
+            worker_key=self._unused_key(name),
+        )
 
-    def _read(self, path: str) -> Adapter:
-        own, adapter = load_adapter(self._pad.adapter), load_adapter(Path(path).expanduser())
-        require_mergeable([AdapterPart(own, {}), AdapterPart(adapter, {})])
-        return adapter
+    def _unused_key(self, name: str) -> str:
+        """`NAME#1`, or the next number that is free: an adapter of this name may still have requests."""
+        others = self.limits.other_adapters
+        used = {*others, *(removed.worker_key for removed in self._removed)}
+        used |= {limits.worker_key for limits in others.values() if limits.worker_key}
+        return next(key for number in count(1) if (key := f"{name}#{number}") not in used)
 
-    def _taken(self) -> Iterator[tuple[int, int]]:
-        """Where dimensions begin and end, in their order."""
+    def _used_ranges(self) -> list[DimensionRange]:
+        """Of the adapters that are served or have requests, in the order of the dimensions."""
         served = (self.limits, *self.limits.other_adapters.values())
-        places = [
-            (one.first_dimension, one.first_dimension + len(one.dimensions)) for one in served
-        ]
-        yield from sorted([*places, *((one.begin, one.end) for one in self._gone)])
+        return sorted([*map(_dimension_range, served), *(one.dimensions for one in self._removed)])
 
-    def _close(self, name: str) -> None:
+    def _stop_serving(self, name: str) -> None:
+        """Requests can no longer name the adapter, if there is one."""
         others = dict(self.limits.other_adapters)
         limits = others.pop(name, None)
-        self.limits = replace(self.limits, other_adapters=others)
+        self._set_others(others)
         if limits is not None:
-            end = limits.first_dimension + len(limits.dimensions)
-            self._gone.append(
-                RemovedAdapter(limits.worker_key or name, limits.first_dimension, end, ref(limits))
-            )
+            key = limits.worker_key or name
+            self._removed.append(RemovedAdapter(key, _dimension_range(limits), ref(limits)))
 
-    async def _sweep(self, engine: Any) -> None:
-        """Those that were removed and have no requests leave the workers."""
-        for one in [one for one in self._gone if one.limits() is None]:
-            self._gone.remove(one)
-            await self._drop(engine, one.key, one.begin, one.end - one.begin)
+    def _set_others(self, others: dict[str, RequestLimits]) -> None:
+        self.limits = replace(self.limits, other_adapters=others)
 
-    async def _add(self, engine: Any, limits: RequestLimits, adapter: Adapter) -> None:
-        where = (
-            limits.worker_key,
-            limits.first_dimension,
-            str(adapter.path and adapter.path.resolve()),
+    async def _free_unused(self, engine: Any) -> None:
+        """Drop removed adapters that have no request any more from the workers."""
+        for removed in [one for one in self._removed if one.limits() is None]:
+            self._removed.remove(removed)
+            await self._drop_on_workers(engine, removed.worker_key, removed.dimensions)
+
+    async def _add_on_workers(self, engine: Any, limits: RequestLimits, adapter: Adapter) -> None:
+        key, dimensions = str(limits.worker_key), _dimension_range(limits)
+        folder = str(adapter.path and adapter.path.resolve())
+        failures = await _call_workers(
+            engine, ADD_ADAPTER_RPC, key, dimensions.start, folder, adapter.digest
         )
-        told = await call_all_workers(engine, ADD_ADAPTER_RPC, *where, adapter.digest)
-        if failed := [said for ranks in told for said in ranks if said is not None]:
-            await self._drop(
-                engine, str(limits.worker_key), limits.first_dimension, len(limits.dimensions)
-            )
-            raise ValueError(f"a worker could not load it: {failed[0]}")
+        if failures:
+            await self._drop_on_workers(engine, key, dimensions)
+            raise ValueError(f"a worker could not load it: {failures[0]}")
 
-    async def _drop(self, engine: Any, key: str, place: int, size: int) -> None:
-        left = max(end for _, end in self._taken())
-        told = await call_all_workers(engine, DROP_ADAPTER_RPC, key, place, size, left)
-        for said in (said for ranks in told for said in ranks if said is not None):
-            logger.warning("PAD: a worker keeps the removed adapter %s: %s", key, said)
+    async def _drop_on_workers(self, engine: Any, key: str, dimensions: DimensionRange) -> None:
+        num_dimensions = max(used.stop for used in self._used_ranges())
+        failures = await _call_workers(
+            engine, DROP_ADAPTER_RPC, key, dimensions.start, dimensions.size, num_dimensions
+        )
+        for message in failures:
+            logger.warning("PAD: a worker keeps the removed adapter %s: %s", key, message)
+
+
+def _dimension_range(limits: RequestLimits) -> DimensionRange:
+    start = limits.first_dimension
+    return DimensionRange(start, start + len(limits.dimensions))
+
+
+async def _call_workers(engine: Any, method: str, *args: Any) -> list[str]:
+    """Call a method of worker/runtime_adapter_updates.py on all workers; returns the messages of failures."""
+    results = await call_all_workers(engine, method, *args)
+    return [message for ranks in results for message in ranks if message is not None]

@@ -1,7 +1,7 @@
-"""What a client may not write in a request: what vLLM would drop, or the reward model misread.
+"""Fields of a request that are refused: those vLLM would drop, and those that hide turns from a reward model.
 
-In: a request of chat, completions or responses as vLLM read it. Out: nothing, or a ValueError, which the
-client sees as HTTP 400. What `pad_` arguments may say is checked elsewhere (params.py). Imports no vLLM.
+In: a request to chat, completions or responses, as vLLM parsed it. Out: nothing, or a ValueError, which the
+client sees as HTTP 400. The values of `pad_` arguments are checked elsewhere (params.py). Imports no vLLM.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pad_vllm.wording import listed, short_repr
 
 _ROLES = ("system", "user", "assistant")
 
-_SWITCHES: tuple[tuple[str, Callable[[Any], bool]], ...] = (
+_PROMPT_FIELDS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     ("tools", bool),
     ("documents", bool),
     ("chat_template", bool),
@@ -24,59 +24,64 @@ _SWITCHES: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     ("add_generation_prompt", lambda value: value is False),
     ("reasoning_effort", bool),
 )
-"""Fields that put something into a prompt beside its turns, or take it apart; and when they do."""
+"""Fields that add to a prompt something other than its turns, or change how turns are put together; and for
+which values they do.
+"""
+
+NeedsTurns = Callable[[Mapping[str, Any]], bool]
+"""Of a request's vllm_xargs: whether the reward model has to read the conversation turn by turn."""
 
 
-def request_field_check(needs_turns: Callable[[Mapping[str, Any]], bool]) -> Callable[[Any], None]:
-    """The check of a request; reads_turns: whether the reward model needs the turns of the conversation
-    of a request with these vllm_xargs.
-    """
+def request_field_check(needs_turns: NeedsTurns) -> Callable[[Any], None]:
+    """A check that raises ValueError for a request with a refused field."""
 
     def check(request: Any) -> None:
-        _require_inside(request.model_extra or {})
-        ours = _ours(request.vllm_xargs or {})
-        if ours and getattr(request, "use_beam_search", False):
+        _require_inside_xargs(request.model_extra or {})
+        arguments = _pad_arguments(request.vllm_xargs or {})
+        if arguments and getattr(request, "use_beam_search", False):
             raise ValueError(
-                f"use_beam_search together with {listed(ours)}: vLLM's beam search cannot be guided. "
-                f"Drop use_beam_search (n and temperature give several answers), or {listed(ours)}."
+                f"use_beam_search together with {listed(arguments)}: vLLM's beam search cannot be guided. "
+                f"Drop use_beam_search (n and temperature give several answers), or {listed(arguments)}."
             )
-        if ours and needs_turns(request.vllm_xargs):
-            _require_turns(request)
+        if arguments and needs_turns(request.vllm_xargs):
+            _require_readable_turns(request)
 
     return check
 
 
-def _ours(names: Mapping[str, Any]) -> list[str]:
+def _pad_arguments(names: Mapping[str, Any]) -> list[str]:
     return [name for name in names if name.startswith(ARGUMENT_PREFIX)]
 
 
-def _require_inside(extra: Mapping[str, Any]) -> None:
-    if beside := _ours(extra):
-        inside = json.dumps({"vllm_xargs": {name: extra[name] for name in beside}}, default=str)
+def _require_inside_xargs(extra_fields: Mapping[str, Any]) -> None:
+    """extra_fields: those of the request's body that vLLM does not know."""
+    if misplaced := _pad_arguments(extra_fields):
+        arguments = {name: extra_fields[name] for name in misplaced}
+        correct = json.dumps({"vllm_xargs": arguments}, default=str)[:500]
         raise ValueError(
-            f"{listed(beside)} stands beside vllm_xargs, where it would be ignored; accepted: inside of "
-            f"it. Write {inside[:500]} (the OpenAI client: extra_body={inside[:500]})."
+            f"{listed(misplaced)} stands beside vllm_xargs, where it would be ignored; accepted: inside of "
+            f"it. Write {correct} (the OpenAI client: extra_body={correct})."
         )
 
 
-def _require_turns(request: Any) -> None:
-    """Raises ValueError for what the reward model could not read turn by turn, and names the field."""
-    for name, hides in _SWITCHES:
+def _require_readable_turns(request: Any) -> None:
+    """Raises ValueError, naming the field, for what the reward model could not read turn by turn."""
+    for name, hides_turns in _PROMPT_FIELDS:
         value = getattr(request, name, None)
-        if value is not None and hides(value):
+        if value is not None and hides_turns(value):
             raise _unreadable(name, value)
-    for place, message in enumerate(_messages(request)):
-        for name, value in _hidden(message):
-            raise _unreadable(f"messages[{place}].{name}", value)
+    for index, message in enumerate(_messages(request)):
+        for name, value in _unreadable_fields(message):
+            raise _unreadable(f"messages[{index}].{name}", value)
 
 
 def _messages(request: Any) -> list[Any]:
-    given = getattr(request, "messages", None) or getattr(request, "input", None)
-    return given if isinstance(given, list) else []
+    messages = getattr(request, "messages", None) or getattr(request, "input", None)
+    return messages if isinstance(messages, list) else []
 
 
-def _hidden(message: Any) -> Iterator[tuple[str, Any]]:
-    """What of a message is not text of a turn."""
+def _unreadable_fields(message: Any) -> Iterator[tuple[str, Any]]:
+    """The fields of a message, with their values, that are not the role and text of a turn."""
     fields = message if isinstance(message, Mapping) else dict(message)
     if fields.get("role") not in _ROLES:
         yield "role", fields.get("role") or fields.get("type")

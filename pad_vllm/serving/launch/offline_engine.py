@@ -1,7 +1,8 @@
-"""A vLLM engine for drawing responses, in this process: another would busy-wait on a core.
+"""A vLLM engine in this process, for generating responses: one in another process would busy-wait on a core.
 
-In: a base by any of its names, arguments of vllm.LLM and of SamplingParams. Out: those objects. `apart` runs
-what uses them in a process of its own, so that the engine's memory is free afterwards.
+In: a base by any of its names, arguments of vllm.LLM and of vllm.SamplingParams. Out: those objects.
+`run_in_subprocess` calls a function that uses them in a process of its own, so that the engine's memory is
+free afterwards.
 """
 
 from __future__ import annotations
@@ -26,31 +27,39 @@ def offline_llm(
     adapter: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Any:
-    """vllm.LLM; adapter: a folder, for one that guides, under these settings in additional_config['pad']."""
+    """A vllm.LLM in this process.
+
+    Args:
+        base: a name of the catalog, a folder or a hub name.
+        llm_arguments: further keyword arguments of vllm.LLM.
+        adapter: folder of the adapter that guides; None for an engine without PAD.
+        settings: the other settings of additional_config['pad'].
+    """
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     # In one process vLLM's own binding puts its CPU threads on one core.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     from vllm import LLM
 
-    guides = {} if adapter is None else _guiding({"adapter": adapter, **(settings or {})})
-    return LLM(resolve_base(base), **guides, **llm_arguments)
+    pad = {} if adapter is None else _pad_arguments({"adapter": adapter, **(settings or {})})
+    return LLM(resolve_base(base), **pad, **llm_arguments)
 
 
 def sampling_params(**arguments: Any) -> Any:
-    """vllm.SamplingParams."""
+    """vllm.SamplingParams of these arguments."""
     from vllm import SamplingParams
 
     return SamplingParams(**arguments)
 
 
 def with_pad_arguments(params: Any, arguments: Mapping[str, Any]) -> Any:
-    """A copy of vllm.SamplingParams with a request's arguments of PAD."""
-    asked = params.clone()
-    asked.extra_args = {**(params.extra_args or {}), **arguments}
-    return asked
+    """A copy of vllm.SamplingParams that has these `pad_` arguments among its extra_args."""
+    copy = params.clone()
+    copy.extra_args = {**(params.extra_args or {}), **arguments}
+    return copy
 
 
-def _guiding(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _pad_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of vllm.LLM that switch PAD on."""
     return {
         "load_format": LOAD_FORMAT,
         "logits_processors": [LOGITS_PROCESSOR],
@@ -58,11 +67,20 @@ def _guiding(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def run_in_subprocess(call: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
-    """The call's result, from a process of its own, which ends when this one does, however it ends."""
-    spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawned, initializer=_end_with_parent) as pool:
-        return pool.submit(call, *args, **named).result()
+def run_in_subprocess(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function in a new process, which also ends when this one does, however it ends.
+
+    Args:
+        function: anything that can be pickled, as its arguments and its result.
+        *args: positional arguments of the function.
+        **kwargs: keyword arguments of the function.
+
+    Returns:
+        What the function returns. What it raises is raised here.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_end_with_parent) as pool:
+        return pool.submit(function, *args, **kwargs).result()
 
 
 def _end_with_parent() -> None:

@@ -10,13 +10,15 @@ import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from pad_vllm.config import LOGITS_PROCESSOR, PAD_KEY, PADConfig
+from pad_vllm.config import LOAD_FORMAT, LOGITS_PROCESSOR, PAD_KEY, PADConfig
 
 
 class FlagOccurrence(NamedTuple):
-    """One occurrence of a flag. `path` is empty but for vLLM's dotted form, `--name.a.b VALUE`."""
+    """One occurrence of a flag on the command line."""
 
     path: tuple[str, ...]
+    """Keys of vLLM's dotted form, `--name.a.b VALUE`; empty for the plain form."""
+
     values: list[str]
 
 
@@ -30,46 +32,55 @@ def serve_argv(
     served_name: str | None = None,
     engine: str | None = None,
 ) -> list[str]:
-    """What follows `vllm` on the command line: `serve BASE`, PAD's flags, then the rest of `extra`.
+    """What follows `vllm` on the command line: `serve BASE`, PAD's flags, then the user's other flags.
 
-    `load_format` is how the weights are read underneath PAD; `served_name` is used unless `extra`
-    has its own. Raises ValueError: a flag in `extra` contradicts PAD or cannot be read.
+    Args:
+        base: folder or hub name of the model.
+        adapter: folder of the adapter.
+        user_flags: the user's flags for vLLM; those that PAD needs too are merged.
+        load_format: how vLLM reads the base's weights, what --load-format would say without PAD.
+        allow_backbone_mismatch: that setting of PAD.
+        served_name: name of the model for clients, unless the user's flags have one.
+        engine: that setting of PAD.
+
+    Raises:
+        ValueError: a flag of the user contradicts PAD or cannot be read.
     """
-    formats, rest = _take(list(user_flags), "--load-format")
-    processors, rest = _take(rest, "--logits-processors", many=True)
-    configs, rest = _take(rest, "--additional-config")
-    _refuse_other_formats(formats)
-    pad: dict[str, Any] = {"adapter": adapter}
+    load_formats, others = _split_off(list(user_flags), "--load-format")
+    processors, others = _split_off(others, "--logits-processors", many=True)
+    configs, others = _split_off(others, "--additional-config")
+    _refuse_other_load_formats(load_formats)
+    settings: dict[str, Any] = {"adapter": adapter}
     if engine is not None:
-        pad["engine"] = engine
+        settings["engine"] = engine
     if load_format is not None:
-        pad["load_format"] = load_format
+        settings["load_format"] = load_format
     if allow_backbone_mismatch:
-        pad["allow_backbone_mismatch"] = True
-    argv = ["serve", base, "--load-format", "pad"]
-    argv += ["--logits-processors", *_with_pad(processors)]
-    argv += ["--additional-config", json.dumps(_merged(configs, pad), sort_keys=True)]
-    if served_name is not None and not _take(rest, "--served-model-name")[0]:
+        settings["allow_backbone_mismatch"] = True
+    argv = ["serve", base, "--load-format", LOAD_FORMAT]
+    argv += ["--logits-processors", *_with_pad_processor(processors)]
+    argv += ["--additional-config", json.dumps(_merged_config(configs, settings), sort_keys=True)]
+    if served_name is not None and not _split_off(others, "--served-model-name")[0]:
         argv += ["--served-model-name", served_name]
-    return argv + rest
+    return argv + others
 
 
-def _take(
+def _split_off(
     args: list[str], name: str, *, many: bool = False
 ) -> tuple[list[FlagOccurrence], list[str]]:
-    """Split `args` into the occurrences of one flag, in every spelling of vLLM's, and the rest.
+    """Split `args` into the occurrences of one flag, in every spelling of vLLM's, and all others.
 
-    `many`: the flag swallows all values up to the next flag, as argparse's nargs="+" does.
+    `many`: the flag takes all values up to the next flag, as argparse's nargs="+" does.
     """
-    taken: list[FlagOccurrence] = []
-    rest: list[str] = []
+    occurrences: list[FlagOccurrence] = []
+    others: list[str] = []
     position = 0
     while position < len(args):
         option, equals, value = args[position].partition("=")
         head, *path = option.split(".")
         position += 1
-        if not _means(head.replace("_", "-"), name):
-            rest.append(args[position - 1])
+        if not _abbreviates(head.replace("_", "-"), name):
+            others.append(args[position - 1])
             continue
         values = [value] if equals else []
         while not equals and position < len(args) and (many or not values):
@@ -79,19 +90,19 @@ def _take(
             position += 1
         if not values:
             raise ValueError(f"{option} has no value. Accepted: {option} VALUE or {option}=VALUE")
-        taken.append(FlagOccurrence(tuple(path), values))
-    return taken, rest
+        occurrences.append(FlagOccurrence(tuple(path), values))
+    return occurrences, others
 
 
-def _means(option: str, name: str) -> bool:
-    """As in argparse, a flag cut short, such as --load-form, stands for the whole."""
+def _abbreviates(option: str, name: str) -> bool:
+    """Whether argparse reads the option as this flag: whole, or cut short, such as --load-form."""
     first_word = "--" + name.removeprefix("--").partition("-")[0]
     return name.startswith(option) and option.startswith(first_word)
 
 
-def _refuse_other_formats(formats: list[FlagOccurrence]) -> None:
-    for flag in formats:
-        if flag.values != ["pad"]:
+def _refuse_other_load_formats(occurrences: list[FlagOccurrence]) -> None:
+    for flag in occurrences:
+        if flag.values != [LOAD_FORMAT]:
             value = flag.values[0]
             raise ValueError(
                 f"--load-format {value}: PAD needs this flag for itself (it is always `pad` here). "
@@ -99,24 +110,24 @@ def _refuse_other_formats(formats: list[FlagOccurrence]) -> None:
             )
 
 
-def _with_pad(processors: list[FlagOccurrence]) -> list[str]:
-    """PAD's processor once, then the user's: vLLM keeps only the last of two such flags."""
-    own = [value for flag in processors for value in flag.values]
-    return [LOGITS_PROCESSOR, *(value for value in own if value != LOGITS_PROCESSOR)]
+def _with_pad_processor(occurrences: list[FlagOccurrence]) -> list[str]:
+    """PAD's processor once, then the user's, in one flag: vLLM keeps only the last of two such flags."""
+    processors = [value for flag in occurrences for value in flag.values]
+    return [LOGITS_PROCESSOR, *(name for name in processors if name != LOGITS_PROCESSOR)]
 
 
-def _merged(configs: list[FlagOccurrence], pad: dict[str, Any]) -> dict[str, Any]:
-    """The user's additional config with PAD's section in it, checked as the engine would."""
+def _merged_config(configs: list[FlagOccurrence], settings: dict[str, Any]) -> dict[str, Any]:
+    """The user's additional config with PAD's settings in it, checked as the engine would."""
     merged: dict[str, Any] = {}
     for flag in configs:
-        _overlay(merged, _parsed(flag), "--additional-config")
-    _overlay(merged, {PAD_KEY: pad}, "the flags of pad-vllm serve")
+        _merge_into(merged, _parsed_config(flag), "--additional-config")
+    _merge_into(merged, {PAD_KEY: settings}, "the flags of pad-vllm serve")
     PADConfig.from_additional_config(merged)
     return merged
 
 
-def _parsed(flag: FlagOccurrence) -> dict[str, Any]:
-    """`--additional-config JSON` and `--additional-config.a.b VALUE` alike as one mapping."""
+def _parsed_config(flag: FlagOccurrence) -> dict[str, Any]:
+    """The mapping that `--additional-config JSON` or `--additional-config.a.b VALUE` stands for."""
     text = flag.values[0]
     value: Any
     try:
@@ -133,15 +144,18 @@ def _parsed(flag: FlagOccurrence) -> dict[str, Any]:
     return value
 
 
-def _overlay(below: dict[str, Any], above: dict[str, Any], where: str, path: str = "") -> None:
-    """Put `above` into `below`, key by key; two values for one key are an error, not a choice."""
-    for key, value in above.items():
+def _merge_into(target: dict[str, Any], added: dict[str, Any], origin: str, path: str = "") -> None:
+    """Put `added` into `target`, key by key. Raises ValueError where a key has two different values.
+
+    origin: where `added` comes from, and path: the keys above it, for the message.
+    """
+    for key, value in added.items():
         name = f"{path}{key}"
-        present = below.setdefault(key, value)
+        present = target.setdefault(key, value)
         if isinstance(present, dict) and isinstance(value, dict):
             if present is not value:
-                _overlay(present, value, where, f"{name}.")
+                _merge_into(present, value, origin, f"{name}.")
         elif present != value:
             raise ValueError(
-                f"{name} is given twice: {present!r}, and {value!r} by {where}. Keep one of them"
+                f"{name} is given twice: {present!r}, and {value!r} by {origin}. Keep one of them"
             )

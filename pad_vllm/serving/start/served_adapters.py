@@ -1,8 +1,9 @@
-"""The adapters of one engine: a single one, or several whose heads stand side by side.
+"""The adapters that one engine starts with: a single one, or several whose heads are stacked.
 
-In: PAD's settings. Out: the Adapter that the engine runs, and what requests may ask of each. With several, a
-request's weights are those of all dimensions, zeros but for its own adapter's: one batch, one rule. More may
-come and go while the server runs: roster.py in the front end, arrivals.py in the workers.
+In: PAD's settings. Out: the Adapter that the engine runs, and the RequestLimits of each adapter. With several
+adapters the engine has the dimensions of all of them, one adapter after the other; a request has weights for
+its own adapter's dimensions and zeros for the others, so that one batch follows one rule. Adapters that are
+added or removed while the server runs: frontend/adapter_registry.py and worker/runtime_adapter_updates.py.
 """
 
 from __future__ import annotations
@@ -17,43 +18,61 @@ from pad_vllm.config import PADConfig
 from pad_vllm.params import RequestLimits
 
 ADD_ADAPTER_RPC, DROP_ADAPTER_RPC = "pad_add_adapter", "pad_drop_adapter"
-"""Names by which the front end calls worker/runtime_adapter_updates.py."""
+"""Worker methods that the front end calls by `collective_rpc`: see worker/runtime_adapter_updates.py."""
 
 
 def load_served_adapters(pad: PADConfig) -> Adapter:
-    """Raises AdapterError where one is broken, or where several are not heads alone on one base."""
+    """The adapter, or all of them merged into one. Raises AdapterError where one of them is broken, or where
+    several are not all heads only on one base.
+    """
     first = load_adapter(pad.adapter)
     if not pad.adapters:
         return first
-    every = [first, *map(load_adapter, pad.adapters.values())]
+    adapters = [first, *map(load_adapter, pad.adapters.values())]
     return merge_adapters(
-        [AdapterPart(_renamed(one, number), {}) for number, one in enumerate(every)]
+        [
+            AdapterPart(_with_unique_dimensions(adapter, index), {})
+            for index, adapter in enumerate(adapters)
+        ]
     )
 
 
-def _renamed(adapter: Adapter, number: int) -> Adapter:
-    """Its dimensions told from those of the other adapters."""
-    names = tuple(f"adapter{number}_{name}" for name in adapter.config.dimensions)
+def _with_unique_dimensions(adapter: Adapter, index: int) -> Adapter:
+    """The adapter with its index in the dimensions' names: two adapters may have a dimension of one name."""
+    names = tuple(f"adapter{index}_{name}" for name in adapter.config.dimensions)
     return replace(adapter, config=replace(adapter.config, dimensions=names))
 
 
 def served_limits(pad: PADConfig) -> RequestLimits:
-    """What requests may ask for. Raises ValueError where an adapter's defaults exceed it."""
-    first, *others = map(read_config, (pad.adapter, *pad.adapters.values()))
-    sizes = [len(config.dimensions) for config in (first, *others)]
-    found = [
-        replace(
-            adapter_limits(config, pad.max_beta, pad.max_top_k),
-            engine=pad.engine,
-            first_dimension=sum(sizes[:number]),
+    """What requests may ask for: the first adapter's limits, which hold those of the others by name.
+
+    Reads only pad_config.json of each. Raises ValueError where an adapter's defaults exceed `max_beta` or
+    `max_top_k`.
+    """
+    limits, first_dimension = [], 0
+    for config in map(read_config, (pad.adapter, *pad.adapters.values())):
+        limits.append(
+            replace(
+                adapter_limits(config, pad.max_beta, pad.max_top_k),
+                engine=pad.engine,
+                first_dimension=first_dimension,
+            )
         )
-        for number, config in enumerate((first, *others))
-    ]
-    return replace(found[0], other_adapters=dict(zip(pad.adapters, found[1:], strict=True)))
+        first_dimension += len(config.dimensions)
+    return replace(limits[0], other_adapters=dict(zip(pad.adapters, limits[1:], strict=True)))
 
 
 def adapter_limits(adapter: AdapterConfig, max_beta: float, max_top_k: int) -> RequestLimits:
-    """An adapter's names and defaults, served alone, within these limits. Raises ValueError as `limits`."""
+    """The limits of an adapter that is served alone by the shared engine.
+
+    Args:
+        adapter: its pad_config.json: names of dimensions, and defaults.
+        max_beta: largest |pad_beta| that a request may ask for.
+        max_top_k: largest pad_top_k that a request may ask for.
+
+    Raises:
+        ValueError: the adapter's defaults exceed the maxima.
+    """
     return RequestLimits(
         dimensions=adapter.dimensions,
         beta=adapter.beta,

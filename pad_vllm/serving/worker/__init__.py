@@ -1,1 +1,1 @@
-"""In the worker that samples: the model loader, the logits processor and the counts of what it did."""
+"""In the process that samples: the model loader, the logits processor, and the counts of what they did."""

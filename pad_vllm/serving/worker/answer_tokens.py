@@ -1,8 +1,8 @@
-"""The answers so far, as each of vLLM's runners knows them: what the guard against loops looks at.
+"""The tokens of each guided answer so far, for the no-repeat guard; V1 and V2 store them differently.
 
-In: the guided rows of a step. Out: Said, on their device. V2 keeps the tokens on the device; V1 shares the
-host's list of each request, which it appends to and, under async scheduling, completes before processors
-are called (vllm/v1/worker/gpu_input_batch.py, update_async_output_token_ids). Imports no vLLM.
+In: the guided rows of a step. Out: AnswerTokens, on their device. V2 has the tokens on the device. V1 shares
+the host's list of each request: it appends to the list and, under async scheduling, completes it before it
+calls processors (vllm/v1/worker/gpu_input_batch.py, update_async_output_token_ids). Imports no vLLM.
 """
 
 from __future__ import annotations
@@ -12,114 +12,123 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pad_vllm.engines.reward_engine import GuidedRequest
 from pad_vllm.guidance import AnswerTokens
 from pad_vllm.serving.worker.batch_slots import GuidedRows
 
-_ROOM = 256  # tokens that a buffer begins with
+_INITIAL_TOKENS = 256  # a copy's first size; it doubles
 
 
 class AnswerTokenReader(Protocol):
-    """Where the answers' tokens are."""
+    """Reads the tokens of the guided answers from one of vLLM's runners."""
 
-    def read(self, selection: GuidedRows, ctx: Any) -> AnswerTokens:
-        """The answers of the step's guided rows; ctx is V2's batch layout."""
+    def read(self, guided: GuidedRows, ctx: Any) -> AnswerTokens:
+        """The answer of each guided row. ctx: V2's batch layout, None on V1."""
 
-    def lengths(self, selection: GuidedRows, ctx: Any) -> torch.Tensor:
-        """[G] how many tokens these answers have."""
+    def num_tokens(self, guided: GuidedRows, ctx: Any) -> Tensor:
+        """[G] integers: the number of tokens of each answer. ctx as in `read`."""
 
 
 class V2AnswerTokenReader:
-    """states: V2's LogitsProcRequestState; drafts: the most that a request has in a step."""
+    """Reads whole texts, prompt and answer, from V2's request states on the device."""
 
-    def __init__(self, states: Any, drafts: int = 0) -> None:
-        self._states, self._drafts = states, drafts
+    def __init__(self, states: Any, max_drafts: int = 0) -> None:
+        """states: V2's LogitsProcRequestState; max_drafts: the most draft tokens of a request in a step."""
+        self._states, self._max_drafts = states, max_drafts
 
-    def read(self, selection: GuidedRows, ctx: Any) -> AnswerTokens:
-        """Of whole texts: the answers begin where the prompts end. They stay where vLLM has them, which for a
-        GPU is the host's memory: a copy would fetch the prompts too.
+    def read(self, guided: GuidedRows, ctx: Any) -> AnswerTokens:
+        """The texts; an answer starts where its prompt ends.
+
+        Without drafts the tokens are not copied: on a GPU vLLM has them in host memory, and a copy would
+        fetch the prompts too.
         """
-        longest = int(ctx.seq_lens_upper_bound_np.max())
-        tokens, span = self._states.all_token_ids.gpu[:, :longest], self._span(selection, ctx)
-        if not self._drafts:
-            return AnswerTokens(tokens, *span, selection.slots)
-        tokens = tokens.index_select(0, selection.slots)
-        self._write_drafts(tokens, selection, ctx)
-        return AnswerTokens(tokens, *span)
+        length = int(ctx.seq_lens_upper_bound_np.max())
+        tokens = self._states.all_token_ids.gpu[:, :length]
+        start, stop = self._answer_span(guided, ctx)
+        if not self._max_drafts:
+            return AnswerTokens(tokens, start, stop, guided.slots)
+        tokens = tokens.index_select(0, guided.slots)
+        self._write_drafts(tokens, guided, ctx)
+        return AnswerTokens(tokens, start, stop)
 
-    def _write_drafts(self, tokens: torch.Tensor, selection: GuidedRows, ctx: Any) -> None:
-        """For each row, the drafts up to the one that it was fed stand behind what was said: tokens [G, L],
-        in place. vLLM has them in the rows' input alone.
+    def _write_drafts(self, tokens: Tensor, guided: GuidedRows, ctx: Any) -> None:
+        """Write the draft tokens of each row into tokens [G, L], in place: those up to the row's own.
+
+        vLLM has drafts nowhere else than in the inputs of their logits rows, one draft a row.
         """
-        back = torch.arange(self._drafts, device=tokens.device)
-        place = ctx.pos.index_select(0, selection.rows).unsqueeze(1) - back  # [G, drafts]
-        drafted = back < ctx.expanded_local_pos.index_select(0, selection.rows).unsqueeze(1)
-        row, place = (selection.rows.unsqueeze(1) - back).clamp(min=0), place.clamp(min=0)
+        back = torch.arange(self._max_drafts, device=tokens.device)
+        position = ctx.pos.index_select(0, guided.rows).unsqueeze(1) - back  # [G, drafts]
+        is_draft = back < ctx.expanded_local_pos.index_select(0, guided.rows).unsqueeze(1)
+        row = (guided.rows.unsqueeze(1) - back).clamp(min=0)
+        position = position.clamp(min=0)
         fed = ctx.input_ids[row].to(tokens.dtype)
-        tokens.scatter_(1, place, torch.where(drafted, fed, tokens.gather(1, place)))
+        tokens.scatter_(1, position, torch.where(is_draft, fed, tokens.gather(1, position)))
 
-    def lengths(self, selection: GuidedRows, ctx: Any) -> torch.Tensor:
-        """From positions."""
-        start, stop = self._span(selection, ctx)
+    def num_tokens(self, guided: GuidedRows, ctx: Any) -> Tensor:
+        """[G], from positions."""
+        start, stop = self._answer_span(guided, ctx)
         return stop - start
 
-    def _span(self, selection: GuidedRows, ctx: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """[G] each, where the answers begin and end."""
-        start = self._states.prompt_len.gpu.index_select(0, selection.slots)
-        return start, ctx.pos.index_select(0, selection.rows) + 1
+    def _answer_span(self, guided: GuidedRows, ctx: Any) -> tuple[Tensor, Tensor]:
+        """[G] each: where the answers start and end."""
+        start = self._states.prompt_len.gpu.index_select(0, guided.slots)
+        return start, ctx.pos.index_select(0, guided.rows) + 1
 
 
 class V1AnswerTokenReader:
-    """The lists that V1 gave, copied as they grow: only new tokens are read one by one."""
+    """Copies the host lists that V1 gave as they grow: each token is read once."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._answers: dict[GuidedRequest, _Answer] = {}
+        self._answers: dict[GuidedRequest, _GrowingAnswer] = {}
 
-    def enter(self, request: GuidedRequest, live: Sequence[int]) -> None:
-        """live: the request's answer, which vLLM appends to."""
-        self._answers[request] = _Answer(live)
+    def add_request(self, request: GuidedRequest, live_tokens: Sequence[int]) -> None:
+        """live_tokens: the request's answer, the list that vLLM appends to."""
+        self._answers[request] = _GrowingAnswer(live_tokens)
 
-    def leave(self, request: GuidedRequest) -> None:
-        """It left the batch."""
+    def remove_request(self, request: GuidedRequest) -> None:
+        """The request left the batch. Unknown requests are ignored."""
         self._answers.pop(request, None)
 
-    def read(self, selection: GuidedRows, ctx: Any) -> AnswerTokens:  # noqa: ARG002
-        """Of answers alone: all begin at 0."""
-        answers = self._known(selection)
+    def read(self, guided: GuidedRows, ctx: Any) -> AnswerTokens:  # noqa: ARG002
+        """The answers without their prompts: all start at 0."""
+        answers = self._known_tokens(guided)
         padded = np.zeros((len(answers), max(map(len, answers))), dtype=np.int32)
-        for row, known in zip(padded, answers, strict=True):
-            row[: len(known)] = known
+        for padded_answer, answer in zip(padded, answers, strict=True):
+            padded_answer[: len(answer)] = answer
         tokens = torch.from_numpy(padded).to(self._device, non_blocking=True)
         length = self._lengths(answers)
         return AnswerTokens(tokens, torch.zeros_like(length), length)
 
-    def lengths(self, selection: GuidedRows, ctx: Any) -> torch.Tensor:  # noqa: ARG002
-        """From the lists."""
-        return self._lengths(self._known(selection))
+    def num_tokens(self, guided: GuidedRows, ctx: Any) -> Tensor:  # noqa: ARG002
+        """[G], from the lists."""
+        return self._lengths(self._known_tokens(guided))
 
-    def _known(self, selection: GuidedRows) -> list[np.ndarray]:
-        return [self._answers[request].tokens() for request in selection.requests]
+    def _known_tokens(self, guided: GuidedRows) -> list[np.ndarray]:
+        return [self._answers[request].known_tokens() for request in guided.requests]
 
-    def _lengths(self, answers: Sequence[np.ndarray]) -> torch.Tensor:
-        length = torch.tensor([len(known) for known in answers])
+    def _lengths(self, answers: Sequence[np.ndarray]) -> Tensor:
+        length = torch.tensor([len(answer) for answer in answers])
         return length.to(self._device, non_blocking=True)
 
 
-class _Answer:
-    def __init__(self, live: Sequence[int]) -> None:
-        self._live = live
-        self._known = np.empty(_ROOM, dtype=np.int32)
+class _GrowingAnswer:
+    """A copy of one of V1's lists, extended by what is new in it."""
+
+    def __init__(self, live_tokens: Sequence[int]) -> None:
+        self._live_tokens = live_tokens
+        self._copy = np.empty(_INITIAL_TOKENS, dtype=np.int32)
         self._count = 0
 
-    def tokens(self) -> np.ndarray:
-        """[n] all that are known; vLLM marks those that are not, the last ones, with -1."""
-        for token in self._live[self._count :]:
+    def known_tokens(self) -> np.ndarray:
+        """[n] int32: all tokens but the last ones that the host does not know yet, -1 in vLLM's list."""
+        for token in self._live_tokens[self._count :]:
             if token < 0:
                 break
-            if self._count == len(self._known):
-                self._known = np.concatenate((self._known, np.empty_like(self._known)))
-            self._known[self._count] = token
+            if self._count == len(self._copy):
+                self._copy = np.concatenate((self._copy, np.empty_like(self._copy)))
+            self._copy[self._count] = token
             self._count += 1
-        return self._known[: self._count]
+        return self._copy[: self._count]

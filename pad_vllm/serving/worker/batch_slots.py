@@ -1,7 +1,7 @@
-"""Per-request guidance by batch slot, and the guided rows of one step. Imports no vLLM.
+"""Which batch slots hold guided requests, and the guided rows of one step as tensors.
 
-In: `Request`s put at slot numbers. Out: a Selection of tensors for the step's rows, rebuilt only
-when the slots or the row order changed.
+In: GuidedRequests, assigned to slot numbers. Out: GuidedRows, rebuilt only when the slots or the order of
+the logits rows changed. Imports no vLLM.
 """
 
 from __future__ import annotations
@@ -15,126 +15,143 @@ from torch import Tensor
 
 from pad_vllm.engines.reward_engine import GuidedRequest
 
-_LAYOUTS = 8  # that are kept: a step may come in slices, each with rows of its own
+_MAX_CACHED_LAYOUTS = 8  # more than one: a step may come in slices, each with its own rows
 
 
 @dataclass(frozen=True)
 class GuidedRows:
-    """The guided rows of a step; G of them, D dimensions."""
+    """The guided logits rows of one step, or of one slice of it: G rows, D dimensions."""
 
-    rows: Tensor  # [G] int64, ascending
-    w: Tensor  # [G, D] float32; D the most that one of them has
-    beta: Tensor  # [G] float32
-    top_k: Tensor  # [G] int64
-    no_repeat: Tensor  # [G] int64
-    min_p: Tensor  # [G] float32
-    slots: Tensor  # [G] int64
-    outcome_rows: Tensor  # [G] int64, Request.ticket
-    k_max: int  # the largest of top_k, on the host
-    max_no_repeat: int  # the largest of no_repeat
-    max_min_p: float  # the largest of min_p
-    explaining: tuple[int, ...]  # places among the G of those whose answers are explained
-    explained: Tensor  # the same on the device, int64
-    requests: tuple[GuidedRequest, ...]  # of the rows
+    rows: Tensor  # [G] int64, ascending: indices of logits rows
+    w: Tensor  # [G, D] float32, weights of the dimensions; D is the most that one of the rows has
+    beta: Tensor  # [G] float32, strength
+    top_k: Tensor  # [G] int64, number of candidates
+    no_repeat: Tensor  # [G] int64, n of the no-repeat guard, 0 for off
+    min_p: Tensor  # [G] float32, share of the best candidate's probability, 0 for off
+    slots: Tensor  # [G] int64, batch slot of each row
+    outcome_rows: Tensor  # [G] int64, GuidedRequest.outcome_row
+    max_top_k: int  # the largest of top_k, on the host
+    max_no_repeat: int  # the largest of no_repeat, on the host
+    max_min_p: float  # the largest of min_p, on the host
+    explained_indices: tuple[int, ...]  # E indices into the G rows: their requests set pad_explain
+    explained_indices_on_device: Tensor  # [E] int64, the same
+    requests: tuple[GuidedRequest, ...]  # the request of each row
 
 
 class BatchSlots:
-    """Which slots are guided, and how. Slots are reused: `put` overwrites all of one."""
+    """The guided requests by batch slot. Slots are reused: `assign` replaces what a slot held."""
 
-    def __init__(self, device: torch.device, left: Callable[[GuidedRequest], None]) -> None:
-        """left: called with every request that leaves."""
-        self._device, self._left = device, left
-        self._guided: dict[int, GuidedRequest] = {}
-        self._known: dict[bytes, GuidedRows | None] = {}
+    def __init__(
+        self, device: torch.device, on_left_batch: Callable[[GuidedRequest], None]
+    ) -> None:
+        """on_left_batch: called with each request that leaves its slot."""
+        self._device, self._on_left_batch = device, on_left_batch
+        self._requests: dict[int, GuidedRequest] = {}
+        self._rows_by_layout: dict[bytes, GuidedRows | None] = {}
 
     @property
     def guided_requests(self) -> Mapping[int, GuidedRequest]:
-        """The guided requests by slot, as they are now."""
-        return self._guided
+        """The guided requests by slot, a live view."""
+        return self._requests
 
     def __len__(self) -> int:
-        return len(self._guided)
+        return len(self._requests)
 
-    def put(self, slot: int, request: GuidedRequest | None) -> None:
-        """A request enters the slot; None is an unguided one."""
-        self.drop(slot)
+    def assign(self, slot: int, request: GuidedRequest | None) -> None:
+        """A request enters the slot; None for an unguided one."""
+        self.remove(slot)
         if request is not None:
-            self._guided[slot] = request
+            self._requests[slot] = request
 
-    def drop(self, slot: int) -> None:
-        """The slot's request left."""
-        self._known.clear()
-        if (request := self._guided.pop(slot, None)) is not None:
-            self._left(request)
+    def remove(self, slot: int) -> None:
+        """The slot's request leaves."""
+        self._rows_by_layout.clear()
+        if (request := self._requests.pop(slot, None)) is not None:
+            self._on_left_batch(request)
 
     def move(self, source: int, target: int, *, swap: bool) -> None:
-        """The request at `source` goes to `target`; with swap, that one's comes back."""
-        moved, other = self._guided.pop(source, None), self._guided.pop(target, None)
-        if other is not None and not swap:
-            self._left(other)
-        self.put(source, other if swap else None)
-        self.put(target, moved)
+        """Move the request of one slot to another.
+
+        Args:
+            source: the slot that it leaves.
+            target: the slot that it enters.
+            swap: whether the target's request moves to the source. Otherwise it leaves the batch.
+        """
+        moved, replaced = self._requests.pop(source, None), self._requests.pop(target, None)
+        if replaced is not None and not swap:
+            self._on_left_batch(replaced)
+        self.assign(source, replaced if swap else None)
+        self.assign(target, moved)
 
     def clear(self) -> None:
-        """All requests left."""
-        for slot in list(self._guided):
-            self.drop(slot)
+        """All requests leave."""
+        for slot in list(self._requests):
+            self.remove(slot)
 
-    def select(self, slots: np.ndarray) -> GuidedRows | None:
-        """The guided rows; slots [rows]: row i is slot `slots[i]`, which may have several. None when there
-        are none.
+    def guided_rows(self, slots: np.ndarray) -> GuidedRows | None:
+        """The guided rows of a step; None if there are none.
+
+        slots [R]: the slot of each logits row. A slot has several rows where drafts are verified.
         """
-        if not self._guided:
+        if not self._requests:
             return None
-        key = slots.tobytes()
-        if key not in self._known:
-            if len(self._known) == _LAYOUTS:
-                self._known.clear()
-            self._known[key] = self._build(slots)
-        return self._known[key]
+        layout = slots.tobytes()
+        if layout not in self._rows_by_layout:
+            if len(self._rows_by_layout) == _MAX_CACHED_LAYOUTS:
+                self._rows_by_layout.clear()
+            self._rows_by_layout[layout] = self._build_rows(slots)
+        return self._rows_by_layout[layout]
 
-    def _build(self, slots: np.ndarray) -> GuidedRows | None:
-        pairs = [
-            (row, self._guided[slot])
+    def _build_rows(self, slots: np.ndarray) -> GuidedRows | None:
+        rows_and_requests = [
+            (row, self._requests[slot])
             for row, slot in enumerate(slots.tolist())
-            if slot in self._guided
+            if slot in self._requests
         ]
-        if not pairs:
+        if not rows_and_requests:
             return None
-        guided = [request.guidance for _, request in pairs]
-        width = max(len(g.weights) for g in guided)
-        weights = [(*g.weights, *(0.0,) * (width - len(g.weights))) for g in guided]
-        explaining = tuple(place for place, g in enumerate(guided) if g.explain)
-        integers = [
-            [row for row, _ in pairs],
-            [int(slots[row]) for row, _ in pairs],
-            [request.outcome_row for _, request in pairs],
-            [g.top_k for g in guided],
-            [g.no_repeat for g in guided],
-        ]
-        floats = [*zip(*weights, strict=True), [g.beta for g in guided], [g.min_p for g in guided]]
-        rows, at, tickets, top_k, no_repeat = self._there(integers, torch.int64).unbind()
-        numbers = self._there(floats, torch.float32)
+        guidances = [request.guidance for _, request in rows_and_requests]
+        width = max(len(g.weights) for g in guidances)
+        weights = [(*g.weights, *(0.0,) * (width - len(g.weights))) for g in guidances]
+        explained = tuple(index for index, g in enumerate(guidances) if g.explain)
+        rows, row_slots, outcome_rows, top_k, no_repeat = self._to_device(
+            [
+                [row for row, _ in rows_and_requests],
+                [int(slots[row]) for row, _ in rows_and_requests],
+                [request.outcome_row for _, request in rows_and_requests],
+                [g.top_k for g in guidances],
+                [g.no_repeat for g in guidances],
+            ],
+            torch.int64,
+        ).unbind()
+        floats = self._to_device(
+            [
+                *zip(*weights, strict=True),
+                [g.beta for g in guidances],
+                [g.min_p for g in guidances],
+            ],
+            torch.float32,
+        )
         return GuidedRows(
             rows=rows,
-            w=numbers[:width].T,
-            beta=numbers[width],
+            w=floats[:width].T,
+            beta=floats[width],
             top_k=top_k,
             no_repeat=no_repeat,
-            min_p=numbers[width + 1],
-            slots=at,
-            outcome_rows=tickets,
-            k_max=max(g.top_k for g in guided),
-            max_no_repeat=max(g.no_repeat for g in guided),
-            max_min_p=max(g.min_p for g in guided),
-            explaining=explaining,
-            explained=self._there([explaining], torch.int64)[0],
-            requests=tuple(request for _, request in pairs),
+            min_p=floats[width + 1],
+            slots=row_slots,
+            outcome_rows=outcome_rows,
+            max_top_k=max(g.top_k for g in guidances),
+            max_no_repeat=max(g.no_repeat for g in guidances),
+            max_min_p=max(g.min_p for g in guidances),
+            explained_indices=explained,
+            explained_indices_on_device=self._to_device([explained], torch.int64)[0],
+            requests=tuple(request for _, request in rows_and_requests),
         )
 
-    def _there(self, values: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
-        """On the device, in one transfer that nothing waits for; each of the sequences contiguous."""
-        made = torch.tensor(values, dtype=dtype)
+    def _to_device(self, values: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
+        """One transfer that the host does not wait for; row i is `values[i]`, contiguous."""
+        tensor = torch.tensor(values, dtype=dtype)
         if self._device.type == "cuda":
-            made = made.pin_memory()
-        return made.to(self._device, non_blocking=True)
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)

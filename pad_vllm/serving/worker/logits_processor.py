@@ -1,34 +1,38 @@
-"""PADLogitsProcessor: one class for vLLM's V1 and V2 model runners; guidance.py does the maths.
+"""PADLogitsProcessor: translates the protocols of vLLM's V1 and V2 model runners into guided steps.
 
-In: logits and the batch layout from vLLM. Out: the guided rows rewritten. Nothing in it raises during a
-step: a row that cannot be guided keeps the base's logits, or ends as soon as it may (`on_failure` "stop"),
-and is counted, for the log (engines/failure_log.py) and for its client (answers.py).
+In: requests, batch layouts and logits from vLLM. Out: the guided rows rewritten (guided_step.py). Every entry
+from vLLM catches exceptions, which would end the server and all its requests: a row that cannot be guided
+keeps the base's logits, or ends as soon as it may (`on_failure` "stop"), and is counted, for the log
+(engines/failure_log.py) and for its client (outcome_table.py).
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pad_vllm import guidance
-from pad_vllm.engines import failure_log, reward_engine
+from pad_vllm.config import PADConfig
+from pad_vllm.engines.reward_engine import GuidedRequest
 from pad_vllm.guidance_outcome import OUTCOME_KEY
 from pad_vllm.kernels import kernel_choice
 from pad_vllm.params import check_argument_syntax, parse_guidance
-from pad_vllm.serving.start import config_checks, reasoning_markers, served_adapters
-from pad_vllm.serving.worker import outcome_table, reasoning_rows, runtime_adapter_updates
+from pad_vllm.serving.start import config_checks, served_adapters
+from pad_vllm.serving.start.reasoning_markers import find_reasoning_markers
+from pad_vllm.serving.worker.accepted_limits import AcceptedLimits
 from pad_vllm.serving.worker.answer_tokens import (
     AnswerTokenReader,
     V1AnswerTokenReader,
     V2AnswerTokenReader,
 )
 from pad_vllm.serving.worker.batch_slots import BatchSlots, GuidedRows
+from pad_vllm.serving.worker.guided_step import GuidedStep, StepTools
+from pad_vllm.serving.worker.instance import get_or_create_instance
+from pad_vllm.serving.worker.outcome_table import OutcomeTable
 from pad_vllm.serving.worker.step_counters import StepCounters
 from pad_vllm.vllm_api import parallel_ranks
 from pad_vllm.vllm_api.patches import draft_rows
@@ -39,313 +43,254 @@ from pad_vllm.vllm_api.vllm_names import (
     V1LogitsProcessor,
     V2LogitsProcessor,
     VllmConfig,
-    init_logger,
 )
 
-logger = init_logger(__name__)
+_LATE_START = "the reward model starts late"
+_COUNT_EVERY = 1000  # steps between looks at the counter that lives on the device
 
-_LATE = "the reward model starts late"
-_REPORT_EVERY = 1000  # steps between looks at the counter that lives on the device
-
-_Known = tuple[list[int], int]  # a request's tokens, and how many of them are its prompt
-_Made = TypeVar("_Made")
-
-
-class _Seen(NamedTuple):
-    """The candidates of a step's guided rows, before any logit is changed; [G, K] each."""
-
-    z: Tensor
-    ids: Tensor
-    unpaid: Tensor | None  # those the guards keep from being paid
-    spared: Tensor | None  # [G], rows that are not to be guided in this step
-    share: Tensor  # this rank's, of the rewards
-    seconds: float  # of the host, on that share
+_RequestTokens = tuple[list[int], int]  # token ids, and how many of them are the prompt
 
 
 class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
     """Adds each request's own reward to its top-k logits.
 
-    V1 (vllm/v1/sample/logits_processor) constructs it with (config, device, pin_memory) and tells
-    of the batch in update_state; V2 (vllm/v1/worker/gpu/sample/logits_processor) with
-    (config, request states), and tells in add_request and in apply's context.
+    V1 (vllm/v1/sample/logits_processor) constructs it with (config, device, pin_memory) and announces
+    requests in update_state. V2 (vllm/v1/worker/gpu/sample/logits_processor) constructs it with (config,
+    request states) and announces requests in add_request, their rows in apply's ctx. Both runners make one on
+    every stage of pipeline parallelism; only the last stage computes logits.
     """
 
-    def __init__(self, vllm_config: VllmConfig, second: Any, *_pin_memory: bool) -> None:
-        device = second if isinstance(second, torch.device) else second.device
+    def __init__(self, vllm_config: VllmConfig, device_or_states: Any, *_pin_memory: bool) -> None:
+        """Called by vLLM.
+
+        Args:
+            vllm_config: vLLM's config.
+            device_or_states: V1's torch.device of the logits, or V2's LogitsProcRequestState.
+            _pin_memory: V1's third argument, unused.
+
+        Raises:
+            ValueError: PAD cannot serve this config.
+        """
+        is_v1 = isinstance(device_or_states, torch.device)
+        device = device_or_states if is_v1 else device_or_states.device
         pad = config_checks.pad_settings(vllm_config)
-        self._accepted = runtime_adapter_updates.AcceptedLimits(served_adapters.served_limits(pad))
-        # Both runners make one on every stage of pipeline parallelism; logits are made on the last one.
-        self._samples = parallel_ranks.computes_logits()
+        self._v1_tokens = V1AnswerTokenReader(device)
+        self._v2_states: Any = None if is_v1 else device_or_states
+        self._v2_unread: list[
+            tuple[int, GuidedRequest]
+        ] = []  # slot and request, tokens not read yet
+        self._v2_last_rows: GuidedRows | None = None  # the guided rows of the previous step
+        token_reader: AnswerTokenReader = self._v1_tokens
+        if not is_v1:
+            token_reader = V2AnswerTokenReader(self._v2_states, _max_drafts(vllm_config))
+        self._tools = _step_tools(vllm_config, pad, device, token_reader)
+        self._instance, self._outcome_table = self._tools.instance, self._tools.outcome_table
+        self._failure_log = self._instance.failure_log
+        self._limits = AcceptedLimits(served_adapters.served_limits(pad))
+        self._slots = BatchSlots(device, self._on_left_batch)
+        self._num_steps = 0
+        self._computes_logits = parallel_ranks.computes_logits()
         # `shared` reads the base's hidden states; the other engines, which run on the first rank, need the
         # requests' token ids.
         self._reads_tokens = pad.engine != "shared" and parallel_ranks.tp_rank_and_size()[0] == 0
-        self._v2_states: Any = None if isinstance(second, torch.device) else second
-        self._unread: list[tuple[int, reward_engine.GuidedRequest]] = []
-        self._last: GuidedRows | None = None  # V2: the guided rows of the step before
-        self._instance = vllm_config.instance_id
-        # The token that ends a row without rewards; None where such a row goes on unguided.
-        self._end = (
-            config_checks.required_eos_token_id(vllm_config) if pad.on_failure == "stop" else None
-        )
-        self._rule = kernel_choice.rule_for_device(device)
-        ends = config_checks.eos_token_ids(vllm_config)
-        self._ends = torch.tensor(ends, dtype=torch.int64, device=device)
-        self._markers = (
-            reasoning_markers.find_reasoning_markers(vllm_config)
-            if pad.reasoning == "unguided"
-            else None
-        )
-        self._declined = failure_log.failure_log_of(self._instance, logger.warning)
-        self._tally = StepCounters(device, self._declined, self._count_broken)
-        rows = vllm_config.scheduler_config.max_num_seqs
-        self._answers = outcome_table.OutcomeTable(device, rows, self._tally, pad.max_top_k)
-        if self._samples:
-            runtime_adapter_updates.start(self._instance, self._accepted)
-            outcome_table.start(self._instance, self._answers)
-        self._v1_history = V1AnswerTokenReader(device)
-        self._history: AnswerTokenReader = self._v1_history
-        if self._v2_states is not None:
-            self._history = V2AnswerTokenReader(self._v2_states, _drafts(vllm_config))
-        self._slots = BatchSlots(device, self._left)
-        self._steps = 0
+        if self._computes_logits:
+            self._instance.register_processor(
+                outcome_table=self._outcome_table,
+                step_counters=self._tools.step_counters,
+                accepted_limits=self._limits,
+            )
+
+    # Both runners.
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Checks what needs no adapter; `config_checks.front_end` checks the rest. Raises ValueError."""
+        """Check what needs no adapter; frontend/admission.py checks the rest. Raises ValueError."""
         check_argument_syntax(sampling_params.extra_args)
+
+    def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
+        """Rewrite the guided rows of logits [rows, V] float32 in place; ctx is V2's batch layout."""
+        try:
+            if len(self._slots):
+                self._guide(logits, ctx)
+        except Exception as error:  # noqa: BLE001, it would end the server and all its requests
+            self._set_outcomes_unknown(error)
+        return logits
+
+    def _guide(self, logits: Tensor, ctx: Any) -> None:
+        logits_rows = _logits_rows(len(logits), ctx)
+        guided = self._slots.guided_rows(logits_rows.slots)
+        if guided is None:
+            return
+        if self._reads_tokens and ctx is not None:
+            self._v2_last_rows = guided
+        GuidedStep(
+            self._tools, logits=logits, guided=guided, logits_rows=logits_rows, ctx=ctx
+        ).run()
+        self._num_steps += 1
+        if self._num_steps % _COUNT_EVERY == 0:
+            self._tools.step_counters.count_not_finite_rows()
+
+    def _guided_request(self, params: SamplingParams) -> GuidedRequest | None:
+        """The request if it is guided and logits are computed here; its outcome row is assigned."""
+        if not self._computes_logits:
+            return None
+        try:
+            guidance = parse_guidance(params.extra_args, self._limits.limits)
+            if guidance is None:
+                return None
+            outcome_key = (params.extra_args or {}).get(OUTCOME_KEY)
+            return GuidedRequest(guidance, outcome_row=self._outcome_table.assign_row(outcome_key))
+        except Exception as error:  # noqa: BLE001, the front end refuses these; a step must not raise
+            self._failure_log.add("bad request", 1, "a request stays unguided", error)
+            return None
+
+    def _announce_request(
+        self, request: GuidedRequest, read_tokens: Callable[[], _RequestTokens]
+    ) -> None:
+        """Set the request's tokens and let the engine begin to read them."""
+        try:
+            request.tokens, request.num_prompt_tokens = read_tokens()
+            engine = self._instance.engine
+            if engine is not None:
+                engine.on_request_joined(request)
+        except Exception as error:  # noqa: BLE001, it would end the server and all its requests
+            message = "a request's tokens could not be read: its rows may stay unguided"
+            self._failure_log.add("text lost", 1, message, error)
+
+    def _on_left_batch(self, request: GuidedRequest) -> None:
+        self._outcome_table.on_left_batch(request.outcome_row)
+        self._v1_tokens.remove_request(request)
+
+    def _set_outcomes_unknown(self, error: Exception) -> None:
+        """After a step that failed midway: whether its rows were guided is unknown."""
+        requests = list(self._slots.guided_requests.values())
+        for request in requests:
+            self._outcome_table.set_unknown(request.outcome_row)
+        message = "a step's guidance failed: its rows may be unguided"
+        self._failure_log.add("engine failed", max(len(requests), 1), message, error)
+
+    # V1.
 
     def is_argmax_invariant(self) -> bool:
         """V1: False, greedy requests need guidance too."""
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        """V1: requests removed, added, moved, in the order vLLM asks for; called before every forward."""
+        """V1, before every forward: requests removed, added, moved, in the order that vLLM asks for."""
         try:
             if batch_update is not None:
-                self._update(batch_update)
+                self._update_slots(batch_update)
         except Exception as error:  # noqa: BLE001, it would end the server and all its requests
-            self._lose(error)
-            self._slots.clear()  # a table that missed a move would guide one request as another
+            self._set_outcomes_unknown(error)
+            self._slots.clear()  # slots that missed a move would guide one request as another
         try:
-            engine = reward_engine.running_engine(self._instance)
+            engine = self._instance.engine
             if engine is not None:
                 engine.before_forward_v1(self._slots.guided_requests)
         except Exception as error:  # noqa: BLE001, as above
-            self._declined.add("late start", 1, _LATE, error)
+            self._failure_log.add("late start", 1, _LATE_START, error)
 
-    def _update(self, batch_update: BatchUpdate) -> None:
-        for index in batch_update.removed:
-            self._slots.drop(index)
-        for index, params, prompt, answer in batch_update.added:
-            request = self._request(params)
-            self._slots.put(index, request)
+    def _update_slots(self, batch_update: BatchUpdate) -> None:
+        for slot in batch_update.removed:
+            self._slots.remove(slot)
+        for slot, params, prompt, answer in batch_update.added:
+            request = self._guided_request(params)
+            self._slots.assign(slot, request)
             if request is None:
                 continue
-            self._v1_history.enter(request, answer)
+            self._v1_tokens.add_request(request, answer)
             if self._reads_tokens:
-                self._join(request, partial(_known, prompt or (), answer))
+                self._announce_request(request, partial(_known_tokens, prompt or (), answer))
         for source, target, how in batch_update.moved:
             self._slots.move(source, target, swap=how == MoveDirectionality.SWAP)
 
-    def _left(self, request: reward_engine.GuidedRequest) -> None:
-        self._answers.leave(request.outcome_row)
-        self._v1_history.leave(request)
+    # V2.
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         """V2: a request enters slot `req_idx`. Returns whether it is guided."""
-        request = self._request(sampling_params)
-        self._slots.put(req_idx, request)
+        request = self._guided_request(sampling_params)
+        self._slots.assign(req_idx, request)
         if request is not None and self._reads_tokens:
-            self._unread.append((req_idx, request))
+            self._v2_unread.append((req_idx, request))
         return request is not None
 
     def apply_staged_writes(self) -> None:
-        """V2: before every forward, also where a captured graph replays it. What requests that entered
-        were given and what the others said is on the device now: reads the one, and lets the engine read
-        the other.
-        """
-        unread, self._unread = self._unread, []
-        for index, request in unread:
-            self._join(request, partial(self._read, index))
-        last, self._last = self._last, None
-        try:
-            engine = reward_engine.running_engine(self._instance)
-            if last is not None and engine is not None:
-                here = set(self._slots.guided_requests.values())
-                places = [place for place, one in enumerate(last.requests) if one in here]
-                requests = [last.requests[place] for place in places]
-                engine.before_forward_v2(requests, partial(self._fed, last.slots, places))
-        except Exception as error:  # noqa: BLE001, it would end the server and all its requests
-            self._declined.add("late start", 1, _LATE, error)
+        """V2, before every forward, also where a captured graph replays it.
 
-    def _fed(self, slots: Tensor, places: list[int]) -> Tensor:
-        """[G, 2] int64, the last token of the texts in some of the slots, and its position."""
-        states, slots = self._v2_states, slots[places]
+        The prompts of new requests and the last tokens of the others are on the device now: reads the
+        former, and lets the engine read the latter.
+        """
+        unread, self._v2_unread = self._v2_unread, []
+        for slot, request in unread:
+            self._announce_request(request, partial(self._read_v2_tokens, slot))
+        last_rows, self._v2_last_rows = self._v2_last_rows, None
+        try:
+            engine = self._instance.engine
+            if last_rows is not None and engine is not None:
+                in_batch = set(self._slots.guided_requests.values())
+                remaining = [
+                    i for i, request in enumerate(last_rows.requests) if request in in_batch
+                ]
+                engine.before_forward_v2(
+                    [last_rows.requests[i] for i in remaining],
+                    partial(self._read_v2_last_tokens, last_rows.slots, remaining),
+                )
+        except Exception as error:  # noqa: BLE001, it would end the server and all its requests
+            self._failure_log.add("late start", 1, _LATE_START, error)
+
+    def _read_v2_tokens(self, slot: int) -> _RequestTokens:
+        states = self._v2_states
+        length = int(states.prefill_len.np[slot])
+        return states.all_token_ids.gpu[slot, :length].tolist(), int(states.prompt_len.np[slot])
+
+    def _read_v2_last_tokens(self, slots: Tensor, indices: list[int]) -> Tensor:
+        """[R, 2] int64: last token id and its position, of the texts in slots[indices]."""
+        states, slots = self._v2_states, slots[indices]
         position = states.total_len.gpu.index_select(0, slots).long() - 1
         return torch.stack((states.all_token_ids.gpu[slots, position].long(), position), 1)
 
-    def _read(self, index: int) -> _Known:
-        states = self._v2_states
-        length = int(states.prefill_len.np[index])
-        return states.all_token_ids.gpu[index, :length].tolist(), int(states.prompt_len.np[index])
 
-    def _join(self, request: reward_engine.GuidedRequest, read: Callable[[], _Known]) -> None:
-        try:
-            request.tokens, request.num_prompt_tokens = read()
-            engine = reward_engine.running_engine(self._instance)
-            if engine is not None:
-                engine.on_request_joined(request)
-        except Exception as error:  # noqa: BLE001, it would end the server and all its requests
-            said = "a request's tokens could not be read: its rows may stay unguided"
-            self._declined.add("text lost", 1, said, error)
-
-    def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
-        """Rewrite the guided rows of logits [rows, V] float32 in place; ctx is V2's batch layout."""
-        try:
-            if len(self._slots):
-                self._guide(logits, _rows(len(logits), ctx), ctx)
-        except Exception as error:  # noqa: BLE001, it would end the server and all its requests
-            self._lose(error)
-        return logits
-
-    def _guide(self, logits: Tensor, rows: draft_rows.LogitsRows, ctx: Any) -> None:
-        selection = self._slots.select(rows.slots)
-        if selection is None:
-            return
-        if self._reads_tokens and ctx is not None:
-            self._last = selection
-        seen = self._tried(selection, partial(self._look, logits, selection, rows, ctx))
-        # Each rank of tensor parallelism comes here, whatever failed on it: without its share the others
-        # would wait. NaN in one share is NaN in the sum, so that all ranks leave the same rows unguided.
-        reward = parallel_ranks.sum_over_ranks(
-            _nothing(logits, selection) if seen is None else seen.share
-        )
-        unguided = None
-        if seen is not None:
-            write = partial(self._rewrite, logits, selection, ctx, seen, reward)
-            unguided = self._tried(selection, write)
-        if unguided is None:
-            unguided = torch.ones_like(selection.rows, dtype=torch.bool)
-        self._answers.count(selection.outcome_rows, unguided)
-        if self._end is not None:
-            ever = self._answers.ever(selection.outcome_rows)
-            ended = guidance.force_end_token(logits, selection.rows, self._end, ever)
-            self._answers.stop(selection.outcome_rows, ended)
-        self._report()
-
-    def _tried(self, selection: GuidedRows, part: Callable[[], _Made]) -> _Made | None:
-        """A part of a step; None where it failed, which is counted."""
-        try:
-            return part()
-        except Exception as error:  # noqa: BLE001, it would end the server and all its requests
-            said = "the reward engine failed: its rows stay unguided"
-            self._declined.add("engine failed", len(selection.rows), said, error)
-            return None
-
-    def _look(
-        self, logits: Tensor, selection: GuidedRows, rows: draft_rows.LogitsRows, ctx: Any
-    ) -> _Seen:
-        """All that may fail on one rank and not on another, before the ranks' rewards are summed."""
-        z, ids = self._rule.candidates(logits, selection.rows, selection.k_max)
-        engine = reward_engine.running_engine(self._instance)
-        of = selection.rows, ids, selection.w, selection.requests
-        step = reward_engine.StepCandidates(
-            rows.num_step_rows,
-            *of,
-            rows.first_row,
-            is_last_slice=rows.first_row + len(logits) == rows.num_step_rows,
-        )
-        begin = time.perf_counter()
-        share = None if engine is None else engine.rewards(step)
-        seconds = time.perf_counter() - begin
-        if share is None:
-            remark = "no rewards for these logits rows: they stay unguided"
-            self._declined.add("misaligned", len(z), remark)
-            share = _nothing(logits, selection)
-        said = None
-        if selection.max_no_repeat or self._markers:
-            said = self._history.read(selection, ctx)
-        spared = (
-            reasoning_rows.inside_reasoning(said, self._markers) if said and self._markers else None
-        )
-        share_of_best = selection.min_p if selection.max_min_p else None
-        guarded = said if selection.max_no_repeat else None
-        guards = share_of_best, self._ends, guarded, selection.no_repeat, selection.max_no_repeat
-        unpaid = self._rule.guarded_candidates(z, ids, *guards)
-        return _Seen(z, ids, unpaid, spared, share, seconds)
-
-    def _rewrite(
-        self, logits: Tensor, selection: GuidedRows, ctx: Any, seen: _Seen, reward: Tensor
-    ) -> Tensor:
-        """[G] bool: which of the guided rows stay unguided and should not."""
-        z, ids, spared = seen.z, seen.ids, seen.spared
-        wanted = selection.beta, selection.top_k
-        rest = selection.rows, z, ids, reward, *wanted, seen.unpaid, spared
-        left, changed = self._rule.guide(logits, *rest)
-        try:
-            self._tally.step(left, changed, seen.seconds)
-            if selection.explaining:
-                paid = guidance.centred_rewards(z, reward, selection.top_k)
-                self._answers.note(selection, self._history.lengths(selection, ctx), ids, paid)
-        except Exception as error:  # noqa: BLE001, the rows are guided all the same
-            self._declined.add("not told", len(z), "a step's figures are lost", error)
-        return left if spared is None else left & ~spared
-
-    def _lose(self, error: Exception) -> None:
-        """What becomes of the answers in the batch is not known any more."""
-        guided = list(self._slots.guided_requests.values())
-        for request in guided:
-            self._answers.forget(request.outcome_row)
-        said = "a step's guidance failed: its rows may be unguided"
-        self._declined.add("engine failed", max(len(guided), 1), said, error)
-
-    def _report(self) -> None:
-        self._steps += 1
-        if self._steps % _REPORT_EVERY == 0:
-            self._count_broken()
-
-    def _count_broken(self) -> None:
-        """Waits for the device."""
-        broken = max(self._answers.unguided() - self._declined.rows, 0)
-        self._declined.add("not finite", broken, "rows with a NaN or inf reward stay unguided")
-
-    def _request(self, params: SamplingParams) -> reward_engine.GuidedRequest | None:
-        try:
-            asked = (
-                parse_guidance(params.extra_args, self._accepted.limits) if self._samples else None
-            )
-            if asked is None:
-                return None
-            ticket = self._answers.enter((params.extra_args or {}).get(OUTCOME_KEY))
-            return reward_engine.GuidedRequest(asked, outcome_row=ticket)
-        except Exception as error:  # noqa: BLE001, the front end refuses these; a step must not raise
-            self._declined.add("bad request", 1, "a request stays unguided", error)
-            return None
-
-
-def _rows(count: int, ctx: Any) -> draft_rows.LogitsRows:
-    """V1's rows are slots."""
-    return (
-        draft_rows.LogitsRows(np.arange(count), 0, count)
-        if ctx is None
-        else draft_rows.logits_rows(ctx, count)
+def _step_tools(
+    config: VllmConfig, pad: PADConfig, device: torch.device, token_reader: AnswerTokenReader
+) -> StepTools:
+    """What the steps need, by PAD's settings. Raises ValueError where vLLM's config does not have it."""
+    instance = get_or_create_instance(config.instance_id)
+    outcome_table = OutcomeTable(device, config.scheduler_config.max_num_seqs, pad.max_top_k)
+    eos_token_ids = torch.tensor(
+        config_checks.eos_token_ids(config), dtype=torch.int64, device=device
+    )
+    forced_end_token = reasoning_markers = None
+    if pad.on_failure == "stop":
+        forced_end_token = config_checks.required_eos_token_id(config)
+    if pad.reasoning == "unguided":
+        reasoning_markers = find_reasoning_markers(config)
+    return StepTools(
+        rule=kernel_choice.rule_for_device(device),
+        instance=instance,
+        outcome_table=outcome_table,
+        step_counters=StepCounters(device, instance.failure_log, outcome_table),
+        token_reader=token_reader,
+        eos_token_ids=eos_token_ids,
+        forced_end_token=forced_end_token,
+        reasoning_markers=reasoning_markers,
     )
 
 
-def _drafts(config: VllmConfig) -> int:
-    """The most that V2 verifies a request and step, 0 without speculative decoding."""
+def _logits_rows(num_rows: int, ctx: Any) -> draft_rows.LogitsRows:
+    """Which slot each of the step's logits rows belongs to. V1's rows are slots."""
+    if ctx is None:
+        return draft_rows.LogitsRows(np.arange(num_rows), first_row=0, num_step_rows=num_rows)
+    return draft_rows.logits_rows(ctx, num_rows)
+
+
+def _max_drafts(config: VllmConfig) -> int:
+    """The most draft tokens that V2 verifies a request and step, 0 without speculative decoding."""
     if config.speculative_config is None:
         return 0
     draft_rows.patch_rejection_sampler()
     return int(config.speculative_config.num_speculative_tokens)
 
 
-def _nothing(logits: Tensor, selection: GuidedRows) -> Tensor:
-    """[G, K] NaN: rewards that leave their rows unguided."""
-    shape = len(selection.rows), min(selection.k_max, logits.shape[-1])
-    return torch.full(shape, float("nan"), device=logits.device)
-
-
-def _known(prompt: Sequence[int], answer: Sequence[int]) -> _Known:
-    """vLLM marks tokens that the host does not know yet, the last ones, with -1."""
+def _known_tokens(prompt: Sequence[int], answer: Sequence[int]) -> _RequestTokens:
+    """V1's lists as one. vLLM writes -1 for the last tokens while the host does not know them yet."""
     return [*prompt, *(token for token in answer if token >= 0)], len(prompt)

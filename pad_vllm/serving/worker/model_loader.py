@@ -1,7 +1,7 @@
-"""`--load-format pad`: loads the model with another of vLLM's loaders, then gives it a reward engine.
+"""`--load-format pad`: loads the base with another of vLLM's loaders, then gives it a reward engine.
 
-In: vLLM's config. Out: the model, its engine registered in engines.base. Runs in the worker, before vLLM
-sizes its KV cache: memory that an engine allocates here is subtracted from that.
+In: vLLM's config. Out: the model; its engine is registered in the Instance (instance.py). Runs in the worker,
+before vLLM sizes its KV cache: memory that an engine allocates here is subtracted from the cache.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ from torch import nn
 import pad_vllm
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.config import COMPILE_CACHE_KEY, PAD_KEY, PADConfig
-from pad_vllm.engines import failure_log, reward_engine, token_columns
+from pad_vllm.engines import token_columns
+from pad_vllm.engines.reward_engine import RewardEngine, ZeroRewards
 from pad_vllm.engines.shared.model_fork import fork_model
-from pad_vllm.engines.zero_rewards import ZeroRewards
 from pad_vllm.serving.start import config_checks, served_adapters
 from pad_vllm.serving.start.served_adapters import ADD_ADAPTER_RPC, DROP_ADAPTER_RPC
-from pad_vllm.serving.worker.outcome_table import report_outcomes
+from pad_vllm.serving.worker.instance import Instance, get_or_create_instance, report_outcomes
+from pad_vllm.serving.worker.runtime_adapter_updates import add_adapter_methods
 from pad_vllm.version import __version__
+from pad_vllm.vllm_api.forward_metadata import last_token_indices
 from pad_vllm.vllm_api.parallel_ranks import computes_logits, tp_rank_and_size
-from pad_vllm.vllm_api.patches.attention_record import (
-    AttentionRecord,
-    last_token_indices,
-    recorded_attention,
-)
+from pad_vllm.vllm_api.patches.attention_record import AttentionRecord, recorded_attention
 from pad_vllm.vllm_api.patches.outcome_rpc import (
     OUTCOME_METHOD,
     add_outcome_method,
@@ -49,15 +47,24 @@ logger = init_logger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """What the functions in _ENGINES make an engine of."""
 
     model: Any
+    """The base with its weights; the engine changes it in place."""
+
     config: VllmConfig
     model_config: Any
+    """vLLM's ModelConfig of the base."""
+
     pad: PADConfig
     adapter: Adapter
-    record: AttentionRecord
+    """All served adapters, merged into one."""
+
+    attention_record: AttentionRecord
+    """How the base's attention layers were made."""
+
+    instance: Instance
 
 
 class PADModelLoader(BaseModelLoader):
@@ -71,6 +78,7 @@ class PADModelLoader(BaseModelLoader):
         return get_model_loader(dataclasses.replace(self.load_config, load_format=load_format))
 
     def download_model(self, model_config: Any) -> None:
+        """Download the base's weights."""
         self._inner.download_model(model_config)
 
     def load_weights(self, model: nn.Module, model_config: Any) -> None:
@@ -80,8 +88,9 @@ class PADModelLoader(BaseModelLoader):
     def get_all_weights(
         self, model_config: Any, model: nn.Module
     ) -> Iterable[tuple[str, torch.Tensor]]:
-        """A checkpoint's weights, for a reload. Raises ValueError where they are not the adapter's, before
-        the model is touched.
+        """Names and tensors of a checkpoint, for a reload.
+
+        Raises ValueError, before the model is changed, if they are not the adapter's backbone.
         """
         config = get_current_vllm_config()
         pad = config_checks.pad_settings(config)
@@ -98,45 +107,72 @@ class PADModelLoader(BaseModelLoader):
     def load_model(
         self, vllm_config: VllmConfig, model_config: Any, *args: Any, **kwargs: Any
     ) -> nn.Module:
+        """Load the base, and change it in place into one that has a reward engine.
+
+        A draft model, and the layers of a pipeline stage below the last, stay as vLLM loads them.
+
+        Args:
+            vllm_config: vLLM's config; the compile cache's key is written into its additional_config.
+            model_config: of the model that is to be loaded.
+            args: passed on to vLLM's loader.
+            kwargs: likewise.
+
+        Returns:
+            The model.
+
+        Raises:
+            ValueError: PAD cannot serve this config, the adapter is broken, or the base is not its backbone.
+        """
         if _is_draft_model(vllm_config, model_config):
             return self._inner.load_model(vllm_config, model_config, *args, **kwargs)
         pad = config_checks.pad_settings(vllm_config)
         adapter = served_adapters.load_served_adapters(pad)
         rank, _ = tp_rank_and_size()
-        if (
-            rank or not computes_logits()
-        ):  # what it has to say the first rank of the last stage says
+        if rank or not computes_logits():  # the first rank of the last stage logs the same
             logging.getLogger(pad_vllm.__name__).setLevel(logging.ERROR)
         # Written before the model is built: the compile cache's key knows neither the load format
         # nor the adapter, and two forks would share one artefact.
         key = f"{__version__}:{pad.engine}:{adapter.config.fork_layer}:{adapter.digest}"
         vllm_config.additional_config[PAD_KEY][COMPILE_CACHE_KEY] = key
         self._inner = self._loader(pad.load_format)
-        with recorded_attention() as record:
+        with recorded_attention() as attention_record:
             model = self._inner.load_model(vllm_config, model_config, *args, **kwargs)
         # After the weights: before, a hub's model may not have been downloaded.
         config_checks.check_backbone(vllm_config, pad, adapter)
         if not computes_logits():
-            _answer_nothing()
+            _add_empty_worker_methods()
             return model
-        make = _elsewhere if rank and pad.engine != "shared" else _ENGINES[pad.engine]
-        engine = make(Loaded(model, vllm_config, model_config, pad, adapter, record))
-        reward_engine.register_engine(vllm_config.instance_id, engine)
+        make = _zero_engine if rank and pad.engine != "shared" else _ENGINES[pad.engine]
+        instance = get_or_create_instance(vllm_config.instance_id)
+        engine = make(
+            LoadedModel(
+                model=model,
+                config=vllm_config,
+                model_config=model_config,
+                pad=pad,
+                adapter=adapter,
+                attention_record=attention_record,
+                instance=instance,
+            )
+        )
+        instance.register_engine(engine)
+        # The model owns its engine, which the Instance holds weakly; and the Instance, if it comes first.
+        model.pad_rewards, model.pad_instance = engine, instance
         add_outcome_method(report_outcomes)
+        add_adapter_methods()
         return model
 
 
-def _answer_nothing() -> None:
-    """What a stage of pipeline parallelism below the last has to say: it has no lm_head, samples nothing and
-    guides nobody.
-    """
+def _add_empty_worker_methods() -> None:
+    """For a stage of pipeline parallelism below the last: without lm_head it samples and guides nothing."""
     for method in (OUTCOME_METHOD, ADD_ADAPTER_RPC, DROP_ADAPTER_RPC):
         add_worker_method(method, lambda *_: None)
 
 
 def _is_draft_model(config: VllmConfig, model_config: Any) -> bool:
-    """Whether this is a draft model, which vLLM hands to its target's loader. It drafts what it would say
-    unguided. Without such a model the config of drafts names the target as its own.
+    """Whether this is a draft model, which vLLM loads with its target's loader; drafts stay unguided.
+
+    Where drafts need no model (n-grams), the speculative config names the target as its draft model.
     """
     speculative = config.speculative_config
     return (
@@ -153,7 +189,7 @@ _CPU_LORA = (
 )
 
 
-def _shared(loaded: Loaded) -> reward_engine.RewardEngine:
+def _shared_engine(loaded: LoadedModel) -> RewardEngine:
     adapter = loaded.adapter
     device = next(loaded.model.parameters()).device
     if loaded.config.lora_config is not None and device.type == "cpu":
@@ -163,7 +199,7 @@ def _shared(loaded: Loaded) -> reward_engine.RewardEngine:
         set_default_torch_dtype(loaded.model_config.dtype),
         device,
     ):
-        rewards = fork_model(loaded.model, adapter, loaded.record)
+        rewards = fork_model(loaded.model, adapter, loaded.attention_record)
     backbone = adapter.config.backbone
     logger.info(
         "PAD: forked %d of %d layers, dimensions %s",
@@ -174,54 +210,47 @@ def _shared(loaded: Loaded) -> reward_engine.RewardEngine:
     return rewards
 
 
-def _resident(loaded: Loaded) -> reward_engine.RewardEngine:
+def _resident_engine(loaded: LoadedModel) -> RewardEngine:
     from pad_vllm.engines.resident_engine import ResidentRewards
     from pad_vllm.engines.reward_model.scorer_loader import make_reward_scorer
 
-    pad = loaded.pad
+    pad, failure_log = loaded.pad, loaded.instance.failure_log
     device = torch.device(pad.device) if pad.device else next(loaded.model.parameters()).device
-    count = failure_log.failure_log_of(loaded.config.instance_id, logger.warning)
     scorer = make_reward_scorer(
-        pad, loaded.adapter, count, dtype=loaded.model_config.dtype, device=device
+        pad, loaded.adapter, failure_log, dtype=loaded.model_config.dtype, device=device
     )
-    reader = config_checks.token_reader(loaded.config, pad)
-    rewards = ResidentRewards(reader, scorer, count)
+    rewards = ResidentRewards(
+        config_checks.make_token_aligner(loaded.config, pad), scorer, failure_log
+    )
     token_columns.attach_token_columns(loaded.model, rewards)
-    # The model owns its engine: engines.base holds it weakly.
-    loaded.model.pad_rewards = rewards
-    logger.info("PAD: a reward model of its own beside the base, %s", pad.adapter)
+    logger.info("PAD: a separate reward model beside the base, %s", pad.adapter)
     return rewards
 
 
-def _ray(loaded: Loaded) -> reward_engine.RewardEngine:
+def _ray_engine(loaded: LoadedModel) -> RewardEngine:
     from pad_vllm.engines.ray_actors import RayRewardScorer
     from pad_vllm.engines.resident_engine import ResidentRewards
 
-    pad = loaded.pad
-    digest, dtype = loaded.adapter.digest, loaded.model_config.dtype
-    count = failure_log.failure_log_of(loaded.config.instance_id, logger.warning)
-    scores = RayRewardScorer(pad, digest, dtype, count)
-    reader = config_checks.token_reader(loaded.config, pad)
+    pad, failure_log = loaded.pad, loaded.instance.failure_log
+    scorer = RayRewardScorer(pad, loaded.adapter.digest, loaded.model_config.dtype, failure_log)
     rewards = ResidentRewards(
-        reader,
-        scores,
-        count,
-        start_early=scores.start_prefill,
+        config_checks.make_token_aligner(loaded.config, pad),
+        scorer,
+        failure_log,
+        start_early=scorer.start_prefill,
         last_token_indices=last_token_indices,
     )
     token_columns.attach_token_columns(loaded.model, rewards, rewards.on_forward_start)
-    loaded.model.pad_rewards = rewards
     logger.info("PAD: %d reward models in Ray actors, %s", pad.ray_actors, pad.adapter)
     return rewards
 
 
-def _elsewhere(loaded: Loaded) -> reward_engine.RewardEngine:
-    loaded.model.pad_rewards = ZeroRewards()
-    return loaded.model.pad_rewards
+def _zero_engine(_loaded: LoadedModel) -> RewardEngine:
+    return ZeroRewards()
 
 
-_ENGINES: dict[str, Callable[[Loaded], reward_engine.RewardEngine]] = {
-    "shared": _shared,
-    "resident": _resident,
-    "ray": _ray,
+_ENGINES: dict[str, Callable[[LoadedModel], RewardEngine]] = {
+    "shared": _shared_engine,
+    "resident": _resident_engine,
+    "ray": _ray_engine,
 }

@@ -1,148 +1,146 @@
-"""What became of each guided answer: how many of its tokens went unguided, and whether it was stopped.
+"""The outcome of each guided answer: how many of its tokens were unguided, and whether PAD stopped it.
 
-In: the rows of every step, and which of them stayed unguided. Out: an Outcome for each mark that the front
-end gave a request (vllm_api/patches/outcome_rpc.py). Counts are kept on the device: only asking waits for it.
-Steps are counted some at a time, since on a GPU each small operation costs the step that launches it. Imports
-no vLLM.
+In: the guided rows of every step, and which of them stayed unguided. Out: an Outcome for each outcome key,
+which the front end gives a request (vllm_api/patches/outcome_rpc.py). Counts stay on the device: only
+`pop_outcome` and `total_unguided_rows` wait for it. Imports no vLLM.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from weakref import WeakValueDictionary
-
 import torch
 from torch import Tensor
 
-from pad_vllm.guidance_outcome import Outcome, WorkerReport, unknown_outcome
+from pad_vllm.guidance_outcome import Outcome, unknown_outcome
 from pad_vllm.serving.worker.batch_slots import GuidedRows
 from pad_vllm.serving.worker.explanation_buffer import ExplanationBuffer
-from pad_vllm.serving.worker.step_counters import StepCounters
+from pad_vllm.serving.worker.pending_steps import PendingSteps
 
-_SPARE = 4096  # answers that ended, and whose outcome nobody has asked for yet
-_AT_ONCE = 64  # steps that are counted together
+_SPARE_ROWS = 4096  # for answers that ended and were not asked about yet
 
 
 class OutcomeTable:
-    """Tickets, places in a table on the device, for the answers of one engine.
+    """Counts by outcome row: an index into this table's device buffers, one for each request in the batch.
 
-    An answer has one for each of its rows: several with `n`, and a new one after a preemption.
+    An answer has several outcome rows with `n`, and a new one after each preemption.
     """
 
     def __init__(
-        self, device: torch.device, rows: int, tally: StepCounters, most: int = 100
+        self, device: torch.device, max_batch_rows: int, max_candidates: int = 100
     ) -> None:
-        """rows: the most that a batch has; most: candidates that a row may ask for."""
-        self.tally = tally
-        self._counts = torch.zeros(2 * rows + _SPARE, 2, dtype=torch.int32, device=device)
-        self._total = torch.zeros((), dtype=torch.int64, device=device)
-        self._uncounted: list[
-            tuple[Tensor, Tensor]
-        ] = []  # steps: tickets, which rows stayed unguided
-        self._free = list(range(len(self._counts)))
-        self._marks: dict[int, str | None] = {}  # ticket -> mark, None where nobody will ask
-        self._tickets: dict[str, list[int]] = {}  # the reverse
-        self._explained = ExplanationBuffer(device, most)
-        self._left: dict[int, None] = {}  # tickets whose row left the batch, oldest first
-        self._lost: dict[str, None] = {}  # marks of answers not known any more, oldest first
+        """Allocate the buffers.
 
-    def enter(self, mark: str | None) -> int:
-        """A ticket for a row of the answer with this mark; None where nobody will ask for it."""
-        if not self._free:
-            self.forget(next(iter(self._left)))
-        self._settle()  # before the ticket is another's
-        ticket = self._free.pop()
-        self._counts[ticket] = 0
-        mark = None if mark in self._lost else mark  # what is left of it would pass for the whole
-        self._marks[ticket] = mark
-        if mark is not None:
-            self._tickets.setdefault(mark, []).append(ticket)
-        return ticket
+        Args:
+            device: where the logits are.
+            max_batch_rows: the most requests that a batch has.
+            max_candidates: the most candidates that a request may ask for (`max_top_k`).
+        """
+        size = 2 * max_batch_rows + _SPARE_ROWS
+        self._counts = torch.zeros(size, 2, dtype=torch.int32, device=device)  # unguided, stopped
+        self._total_unguided = torch.zeros((), dtype=torch.int64, device=device)
+        self._pending = PendingSteps()  # outcome rows [G] int64, unguided [G] bool
+        self._free_rows = list(range(size))
+        self._key_of_row: dict[int, str | None] = {}  # None if the front end will not ask
+        self._rows_of_key: dict[str, list[int]] = {}
+        self._explanations = ExplanationBuffer(device, max_candidates)
+        self._left_batch: dict[int, None] = {}  # rows whose request left the batch, oldest first
+        self._unknown_keys: dict[str, None] = {}  # keys of unknown outcomes, oldest first
 
-    def leave(self, ticket: int) -> None:
-        """Its row left the batch."""
-        self._left[ticket] = None
-        if self._marks[ticket] is None:
-            self._release(ticket)
+    def assign_row(self, outcome_key: str | None) -> int:
+        """A free outcome row for a request of the answer with this key; None if no one will ask for it."""
+        if not self._free_rows:
+            self.set_unknown(next(iter(self._left_batch)))
+        self._count_pending()  # before the row belongs to another request
+        row = self._free_rows.pop()
+        self._counts[row] = 0
+        if outcome_key in self._unknown_keys:
+            outcome_key = None  # this row's counts alone would pass for the whole answer's
+        self._key_of_row[row] = outcome_key
+        if outcome_key is not None:
+            self._rows_of_key.setdefault(outcome_key, []).append(row)
+        return row
 
-    def count(self, tickets: Tensor, unguided: Tensor) -> None:
-        """One more step: tickets [G] int64, unguided [G] bool."""
-        self._uncounted.append((tickets, unguided))
-        if len(self._uncounted) == _AT_ONCE:
-            self._settle()
+    def on_left_batch(self, outcome_row: int) -> None:
+        """The row's request left the batch: the row is free once its outcome was asked for."""
+        self._left_batch[outcome_row] = None
+        if self._key_of_row[outcome_row] is None:
+            self._release(outcome_row)
 
-    def ever(self, tickets: Tensor) -> Tensor:
-        """[G] bool, which rows ever were unguided; tickets [G]."""
-        self._settle()
-        return self._counts[:, 0].index_select(0, tickets) > 0
+    def count_step(self, outcome_rows: Tensor, unguided: Tensor) -> None:
+        """Count one step: outcome_rows [G] int64, unguided [G] bool. Does not wait for the device."""
+        if self._pending.add(outcome_rows, unguided):
+            self._count_pending()
 
-    def unguided(self) -> int:
-        """Rows that stayed unguided, all steps together; waits for the device."""
-        self._settle()
-        return int(self._total)
+    def had_unguided_step(self, outcome_rows: Tensor) -> Tensor:
+        """[G] bool: whether this row has had at least one unguided step. outcome_rows [G] int64.
 
-    def _settle(self) -> None:
-        if self._uncounted:
-            tickets, unguided = map(torch.cat, zip(*self._uncounted, strict=True))
-            self._uncounted.clear()
-            self._counts[:, 0].index_add_(0, tickets, unguided.int())
-            self._total += unguided.sum()
+        Counts the pending steps on the device; does not block the host.
+        """
+        self._count_pending()
+        return self._counts[:, 0].index_select(0, outcome_rows) > 0
 
-    def stop(self, tickets: Tensor, stopped: Tensor) -> None:
-        """Which rows end in this step because they were unguided: tickets [G] int64, stopped [G] bool."""
-        self._counts[:, 1].index_add_(0, tickets, stopped.int())
+    def total_unguided_rows(self) -> int:
+        """Rows that stayed unguided, over all steps. Waits for the device."""
+        self._count_pending()
+        return int(self._total_unguided)
 
-    def note(self, selection: GuidedRows, place: Tensor, ids: Tensor, paid: Tensor) -> None:
-        """For the rows of a step that are explained: place [G] tokens so far, ids, paid [G, K]."""
-        tickets = [selection.requests[row].outcome_row for row in selection.explaining]
-        parts = (part.index_select(0, selection.explained) for part in (place, ids, paid))
-        self._explained.add(tickets, *parts)
+    def _count_pending(self) -> None:
+        if (pending := self._pending.take()) is not None:
+            outcome_rows, unguided = pending
+            self._counts[:, 0].index_add_(0, outcome_rows, unguided.int())
+            self._total_unguided += unguided.sum()
 
-    def outcome(self, mark: str) -> Outcome | None:
-        """Of the answer with this mark, which is forgotten; None where there never was one."""
-        lost = mark in self._lost
-        self._lost.pop(mark, None)
-        tickets = self._tickets.get(mark)
-        if tickets is None:
-            return unknown_outcome() if lost else None
-        self._settle()
-        unguided, stopped = self._counts[tickets].sum(0).tolist()
-        told: Outcome = {"unguided_tokens": unguided, "stopped": bool(stopped)}
-        steps = [step for ticket in tickets for step in self._explained.steps(ticket)]
-        self._unmark(mark)
-        return {**told, "steps": steps} if steps else told
+    def count_stopped(self, outcome_rows: Tensor, stopped: Tensor) -> None:
+        """Count the rows that PAD ends in this step (`on_failure` "stop"): [G] int64, [G] bool."""
+        self._counts[:, 1].index_add_(0, outcome_rows, stopped.int())
 
-    def forget(self, ticket: int) -> None:
-        """The outcome of this row's answer is not known any more, whatever rows of it are still to come."""
-        if (mark := self._marks[ticket]) is not None:
-            self._unmark(mark)
-            self._lost[mark] = None
-            if len(self._lost) > _SPARE:
-                del self._lost[next(iter(self._lost))]
+    def add_explanations(
+        self, guided: GuidedRows, num_answer_tokens: Tensor, ids: Tensor, rewards: Tensor
+    ) -> None:
+        """Store the candidates' rewards of the rows whose requests set `pad_explain`.
 
-    def _unmark(self, mark: str) -> None:
-        for ticket in self._tickets.pop(mark):
-            self._marks[ticket] = None
-            if ticket in self._left:
-                self._release(ticket)
+        Args:
+            guided: the G guided rows of the step.
+            num_answer_tokens: [G] integers, tokens that each answer has before this step.
+            ids: [G, K] int64, candidates.
+            rewards: [G, K], what each candidate would get.
+        """
+        self._explanations.add(
+            [guided.requests[index].outcome_row for index in guided.explained_indices],
+            *(
+                tensor.index_select(0, guided.explained_indices_on_device)
+                for tensor in (num_answer_tokens, ids, rewards)
+            ),
+        )
 
-    def _release(self, ticket: int) -> None:
-        del self._left[ticket], self._marks[ticket]
-        self._explained.drop(ticket)
-        self._free.append(ticket)
+    def pop_outcome(self, outcome_key: str) -> Outcome | None:
+        """Return the answer's outcome and remove it; None if no answer had this key. Waits for the device."""
+        was_unknown = outcome_key in self._unknown_keys
+        self._unknown_keys.pop(outcome_key, None)
+        rows = self._rows_of_key.get(outcome_key)
+        if rows is None:
+            return unknown_outcome() if was_unknown else None
+        self._count_pending()
+        unguided, stopped = self._counts[rows].sum(0).tolist()
+        outcome: Outcome = {"unguided_tokens": unguided, "stopped": bool(stopped)}
+        steps = [step for row in rows for step in self._explanations.steps(row)]
+        self._remove_key(outcome_key)
+        return {**outcome, "steps": steps} if steps else outcome
 
+    def set_unknown(self, outcome_row: int) -> None:
+        """Report this row's answer as unknown, also if more rows of the answer follow."""
+        if (outcome_key := self._key_of_row[outcome_row]) is not None:
+            self._remove_key(outcome_key)
+            self._unknown_keys[outcome_key] = None
+            if len(self._unknown_keys) > _SPARE_ROWS:
+                del self._unknown_keys[next(iter(self._unknown_keys))]
 
-_running: WeakValueDictionary[str, OutcomeTable] = WeakValueDictionary()
+    def _remove_key(self, outcome_key: str) -> None:
+        for row in self._rows_of_key.pop(outcome_key):
+            self._key_of_row[row] = None
+            if row in self._left_batch:
+                self._release(row)
 
-
-def start(instance_id: str, answers: OutcomeTable) -> None:
-    """Make the answers of one vLLM instance (`VllmConfig.instance_id`) known in this process."""
-    _running[instance_id] = answers
-
-
-def report_outcomes(instance_id: str, marks: Sequence[str]) -> WorkerReport:
-    """What became of the answers with these marks, in their order, and what guidance did since."""
-    answers = _running.get(instance_id)
-    if answers is None:
-        return [None for _ in marks], None
-    return [answers.outcome(mark) for mark in marks], answers.tally.take()
+    def _release(self, row: int) -> None:
+        del self._left_batch[row], self._key_of_row[row]
+        self._explanations.discard(row)
+        self._free_rows.append(row)

@@ -1,6 +1,6 @@
-"""Which rows are inside a reasoning model's <think> part, where the operator leaves it unguided.
+"""Which rows are inside a reasoning model's <think> part, where the operator turned guidance off.
 
-In: the texts so far, the token ids of <think> and </think>. Out: [G] bool. Imports no vLLM.
+In: the texts so far, the token ids of <think> and </think>. Out: [G] bool.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from pad_vllm.guidance import AnswerTokens
 from pad_vllm.serving.start.reasoning_markers import ReasoningMarkers
 
 
-def inside_reasoning(texts: AnswerTokens, known: ReasoningMarkers) -> Tensor:
-    """[G] bool: the last <think> of the text, prompt and answer, has no </think> behind it.
+def inside_reasoning(texts: AnswerTokens, markers: ReasoningMarkers) -> Tensor:
+    """[G] bool: the last <think> of the text, prompt and answer, has no </think> after it.
 
-    texts: whole ones, whose prompts stand in front of where the answers start.
+    texts: must hold the prompts too, before where the answers start (V2 only).
     """
     tokens = texts.row_tokens()
-    place = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
-    place = place * (place <= texts.stop.unsqueeze(-1))  # [G, L], 0 behind a text's end
+    position = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+    position = position * (position <= texts.stop.unsqueeze(-1))  # [G, L], 0 after a text's end
 
-    def last(token: int) -> Tensor:
-        return (place * (tokens == token)).amax(-1)
+    def last_position(token: int) -> Tensor:
+        return (position * (tokens == token)).amax(-1)
 
-    return last(known.start_id) > last(known.end_id)
+    return last_position(markers.start_id) > last_position(markers.end_id)

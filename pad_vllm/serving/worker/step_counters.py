@@ -1,13 +1,12 @@
-"""What guidance did in the steps since it was last asked: what an operator reads in /metrics.
+"""Counts of guided rows, changed tokens, reward time and failures, for /metrics.
 
-In: the guided rows of every step. Out: Figures, increments. Counts that need the device stay on it until
-they are asked for, some steps at a time, as in answers.py. Imports no vLLM.
+In: the guided rows of every step. Out: GuidanceCounts, increments since the last report. Counts that need
+the device stay on it until they are reported. Imports no vLLM.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,52 +14,70 @@ from torch import Tensor
 
 from pad_vllm.engines.failure_log import FailureLog
 from pad_vllm.guidance_outcome import GuidanceCounts
+from pad_vllm.serving.worker.outcome_table import OutcomeTable
+from pad_vllm.serving.worker.pending_steps import PendingSteps
 
-_SECONDS = 10_000  # steps whose times are kept for who asks seldom
-_AT_ONCE = 64  # steps that are counted together
+_MAX_STEP_TIMES = 10_000  # stored between two reports; older ones are dropped
 
 
 class StepCounters:
-    """Of one engine."""
+    """The counters of one vLLM instance."""
 
     def __init__(
-        self, device: torch.device, declined: FailureLog, settle: Callable[[], None] = lambda: None
+        self, device: torch.device, failure_log: FailureLog, outcome_table: OutcomeTable
     ) -> None:
-        """settle: brings `declined` up to date, before it is told."""
-        self._declined, self._settle = declined, settle
-        self._rows = torch.zeros(2, dtype=torch.int64, device=device)
-        self._uncounted: list[tuple[Tensor, Tensor]] = []
-        self._seconds: deque[float] = deque(maxlen=_SECONDS)
-        self._told: Counter[Any] = Counter()  # of what was declined
+        """Start all counters at zero.
 
-    def step(self, left: Tensor, changed: Tensor, seconds: float) -> None:
-        """left, changed: [G] bool, rows that were not guided, and those whose likeliest token guidance
-        changed; seconds: of the host, on rewards.
+        Args:
+            device: where the logits are.
+            failure_log: failures by reason, which a report includes.
+            outcome_table: counts the rows that stayed unguided for whatever reason.
         """
-        self._uncounted.append((left, changed))
+        self._failure_log, self._outcome_table = failure_log, outcome_table
+        self._rows = torch.zeros(2, dtype=torch.int64, device=device)  # guided, changed
+        self._pending = PendingSteps()  # unguided, changed: [G] bool each
+        self._seconds: deque[float] = deque(maxlen=_MAX_STEP_TIMES)
+        self._reported_failures: Counter[Any] = Counter()
+
+    def count_step(self, unguided: Tensor, changed: Tensor, seconds: float) -> None:
+        """Count one step. Does not wait for the device.
+
+        Args:
+            unguided: [G] bool, rows that were not guided.
+            changed: [G] bool, rows whose most likely token guidance changed.
+            seconds: host time that the engine took for the rewards.
+        """
         self._seconds.append(seconds)
-        if len(self._uncounted) == _AT_ONCE:
-            self._count()
+        if self._pending.add(unguided, changed):
+            self._count_pending()
 
-    def _count(self) -> None:
-        if self._uncounted:
-            left, changed = map(torch.cat, zip(*self._uncounted, strict=True))
-            self._uncounted.clear()
-            self._rows += torch.stack([~left, changed]).sum(1)
+    def _count_pending(self) -> None:
+        if (pending := self._pending.take()) is not None:
+            unguided, changed = pending
+            self._rows += torch.stack([~unguided, changed]).sum(1)
 
-    def take(self) -> GuidanceCounts:
-        """Since the last call."""
-        self._settle()
-        self._count()
-        declined = self._declined.counts - self._told
+    def count_not_finite_rows(self) -> None:
+        """Log the rows that stayed unguided although nothing failed: their rewards were NaN or inf.
+
+        Waits for the device, which alone knows them.
+        """
+        unexplained = self._outcome_table.total_unguided_rows() - self._failure_log.unguided_rows
+        message = "rows with a NaN or inf reward stay unguided"
+        self._failure_log.add("not finite", max(unexplained, 0), message)
+
+    def take_counts(self) -> GuidanceCounts:
+        """The counts since the last call. Waits for the device."""
+        self.count_not_finite_rows()
+        self._count_pending()
+        failures = self._failure_log.counts - self._reported_failures
         rows, changed = self._rows.tolist()
-        figures: GuidanceCounts = {
+        counts: GuidanceCounts = {
             "rows": rows,
             "changed": changed,
             "seconds": list(self._seconds),
-            "declined": {str(reason): count for reason, count in declined.items()},
+            "failures": {str(reason): count for reason, count in failures.items()},
         }
-        self._told += declined
+        self._reported_failures += failures
         self._rows.zero_()
         self._seconds.clear()
-        return figures
+        return counts

@@ -1,1 +1,1 @@
-"""Dimensions taught by scores of whole answers: credit for every token, and one policy-gradient step."""
+"""Method `scores`: credit for every token of a scored answer, and one policy-gradient step from it."""

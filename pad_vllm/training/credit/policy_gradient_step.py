@@ -1,12 +1,13 @@
 """One natural policy-gradient step in closed form: sums over tokens in, heads and constants out.
 
-    e~_t = e_{a_t} - sum_a pi(a | h_t) e_a       over the candidates, pi at the temperature that drew
+    e~_t = e_{a_t} - sum_a pi(a | h_t) e_a       over the candidates, pi at the temperature of sampling
     C    = mean r_t e~_t x_t^T                   x_t = (h_t, k), a constant k beside the state
     M    = (mean Cov_pi(e) + s_e I)^-1 C (mean x x^T + l s_h I)^-1         s: mean of the diagonal
 
 R(a) = <e_a, M x> is the reward that raises the expected credit most for its divergence from the base
-(Kakade 2001). M's part for the state is cut to the heads' rank where the metric is that of the step. Credit
-of D dimensions gives D such steps from the same sums. H hidden size.
+(Kakade 2001). M's part for the state is cut to the heads' rank, best in the metric of the step. Credit of D
+dimensions gives D such steps from the same sums.
+Shapes: n tokens, K candidates, D dimensions, H hidden size, r head rank.
 """
 
 from __future__ import annotations
@@ -21,43 +22,48 @@ from pad_vllm.persrm import PersRM
 from pad_vllm.training.objective.fork_cache import CachedResponse
 
 STATE_PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0)
-"""l, of the state: the less it says beside the constant, the larger. For scores of words that is much."""
+"""Penalties l of the state to choose from. The less the state tells beyond the constant, the larger the best
+one: for scores that are sums over words, large.
+"""
 
 
 @dataclass(frozen=True)
 class PolicyGradientStep:
-    """In the adapter's terms; `alone` is the best constant without any state."""
+    """The heads that one step makes, as an adapter has them. On the CPU, float32."""
 
     A: Tensor  # [D, r, H]
     B: Tensor  # [D, H, r]
-    C: Tensor  # [D, H]
-    constant_only: Tensor  # [D, H]
+    C: Tensor  # [D, H] the constant beside the state
+    constant_only: Tensor  # [D, H] the best constant without any state
 
     @classmethod
     def select(
-        cls, solved: Sequence[PolicyGradientStep], numbers: Sequence[int]
+        cls, steps: Sequence[PolicyGradientStep], numbers: Sequence[int]
     ) -> PolicyGradientStep:
-        """Of each dimension the one of that number."""
-        parts = zip(*(vars(one).values() for one in solved), strict=True)
-        return cls(*(torch.stack([p[n][d] for d, n in enumerate(numbers)]) for p in parts))
+        """One step made of several. numbers: for each dimension the index of the step to take it from."""
+        by_field = zip(*(vars(step).values() for step in steps), strict=True)
+        return cls(
+            *(torch.stack([field[n][d] for d, n in enumerate(numbers)]) for field in by_field)
+        )
 
     @property
     def heads(self) -> tuple[Tensor, Tensor, Tensor]:
-        """As PersRM.heads."""
+        """A, B, C: the order of PersRM.heads."""
         return self.A, self.B, self.C
 
 
 @dataclass
 class StepStatistics:
-    """Of tokens."""
+    """Sums over tokens, from which the step is solved. On the CPU, float32."""
 
-    tokens: Tensor  # []
-    xx: Tensor  # [H + 1, H + 1] of (h, 1)
-    covariance: Tensor  # [H, H] of e under pi
-    policy_gradient: Tensor  # [D, H, H + 1] of r e~ (h, 1)^T
+    tokens: Tensor  # [] number of tokens
+    xx: Tensor  # [H + 1, H + 1] sum of x x^T, x = (h, 1)
+    covariance: Tensor  # [H, H] sum of the covariances of e under pi
+    policy_gradient: Tensor  # [D, H, H + 1] sum of r e~ x^T
 
     @classmethod
     def zeros(cls, dimensions: int, hidden: int) -> StepStatistics:
+        """The sums over no tokens."""
         return cls(
             torch.zeros(()),
             torch.zeros(hidden + 1, hidden + 1),
@@ -68,57 +74,73 @@ class StepStatistics:
     def add(
         self, model: PersRM, responses: Sequence[CachedResponse], credit: Tensor, temperature: float
     ) -> None:
-        """Tokens of some answers, one after the other; credit [n, D]."""
+        """Add the n tokens of answers.
+
+        Args:
+            model: Has the embeddings.
+            responses: The answers; n tokens together.
+            credit: [n, D], answer after answer.
+            temperature: Temperature at which the base drew the answers.
+        """
         e = model.embeddings(torch.cat([r.ids for r in responses]).long())
-        p, taken = _drawn(responses, temperature)
+        p, taken = _policy(responses, temperature)
         mean = torch.einsum("nk,nkh->nh", p, e)
-        turned = _of(e, taken) - mean
+        centred = _gather_taken(e, taken) - mean
         x = _with_one(torch.cat([r.h_B for r in responses]))
         weighted = (e * p.unsqueeze(-1).sqrt()).flatten(0, 1)
         self.tokens += len(x)
         self.xx += (x.T @ x).cpu()
         self.covariance += (weighted.T @ weighted - mean.T @ mean).cpu()
         for dimension, r in enumerate(credit.to(x).T):
-            self.policy_gradient[dimension] += ((turned * r[:, None]).T @ x).cpu()
+            self.policy_gradient[dimension] += ((centred * r[:, None]).T @ x).cpu()
 
     def map_sums(self, function: Callable[[Tensor], Tensor]) -> StepStatistics:
-        """Of every sum; what: Accelerate's reduce, which adds those of all workers up."""
+        """`function` of every sum; Accelerate's reduce adds up those of all workers."""
         return StepStatistics(*map(function, vars(self).values()))
 
     def solve(self, rank: int, penalties: Sequence[float]) -> list[PolicyGradientStep]:
-        """One for each penalty of the state."""
-        xx, covariance, gained = (
+        """One step for each penalty of the state, its heads cut to `rank`."""
+        xx, covariance, gradient = (
             part.double() / self.tokens for part in (self.xx, self.covariance, self.policy_gradient)
         )
         state = xx.diagonal()[:-1]
         k = state.sum().sqrt()  # as strong as the state: hardly penalised
         scale = torch.cat([torch.ones_like(state), k[None]])
-        words = _penalised(covariance, covariance.diagonal().mean())
-        step = torch.linalg.solve(words, gained * scale)
-        alone, found = (step[..., -1] / k).float(), []
+        outputs = _add_to_diagonal(covariance, covariance.diagonal().mean())
+        step = torch.linalg.solve(outputs, gradient * scale)
+        constant_only, steps = (step[..., -1] / k).float(), []
         for penalty in penalties:
-            inputs = _penalised(xx * scale[:, None] * scale, penalty * state.mean())
+            inputs = _add_to_diagonal(xx * scale[:, None] * scale, penalty * state.mean())
             M = torch.linalg.solve(inputs, step.transpose(-1, -2)).transpose(-1, -2)
-            A, B = _cut(M[..., :-1], words, inputs[:-1, :-1], rank)
-            found.append(PolicyGradientStep(A, B, (k * M[..., -1]).float(), alone))
-        return found
+            A, B = _cut_to_rank(M[..., :-1], outputs, inputs[:-1, :-1], rank)
+            steps.append(PolicyGradientStep(A, B, (k * M[..., -1]).float(), constant_only))
+        return steps
 
 
 def taken_reward_advantages(
     phi: Tensor, responses: Sequence[CachedResponse], temperature: float
 ) -> Tensor:
-    """Rewards phi [n, K, D] of the tokens taken less their mean under pi -> [n, D]."""
-    p, taken = _drawn(responses, temperature)
-    return _of(phi, taken) - torch.einsum("nk,nkd->nd", p, phi)
+    """Rewards of the tokens taken less the candidates' mean under pi.
+
+    Args:
+        phi: [n, K, D] rewards of the candidates of all tokens, answer after answer.
+        responses: The answers; n tokens together.
+        temperature: Temperature of pi.
+
+    Returns:
+        [n, D].
+    """
+    p, taken = _policy(responses, temperature)
+    return _gather_taken(phi, taken) - torch.einsum("nk,nkd->nd", p, phi)
 
 
-def _of(rows: Tensor, taken: Tensor) -> Tensor:
-    """rows [n, K, ...], places [n] -> [n, ...]."""
-    return rows.gather(1, taken[:, None, None].expand(-1, 1, rows.shape[-1])).squeeze(1)
+def _gather_taken(values: Tensor, taken: Tensor) -> Tensor:
+    """values [n, K, X] at the taken candidates' indices [n] -> [n, X]."""
+    return values.gather(1, taken[:, None, None].expand(-1, 1, values.shape[-1])).squeeze(1)
 
 
-def _drawn(responses: Sequence[CachedResponse], temperature: float) -> tuple[Tensor, Tensor]:
-    """pi [n, K] over the candidates, and the place of the taken one among them [n]."""
+def _policy(responses: Sequence[CachedResponse], temperature: float) -> tuple[Tensor, Tensor]:
+    """pi [n, K] over the candidates, and the index of the taken one among them [n]."""
     p = (torch.cat([r.z_B for r in responses]).float() / temperature).softmax(-1)
     return p, torch.cat([r.chosen for r in responses]).long()
 
@@ -127,13 +149,16 @@ def _with_one(h: Tensor) -> Tensor:
     return torch.nn.functional.pad(h.float(), (0, 1), value=1.0)
 
 
-def _penalised(square: Tensor, by: Tensor) -> Tensor:
-    return square + by * torch.eye(len(square), dtype=square.dtype)
+def _add_to_diagonal(square: Tensor, value: Tensor) -> Tensor:
+    return square + value * torch.eye(len(square), dtype=square.dtype)
 
 
-def _cut(M: Tensor, words: Tensor, inputs: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """M [D, H, H] as B A of at most that rank: the best in the metric of the step."""
-    left, right = torch.linalg.cholesky(words), torch.linalg.cholesky(inputs)
+def _cut_to_rank(M: Tensor, outputs: Tensor, inputs: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """A [D, r, H] and B [D, H, r] with B A nearest to M [D, H, H] in the metric of the step.
+
+    outputs, inputs: [H, H], the metric on both sides of M.
+    """
+    left, right = torch.linalg.cholesky(outputs), torch.linalg.cholesky(inputs)
     U, S, Vt = torch.linalg.svd(left.T @ M @ right, full_matrices=False)
     half = S[:, :rank].sqrt()
     A = torch.linalg.solve_triangular(

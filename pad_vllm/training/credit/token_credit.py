@@ -6,10 +6,11 @@
     d(t)   = V(t + 1) - V(t), and y - V(n - 1) for the last token
     r(t)   = sum over s >= t of trace^(s - t) d(s)          (Schulman et al. 2016, arXiv 1506.02438)
 
-Most of y's variance cannot be told from the state alone, and half of it from the score so far: credit by y
-itself is mostly noise. Prompts lie in two halves; each half's credit is by the critic of the other, under the
-penalty that predicts best there, since a critic would know the answers that it has seen by heart.
-Shapes: n tokens, D dimensions, F inputs of the critic.
+Most of y's variance cannot be predicted from the state alone, and half of it from the score so far: y itself
+as the credit of every token is mostly noise. Prompts lie in two halves; each half's credit is by the critic
+of the other, under the penalty that predicts best there: on answers that it was fitted on, a critic is too
+good.
+Shapes: n tokens of an answer, R answers, D dimensions, H hidden size, F = H + 4 inputs of the critic.
 """
 
 from __future__ import annotations
@@ -27,24 +28,22 @@ from pad_vllm.training.data.prompt_groups import PromptGroup
 from pad_vllm.training.objective.fork_cache import CachedResponse
 
 PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
-"""Of the state, in mean squares of a coordinate; the inputs beside it have none."""
+"""Ridge penalties to choose from, in mean squares of a coordinate of the state. Other inputs have none."""
 
-_BESIDE = 4  # score so far, the same by t, t, 1
+_OTHER_INPUTS = 4  # score so far, score so far times t, t, 1
 
 
 @dataclass(frozen=True)
 class CriticPrompt:
-    """A prompt's answers as the critic sees them; lists by answer."""
+    """A prompt with R answers as the critic sees it; lists are by answer, tensors on the CPU."""
 
-    h: Sequence[Tensor]  # [n, H]
-    scores_so_far: Sequence[
-        Tensor
-    ]  # [n, D] less the mean of the prompt's whole answers, 0 where unknown
-    y: Tensor  # [R, D] in spreads, NaN where unknown
-    half: int
+    h: Sequence[Tensor]  # [n, H] state h_t before each token
+    scores_so_far: Sequence[Tensor]  # [n, D] of the text before each token; see `scores_so_far`
+    y: Tensor  # [R, D] scores of whole answers less the prompt's mean, in spreads; NaN if unknown
+    half: int  # 0 or 1: which half of the prompts it belongs to
 
     def inputs(self, answer: int, dimension: int) -> Tensor:
-        """[n, F] of the critic."""
+        """[n, F] inputs of the critic of a dimension at every token of an answer."""
         h, s = self.h[answer].float(), self.scores_so_far[answer][:, dimension]
         t = torch.arange(len(h)) / 100
         return torch.cat([h, torch.stack([s, s * t, t, torch.ones(len(h))], -1)], -1)
@@ -53,7 +52,13 @@ class CriticPrompt:
 def critic_prompt(
     group: PromptGroup, responses: Sequence[CachedResponse], scores_before: Sequence[Tensor]
 ) -> CriticPrompt:
-    """group: scores in spreads. before: of `so_far`."""
+    """What the critic needs of a group.
+
+    Args:
+        group: A prompt with R answers, scores in spreads.
+        responses: Its R answers, from the store.
+        scores_before: What `scores_so_far` returned of it.
+    """
     whole = group.scores[:, -1]
     return CriticPrompt(
         [r.h_B.float().cpu() for r in responses],
@@ -64,34 +69,35 @@ def critic_prompt(
 
 
 def scores_so_far(group: PromptGroup, tokenizer: Any) -> list[Tensor]:
-    """Of each answer [n, D]: the scores of the text before each token, less the prompt's mean of wholes.
+    """For each answer [n, D]: the score of the text before each token, less the mean over whole answers.
 
-    0 for a dimension whose scorer cannot be asked about unfinished text.
+    0 for a dimension whose scorer cannot score unfinished text.
     """
     tables = [torch.zeros(len(ids) + 1, len(group.prefix_scorers)) for ids in group.response_ids]
-    for place, name in enumerate(group.prefix_scorers):
+    for dimension, name in enumerate(group.prefix_scorers):
         if name is None:
             continue
         for ids, table in zip(group.response_ids, tables, strict=True):
             texts = [
                 tokenizer.decode(ids[:end], skip_special_tokens=True) for end in range(len(ids) + 1)
             ]
-            table[:, place] = torch.tensor([LEXICAL_SCORERS[name](text) for text in texts])
+            table[:, dimension] = torch.tensor([LEXICAL_SCORERS[name](text) for text in texts])
     mean = torch.stack([table[-1] for table in tables]).mean(0)
     return [table[:-1] - mean for table in tables]
 
 
 @dataclass
 class CriticStatistics:
-    """Its sums over the answers, by half and dimension; `fit` solves them."""
+    """Sums over the tokens of answers by half of the prompts and dimension; `fit` solves them. On the CPU."""
 
-    xx: Tensor  # [2, D, F, F]
-    xy: Tensor  # [2, D, F]
-    yy: Tensor  # [2, D]
+    xx: Tensor  # [2, D, F, F] sum of x x^T, x the critic's inputs
+    xy: Tensor  # [2, D, F] sum of x y
+    yy: Tensor  # [2, D] sum of y^2
 
     @classmethod
     def zeros(cls, dimensions: int, hidden: int) -> CriticStatistics:
-        F = hidden + _BESIDE
+        """The sums over no tokens."""
+        F = hidden + _OTHER_INPUTS
         return cls(
             torch.zeros(2, dimensions, F, F),
             torch.zeros(2, dimensions, F),
@@ -99,6 +105,7 @@ class CriticStatistics:
         )
 
     def add(self, prompt: CriticPrompt) -> None:
+        """Add the tokens of a prompt's answers, of the dimensions whose scores are known."""
         for answer, dimension in _known(prompt):
             x, y, half = prompt.inputs(answer, dimension), prompt.y[answer, dimension], prompt.half
             self.xx[half, dimension] += x.T @ x
@@ -106,46 +113,48 @@ class CriticStatistics:
             self.yy[half, dimension] += y**2 * len(x)
 
     def map_sums(self, function: Callable[[Tensor], Tensor]) -> CriticStatistics:
-        """Of every sum; what: Accelerate's reduce, which adds those of all workers up."""
+        """`function` of every sum; Accelerate's reduce adds up those of all workers."""
         return CriticStatistics(*map(function, vars(self).values()))
 
     def fit(self) -> FittedCritic:
-        """Each half's critic under the penalty that predicts the other half best."""
-        w, told = torch.zeros_like(self.xy), torch.zeros_like(self.yy)
+        """The critic of each half, under the penalty that predicts the other half best."""
+        coefficients, explained = torch.zeros_like(self.xy), torch.zeros_like(self.yy)
         for half in (0, 1):
             for dimension in range(self.xx.shape[1]):
-                tried = [self._solved(half, dimension, penalty) for penalty in PENALTIES]
-                left = [self._error(1 - half, dimension, one) for one in tried]
-                best = min(range(len(tried)), key=left.__getitem__)
-                w[half, dimension] = tried[best]
-                told[1 - half, dimension] = 1 - left[best]
-        return FittedCritic(w, told.mean(0))
+                solutions = [self._solve(half, dimension, penalty) for penalty in PENALTIES]
+                errors = [self._error(1 - half, dimension, solution) for solution in solutions]
+                best = min(range(len(errors)), key=errors.__getitem__)
+                coefficients[half, dimension] = solutions[best]
+                explained[1 - half, dimension] = 1 - errors[best]
+        return FittedCritic(coefficients, explained.mean(0))
 
-    def _solved(self, half: int, dimension: int, penalty: float) -> Tensor:
+    def _solve(self, half: int, dimension: int, penalty: float) -> Tensor:
+        """[F] ridge regression of y on the critic's inputs."""
         xx = self.xx[half, dimension].double()
         diagonal = xx.diagonal().clone()
-        state = diagonal[:-_BESIDE]
-        ridge = torch.cat([penalty * state.mean().expand_as(state), 1e-6 * diagonal[-_BESIDE:]])
-        whole = xx + torch.diag(ridge + 1e-6)
-        return torch.linalg.solve(whole, self.xy[half, dimension].double()).float()
+        state = diagonal[:-_OTHER_INPUTS]
+        others = 1e-6 * diagonal[-_OTHER_INPUTS:]
+        ridge = torch.cat([penalty * state.mean().expand_as(state), others])
+        penalised = xx + torch.diag(ridge + 1e-6)
+        return torch.linalg.solve(penalised, self.xy[half, dimension].double()).float()
 
-    def _error(self, half: int, dimension: int, w: Tensor) -> float:
-        """Share of y's squares that w leaves."""
+    def _error(self, half: int, dimension: int, coefficients: Tensor) -> float:
+        """Share of y's squares that a critic [F] does not explain."""
         xx, xy, yy = self.xx[half, dimension], self.xy[half, dimension], self.yy[half, dimension]
-        w = w.double()
-        left = yy - 2 * w @ xy.double() + w @ xx.double() @ w
-        return float(left / yy.clamp_min(1e-9))
+        w = coefficients.double()
+        error = yy - 2 * w @ xy.double() + w @ xx.double() @ w
+        return float(error / yy.clamp_min(1e-9))
 
 
 @dataclass(frozen=True)
 class FittedCritic:
-    """Critics [2, D, F] of either half; told [D]: the share of y's squares that the other half's explains."""
+    """A critic for each half of the prompts; a prompt's credit is by the critic of the other half."""
 
-    coefficients: Tensor
-    explained: Tensor
+    coefficients: Tensor  # [2, D, F] fitted on the half of that number
+    explained: Tensor  # [D] share of y's squares explained on the other half, mean of both
 
     def credit(self, prompt: CriticPrompt, trace: float) -> list[Tensor]:
-        """r [n, D] of each answer, 0 where its score is unknown."""
+        """Credit r [n, D] of each answer's tokens, 0 where its score is unknown. trace: lambda of GAE."""
         rows = [torch.zeros(len(h), len(self.explained)) for h in prompt.h]
         for answer, dimension in _known(prompt):
             values = (
@@ -157,14 +166,14 @@ class FittedCritic:
 
 
 def discounted_sums(steps: Tensor, trace: float) -> Tensor:
-    """steps [n] -> at each place the sum of what follows, less by `trace` a token."""
-    sums, left = torch.empty_like(steps), torch.zeros(())
-    for place in range(len(steps) - 1, -1, -1):
-        left = steps[place] + trace * left
-        sums[place] = left
+    """[n] -> [n]: at each position the sum of it and all later ones, times `trace` for each token between."""
+    sums, total = torch.empty_like(steps), torch.zeros(())
+    for position in range(len(steps) - 1, -1, -1):
+        total = steps[position] + trace * total
+        sums[position] = total
     return sums
 
 
 def _known(prompt: CriticPrompt) -> Iterable[tuple[int, int]]:
-    """(answer, dimension) of the scores that there are."""
+    """(answer, dimension) of every known score."""
     return ((int(a), int(d)) for a, d in (~prompt.y.isnan()).nonzero())

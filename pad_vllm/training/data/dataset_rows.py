@@ -1,8 +1,8 @@
 """Rows of a local file, a folder or a data set of the hub, all through `datasets`.
 
-In: where. Out: file or hub name, line from 1, and the line's text or the row. Local JSON comes as lines of
-text, because the JSON reader of `datasets` stops at a malformed line and takes a missing key for null.
-Knows nothing of what rows mean.
+In: where the rows lie. Out: file or hub name, line from 1, and the line's text or the row. Rows are streamed:
+nothing is copied into the cache of `datasets`. Local JSON comes as lines of text, because the JSON reader of
+`datasets` stops at a malformed line and takes a missing key for null. Knows nothing of what rows mean.
 """
 
 from __future__ import annotations
@@ -33,43 +33,56 @@ def read_rows(
     hub_name: str,
     subfolder: str | None,
     split: str,
-    *,
-    streaming: bool,
 ) -> Iterator[tuple[str, int, Any]]:
-    """Rows of `path`, or of the hub's data set where it is None; folder: the part of either to read.
+    """The rows of `path`, or of the hub's data set if it is None.
 
-    name: what users call the source, for messages.
+    Args:
+        source_name: what users call the source, for messages.
+        path: a local file or folder.
+        hub_name: the data set's name on the hub.
+        subfolder: the part of the hub's repository, or of a local folder that has it, to read.
+        split: the hub's split; of a folder, only the files that have it in their names, if any has.
+
+    Yields:
+        (file or hub name, line or row number from 1, a line's text or a parsed row). Blank lines are
+        counted and left out.
+
+    Raises:
+        ValueError: no such file, or a broken one.
+        OSError: the hub could not be opened.
     """
     if path is None:
-        dataset = _hub_rows(source_name, hub_name, subfolder, split, streaming)
+        dataset = _hub_rows(source_name, hub_name, subfolder, split)
         yield from ((hub_name, number, row) for number, row in enumerate(dataset, start=1))
         return
     for file in _files(path, subfolder, split):
-        for number, row in enumerate(_file_rows(file, streaming), start=1):
+        for number, row in enumerate(_file_rows(file), start=1):
             if not isinstance(row, str) or row.strip():
                 yield str(file), number, row
 
 
-def _hub_rows(name: str, hub: str, folder: str | None, split: str, streaming: bool) -> Any:
+def _hub_rows(source_name: str, hub_name: str, subfolder: str | None, split: str) -> Any:
     from datasets import load_dataset
 
     try:
-        return load_dataset(hub, data_dir=folder, split=split, streaming=streaming)
+        return load_dataset(hub_name, data_dir=subfolder, split=split, streaming=True)
     except OSError as error:
         raise OSError(
-            f"data {name!r}: {hub} could not be opened ({error}). Without the hub, fetch its files "
-            f"elsewhere and give them as {name}=PATH"
+            f"data {source_name!r}: {hub_name} could not be opened ({error}). Without the hub, fetch "
+            f"its files elsewhere and give them as {source_name}=PATH"
         ) from error
 
 
 def _format(file: Path) -> str | None:
-    return next((builder for end, builder in FILE_FORMATS.items() if file.name.endswith(end)), None)
+    return next(
+        (builder for ending, builder in FILE_FORMATS.items() if file.name.endswith(ending)), None
+    )
 
 
-def _files(path: Path, folder: str | None, split: str) -> list[Path]:
-    """The files of `path`; of a folder those of the split, where its names tell splits apart."""
+def _files(path: Path, subfolder: str | None, split: str) -> list[Path]:
+    """The files of `path`; of a folder, those with the split in their names, if any has it."""
     if path.is_dir():
-        root = path / folder if folder and (path / folder).is_dir() else path
+        root = path / subfolder if subfolder and (path / subfolder).is_dir() else path
         files = sorted(file for file in root.rglob("*") if file.is_file() and _format(file))
         # Beside its .arrow files save_to_disk leaves .json files that hold no rows.
         files = [file for file in files if _format(file) == "arrow"] or files
@@ -84,8 +97,8 @@ def _files(path: Path, folder: str | None, split: str) -> list[Path]:
     return files
 
 
-def _file_rows(file: Path, streaming: bool) -> Iterator[Any]:
-    """Text lines or rows of one file."""
+def _file_rows(file: Path) -> Iterator[Any]:
+    """Text lines or parsed rows of one file."""
     from datasets import load_dataset
 
     builder = str(_format(file))
@@ -99,7 +112,7 @@ def _file_rows(file: Path, streaming: bool) -> Iterator[Any]:
             builder,
             data_files=[glob.escape(str(file))],
             split="train",
-            streaming=streaming,
+            streaming=True,
             **options,
         )
         if builder == "text":

@@ -1,7 +1,7 @@
-"""JSON lines on disk: read them, append them, and cut off what a kill left of the last one.
+"""JSON lines on disk: read them, append them, and cut off an incomplete last line that a kill left.
 
-Every line is written and flushed whole, so that a file is never wrong but in its tail. Knows the one
-spelling of a Record as a line; nothing of what is in it.
+Every line is written and flushed whole, so that only the last line of a file can be incomplete. Knows how a
+`PreferenceRecord` is written as a line; nothing of what is in it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def read_lines(path: Path, parse: Callable[[bytes], T] = json.loads) -> Iterator[T]:
-    """What parse makes of every line that is not blank; its ValueErrors get file and line."""
+    """`parse` of every line that is not blank. A ValueError of `parse` is raised with file and line."""
     with path.open("rb") as file:  # bytes: only \n ends a line, not the U+2028 of some text
         for number, line in enumerate(file, start=1):
             if line.strip():
@@ -30,27 +30,40 @@ def read_lines(path: Path, parse: Callable[[bytes], T] = json.loads) -> Iterator
                     raise ValueError(f"{path}, line {number}: {_reason(error)}") from error
 
 
+def read_records(path: Path) -> Iterator[PreferenceRecord]:
+    """The records of a file. Raises ValueError, with file and line, for a line that is no record."""
+    return read_lines(path, PreferenceRecord.model_validate_json)
+
+
+def count_lines(path: Path) -> int:
+    """The number of lines that are not blank."""
+    return sum(1 for _ in read_lines(path, bytes))
+
+
 def _reason(error: ValueError) -> str:
-    """pydantic's first error as one line; other messages are one line already."""
-    if not isinstance(error, ValidationError):
-        return str(error)
+    return first_validation_error(error) if isinstance(error, ValidationError) else str(error)
+
+
+def first_validation_error(error: ValidationError) -> str:
+    """pydantic's first error as one line, "field: what is wrong"."""
     first = error.errors(include_url=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(map(str, first['loc']))}: {message}".removeprefix(": ")
 
 
 def repair_last_line(path: Path) -> None:
-    """Cut off an incomplete last line; a missing file is created empty, with its folder."""
+    """Cut off an incomplete last line. A missing file is created empty, with its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     with path.open("rb+") as file:
-        whole, torn = 0, b""
+        length, incomplete = 0, b""
         for line in file:
-            torn = b"" if line.endswith(b"\n") else line
-            whole += len(line) - len(torn)
-        if _is_json(torn):  # complete but for its newline, as some editors leave it
+            incomplete = b"" if line.endswith(b"\n") else line
+            length += len(line) - len(incomplete)
+        if _is_json(incomplete):  # complete but for its newline, as some editors leave it
             file.write(b"\n")
         else:
-            file.truncate(whole)
+            file.truncate(length)
 
 
 def _is_json(line: bytes) -> bool:
@@ -63,18 +76,18 @@ def _is_json(line: bytes) -> bool:
 
 @contextmanager
 def line_appender(path: Path) -> Iterator[Callable[[str], None]]:
-    """A function that appends a line and flushes it at once. Call `mend` first."""
+    """A function that appends a line and flushes it at once. Call `repair_last_line` first."""
     with path.open("a", encoding="utf-8", newline="\n") as file:
 
-        def write(line: str) -> None:
+        def append(line: str) -> None:
             file.write(line + "\n")
             file.flush()
 
-        yield write
+        yield append
 
 
 def record_to_line(record: PreferenceRecord) -> str:
-    """A record as its line: without defaults, a single user's turn as a string."""
+    """The record as a line: fields with their default left out, a single user message as a string."""
     line = record.model_dump(mode="json", exclude_defaults=True)
     if [message["role"] for message in line["prompt"]] == ["user"]:
         line["prompt"] = line["prompt"][0]["content"]

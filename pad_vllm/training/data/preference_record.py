@@ -8,55 +8,42 @@ other. A dimension that a response has no score for is unknown, never zero. Know
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
+
+from pad_vllm.training.data.conversation import Conversation, require_known_roles
 
 
 class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Message(_StrictModel):
-    """One turn of a conversation, as chat templates take it."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
 class Response(_StrictModel):
-    """A response's text, its score per dimension, and its tokens where an engine drew it."""
+    """A response's text, its score per dimension, and its token ids if an engine sampled it."""
 
     text: Annotated[str, Field(min_length=1)]
     scores: dict[str, FiniteFloat] = {}
     token_ids: list[int] | None = None
     guided_by: dict[str, str | float] = {}
-    """The request's arguments, as `pad_weights`; none where the base itself drew it."""
-
-
-def _conversation(value: Any) -> Any:
-    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+    """The request's arguments, such as `pad_weights`; empty if the base sampled it without guidance."""
 
 
 class PreferenceRecord(_StrictModel):
-    """A conversation that ends with the user's turn, and responses to it.
+    """A conversation that ends with the user's message, and the responses to it."""
 
-    prompt may be given as a string: one user turn. scorers names, per dimension, the scorer
-    (evaluation/scorer_specs.py) that made the scores; training asks a local one about beginnings too.
-    """
+    prompt: Annotated[Conversation, AfterValidator(require_known_roles)]
+    """In JSON a string (one user message) or a list of {"role", "content"}."""
 
-    prompt: Annotated[list[Message], BeforeValidator(_conversation), Field(min_length=1)]
     responses: Annotated[list[Response], Field(min_length=2)]
     source: str = ""
-    scorers: dict[str, str] = {}
+    """Label of the data source (`DataSpec.label`)."""
 
-    @property
-    def key(self) -> str:
-        """The first user turn, white space and case folded: what splits and deduplication go by."""
-        first = next((m.content for m in self.prompt if m.role == "user"), self.prompt[0].content)
-        return " ".join(first.lower().split())
+    scorers: dict[str, str] = {}
+    """Dimension -> the scorer that made the scores (evaluation/scorer_specs.py). Training asks those of
+    them that run locally about prefixes of the responses, too."""
 
 
 def unit_hash(key: str) -> float:
-    """The key hashed to a number in [0, 1), the same in every run: what splits go by."""
+    """The string hashed to a number in [0, 1), the same in every run and on every machine."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") / 2**32

@@ -1,7 +1,7 @@
 """Synthetic users: preference weights to train and to test on (the paper's synthetic preferences).
 
-Out: w [N, D]; the same in words, and a prompt that carries the words as the paper's code has it; how far a
-preference lies from those that were trained. Knows nothing of data files or models.
+Out: w [N, D]; the same weights in words; the angle between a preference and those that were trained. Knows
+nothing of data files or models.
 """
 
 from __future__ import annotations
@@ -25,9 +25,15 @@ ADJECTIVES = {
 
 
 def draw_preferences(count: int, dimensions: int, generator: torch.Generator) -> Tensor:
-    """Half single dimensions, a quarter Dirichlet mixes, a quarter signed mixes: w [count, D].
+    """Random weights: half single dimensions, a quarter Dirichlet mixes, a quarter signed mixes.
 
-    One in three of the single ones is negative. Rows have a largest |w| of 1.
+    Args:
+        count: number of preferences.
+        dimensions: number D of dimensions.
+        generator: on the CPU.
+
+    Returns:
+        w [count, D] float32. The largest |w| of each row is 1. One in three of the single ones is negative.
     """
     kind = torch.rand(count, generator=generator)
     single = torch.nn.functional.one_hot(
@@ -42,29 +48,43 @@ def draw_preferences(count: int, dimensions: int, generator: torch.Generator) ->
 
 
 def draw_for_known(known: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`draw` over the dimensions a prompt has scores for, 0 on the others: known [D] -> [count, D]."""
-    places = known.nonzero().flatten()
-    if not len(places):
+    """`draw_preferences` over the dimensions that a prompt has scores for, 0 on the others.
+
+    Args:
+        known: [D] bool, which dimensions the prompt has scores for.
+        count: number of preferences.
+        generator: on the CPU.
+
+    Returns:
+        w [count, D] float32.
+
+    Raises:
+        ValueError: no dimension is known.
+    """
+    indices = known.nonzero().flatten()
+    if not len(indices):
         raise ValueError(
             f"none of the {len(known)} dimensions is known for this prompt; accepted: at least "
             "one. Leave the prompt out, or score its responses."
         )
-    drawn = draw_preferences(count, len(places), generator)
-    return torch.zeros(count, len(known)).index_copy_(1, places, drawn)
+    w = draw_preferences(count, len(indices), generator)
+    return torch.zeros(count, len(known)).index_copy_(1, indices, w)
 
 
 @dataclass(frozen=True)
 class _Wording:
-    """One way to say a preference; {} is the dimension's adjective, or in frame the whole."""
+    """One way to state a preference. {} is the dimension's adjective; in `frame`, the whole list."""
 
     frame: str
     strong: str
     weak: str
-    never: str
-    rather_not: str
+    strong_negative: str
+    weak_negative: str
     but: str
+    """Between the wanted and the unwanted dimensions."""
+
     plain: str = "{}"
-    no: str = "not {}"
+    plain_negative: str = "not {}"
 
 
 WORDINGS = (
@@ -94,14 +114,23 @@ WORDINGS = (
         "; at the same time ",
     ),
 )
-"""Paraphrases: `describe` says the same weights in each of them."""
+"""Paraphrases: `describe_weights` states the same weights in each of them."""
 
 
 def describe_weights(w: Mapping[str, float], *, wording: int = 0) -> str:
-    """Weights by dimension in words: "harmless and very helpful but not humorous".
+    """Weights in words: "harmless and very helpful but not humorous".
 
-    Weights under a tenth of the largest are left out; degrees are stated only where they differ.
-    wording: which of WORDINGS.
+    Weights under a tenth of the largest are left out; degrees are stated only if they differ.
+
+    Args:
+        w: dimension -> weight.
+        wording: index into WORDINGS.
+
+    Returns:
+        The words.
+
+    Raises:
+        ValueError: no such wording, or weights that are all 0 or not finite.
     """
     if not 0 <= wording < len(WORDINGS):
         raise ValueError(
@@ -113,35 +142,44 @@ def describe_weights(w: Mapping[str, float], *, wording: int = 0) -> str:
             f"weights {short_repr(dict(w))} say nothing; accepted: finite numbers, one of them not 0. "
             "Leave the text out where there is no preference."
         )
-    say = WORDINGS[wording]
+    words = WORDINGS[wording]
     parts = {name: value / top for name, value in w.items() if abs(value) >= 0.1 * top}
-    level = all(abs(part) > 2 / 3 for part in parts.values())
+    all_strong = all(abs(part) > 2 / 3 for part in parts.values())
     wanted = [
-        _said(say.strong, say.plain, say.weak, name, 0.5 if level else part)
+        _with_degree(words.strong, words.plain, words.weak, name, 0.5 if all_strong else part)
         for name, part in parts.items()
         if part > 0
     ]
     unwanted = [
-        _said(say.never, say.no, say.rather_not, name, 0.5 if level else -part)
+        _with_degree(
+            words.strong_negative,
+            words.plain_negative,
+            words.weak_negative,
+            name,
+            0.5 if all_strong else -part,
+        )
         for name, part in parts.items()
         if part < 0
     ]
-    joined = [_and(side) for side in (wanted, unwanted) if side]
-    return say.frame.format(say.but.join(joined))
+    sides = [_join_with_and(side) for side in (wanted, unwanted) if side]
+    return words.frame.format(words.but.join(sides))
 
 
-def _said(strong: str, plain: str, weak: str, name: str, part: float) -> str:
-    """A dimension with its degree: part of the largest weight, 0 to 1."""
+def _with_degree(strong: str, plain: str, weak: str, name: str, part: float) -> str:
+    """The adjective of dimension `name` with its degree. part: of the largest weight, 0 to 1."""
     form = strong if part > 2 / 3 else plain if part > 1 / 3 else weak
     return form.format(ADJECTIVES.get(name, name.replace("_", " ")))
 
 
-def _and(parts: list[str]) -> str:
+def _join_with_and(parts: list[str]) -> str:
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
 def angle_to_nearest(w: Tensor, trained: Tensor) -> float:
-    """Degrees, 0 to 180, from preference w [D] to the nearest direction of trained [M, D]."""
+    """Degrees, 0 to 180, from preference w [D] to the nearest of the directions trained [M, D].
+
+    Raises ValueError if M is 0 or a vector is all zeros.
+    """
     if not len(trained) or not w.any() or not trained.any(-1).all():
         raise ValueError(
             f"no angle from {short_repr(w.tolist())} to {len(trained)} trained preferences; accepted: "

@@ -1,1 +1,1 @@
-"""Dimensions trained from a sentence: the base, given the sentence in its prompt, is the teacher."""
+"""Method `prompt`: dimensions from instructions; the base with one in its prompt is the teacher."""

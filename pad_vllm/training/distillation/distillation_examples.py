@@ -1,13 +1,12 @@
-"""What a run learns from sentences: answered prompts, and prompts of which the first token alone is taught.
+"""What a distillation trains on: answered prompts, and prompts of which only the first answer token counts.
 
-In: Records of answers.py, prompts, a tokenizer, Settings. Out: Lessons in parts by prompt, as
-data/prompt_groups.py splits; a Lesson is a Group without scores, so that all that keeps groups keeps it.
-Knows no model.
+In: PreferenceRecords of instructed_answers.py, prompts, a tokenizer, Settings. Out: DistillationExamples in
+parts, split by prompt as in data/prompt_groups.py. A DistillationExample is a PromptGroup without scores, so
+that the caches take it as it is. Knows no model.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,98 +14,121 @@ from typing import Any
 import torch
 
 from pad_vllm.text.chat_template import chat_token_ids
+from pad_vllm.training.data.conversation import Conversation, prompt_key
 from pad_vllm.training.data.preference_record import PreferenceRecord, unit_hash
 from pad_vllm.training.data.prepare_data import split_groups
 from pad_vllm.training.data.prompt_groups import PromptGroup
-from pad_vllm.training.distillation.instructions import Instruction, Messages, instructed_prompt_ids
+from pad_vllm.training.distillation.instructions import Instruction, instructed_prompt_ids
 from pad_vllm.training.settings import Settings
 
 
 @dataclass(frozen=True)
 class DistillationExample(PromptGroup):
-    """A prompt with its answers, and the prompt as the teacher reads it."""
+    """A prompt with its answers, and the prompts with instructions that the teacher reads instead."""
 
     instructed_ids: tuple[tuple[list[int], ...], ...] = ()
-    """Per dimension the told prompts' tokens: the sentence's, and its opposite's where it has one."""
+    """[D] The prompt's token ids with the dimension's instruction, then, if any, with its opposite's."""
 
 
 @dataclass(frozen=True)
 class DistillationSplit:
-    """Lessons by what they are for. `firsts` belong to `train`, `held_out_firsts` to `held_out`."""
+    """The examples of a run, by what they are for."""
 
     train: list[DistillationExample]
     validation: list[DistillationExample]
     held_out: list[DistillationExample]
-    firsts: list[DistillationExample]
-    held_out_firsts: list[DistillationExample]
+    first_tokens: list[DistillationExample]
+    """Trained on beside `train`: of these only the first answer token counts."""
+
+    held_out_first_tokens: list[DistillationExample]
+    """Evaluated beside `held_out`."""
 
     def all(self) -> list[DistillationExample]:
-        answered = [*self.train, *self.validation, *self.held_out]
-        return [*answered, *self.firsts, *self.held_out_firsts]
+        """The examples of all parts."""
+        return [example for part in vars(self).values() for example in part]
 
     def counts(self) -> dict[str, int]:
-        """As the card says them."""
-        named = {name.replace("_", " "): len(part) for name, part in vars(self).items()}
-        return {name.replace("firsts", "first tokens"): count for name, count in named.items()}
+        """Name of a part, as the model card has it -> number of examples."""
+        return {name.replace("_", " "): len(part) for name, part in vars(self).items()}
 
 
 class ExampleBuilder:
-    """Makes Lessons: the one place that knows their limits.
+    """Makes DistillationExamples. Every limit on their length is applied here.
 
-    Prompts longer than max_prompt, and those that the chat template refuses, are None.
+    Methods return None for a prompt longer than `max_prompt` or rejected by the chat template.
+
+    Args:
+        tokenizer: The base's, with the run's chat template.
+        settings: Their max_prompt, max_response, validation and held_out are used.
+        instructions: One for each dimension.
     """
 
-    def __init__(self, tokenizer: Any, settings: Settings, asked: Sequence[Instruction]) -> None:
-        self.tokenizer, self.settings, self.instructions = tokenizer, settings, asked
+    def __init__(
+        self, tokenizer: Any, settings: Settings, instructions: Sequence[Instruction]
+    ) -> None:
+        self.tokenizer, self.settings, self.instructions = tokenizer, settings, instructions
 
-    def fits(self, prompt: str) -> bool:
-        """prompt: messages as JSON."""
-        return self._lesson(json.loads(prompt), [[0]]) is not None
+    def fits(self, prompt: Conversation) -> bool:
+        """Whether examples can be made of a prompt."""
+        return self._example(prompt, [[0]]) is not None
 
     def from_record(self, record: PreferenceRecord) -> DistillationExample | None:
-        most = self.settings.max_response
-        ids = [list(one.token_ids or [])[:most] for one in record.responses]
-        return self._lesson([m.model_dump() for m in record.prompt], ids)
+        """An example of a prompt and its drawn answers, which are cut to `max_response` tokens."""
+        limit = self.settings.max_response
+        ids = [list(response.token_ids or [])[:limit] for response in record.responses]
+        return self._example(record.prompt, ids)
 
-    def first_token_example(self, prompt: str) -> DistillationExample | None:
-        """The answer is its end alone, which is only predicted: the one token that every base has."""
+    def first_token_example(self, prompt: Conversation) -> DistillationExample | None:
+        """An example of a prompt whose answer has one token.
+
+        The token is only predicted, never read; it is the end of the sequence, which every base has.
+        """
         end = self.tokenizer.eos_token_id or 0
-        return self._lesson(json.loads(prompt), [[end]])
-
-    def _lesson(self, prompt: Messages, answers: list[list[int]]) -> DistillationExample | None:
-        told = instructed_prompt_ids(self.tokenizer, prompt, self.instructions)
-        if told is None:
-            return None
-        messages = [dict(message) for message in prompt]
-        ids = chat_token_ids(self.tokenizer, messages)
-        if len(ids) > self.settings.max_prompt:
-            return None
-        key = PreferenceRecord.model_validate(
-            {"prompt": messages, "responses": [{"text": "-"}] * 2}
-        ).key
-        return DistillationExample(
-            key,
-            "taught",
-            ids,
-            answers,
-            torch.zeros(0),
-            (),
-            conversation=tuple(messages),
-            instructed_ids=told,
-        )
+        return self._example(prompt, [[end]])
 
     def split(
-        self, records: Iterable[PreferenceRecord], others: Iterable[str]
+        self, records: Iterable[PreferenceRecord], first_token_prompts: Iterable[Conversation]
     ) -> DistillationSplit:
-        """records: the answered prompts. others: prompts of which the first token alone is taught.
+        """All examples of a run. The prompt's key alone decides the part, so every run splits alike.
 
-        ValueError where nothing is left of a part.
+        Args:
+            records: The answered prompts.
+            first_token_prompts: Others, of which only the first answer token counts.
+
+        Raises:
+            ValueError: No answered prompt falls into one of the parts.
         """
-        answered = [lesson for lesson in map(self.from_record, records) if lesson is not None]
+        answered = [example for example in map(self.from_record, records) if example is not None]
         train, validation, held_out = split_groups(answered, self.settings)
-        firsts = [lesson for lesson in map(self.first_token_example, others) if lesson is not None]
-        most = self.settings.held_out
-        unseen = [lesson for lesson in firsts if unit_hash(lesson.prompt_key) < most]
-        # Those that fall into the validation part are left out: early stopping looks at answers.
-        seen = [f for f in firsts if unit_hash(f.prompt_key) >= most + self.settings.validation]
-        return DistillationSplit(train, validation, held_out, seen, unseen)
+        examples = map(self.first_token_example, first_token_prompts)
+        first_tokens = [(unit_hash(e.prompt_key), e) for e in examples if e is not None]
+        held_out_share, validation_share = self.settings.held_out, self.settings.validation
+        # Those of the validation part are dropped: early stopping goes by answers.
+        return DistillationSplit(
+            train=train,
+            validation=validation,
+            held_out=held_out,
+            first_tokens=[e for at, e in first_tokens if at >= held_out_share + validation_share],
+            held_out_first_tokens=[e for at, e in first_tokens if at < held_out_share],
+        )
+
+    def _example(
+        self, prompt: Conversation, answers: list[list[int]]
+    ) -> DistillationExample | None:
+        messages = prompt.messages()
+        instructed_ids = instructed_prompt_ids(self.tokenizer, messages, self.instructions)
+        if instructed_ids is None:
+            return None
+        prompt_ids = chat_token_ids(self.tokenizer, messages)
+        if len(prompt_ids) > self.settings.max_prompt:
+            return None
+        return DistillationExample(
+            prompt_key=prompt_key(prompt),
+            source="taught",
+            prompt_ids=prompt_ids,
+            response_ids=answers,
+            scores=torch.zeros(0),
+            prefix_scorers=(),
+            conversation=prompt,
+            instructed_ids=instructed_ids,
+        )

@@ -1,7 +1,8 @@
-"""The answers that lessons are about: of each prompt one as the base gives it, one told one of the wishes.
+"""The answers that a distillation trains on: two for each prompt, plain and with an instruction in it.
 
-In: prompts of sampling/sample_responses.py. Out: its JSONL of Records, two responses each, resumed as it
-is. The told ones lead where guided decoding will lead: there the rewards have to be right too.
+In: prompts of sampling/sample_responses.py. Out: its JSONL of PreferenceRecords, two responses each; a
+second call goes on where the first stopped. The instructed answers lead where guided decoding will lead:
+there the rewards have to be right too.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from pad_vllm.serving.launch import offline_engine
 from pad_vllm.text.preference_text import with_instruction
+from pad_vllm.training.data.conversation import Conversation
 from pad_vllm.training.data.preference_record import unit_hash
 from pad_vllm.training.sampling.sample_responses import (
     SamplingCounts,
@@ -29,26 +31,31 @@ from pad_vllm.training.sampling.vllm_sampler import (
     build_vllm_engine,
 )
 
-_ROOM = 64
-"""Tokens that a template may put around a wish, beside the wish's own."""
+_TEMPLATE_TOKENS = 64
+"""Tokens that a chat template may put around an instruction, beside the instruction's own."""
 
 
 @dataclass(frozen=True)
 class InstructedBuild:
-    """A Build: `inner`'s engine, which answers each conversation twice, plain and told a sentence."""
+    """An EngineBuilder whose engine answers each conversation twice: as it is, and with an instruction."""
 
     sentences: tuple[str, ...]
+    """The instructions of all dimensions and opposites; a conversation gets one of them."""
+
     inner: EngineBuilder = build_vllm_engine
+    """Builds the engine that draws both answers."""
 
     def __call__(self, base: str, sampling: SamplingOptions) -> tuple[ChatEngine, Any]:
-        longest = max(len(one.encode()) for one in self.sentences)  # no token is less than a byte
-        room = sampling.max_model_len + longest + _ROOM
-        engine, params = self.inner(base, replace(sampling, n=1, max_model_len=room))
+        """Build the engine, with room in its context for the longest instruction."""
+        longest = max(len(sentence.encode()) for sentence in self.sentences)
+        # A token has at least one byte.
+        max_model_len = sampling.max_model_len + longest + _TEMPLATE_TOKENS
+        engine, params = self.inner(base, replace(sampling, n=1, max_model_len=max_model_len))
         return _InstructedEngine(engine, self.sentences), params
 
 
 class _InstructedEngine:
-    """The Engine of Told."""
+    """The ChatEngine that InstructedBuild builds."""
 
     def __init__(self, engine: ChatEngine, sentences: Sequence[str]) -> None:
         self.engine, self.sentences = engine, sentences
@@ -57,26 +64,39 @@ class _InstructedEngine:
         return self.engine.get_tokenizer()
 
     def chat(
-        self, messages: list[Messages], sampling_params: Any, **named: Any
+        self, messages: list[Messages], sampling_params: Any, **options: Any
     ) -> list[ChatResult]:
-        told = [with_instruction(one, self._sentence(one)) for one in messages]
-        drawn = self.engine.chat([*messages, *told], sampling_params, **named)
-        halves = drawn[: len(messages)], drawn[len(messages) :]
-        return [
-            ChatResult([*plain.outputs[:1], *other.outputs[:1]])
-            for plain, other in zip(*halves, strict=True)
-        ]
+        """For each conversation the plain and the instructed answer, drawn in one batch."""
+        instructed = [with_instruction(turns, self._sentence(turns)) for turns in messages]
+        results = self.engine.chat([*messages, *instructed], sampling_params, **options)
+        pairs = zip(results[: len(messages)], results[len(messages) :], strict=True)
+        return [ChatResult([*plain.outputs[:1], *other.outputs[:1]]) for plain, other in pairs]
 
     def _sentence(self, messages: Messages) -> str:
-        """By the conversation alone, so that a run that goes on asks for the same."""
-        place = unit_hash(json.dumps(messages, ensure_ascii=False))
-        return self.sentences[int(place * len(self.sentences))]
+        """The conversation's instruction: a function of its text, so that a resumed run takes the same."""
+        fraction = unit_hash(json.dumps(messages, ensure_ascii=False))
+        return self.sentences[int(fraction * len(self.sentences))]
 
 
 def draw_in_subprocess(
-    base: str, prompts: Sequence[str], out: Path, sampling: SamplingOptions, build: EngineBuilder
+    base: str,
+    prompts: Sequence[Conversation],
+    out: Path,
+    sampling: SamplingOptions,
+    build: EngineBuilder,
 ) -> SamplingCounts:
-    """`draw` in a process of its own, so that the engine's memory is free before training starts."""
+    """`sample_responses` in a process of its own, whose memory is free before training starts.
+
+    Args:
+        base: The model: a folder or a name.
+        prompts: Of `read_prompts`.
+        out: JSONL to append to; prompts that it has are not drawn again.
+        sampling: How answers are drawn.
+        build: Builds the engine; must be picklable.
+
+    Returns:
+        How many prompts were drawn for.
+    """
     if not remaining_prompts(prompts, out):
         return SamplingCounts(already_done=len(prompts))
     return offline_engine.run_in_subprocess(

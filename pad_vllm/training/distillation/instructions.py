@@ -1,7 +1,8 @@
-"""The sentences that teach: each dimension's, put into a conversation as a user would put it.
+"""Instructions: the sentences that state a dimension, put into a conversation as a user would put them.
 
-In: a Teacher and conversations. Out: the conversations that the told base reads. A dimension has one told
-conversation, or two where it has an opposite. Knows no model and no answers.
+In: DistillationSettings and conversations. Out: the token ids of the conversations with an instruction,
+which the teacher reads. A dimension has one such conversation, or two if it has an opposite. Knows no model
+and no answers.
 """
 
 from __future__ import annotations
@@ -21,32 +22,43 @@ Messages = Sequence[Mapping[str, str]]
 
 @dataclass(frozen=True)
 class Instruction:
-    """A dimension and what the base is told for it: its sentence, then its opposite's where it has one."""
+    """A dimension and the sentences that state it."""
 
     dimension: str
     sentences: tuple[str, ...]
+    """The dimension's instruction, then, if there is one, the instruction of its opposite."""
 
     def prompt_ids(self, tokenizer: Any, prompt: Messages) -> tuple[list[int], ...]:
-        """Tokens of the prompt, told each of the sentences."""
+        """For each sentence the token ids of the prompt with the sentence after its last user turn."""
         return tuple(
-            chat_token_ids(tokenizer, with_instruction(prompt, one)) for one in self.sentences
+            chat_token_ids(tokenizer, with_instruction(prompt, sentence))
+            for sentence in self.sentences
         )
 
 
-def instructions_of(teacher: DistillationSettings) -> tuple[Instruction, ...]:
-    """In the order of the dimensions."""
-    both = [
-        (name, [teacher.sentences[name], teacher.opposites.get(name, "")])
-        for name in teacher.sentences
+def instructions_from_settings(settings: DistillationSettings) -> tuple[Instruction, ...]:
+    """One Instruction for each dimension, in the settings' order."""
+    pairs = [
+        (name, (settings.sentences[name], settings.opposites.get(name, "")))
+        for name in settings.sentences
     ]
-    return tuple(Instruction(name, tuple(filter(None, sentences))) for name, sentences in both)
+    return tuple(Instruction(name, tuple(filter(None, sentences))) for name, sentences in pairs)
 
 
 def instructed_prompt_ids(
     tokenizer: Any, prompt: Messages, instructions: Sequence[Instruction]
 ) -> tuple[tuple[list[int], ...], ...] | None:
-    """Per dimension its told prompts' tokens; None where the chat template does not take the prompt."""
+    """Token ids of the prompt with each dimension's instruction appended (second entry: the opposite's).
+
+    Args:
+        tokenizer: The base's, with the run's chat template.
+        prompt: The messages of a conversation.
+        instructions: One for each of the D dimensions.
+
+    Returns:
+        D tuples of one or two lists; None if the chat template rejects the prompt.
+    """
     try:
-        return tuple(wish.prompt_ids(tokenizer, prompt) for wish in instructions)
-    except TemplateError:  # Gemma's takes no system turn, for instance
+        return tuple(instruction.prompt_ids(tokenizer, prompt) for instruction in instructions)
+    except TemplateError:  # Gemma's rejects a system turn, for instance
         return None

@@ -1,8 +1,10 @@
-"""The told base as a teacher, and where its lessons are kept.
+"""The teacher, which is the base with an instruction in its prompt, and the store of its rewards.
 
-In: Lessons. Out: the rewards it pays to the base's candidates at every token of the answers. It has read the
-wish and the same answer, and logits are linear in the final hidden state, so that it differs from the base
-by R*(a) = <e_a, d*>, d* = h_told - h_B, or (h_told - h_opposite) / 2. Kept are K rewards a token, never d*.
+In: DistillationExamples. Out: the teacher's rewards of the base's candidates at every token of the answers.
+The teacher reads the instruction and the same answer. Logits are linear in the final hidden state, so its
+logits differ from the base's by R*(a) = <e_a, d*>, d* = h_instructed - h_B; with an opposite d* =
+(h_instructed - h_opposite) / 2. The K rewards of a token are stored, d* is not.
+Shapes: n tokens of an answer, K candidates, D dimensions, H hidden size.
 """
 
 from __future__ import annotations
@@ -26,72 +28,118 @@ from pad_vllm.training.objective.training_store import ProgressCallback, Trainin
 from pad_vllm.training.settings import Settings
 
 _CHUNK = 16
-"""Lessons taught at a time: enough to batch similar lengths, few to lose when killed."""
+"""Examples computed at a time: enough to batch similar lengths, few to lose when the run is killed."""
 
 _BATCH = 16
 """Sequences of one forward."""
+
+_TENSOR = "wanted"
+"""Name of the rewards in the store's files, and of their folder."""
 
 
 @torch.no_grad()
 def final_hidden_states(
     model: PersRM, pairs: Sequence[tuple[list[int], list[int]]]
 ) -> list[Tensor]:
-    """The base's final hidden states [n, H] that predict each answer's n tokens, by (prompt, answer)."""
+    """The base's final hidden states that predict the tokens of an answer.
+
+    pairs: token ids of a prompt and of its answer of n tokens. Returns [n, H] float32 for each pair.
+    """
     order = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i])))
-    found: dict[int, Tensor] = {}
+    states: dict[int, Tensor] = {}
     for start in range(0, len(order), _BATCH):
-        some = order[start : start + _BATCH]
-        ids = [torch.tensor([*pairs[i][0], *pairs[i][1]][:-1]) for i in some]
-        hidden = model.base_states(
-            model.states_below_fork(pad_sequence(ids, batch_first=True).to(model.head_A.device))
-        )
-        for row, i in enumerate(some):
+        batch = order[start : start + _BATCH]
+        ids = [torch.tensor([*pairs[i][0], *pairs[i][1]][:-1]) for i in batch]
+        padded = pad_sequence(ids, batch_first=True).to(model.head_A.device)
+        hidden = model.base_states(model.states_below_fork(padded))
+        for row, i in enumerate(batch):
             stop = len(ids[row])
-            found[i] = hidden[row, stop - len(pairs[i][1]) : stop].float().clone()
-    return [found[i] for i in range(len(pairs))]
+            states[i] = hidden[row, stop - len(pairs[i][1]) : stop].float().clone()
+    return [states[i] for i in range(len(pairs))]
 
 
 def teacher_directions(
-    model: PersRM, lessons: Sequence[DistillationExample], h_B: Sequence[Tensor]
+    model: PersRM, examples: Sequence[DistillationExample], h_B: Sequence[Tensor]
 ) -> list[Tensor]:
-    """d* [D, n, H] of every answer; h_B [n, H] in the answers' order."""
-    answers = [(lesson, ids) for lesson in lessons for ids in lesson.response_ids]
+    """d* of every answer of the examples.
+
+    Args:
+        model: Its base is the teacher.
+        examples: Prompts with answers.
+        h_B: [n, H] of each answer, the examples' answers one after the other.
+
+    Returns:
+        [D, n, H] float32 for each answer, in the order of `h_B`.
+    """
+    answers = [(example, ids) for example in examples for ids in example.response_ids]
     pairs = [
-        (told, ids) for lesson, ids in answers for both in lesson.instructed_ids for told in both
+        (prompt_ids, ids)
+        for example, ids in answers
+        for prompts_of_dimension in example.instructed_ids
+        for prompt_ids in prompts_of_dimension
     ]
-    said = iter(final_hidden_states(model, pairs))
+    states = iter(final_hidden_states(model, pairs))
     return [
         torch.stack(
-            [_direction([next(said) for _ in both], h.float()) for both in lesson.instructed_ids]
+            [
+                _direction([next(states) for _ in prompts_of_dimension], h.float())
+                for prompts_of_dimension in example.instructed_ids
+            ]
         )
-        for (lesson, _), h in zip(answers, h_B, strict=True)
+        for (example, _), h in zip(answers, h_B, strict=True)
     ]
 
 
-def _direction(told: list[Tensor], h_B: Tensor) -> Tensor:
-    return told[0] - h_B if len(told) == 1 else (told[0] - told[1]) / 2
+def _direction(h_instructed: list[Tensor], h_B: Tensor) -> Tensor:
+    """d* [n, H] of a dimension: of its instruction, or half the difference to its opposite."""
+    if len(h_instructed) == 1:
+        return h_instructed[0] - h_B
+    return (h_instructed[0] - h_instructed[1]) / 2
 
 
 def teacher_candidate_rewards(model: PersRM, response: CachedResponse, d: Tensor) -> Tensor:
-    """R* [n, K, D] of an answer's candidates, their mean under the base taken off; d [D, n, H]."""
+    """R* of an answer's candidates, less their mean under the base.
+
+    Args:
+        model: Has the embeddings.
+        response: The answer, n tokens with K candidates.
+        d: [D, n, H] d* of the answer.
+
+    Returns:
+        [n, K, D].
+    """
     rewards = torch.einsum("nkh,dnh->nkd", model.embeddings(response.ids.long()), d)
     return subtract_base_mean(rewards, response.z_B)
 
 
 class DistillationStore(TrainingStore):
-    """A Store whose responses come with what the teacher pays."""
+    """A TrainingStore whose responses can come with the teacher's rewards.
+
+    Args:
+        model: Its base is the teacher.
+        tokenizer: The base's.
+        settings: The run's; no alternative next tokens are scored.
+        folder: Where files are kept.
+        backbone_identity: Fingerprint of the backbone's weights.
+    """
 
     def __init__(
-        self, model: PersRM, tokenizer: Any, settings: Settings, folder: Path, identity: str
+        self,
+        model: PersRM,
+        tokenizer: Any,
+        settings: Settings,
+        folder: Path,
+        backbone_identity: str,
     ) -> None:
-        super().__init__(model, tokenizer, settings.without_branches(), folder, identity)
+        plain = settings.without_branches()
+        super().__init__(model, tokenizer, plain, folder, backbone_identity)
         self.rewards_cache = GroupTensorFiles(
-            folder / "wanted", {"fork": self.fork_identity}, group_identity=_told
+            folder / _TENSOR, {"fork": self.fork_identity}, group_identity=_instructed_ids
         )
 
-    def has_rewards(self, lessons: Sequence[DistillationExample]) -> bool:
-        """Whether the teacher's rewards of all of them are on disk, or need not be."""
-        return not self.settings.cached or not self.rewards_cache.missing(lessons)
+    def has_rewards(self, examples: Sequence[DistillationExample]) -> bool:
+        """Whether the teacher's rewards of all examples are on disk (or the run keeps none there)."""
+        return not self.settings.cached or not self.rewards_cache.missing(examples)
 
     def collect_rewards(
         self,
@@ -100,57 +148,71 @@ class DistillationStore(TrainingStore):
         statistics: RidgeStatistics,
         path: Path | None,
     ) -> None:
-        """Ask the teacher about lessons in their order, from where `moments` stand.
+        """Compute and store the teacher's rewards, and add the examples' tokens to the statistics.
 
-        path: where the moments go after every few lessons; None where only the rewards are wanted.
+        Args:
+            examples: In the order in which they are added; the first `statistics.examples` are skipped.
+            progress: Called before every few examples.
+            statistics: Changed in place.
+            path: Where the statistics are saved after every few examples, so that a killed run goes on there.
+                None if only the rewards are needed: examples whose rewards are stored are then skipped too.
         """
-        for start in range(int(statistics.lessons), len(examples), _CHUNK):
+        for start in range(int(statistics.examples), len(examples), _CHUNK):
             progress("the teacher's rewards", start, len(examples))
             chunk = examples[start : start + _CHUNK]
             if path is None and self.settings.cached:
-                chunk = [one for one in chunk if not self.rewards_cache.path(one).exists()]
-            rows = [self._read(lesson) for lesson in chunk]
-            for h, d, variance in self._taught(chunk, rows):
+                chunk = [e for e in chunk if not self.rewards_cache.path(e).exists()]
+            responses = [self._without_rewards(example) for example in chunk]
+            for h, d, variance in self._ask_teacher(chunk, responses):
                 statistics.add(h, d, variance)
-            statistics.lessons += len(chunk)
+            statistics.examples += len(chunk)
             if path is not None:
                 statistics.save(path)
 
-    def _taught(
-        self, lessons: Sequence[DistillationExample], rows: Sequence[Sequence[CachedResponse]]
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """h_B, d* and the rewards' variance [n, D] of each answer; the rewards are kept."""
-        flat = [response for row in rows for response in row]
-        found = iter(teacher_directions(self.model, lessons, [r.h_B for r in flat]))
-        for lesson, row in zip(lessons, rows, strict=True):
-            paid = []
-            for response in row:
-                d = next(found)
-                paid.append(teacher_candidate_rewards(self.model, response, d))
-                variance = base_mean_square(paid[-1], response.z_B)
-                yield response.h_B.float().cpu(), d.cpu(), variance.cpu()
-            if self.settings.cached:
-                self.rewards_cache.write(lesson, [{"wanted": one.half().cpu()} for one in paid])
-
-    def _read(self, group: PromptGroup) -> list[CachedResponse]:
-        return super().responses(group)
-
     def responses(self, group: PromptGroup, *, with_targets: bool = False) -> list[CachedResponse]:
-        """Of one lesson, with the teacher's rewards where `scored`."""
-        row = self._read(group)
+        """The answers of one example, on the model's device; with the teacher's rewards if `with_targets`."""
+        responses = self._without_rewards(group)
         if not with_targets:
-            return row
+            return responses
         assert isinstance(group, DistillationExample)
         if self.settings.cached:
-            paid = [one["wanted"].to(self.device) for one in self.rewards_cache.read(group)]
+            stored = self.rewards_cache.read(group)
+            rewards = [tensors[_TENSOR].to(self.device) for tensors in stored]
         else:
-            d = teacher_directions(self.model, [group], [r.h_B for r in row])
-            paid = [
-                teacher_candidate_rewards(self.model, *both) for both in zip(row, d, strict=True)
+            directions = teacher_directions(self.model, [group], [r.h_B for r in responses])
+            rewards = [
+                teacher_candidate_rewards(self.model, response, d)
+                for response, d in zip(responses, directions, strict=True)
             ]
-        return [replace(r, teacher_rewards=one.float()) for r, one in zip(row, paid, strict=True)]
+        return [
+            replace(response, teacher_rewards=one.float())
+            for response, one in zip(responses, rewards, strict=True)
+        ]
+
+    def _without_rewards(self, group: PromptGroup) -> list[CachedResponse]:
+        return super().responses(group)
+
+    def _ask_teacher(
+        self,
+        examples: Sequence[DistillationExample],
+        responses: Sequence[Sequence[CachedResponse]],
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """For each answer h_B [n, H], d* [D, n, H] and the rewards' variance [n, D]; stores the rewards."""
+        h_B = [response.h_B for row in responses for response in row]
+        directions = iter(teacher_directions(self.model, examples, h_B))
+        for example, row in zip(examples, responses, strict=True):
+            rewards = []
+            for response in row:
+                d = next(directions)
+                rewards.append(teacher_candidate_rewards(self.model, response, d))
+                variance = base_mean_square(rewards[-1], response.z_B)
+                yield response.h_B.float().cpu(), d.cpu(), variance.cpu()
+            if self.settings.cached:
+                self.rewards_cache.write(
+                    example, [{_TENSOR: tensor.half().cpu()} for tensor in rewards]
+                )
 
 
-def _told(group: PromptGroup) -> list[Any]:
+def _instructed_ids(group: PromptGroup) -> list[Any]:
     assert isinstance(group, DistillationExample)
     return list(group.instructed_ids)

@@ -1,8 +1,9 @@
-"""Sums over the answers' tokens, from which the heads start and against which shares are measured.
+"""Sums over the answers' tokens, from which the heads start and against which results are compared.
 
-In: h_B and d* = h_told - h_B of some tokens, token by token never kept. Out: the ridge regression of d* on
-h_B in closed form, cut to the heads' rank; the best constant direction; the teacher's variance. The sums
-are the same in any order, so workers add theirs up, and a killed run goes on from those on disk.
+In: h_B and d* = h_instructed - h_B of tokens, which are not kept. Out: the ridge regression of d* on h_B in
+closed form, cut to the heads' rank; the best constant direction; the teacher's variance. The sums do not
+depend on the order of the tokens, so workers add theirs up, and a killed run goes on from those on disk.
+Shapes: n tokens, D dimensions, H hidden size, r head rank.
 """
 
 from __future__ import annotations
@@ -18,36 +19,46 @@ from torch import Tensor
 from pad_vllm.training.loop.training_checkpoint import save_tensors
 
 RIDGE_PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)
-"""Penalties to choose from, in mean squares of a coordinate of h_B: few answers, or a wish that the base
-hardly hears, want a stronger one. Under a weaker one than the first no step of training improves the heads:
-the first undo what they learned of rare directions.
+"""Penalties to choose from, in mean squares of a coordinate of h_B. Few answers, or an instruction that the
+base hardly follows, need a stronger one. With penalties below 0.1 no training step improves the heads: the
+first steps undo what they learned of rare directions.
 """
+
+_FILE_NAME_OF = {"examples": "lessons"}
+"""Field -> its tensor's name in files, where they differ: files of unfinished runs must stay readable."""
 
 
 @dataclass
 class RidgeStatistics:
-    """H hidden size, D dimensions."""
+    """The sums, on the CPU, float32."""
 
-    lessons: Tensor  # [] how many lessons are in the sums
-    tokens: Tensor  # []
+    examples: Tensor  # [] int64, how many examples are in the sums
+    tokens: Tensor  # [] int64
     hh: Tensor  # [H, H] sum of h h^T
     dh: Tensor  # [D, H, H] sum of d* h^T
     d: Tensor  # [D, H] sum of d*
-    power: Tensor  # [D] sum of the teacher's variances over the candidates
+    power: Tensor  # [D] sum of the variances of the teacher's rewards over the candidates
 
     @classmethod
-    def zeros(cls, count: int, hidden: int) -> RidgeStatistics:
+    def zeros(cls, dimensions: int, hidden: int) -> RidgeStatistics:
+        """The sums over no tokens."""
         return cls(
-            torch.zeros((), dtype=torch.long),
-            torch.zeros((), dtype=torch.long),
-            torch.zeros(hidden, hidden),
-            torch.zeros(count, hidden, hidden),
-            torch.zeros(count, hidden),
-            torch.zeros(count),
+            examples=torch.zeros((), dtype=torch.long),
+            tokens=torch.zeros((), dtype=torch.long),
+            hh=torch.zeros(hidden, hidden),
+            dh=torch.zeros(dimensions, hidden, hidden),
+            d=torch.zeros(dimensions, hidden),
+            power=torch.zeros(dimensions),
         )
 
     def add(self, h: Tensor, d: Tensor, power: Tensor) -> None:
-        """Tokens of some answers: h [n, H], d [D, n, H], power [n, D]."""
+        """Add n tokens; `examples` is the caller's to count.
+
+        Args:
+            h: [n, H] h_B.
+            d: [D, n, H] d*.
+            power: [n, D] variance of the teacher's rewards over the candidates.
+        """
         self.tokens += len(h)
         self.hh += h.T @ h
         self.dh += d.transpose(-1, -2) @ h
@@ -55,51 +66,60 @@ class RidgeStatistics:
         self.power += power.sum(0)
 
     def __add__(self, other: RidgeStatistics) -> RidgeStatistics:
-        return RidgeStatistics(
-            *(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True))
-        )
+        """The sums over the tokens of both."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return RidgeStatistics(*(a + b for a, b in pairs))
 
     def save(self, path: Path) -> None:
-        save_tensors(path, vars(self))
+        """Write one safetensors file, whole or not at all."""
+        save_tensors(path, {_FILE_NAME_OF.get(k, k): tensor for k, tensor in vars(self).items()})
 
     @classmethod
     def load(cls, path: Path) -> RidgeStatistics | None:
-        """None where none were saved."""
-        return cls(**load_file(path)) if path.is_file() else None
+        """Read what `save` wrote; None if there is no file."""
+        if not path.is_file():
+            return None
+        tensors = load_file(path)
+        fields = cls.__dataclass_fields__
+        return cls(**{name: tensors[_FILE_NAME_OF.get(name, name)] for name in fields})
 
     def teacher_variance(self) -> Tensor:
-        """[D] the teacher's, in squared logits: what a reward of nothing leaves unexplained."""
+        """[D] in squared logits: what a reward of 0 leaves unexplained, per token."""
         return self.power / self.tokens.clamp_min(1)
 
     def mean_direction(self) -> Tensor:
-        """[D, H] the mean d*: a bias over the vocabulary, which no state changes."""
+        """[D, H] mean of d*: as a reward, a bias over the vocabulary that no state changes."""
         return self.d / self.tokens.clamp_min(1)
 
-    def ridge_maps(self, ridge: float) -> Tensor:
-        """[D, H, H] M of the ridge regression d* = M h, in float64. ridge: of RIDGES."""
+    def ridge_maps(self, penalty: float) -> Tensor:
+        """[D, H, H] float64: M of the ridge regression d* = M h. penalty: one of RIDGE_PENALTIES."""
         return torch.cholesky_solve(
-            self.dh.double().transpose(-1, -2), self._root(ridge)
+            self.dh.double().transpose(-1, -2), self._root(penalty)
         ).transpose(-1, -2)
 
-    def low_rank_heads(self, rank: int, ridges: Sequence[float]) -> tuple[Tensor, Tensor]:
-        """A [D, r, H], B [D, H, r]: the maps of at most that rank whose errors over the tokens are least, a
-        penalty a dimension.
+    def low_rank_heads(self, rank: int, penalties: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """The heads of at most that rank with the least ridge error over the tokens; a penalty per dimension.
+
+        Returns A [D, r, H] and B [D, H, r], float32.
         """
-        found = [self._head(rank, *both) for both in zip(self.dh.double(), ridges, strict=True)]
-        A, B = (torch.stack(some) for some in zip(*found, strict=True))
+        heads = [
+            self._low_rank_head(rank, dh, penalty)
+            for dh, penalty in zip(self.dh.double(), penalties, strict=True)
+        ]
+        A, B = (torch.stack(tensors) for tensors in zip(*heads, strict=True))
         return A, B
 
-    def _head(self, rank: int, dh: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-        root = self._root(ridge)
-        # M L, whose best cut is that of M where h is white
+    def _low_rank_head(self, rank: int, dh: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+        root = self._root(penalty)
+        # M L: its best approximation of low rank is that of M for whitened h.
         scaled = torch.linalg.solve_triangular(root, dh.T, upper=False).T
         U, S, Vt = torch.linalg.svd(scaled, full_matrices=False)
         half = S[:rank].sqrt()
         A = torch.linalg.solve_triangular(root, half[:, None] * Vt[:rank], upper=False, left=False)
         return A.float(), (U[:, :rank] * half).float()
 
-    def _root(self, ridge: float) -> Tensor:
-        """L with L L^T = sum of h h^T and the penalty."""
+    def _root(self, penalty: float) -> Tensor:
+        """[H, H] float64: L with L L^T = sum of h h^T, plus the penalty on the diagonal."""
         hh = self.hh.double()
-        penalty = ridge * hh.diagonal().mean()
-        return torch.linalg.cholesky(hh + penalty * torch.eye(len(hh), dtype=hh.dtype))
+        ridge = penalty * hh.diagonal().mean()
+        return torch.linalg.cholesky(hh + ridge * torch.eye(len(hh), dtype=hh.dtype))

@@ -1,1 +1,1 @@
-"""How it is trained: stages, checkpoints, batches, what is told."""
+"""The training loop: stages, batches, checkpoints, the log."""

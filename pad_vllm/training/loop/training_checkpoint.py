@@ -1,4 +1,4 @@
-"""Where a run stands, on disk: what a kill at any moment leaves to go on from.
+"""Checkpoints on disk: what a run that is killed at any moment goes on from.
 
 A checkpoint is a folder `step-N` that appears whole or not at all; the two newest are kept. It holds the
 trained tensors, the optimiser and a JSON state. Batches, preferences and learning rates are functions of
@@ -18,13 +18,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 MAX_CHECKPOINTS = 2
+"""The newest ones, which are not deleted."""
+
 _TENSORS, _OPTIMISER, _STATE = "trained.safetensors", "optimiser.pt", "state.json"
 
 
 def save_checkpoint(
     folder: Path, step: int, tensors: dict[str, Tensor], optimiser: Any, state: dict[str, Any]
 ) -> None:
-    """Write `folder/step-<number>` and drop all but the newest."""
+    """Write `folder/step-<step>` and delete all but the newest.
+
+    Args:
+        folder: the stage's.
+        step: number of steps taken.
+        tensors: name -> parameter.
+        optimiser: its `state_dict()`.
+        state: JSON.
+    """
     draft = folder / f".draft-{os.getpid()}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -34,13 +44,13 @@ def save_checkpoint(
     target = folder / f"step-{step:08d}"
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
-    for old in _all(folder)[:-MAX_CHECKPOINTS]:
+    for old in _checkpoints(folder)[:-MAX_CHECKPOINTS]:
         shutil.rmtree(old)
 
 
 def load_newest_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Any, dict[str, Any]] | None:
-    """(tensors, optimiser, state) of the newest checkpoint; None where there is none."""
-    checkpoints = _all(folder)
+    """(tensors, optimiser state, state) of the newest checkpoint, on the CPU; None if there is none."""
+    checkpoints = _checkpoints(folder)
     if not checkpoints:
         return None
     newest = checkpoints[-1]
@@ -53,12 +63,13 @@ def load_newest_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Any, dict[s
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """One safetensors file, whole or not at all."""
+    """Write one safetensors file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, draft)
     draft.replace(path)
 
 
-def _all(folder: Path) -> list[Path]:
+def _checkpoints(folder: Path) -> list[Path]:
+    """Oldest first."""
     return sorted(folder.glob("step-*"))

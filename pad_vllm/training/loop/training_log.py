@@ -1,7 +1,7 @@
-"""What a run tells: bars on a terminal, lines elsewhere, a log file, TensorBoard.
+"""What a run reports: progress bars on a terminal, lines elsewhere, a log file, TensorBoard.
 
-In: rows of the history, progress, remarks. Out: text and event files. A worker that is not the main one
-has a `Log` too, which says nothing.
+In: rows of the history, progress, lines. Out: text and event files. Workers other than the main one have a
+`TrainingLog` too, without a folder, which writes nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _EVERY = 20
 
 
 class TrainingLog:
-    """folder: the run's; None prints and writes nothing. measured: what "accuracy" is the share of."""
+    """Writes a run's progress to the console, to log.txt and to TensorBoard."""
 
     def __init__(
         self,
@@ -26,65 +26,79 @@ class TrainingLog:
         console: Console | None = None,
         accuracy_label: str = "validation pairs",
     ) -> None:
+        """Make the folder if there is to be one.
+
+        Args:
+            folder: the run's; None: write nothing, anywhere.
+            console: None: standard output.
+            accuracy_label: what "accuracy" of a history row is the share of.
+        """
         self.accuracy_label = accuracy_label
         self.folder, self.console = folder, console or Console()
         self.writers: dict[int, Any] = {}
-        self.recent: list[float] = []
-        self.bar: Progress | None = None
+        self.recent_losses: list[float] = []
+        self.bars: Progress | None = None
         self.tasks: dict[str, Any] = {}
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
     def write_line(self, text: str) -> None:
-        """One line, on the console and in OUT.run/log.txt."""
+        """Write one line to the console and to log.txt in the run's folder."""
         if self.folder is None:
             return
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
         with (self.folder / "log.txt").open("a") as file:
             file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
-    def progress(self, what: str, done: int, total: int) -> None:
-        """How much is done: a bar on a terminal, a line elsewhere."""
+    def progress(self, label: str, done: int, total: int) -> None:
+        """Show how much is done: a bar on a terminal, a line elsewhere.
+
+        Args:
+            label: what is being done; one bar each.
+            done: number of steps taken.
+            total: number of steps.
+        """
         if self.folder is None:
             return
         if not self.console.is_terminal:
-            self.write_line(f"{what}: {done} of {total}")
+            self.write_line(f"{label}: {done} of {total}")
             return
-        if self.bar is None:
+        if self.bars is None:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            self.bar = Progress(*columns, TimeRemainingColumn(), console=self.console)
-            self.bar.start()
-        if what not in self.tasks:
-            self.tasks[what] = self.bar.add_task(what, total=total)
-        self.bar.update(self.tasks[what], completed=done, total=total)
+            self.bars = Progress(*columns, TimeRemainingColumn(), console=self.console)
+            self.bars.start()
+        if label not in self.tasks:
+            self.tasks[label] = self.bars.add_task(label, total=total)
+        self.bars.update(self.tasks[label], completed=done, total=total)
 
     def write_history_row(self, row: dict[str, Any], steps: int) -> None:
-        """A step of training."""
+        """Write what a step of training showed. steps: of the stage."""
         if self.folder is None:
             return
         stage, step = row["stage"], row["step"]
-        events = self._events(stage, step)
+        events = self._event_writer(stage, step)
         for name, value in row.get("accuracy", {}).items():
             events.add_scalar(f"accuracy/{name}", value, step)
         if "loss" in row:  # none before the first step
             events.add_scalar("loss", row["loss"], step)
-            self.recent = [*self.recent[1 - _EVERY :], row["loss"]]
+            self.recent_losses = [*self.recent_losses[1 - _EVERY :], row["loss"]]
         if self.console.is_terminal:
             self.progress(f"stage {stage}", step, steps)
         elif step and step % _EVERY == 0:
-            mean = sum(self.recent) / len(self.recent)
+            mean = sum(self.recent_losses) / len(self.recent_losses)
             self.write_line(f"stage {stage} step {step} of {steps}: loss {mean:.4f}")
         if "accuracy" in row:
             shares = ", ".join(f"{name} {value:.1%}" for name, value in row["accuracy"].items())
             self.write_line(f"stage {stage} step {step}: {self.accuracy_label} {shares}")
 
     def close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+        """Remove the bars and close TensorBoard's files."""
+        if self.bars is not None:
+            self.bars.stop()
         for writer in self.writers.values():
             writer.close()
 
-    def _events(self, stage: int, step: int) -> Any:
+    def _event_writer(self, stage: int, step: int) -> Any:
         """The stage's writer. purge_step drops what a killed run wrote after its last checkpoint."""
         if stage not in self.writers:
             from torch.utils.tensorboard import SummaryWriter

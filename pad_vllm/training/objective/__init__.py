@@ -1,1 +1,1 @@
-"""What is trained towards: the loss, and what it reads of the frozen model."""
+"""What training optimises: the loss, and the cached outputs of the frozen model that it reads."""

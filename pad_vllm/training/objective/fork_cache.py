@@ -1,9 +1,9 @@
-"""What training needs of the frozen model, computed once and kept on disk: the fork cache.
+"""What training needs of the frozen model, computed once and stored on disk: the fork cache.
 
 In: a PersRM and groups. Out: `CachedResponse`s, memory-mapped from one safetensors file a group. A file's
 name is a digest of all it depends on (weights, fork, dtype, candidates, tokens), so that a second run, a
-resumed run and another machine on the same folder find it, and nothing stale is ever read. Files appear
-whole or not at all. An epoch then runs the top layers alone. Knows nothing of losses.
+resumed run and another machine on the same folder find it, and no outdated file is ever read. Files appear
+whole or not at all. An epoch then runs only the layers above the fork. Knows nothing of losses.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -30,30 +30,60 @@ NamedTensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class CachedResponse:
-    """One response of n tokens after S - n prompt tokens."""
+    """One response of n tokens after a prompt of S - n tokens, as the frozen model sees it.
 
-    forked: Tensor  # [S - 1, H] residual stream at the fork; the last token is only predicted
-    h_B: Tensor  # [n, H]
-    ids: Tensor  # [n, K] candidates: the base's top-k, the taken token among them
-    z_B: Tensor  # [n, K] their base logits
-    chosen: Tensor  # [n] the taken token's place in ids
-    h_T: Tensor | None = None  # [n, H] where the trunk is frozen
-    branch_at: Tensor | None = None  # [m] tokens where the alternatives were scored
-    branch_scores: Tensor | None = None  # [m, K, D] with each candidate instead, in spreads
-    teacher_rewards: Tensor | None = None  # [n, K, D] rewards that a teacher pays (training/taught)
+    The names of the first five fields are those of the stored tensors (`stored_tensors`).
+    """
+
+    forked: Tensor
+    """[S - 1, H] residual stream at the fork; the last token is only predicted. With heads only, [0, H]."""
+
+    h_B: Tensor
+    """[n, H] the base's final hidden states that predict the response's tokens."""
+
+    ids: Tensor
+    """[n, K] token ids of the candidates: the base's top-k, the taken token among them."""
+
+    z_B: Tensor
+    """[n, K] the base's logits of the candidates."""
+
+    chosen: Tensor
+    """[n] index of the taken token among the K candidates."""
+
+    h_T: Tensor | None = None
+    """[n, H] final hidden states under the trunk, once it is frozen."""
+
+    branch_at: Tensor | None = None
+    """[m] int64, indices of the tokens whose alternatives were scored."""
+
+    branch_scores: Tensor | None = None
+    """[m, K, D] scores of the text with each candidate in the taken token's place, in spreads."""
+
+    teacher_rewards: Tensor | None = None
+    """[n, K, D] rewards that distillation (training/distillation) learns."""
 
     def response_rows(self, hidden: Tensor) -> Tensor:
-        """The rows of hidden [>= S - 1, H] that predict the response's tokens -> [n, H]."""
+        """The rows of hidden states [>= S - 1, H] that predict the response's tokens -> [n, H]."""
         stop = len(self.forked)
         return hidden[stop - len(self.h_B) : stop]
 
     def to(self, device: torch.device) -> CachedResponse:
+        """A copy with all tensors on the device."""
         moved = {k: v.to(device) for k, v in vars(self).items() if v is not None}
         return replace(self, **moved)
 
 
 def training_candidates(logits: Tensor, taken: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Top-k of logits [n, V]; a taken token [n] outside them replaces the last: (ids, z_B, chosen)."""
+    """The candidates of every token: the base's top-k; a taken token outside them replaces the last.
+
+    Args:
+        logits: [n, V] of the base.
+        taken: [n] int64 token ids of the response.
+        k: number K of candidates.
+
+    Returns:
+        ids [n, K] int64; their logits z_B [n, K]; the index of the taken token among them [n] int64.
+    """
     ids = logits.topk(k).indices
     inside = (ids == taken.unsqueeze(-1)).any(-1)
     ids[:, -1] = torch.where(inside, ids[:, -1], taken)
@@ -61,48 +91,75 @@ def training_candidates(logits: Tensor, taken: Tensor, k: int) -> tuple[Tensor, 
     return ids, logits.gather(-1, ids), chosen
 
 
+class _Sequence(NamedTuple):
+    """A prompt with one of its responses."""
+
+    group: int
+    response: int
+    ids: list[int]
+    response_length: int
+
+
 @torch.no_grad()
 def compute_responses(
-    model: PersRM, groups: Sequence[PromptGroup], k: int, batch: int = 16
+    model: PersRM, groups: Sequence[PromptGroup], k: int, batch_size: int = 16
 ) -> list[list[CachedResponse]]:
-    """The responses of every group by full forward passes, without reading the cache."""
-    items = [
-        (g, r, group.prompt_ids + ids, len(ids))
+    """Compute the responses of groups by full forward passes, without the files.
+
+    Args:
+        model: its base, at its fork layer.
+        groups: G groups.
+        k: number of candidates.
+        batch_size: sequences in one forward pass.
+
+    Returns:
+        G lists of the groups' responses, in their order, on the model's device.
+    """
+    sequences = [
+        _Sequence(g, r, group.prompt_ids + ids, len(ids))
         for g, group in enumerate(groups)
         for r, ids in enumerate(group.response_ids)
     ]
-    items.sort(key=lambda item: len(item[2]))
-    out: list[dict[int, CachedResponse]] = [{} for _ in groups]
-    for start in range(0, len(items), batch):
-        for (g, r), response in _forward(model, items[start : start + batch], k):
-            out[g][r] = response
-    return [[row[r] for r in sorted(row)] for row in out]
+    sequences.sort(key=lambda sequence: len(sequence.ids))
+    computed: dict[tuple[int, int], CachedResponse] = {}
+    for start in range(0, len(sequences), batch_size):
+        batch = sequences[start : start + batch_size]
+        for sequence, response in zip(batch, _forward(model, batch, k), strict=True):
+            computed[sequence.group, sequence.response] = response
+    return [
+        [computed[g, r] for r in range(len(group.response_ids))] for g, group in enumerate(groups)
+    ]
 
 
-def _forward(
-    model: PersRM, chunk: list[tuple[int, int, list[int], int]], k: int
-) -> Iterator[tuple[tuple[int, int], CachedResponse]]:
+def _forward(model: PersRM, batch: Sequence[_Sequence], k: int) -> Iterator[CachedResponse]:
+    """The responses of a batch of sequences, in their order."""
     device = model.head_A.device
-    padded = pad_sequence([torch.tensor(ids[:-1]) for _, _, ids, _ in chunk], batch_first=True)
-    forked = model.states_below_fork(padded.to(device))
+    inputs = pad_sequence([torch.tensor(s.ids[:-1]) for s in batch], batch_first=True)
+    forked = model.states_below_fork(inputs.to(device))
     h_B = model.base_states(forked)
-    tails = [h_B[row, len(ids) - 1 - n : len(ids) - 1] for row, (_, _, ids, n) in enumerate(chunk)]
-    taken = torch.tensor([token for _, _, ids, n in chunk for token in ids[-n:]], device=device)
+    rows = [
+        h_B[row, len(s.ids) - 1 - s.response_length : len(s.ids) - 1] for row, s in enumerate(batch)
+    ]
+    taken = torch.tensor([t for s in batch for t in s.ids[-s.response_length :]], device=device)
     # One product for all responses: logits of tens of MB each, freed one by one, fragment the heap.
-    picked = training_candidates(model.base_logits(torch.cat(tails)), taken, k)
-    parts = zip(*(part.split([len(t) for t in tails]) for part in picked), strict=True)
-    for row, ((g, r, ids, _), tail, part) in enumerate(zip(chunk, tails, parts, strict=True)):
-        # Heads alone run no layer again, and of the final hidden states the answer's are kept in h_B.
-        forked_row = forked[row, : 0 if model.heads_only else len(ids) - 1].clone()
-        yield (g, r), CachedResponse(forked_row, tail.clone(), *(tensor.clone() for tensor in part))
+    ids, z_B, chosen = training_candidates(model.base_logits(torch.cat(rows)), taken, k)
+    first = 0
+    for row, sequence in enumerate(batch):
+        part = slice(first, first + sequence.response_length)
+        first = part.stop
+        # Heads only run no layer again; of the final hidden states, those of the answer are in h_B.
+        length = 0 if model.heads_only else len(sequence.ids) - 1
+        yield CachedResponse(
+            forked=forked[row, :length].clone(),
+            h_B=rows[row].clone(),
+            ids=ids[part].clone(),
+            z_B=z_B[part].clone(),
+            chosen=chosen[part].clone(),
+        )
 
 
 class GroupTensorFiles:
-    """Tensors of groups in a folder, one file a group.
-
-    depends_on: what the tensors depend on beside the group, as JSON; of_group: what of a group beside its
-    tokens.
-    """
+    """Tensors of prompt groups in a folder: one safetensors file a group, with tensors for each response."""
 
     def __init__(
         self,
@@ -110,34 +167,44 @@ class GroupTensorFiles:
         depends_on: dict[str, Any],
         group_identity: Callable[[PromptGroup], list[Any]] = lambda _: [],
     ) -> None:
+        """Files are named by a digest of what they depend on. Nothing is read or written yet.
+
+        Args:
+            folder: made when a file is written.
+            depends_on: JSON, what the tensors depend on besides the group.
+            group_identity: JSON of what they depend on of the group, besides its token ids.
+        """
         self.folder, self.group_identity = folder, group_identity
         self.seed = hashlib.sha256(json.dumps([_FORMAT, depends_on], sort_keys=True).encode())
 
     def path(self, group: PromptGroup) -> Path:
+        """The group's file, whether or not it exists."""
         digest = self.seed.copy()
-        named = [group.prompt_ids, group.response_ids, *self.group_identity(group)]
-        digest.update(json.dumps(named).encode())
+        identity = [group.prompt_ids, group.response_ids, *self.group_identity(group)]
+        digest.update(json.dumps(identity).encode())
         name = digest.hexdigest()[:32]
         return self.folder / name[:2] / f"{name}.safetensors"
 
     def missing(self, groups: Sequence[PromptGroup]) -> list[PromptGroup]:
+        """The groups that have no file, in their order."""
         return [group for group in groups if not self.path(group).exists()]
 
     def write(self, group: PromptGroup, responses: Sequence[NamedTensors]) -> None:
-        """The tensors of every response; an empty tensor keeps its shape."""
+        """Store the tensors of each response. An empty tensor keeps its shape."""
         path = self.path(group)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not the process's number, which another host on the same folder may have too.
         draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        named = {
+        tensors_of_group = {
             f"{row}.{name}": tensor.contiguous()
             for row, tensors in enumerate(responses)
             for name, tensor in tensors.items()
         }
-        save_file(named, draft)
+        save_file(tensors_of_group, draft)
         draft.replace(path)
 
     def read(self, group: PromptGroup) -> list[NamedTensors]:
+        """The tensors of each response, on the CPU. Raises FileNotFoundError if there is no file."""
         responses: list[NamedTensors] = [{} for _ in group.response_ids]
         for key, tensor in load_file(self.path(group)).items():
             row, name = key.split(".", 1)
@@ -146,7 +213,7 @@ class GroupTensorFiles:
 
 
 def stored_tensors(response: CachedResponse) -> NamedTensors:
-    """A response as it is stored: int32 candidates, int16 places, the rest in the backbone's dtype."""
+    """A response as it is stored: int32 candidates, int16 indices, the rest in the backbone's dtype."""
     return {
         "forked": response.forked,
         "h_B": response.h_B,

@@ -2,8 +2,7 @@
 
 In: examples, each the cached responses of one prompt, their scores and the preferences drawn for it. Out:
 one number. Every prompt counts the same, however many pairs it has, so that a batch may be split over
-accumulation steps and workers without changing its gradient. Here and in `psi` is all that training
-asks of the model.
+accumulation steps and workers without changing its gradient. Training runs the model in this module alone.
 """
 
 from __future__ import annotations
@@ -24,15 +23,20 @@ from pad_vllm.training.settings import Recipe
 
 @dataclass(frozen=True)
 class PairExample:
-    """One prompt: responses [R], scores [R, C + 1, D] in spreads, preferences w [W, D]."""
+    """One prompt of a batch, on the model's device."""
 
     responses: Sequence[CachedResponse]
+    """R responses, with branches."""
+
     scores: Tensor
+    """[R, C + 1, D] of the C prefixes and of the whole response, in spreads; NaN: unknown."""
+
     w: Tensor
+    """[W, D] preferences."""
 
 
 def trunk_hidden(model: PersRM, responses: Sequence[CachedResponse]) -> list[Tensor]:
-    """h_T [n, H] of each response: stored, or the top layers run on the fork activations."""
+    """h_T [n, H] of each response: the stored one, or the top layers run on the fork activations."""
     if model.heads_only:
         return [r.h_B for r in responses]
     if all(r.h_T is not None for r in responses):
@@ -45,44 +49,56 @@ def trunk_hidden(model: PersRM, responses: Sequence[CachedResponse]) -> list[Ten
 @torch.no_grad()
 def cached_feature_sums(model: PersRM, responses: Sequence[CachedResponse]) -> Tensor:
     """Feature sums Psi [R, D]: w . Psi is the reward of a response under any w."""
-    taken = [r.ids.gather(-1, r.chosen.long().unsqueeze(-1)) for r in responses]
-    parts = zip(responses, trunk_hidden(model, responses), taken, strict=True)
-    return torch.stack([model.features(r.h_B, h, ids.long())[:, 0].sum(0) for r, h, ids in parts])
+    sums = []
+    for response, h_T in zip(responses, trunk_hidden(model, responses), strict=True):
+        taken = response.ids.gather(-1, response.chosen.long().unsqueeze(-1))
+        sums.append(model.features(response.h_B, h_T, taken.long())[:, 0].sum(0))
+    return torch.stack(sums)
 
 
 class PreferenceObjective(nn.Module):
-    """Summed loss of a micro-batch over `whole` prompts of the optimiser's step."""
+    """The training objective (preference_loss.py) of a PersRM over micro-batches of prompts."""
 
     def __init__(self, model: PersRM, recipe: Recipe) -> None:
         super().__init__()
         self.model, self.recipe = model, recipe
 
     def forward(self, batch: Sequence[PairExample], prompts_in_step: int) -> Tensor:
+        """The sum of the prompts' losses, divided by `prompts_in_step`.
+
+        batch: this micro-batch; may be empty. prompts_in_step: prompts of the whole optimiser step, of all
+        micro-batches and workers.
+        """
         if not batch:
             return zero_loss(self)
         responses = [r for example in batch for r in example.responses]
-        sizes = [len(example.responses) for example in batch]
+        responses_of_prompt = [len(example.responses) for example in batch]
         lengths = torch.tensor([len(r.chosen) for r in responses])
         phi = self._features(responses)
-        z_B, chosen = torch.cat([r.z_B for r in responses]), _chosen(responses)
-        most = max(len(e.w) for e in batch)
-        each_w = torch.cat([_filled(e.w, most).expand(len(e.responses), -1, -1) for e in batch])
-        each_w = each_w.repeat_interleave(lengths.to(each_w.device), 0)
-        reward = _beginnings(preference_loss.taken_rewards(phi, each_w, chosen), lengths)
-        policy = _beginnings(preference_loss.log_ratios(phi, z_B.float(), each_w, chosen), lengths)
+        z_B = torch.cat([r.z_B for r in responses]).float()
+        taken = torch.cat([r.chosen for r in responses]).long()
+        w = _preferences_of_tokens(batch, lengths)
+        reward = _prefix_sums(preference_loss.taken_rewards(phi, w, taken), lengths)
+        policy = _prefix_sums(preference_loss.log_ratios(phi, z_B, w, taken), lengths)
         total = phi.new_zeros(())
-        parts = zip(batch, reward.split(sizes, 2), policy.split(sizes, 2), strict=True)
-        for example, psi_w, ratios in parts:
-            total = total + self._pairs(example, psi_w, ratios)
-        return (total + self._branches(phi.split(lengths.tolist()), batch)) / prompts_in_step
+        for example, psi_w, ratios in zip(
+            batch,
+            reward.split(responses_of_prompt, 2),
+            policy.split(responses_of_prompt, 2),
+            strict=True,
+        ):
+            total = total + self._pair_loss(example, psi_w, ratios)
+        total = total + self._branch_loss(batch, phi.split(lengths.tolist()))
+        return total / prompts_in_step
 
     def _features(self, responses: Sequence[CachedResponse]) -> Tensor:
+        """phi [n, K, D] of all tokens of the responses."""
         hidden = torch.cat(trunk_hidden(self.model, responses))
         ids = torch.cat([r.ids for r in responses]).long()
         return self.model.features(torch.cat([r.h_B for r in responses]), hidden, ids)
 
-    def _pairs(self, example: PairExample, psi_w: Tensor, ratios: Tensor) -> Tensor:
-        """psi_w, ratios [C + 1, most W of the batch, R] of one prompt -> its loss."""
+    def _pair_loss(self, example: PairExample, psi_w: Tensor, ratios: Tensor) -> Tensor:
+        """The loss over pairs of responses of one prompt. psi_w, ratios [C + 1, most W of the batch, R]."""
         recipe, count = self.recipe, len(example.w)
         margins = preference_loss.pair_margins(example.scores.transpose(0, 1), example.w)
         reward, policy = (
@@ -91,8 +107,8 @@ class PreferenceObjective(nn.Module):
         )
         return recipe.reward_weight * reward + recipe.policy_weight * policy
 
-    def _branches(self, phi: Sequence[Tensor], batch: Sequence[PairExample]) -> Tensor:
-        """phi [n, K, D] of each response of the batch."""
+    def _branch_loss(self, batch: Sequence[PairExample], phi: Sequence[Tensor]) -> Tensor:
+        """The loss over pairs of next tokens. phi [n, K, D] of each response of the batch."""
         recipe, row, total = self.recipe, 0, phi[0].new_zeros(())
         for example in batch:
             features, scores = [], []
@@ -102,38 +118,51 @@ class PreferenceObjective(nn.Module):
                     scores.append(response.branch_scores)
                 row += 1
             if features:
-                pairs = torch.cat(features), example.w, torch.cat(scores)
                 total = total + preference_loss.branch_loss(
-                    *pairs, recipe.branch_b, recipe.sharpness
+                    torch.cat(features),
+                    example.w,
+                    torch.cat(scores),
+                    recipe.branch_b,
+                    recipe.sharpness,
                 )
         return recipe.branch_weight * total
 
 
-def _filled(w: Tensor, count: int) -> Tensor:
-    """w [W, D] with rows of zeros below it -> [count, D]."""
-    return torch.nn.functional.pad(w, (0, 0, 0, count - len(w)))
+def _preferences_of_tokens(batch: Sequence[PairExample], lengths: Tensor) -> Tensor:
+    """w [n, most W of the batch, D] of every token, with rows of zeros for prompts that have fewer.
+
+    lengths: tokens of each response of the batch.
+    """
+    most = max(len(example.w) for example in batch)
+    w_of_responses = torch.cat(
+        [
+            torch.nn.functional.pad(example.w, (0, 0, 0, most - len(example.w))).expand(
+                len(example.responses), -1, -1
+            )
+            for example in batch
+        ]
+    )
+    return w_of_responses.repeat_interleave(lengths.to(w_of_responses.device), 0)
 
 
-def _chosen(responses: Sequence[CachedResponse]) -> Tensor:
-    return torch.cat([r.chosen for r in responses]).long()
+def _prefix_sums(values: Tensor, lengths: Tensor) -> Tensor:
+    """Sums of values [n, W] over the prefixes (PREFIX_LENGTHS) and the whole of each response.
 
-
-def _beginnings(values: Tensor, lengths: Tensor) -> Tensor:
-    """Sums of values [n, W] over the beginnings (CUTS) and the whole of each of R responses
-    of `lengths` [R] tokens -> [C + 1, W, R].
+    lengths [R]: tokens of each response, n together. Returns [C + 1, W, R].
     """
     device, pieces = values.device, len(PREFIX_LENGTHS) + 1
-    owner = torch.arange(len(lengths)).repeat_interleave(lengths)
-    place = torch.cat([torch.arange(int(n)) for n in lengths])
-    segment = torch.bucketize(place, torch.tensor(PREFIX_LENGTHS), right=True)
-    index = (segment * len(lengths) + owner).to(device)
+    response = torch.arange(len(lengths)).repeat_interleave(lengths)
+    position = torch.cat([torch.arange(int(n)) for n in lengths])
+    piece = torch.bucketize(position, torch.tensor(PREFIX_LENGTHS), right=True)
+    index = (piece * len(lengths) + response).to(device)
     sums = values.new_zeros(pieces * len(lengths), values.shape[1]).index_add(0, index, values)
     return sums.view(pieces, len(lengths), -1).cumsum(0).transpose(1, 2)
 
 
 def zero_loss(objective: nn.Module) -> Tensor:
-    """The loss of a worker without prompts, 0: more workers than prompts, and DDP still waits for this one's
-    gradients.
+    """A loss of 0 with gradients of 0, for a worker without prompts.
+
+    With more workers than prompts, DDP still waits for this worker's gradients.
     """
     trained = [p for p in objective.parameters() if p.requires_grad]
     return torch.stack([p.sum() * 0.0 for p in trained]).sum()

@@ -1,7 +1,7 @@
 """Held-out pair accuracy: how often the response that a preference prefers has the higher reward.
 
-In: values of responses and their scores. Out: shares. A tie counts half, so that a reward which says
-nothing gets one half. Knows nothing of where values come from: a PersRM's Psi, or a prompted base.
+In: values of responses and their scores. Out: shares. A tie counts half, so that a constant reward gets one
+half. Knows nothing of where values come from: a PersRM's Psi, or a prompted base.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from pad_vllm.training.data.synthetic_preferences import angle_to_nearest, draw_
 from pad_vllm.training.objective import preference_loss
 
 MIXES = "mixes"
+"""Name of the mixes of `preferences_to_test`."""
+
 _SEED = 99  # apart from the seeds that training draws from: these mixes are unseen
 
 
@@ -29,16 +31,21 @@ class TestedPreference:
     """[W, D]"""
 
     angle: float
-    """Mean angle in degrees to the nearest single dimension; half of training's draws are such."""
+    """Mean angle in degrees to the nearest single dimension; half of training's draws are single ones."""
 
 
 @dataclass(frozen=True)
 class PairAccuracy:
-    """Shares of the pairs ranked rightly, NaN of no pairs, and how many pairs there were."""
+    """Shares of the pairs that are ranked as their scores are. The field names are keys of the model card."""
 
     pairs: float
+    """Share of all pairs; NaN if there are none."""
+
     clear: float
+    """Share of the pairs with a clear margin; NaN if there are none."""
+
     count: int
+    """Number of pairs."""
 
 
 def preferences_to_test(
@@ -46,7 +53,13 @@ def preferences_to_test(
 ) -> list[TestedPreference]:
     """Every dimension alone, and mixes that training has not drawn.
 
-    scores [R, D] of the prompts: mixes are over the most dimensions that any prompt has scores for.
+    Args:
+        dimensions: D names.
+        scores: [R, D] of each prompt. Mixes are over the most dimensions that any prompt has scores for.
+        mixes: how many; none if no prompt has scores for two dimensions.
+
+    Returns:
+        D preferences, then the mixes under the name MIXES.
     """
     axes = torch.eye(len(dimensions))
     tested = [TestedPreference(name, axes[i : i + 1], 0.0) for i, name in enumerate(dimensions)]
@@ -54,14 +67,14 @@ def preferences_to_test(
     if known.sum() > 1:
         drawn = draw_for_known(known, 16 * mixes, torch.Generator().manual_seed(_SEED))
         drawn = drawn[(drawn != 0).sum(-1) > 1][:mixes]
-        nearest = torch.cat([axes, -axes])
-        angles = [angle_to_nearest(w, nearest) for w in drawn]
+        axes_and_opposites = torch.cat([axes, -axes])
+        angles = [angle_to_nearest(w, axes_and_opposites) for w in drawn]
         tested.append(TestedPreference(MIXES, drawn, sum(angles) / len(angles)))
     return tested
 
 
 ResponseValues = Callable[[int, Tensor], Tensor | None]
-"""Number of a prompt and w [W, D] -> values [W, R] of its responses, or None to leave it out."""
+"""(number of a prompt, w [W, D]) -> values [W, R] of its responses, or None to leave it out."""
 
 
 def measure_pair_accuracy(
@@ -70,7 +83,17 @@ def measure_pair_accuracy(
     tested: Iterable[TestedPreference],
     clear_margin: float,
 ) -> dict[str, PairAccuracy]:
-    """scores [R, D] of every prompt in spreads, NaN where unknown; least: the margin of clear pairs."""
+    """Compare the order of values with the order of scores, over the pairs of responses of each prompt.
+
+    Args:
+        values: values of a prompt's responses.
+        scores: [R, D] of each prompt, in spreads; NaN: unknown.
+        tested: preferences.
+        clear_margin: least margin of a clear pair, in spreads.
+
+    Returns:
+        Name of a preference -> its accuracy.
+    """
     accuracies = {}
     for preference in tested:
         counts = torch.zeros(4)
@@ -80,14 +103,16 @@ def measure_pair_accuracy(
                 continue
             value = values(number, preference.w)
             if value is not None:
-                every = preference_loss.pair_hits(value, margins, 0.0)
-                clear = preference_loss.pair_hits(value, margins, clear_margin)
-                counts += torch.stack([part.sum() for part in (*every, *clear)])
-        hits, pairs, clear_hits, clear_pairs = counts.tolist()
-        shares = _share(hits, pairs), _share(clear_hits, clear_pairs)
-        accuracies[preference.name] = PairAccuracy(*shares, int(pairs))
+                hits, pairs = preference_loss.pair_hits(value, margins, 0.0)
+                clear_hits, clear_pairs = preference_loss.pair_hits(value, margins, clear_margin)
+                counts += torch.stack([c.sum() for c in (hits, pairs, clear_hits, clear_pairs)])
+        accuracies[preference.name] = _accuracy(*counts.tolist())
     return accuracies
 
 
-def _share(hits: float, pairs: float) -> float:
-    return hits / pairs if pairs else math.nan
+def _accuracy(hits: float, pairs: float, clear_hits: float, clear_pairs: float) -> PairAccuracy:
+    return PairAccuracy(
+        pairs=hits / pairs if pairs else math.nan,
+        clear=clear_hits / clear_pairs if clear_pairs else math.nan,
+        count=int(pairs),
+    )

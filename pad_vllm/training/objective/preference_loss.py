@@ -5,11 +5,11 @@
     L_w(y)   = sum over response tokens of log pi_w(y_t) / pi_B(y_t)     DPO's implicit reward
     loss     = BCE( sigmoid(b * (x(y) - x(y'))), sigmoid(margin) )       x one of:
 
-Psi_w (reward), L_w (policy), and R_w of two next tokens after the same text (branches). Psi says what a
-response is worth and is what `pad-vllm fit` and held-out accuracy use; L and the branches make the choice
-between candidates carry it: Psi alone may put its knowledge into an offset that all candidates share.
-The candidates are those of decoding (the base's top-k), so no full-vocabulary softmax is needed.
-Shapes: n tokens, K candidates, D dimensions, W preferences, R responses of one prompt.
+Psi_w (reward), L_w (policy), and R_w of two next tokens after the same text (branches). Psi is the reward of
+a response, which `pad-vllm fit` and held-out accuracy use. With Psi alone, all of the reward could lie in an
+offset that the candidates of a step share, which steers nothing; L and the branches see only differences
+between candidates. The candidates are those of decoding (the base's top-k), so no full-vocabulary softmax is
+needed. Shapes: n tokens, K candidates, D dimensions, W preferences, R responses of one prompt.
 """
 
 from __future__ import annotations
@@ -19,16 +19,31 @@ from torch import Tensor
 
 
 def taken_rewards(phi: Tensor, w: Tensor, chosen: Tensor) -> Tensor:
-    """R_w of the tokens taken: phi [n, K, D], w [n, W, D], chosen [n] -> [n, W]."""
+    """R_w of the tokens that the response took.
+
+    Args:
+        phi: [n, K, D] features of the candidates.
+        w: [n, W, D] preferences.
+        chosen: [n] int64, index of the taken token among its candidates.
+
+    Returns:
+        [n, W].
+    """
     rows = torch.arange(len(phi), device=phi.device)
     return torch.einsum("nd,nwd->nw", phi[rows, chosen], w)
 
 
 def log_ratios(phi: Tensor, z_B: Tensor, w: Tensor, chosen: Tensor) -> Tensor:
-    """log pi_w / pi_B of the tokens taken.
+    """log pi_w / pi_B of the tokens that the response took.
 
-    phi [n, K, D], z_B [n, K], w [n, W, D], chosen [n] (the token's place among its candidates)
-    -> [n, W].
+    Args:
+        phi: [n, K, D] features of the candidates.
+        z_B: [n, K] float32, the base's logits of the candidates.
+        w: [n, W, D] preferences.
+        chosen: [n] int64, index of the taken token among its candidates.
+
+    Returns:
+        [n, W], in nats.
     """
     reward = torch.einsum("nkd,nwd->nwk", phi, w)
     # log pi_w/pi_B (a) = R_w(a) - log E_B[exp R_w]: one logsumexp instead of two softmaxes.
@@ -38,9 +53,9 @@ def log_ratios(phi: Tensor, z_B: Tensor, w: Tensor, chosen: Tensor) -> Tensor:
 
 
 def pair_margins(scores: Tensor, w: Tensor) -> Tensor:
-    """w . (score_i - score_j), per unit of |w|: scores [..., R, D], w [W, D] -> [..., W, R, R].
+    """w . (score_i - score_j) / |w| of every two responses: scores [..., R, D], w [W, D] -> [..., W, R, R].
 
-    0, which is no pair, where w asks for a dimension that one of the two has no score for (NaN).
+    0, which is no pair, where w weighs a dimension that one of the two has no score for (NaN).
     """
     unknown = scores.isnan()
     value = (scores.nan_to_num(0.0) @ w.T / w.norm(dim=-1).clamp_min(1e-6)).transpose(-1, -2)
@@ -50,11 +65,19 @@ def pair_margins(scores: Tensor, w: Tensor) -> Tensor:
 
 
 def bradley_terry(values: Tensor, margins: Tensor, b: float, sharpness: float) -> Tensor:
-    """Mean loss over the pairs of values [..., N] with a margin; margins [..., N, N] -> scalar.
+    """Mean loss over the pairs of values with a margin; 0 if no pair has one.
 
-    The probability that i is preferred to j is sigmoid(sharpness * margin): labels as sure as the
-    margin is wide. Hard labels would weigh near ties like clear cases, and overfit small data sets.
-    0 where no pair has a margin.
+    The target probability that i is preferred to j is sigmoid(sharpness * margin): a wider margin makes a
+    more certain label. Hard labels would weigh near ties like clear cases, and overfit small data sets.
+
+    Args:
+        values: [..., N], in any unit.
+        margins: [..., N, N] in spreads; 0: no pair.
+        b: inverse temperature of the values.
+        sharpness: of the labels, per spread.
+
+    Returns:
+        A scalar.
     """
     difference = b * (values.unsqueeze(-1) - values.unsqueeze(-2))
     loss = torch.nn.functional.binary_cross_entropy_with_logits(
@@ -65,17 +88,32 @@ def bradley_terry(values: Tensor, margins: Tensor, b: float, sharpness: float) -
 
 
 def branch_loss(phi: Tensor, w: Tensor, scores: Tensor, b: float, sharpness: float) -> Tensor:
-    """`bradley_terry` over pairs that differ in their last token alone: the values are R_w.
+    """`bradley_terry` over pairs that differ in their last token alone; the values are R_w.
 
-    phi [m, K, D] of the candidates at m tokens, w [W, D], scores [m, K, D] -> scalar.
+    Args:
+        phi: [m, K, D] features of the candidates at m tokens.
+        w: [W, D] preferences.
+        scores: [m, K, D] in spreads.
+        b: inverse temperature of the values.
+        sharpness: of the labels, per spread.
+
+    Returns:
+        A scalar.
     """
     reward = torch.einsum("mkd,wd->mwk", phi, w)
     return bradley_terry(reward, pair_margins(scores, w), b, sharpness)
 
 
 def pair_hits(values: Tensor, margins: Tensor, least_margin: float) -> tuple[Tensor, Tensor]:
-    """Per preference the pairs ranked rightly (a tie counts half) and all pairs whose margin is
-    above `least`: values [W, R], margins [W, R, R] -> ([W], [W]).
+    """Count the pairs whose values have the order of their scores; a tie counts half.
+
+    Args:
+        values: [W, R].
+        margins: [W, R, R] of `pair_margins`.
+        least_margin: only pairs with a wider margin count.
+
+    Returns:
+        (hits [W], pairs [W]).
     """
     pairs = margins > least_margin
     difference = values.unsqueeze(-1) - values.unsqueeze(-2)

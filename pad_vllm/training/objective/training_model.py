@@ -1,4 +1,4 @@
-"""The frozen base and the PersRM on it, as training runs them; and the trained tensors as an adapter.
+"""The frozen base and the PersRM on it, as training runs them; the trained tensors as an adapter.
 
 In: a checkpoint's folder and Settings. Out: a PersRM; an Adapter. Knows no data and no loss.
 """
@@ -22,7 +22,7 @@ from pad_vllm.training.settings import Settings
 
 
 def load_backbone(folder: Path, dtype: str) -> Any:
-    """The base as training runs it. dtype: float32 or bfloat16."""
+    """The base as training runs it, a Transformers model on the CPU. dtype: "float32" or "bfloat16"."""
     from transformers import AutoModelForCausalLM
 
     # On a CPU the backward pass of SDPA takes three times as long as that of eager attention.
@@ -33,7 +33,16 @@ def load_backbone(folder: Path, dtype: str) -> Any:
 
 
 def untrained_persrm(backbone: Any, dimensions: tuple[str, ...], settings: Settings) -> PersRM:
-    """A PersRM with the settings' sizes, its LoRA and heads untrained."""
+    """A PersRM with untrained LoRA and heads, of the settings' sizes.
+
+    Args:
+        backbone: a Transformers model, which gets the LoRA.
+        dimensions: names of the D dimensions.
+        settings: fork layer, ranks, method.
+
+    Returns:
+        The PersRM, on the backbone's device.
+    """
     layers = backbone.config.num_hidden_layers
     fork = settings.fork_layer
     if fork is None:
@@ -45,14 +54,24 @@ def untrained_persrm(backbone: Any, dimensions: tuple[str, ...], settings: Setti
         lora_rank=settings.lora_rank,
         lora_alpha=2.0 * settings.lora_rank,
         head_rank=settings.head_rank,
-        constants=settings.by_credit,
+        constants=settings.method == "scores",
     )
 
 
 def to_adapter(
     model: PersRM, backbone: Backbone, training: dict[str, Any], **defaults: Any
 ) -> Adapter:
-    """The trained tensors as an adapter."""
+    """The trained tensors as an adapter.
+
+    Args:
+        model: trained.
+        backbone: what the manifest says of the base.
+        training: what the manifest says of the training; JSON.
+        **defaults: of requests: beta, top_k, no_repeat, min_p, chat_template.
+
+    Returns:
+        The adapter, on the CPU.
+    """
     config = AdapterConfig(
         format_version=format_version_for(
             heads_only=model.heads_only, constants=model.head_C is not None
@@ -73,21 +92,27 @@ def to_adapter(
 
 @torch.no_grad()
 def scale_heads_to_one_logit(model: PersRM, spread: Tensor) -> None:
-    """Divide every dimension's head by its rewards' spread [D], so that all are of one strength."""
+    """Divide every dimension's head by its rewards' spread [D], in place, so that all have one strength."""
     for part in model.heads[1:]:
         if part is not None:
             part.div_(spread.to(part).view(-1, *[1] * (part.ndim - 1)))
 
 
 def save_bias_adapter(config: AdapterConfig, constants: Tensor, run_folder: Path) -> None:
-    """In a run's folder the control that its adapter has to beat, `constants` [D, H] in its units."""
+    """Save the control that an adapter has to beat in a run's folder: a bias over the vocabulary.
+
+    Args:
+        config: the adapter's.
+        constants: [D, H], one direction for all hidden states, per dimension; on the CPU.
+        run_folder: gets the subfolder "bias".
+    """
     save_adapter(
         _constants_adapter(config, constants), run_folder / "bias", "A bias over the vocabulary.\n"
     )
 
 
 def _constants_adapter(config: AdapterConfig, constants: Tensor) -> Adapter:
-    """An adapter of constants alone, for what needs no state."""
+    """An adapter that has constants [D, H] and nothing else: its rewards do not depend on the state."""
     plain = replace(
         config,
         format_version=format_version_for(heads_only=True, constants=True),
@@ -100,7 +125,7 @@ def _constants_adapter(config: AdapterConfig, constants: Tensor) -> Adapter:
 
 
 def _lora(model: PersRM) -> LoRA:
-    """In float16: half the size, finer than bfloat16."""
+    """The LoRA in float16: half the size of float32, finer than bfloat16."""
     if model.heads_only:
         return EMPTY_LORA
     settings = model.lora.peft_config["default"]

@@ -1,7 +1,7 @@
-"""Everything training reads of a prompt: the fork cache, the branches and, later, the frozen trunk.
+"""Everything that training reads of a prompt: the fork cache, branches and, later, the frozen trunk.
 
-In: groups. Out: their responses, from files where they are there, computed where not. Which file holds
-what, and what it depends on, is decided here and nowhere else.
+In: groups. Out: their responses, read from files if these exist, computed otherwise. Which file holds what,
+and what its name depends on, is decided here and nowhere else.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pad_vllm.persrm import PersRM
 from pad_vllm.training.data.prompt_groups import PromptGroup
@@ -31,14 +32,11 @@ _CHUNK = 32
 """Groups computed at a time: enough to batch similar lengths, few to lose when killed."""
 
 ProgressCallback = Callable[[str, int, int], None]
-"""Called with what is being done, the prompts done and their total."""
+"""Called with (what is being done, number done, total)."""
 
 
 class TrainingStore:
-    """The responses of any group, under the settings of one run.
-
-    folder: where files are kept. identity: the backbone's fingerprint.
-    """
+    """The responses of any group, under the settings of one run."""
 
     def __init__(
         self,
@@ -48,6 +46,15 @@ class TrainingStore:
         folder: Path,
         backbone_identity: str,
     ) -> None:
+        """Nothing is read, computed or written yet.
+
+        Args:
+            model: the PersRM that is trained.
+            tokenizer: the base's.
+            settings: of the run; with `cached` off, no files are read or written.
+            folder: of the files; other runs may share it.
+            backbone_identity: the backbone's fingerprint, a part of the files' names.
+        """
         self.model, self.tokenizer, self.settings, self.folder = model, tokenizer, settings, folder
         self.device = model.head_A.device
         recipe = settings.recipe
@@ -65,6 +72,7 @@ class TrainingStore:
             group_identity=lambda group: [group.prefix_scorers],
         )
         self.trunk_files: GroupTensorFiles | None = None
+        """Set by `freeze_trunk`."""
 
     def build(
         self,
@@ -75,57 +83,76 @@ class TrainingStore:
         *,
         with_targets: bool,
     ) -> None:
-        """Compute this worker's share of what is missing; `scored` says whether branches are wanted."""
+        """Compute and store this worker's share of the files that are missing.
+
+        Args:
+            groups: of all workers.
+            rank: this worker's number, from 0.
+            world: number of workers.
+            progress: called now and then.
+            with_targets: branches, too, which only training groups need.
+        """
         if not self.settings.cached:
             return
-        missing = self.fork_files.missing(groups[rank::world])
+        own = groups[rank::world]
+        missing = self.fork_files.missing(own)
         for start in range(0, len(missing), _CHUNK):
             progress("fork activations", start, len(missing))
             chunk = missing[start : start + _CHUNK]
-            made = compute_responses(self.model, chunk, self.settings.recipe.candidates)
-            for group, responses in zip(chunk, made, strict=True):
+            computed = compute_responses(self.model, chunk, self.settings.recipe.candidates)
+            for group, responses in zip(chunk, computed, strict=True):
                 self.fork_files.write(group, [stored_tensors(response) for response in responses])
         if with_targets and self.settings.recipe.branch_share > 0:
-            unscored = self.branch_files.missing(groups[rank::world])
-            for number, group in enumerate(unscored):
+            missing = self.branch_files.missing(own)
+            for number, group in enumerate(missing):
                 if number % 50 == 0:
-                    progress("scores of next tokens", number, len(unscored))
-                ids = [response["ids"] for response in self.fork_files.read(group)]
-                self.branch_files.write(group, self._score(group, ids))
+                    progress("scores of next tokens", number, len(missing))
+                ids = [tensors["ids"] for tensors in self.fork_files.read(group)]
+                self.branch_files.write(group, self._score_branches(group, ids))
 
-    def _score(self, group: PromptGroup, ids: Sequence[torch.Tensor]) -> list[NamedTensors]:
-        scored = next_token_pairs.token_scorer(self.tokenizer, group.prefix_scorers)
+    def _score_branches(self, group: PromptGroup, ids: Sequence[Tensor]) -> list[NamedTensors]:
+        """`score_branches` of each response. ids: its candidates [n, K]."""
+        score_tokens = next_token_pairs.token_scorer(self.tokenizer, group.prefix_scorers)
         recipe = self.settings.recipe
         return [
             next_token_pairs.score_branches(
-                tokens, candidates, scored, recipe.branch_share, recipe.seed
+                response_ids, candidates, score_tokens, recipe.branch_share, recipe.seed
             )
-            for tokens, candidates in zip(group.response_ids, ids, strict=True)
+            for response_ids, candidates in zip(group.response_ids, ids, strict=True)
         ]
 
     def responses(self, group: PromptGroup, *, with_targets: bool = False) -> list[CachedResponse]:
-        """Of one group, on the model's device; with branches where `scored`."""
+        """The responses of a group, on the model's device; with branches if `with_targets`."""
         if self.settings.cached:
             responses = [CachedResponse(**tensors) for tensors in self.fork_files.read(group)]
         else:
             responses = compute_responses(self.model, [group], self.settings.recipe.candidates)[0]
         if with_targets and self.settings.recipe.branch_share > 0:
-            kept = self.branch_files.read(group) if self.settings.cached else None
-            rows = kept or self._score(group, [response.ids for response in responses])
-            # Here, for files hold scorers' own units: a spread depends on all other prompts.
-            responses = [
-                replace(
-                    response, branch_at=row["at"], branch_scores=row["scores"] / group.prefix_spread
-                )
-                for response, row in zip(responses, rows, strict=True)
-            ]
+            responses = self._with_branches(group, responses)
         if self.trunk_files is not None:
-            rows = self.trunk_files.read(group)
             responses = [
-                replace(response, h_T=row["h_T"])
-                for response, row in zip(responses, rows, strict=True)
+                replace(response, h_T=tensors["h_T"])
+                for response, tensors in zip(responses, self.trunk_files.read(group), strict=True)
             ]
         return [response.to(self.device) for response in responses]
+
+    def _with_branches(
+        self, group: PromptGroup, responses: list[CachedResponse]
+    ) -> list[CachedResponse]:
+        branches = (
+            self.branch_files.read(group)
+            if self.settings.cached
+            else self._score_branches(group, [response.ids for response in responses])
+        )
+        # Files hold scores in the scorers' units: a spread depends on all other prompts.
+        return [
+            replace(
+                response,
+                branch_at=tensors["at"],
+                branch_scores=tensors["scores"] / group.prefix_spread,
+            )
+            for response, tensors in zip(responses, branches, strict=True)
+        ]
 
     @torch.no_grad()
     def freeze_trunk(
@@ -136,17 +163,25 @@ class TrainingStore:
         world: int,
         progress: ProgressCallback,
     ) -> None:
-        """Store h_T of every group under the LoRA as it is now, so that stage 2 runs no layer."""
+        """Store h_T of every group under the LoRA as it is now, so that stage 2 runs no layer.
+
+        Args:
+            groups: of all workers.
+            folder: of the files.
+            rank: this worker's number, from 0.
+            world: number of workers.
+            progress: called now and then.
+        """
         digest = hashlib.sha256()
         for a, b in self.model.lora_weights().values():
             digest.update(a.detach().cpu().numpy().tobytes())
             digest.update(b.detach().cpu().numpy().tobytes())
-        kept = GroupTensorFiles(folder, {"fork": self.fork_identity, "lora": digest.hexdigest()})
-        self.trunk_files = None  # until it is all there: what is read to make it has no h_T
-        missing = kept.missing(groups[rank::world])
+        files = GroupTensorFiles(folder, {"fork": self.fork_identity, "lora": digest.hexdigest()})
+        self.trunk_files = None  # until all exist: the responses they are computed from have no h_T
+        missing = files.missing(groups[rank::world])
         for number, group in enumerate(missing):
             if number % 50 == 0:
                 progress("trunk activations", number, len(missing))
             hidden = trunk_hidden(self.model, self.responses(group))
-            kept.write(group, [{"h_T": h} for h in hidden])
-        self.trunk_files = kept
+            files.write(group, [{"h_T": h} for h in hidden])
+        self.trunk_files = files

@@ -1,1 +1,1 @@
-"""What came out: held-out figures, the model card, the curves."""
+"""What comes out of a run beside the weights: held-out accuracy, the model card, the curves."""

@@ -1,8 +1,9 @@
-"""The held-out figures of a trained adapter, once more: on its own data or on other.
+"""The held-out accuracy of a trained adapter, measured again: on its own data or on other data.
 
-In: an adapter's folder and its backbone. Out: the rows of evaluate.py. Split, limits and spreads are those
-the adapter says it was trained with, so a prompt it has seen is never counted. Dimensions that the
-adapter does not have are expressed in those it has, by the fit that learns a user's weights.
+In: an adapter's folder and its backbone. Out: the rows of held_out_accuracy.py. Split, limits and spreads
+are those that the adapter was trained with (they are in its pad_config.json), so that no training prompt is
+counted. A dimension that the adapter does not have is expressed in those it has, by the fit that learns a
+user's weights.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ from pad_vllm.training.objective.loss_module import cached_feature_sums
 from pad_vllm.training.objective.pair_accuracy import TestedPreference, measure_pair_accuracy
 from pad_vllm.training.objective.training_model import load_backbone
 from pad_vllm.training.objective.training_store import TrainingStore
-from pad_vllm.training.report import held_out_accuracy
+from pad_vllm.training.report.held_out_accuracy import (
+    AccuracyRow,
+    accuracy_entry,
+    accuracy_rows_with_prompted_base,
+)
 from pad_vllm.training.settings import Settings
 
 
@@ -40,82 +45,98 @@ def evaluate_held_out(
     unseen_dimensions: Sequence[str],
     fit_pairs: int,
     chat_template: str | None = None,
-) -> list[held_out_accuracy.AccuracyRow]:
+) -> list[AccuracyRow]:
     """Rows for the adapter's dimensions and mixes, then one for each unseen dimension.
 
-    specs: data sources; None are the adapter's own. choices: pairs an unseen one is fitted from.
-    template: the chat template; None is the adapter's, then the base's own.
+    Args:
+        folder: The adapter's.
+        base: The backbone it was trained on: a name, a checkpoint folder or a hub name.
+        data_specs: Data sources, as for train; None are the adapter's own.
+        cache: Folder of fork activations.
+        unseen_dimensions: Dimensions of the data that the adapter does not have.
+        fit_pairs: Pairs of training prompts from which an unseen dimension's weights are fitted.
+        chat_template: Text of a template; None is the adapter's, then the base's own.
+
+    Raises:
+        ValueError: Another backbone, an adapter that does not say how it was trained, one trained from
+            instructions if there are no `data_specs`, or a dimension that the data does not score.
     """
-    where = checkpoint_folder(base)
+    checkpoint = checkpoint_folder(base)
     adapter = load_adapter(folder)
-    require_same_backbone(adapter.config.backbone, Backbone.from_checkpoint(where))
-    settings = _settings(adapter, base, data_specs, unseen_dimensions)
-    tokenizer = load_chat_tokenizer(where, base, chat_template or adapter.config.chat_template)
+    require_same_backbone(adapter.config.backbone, Backbone.from_checkpoint(checkpoint))
+    settings = _evaluation_settings(adapter, base, data_specs, unseen_dimensions)
+    template = chat_template or adapter.config.chat_template
+    tokenizer = load_chat_tokenizer(checkpoint, base, template)
     prepared = prepare_groups(settings, tokenizer)
-    model = PersRM.from_adapter(load_backbone(where, settings.dtype), adapter)
-    identity = adapter.config.backbone.fingerprint or str(where)
+    model = PersRM.from_adapter(load_backbone(checkpoint, settings.dtype), adapter)
+    identity = adapter.config.backbone.fingerprint or str(checkpoint)
     store = TrainingStore(model, tokenizer, settings, cache, identity)
-    log = TrainingLog(None)
-    known = len(model.dimensions)
-    wanted = [*prepared.held_out, *(prepared.train if unseen_dimensions else [])]
-    store.build(wanted, 0, 1, log.progress, with_targets=False)
-    held_out = [_first(group, known) for group in prepared.held_out]
-    rows = held_out_accuracy.accuracy_rows_with_prompted_base(
-        store, tokenizer, held_out, settings.recipe, log.progress
-    )
-    for place, name in enumerate(unseen_dimensions, known):
-        rows.append(_unseen(store, prepared, place, name, fit_pairs))
+    progress = TrainingLog(None).progress
+    needed = [*prepared.held_out, *(prepared.train if unseen_dimensions else [])]
+    store.build(needed, 0, 1, progress, with_targets=False)
+    dimensions = len(model.dimensions)
+    held_out = [_with_first_dimensions(group, dimensions) for group in prepared.held_out]
+    rows = accuracy_rows_with_prompted_base(store, tokenizer, held_out, settings.recipe, progress)
+    for index, name in enumerate(unseen_dimensions, dimensions):
+        rows.append(_unseen_dimension_row(store, prepared, index, name, fit_pairs))
     return rows
 
 
-def _settings(
-    adapter: Adapter, base: str, specs: Sequence[str] | None, unseen: Sequence[str]
+def _evaluation_settings(
+    adapter: Adapter,
+    base: str,
+    data_specs: Sequence[str] | None,
+    unseen_dimensions: Sequence[str],
 ) -> Settings:
+    """The settings that the adapter was trained with, with the data and dimensions to evaluate."""
     training, names = adapter.config.training, adapter.config.dimensions
     if not {"settings", "recipe"} <= set(training):
         raise ValueError(
             f"this adapter for {adapter.config.backbone.name} does not say how it was trained "
             "(pad_config.json, training.settings); accepted: one that `pad-vllm train` wrote"
         )
-    own = sorted(set(unseen) & set(names))
-    if own:
+    trained_on = sorted(set(unseen_dimensions) & set(names))
+    if trained_on:
         raise ValueError(
-            f"--unseen {own[0]}: the adapter was trained on it. Name a dimension of the data that is "
+            f"--unseen {trained_on[0]}: the adapter was trained on it. Name a dimension of the data that is "
             f"not among {', '.join(names)}"
         )
     original = Settings.from_dict({**training["settings"], "out": "", "recipe": training["recipe"]})
-    if original.teacher is not None and not specs:
+    if original.method == "prompt" and not data_specs:
         raise ValueError(
-            f"{adapter.config.backbone.name}'s adapter was taught by sentences, so there are no pairs of "
-            "its own to rank; its card has the shares of the teacher's rewards. Give --data with scores "
-            f"of {', '.join(names)}"
+            f"{adapter.config.backbone.name}'s adapter was trained from instructions, so it has no held-out "
+            "pairs of its own to rank; its card has the share of the teacher's rewards that it explains. "
+            f"Give --data with scores of {', '.join(names)}"
         )
     return dataclasses.replace(
         original,
         base=base,
-        data=tuple(specs or original.data),
-        dimensions=(*names, *unseen),
+        data=tuple(data_specs or original.data),
+        dimensions=(*names, *unseen_dimensions),
         text_preferences=0,
     )
 
 
-def _first(group: PromptGroup, count: int) -> PromptGroup:
+def _with_first_dimensions(group: PromptGroup, count: int) -> PromptGroup:
     """The group with its first `count` dimensions."""
     return dataclasses.replace(
         group, scores=group.scores[..., :count], prefix_scorers=group.prefix_scorers[:count]
     )
 
 
-def _unseen(
-    store: TrainingStore, prepared: PreparedData, place: int, name: str, choices: int
-) -> held_out_accuracy.AccuracyRow:
-    """Fit dimension number `place` from training pairs; its accuracy on the held-out ones."""
-    told = [(g, _extremes(g.scores[:, -1, place])) for g in prepared.train]
-    picked = [(g, pair) for g, pair in told if pair is not None][:choices]
-    differences = []
-    for group, (best, worst) in picked:
-        values = cached_feature_sums(store.model, store.responses(group)).cpu()
-        differences.append(values[best] - values[worst])
+def _unseen_dimension_row(
+    store: TrainingStore, prepared: PreparedData, index: int, name: str, fit_pairs: int
+) -> AccuracyRow:
+    """The accuracy on held-out pairs of weights that were fitted to a dimension on training pairs.
+
+    Args:
+        store: Has the model and the responses of all groups.
+        prepared: Groups whose scores include the dimension.
+        index: Of the dimension in the groups' scores.
+        name: Of the dimension.
+        fit_pairs: Pairs to fit from, at most.
+    """
+    differences = _feature_differences(store, prepared.train, index, fit_pairs)
     if len(differences) < 2:
         raise ValueError(
             f"--unseen {name}: {len(differences)} of the training prompts have two responses with "
@@ -126,23 +147,36 @@ def _unseen(
         cached_feature_sums(store.model, store.responses(group)).cpu()
         for group in prepared.held_out
     ]
-    scores = [group.scores[:, -1, place : place + 1] for group in prepared.held_out]
+    scores = [group.scores[:, -1, index : index + 1] for group in prepared.held_out]
     axes = torch.eye(len(w))
     tested = TestedPreference(name, torch.ones(1, 1), angle_to_nearest(w, torch.cat([axes, -axes])))
-    least = store.settings.recipe.least_margin
+    margin = store.settings.recipe.least_margin
     accuracy = measure_pair_accuracy(
-        lambda number, _: (sums[number] @ w)[None], scores, [tested], least
+        lambda number, _: (sums[number] @ w)[None], scores, [tested], margin
     )[name]
     return {
         "preference": f"{name} (fitted from {len(differences)})",
         "distance": round(tested.angle, 1),
-        **held_out_accuracy.accuracy_entry("trained", accuracy),
+        **accuracy_entry("trained", accuracy),
         "count": accuracy.count,
     }
 
 
-def _extremes(scores: Tensor) -> tuple[int, int] | None:
-    """The best and the worst of known scores [R]; None where they do not differ."""
+def _feature_differences(
+    store: TrainingStore, groups: Sequence[PromptGroup], index: int, limit: int
+) -> list[Tensor]:
+    """[D] Psi of the best response less that of the worst, of the first groups that tell them apart."""
+    extremes = [(group, _best_and_worst(group.scores[:, -1, index])) for group in groups]
+    pairs = [(group, pair) for group, pair in extremes if pair is not None][:limit]
+    differences = []
+    for group, (best, worst) in pairs:
+        sums = cached_feature_sums(store.model, store.responses(group)).cpu()
+        differences.append(sums[best] - sums[worst])
+    return differences
+
+
+def _best_and_worst(scores: Tensor) -> tuple[int, int] | None:
+    """Indices of the highest and the lowest of scores [R]; None if some are unknown or all are equal."""
     if scores.isnan().any() or scores.max() == scores.min():
         return None
     return int(scores.argmax()), int(scores.argmin())

@@ -1,11 +1,11 @@
-"""What an adapter is worth on held-out pairs, beside a reward that knows nothing and one that is prompted.
+"""Accuracy on held-out pairs: of a trained PersRM, of an untrained one, and of the base with a prompt.
 
-In: a PersRM and held-out groups. Out: one row a preference, as the model card shows them:
-    trained    w . Psi of the PersRM
-    untrained  the reward before any training: 0 for every response, all ties
-    prompted   log pi_B(y | the preference in words, prompt) - log pi_B(y | prompt), the base's own
-               knowledge, in each of the wordings of training/data/synthetic_preferences.py
+In: a PersRM and held-out groups. Out: one row for each preference, as the model card shows them. The columns:
+    trained    w . Psi of the PersRM untrained  the reward before any training: 0 for every response, so all
+    pairs are ties prompted   log pi_B(y | the preference in words, prompt) - log pi_B(y | prompt): what the
+    base knows itself
 Knows nothing of how the adapter was trained.
+Shapes: R responses of a group, W weight vectors, D dimensions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pad_vllm.persrm import PersRM
 from pad_vllm.text.chat_template import chat_token_ids
 from pad_vllm.text.preference_text import with_preference
 from pad_vllm.training.data.prompt_groups import PromptGroup
-from pad_vllm.training.data.synthetic_preferences import WORDINGS, describe_weights
+from pad_vllm.training.data.synthetic_preferences import describe_weights
 from pad_vllm.training.loop.pair_dataset import stored_pair_accuracy
 from pad_vllm.training.objective.pair_accuracy import (
     PairAccuracy,
@@ -36,15 +36,15 @@ from pad_vllm.training.objective.training_store import ProgressCallback, Trainin
 from pad_vllm.training.settings import Recipe
 
 PROMPTED_RESPONSES = 160
-"""Responses that the prompted base is evaluated on, each by a full forward pass."""
-
-REWORDED = 48
-"""Of these, the responses that are evaluated in all other wordings too."""
+"""Responses that the prompted base is evaluated on for each preference; each takes a full forward pass."""
 
 CACHED_PROMPTS = 1024
-"""Prompts with their responses whose losses are kept: every preference asks for the plain ones again."""
+"""Prompts with responses whose losses are kept: every preference needs those of the plain prompts."""
 
 AccuracyRow = dict[str, Any]
+"""A row of `training.held_out` in pad_config.json: "preference", "distance" (degrees to the nearest
+dimension), "count" of pairs, and for each model {"pairs", "clear", "count"}.
+"""
 
 
 def accuracy_rows_with_prompted_base(
@@ -54,36 +54,64 @@ def accuracy_rows_with_prompted_base(
     recipe: Recipe,
     progress: ProgressCallback,
 ) -> list[AccuracyRow]:
-    """One row a tested preference; groups have scores in spreads and responses in the store."""
-    words = _PromptedBase(store.model, tokenizer)
-    figure_rows = []
-    tested = _tested(store, groups)
-    known = _ranked(store, groups, tested, recipe)
-    for number, (preference, row) in enumerate(zip(tested, known, strict=True)):
+    """`accuracy_rows` with the prompted base, which takes minutes.
+
+    Args:
+        store: Has the model and the responses of the groups.
+        tokenizer: The base's, with the chat template that the groups were made with.
+        groups: Held-out groups, scores in spreads.
+        recipe: Its least_margin is used.
+        progress: Called before each preference.
+
+    Returns:
+        One row for each dimension, then one for the mixes.
+    """
+    base = _PromptedBase(store.model, tokenizer)
+    tested = _tested_preferences(store, groups)
+    plain_rows = _rows(store, groups, tested, recipe.least_margin)
+    rows = []
+    for number, (preference, row) in enumerate(zip(tested, plain_rows, strict=True)):
         progress("preferences in words", number, len(tested))
-        prompted = _prompted(words, groups, preference, recipe.least_margin)
-        figure_rows.append({**row, **prompted, "count": row["count"]})
-    return figure_rows
+        prompted = _prompted_entry(base, groups, preference, recipe.least_margin)
+        rows.append({**row, **prompted, "count": row["count"]})
+    return rows
 
 
 def accuracy_rows(
     store: TrainingStore, groups: Sequence[PromptGroup], recipe: Recipe
 ) -> list[AccuracyRow]:
-    """The same rows without the prompted base, which is what takes time."""
-    return _ranked(store, groups, _tested(store, groups), recipe)
+    """One row for each dimension, then one for mixes of them that training has not drawn.
+
+    Args:
+        store: Has the model and the responses of the groups.
+        groups: Held-out groups, scores in spreads.
+        recipe: Its least_margin is used.
+    """
+    return _rows(store, groups, _tested_preferences(store, groups), recipe.least_margin)
 
 
-def _ranked(
+def accuracy_entry(model_name: str, accuracy: PairAccuracy) -> AccuracyRow:
+    """The part of a row for one model. Shares of no pairs (NaN) are left out."""
+    numbers = {key: value for key, value in asdict(accuracy).items() if not math.isnan(value)}
+    return {model_name: {key: round(value, 4) for key, value in numbers.items()}}
+
+
+def _tested_preferences(
+    store: TrainingStore, groups: Sequence[PromptGroup]
+) -> list[TestedPreference]:
+    return preferences_to_test(store.model.dimensions, [group.scores[:, -1] for group in groups])
+
+
+def _rows(
     store: TrainingStore,
     groups: Sequence[PromptGroup],
     tested: Sequence[TestedPreference],
-    recipe: Recipe,
+    clear_margin: float,
 ) -> list[AccuracyRow]:
-    least = recipe.least_margin
     scores = [group.scores[:, -1] for group in groups]
-    trained = stored_pair_accuracy(store, groups, tested, least)
+    trained = stored_pair_accuracy(store, groups, tested, clear_margin)
     untrained = measure_pair_accuracy(
-        lambda number, w: torch.zeros(len(w), len(scores[number])), scores, tested, least
+        lambda number, w: torch.zeros(len(w), len(scores[number])), scores, tested, clear_margin
     )
     return [
         {
@@ -97,77 +125,70 @@ def _ranked(
     ]
 
 
-def _tested(store: TrainingStore, groups: Sequence[PromptGroup]) -> list[TestedPreference]:
-    return preferences_to_test(store.model.dimensions, [group.scores[:, -1] for group in groups])
-
-
-def accuracy_entry(model_name: str, accuracy: PairAccuracy) -> AccuracyRow:
-    """Under the model's name what is known of it: there is no share of no pairs."""
-    known = {key: value for key, value in asdict(accuracy).items() if not math.isnan(value)}
-    return {model_name: {key: round(value, 4) for key, value in known.items()}}
-
-
-def _prompted(
-    words: _PromptedBase, groups: Sequence[PromptGroup], preference: TestedPreference, least: float
+def _prompted_entry(
+    base: _PromptedBase,
+    groups: Sequence[PromptGroup],
+    preference: TestedPreference,
+    clear_margin: float,
 ) -> AccuracyRow:
-    """Accuracy of the prompted base, and on fewer prompts in each of the wordings."""
-    w = preference.w[:4]  # of the mixes only a few: each needs forward passes of its own
-    telling = [group for group in groups if _tells(group, w)]
-    some, fewer = (_worth(telling, most // len(w)) for most in (PROMPTED_RESPONSES, REWORDED))
+    """The part of a row for the prompted base; {} if no group tells the preference's dimensions apart."""
+    w = preference.w[:4]  # only a few of the mixes: each needs forward passes of its own
+    informative = [group for group in groups if _is_informative(group, w)]
+    some = _first_groups(informative, PROMPTED_RESPONSES // len(w))
     if not some:
         return {}
-    tested = TestedPreference(preference.name, w, 0.0)
-
-    def figure(part: list[PromptGroup], wording: int) -> PairAccuracy:
-        scores = [group.scores[:, -1] for group in part]
-        return measure_pair_accuracy(
-            lambda number, w: words.values(part[number], w, wording), scores, [tested], least
-        )[preference.name]
-
-    wordings = [round(figure(fewer, number).pairs, 4) for number in range(len(WORDINGS))]
-    return accuracy_entry("prompted", figure(some, 0)) | {"wordings": wordings}
+    accuracies = measure_pair_accuracy(
+        lambda number, w: base.log_ratios(some[number], w),
+        [group.scores[:, -1] for group in some],
+        [TestedPreference(preference.name, w, 0.0)],
+        clear_margin,
+    )
+    return accuracy_entry("prompted", accuracies[preference.name])
 
 
-def _worth(groups: Sequence[PromptGroup], most: int) -> list[PromptGroup]:
-    """The first groups with at most `most` responses together, at least one group."""
+def _first_groups(groups: Sequence[PromptGroup], max_responses: int) -> list[PromptGroup]:
+    """The first groups with at most that many responses together, at least one group."""
     first: list[PromptGroup] = []
     for group in groups:
-        if first and sum(len(g.response_ids) for g in [*first, group]) > most:
+        if first and sum(len(g.response_ids) for g in [*first, group]) > max_responses:
             break
         first.append(group)
     return first
 
 
-def _tells(group: PromptGroup, w: Tensor) -> bool:
-    """Whether every dimension that w weighs is known for all responses and differs between some."""
+def _is_informative(group: PromptGroup, w: Tensor) -> bool:
+    """Whether all responses have scores of every dimension in w [W, D], and some of them differ."""
     scores = group.scores[:, -1]
-    told = ~scores.isnan().any(0) & (scores.amax(0) > scores.amin(0))
-    return bool(told[(w != 0).any(0)].all())
+    informative = ~scores.isnan().any(0) & (scores.amax(0) > scores.amin(0))
+    return bool(informative[(w != 0).any(0)].all())
 
 
 class _PromptedBase:
-    """Log-likelihoods of the base where the prompt states the preference. The last losses are kept."""
+    """The base with a preference in its prompt. Caches its last losses."""
 
     def __init__(self, model: PersRM, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self._kept = lru_cache(CACHED_PROMPTS)(self._losses)
+        self._cached_losses = lru_cache(CACHED_PROMPTS)(self._compute_losses)
 
-    def values(self, group: PromptGroup, w: Tensor, wording: int) -> Tensor:
-        """log pi_B(y | words, prompt) - log pi_B(y | prompt): w [W, D] -> [W, R]."""
+    def log_ratios(self, group: PromptGroup, w: Tensor) -> Tensor:
+        """log pi_B(y | words, prompt) - log pi_B(y | prompt) of a group's responses: w [W, D] -> [W, R]."""
         plain = self.losses(group.prompt_ids, group.response_ids)
         log_ratios = []
         for row in w:
             weights = dict(zip(self.model.dimensions, row.tolist(), strict=True))
-            text = describe_weights({k: v for k, v in weights.items() if v}, wording=wording)
-            asked = chat_token_ids(self.tokenizer, with_preference(list(group.conversation), text))
-            log_ratios.append(plain - self.losses(asked, group.response_ids))
+            text = describe_weights({name: value for name, value in weights.items() if value})
+            prompted = with_preference(group.conversation.messages(), text)
+            prompt_ids = chat_token_ids(self.tokenizer, prompted)
+            log_ratios.append(plain - self.losses(prompt_ids, group.response_ids))
         return torch.stack(log_ratios)
 
     def losses(self, prompt_ids: list[int], responses: list[list[int]]) -> Tensor:
-        """-log pi_B(y | prompt) of each response."""
-        return self._kept(tuple(prompt_ids), tuple(map(tuple, responses)))
+        """[R] -log pi_B(y | prompt) of each response, in nats."""
+        return self._cached_losses(tuple(prompt_ids), tuple(map(tuple, responses)))
 
-    def _losses(self, prompt: tuple[int, ...], responses: tuple[tuple[int, ...], ...]) -> Tensor:
+    def _compute_losses(
+        self, prompt: tuple[int, ...], responses: tuple[tuple[int, ...], ...]
+    ) -> Tensor:
         pairs = [(list(prompt), list(ids)) for ids in responses]
         with self.model.adapter_off():
             losses = answer_losses(self.model.backbone, pairs)

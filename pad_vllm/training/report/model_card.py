@@ -1,7 +1,7 @@
-"""The model card of an adapter, written from its own pad_config.json and a steering result.
+"""The model card of an adapter, written from its pad_config.json and a steering result.
 
-In: AdapterConfig, whose `training` the run filled, and, where there is one, the JSON of
-`pad-vllm evaluate --steering`. Out: Markdown. Every key is optional; a section without content is left out.
+In: AdapterConfig, whose `training` the run filled, and, if there is one, the JSON that `pad-vllm steer`
+wrote. Out: Markdown. Every key is optional; a section without content is omitted.
 """
 
 from __future__ import annotations
@@ -22,40 +22,44 @@ _COUNTS = (
     "uninformative",
     "groups",
 )
+"""Counts of a source, in the order of the columns."""
+
 _MODELS = ("untrained", "prompted", "trained")
-_PAIRS = {"pairs": "all", "clear": "clear"}
+_PAIR_KINDS = {"pairs": "all", "clear": "clear"}
+"""Key of an accuracy -> its name in the table's head."""
 
 
 def model_card_text(config: AdapterConfig, steering: Mapping[str, Any] | None) -> str:
-    """README.md of the adapter's folder."""
+    """The text of README.md in the adapter's folder. steering: JSON of `pad-vllm steer`, if there is one."""
     blocks = [f"# PAD adapter for {config.backbone.name}", _summary(config)]
     for part in training_sections(config):
         merged = "dimensions" in part
         if merged:
-            blocks.append(f"## {_taken(part['dimensions'])}")
+            blocks.append(f"## {_merged_dimensions(part['dimensions'])}")
         for title, content in _sections(part).items():
             if content:
                 blocks += [f"{'###' if merged else '##'} {title}", *content]
     if steering:
-        blocks += ["## Steering", *_steering(steering)]
+        blocks += ["## Steering", *_steering_section(steering)]
     return "\n\n".join(blocks) + "\n"
 
 
-def _taken(factors: Mapping[str, float]) -> str:
-    """The dimensions that a merged adapter has of one."""
+def _merged_dimensions(factors: Mapping[str, float]) -> str:
+    """Title of a part of a merged adapter: the dimensions that come from it, with their factors."""
     return ", ".join(
-        n if factor == 1 else f"{n} (times {factor:g})" for n, factor in factors.items()
+        name if factor == 1 else f"{name} (times {factor:g})" for name, factor in factors.items()
     )
 
 
 def _sections(training: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Of one run."""
+    """Title -> blocks of each section about one run."""
+    pairs = training.get("held_out") or []
     return {
-        "Training": _training(training),
-        "Data": _data(training.get("data") or {}),
-        "Taught by sentences": _taught(training.get("taught") or []),
-        "Taught by scores": _credited(training.get("credited") or []),
-        "Held-out pairs": _held_out(training.get("held_out") or [], training.get("recipe") or {}),
+        "Training": _training_section(training),
+        "Data": _data_section(training.get("data") or {}),
+        "Trained from instructions": _instructions_section(training.get("taught") or []),
+        "Trained from scores": _scores_section(training.get("credited") or []),
+        "Held-out pairs": _held_out_section(pairs, training.get("recipe") or {}),
     }
 
 
@@ -77,24 +81,25 @@ def _summary(config: AdapterConfig) -> str:
     )
 
 
-def _training(training: Mapping[str, Any]) -> list[str]:
+def _training_section(training: Mapping[str, Any]) -> list[str]:
+    """The command, what a rerun needs, the recipe and what it cost."""
     blocks = [f"    {training['command']}"] if training.get("command") else []
-    made = []
+    provenance = []
     if training.get("revision"):
-        made.append(f"Revision {training['revision']}.")
+        provenance.append(f"Revision {training['revision']}.")
     if training.get("seed") is not None:
-        made.append(f"Seed {training['seed']}.")
+        provenance.append(f"Seed {training['seed']}.")
     if training.get("versions"):
-        made.append(f"Versions: {_pairs(training['versions'])}.")
-    recipe = f"Recipe: {_pairs(training['recipe'])}." if training.get("recipe") else ""
-    return [*blocks, *filter(None, (" ".join(made), recipe, _cost(training)))]
+        provenance.append(f"Versions: {_names_and_values(training['versions'])}.")
+    recipe = f"Recipe: {_names_and_values(training['recipe'])}." if training.get("recipe") else ""
+    return [*blocks, *filter(None, (" ".join(provenance), recipe, _cost(training)))]
 
 
-def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {_plain(value)}" for name, value in values.items())
+def _names_and_values(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_value(value)}" for name, value in values.items())
 
 
-def _plain(value: Any) -> str:
+def _value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -108,7 +113,8 @@ def _cost(training: Mapping[str, Any]) -> str:
     return " ".join(parts)
 
 
-def _data(data: Mapping[str, Any]) -> list[str]:
+def _data_section(data: Mapping[str, Any]) -> list[str]:
+    """What the method says of its data, prompts by part, and a table of sources."""
     blocks = [data["described"]] if data.get("described") else []
     if data.get("prompts"):
         each = ", ".join(
@@ -119,49 +125,52 @@ def _data(data: Mapping[str, Any]) -> list[str]:
     if sources:
         counts = [name for name in _COUNTS if any(name in source for source in sources)]
         rows = [
-            [source.get("name", ""), *(_whole(source.get(c)) for c in counts)] for source in sources
+            [source.get("name", ""), *(_count(source.get(c)) for c in counts)] for source in sources
         ]
         blocks.append(_table(["source", *(name.replace("_", " ") for name in counts)], rows))
     return blocks
 
 
-def _whole(value: int | None) -> str:
+def _count(value: int | None) -> str:
     return "" if value is None else f"{value:,}"
 
 
-def _taught(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The sentence of each dimension; the shares of the told base's rewards on held-out prompts."""
+def _instructions_section(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The instruction of each dimension; the share of the teacher's rewards explained on held-out prompts."""
     if not rows:
         return []
     legend = (
-        "The teacher is the base itself, told the sentence; with an opposite, half the difference of the "
-        "two. Share of its rewards explained on held-out prompts, over the candidates as likely as the "
-        "base holds them. First: the first token of an answer. Heads: before training, in closed form. "
-        "Constant: one direction for all states, which a bias over the vocabulary could do. Variance: the "
-        "teacher's, in squared logits. Spread: what the trained rewards' was over the candidates, in logits; "
-        "heads alone are then scaled to 1, so that beta is the strength of every dimension, and the "
-        "teacher's own strength is at beta = spread."
+        "The teacher is the base itself with the instruction in its prompt; with an opposite, half the "
+        "difference of the two. The table has the share of the teacher's rewards that is explained on "
+        "held-out prompts, candidates weighted by their probability under the base. First: the first token "
+        "of an answer. Heads: before training, in closed form. Constant: one direction for all states, as a "
+        "bias over the vocabulary has. Variance: of the teacher's rewards, in squared logits. Spread: "
+        "standard deviation of the trained rewards over the candidates, in logits; an adapter with heads "
+        "only is then scaled to 1, so that beta means the same strength for every dimension, and "
+        "beta = spread is the teacher's own strength."
     )
-    said = [f"- {row['dimension']}: {' / opposite: '.join(row['sentences'])}" for row in rows]
+    instructions = [
+        f"- {row['dimension']}: {' / opposite: '.join(row['sentences'])}" for row in rows
+    ]
     shares = ("trained", "first", "heads", "constant")
     sizes = ("variance", "spread")
     body = [
         [row["dimension"], *(_percent(row[s]) for s in shares), *(f"{row[s]:.3g}" for s in sizes)]
         for row in rows
     ]
-    return [legend, "\n".join(said), _table(["dimension", *shares, *sizes], body)]
+    return [legend, "\n".join(instructions), _table(["dimension", *shares, *sizes], body)]
 
 
-def _credited(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the critic explains; how rewards and credit go together on held-out prompts."""
+def _scores_section(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the critic explains, and the correlation of rewards and credit on held-out prompts."""
     if not rows:
         return []
     legend = (
-        "One policy-gradient step in closed form, by the credit of each token for its answer's score. "
-        "Critic: share of the scores' squares that it explains from the state and the score so far, on "
-        "prompts that it was not fitted on. Trained: correlation of the rewards of the tokens that held-out "
-        "answers took with their credit. Constant: the same of one direction for all states, which a bias "
-        "over the vocabulary could do. Rewards are scaled to a spread of one logit over the candidates."
+        "One policy-gradient step in closed form, from the credit of each token for its answer's score. "
+        "Critic: share of the scores' variance that the critic explains from the state and the score so "
+        "far, on prompts that it was not fitted on. Trained: correlation of reward and credit over the "
+        "tokens of held-out answers. Constant: the same for one direction for all states, as a bias over "
+        "the vocabulary has. Rewards are scaled to a spread of one logit over the candidates."
     )
     columns = ("trained", "constant")
     body = [
@@ -171,43 +180,45 @@ def _credited(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [legend, _table(["dimension", "critic", *columns], body)]
 
 
-def _held_out(rows: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> list[str]:
+def _held_out_section(rows: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> list[str]:
     """Accuracy by preference; a column for each model and kind of pairs that any row has."""
     if not rows:
         return []
     columns = [
         (model, kind)
-        for kind in _PAIRS
+        for kind in _PAIR_KINDS
         for model in _MODELS
         if any(kind in (row.get(model) or {}) for row in rows)
     ]
-    far = any("distance" in row for row in rows)
-    counted = any("count" in row for row in rows)
-    head = ["preference", *(["from training"] if far else [])]
-    head += [f"{model}, {_PAIRS[kind]}" for model, kind in columns]
+    with_angle = any("distance" in row for row in rows)
+    with_count = any("count" in row for row in rows)
+    head = ["preference", *(["from training"] if with_angle else [])]
+    head += [f"{model}, {_PAIR_KINDS[kind]}" for model, kind in columns]
     body = []
     for row in rows:
         cells = [row.get("preference", "")]
-        cells += [_degrees(row.get("distance"))] if far else []
+        cells += [_degrees(row.get("distance"))] if with_angle else []
         cells += [_percent((row.get(model) or {}).get(kind)) for model, kind in columns]
-        body.append(cells + ([_whole(row.get("count"))] if counted else []))
-    legend = _legend({name for column in columns for name in column}, recipe, far=far)
-    return [legend, _table([*head, *(["pairs"] if counted else [])], body)]
+        body.append(cells + ([_count(row.get("count"))] if with_count else []))
+    shown = {name for column in columns for name in column}
+    legend = _held_out_legend(shown, recipe, with_angle=with_angle)
+    return [legend, _table([*head, *(["pairs"] if with_count else [])], body)]
 
 
-def _legend(shown: set[str], recipe: Mapping[str, Any], *, far: bool) -> str:
+def _held_out_legend(shown: set[str], recipe: Mapping[str, Any], *, with_angle: bool) -> str:
+    """shown: names of the models and kinds of pairs that have a column."""
     ranked = (
         "Share of pairs of held-out responses that are ranked as their scores rank them under the "
-        "preference; a coin has 50%."
+        "preference; chance is 50%."
     )
     parts = [ranked]
     if "prompted" in shown:
-        parts.append("Prompted: the base alone, with the preference in words in its prompt.")
+        parts.append("Prompted: the base without an adapter, with the preference in its prompt.")
     if "clear" in shown:
         margin = recipe.get("least_margin")
         least = "a least margin" if margin is None else f"{margin:g}"
         parts.append(f"Clear pairs lie further apart than {least} of the dimension's spread.")
-    if far:
+    if with_angle:
         parts.append("From training: the angle to the nearest preference that was trained.")
     return " ".join(parts)
 
@@ -221,22 +232,23 @@ def _percent(value: float | None) -> str:
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table: the first column aligned left, the others right."""
     names = list(head)
-    # Names to the left, numbers to the right.
     lines = [names, ["---", *["---:"] * (len(names) - 1)]]
     lines += [[cell.replace("|", "\\|") for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _steering(found: Mapping[str, Any]) -> list[str]:
-    """What `pad-vllm evaluate --steering` wrote."""
+def _steering_section(result: Mapping[str, Any]) -> list[str]:
+    """What `pad-vllm steer` measured: a table of conditions for each decoding."""
     legend = (
-        'Wins over the unguided answers, by judges that trained nothing; "teacher" is the told base. '
-        "Repeated: share of repeated 4-grams. Perplexity under the base, relevance and words are "
-        "relative to the unguided answers'. Told is plain prompting, + and - the signs of a dimension."
+        'Wins over the unguided answers, by judges that no adapter was trained with; the judge "teacher" '
+        "is the base with the instruction in its prompt. Repeated: share of repeated 4-grams. Perplexity "
+        "under the base, relevance and words are relative to the unguided answers'. Told: plain prompting, "
+        "with the instruction in the prompt. + and -: the sign of a dimension's weight."
     )
-    blocks = [f"    {found['command']}", f"{found['prompts']} prompts. {legend}"]
-    for decoding in found["decodings"]:
-        drawn = f"temperature {decoding['temperature']:g}, {decoding['tokens']} tokens"
-        blocks += [f"{drawn[0].upper()}{drawn[1:]}:", "\n".join(decoding["table"])]
+    blocks = [f"    {result['command']}", f"{result['prompts']} prompts. {legend}"]
+    for decoding in result["decodings"]:
+        temperature, tokens = decoding["temperature"], decoding["tokens"]
+        blocks += [f"Temperature {temperature:g}, {tokens} tokens:", "\n".join(decoding["table"])]
     return blocks

@@ -1,7 +1,7 @@
-"""The picture of a training run: loss by stage, validation accuracy by dimension.
+"""curves.png of a training run: loss by stage, validation accuracy by dimension.
 
 In: the history, rows of {"stage", "step", "loss", "accuracy": {dimension: share} or absent}. Out: a PNG.
-Knows nothing of models or recipes. Drawn without pyplot, so that no global state is touched.
+Knows nothing of models or recipes. Drawn without pyplot, so that no global state changes.
 """
 
 from __future__ import annotations
@@ -21,22 +21,21 @@ _GREY = "#666666"
 
 
 class _Point(NamedTuple):
-    """One row of the history, with its place on an axis that runs on over the stages."""
+    """One row of the history, on an axis of steps that runs on over the stages."""
 
     stage: int
-    at: int
+    at: int  # position on the axis
     loss: float | None
-    accuracy: Mapping[str, float]
+    accuracy: Mapping[str, float]  # dimension -> share; empty if the row has none
 
 
 class CurveLabels(NamedTuple):
-    """What the history's "accuracy" is: its picture's title, its axis, and what guessing gets, in percent."""
+    """How the history's "accuracy" is shown."""
 
     title: str
     axis_label: str
-    baseline: tuple[str, float]
-    least_range: tuple[float, float]
-    """Percentages that the axis reaches from and to at least."""
+    baseline: tuple[str, float]  # name and height, in percent, of the line for a guess
+    least_range: tuple[float, float]  # percentages that the axis covers at least
 
 
 PAIR_ACCURACY = CurveLabels(
@@ -50,27 +49,36 @@ SHARE_EXPLAINED = CurveLabels(
 def plot_training_curves(
     history: Sequence[Mapping[str, Any]], path: Path, labels: CurveLabels = PAIR_ACCURACY
 ) -> None:
-    """Writes `path`. Steps may run on from stage to stage or begin again in each."""
+    """Draw loss and accuracy over the steps.
+
+    Args:
+        history: Its steps may run on from stage to stage or begin again in each.
+        path: The PNG to write.
+        labels: What the accuracy is called.
+
+    Raises:
+        ValueError: No row has a loss or an accuracy.
+    """
     points = _points(history)
-    measured = any(point.accuracy for point in points)
-    if not measured and all(point.loss is None for point in points):
+    with_accuracy = any(point.accuracy for point in points)
+    if not with_accuracy and all(point.loss is None for point in points):
         raise ValueError(
             f"the history's {len(points)} rows have neither loss nor accuracy; accepted: at least "
             "one row that has. Log while training, or leave the picture out."
         )
-    figure = Figure(figsize=(8, 6.4 if measured else 3.6), dpi=150, layout="constrained")
-    rows = figure.subplots(2 if measured else 1, 1, sharex=True, squeeze=False)[:, 0]
-    _losses(rows[0], points)
-    if measured:
-        _accuracies(rows[1], points, labels)
+    figure = Figure(figsize=(8, 6.4 if with_accuracy else 3.6), dpi=150, layout="constrained")
+    rows = figure.subplots(2 if with_accuracy else 1, 1, sharex=True, squeeze=False)[:, 0]
+    _draw_losses(rows[0], points)
+    if with_accuracy:
+        _draw_accuracies(rows[1], points, labels)
     rows[-1].set_xlabel("step")
     for axes in rows:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#e4e4e4")
         axes.set_axisbelow(True)
         axes.margins(x=0.01)
-        _boundaries(axes, points)
-        # Outside the axes, where the legend hides no curve.
+        _draw_stage_boundaries(axes, points)
+        # Outside the axes, so that the legend hides no curve.
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     figure.savefig(path, format="png")
@@ -88,12 +96,12 @@ def _points(history: Sequence[Mapping[str, Any]]) -> list[_Point]:
     return points
 
 
-def _losses(axes: Axes, points: list[_Point]) -> None:
+def _draw_losses(axes: Axes, points: list[_Point]) -> None:
     for number, stage in enumerate(_stages(points)):
-        mine = [p for p in points if p.stage == stage and p.loss is not None]
-        if not mine:
+        of_stage = [p for p in points if p.stage == stage and p.loss is not None]
+        if not of_stage:
             continue
-        at, loss = [p.at for p in mine], np.array([p.loss for p in mine])
+        at, loss = [p.at for p in of_stage], np.array([p.loss for p in of_stage])
         colour = _COLOURS[number % len(_COLOURS)]
         axes.plot(at, loss, color=colour, alpha=0.25, linewidth=0.8)
         axes.plot(at, _smooth(loss), color=colour, linewidth=2, label=f"stage {stage}")
@@ -101,31 +109,31 @@ def _losses(axes: Axes, points: list[_Point]) -> None:
     axes.set_title("Training loss, raw and smoothed", loc="left", fontsize=11)
 
 
-def _accuracies(axes: Axes, points: list[_Point], measured: CurveLabels) -> None:
+def _draw_accuracies(axes: Axes, points: list[_Point], labels: CurveLabels) -> None:
     names = list(dict.fromkeys(name for point in points for name in point.accuracy))
     for number, name in enumerate(names):
-        mine = [p for p in points if name in p.accuracy]
+        of_dimension = [p for p in points if name in p.accuracy]
         axes.plot(
-            [p.at for p in mine],
-            [100 * p.accuracy[name] for p in mine],
+            [p.at for p in of_dimension],
+            [100 * p.accuracy[name] for p in of_dimension],
             color=_COLOURS[number % len(_COLOURS)],
             marker=_MARKERS[number % len(_MARKERS)],
-            # After seven names the colours repeat, with another line style.
+            # After seven names the colours repeat with another line style.
             linestyle=("-", "--", ":")[number // len(_COLOURS) % 3],
             markersize=4.5,
             linewidth=1.6,
             label=name,
         )
-    name, level = measured.baseline
+    name, level = labels.baseline
     axes.axhline(level, color=_GREY, linestyle="--", linewidth=1, label=name, zorder=1)
     low, high = axes.get_ylim()
-    axes.set_ylim(min(low, measured.least_range[0]), max(high, measured.least_range[1]))
-    axes.set_ylabel(measured.axis_label)
-    axes.set_title(measured.title, loc="left", fontsize=11)
+    axes.set_ylim(min(low, labels.least_range[0]), max(high, labels.least_range[1]))
+    axes.set_ylabel(labels.axis_label)
+    axes.set_title(labels.title, loc="left", fontsize=11)
 
 
-def _boundaries(axes: Axes, points: list[_Point]) -> None:
-    """A line wherever a stage begins, but the first."""
+def _draw_stage_boundaries(axes: Axes, points: list[_Point]) -> None:
+    """A line between each two stages."""
     for stage in _stages(points)[1:]:
         first = min(p.at for p in points if p.stage == stage)
         last = max((p.at for p in points if p.at < first), default=first)
@@ -137,7 +145,7 @@ def _stages(points: list[_Point]) -> list[int]:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Centred running mean over a twelfth of the values; at the ends over those there are."""
+    """Centred running mean over a twelfth of the values; over fewer at both ends."""
     window = np.ones(max(1, len(values) // 12) | 1)
     if len(window) > len(values):
         return values

@@ -1,1 +1,1 @@
-"""Data made here: responses drawn from the base, scores added to them."""
+"""Training data made from a model: responses sampled, scores added to them."""

@@ -1,7 +1,8 @@
-"""Responses of a guided model, each with what guided it: for choices between them (`pad-vllm fit`), and for
-data from where guidance itself leads.
+"""Responses of a guided model, each with the arguments that guided it.
 
-In: an adapter's folder, its dimensions, `pad_weights` or RANDOM. Out: a Build for sampling/vllm_sampler.py.
+Used for choices between such responses (`pad-vllm fit`), and for training data from the texts that guidance
+itself leads to. In: an adapter's folder, its dimensions, `pad_weights` or RANDOM_WEIGHTS. Out: an
+EngineBuilder for vllm_sampler.py.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,71 +28,85 @@ from pad_vllm.training.sampling.vllm_sampler import (
 )
 
 RANDOM_WEIGHTS = "random"
-"""Instead of weights: other ones for every response, as preferences are drawn for training."""
+"""Instead of weights: new ones for every response, drawn as preferences are drawn for training."""
 
 
 @dataclass(frozen=True)
 class GuidedEngineBuilder:
-    """A Build: `inner`'s engine with the adapter, which is asked for each response apart."""
+    """An EngineBuilder: builds an engine that has the adapter, and sends a request for each response."""
 
-    adapter: str  # a folder
+    adapter: str
+    """A folder."""
+
     dimensions: tuple[str, ...]
     weights: str = RANDOM_WEIGHTS
+    """`pad_weights` of every response, or RANDOM_WEIGHTS."""
+
     beta: float | None = None
-    """None is the adapter's own."""
+    """None: the adapter's own."""
 
     inner: EngineBuilder = build_vllm_engine
+    """Builds the engine that samples."""
 
     def __call__(self, base: str, sampling: SamplingOptions) -> tuple[ChatEngine, Any]:
+        """(the engine, the parameters that its `chat` takes)."""
         engine, params = self.inner(base, replace(sampling, n=1, adapter=self.adapter))
         return _GuidedEngine(engine, self, sampling), params
 
     def request_arguments(
         self, messages: Messages, sampling: SamplingOptions
     ) -> Iterator[dict[str, Any]]:
-        """Of a request for each of the responses to a conversation.
+        """`pad_weights` and `pad_beta` of a request for each of the `sampling.n` responses.
 
-        By that and the seed alone, so that a run that goes on asks for the same.
+        They depend on the conversation and the seed alone, so a run that goes on asks for the same.
         """
         beta = {} if self.beta is None else {BETA: self.beta}
         if self.weights != RANDOM_WEIGHTS:
             yield from [{WEIGHTS: self.weights, **beta}] * sampling.n
             return
-        place = unit_hash(json.dumps([sampling.seed, messages], ensure_ascii=False))
-        source = torch.Generator().manual_seed(int(place * 2**32))
-        for w in draw_preferences(sampling.n, len(self.dimensions), source).tolist():
+        position = unit_hash(json.dumps([sampling.seed, messages], ensure_ascii=False))
+        generator = torch.Generator().manual_seed(int(position * 2**32))
+        for w in draw_preferences(sampling.n, len(self.dimensions), generator).tolist():
             pairs = zip(self.dimensions, w, strict=True)
             yield {WEIGHTS: ",".join(f"{name}={x:.2g}" for name, x in pairs if x), **beta}
 
 
 class _GuidedEngine:
-    """The Engine of Guided."""
+    """The ChatEngine of GuidedEngineBuilder."""
 
     def __init__(
-        self, engine: ChatEngine, guided: GuidedEngineBuilder, sampling: SamplingOptions
+        self, engine: ChatEngine, builder: GuidedEngineBuilder, sampling: SamplingOptions
     ) -> None:
-        self.engine, self.count = engine, sampling.n
-        self.arguments = partial(guided.request_arguments, sampling=sampling)
+        self.engine, self.builder, self.sampling = engine, builder, sampling
 
     def get_tokenizer(self) -> Any:
         return self.engine.get_tokenizer()
 
     def chat(
-        self, messages: list[Messages], sampling_params: Any, **named: Any
+        self, messages: list[Messages], sampling_params: Any, **options: Any
     ) -> list[ChatResult]:
-        asked = [(one, given) for one in messages for given in self.arguments(one)]
-        params = [offline_engine.with_pad_arguments(sampling_params, given) for _, given in asked]
-        drawn = self.engine.chat([one for one, _ in asked], params, **named)
-        outputs = [
-            _GuidedOutput(result.outputs[0].text, result.outputs[0].token_ids, given)
-            for result, (_, given) in zip(drawn, asked, strict=True)
+        requests = [
+            (conversation, arguments)
+            for conversation in messages
+            for arguments in self.builder.request_arguments(conversation, self.sampling)
         ]
-        starts = range(0, len(outputs), self.count)
-        return [ChatResult(outputs[start : start + self.count]) for start in starts]
+        results = self.engine.chat(
+            [conversation for conversation, _ in requests],
+            [offline_engine.with_pad_arguments(sampling_params, a) for _, a in requests],
+            **options,
+        )
+        outputs = [
+            _GuidedOutput(result.outputs[0].text, result.outputs[0].token_ids, arguments)
+            for result, (_, arguments) in zip(results, requests, strict=True)
+        ]
+        n = self.sampling.n
+        return [ChatResult(outputs[start : start + n]) for start in range(0, len(outputs), n)]
 
 
 @dataclass(frozen=True)
 class _GuidedOutput:
+    """One response, as `ChatEngine.chat` returns it."""
+
     text: str
     token_ids: Any
     guided_by: dict[str, Any]

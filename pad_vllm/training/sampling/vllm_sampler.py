@@ -1,4 +1,4 @@
-"""One vLLM engine that draws responses: a batch of prompts in, lines for two files out.
+"""One vLLM engine that samples responses: a batch of prompts in, lines for two files out.
 
 Called in this process or inside a Ray actor, hence plain strings in and out. Sampling keeps the base's
 own top-k, so that every token lies in the candidate set that decoding rescores. Knows nothing of
@@ -15,29 +15,48 @@ from typing import Any, Protocol
 from jinja2 import TemplateError
 
 from pad_vllm.text.chat_template import chat_token_ids, with_chat_template
+from pad_vllm.training.data.conversation import Conversation
 from pad_vllm.training.data.jsonl import record_to_line
 from pad_vllm.training.data.preference_record import PreferenceRecord, Response
 
 Messages = list[dict[str, str]]
+"""A conversation as vLLM's `LLM.chat` takes it."""
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How responses are drawn."""
+    """How responses are sampled."""
 
-    n: int = 4  # a prompt
+    n: int = 4
+    """Responses to each prompt."""
+
     max_tokens: int = 128
+    """Of a response."""
+
     temperature: float = 0.8
-    top_k: int = 20  # the candidates of decoding: a token outside them could never be rewarded
-    seed: int = 0  # the engine's: a generator for each request would halve the speed of sampling
+    top_k: int = 20
+    """The candidates of decoding: a token outside them could never get a reward."""
+
+    seed: int = 0
+    """The engine's: a generator for each request would halve the speed of sampling."""
+
     max_model_len: int = 1024
+    """Tokens of prompt and response together."""
+
     max_num_seqs: int = 128
-    chat_template: str | None = None  # None is the base's own
-    dtype: str = "auto"  # vLLM's; a CPU without bfloat16 is ten times slower in it
-    enforce_eager: bool = (
-        False  # compiling takes minutes, which some hundred answers do not give back
-    )
-    adapter: str | None = None  # a folder, for an engine that can guide
+    """Responses that the engine samples at once."""
+
+    chat_template: str | None = None
+    """A Jinja template; None: the base's own."""
+
+    dtype: str = "auto"
+    """vLLM's; a CPU without bfloat16 is ten times slower in it."""
+
+    enforce_eager: bool = False
+    """Do not compile: compiling takes minutes, more than it saves in some hundred answers."""
+
+    adapter: str | None = None
+    """An adapter's folder, for an engine that can guide."""
 
     def __post_init__(self) -> None:
         if self.max_tokens >= self.max_model_len:
@@ -49,13 +68,13 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class ChatResult:
-    """What an engine that asks another one says to one conversation."""
+    """The outputs for one conversation, as vllm.RequestOutput has them, of an engine that wraps another."""
 
     outputs: list[Any]
 
 
 class ChatEngine(Protocol):
-    """What is used of vllm.LLM."""
+    """The part of vllm.LLM that sampling uses."""
 
     def chat(
         self,
@@ -65,14 +84,25 @@ class ChatEngine(Protocol):
         use_tqdm: bool,
         chat_template: str | None,
     ) -> Any:
-        """One result a conversation; its outputs have text and token_ids, and guided_by where they were."""
+        """Sample responses.
+
+        Args:
+            messages: the conversations.
+            sampling_params: what the engine's builder returned.
+            use_tqdm: show vLLM's progress bar.
+            chat_template: a Jinja template; None: the base's own.
+
+        Returns:
+            One result for each conversation, with `outputs`. An output has `text`, `token_ids` and, if it was
+            guided, `guided_by`: the request's arguments.
+        """
 
     def get_tokenizer(self) -> Any:
-        """The base's."""
+        """The base's tokenizer."""
 
 
 EngineBuilder = Callable[[str, SamplingOptions], tuple[ChatEngine, Any]]
-"""From base and Sampling to an engine and the parameters its chat takes."""
+"""(base, options) -> (an engine, the parameters that its `chat` takes)."""
 
 
 def build_vllm_engine(base: str, sampling: SamplingOptions) -> tuple[ChatEngine, Any]:
@@ -96,14 +126,21 @@ def build_vllm_engine(base: str, sampling: SamplingOptions) -> tuple[ChatEngine,
 
 
 class ResponseSampler:
-    """Draws for {"prompt": [messages as JSON]}; answers {"line": [...], "declined": [...]}.
-
-    A line is a Record, or, where declined is true, {"prompt": messages, "declined": reason}.
-    """
+    """Samples responses with one engine, batch by batch. Can be the class of Ray Data's `map_batches`."""
 
     def __init__(
         self, base: str, sampling: SamplingOptions, build: EngineBuilder = build_vllm_engine
     ) -> None:
+        """Start the engine.
+
+        Args:
+            base: a name of `pad-vllm models`, a folder or a hub name.
+            sampling: how to sample.
+            build: makes the engine.
+
+        Raises:
+            ValueError: there is no chat template.
+        """
         self.sampling = sampling
         self.engine, self.params = build(base, sampling)
         self.tokenizer = with_chat_template(
@@ -111,47 +148,55 @@ class ResponseSampler:
         )
 
     def __call__(self, batch: dict[str, Sequence[str]]) -> dict[str, list[Any]]:
-        prompts = [json.loads(prompt) for prompt in batch["prompt"]]
-        reasons = [self._unfit(prompt) for prompt in prompts]
-        fit = [prompt for prompt, reason in zip(prompts, reasons, strict=True) if not reason]
+        """Sample responses to a batch of prompts.
+
+        Takes {"prompt": [Conversation.to_json()]} and returns {"line": [str], "failed": [bool]}, in the same
+        order. A line is a PreferenceRecord; if `failed` is true, {"prompt": messages, "declined": reason}.
+        """
+        prompts = [Conversation.from_json(text) for text in batch["prompt"]]
+        refusals = [self._refusal(prompt) for prompt in prompts]
         # vLLM raises on a prompt that is too long, which would fail the whole batch.
-        results = iter(self._drawn(fit) if fit else ())
-        lines, declined = [], []
-        for prompt, reason in zip(prompts, reasons, strict=True):
-            responses = [] if reason else _responses(next(results))
-            why = reason or _too_few(responses)
-            declined.append(bool(why))
-            if why:
-                lines.append(json.dumps({"prompt": prompt, "declined": why}, ensure_ascii=False))
+        accepted = [
+            p.messages() for p, refusal in zip(prompts, refusals, strict=True) if not refusal
+        ]
+        results = iter(self._chat(accepted) if accepted else ())
+        lines, failed = [], []
+        for prompt, refusal in zip(prompts, refusals, strict=True):
+            responses = [] if refusal else _distinct_responses(next(results))
+            reason = refusal or _too_few(responses)
+            failed.append(bool(reason))
+            if reason:
+                line = {"prompt": prompt.messages(), "declined": reason}
+                lines.append(json.dumps(line, ensure_ascii=False))
             else:
                 lines.append(record_to_line(PreferenceRecord(prompt=prompt, responses=responses)))
-        return {"line": lines, "declined": declined}
+        return {"line": lines, "failed": failed}
 
-    def _drawn(self, prompts: list[Messages]) -> Any:
+    def _chat(self, conversations: list[Messages]) -> Any:
         template = self.sampling.chat_template
-        return self.engine.chat(prompts, self.params, use_tqdm=False, chat_template=template)
+        return self.engine.chat(conversations, self.params, use_tqdm=False, chat_template=template)
 
-    def _unfit(self, prompt: Messages) -> str:
-        """Why the engine could not take a prompt; empty where it can."""
+    def _refusal(self, prompt: Conversation) -> str:
+        """Why the engine cannot take the prompt; empty if it can."""
         try:
-            count = len(chat_token_ids(self.tokenizer, prompt))
+            count = len(chat_token_ids(self.tokenizer, prompt.messages()))
         except TemplateError as error:  # such as a system turn for a model that knows none
             return f"the chat template refuses it: {error}"
         room = self.sampling.max_model_len - self.sampling.max_tokens
         return f"{count} tokens, there is room for {room}" if count > room else ""
 
 
-def _responses(result: Any) -> list[Response]:
-    """The different texts that are not blank, each with the tokens it was first drawn with."""
-    drawn: dict[str, Response] = {}
-    for choice in result.outputs:
-        if choice.text.strip() and choice.text not in drawn:
-            drawn[choice.text] = Response(
-                text=choice.text,
-                token_ids=list(choice.token_ids),
-                guided_by=getattr(choice, "guided_by", {}),
+def _distinct_responses(result: Any) -> list[Response]:
+    """The different texts that are not blank, each with the tokens of its first output."""
+    response_of: dict[str, Response] = {}
+    for output in result.outputs:
+        if output.text.strip() and output.text not in response_of:
+            response_of[output.text] = Response(
+                text=output.text,
+                token_ids=list(output.token_ids),
+                guided_by=getattr(output, "guided_by", {}),
             )
-    return list(drawn.values())
+    return list(response_of.values())
 
 
 def _too_few(responses: list[Response]) -> str:

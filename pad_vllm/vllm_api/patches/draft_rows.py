@@ -1,8 +1,10 @@
-"""Which logits rows are whose while V2 verifies drafts: a request has one for each draft, and one more.
+"""The batch slot of each logits row while the V2 runner verifies drafts: a request has one row for each
+draft, and one more.
 
-A processor is told on the device; the host's count is in the batch that the rejection sampler is called with
-(vllm/v1/worker/gpu/spec_decode/rejection_sampler.py), noted here while that runs, so that nothing waits for
-the device. It may hand processors its rows in slices of whole requests. Knows nothing of guidance.
+vLLM gives processors the rows' requests on the device only. The host's count of rows is in the batch that the
+rejection sampler is called with (vllm/v1/worker/gpu/spec_decode/rejection_sampler.py); this module stores
+that batch while the sampler runs, so no step waits for the device. The sampler may pass processors its rows
+in slices of whole requests. Knows nothing of guidance.
 """
 
 from __future__ import annotations
@@ -23,19 +25,26 @@ _verified_batch: ContextVar[Any] = ContextVar("pad_verified", default=None)
 class LogitsRows(NamedTuple):
     """Logits rows of a step: all of them, or a slice."""
 
-    slots: np.ndarray  # [R] the batch slot of each
-    first_row: int  # the first one's place among the step's
-    num_step_rows: int  # how many the step has
+    slots: np.ndarray
+    """[R] int: the batch slot of each row's request."""
+
+    first_row: int
+    """Index of the first of these rows among all of the step."""
+
+    num_step_rows: int
+    """Number of rows of the whole step."""
 
 
 def patch_rejection_sampler() -> None:
-    """From here on `rows` knows the steps that verify drafts. Raises IncompatibleVLLM."""
+    """Wrap V2's rejection sampler, so that `logits_rows` knows the batch of steps that verify drafts.
+    Calling twice changes nothing. Raises IncompatibleVLLM.
+    """
     from vllm.v1.worker.gpu.input_batch import InputBatch
     from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
-    wanted = {"idx_mapping_np", "cu_num_logits_np"} <= set(InputBatch.__annotations__)
+    has_fields = {"idx_mapping_np", "cu_num_logits_np"} <= set(InputBatch.__annotations__)
     arguments = list(inspect.signature(RejectionSampler.__call__).parameters)
-    if not wanted or arguments[:3] != ["self", "logits", "input_batch"]:
+    if not has_fields or arguments[:3] != ["self", "logits", "input_batch"]:
         raise IncompatibleVLLM(
             f"vLLM {vllm.__version__} verifies drafts in a way that pad_vllm does not know; it accepts "
             f"vLLM {ACCEPTED_IN_WORDS}. Drop --speculative-config, or install one of these."
@@ -44,24 +53,26 @@ def patch_rejection_sampler() -> None:
 
 
 def _with_batch_noted(
-    original: Any, sampler: Any, logits: Any, input_batch: Any, *a: Any, **k: Any
+    original: Any, sampler: Any, logits: Any, input_batch: Any, *args: Any, **kwargs: Any
 ) -> Any:
     before = _verified_batch.set(input_batch)
     try:
-        return original(sampler, logits, input_batch, *a, **k)
+        return original(sampler, logits, input_batch, *args, **kwargs)
     finally:
         _verified_batch.reset(before)
 
 
 def logits_rows(ctx: Any, count: int) -> LogitsRows:
-    """Of V2's context of `count` logits rows. Raises ValueError where they cannot be told."""
-    slots, begin, total, batch = ctx.idx_mapping_np, 0, count, _verified_batch.get()
+    """The slots of the `count` logits rows that V2's context `ctx` is given for. Raises ValueError where
+    the batch has another number of rows.
+    """
+    slots, first_row, num_step_rows, batch = ctx.idx_mapping_np, 0, count, _verified_batch.get()
     if batch is not None:
-        # A slot is one request's, so that its first one says which slice this is.
-        place = int(np.flatnonzero(batch.idx_mapping_np == slots[0])[0])
-        ends = batch.cu_num_logits_np[place : place + len(slots) + 1]
-        slots = np.repeat(slots, np.diff(ends))
-        begin, total = int(ends[0]), int(batch.cu_num_logits_np[-1])
+        # A slot belongs to one request, so the slice's first slot says where it begins in the batch.
+        first_request = int(np.flatnonzero(batch.idx_mapping_np == slots[0])[0])
+        row_ends = batch.cu_num_logits_np[first_request : first_request + len(slots) + 1]
+        slots = np.repeat(slots, np.diff(row_ends))
+        first_row, num_step_rows = int(row_ends[0]), int(batch.cu_num_logits_np[-1])
     if len(slots) != count:
-        raise ValueError(f"{count} logits rows, and it is known of {len(slots)} whose they are")
-    return LogitsRows(slots, begin, total)
+        raise ValueError(f"{count} logits rows, but the batch has requests for {len(slots)}")
+    return LogitsRows(slots, first_row, num_step_rows)

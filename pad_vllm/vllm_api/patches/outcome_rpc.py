@@ -1,10 +1,10 @@
-"""The field `pad` of a guided request's last `RequestOutput`: what the worker says became of its answer.
+"""The field `pad` of a guided request's last `RequestOutput`: what the worker reports about its answer.
 
-A guided request gets a mark on its way in, and when its answer ends the worker is asked about it by that
-mark (`collective_rpc`); what guidance did since comes with it, for /metrics (metrics.py). Leans on
-`AsyncLLM.generate`, on its engine core's `call_utility_all_async` under data parallelism, on
+A guided request gets an outcome key as it enters, and where its answer ends the front end asks the worker
+for the outcome by that key (`collective_rpc`). Counts for /metrics come with it (prometheus_metrics.py).
+Uses `AsyncLLM.generate`, its engine core's `call_utility_all_async` under data parallelism,
 `LLMEngine.add_request` and `step`, their `tokenizer`, the outputs' `index` and `token_ids`, `output_kind`,
-and on the workers' base class.
+and the workers' base class.
 """
 
 from __future__ import annotations
@@ -33,149 +33,179 @@ from pad_vllm.vllm_api.vllm_names import SamplingParams, init_logger
 logger = init_logger(__name__)
 
 OUTCOME_METHOD = "pad_outcomes"
-_UNTOLD = "PAD: the worker did not say whether an answer was guided throughout"
-_process = uuid.uuid4().hex
-_numbers = itertools.count()
+_NO_OUTCOME = "PAD: the outcome of an answer is lost; its `pad` field has unguided_tokens null"
+_process_key = uuid.uuid4().hex
+_key_numbers = itertools.count()
 
 
 class RequestGuidance(Protocol):
-    """What guides a request; kept as long as that lives, so that others see when the last one ended."""
+    """What guides a request. The front end holds it until the request ended, and its owner can tell by a weak
+    reference when the last request that it guides has ended.
+    """
 
     @property
     def worker_arguments(self) -> dict[str, str]:
-        """What the worker is to read in the place of the client's arguments."""
+        """Request arguments that the worker reads in place of the client's."""
+
+
+# In a worker.
 
 
 def add_outcome_method(report: Callable[[str, Sequence[str]], WorkerReport]) -> None:
-    """In a worker: `told` of an instance id and marks is what the front end is told."""
+    """In a worker: `report(instance id, outcome keys)` answers the front end's calls of OUTCOME_METHOD."""
     add_worker_method(OUTCOME_METHOD, report)
 
 
 def add_worker_method(method: str, function: Callable[..., Any]) -> None:
-    """In a worker: what a front end calls by this name is `by` of the instance id and its arguments."""
+    """In a worker: `function(instance id, *arguments)` answers the front end's calls of `method`."""
     from vllm.v1.worker.worker_base import WorkerBase
 
     setattr(WorkerBase, method, lambda self, *args: function(self.vllm_config.instance_id, *args))
 
 
-def with_outcome_key(
-    params: SamplingParams, guiding: RequestGuidance
-) -> tuple[SamplingParams, InFlightRequest]:
-    """A copy of a request's parameters whose `extra_args` have a mark of its own, and what becomes of it."""
-    pad_metrics().count_guided_request()
-    mark = f"{_process}-{next(_numbers)}"
-    own = copy.copy(params)
-    own.extra_args = {**(params.extra_args or {}), **guiding.worker_arguments, OUTCOME_KEY: mark}
-    return own, InFlightRequest(own, mark, guiding)
-
-
-def has_outcome_key(params: SamplingParams) -> bool:
-    """Whether it is such a copy, made in this process: no client knows the mark."""
-    return str((params.extra_args or {}).get(OUTCOME_KEY)).startswith(_process)
+# In a front end: the server's, and the one of an offline LLM.
 
 
 class InFlightRequest:
-    """A request's answers, from its outputs: each has all tokens, or, in a stream, the new ones."""
+    """A guided request that has not ended: its outcome key, and the tokens of its answers so far."""
 
-    def __init__(self, params: SamplingParams, mark: str, guiding: RequestGuidance) -> None:
-        self.outcome_key, self.guiding = mark, guiding
-        self._new = params.output_kind.name == "DELTA"
-        self._tokens: dict[int, Any] = {}  # by the output's index, n of them
+    def __init__(self, params: SamplingParams, outcome_key: str, guidance: RequestGuidance) -> None:
+        """Start with no tokens.
+
+        Args:
+            params: of the request; they say whether an output has all tokens or, in a stream, the new ones.
+            outcome_key: by which the worker knows the request.
+            guidance: what guides it, held as long as this object.
+        """
+        self.outcome_key, self.guidance = outcome_key, guidance
+        self._outputs_are_deltas = params.output_kind.name == "DELTA"
+        self._tokens: dict[int, Any] = {}  # by the output's index: a request has n answers
 
     def add_output(self, output: Any) -> None:
-        for one in output.outputs:
-            if self._new:
-                self._tokens.setdefault(one.index, []).extend(one.token_ids)
+        """Store the tokens of a RequestOutput."""
+        for answer in output.outputs:
+            if self._outputs_are_deltas:
+                self._tokens.setdefault(answer.index, []).extend(answer.token_ids)
             else:
-                self._tokens[one.index] = one.token_ids
+                self._tokens[answer.index] = answer.token_ids
 
     def pad_field(self, outcome: Outcome, tokenizer: Any) -> Outcome:
-        """The field of the last output."""
-        said, unguided = sum(map(len, self._tokens.values())), outcome["unguided_tokens"]
+        """The field `pad` of the last output, from the worker's outcome. Counts the answers' tokens."""
+        num_tokens = sum(map(len, self._tokens.values()))
+        unguided = outcome["unguided_tokens"]
         if unguided is not None:
-            # Rows are counted, and not all rows become tokens: drafts that are rejected do not.
-            outcome = {**outcome, "unguided_tokens": min(unguided, said)}
-        pad_metrics().count_answer_tokens(said, outcome["unguided_tokens"])
+            # The worker counts rows, and not all rows become tokens: rejected drafts do not.
+            outcome = {**outcome, "unguided_tokens": min(unguided, num_tokens)}
+        pad_metrics().count_answer_tokens(num_tokens, outcome["unguided_tokens"])
         try:
             return with_explanations(outcome, self._tokens.get(0, ()), tokenizer)
-        except Exception:  # the answer is there, and stays
-            logger.exception(_UNTOLD)
+        except Exception:  # the answer is there, and is returned all the same
+            logger.exception(_NO_OUTCOME)
             return unknown_outcome()
 
 
-async def with_outcome(engine: Any, outputs: Any, said: InFlightRequest) -> AsyncIterator[Any]:
-    """The outputs of `AsyncLLM.generate`, the last with the field `pad`; said: what `marked` gave."""
+def with_outcome_key(
+    params: SamplingParams, guidance: RequestGuidance
+) -> tuple[SamplingParams, InFlightRequest]:
+    """Give a guided request an outcome key of its own.
+
+    Returns:
+        A copy of `params`, whose `extra_args` have the key and the worker's arguments; the request in flight.
+    """
+    pad_metrics().count_guided_request()
+    key = f"{_process_key}-{next(_key_numbers)}"
+    params_with_key = copy.copy(params)
+    params_with_key.extra_args = {
+        **(params.extra_args or {}),
+        **guidance.worker_arguments,
+        OUTCOME_KEY: key,
+    }
+    return params_with_key, InFlightRequest(params_with_key, key, guidance)
+
+
+def has_outcome_key(params: SamplingParams) -> bool:
+    """Whether `params` come from `with_outcome_key` in this process: no client knows the key."""
+    return str((params.extra_args or {}).get(OUTCOME_KEY)).startswith(_process_key)
+
+
+# The server, and any AsyncLLM.
+
+
+async def with_outcome(engine: Any, outputs: Any, request: InFlightRequest) -> AsyncIterator[Any]:
+    """Yield the outputs of `AsyncLLM.generate`, the last with the field `pad`.
+
+    Args:
+        engine: the AsyncLLM.
+        outputs: its RequestOutputs of the request.
+        request: from `with_outcome_key`.
+    """
     async with aclosing(outputs):
         async for output in outputs:
-            said.add_output(output)
+            request.add_output(output)
             if output.finished:
-                # Whoever asks is told the figures, which nobody is told again: a client that leaves now
-                # must not take them along.
-                outcome = await asyncio.shield(_fetch_outcome(engine, said.outcome_key))
-                tell = partial(said.pad_field, outcome, engine.tokenizer)
-                # To decode a long answer token by token takes a while.
-                output.pad = await asyncio.to_thread(tell) if "steps" in outcome else tell()
+                # The worker reports each count once. If the client leaves now, the call still has to end, or
+                # these counts would be lost.
+                outcome = await asyncio.shield(_fetch_outcome(engine, request.outcome_key))
+                make_field = partial(request.pad_field, outcome, engine.tokenizer)
+                # Decoding a long answer token by token takes a while.
+                explained = "steps" in outcome
+                output.pad = await asyncio.to_thread(make_field) if explained else make_field()
             yield output
 
 
-async def _fetch_outcome(engine: Any, mark: str) -> Outcome:
+async def _fetch_outcome(engine: Any, outcome_key: str) -> Outcome:
     try:
-        return _merge_reports(await call_all_workers(engine, OUTCOME_METHOD, [mark]))[0]
-    except Exception:  # as above
-        logger.exception(_UNTOLD)
+        reports = await call_all_workers(engine, OUTCOME_METHOD, [outcome_key])
+        return _merge_reports(reports)[0]
+    except Exception:  # the answer is there, and is returned all the same
+        logger.exception(_NO_OUTCOME)
         return unknown_outcome()
 
 
 async def call_all_workers(engine: Any, method: str, *args: Any) -> list[list[Any]]:
-    """What the workers of each engine answer; `collective_rpc` returns what those of the first do."""
+    """Call a method that `add_worker_method` added, in all workers of all data-parallel engines.
+
+    `AsyncLLM.collective_rpc` returns the results of the first engine only.
+
+    Args:
+        engine: the AsyncLLM.
+        method: its name.
+        *args: what the method gets after the instance id.
+
+    Returns:
+        For each engine, the results of its ranks.
+    """
     if engine.vllm_config.parallel_config.data_parallel_size == 1:
         return [await engine.collective_rpc(method, args=args)]
-    ask = engine.engine_core.call_utility_all_async
-    told: list[list[Any]] = await ask("collective_rpc", method, None, args, None)
-    return told
+    call = engine.engine_core.call_utility_all_async
+    results: list[list[Any]] = await call("collective_rpc", method, None, args, None)
+    return results
 
 
-def _fetch_outcomes_offline(engine: Any, marks: list[str]) -> list[Outcome]:
-    try:
-        return _merge_reports([engine.collective_rpc(OUTCOME_METHOD, args=(marks,))])
-    except Exception:  # as above
-        logger.exception(_UNTOLD)
-        return [unknown_outcome() for _ in marks]
-
-
-def _merge_reports(engines: Iterable[Iterable[WorkerReport | None]]) -> list[Outcome]:
-    """Ranks of tensor parallelism answer alike; data-parallel engines each of the answers that they had."""
-    told = [next(one for one in ranks if one and one[0]) for ranks in engines]
-    for _, figures in told:
-        if figures is not None:
-            pad_metrics().add_worker_counts(figures)
-    return [
-        _merge_outcomes(parts) for parts in zip(*(outcomes for outcomes, _ in told), strict=True)
-    ]
-
-
-def _merge_outcomes(parts: Iterable[Outcome | None]) -> Outcome:
-    known = [part for part in parts if part is not None]
-    return known[0] if len(known) == 1 else total_outcome(known) or unknown_outcome()
+# An offline LLM.
 
 
 def patch_offline_engine(
-    guided: Callable[[Any, Any, Iterable[Any]], RequestGuidance | None],
+    guidance_of: Callable[[Any, Any, Iterable[Any]], RequestGuidance | None],
 ) -> None:
-    """In this process, `LLMEngine` marks the requests that something guides, by guided(engine, params, all
-    that they came with), and its finished outputs have the field `pad`. Calling twice changes nothing.
+    """Wrap `LLMEngine`, so that the finished outputs of guided requests have the field `pad`. Calling twice
+    changes nothing.
+
+    Args:
+        guidance_of: called with the engine, a request's parameters and all its arguments; returns what guides
+            it, or None.
     """
     from vllm.v1.engine.llm_engine import LLMEngine
 
     def add_request(
         original: Any, engine: Any, request_id: str, prompt: Any, params: Any, *a: Any, **k: Any
     ) -> Any:
-        guiding = guided(engine, params, (prompt, *a, *k.values()))
-        if guiding is None:
+        guidance = guidance_of(engine, params, (prompt, *a, *k.values()))
+        if guidance is None:
             return original(engine, request_id, prompt, params, *a, **k)
-        params, said = with_outcome_key(params, guiding)
+        params, request = with_outcome_key(params, guidance)
         added = original(engine, request_id, prompt, params, *a, **k)
-        _in_flight(engine)[request_id] = said
+        _in_flight(engine)[request_id] = request
         return added
 
     if wrap_method(LLMEngine, "step", _step):
@@ -183,20 +213,51 @@ def patch_offline_engine(
 
 
 def _step(original: Any, engine: Any) -> Any:
-    outputs, asked = original(engine), _in_flight(engine)
-    ours = [one for one in outputs if one.request_id in asked]
-    for output in ours:
-        asked[output.request_id].add_output(output)
-    ended = [(one, asked.pop(one.request_id)) for one in ours if one.finished]
+    outputs, in_flight = original(engine), _in_flight(engine)
+    guided = [output for output in outputs if output.request_id in in_flight]
+    for output in guided:
+        in_flight[output.request_id].add_output(output)
+    ended = [(output, in_flight.pop(output.request_id)) for output in guided if output.finished]
     if ended:
-        told = _fetch_outcomes_offline(engine, [said.outcome_key for _, said in ended])
-        for (output, said), outcome in zip(ended, told, strict=True):
-            output.pad = said.pad_field(outcome, engine.tokenizer)
-    if asked and not engine.has_unfinished_requests():
-        asked.clear()  # of requests that were aborted
+        keys = [request.outcome_key for _, request in ended]
+        outcomes = _fetch_outcomes_offline(engine, keys)
+        for (output, request), outcome in zip(ended, outcomes, strict=True):
+            output.pad = request.pad_field(outcome, engine.tokenizer)
+    if in_flight and not engine.has_unfinished_requests():
+        in_flight.clear()  # requests that were aborted
     return outputs
 
 
 def _in_flight(engine: Any) -> dict[str, InFlightRequest]:
-    """Request id -> its mark and its answer so far, of the guided requests that this engine has."""
-    return engine.__dict__.setdefault("pad_asked", {})
+    """The guided requests of this LLMEngine that have not ended, by request id."""
+    return engine.__dict__.setdefault("pad_in_flight", {})
+
+
+def _fetch_outcomes_offline(engine: Any, outcome_keys: list[str]) -> list[Outcome]:
+    try:
+        return _merge_reports([engine.collective_rpc(OUTCOME_METHOD, args=(outcome_keys,))])
+    except Exception:  # the answers are there, and are returned all the same
+        logger.exception(_NO_OUTCOME)
+        return [unknown_outcome() for _ in outcome_keys]
+
+
+# What several workers report.
+
+
+def _merge_reports(engines: Iterable[Iterable[WorkerReport | None]]) -> list[Outcome]:
+    """One outcome for each key, from the reports of each engine's ranks; adds their counts to the metrics.
+
+    The ranks of one engine that have outcomes report the same. Of data-parallel engines each reports about
+    the answers that it had.
+    """
+    reports = [next(report for report in ranks if report and report[0]) for ranks in engines]
+    for _, counts in reports:
+        if counts is not None:
+            pad_metrics().add_worker_counts(counts)
+    by_key = zip(*(outcomes for outcomes, _ in reports), strict=True)
+    return [_merge_outcomes(outcomes) for outcomes in by_key]
+
+
+def _merge_outcomes(outcomes: Iterable[Outcome | None]) -> Outcome:
+    reported = [outcome for outcome in outcomes if outcome is not None]
+    return reported[0] if len(reported) == 1 else total_outcome(reported) or unknown_outcome()

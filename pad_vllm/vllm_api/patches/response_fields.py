@@ -1,7 +1,9 @@
-"""The field `pad` of the server's responses and streams: that of the outputs that they are made of.
+"""The field `pad` of the server's responses and streams, taken from the `RequestOutput`s that they are made
+of.
 
-In: vLLM's classes of chat, completions and responses. Leans on the names of the methods that make responses
-and on those of their arguments; the responses' classes allow more fields. It asks no worker (answers.py).
+Wraps methods of vLLM's classes for chat, completions and responses. Uses the names of the methods that make
+responses, and those of their arguments; vLLM's response classes allow more fields. Calls no worker:
+outcome_rpc.py does.
 """
 
 from __future__ import annotations
@@ -25,136 +27,144 @@ _SERVING = "vllm.entrypoints.openai"
 
 
 def patch_responses() -> None:
-    """In this process, the server's responses and streams carry the field `pad` of the outputs that they are
-    made of. Calling twice changes nothing; an API that this vLLM does not have is passed over.
+    """Wrap the server's methods that make responses and streams, so that these have the field `pad`.
+    Calling twice changes nothing. An API that this vLLM does not have gets a warning.
     """
     chat = f"{_SERVING}.chat_completion.serving", "OpenAIServingChat"
     batch = f"{_SERVING}.chat_completion.batch_serving", "OpenAIServingChatBatch"
     completion = f"{_SERVING}.completion.serving", "OpenAIServingCompletion"
     responses = f"{_SERVING}.responses.serving", "OpenAIServingResponses"
-    _wrap(*chat, "chat_completion_full_generator", _full)
+    _wrap(*chat, "chat_completion_full_generator", _chat_response)
     _wrap(*chat, "chat_completion_stream_generator", _stream)
-    _wrap(*batch, "chat_completion_full_generator_batch", _batch)
+    _wrap(*batch, "chat_completion_full_generator_batch", _chat_batch_response)
     _wrap(*completion, "completion_stream_generator", _stream)
-    _wrap(*completion, "request_output_to_completion_response", _completion)
-    _wrap(*responses, "_generate_with_builtin_tools", _noting_context)
-    _wrap(*responses, "responses_full_generator", _response)
+    _wrap(*completion, "request_output_to_completion_response", _completion_response)
+    _wrap(*responses, "_generate_with_builtin_tools", _with_watched_context)
+    _wrap(*responses, "responses_full_generator", _responses_response)
 
 
-def _wrap(module: str, cls: str, method: str, around: Callable[[Any, Any], Any]) -> None:
-    """Replace a method by `around(method, arguments by name)`."""
+def _wrap(module: str, cls: str, method: str, wrapper: Callable[[Any, Any], Any]) -> None:
+    """Replace a method by `wrapper(original without arguments, arguments by name)`."""
     try:
         owner = getattr(import_module(module), cls)
     except (ImportError, AttributeError):
         owner = None
     if not hasattr(owner, method):
-        logger.warning("PAD: this vLLM has no %s.%s; its answers have no field `pad`", cls, method)
+        logger.warning(
+            "PAD: this vLLM has no %s.%s; responses made there have no field `pad`", cls, method
+        )
         return
-    wrap_method(owner, method, _named(around))
+    wrap_method(owner, method, _with_named_arguments(wrapper))
 
 
 @cache
-def _named(around: Callable[[Any, Any], Any]) -> Callable[..., Any]:
-    """`around` as hooks.replace takes it: always the same for the same."""
+def _with_named_arguments(wrapper: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    """A wrapper as `wrap_method` takes it; cached, because that knows a wrapper by its identity."""
 
-    def by(original: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(original: Any, *args: Any, **kwargs: Any) -> Any:
         bound = _signature(original).bind(*args, **kwargs)
-        return around(lambda: original(*bound.args, **bound.kwargs), bound.arguments)
+        return wrapper(lambda: original(*bound.args, **bound.kwargs), bound.arguments)
 
-    return by
+    return call
 
 
 _signature = cache(inspect.signature)
 
 
-class _Watched:
-    """An iterator of a request's outputs, alone or as (prompt, output), that keeps what their `pad` says."""
+class _WatchedOutputs:
+    """Passes on an iterator of RequestOutputs, or of (prompt number, RequestOutput), and stores their
+    `pad`.
+    """
 
-    def __init__(self, outputs: Any, prompts: int = 1) -> None:
-        self._outputs, self._prompts = outputs, prompts
-        self._told: dict[int, Outcome] = {}  # by prompt
+    def __init__(self, outputs: Any, num_prompts: int = 1) -> None:
+        self._outputs, self._num_prompts = outputs, num_prompts
+        self._outcomes: dict[int, Outcome] = {}  # by prompt number
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         async with aclosing(self._outputs) as outputs:
             async for item in outputs:
-                place, output = item if isinstance(item, tuple) else (0, item)
+                prompt, output = item if isinstance(item, tuple) else (0, item)
                 for outcome in _outcomes([output]):
-                    self._told[place] = outcome
+                    self._outcomes[prompt] = outcome
                 yield item
 
     @property
-    def told(self) -> Outcome | None:
-        """Once all prompts' answers ended; None before, and of unguided ones."""
-        told = [outcome for _, outcome in sorted(self._told.items(), key=lambda one: one[0])]
-        return total_outcome(told) if len(told) == self._prompts else None
+    def outcome(self) -> Outcome | None:
+        """All prompts' outcomes as one. None until the last answer ended, and for unguided requests."""
+        if len(self._outcomes) != self._num_prompts:
+            return None
+        return total_outcome([self._outcomes[prompt] for prompt in sorted(self._outcomes)])
 
 
-async def _full(original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
-    watched = arguments["result_generator"] = _Watched(arguments["result_generator"])
-    return _filled(await original(), watched.told)
+async def _chat_response(original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+    watched = arguments["result_generator"] = _WatchedOutputs(arguments["result_generator"])
+    return _with_field(await original(), watched.outcome)
 
 
-async def _batch(original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
-    """Several conversations, with a generator each."""
-    watched = [_Watched(outputs) for outputs in arguments["generators"]]
-    arguments["generators"] = [aiter(one) for one in watched]
-    return _filled(
-        await original(), total_outcome([one.told for one in watched if one.told is not None])
-    )
+async def _chat_batch_response(original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+    """Several conversations, one generator each."""
+    watched = [_WatchedOutputs(outputs) for outputs in arguments["generators"]]
+    arguments["generators"] = [aiter(outputs) for outputs in watched]
+    response = await original()
+    outcomes = [outputs.outcome for outputs in watched]
+    return _with_field(response, total_outcome([one for one in outcomes if one is not None]))
 
 
 async def _stream(original: Callable[[], Any], arguments: dict[str, Any]) -> AsyncIterator[str]:
-    prompts = len(arguments.get("engine_inputs", (None,)))
-    watched = _Watched(arguments["result_generator"], prompts)
+    num_prompts = len(arguments.get("engine_inputs", (None,)))
+    watched = _WatchedOutputs(arguments["result_generator"], num_prompts)
     arguments["result_generator"] = watched
-    held: str | None = None  # what may be the last event, once the answers are there
+    held: str | None = None  # once all answers ended: an event that may be the last one
     async with aclosing(original()) as events:
         async for event in events:
             if held is not None:
-                yield _with_pad(held, watched.told) if event == _DONE else held
-            held = None if watched.told is None or event == _DONE else event
+                yield _event_with_field(held, watched.outcome) if event == _DONE else held
+            held = None if watched.outcome is None or event == _DONE else event
             if held is None:
                 yield event
     if held is not None:
-        yield _with_pad(held, watched.told)
+        yield _event_with_field(held, watched.outcome)
 
 
-def _with_pad(event: str, outcome: Outcome | None) -> str:
+def _event_with_field(event: str, outcome: Outcome | None) -> str:
     try:
-        said = json.loads(event.removeprefix("data: "))
+        content = json.loads(event.removeprefix("data: "))
     except ValueError:
         return event
-    return event if "error" in said else f"data: {json.dumps({**said, 'pad': outcome})}\n\n"
+    if "error" in content:
+        return event
+    return f"data: {json.dumps({**content, 'pad': outcome})}\n\n"
 
 
-def _completion(original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+def _completion_response(original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
     outcomes = _outcomes(arguments["final_res_batch"])
-    return _filled(original(), total_outcome(outcomes))
+    return _with_field(original(), total_outcome(outcomes))
 
 
-def _noting_context(original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
-    """Outputs reach a responses API's context only; it notes their outcomes."""
+def _with_watched_context(original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+    """The responses API keeps outputs in a context only; store their outcomes there."""
     context = arguments["context"]
-    context.pad_outcomes, append = [], context.append_output
+    context.pad_finished_outcomes, append = [], context.append_output
 
     def append_output(output: Any) -> Any:
-        context.pad_outcomes += _outcomes([output])
+        context.pad_finished_outcomes += _outcomes([output])
         return append(output)
 
     context.append_output = append_output
     return original()
 
 
-async def _response(original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
+async def _responses_response(original: Callable[[], Any], arguments: dict[str, Any]) -> Any:
     response = await original()
-    return _filled(response, total_outcome(getattr(arguments["context"], "pad_outcomes", [])))
+    outcomes = getattr(arguments["context"], "pad_finished_outcomes", [])
+    return _with_field(response, total_outcome(outcomes))
 
 
 def _outcomes(outputs: Iterable[Any]) -> list[Outcome]:
     return [output.pad for output in outputs if getattr(output, "pad", None) is not None]
 
 
-def _filled(response: Any, outcome: Outcome | None) -> Any:
+def _with_field(response: Any, outcome: Outcome | None) -> Any:
     if outcome is not None and not hasattr(response, "error"):
         response.pad = outcome
     return response

@@ -1,6 +1,6 @@
-"""The server's requests as clients wrote them, before vLLM makes sampling parameters of them.
+"""Checks the server's requests as clients wrote them, before vLLM makes sampling parameters of them.
 
-Leans on the methods `to_sampling_params` and `to_beam_search_params` of vLLM's request classes.
+Wraps the methods `to_sampling_params` and `to_beam_search_params` of vLLM's request classes.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ _METHODS = ("to_sampling_params", "to_beam_search_params")
 
 
 def check_server_requests(check: Callable[[Any], None]) -> None:
-    """Have `check` called with every request to this process's server, in place of an earlier check.
+    """Call `check` with every request to this process's server, instead of a check that was given before.
 
-    A ValueError is an HTTP 400. Fields that vLLM does not know are in its `model_extra`. An engine without
-    a server, or a vLLM that has the classes elsewhere, is left alone.
+    Fields that vLLM does not know are in the request's `model_extra`. A ValueError of the check becomes an
+    HTTP 400. Does nothing for an engine without a server, or in a vLLM that has the classes elsewhere.
     """
     for module, name in _CLASSES:
         try:
-            request = getattr(import_module(module), name)
+            request_class = getattr(import_module(module), name)
         except (ImportError, AttributeError):
             continue
-        request.pad_request_check = staticmethod(check)
+        request_class.pad_request_check = staticmethod(check)
         for method in _METHODS:
-            wrap_method(request, method, _checked)
+            wrap_method(request_class, method, _checked)
 
 
 def _checked(original: Any, request: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,6 +1,6 @@
-"""Another function in the place of a method of vLLM's, the original in its hands; each once a process.
+"""Wraps a method of a class of vLLM's, once in a process: the wrapper gets the original method.
 
-In: a class, a method's name, a function. It knows neither what is wrapped nor why.
+In: a class, a method's name, a function. Knows neither what is wrapped nor why.
 """
 
 from __future__ import annotations
@@ -11,19 +11,27 @@ from typing import Any
 
 
 def wrap_method(cls: Any, name: str, wrapper: Callable[..., Any]) -> bool:
-    """Have `by(original, self, ...)` called in a method's place.
+    """Replace a method by one that calls `wrapper(original, self, *args, **kwargs)`.
 
-    False where it is already, or where the class has no such method; another `by` is put around the first.
+    A second wrapper goes around the first. The same wrapper is never applied twice.
+
+    Args:
+        cls: the class; its subclasses that do not override the method change too.
+        name: of the method.
+        wrapper: a module-level function: a new lambda each time would be applied each time.
+
+    Returns:
+        False where the method already has this wrapper, or where the class has no such method.
     """
     original = getattr(cls, name, None)
-    before: tuple[Any, ...] = getattr(original, "pad_by", ())
-    if original is None or wrapper in before:
+    applied: tuple[Any, ...] = getattr(original, "pad_wrappers", ())
+    if original is None or wrapper in applied:
         return False
 
     @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         return wrapper(original, self, *args, **kwargs)
 
-    method.pad_by = (*before, wrapper)  # type: ignore[attr-defined]
+    method.pad_wrappers = (*applied, wrapper)  # type: ignore[attr-defined]
     setattr(cls, name, method)
     return True

@@ -12,8 +12,8 @@ from pad_vllm.adapter.backbone.embedding_sample import SAMPLE_SIZE
 from pad_vllm.adapter.backbone.weight_fingerprint import fingerprint
 from pad_vllm.adapter.json_fields import AdapterError
 
-MARK = "sha256:" + "0" * 64
-BACKBONE = Backbone("org/base", ("LlamaForCausalLM",), 32, 4, 64, MARK)
+FINGERPRINT = "sha256:" + "0" * 64
+BACKBONE = Backbone("org/base", ("LlamaForCausalLM",), 32, 4, 64, FINGERPRINT)
 
 
 def served(**changes) -> Backbone:
@@ -65,28 +65,29 @@ def test_an_adapter_of_unknown_weights_needs_the_override_on_real_ones():
     assert len(require_same_backbone(unknown, served(), allow_mismatch=True)) == 1
 
 
-LANDMARKS = tuple(place / 8 for place in range(SAMPLE_SIZE))
-KNOWN = dataclasses.replace(BACKBONE, landmarks=LANDMARKS)
+SAMPLE = tuple(place / 8 for place in range(SAMPLE_SIZE))
+WITH_SAMPLE = dataclasses.replace(BACKBONE, embedding_sample=SAMPLE)
 
 
-def test_a_quantised_copy_is_compared_by_its_landmarks():
+def test_a_quantised_copy_is_compared_by_its_embedding_sample():
     other = {"fingerprint": "sha256:" + "f" * 64}
-    copy = served(**other, landmarks=LANDMARKS)
-    [note] = require_same_backbone(KNOWN, copy, quant_method="awq")
+    copy = served(**other, embedding_sample=SAMPLE)
+    [note] = require_same_backbone(WITH_SAMPLE, copy, quant_method="awq")
     assert "'served/base' is quantised (awq); its token embedding is that of 'org/base'" in note
-    for strange in (copy, served(**other)):  # not said to be packed; nothing to compare
+    # The copy not declared as quantised; the quantised one without an embedding sample.
+    for strange in (copy, served(**other)):
         with pytest.raises(AdapterError, match=r"0{64}.*f{64}.*allow_backbone_mismatch"):
-            require_same_backbone(KNOWN, strange, quant_method="awq" * (strange is not copy))
+            require_same_backbone(WITH_SAMPLE, strange, quant_method="awq" * (strange is not copy))
     with pytest.raises(AdapterError, match=r"0{64}.*f{64}.*allow_backbone_mismatch"):
         require_same_backbone(BACKBONE, copy, quant_method="awq")
 
 
 def test_a_quantised_copy_of_another_model_is_refused_or_warned_of():
-    theirs = (*LANDMARKS[:-1], 99.0)
-    copy = served(fingerprint="sha256:" + "f" * 64, landmarks=theirs)
+    theirs = (*SAMPLE[:-1], 99.0)
+    copy = served(fingerprint="sha256:" + "f" * 64, embedding_sample=theirs)
     with pytest.raises(AdapterError, match="not that of 'org/base'.*without a rotation"):
-        require_same_backbone(KNOWN, copy, quant_method="awq")
-    [warning] = require_same_backbone(KNOWN, copy, quant_method="awq", allow_mismatch=True)
+        require_same_backbone(WITH_SAMPLE, copy, quant_method="awq")
+    [warning] = require_same_backbone(WITH_SAMPLE, copy, quant_method="awq", allow_mismatch=True)
     assert "Rewards may mean little" in warning
 
 
@@ -107,8 +108,8 @@ PLAIN = {
 
 def test_a_backbone_is_read_from_a_checkpoint(tmp_path):
     folder = checkpoint(tmp_path / "tiny", PLAIN)
-    mark = fingerprint(folder)
-    expected = Backbone("tiny", ("LlamaForCausalLM",), 32, 4, 64, mark)
+    expected_fingerprint = fingerprint(folder)
+    expected = Backbone("tiny", ("LlamaForCausalLM",), 32, 4, 64, expected_fingerprint)
     assert Backbone.from_checkpoint(folder) == expected
     assert Backbone.from_checkpoint(folder, "org/tiny").name == "org/tiny"
     assert Backbone.from_config(folder) == dataclasses.replace(expected, fingerprint=None)
@@ -138,7 +139,10 @@ def test_a_config_object_says_the_same_as_its_file(tmp_path):
     config = LlamaConfig(**PLAIN)
     folder = checkpoint(tmp_path / "tiny", config.to_dict())
     assert Backbone.from_hf_config(config, name="tiny") == Backbone.from_config(folder)
-    assert Backbone.from_hf_config(config, name="x", fingerprint=MARK).fingerprint == MARK
+    assert (
+        Backbone.from_hf_config(config, name="x", fingerprint=FINGERPRINT).fingerprint
+        == FINGERPRINT
+    )
 
 
 def test_a_snapshot_in_the_hubs_cache_is_called_by_its_hub_name(tmp_path):

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from pad_vllm.adapter.backbone.weight_fingerprint import (
     SAMPLED_BYTES,
     SAMPLED_CHUNKS,
-    _chunks,
+    _sampled_ranges,
     fingerprint,
     local_checkpoint,
 )
@@ -124,7 +124,7 @@ def test_another_dtype_or_shape_over_the_same_bytes_is_noticed(tmp_path, origina
 
 @given(st.integers(0, 10**12))
 def test_samples_stay_inside_the_tensor_reach_both_ends_and_are_bounded(size):
-    chunks = _chunks(size)
+    chunks = _sampled_ranges(size)
     assert chunks[0][0] == 0
     assert sum(chunks[-1]) == size
     assert sum(length for _, length in chunks) == min(size, SAMPLED_BYTES)

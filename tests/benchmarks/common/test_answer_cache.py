@@ -9,6 +9,7 @@ import tiny
 from benchmarks.common import answer_cache
 from pad_vllm.steering.comparison_conditions import Condition, unguided_condition
 from pad_vllm.steering.guided_answers import AnswerBatch, DecodingSettings
+from pad_vllm.training.data.conversation import Conversation
 
 
 def test_answers_are_kept_by_what_decides_them_and_a_torn_line_is_drawn_again(
@@ -17,7 +18,11 @@ def test_answers_are_kept_by_what_decides_them_and_a_torn_line_is_drawn_again(
     cache = answer_cache.AnswerCache(tmp_path / "some" / "answers.jsonl")
     base = str(scripted_engine.base)
     batch = AnswerBatch(
-        base, str(scripted_engine.adapter), ["[]"], [unguided_condition()], [DecodingSettings()]
+        base,
+        str(scripted_engine.adapter),
+        [Conversation.model_validate("Hi")],
+        [unguided_condition()],
+        [DecodingSettings()],
     )
     said = cache.draw(batch)
     copy = tiny.checkpoint("llama", tmp_path / "copy")

@@ -14,6 +14,7 @@ from benchmarks.users.simulated_choices import GuidedChoices
 from benchmarks.users.user_tastes import SimulatedUser, TasteScores
 from pad_vllm.steering.guided_answers import DrawnAnswer
 from pad_vllm.text.preference_text import with_instruction
+from pad_vllm.training.data.conversation import Conversation
 
 DIMENSIONS = ("a", "b", "c")
 
@@ -23,13 +24,12 @@ def space():
     model = tiny.persrm("llama", 4, DIMENSIONS, 0.5)
     tokenizer = tiny.tokenizer()
     made = RewardSpace(CandidateReader(model, tokenizer, 8))
-    chat = '[{"role": "user", "content": "%s"}]'
     said = [DrawnAnswer("x", (20, 31, 45, 12)), DrawnAnswer("y", (9, 50, 33))]
     told = {
         "a": lambda c: with_instruction(c, "Be warm."),
         "b": lambda c: with_instruction(c, "Be brief."),
     }
-    made.read([chat % "one", chat % "two"], said, told)
+    made.read([Conversation.model_validate(text) for text in ("one", "two")], said, told)
     return made
 
 
@@ -61,7 +61,7 @@ def test_what_a_dimension_itself_says_is_explained_whole_by_it(space):
 
 
 def test_the_told_base_pays_nothing_on_average_and_differs_from_the_plain_one(space):
-    chat, answer = '[{"role": "user", "content": "one"}]', DrawnAnswer("x", (20, 31, 45, 12))
+    chat, answer = Conversation.model_validate("one"), DrawnAnswer("x", (20, 31, 45, 12))
     seen = space.reader.candidates(chat, answer)
     paid = space.reader.instruction_rewards(chat, answer, "Be warm.", seen)
     assert paid.shape == (4, 8)

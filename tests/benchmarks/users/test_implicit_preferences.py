@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import tiny
 import torch
@@ -13,15 +11,16 @@ from benchmarks.common.candidate_reader import CandidateReader
 from benchmarks.common.reward_space import RewardSpace
 from benchmarks.users import implicit_preferences, user_dialogues, user_tastes
 from pad_vllm.steering.guided_answers import DrawnAnswer
+from pad_vllm.training.data.conversation import Conversation
 
-CHAT = '[{"role": "user", "content": "%s"}]'
+CHAT = Conversation.model_validate
 
 
 @pytest.fixture(scope="module")
 def space():
     model = tiny.persrm("llama", 4, ("a", "b"), 0.5)
     made = RewardSpace(CandidateReader(model, tiny.tokenizer(), 8))
-    made.read([CHAT % "one"], [DrawnAnswer("x", (20, 31, 45, 12))], {})
+    made.read([CHAT("one")], [DrawnAnswer("x", (20, 31, 45, 12))], {})
     return made
 
 
@@ -32,13 +31,13 @@ def test_a_user_likes_a_dimension_or_two():
 
 
 def test_a_dialogue_is_both_sides_of_it():
-    found = user_dialogues.dialogue_messages([(CHAT % "hi", DrawnAnswer("ho", (1,)))])
+    found = user_dialogues.dialogue_messages([(CHAT("hi"), DrawnAnswer("ho", (1,)))])
     assert [m["role"] for m in found] == ["user", "assistant"]
     assert found[1]["content"] == "ho"
 
 
 def test_the_slope_is_that_of_the_answers_likelihood(space):
-    prompt = CHAT % "one"
+    prompt = CHAT("one")
     ids = space.reader.candidates(prompt, DrawnAnswer("", (5, 6, 7))).ids
     answer = DrawnAnswer("", (*ids[0, 3:4].tolist(), 6, 7))
     slope = implicit_preferences.likelihood_slope(space, [(prompt, answer)])
@@ -74,6 +73,6 @@ def test_the_script_compares_what_was_read_with_the_history_itself(scripted_engi
     assert picture.stat().st_size > 1000
     _, told, _, kept = scripted_engine.batches
     assert told.conditions[-1].instruction == "be warm be dry"
-    last = json.loads(kept.prompts[0])
+    last = kept.prompts[0].messages()
     assert [m["role"] for m in last] == ["user", "assistant"] * 2 + ["user"]
     assert kept.adapter is None

@@ -1,4 +1,4 @@
-"""How long a text the reward model reads is told without it, and is what its cache then holds."""
+"""How long a text the reward model reads is known without it, and is what its cache then holds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POSITIONS = tiny.COMMON["max_position_embeddings"]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("family", "fork"), [("llama", 2), ("qwen3", 0), ("gemma3", 3)])
-def test_what_is_told_is_what_the_decoder_allocates(tmp_path, family, fork, dtype):
+def test_the_computed_capacity_is_what_the_decoder_allocates(tmp_path, family, fork, dtype):
     base = tiny.checkpoint(family, tmp_path / family)
     adapter = load_adapter(
         tiny.write_adapter(base, tmp_path / "a", fork_layer=fork, std=0.1, rank=2)
@@ -41,26 +41,26 @@ def refusal(*given):
 
 
 def test_positions_that_the_base_outgrows_are_refused_with_both_numbers_and_the_ways_out():
-    said = refusal(1.0, POSITIONS + 1)
-    assert f"max_model_len of {POSITIONS + 1}" in said
-    assert f"{POSITIONS} positions" in said
-    assert f"Start with --max-model-len {POSITIONS}, or" in said
-    assert "a backbone with more positions" in said
-    assert "cache_gib" not in said.partition("Start with")[2]
+    message = refusal(1.0, POSITIONS + 1)
+    assert f"max_model_len of {POSITIONS + 1}" in message
+    assert f"{POSITIONS} positions" in message
+    assert f"Start with --max-model-len {POSITIONS}, or" in message
+    assert "a backbone with more positions" in message
+    assert "cache_gib" not in message.partition("Start with")[2]
     require_capacity(tiny.config("llama"), 2, torch.float32, 1.0, POSITIONS)
 
 
 def test_a_cache_that_the_base_outgrows_is_refused_with_a_size_that_is_enough():
-    said = refusal(0.0002, POSITIONS)
-    assert f"max_model_len of {POSITIONS}" in said
-    assert "a KV cache of 0.0002 GiB (cache_gib), which holds 64" in said
-    assert "Start with --max-model-len 64, or" in said
-    assert "more positions" not in said
-    enough = float(re.search(r"cache_gib ([\d.]+\d)", said)[1])
+    message = refusal(0.0002, POSITIONS)
+    assert f"max_model_len of {POSITIONS}" in message
+    assert "a KV cache of 0.0002 GiB (cache_gib), which holds 64" in message
+    assert "Start with --max-model-len 64, or" in message
+    assert "more positions" not in message
+    enough = float(re.search(r"cache_gib ([\d.]+\d)", message)[1])
     require_capacity(tiny.config("llama"), 2, torch.float32, enough, POSITIONS)
 
 
 def test_where_both_are_too_small_both_are_to_be_raised():
-    said = refusal(0.0002, POSITIONS + 1)
-    assert "Start with --max-model-len 64, or" in said
-    assert re.search(r"cache_gib [\d.]+ .* and .* more positions", said)
+    message = refusal(0.0002, POSITIONS + 1)
+    assert "Start with --max-model-len 64, or" in message
+    assert re.search(r"cache_gib [\d.]+ .* and .* more positions", message)

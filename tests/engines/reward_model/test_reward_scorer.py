@@ -1,4 +1,4 @@
-"""The reward model with its own cache says what the PyTorch twin says of the whole text."""
+"""The reward model with its own cache gives the rewards that the PyTorch twin gives to the whole text."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import random
 import pytest
 import tiny
 import torch
+from counting_list import CountingList
 from uncached_rewards import UncachedRewards
-from watched import Watched
 
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.engines.failure_log import FailureLog
@@ -57,7 +57,7 @@ def scorer(base, adapter, *, exact=True, budget=64, blocks=40):
     return RewardScorer(decoder, adapter, FailureLog(print), exact=exact, budget=budget)
 
 
-def changes(rng, length, count, *, back=3):
+def random_candidates(rng, length, count, *, back=3):
     made = []
     for _ in range(count):
         keep = max(1, length - rng.choice([0, 0, 0, 1, back]))
@@ -68,12 +68,15 @@ def changes(rng, length, count, *, back=3):
     return made
 
 
-def check(found, asks, slow, *, exact):
-    for row, ask in zip(found.tolist(), asks, strict=True):
-        if ask.must:
-            wanted = [slow.reward(list(ask.tokens), one, ask.w, exact=exact) for one in ask.changes]
-            assert row[: len(ask.changes)] == pytest.approx(wanted, abs=2e-4)
-            assert not any(row[len(ask.changes) :])
+def check(found, requests, slow, *, exact):
+    for row, request in zip(found.tolist(), requests, strict=True):
+        if request.must_finish:
+            wanted = [
+                slow.reward(list(request.tokens), one, request.w, exact=exact)
+                for one in request.candidates
+            ]
+            assert row[: len(request.candidates)] == pytest.approx(wanted, abs=2e-4)
+            assert not any(row[len(request.candidates) :])
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -89,10 +92,12 @@ def test_rows_that_join_grow_shrink_and_leave_get_the_rewards_of_their_text(made
             rows[step] = ([*prompt, rng.randrange(3, V)], [rng.gauss(0, 1) for _ in range(3)])
         if len(rows) > 4:
             del rows[rng.choice(list(rows))]
-        asks = []
+        requests = []
         for key, (tokens, w) in rows.items():
-            asks.append(ScoringRequest(key, list(tokens), tuple(w), changes(rng, len(tokens), 4)))
-        check(fast(asks), asks, slow, exact=exact)
+            requests.append(
+                ScoringRequest(key, list(tokens), tuple(w), random_candidates(rng, len(tokens), 4))
+            )
+        check(fast(requests), requests, slow, exact=exact)
         for tokens, _ in rows.values():  # a second tokenizer takes tokens back
             back = rng.choice([0, 0, 1, 2])
             del tokens[max(1, len(tokens) - back) :]
@@ -125,13 +130,13 @@ def test_a_cache_too_small_for_all_rows_gives_the_same_rewards_with_more_work(ma
     small, large = (scorer(base, adapter, blocks=blocks, budget=24) for blocks in (7, 60))
     rows = {key: [rng.randrange(3, V) for _ in range(60)] for key in range(4)}
     for _ in range(3):
-        asks = [
-            ScoringRequest(k, list(t), (1.0, -1.0, 0.5), changes(rng, len(t), 3))
+        requests = [
+            ScoringRequest(k, list(t), (1.0, -1.0, 0.5), random_candidates(rng, len(t), 3))
             for k, t in rows.items()
         ]
-        found = small(asks)
-        check(found, asks, slow, exact=True)
-        assert torch.allclose(found, large(asks), atol=2e-4)
+        found = small(requests)
+        check(found, requests, slow, exact=True)
+        assert torch.allclose(found, large(requests), atol=2e-4)
         for tokens in rows.values():
             tokens.append(rng.randrange(3, V))
     assert small.counts.preempted > 0
@@ -140,30 +145,30 @@ def test_a_cache_too_small_for_all_rows_gives_the_same_rewards_with_more_work(ma
     assert large.counts.preempted == 0
 
 
-def test_a_row_that_no_cache_holds_is_declined_and_the_others_are_not(made):
+def test_a_row_that_no_cache_holds_fails_and_the_others_do_not(made):
     base, adapter = made("llama")
     fast, slow = scorer(base, adapter, blocks=4), UncachedRewards(base, adapter)
     w = (1.0, 0.0, 0.0)
-    asks = [
+    requests = [
         ScoringRequest(0, [3] * (4 * BLOCK_SIZE + 1), w, [(65, (5,))]),
         ScoringRequest(1, [4] * 20, w, [(20, (5,)), (20, (6,))]),
     ]
-    found = fast(asks)
+    found = fast(requests)
     assert found[0].isnan().all()
-    check(found[1:], asks[1:], slow, exact=True)
+    check(found[1:], requests[1:], slow, exact=True)
     assert fast.failure_log.counts == {"no room": 1}
 
 
 def test_tokens_that_only_a_larger_base_has_earn_nothing_and_spoil_nothing(made):
     base, adapter = made("llama")
     fast, slow, w = scorer(base, adapter), UncachedRewards(base, adapter), (1.0, 0.5, 0.0)
-    asks = [
+    requests = [
         ScoringRequest(0, [3, 4, V + 5, 6], w, [(4, (V + 7,)), (4, (5,))]),
         ScoringRequest(1, [4] * 20, w, [(20, (5,)), (20, (6,))]),
     ]
-    found = fast(asks)
+    found = fast(requests)
     assert found[0, 0] == 0
-    check(found[1:], asks[1:], slow, exact=True)
+    check(found[1:], requests[1:], slow, exact=True)
     wanted = slow.reward([3, 4, V - 1, 6], (4, (5,)), w, exact=True)
     assert found[0, 1].item() == pytest.approx(wanted, abs=2e-4)
 
@@ -184,11 +189,11 @@ def test_a_common_prefix_is_computed_once_also_by_rows_that_join_together(made):
     base, adapter = made("llama")
     fast, slow = scorer(base, adapter, budget=400), UncachedRewards(base, adapter)
     prefix = [3 + i for i in range(3 * BLOCK_SIZE)]
-    asks = [
+    requests = [
         ScoringRequest(k, [*prefix, 100 + k], (1.0, 1.0, 1.0), [(49, (7,)), (49, (8,))])
         for k in range(4)
     ]
-    check(fast(asks), asks, slow, exact=True)
+    check(fast(requests), requests, slow, exact=True)
     assert fast.counts.tokens == len(prefix) + 4
     late = [ScoringRequest(9, [*prefix, 111], (1.0, 0.0, 1.0), [(49, (7,)), (49, (8,))])]
     check(fast(late), late, slow, exact=True)
@@ -218,22 +223,22 @@ def test_rows_that_look_ahead_are_brought_up_to_date_with_what_the_budget_leaves
     assert fast.counts.tokens == 32
     fast([ScoringRequest(1, long, w, (), must_finish=False)])
     assert fast.counts.tokens == 64
-    asks = [ScoringRequest(1, long, w, [(70, (7,)), (69, (8,))])]
-    check(fast(asks), asks, slow, exact=True)
+    requests = [ScoringRequest(1, long, w, [(70, (7,)), (69, (8,))])]
+    check(fast(requests), requests, slow, exact=True)
     assert fast.counts.tokens == 80
 
 
-def test_an_ask_without_changes_first_leaves_only_the_candidates_to_run(made):
+def test_a_request_without_candidates_first_leaves_only_the_candidates_to_run(made):
     base, adapter = made("llama")
     fast, slow = scorer(base, adapter), UncachedRewards(base, adapter)
     w = (1.0, 0.0, 0.0)
     fast([ScoringRequest(0, [5] * 10, w)])
     passes = fast.counts.passes
-    asks = [ScoringRequest(0, [5] * 10, w, [(10, (7,)), (9, (8,))])]
-    check(fast(asks), asks, slow, exact=True)
+    requests = [ScoringRequest(0, [5] * 10, w, [(10, (7,)), (9, (8,))])]
+    check(fast(requests), requests, slow, exact=True)
     assert fast.counts.passes == passes
-    asks = [ScoringRequest(0, [5] * 10, w, [(10, (7, 9)), (9, (8,))])]
-    check(fast(asks), asks, slow, exact=True)
+    requests = [ScoringRequest(0, [5] * 10, w, [(10, (7, 9)), (9, (8,))])]
+    check(fast(requests), requests, slow, exact=True)
     assert (fast.counts.passes, fast.counts.nodes) == (passes + 1, 1)
 
 
@@ -245,19 +250,21 @@ def test_a_cache_without_room_for_two_blocks_is_refused(made):
         )
 
 
-def test_what_an_ask_says_to_stay_is_not_looked_at_again(made):
+def test_tokens_that_a_request_calls_unchanged_are_not_read_again(made):
     base, adapter = made("llama")
     fast, twin, rng = scorer(base, adapter), scorer(base, adapter), random.Random(1)
-    w, stays = (1.0, -1.0, 0.5), 0
-    tokens = Watched(rng.randrange(3, V) for _ in range(100))
+    w, unchanged = (1.0, -1.0, 0.5), 0
+    tokens = CountingList(rng.randrange(3, V) for _ in range(100))
     for _ in range(20):
-        one = ScoringRequest(0, tokens, w, changes(rng, len(tokens), 4), num_unchanged=stays)
+        one = ScoringRequest(
+            0, tokens, w, random_candidates(rng, len(tokens), 4), num_unchanged=unchanged
+        )
         tokens.read = 0
         found = fast([one])
-        assert not stays or tokens.read < 4 * BLOCK_SIZE
+        assert not unchanged or tokens.read < 4 * BLOCK_SIZE
         assert torch.equal(found, twin([ScoringRequest(0, list(tokens), w, one.candidates)]))
-        stays = len(tokens) - rng.choice([0, 1, 2])
-        tokens[stays:] = [rng.randrange(3, V) for _ in range(rng.choice([1, 2, 3]))]
+        unchanged = len(tokens) - rng.choice([0, 1, 2])
+        tokens[unchanged:] = [rng.randrange(3, V) for _ in range(rng.choice([1, 2, 3]))]
 
 
 def test_the_numbers_of_a_pass_reach_the_device_in_one_piece():
@@ -290,14 +297,14 @@ def test_what_a_block_held_before_does_not_reach_a_row(made, family):
 
     poison(range(40))
     for _ in range(20):
-        asks = [
-            ScoringRequest(k, list(t), (1.0, -1.0, 0.5), changes(rng, len(t), 4))
+        requests = [
+            ScoringRequest(k, list(t), (1.0, -1.0, 0.5), random_candidates(rng, len(t), 4))
             for k, t in rows.items()
         ]
-        found = poisoned(asks)
+        found = poisoned(requests)
         assert not found.isnan().any()
-        assert torch.equal(found, clean(asks))
-        blocks = poisoned._blocks  # what can still be found is not poisoned
+        assert torch.equal(found, clean(requests))
+        blocks = poisoned._pool  # what can still be found is not poisoned
         poison([block for block in blocks._unused if block not in blocks._keys])
         for tokens in rows.values():
             del tokens[len(tokens) - rng.choice([0, 0, 1, 2]) :]
@@ -319,8 +326,8 @@ def test_candidates_side_by_side_take_no_positions_from_a_row(made):
     fast, slow = scorer(base, adapter), UncachedRewards(base, adapter)
     length = tiny.COMMON["max_position_embeddings"] - 4
     each = [(length, (number, 5, 6, 7)) for number in range(3, 8)]
-    asks = [ScoringRequest(0, [3 + i % 300 for i in range(length)], (1.0, 0.5, 0.0), each)]
-    check(fast(asks), asks, slow, exact=True)
+    requests = [ScoringRequest(0, [3 + i % 300 for i in range(length)], (1.0, 0.5, 0.0), each)]
+    check(fast(requests), requests, slow, exact=True)
     assert fast.counts.nodes == 3 * len(each)
     beyond = ScoringRequest(0, [3] * length, (1.0, 0.0, 0.0), [(length, (5,) * 6)])
     assert fast([beyond]).isnan().all()

@@ -1,4 +1,4 @@
-"""Where a reward model's backbone comes from, and what is looked at before it runs. No network."""
+"""Where a reward model's backbone comes from, and what is checked before it runs. No network."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def hub(backbone, monkeypatch):
     def try_to_load_from_cache(name, file, cache_dir=None, revision=None):
         return made.cached and str(made.cached / file)
 
-    scorer_loader._snapshot.cache_clear()
+    scorer_loader._fetch_snapshot.cache_clear()
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", try_to_load_from_cache)
     return made

@@ -41,7 +41,7 @@ def test_the_ranks_shares_add_up_to_the_whole_with_the_same_bits_on_each(ranks):
     torch.testing.assert_close(sums[0], guidance.token_rewards(d_w, ids, e))
 
 
-def test_a_reward_that_is_no_number_is_none_on_any_rank():
+def test_a_nan_reward_is_nan_on_every_rank():
     _, parts = rows(2)
     d_w, ids = torch.randn(2, H), torch.tensor([[1, 40], [2, 41]])
     broken = d_w.clone()
@@ -57,36 +57,36 @@ def test_a_reward_that_is_no_number_is_none_on_any_rank():
         assert found.isnan().tolist() == [[False, True], [False, False]]
 
 
-class Head(nn.Module):
+class HeadShard(nn.Module):
     def __init__(self, weight, rank, ranks):
         super().__init__()
         self.weight = nn.Parameter(weight)
         self.tp_rank, self.tp_size = rank, ranks
 
 
-class Model(nn.Module):
+class GatheringModel(nn.Module):
     """Its logits are gathered from all ranks, as vLLM's are."""
 
     def __init__(self, parts, rank, world, strange):
         super().__init__()
-        self.lm_head = Head(parts[rank], rank, world.size)
+        self.lm_head = HeadShard(parts[rank], rank, world.size)
         self.world, self.parts, self.strange = world, parts, strange
 
     def compute_logits(self, h):
         mine = torch.zeros(self.world.size, len(h), len(self.lm_head.weight))
         mine[self.lm_head.tp_rank] = h @ self.lm_head.weight.T
-        logits = torch.cat(tuple(self.world.summed(mine)), dim=-1)[:, :V]
+        logits = torch.cat(tuple(self.world.sum_over_ranks(mine)), dim=-1)[:, :V]
         return self.strange(logits)
 
 
 def found(monkeypatch, ranks, strange=lambda z: z):
-    """What output_embedding gives on each rank, or the ForkError it raises."""
+    """What plain_lm_head_rows gives on each rank, or the ForkError it raises."""
     world, (_, parts) = ThreadedRanks(ranks), rows(ranks)
     monkeypatch.setattr(lm_head_rows, "parallel_ranks", world)
 
     def one(rank):
         try:
-            return plain_lm_head_rows(Model(parts, rank, world, strange), BACKBONE)
+            return plain_lm_head_rows(GatheringModel(parts, rank, world, strange), BACKBONE)
         except ForkError as error:
             return error
 

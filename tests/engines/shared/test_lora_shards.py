@@ -16,7 +16,7 @@ SCALING = 0.5
 CPU = torch.device("cpu")
 
 
-class Layer(nn.Module):
+class ParallelLayer(nn.Module):
     """As much of vLLM's column- and row-parallel layers as LoRA touches."""
 
     params_dtype = torch.float64
@@ -65,23 +65,23 @@ def test_packed_queries_and_keys_are_split_as_vllm_splits_them(numbers, ranks, k
     expected = whole(x, torch.cat(weights), torch.cat(biases), pairs).split(sizes, dim=-1)
     replicas = max(ranks // keys, 1)
 
-    def places(rank):
+    def ranges(rank):
         """(first, width) of each part on a rank."""
         width = max(keys // ranks, 1) * size
         other = (rank // replicas * width, width)
         return [(rank * sizes[0] // ranks, sizes[0] // ranks), other, other]
 
     for rank in range(ranks):
-        cut = places(rank)
+        cut = ranges(rank)
         mine = [
-            torch.cat([part.narrow(0, *place) for part, place in zip(parts, cut, strict=True)])
+            torch.cat([part.narrow(0, *of_rank) for part, of_rank in zip(parts, cut, strict=True)])
             for parts in (weights, biases)
         ]
-        layer = Layer(*mine, rank, ranks, [width for _, width in cut], False, None)
+        layer = ParallelLayer(*mine, rank, ranks, [width for _, width in cut], False, None)
         lora_shards.add_lora_shard(layer, pairs, SCALING, CPU)
         found = layer(x)[0].split([width for _, width in cut], dim=-1)
-        for got, part, place in zip(found, expected, cut, strict=True):
-            torch.testing.assert_close(got, part.narrow(-1, *place))
+        for got, part, of_rank in zip(found, expected, cut, strict=True):
+            torch.testing.assert_close(got, part.narrow(-1, *of_rank))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -98,7 +98,7 @@ def test_a_layer_that_splits_its_inputs_is_summed_once_with_its_lora(
     def run(rank):
         mine = slice(rank * width, (rank + 1) * width)
         once = bias if rank == 0 else None
-        layer = Layer(weight[:, mine], once, rank, ranks, [10], reduce, world)
+        layer = ParallelLayer(weight[:, mine], once, rank, ranks, [10], reduce, world)
         lora_shards.add_lora_shard(layer, [pair], SCALING, CPU)
         return layer(x[:, mine])[0]
 
@@ -110,7 +110,7 @@ def test_a_layer_that_splits_its_inputs_is_summed_once_with_its_lora(
 
 def test_parts_without_lora_stay_as_they_are(numbers):
     weight, bias, x = numbers(8, H), numbers(8), numbers(ROWS, H)
-    layer = Layer(weight[:4], bias[:4], 0, 2, [2, 2], False, None)
+    layer = ParallelLayer(weight[:4], bias[:4], 0, 2, [2, 2], False, None)
     pair = numbers(R, H), numbers(4, R)
     lora_shards.add_lora_shard(layer, [None, pair], SCALING, CPU)
     half = ROWS // 2
@@ -122,11 +122,11 @@ def test_parts_without_lora_stay_as_they_are(numbers):
 
 
 def test_a_lora_that_is_cut_in_another_way_is_refused_with_both_numbers(numbers):
-    layer = Layer(numbers(4, H), numbers(4), 0, 2, [4], False, None)
+    layer = ParallelLayer(numbers(4, H), numbers(4), 0, 2, [4], False, None)
     with pytest.raises(ValueError, match="B has 12 rows where the layer has 4 on each of 2 ranks"):
         lora_shards.add_lora_shard(layer, [(numbers(R, H), numbers(12, R))], SCALING, CPU)
     with pytest.raises(ValueError, match="A has 25 columns where the layer has 24 on each"):
         lora_shards.add_lora_shard(layer, [(numbers(R, H + 1), numbers(8, R))], SCALING, CPU)
     layer.gather_output = True
-    with pytest.raises(ValueError, match="Layer gathers or splits its rows itself"):
+    with pytest.raises(ValueError, match="ParallelLayer gathers or splits its rows itself"):
         lora_shards.add_lora_shard(layer, [(numbers(R, H), numbers(8, R))], SCALING, CPU)

@@ -88,10 +88,10 @@ def test_a_plain_head_in_any_type_is_accepted_also_with_a_bias(dtype, bias):
 def test_logits_that_are_not_the_head_times_the_hidden_state_are_refused(strange, dtype):
     with pytest.raises(ForkError) as caught:
         fork_model(Something(**strange, dtype=dtype), heads(), None)
-    said = str(caught.value)
-    assert "logits of the served Something are not lm_head times the hidden state" in said
-    assert "they differ by " in said
-    assert "engine 'resident' or 'ray'" in said
+    message = str(caught.value)
+    assert "logits of the served Something are not lm_head times the hidden state" in message
+    assert "they differ by " in message
+    assert "engine 'resident' or 'ray'" in message
 
 
 def test_a_missing_or_other_head_is_refused():

@@ -1,4 +1,4 @@
-"""Adapters that come and go: who may name them, where their dimensions stand, when their place is free."""
+"""Adapters that come and go: which requests may name them, which dimensions they have, and until when."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pad_vllm.serving.worker.runtime_adapter_updates import ADD_ADAPTER_RPC, DRO
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("roster")
+    root = tmp_path_factory.mktemp("registry")
     base = tiny.checkpoint("llama", root / "base")
     other = tiny.checkpoint("qwen3", root / "other")
 
@@ -58,72 +58,75 @@ def engine():
 
 
 @pytest.fixture
-def roster(folders):
+def registry(folders):
     return AdapterRegistry(PADConfig(adapter=folders["own"]), loras=False)
 
 
-def load(roster, engine, name, folder, **more):
-    asyncio.run(roster.load(engine, name, folder, **more))
+def load(registry, engine, name, folder, **more):
+    asyncio.run(registry.load(engine, name, folder, **more))
 
 
-def unload(roster, engine, name):
-    asyncio.run(roster.unload(engine, name))
+def unload(registry, engine, name):
+    asyncio.run(registry.unload(engine, name))
 
 
-def test_a_loaded_adapter_can_be_named_and_its_weights_find_its_heads(roster, engine, folders):
-    load(roster, engine, "work", folders["work"])
-    load(roster, engine, "play", folders["play"])
+def test_a_loaded_adapter_can_be_named_and_its_weights_find_its_heads(registry, engine, folders):
+    load(registry, engine, "work", folders["work"])
+    load(registry, engine, "play", folders["play"])
     asked = {"pad_weights": "loud=1", "pad_adapter": "play"}
-    assert parse_guidance(asked, roster.limits).weights == (0, 0, 0, 0, 0, 1)
-    keys = [roster.limits.of(name).worker_arguments["pad_adapter"] for name in ("work", "play")]
+    assert parse_guidance(asked, registry.limits).weights == (0, 0, 0, 0, 0, 1)
+    keys = [
+        registry.limits.for_adapter(name).worker_arguments["pad_adapter"]
+        for name in ("work", "play")
+    ]
     assert [(*call[:3], call[3]) for call in engine.calls] == [
         (ADD_ADAPTER_RPC, keys[0], 2, folders["work"]),
         (ADD_ADAPTER_RPC, keys[1], 3, folders["play"]),
     ]
     with pytest.raises(ValueError, match="pad_adapter is 'x'; accepted: work and play|work, play"):
-        parse_guidance({"pad_weights": "loud=1", "pad_adapter": "x"}, roster.limits)
+        parse_guidance({"pad_weights": "loud=1", "pad_adapter": "x"}, registry.limits)
 
 
-def test_a_removed_one_leaves_when_its_last_request_has_ended(roster, engine, folders):
-    load(roster, engine, "work", folders["work"])
-    load(roster, engine, "play", folders["play"])
-    request = roster.limits.of("work")
-    key = request.key
-    unload(roster, engine, "work")
+def test_a_removed_one_leaves_when_its_last_request_has_ended(registry, engine, folders):
+    load(registry, engine, "work", folders["work"])
+    load(registry, engine, "play", folders["play"])
+    request = registry.limits.for_adapter("work")
+    key = request.worker_key
+    unload(registry, engine, "work")
     with pytest.raises(ValueError, match="pad_adapter"):
-        parse_guidance({"pad_weights": "formal=1", "pad_adapter": "work"}, roster.limits)
+        parse_guidance({"pad_weights": "formal=1", "pad_adapter": "work"}, registry.limits)
     assert [call[0] for call in engine.calls] == [ADD_ADAPTER_RPC, ADD_ADAPTER_RPC]
 
-    load(roster, engine, "work", folders["work"])  # beside the first, which still has a request
-    again = roster.limits.of("work")
-    assert again.key != key
-    assert again.place == 6
+    load(registry, engine, "work", folders["work"])  # beside the first, which still has a request
+    again = registry.limits.for_adapter("work")
+    assert again.worker_key != key
+    assert again.first_dimension == 6
     del request, again
-    unload(roster, engine, "work")
+    unload(registry, engine, "work")
     assert [call[1:] for call in engine.calls if call[0] == DROP_ADAPTER_RPC] == [
         (key, 2, 1, 7),  # the third one's place is the last in use
         ("work#2", 6, 1, 6),
     ]
-    load(roster, engine, "work", folders["work"])
-    assert roster.limits.of("work").place == 2
+    load(registry, engine, "work", folders["work"])
+    assert registry.limits.for_adapter("work").first_dimension == 2
 
 
 def test_one_is_replaced_where_the_client_says_so_and_else_its_name_is_taken(
-    roster, engine, folders
+    registry, engine, folders
 ):
-    load(roster, engine, "work", folders["work"])
+    load(registry, engine, "work", folders["work"])
     with pytest.raises(ValueError, match="'work' is served already; accepted: another name, or lo"):
-        load(roster, engine, "work", folders["play"])
-    load(roster, engine, "work", folders["play"], replacing=True)
-    assert roster.limits.of("work").dimensions == ("silly", "warm", "loud")
+        load(registry, engine, "work", folders["play"])
+    load(registry, engine, "work", folders["play"], replacing=True)
+    assert registry.limits.for_adapter("work").dimensions == ("silly", "warm", "loud")
 
 
-def test_where_one_worker_fails_all_let_go(roster, engine, folders):
+def test_where_one_worker_fails_all_let_go(registry, engine, folders):
     engine.fails = "OSError: disk"
     with pytest.raises(ValueError, match="a worker could not load it: OSError: disk"):
-        load(roster, engine, "work", folders["work"])
+        load(registry, engine, "work", folders["work"])
     assert [call[0] for call in engine.calls] == [ADD_ADAPTER_RPC, DROP_ADAPTER_RPC]
-    assert not roster.has("work")
+    assert not registry.has("work")
 
 
 @pytest.mark.parametrize(
@@ -131,22 +134,22 @@ def test_where_one_worker_fails_all_let_go(roster, engine, folders):
     [("forked", "has a trunk"), ("foreign", "another backbone"), ("nothing", "does not exist")],
 )
 def test_what_cannot_stand_beside_the_own_one_reaches_no_worker(
-    roster, engine, folders, name, said
+    registry, engine, folders, name, said
 ):
     with pytest.raises(ValueError, match=said):
-        load(roster, engine, "more", folders.get(name, "/no/such/folder"))
+        load(registry, engine, "more", folders.get(name, "/no/such/folder"))
     assert engine.calls == []
 
 
-def test_nothing_is_loaded_into_a_server_that_sleeps(roster, engine, folders):
+def test_nothing_is_loaded_into_a_server_that_sleeps(registry, engine, folders):
     engine.sleeps = True
     with pytest.raises(ValueError, match="sleeps; accepted: an awake one"):
-        load(roster, engine, "work", folders["work"])
+        load(registry, engine, "work", folders["work"])
 
 
-def test_a_name_that_nobody_has_is_refused(roster, engine):
+def test_a_name_of_no_adapter_is_refused(registry, engine):
     with pytest.raises(ValueError, match="no adapter 'work'"):
-        unload(roster, engine, "work")
+        unload(registry, engine, "work")
 
 
 def test_beside_vllms_own_loras_a_folder_says_whose_it_is(folders, tmp_path):

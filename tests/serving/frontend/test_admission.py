@@ -24,7 +24,7 @@ from pad_vllm.config import LOGITS_PROCESSOR
 from pad_vllm.serving import registration
 from pad_vllm.serving.frontend import admission
 from pad_vllm.serving.registration import register_with_vllm
-from pad_vllm.serving.start import config_checks, unsupported_configs
+from pad_vllm.serving.start import config_checks, refused_features, unsupported_configs
 from pad_vllm.vllm_api.startup_probe import require_vllm_internals
 from pad_vllm.vllm_api.vllm_names import BaseModelLoader
 from pad_vllm.vllm_api.vllm_versions import IncompatibleVLLM
@@ -228,7 +228,7 @@ ON = {
 def test_a_feature_that_is_not_supported_is_refused_with_the_way_out(config, monkeypatch, name):
     way_out = ways_out()[name]
     if "Rust" in name:
-        monkeypatch.setattr(unsupported_configs, "uses_rust_front_end", lambda: True)
+        monkeypatch.setattr(refused_features, "uses_rust_front_end", lambda: True)
     with pytest.raises(ValueError, match=re.escape(f"not support {name} yet; {way_out}.")):
         admission.make_admission(config(**ON[name]))
 
@@ -268,7 +268,7 @@ def test_a_fork_is_in_the_last_stage_or_refused_with_those_that_are(
         return
     said = (
         f"the adapter's fork layer is {fork}: of 4 layers the last of {stages} stages has those from "
-        f"{accepted[0]} on; accepted fork layers: {accepted} (at the top heads alone). Give that stage"
+        f"{accepted[0]} on; accepted fork layers: {accepted} (at the top heads only). Give that stage"
     )
     with pytest.raises(ValueError, match=re.escape(said)):
         admission.make_admission(asked)
@@ -286,8 +286,8 @@ def ways_out():
     return {
         name: way_out
         for name, _, way_out in (
-            *unsupported_configs.REFUSED_BY_ALL,
-            *unsupported_configs.REFUSED_BY_ENGINE["shared"],
+            *refused_features.REFUSED_BY_ALL,
+            *refused_features.REFUSED_BY_ENGINE["shared"],
         )
     }
 
@@ -401,7 +401,7 @@ def test_heads_only_have_no_second_cache_and_take_any(config, heads, cache_dtype
     assert admission.make_admission(config(settings=heads, cache_dtype=cache_dtype)) is not None
 
 
-def test_methods_that_nobody_thought_about_are_refused_by_a_fork_and_not_by_heads(config, heads):
+def test_methods_that_were_not_examined_are_refused_by_a_fork_and_not_by_heads(config, heads):
     strange = packed_by("torchao")
     with pytest.raises(ValueError, match="does not fork a base quantised by 'torchao' yet; acc"):
         admission.make_admission(config(quant_config=strange))

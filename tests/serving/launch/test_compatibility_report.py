@@ -16,7 +16,11 @@ import transformers
 
 from pad_vllm.adapter.adapter_folder import load_adapter, save_adapter
 from pad_vllm.serving import registration
-from pad_vllm.serving.launch import compatibility_report
+from pad_vllm.serving.launch import (
+    base_adapter_checks,
+    compatibility_report,
+    installed_vllm_checks,
+)
 from pad_vllm.vllm_api import vllm_names
 from pad_vllm.vllm_api.vllm_versions import IncompatibleVLLM
 
@@ -108,9 +112,9 @@ def test_a_backbone_that_is_not_the_adapters_is_refused(folder, tmp_path):
 
 
 def test_without_ray_the_ray_engine_alone_is_out(base, folder, monkeypatch):
-    known = compatibility_report._installed_version
+    known = installed_vllm_checks._installed_version
     monkeypatch.setattr(
-        compatibility_report,
+        installed_vllm_checks,
         "_installed_version",
         lambda name: None if name == "ray" else known(name),
     )
@@ -134,7 +138,7 @@ def test_other_weights_fail_and_nothing_else_does(folder, base, tmp_path):
 
 
 def test_weights_that_are_not_here_are_no_obstacle(base, folder, monkeypatch):
-    monkeypatch.setattr(compatibility_report, "local_checkpoint", lambda _: None)
+    monkeypatch.setattr(base_adapter_checks, "local_checkpoint", lambda _: None)
     rows = compatibility_report.compatibility_findings(str(base), str(folder))
 
     assert no(rows) == {}
@@ -248,7 +252,7 @@ def test_defaults_beyond_the_limits_fail(base, folder):
     ],
 )
 def test_a_vllm_that_is_not_a_tested_one_fails(base, folder, monkeypatch, installed, said):
-    monkeypatch.setattr(compatibility_report, "_installed_version", installed.get)
+    monkeypatch.setattr(installed_vllm_checks, "_installed_version", installed.get)
 
     assert said in no(compatibility_report.compatibility_findings(str(base), str(folder)))["vLLM"]
 
@@ -265,7 +269,7 @@ def test_a_register_that_fails_is_shown_where_vllm_would_only_log_it(base, folde
 
 
 def test_a_plugin_that_vllm_does_not_find_fails(base, folder, monkeypatch):
-    monkeypatch.setattr(compatibility_report, "_entry_points", lambda group: [])
+    monkeypatch.setattr(installed_vllm_checks, "_entry_points", lambda group: [])
 
     assert (
         "a copied folder is not enough"
@@ -285,13 +289,13 @@ def test_a_plugin_that_the_environment_shuts_out_fails(base, folder, monkeypatch
 def test_an_entry_that_would_guide_twice_fails(base, folder, monkeypatch):
     points = {
         "vllm.general_plugins": [
-            EntryPoint("pad", compatibility_report.PLUGIN_ENTRY_POINT, "vllm.general_plugins")
+            EntryPoint("pad", installed_vllm_checks.PLUGIN_ENTRY_POINT, "vllm.general_plugins")
         ],
         "vllm.logits_processors": [
             EntryPoint("again", "pad_vllm:PADLogitsProcessor", "vllm.logits_processors")
         ],
     }
-    monkeypatch.setattr(compatibility_report, "_entry_points", points.__getitem__)
+    monkeypatch.setattr(installed_vllm_checks, "_entry_points", points.__getitem__)
 
     assert (
         "second time"

@@ -14,14 +14,14 @@ from pad_vllm.serving.launch.offline_engine import run_in_subprocess
 
 SCRIPT = """
 import os, sys, time
-from pad_vllm.serving.launch.offline_engine import apart
+from pad_vllm.serving.launch.offline_engine import run_in_subprocess
 
 def sleep(path):
     open(path, "w").write(str(os.getpid()))
     time.sleep(600)
 
 if __name__ == "__main__":
-    apart(sleep, sys.argv[1])
+    run_in_subprocess(sleep, sys.argv[1])
 """
 
 

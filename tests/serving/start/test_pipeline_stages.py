@@ -18,9 +18,8 @@ from vllm.v1.sample.logits_processor.interface import BatchUpdate
 from vllm.v1.worker.worker_base import WorkerBase
 
 import pad_vllm
-from pad_vllm.engines import reward_engine
 from pad_vllm.guidance_outcome import OUTCOME_KEY
-from pad_vllm.serving.worker import model_loader, outcome_table, runtime_adapter_updates
+from pad_vllm.serving.worker import instance, model_loader, runtime_adapter_updates
 from pad_vllm.serving.worker.logits_processor import PADLogitsProcessor
 from pad_vllm.vllm_api import parallel_ranks
 from pad_vllm.vllm_api.patches.outcome_rpc import OUTCOME_METHOD, _merge_reports
@@ -97,7 +96,7 @@ def test_the_loader_leaves_the_model_alone_and_has_nothing_to_say(config, below,
 
     assert type(model) is Stage
     assert vars(model).keys() == vars(Stage()).keys()
-    assert reward_engine.running_engine(config.instance_id) is None
+    assert instance.find_instance(config.instance_id) is None
     worker = SimpleNamespace(vllm_config=config)
     for name in NAMES:
         assert getattr(WorkerBase, name)(worker, ["mine"], 1, 2) is None
@@ -120,7 +119,7 @@ def test_the_processor_keeps_no_requests_there(config, below):
     processor.update_state(BatchUpdate(1, [], added, []))
 
     assert len(processor._slots) == 0
-    assert outcome_table.report_outcomes(config.instance_id, ["mine"]) == ([None], None)
+    assert instance.report_outcomes(config.instance_id, ["mine"]) == ([None], None)
     logits = torch.from_numpy(np.arange(8, dtype=np.float32))[None]
     assert torch.equal(processor.apply(logits.clone()), logits)
 

@@ -1,4 +1,4 @@
-"""V1's answers are read from the lists that vLLM keeps, as far as they are known."""
+"""V1's answers are read from the lists that vLLM appends to, as far as the host knows their tokens."""
 
 from __future__ import annotations
 
@@ -13,21 +13,19 @@ from pad_vllm.serving.worker.batch_slots import BatchSlots
 
 
 def read(*live):
-    """The history and a function that reads it, for one request a list."""
-    history, slots = (
-        V1AnswerTokenReader(torch.device("cpu")),
-        BatchSlots(torch.device("cpu"), lambda _: None),
-    )
+    """The reader and a function that reads with it, for one request a list."""
+    reader = V1AnswerTokenReader(torch.device("cpu"))
+    slots = BatchSlots(torch.device("cpu"), lambda _: None)
     for slot, answer in enumerate(live):
         request = GuidedRequest(Guidance((1.0,), 1.0, 10, no_repeat=3))
-        slots.put(slot, request)
-        history.enter(request, answer)
-    selection = slots.select(torch.arange(len(live)).numpy())
-    return history, lambda: history.read(selection, None)
+        slots.assign(slot, request)
+        reader.add_request(request, answer)
+    guided = slots.guided_rows(torch.arange(len(live)).numpy())
+    return reader, lambda: reader.read(guided, None)
 
 
-def texts(said):
-    rows = zip(said.texts().tolist(), said.stop.tolist(), strict=True)
+def texts(answers):
+    rows = zip(answers.row_tokens().tolist(), answers.stop.tolist(), strict=True)
     return [row[:stop] for row, stop in rows]
 
 
@@ -41,12 +39,12 @@ def test_answers_grow_as_vllm_appends_to_them():
 
 
 def test_lengths_are_those_of_what_is_read():
-    history, look = read([], [5, 6, -1])
-    selection = SimpleNamespace(requests=list(history._answers))
-    assert history.lengths(selection, None).tolist() == look().stop.tolist() == [0, 2]
+    reader, look = read([], [5, 6, -1])
+    guided = SimpleNamespace(requests=list(reader._answers))
+    assert reader.num_tokens(guided, None).tolist() == look().stop.tolist() == [0, 2]
 
 
-def test_what_is_not_known_yet_is_read_when_it_is():
+def test_a_token_that_is_not_known_yet_is_read_once_it_is():
     live = [3, -1]
     _, look = read(live)
     assert texts(look()) == [[3]]
@@ -54,9 +52,9 @@ def test_what_is_not_known_yet_is_read_when_it_is():
     assert texts(look()) == [[3, 4]]
 
 
-def test_requests_that_left_are_let_go():
-    history, _ = read([1])
-    for request in list(history._answers):
-        history.leave(request)
-        history.leave(request)
-    assert not history._answers
+def test_requests_that_left_are_not_stored():
+    reader, _ = read([1])
+    for request in list(reader._answers):
+        reader.remove_request(request)
+        reader.remove_request(request)
+    assert not reader._answers

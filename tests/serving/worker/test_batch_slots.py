@@ -25,8 +25,8 @@ guidances = st.builds(
 requests = st.none() | guidances.map(GuidedRequest)
 slot = st.integers(0, N - 1)
 events = st.one_of(
-    st.tuples(st.just("put"), slot, requests),
-    st.tuples(st.just("drop"), slot),
+    st.tuples(st.just("assign"), slot, requests),
+    st.tuples(st.just("remove"), slot),
     st.tuples(st.just("move"), slot, slot, st.booleans()),
 )
 # A request has several rows where it has drafts.
@@ -41,7 +41,7 @@ def read(selection):
     """row -> request, whose guidance is what the tensors say."""
     if selection is None:
         return {}
-    assert selection.k_max == selection.top_k.max()
+    assert selection.max_top_k == selection.top_k.max()
     columns = (selection.rows, selection.w, selection.beta, selection.top_k)
     rows = zip(*(column.tolist() for column in columns), selection.requests, strict=True)
     found = {}
@@ -53,9 +53,9 @@ def read(selection):
 
 def happen(model, event):
     kind, *rest = event
-    if kind == "put":
+    if kind == "assign":
         model[rest[0]] = rest[1]
-    elif kind == "drop":
+    elif kind == "remove":
         model[rest[0]] = None
     else:
         source, target, swap = rest
@@ -71,7 +71,7 @@ def test_any_story_gives_what_a_dict_gives(story):
     slots, model = BatchSlots(CPU, lambda request: left.update([id(request)])), {}
     for event, layout in story:
         kind, *rest = event
-        if kind == "put" and rest[1] is not None:
+        if kind == "assign" and rest[1] is not None:
             entered[id(rest[1])] += 1
         if kind == "move":
             slots.move(rest[0], rest[1], swap=rest[2])
@@ -82,7 +82,7 @@ def test_any_story_gives_what_a_dict_gives(story):
             row: model[number] for row, number in enumerate(layout) if model.get(number) is not None
         }
         for _ in range(2):  # the second answer comes from the cache
-            assert read(slots.select(np.array(layout, dtype=np.int64))) == expected
+            assert read(slots.guided_rows(np.array(layout, dtype=np.int64))) == expected
         there = [id(one) for one in model.values() if one is not None]
         assert len(slots) == len(there)
         assert entered == left + Counter(there)
@@ -90,62 +90,62 @@ def test_any_story_gives_what_a_dict_gives(story):
 
 def test_the_tensors_are_made_once_for_steps_alike():
     slots = BatchSlots(CPU, lambda request: None)
-    slots.put(1, ONE)
-    first = slots.select(np.arange(3))
-    assert slots.select(np.arange(3)) is first
-    assert slots.select(np.array([1, 0])) is not first
+    slots.assign(1, ONE)
+    first = slots.guided_rows(np.arange(3))
+    assert slots.guided_rows(np.arange(3)) is first
+    assert slots.guided_rows(np.array([1, 0])) is not first
 
 
 def test_slices_of_steps_alike_find_their_tensors_again():
     slots = BatchSlots(CPU, lambda request: None)
-    slots.put(1, ONE)
+    slots.assign(1, ONE)
     slices = [np.array([1] * count) for count in range(1, 9)]
-    first = [slots.select(one) for one in slices]
-    assert all(slots.select(one) is known for one, known in zip(slices, first, strict=True))
+    first = [slots.guided_rows(one) for one in slices]
+    assert all(slots.guided_rows(one) is known for one, known in zip(slices, first, strict=True))
     for count in range(9, 30):
-        slots.select(np.array([1] * count))
-    assert len(slots._known) <= 8
+        slots.guided_rows(np.array([1] * count))
+    assert len(slots._rows_by_layout) <= 8
 
 
 def test_a_reused_slot_forgets_its_last_request():
     slots = BatchSlots(CPU, lambda request: None)
-    slots.put(0, ONE)
-    slots.select(np.arange(1))
-    slots.put(0, None)
-    assert slots.select(np.arange(1)) is None
+    slots.assign(0, ONE)
+    slots.guided_rows(np.arange(1))
+    slots.assign(0, None)
+    assert slots.guided_rows(np.arange(1)) is None
     assert len(slots) == 0
 
 
 def test_a_move_onto_itself_changes_nothing():
     slots = BatchSlots(CPU, lambda request: None)
-    slots.put(0, ONE)
+    slots.assign(0, ONE)
     for swap in (False, True):
         slots.move(0, 0, swap=swap)
-        assert read(slots.select(np.arange(1))) == {0: ONE}
+        assert read(slots.guided_rows(np.arange(1))) == {0: ONE}
 
 
 def test_cleared_of_all_its_requests_each_of_them_leaves():
     left = []
     slots = BatchSlots(CPU, left.append)
-    slots.put(0, ONE)
+    slots.assign(0, ONE)
     slots.clear()
-    assert (left, slots.select(np.arange(2))) == ([ONE], None)
+    assert (left, slots.guided_rows(np.arange(2))) == ([ONE], None)
 
 
 def test_rows_and_types_are_what_the_rule_wants():
     slots = BatchSlots(CPU, lambda request: None)
     for number in (4, 2):
-        slots.put(number, GuidedRequest(Guidance((1.0, 2.0), 1.0, number)))
-    selection = slots.select(np.array([4, 0, 2], dtype=np.int32))
+        slots.assign(number, GuidedRequest(Guidance((1.0, 2.0), 1.0, number)))
+    selection = slots.guided_rows(np.array([4, 0, 2], dtype=np.int32))
     assert selection.outcome_rows.dtype == torch.int64
     assert selection.rows.tolist() == [0, 2]
     assert selection.rows.dtype == selection.top_k.dtype == torch.int64
     assert selection.w.dtype == selection.beta.dtype == torch.float32
-    assert selection.k_max == 4
+    assert selection.max_top_k == 4
 
 
 def test_a_request_that_knows_of_fewer_dimensions_weighs_the_others_with_zero():
     slots = BatchSlots(CPU, lambda _: None)
-    slots.put(0, ONE)
-    slots.put(1, GuidedRequest(Guidance((0.0, 0.0, 2.0), 1.0, 5)))
-    assert slots.select(np.arange(2)).w.tolist() == [[1, 0, 0], [0, 0, 2]]
+    slots.assign(0, ONE)
+    slots.assign(1, GuidedRequest(Guidance((0.0, 0.0, 2.0), 1.0, 5)))
+    assert slots.guided_rows(np.arange(2)).w.tolist() == [[1, 0, 0], [0, 0, 2]]

@@ -1,4 +1,4 @@
-"""PADLogitsProcessor as both runners call it: who is guided, who is not, and nothing raises."""
+"""PADLogitsProcessor as both runners call it: which rows are guided, which are not, and nothing raises."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ from benchmarks.common.random_adapter import random_adapter
 from pad_vllm import guidance
 from pad_vllm.adapter.adapter_folder import save_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone
-from pad_vllm.engines import reward_engine
 from pad_vllm.engines.override_methods import mix_in
 from pad_vllm.engines.shared.lm_head_rows import LmHeadRows
 from pad_vllm.engines.shared.model_fork import ForkedModel
 from pad_vllm.engines.shared.shared_rewards import SharedRewards
-from pad_vllm.serving.worker import logits_processor
+from pad_vllm.serving.worker import guided_step, instance, logits_processor
 from pad_vllm.serving.worker.logits_processor import PADLogitsProcessor
 from pad_vllm.vllm_api.patches import draft_rows
 
@@ -85,12 +84,13 @@ def config(adapter, request):
 
 
 @pytest.fixture
-def engine(config, monkeypatch):
+def engine(config):
     """A running engine with random hidden states for R rows."""
     torch.manual_seed(0)
     made = SharedRewards(torch.randn(D, 2, H), torch.randn(D, H, 2), LmHeadRows(torch.randn(V, H)))
     made.store_states(torch.randn(R, H), torch.randn(R, H))
-    monkeypatch.setitem(reward_engine._running, config.instance_id, made)
+    config.held = instance.get_or_create_instance(config.instance_id)
+    config.held.register_engine(made)
     return made
 
 
@@ -193,14 +193,16 @@ def test_only_guided_rows_change_and_they_change_as_the_rule_says(runner, engine
         torch.testing.assert_close(result[row], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_what_would_close_a_loop_earns_no_more_than_the_average(runner, engine):
+def test_a_candidate_that_would_close_a_loop_gets_at_most_the_average_reward(runner, engine):
     guarded = {**HELPFUL, "pad_beta": 5, "pad_no_repeat": 2}
     answers = [[3, 7, 3], [], [2, 2, 2, 2], [3, 7, 3]]
     asked = [guarded, guarded, {**guarded, "pad_no_repeat": 3}, {**HELPFUL, "pad_beta": 5}]
     for slot, one, answer in zip(runner.order.tolist(), asked, answers, strict=True):
         runner.add(slot, one, answer)
     h_B, h_T = engine._kept
-    engine._embedding.weight[[7, 2]] += (h_T - h_B).mean(0)  # what would loop is what is wanted
+    engine._embedding.weight[[7, 2]] += (h_T - h_B).mean(
+        0
+    )  # the tokens that would loop get high rewards
     logits = torch.randn(R, V)
     before = logits.clone()
     runner.apply(logits)
@@ -216,7 +218,7 @@ def test_what_would_close_a_loop_earns_no_more_than_the_average(runner, engine):
 
 
 @pytest.mark.parametrize("limit", [100, 5, 1])
-def test_v2_every_drafts_row_is_guided_by_its_own_state_and_what_was_said_before_it(
+def test_v2_the_row_of_each_draft_is_guided_by_its_own_state_and_the_text_before_it(
     config, engine, limit
 ):
     config.speculative_config = SimpleNamespace(method="ngram", num_speculative_tokens=3)
@@ -230,8 +232,10 @@ def test_v2_every_drafts_row_is_guided_by_its_own_state_and_what_was_said_before
         runner.add(slot, one, answers[slot])
     count = sum(len(one) + 1 for one in drafted.values())
     h_B, h_T = torch.randn(count, H), torch.randn(count, H)
-    engine._embedding.weight[[7, 3]] += (h_T - h_B).mean(0)  # what would loop is what is wanted
-    engine.keep(h_B, h_T)
+    engine._embedding.weight[[7, 3]] += (h_T - h_B).mean(
+        0
+    )  # the tokens that would loop get high rewards
+    engine.store_states(h_B, h_T)
     logits = torch.randn(count, V)
     before, row, looping = logits.clone(), 0, 0
     runner.verify(logits, drafted, limit)
@@ -250,20 +254,20 @@ def test_v2_every_drafts_row_is_guided_by_its_own_state_and_what_was_said_before
                 looping += not torch.equal(without, expected)
             torch.testing.assert_close(logits[row], expected, rtol=1e-5, atol=1e-5)
             row += 1
-    assert looping > 2  # what drafts said before a row matters
+    assert looping > 2  # the drafts before a row matter
     assert engine._kept is None
-    assert not runner.processor._declined.counts
-    assert outcomes(runner, "a")[0]["unguided_tokens"] == 0
+    assert not runner.processor._failure_log.counts
+    assert outcomes(config, "a")[0]["unguided_tokens"] == 0
 
 
-def test_v2_rows_of_which_nobody_knows_whose_they_are_stay_as_they_came(config, engine):
+def test_v2_rows_that_belong_to_no_known_request_stay_as_they_came(config, engine):
     runner = V2(config)
     fill(runner, marked("a"))
     logits = torch.randn(R + 1, V)
     before = logits.clone()
     assert torch.equal(runner.apply(logits), before)
-    assert runner.processor._declined.counts == {"engine failed": 1}
-    assert outcomes(runner, "a")[0]["unguided_tokens"] is None
+    assert runner.processor._failure_log.counts == {"engine failed": 1}
+    assert outcomes(config, "a")[0]["unguided_tokens"] is None
 
 
 @pytest.mark.parametrize("nothing", [None, {}, {"kv_transfer_params": {"a": 1}, "other": 3}])
@@ -284,7 +288,7 @@ def test_bad_arguments_that_got_past_the_front_end_raise_nothing_and_guide_nothi
     runner.apply(logits)
     assert torch.equal(logits[0], before[0])
     assert not torch.equal(logits[1], before[1])
-    assert runner.processor._declined.counts == {"bad request": 1}
+    assert runner.processor._failure_log.counts == {"bad request": 1}
 
 
 @pytest.mark.parametrize("kept", [None, R - 1, R + 1])
@@ -295,7 +299,7 @@ def test_hidden_states_of_other_rows_leave_the_logits_as_they_came(runner, engin
     before = logits.clone()
     assert torch.equal(runner.apply(logits), before)
     runner.apply(logits)
-    assert runner.processor._declined.counts == {"misaligned": 2}
+    assert runner.processor._failure_log.counts == {"misaligned": 2}
 
 
 def test_hidden_states_serve_one_step_only(runner, engine):
@@ -314,12 +318,12 @@ def test_an_engine_that_fails_leaves_the_logits_as_they_came_and_raises_nothing(
 
     monkeypatch.setattr(engine, "rewards", fail)
     said = []
-    monkeypatch.setattr(runner.processor._declined, "_log", said.append)
+    monkeypatch.setattr(runner.processor._failure_log, "_log", said.append)
     fill(runner, HELPFUL)
     logits = torch.randn(R, V)
     for _ in range(3):
         assert torch.equal(runner.apply(logits.clone()), logits)
-    assert runner.processor._declined.counts == {"engine failed": 3}
+    assert runner.processor._failure_log.counts == {"engine failed": 3}
     assert len(said) == 1
     assert "RuntimeError: out of memory" in said[0]
 
@@ -333,8 +337,8 @@ def test_without_a_running_engine_nothing_is_guided_and_nothing_raises(runner):
 
 def test_rows_with_broken_rewards_are_counted_and_reported(runner, engine, monkeypatch):
     said = []
-    monkeypatch.setattr(logits_processor, "_REPORT_EVERY", 1)
-    monkeypatch.setattr(runner.processor._declined, "_log", said.append)
+    monkeypatch.setattr(logits_processor, "_COUNT_EVERY", 1)
+    monkeypatch.setattr(runner.processor._failure_log, "_log", said.append)
     fill(runner, HELPFUL, HELPFUL)
     engine._kept[1][0] = float("nan")
     logits = torch.randn(R, V)
@@ -342,56 +346,52 @@ def test_rows_with_broken_rewards_are_counted_and_reported(runner, engine, monke
     runner.apply(logits)
     assert torch.equal(logits[0], before[0])
     assert not torch.equal(logits[1], before[1])
-    assert runner.processor._declined.counts == {"not finite": 1}
+    assert runner.processor._failure_log.counts == {"not finite": 1}
     assert len(said) == 1
 
 
-def test_rows_that_were_declined_for_another_reason_are_not_counted_as_broken(
-    runner, engine, monkeypatch
-):
-    monkeypatch.setattr(logits_processor, "_REPORT_EVERY", 1)
+def test_rows_that_failed_for_another_reason_are_not_counted_as_broken(runner, engine, monkeypatch):
+    monkeypatch.setattr(logits_processor, "_COUNT_EVERY", 1)
     fill(runner, HELPFUL)
     engine._kept = None
     runner.apply(torch.randn(R, V))
     runner.apply(torch.randn(R, V))
-    assert runner.processor._declined.counts == {"misaligned": 2}
+    assert runner.processor._failure_log.counts == {"misaligned": 2}
 
 
-def outcomes(runner, *marks):
-    """What the worker says of answers, by their marks."""
-    return logits_processor.outcome_table.report_outcomes(runner.processor._instance, list(marks))[
-        0
-    ]
+def outcomes(config, *outcome_keys):
+    """What the worker reports of answers, by their outcome keys."""
+    return instance.report_outcomes(config.instance_id, list(outcome_keys))[0]
 
 
-def marked(mark, **more):
-    return {**HELPFUL, "_pad_answer": mark, **more}
+def marked(outcome_key, **more):
+    return {**HELPFUL, "_pad_answer": outcome_key, **more}
 
 
-def test_an_answers_unguided_tokens_are_counted_for_that_answer_alone(runner, engine):
+def test_an_answers_unguided_tokens_are_counted_for_that_answer_alone(runner, config, engine):
     fill(runner, marked("a"), marked("b"), None, marked("c"))
     for _ in range(3):
-        engine.keep(torch.randn(R, H), torch.randn(R, H))
+        engine.store_states(torch.randn(R, H), torch.randn(R, H))
         engine._kept[1][0] = float("nan")
         runner.apply(torch.randn(R, V))
-    assert outcomes(runner, "a", "b") == [
+    assert outcomes(config, "a", "b") == [
         {"unguided_tokens": 3, "stopped": False},
         {"unguided_tokens": 0, "stopped": False},
     ]
     runner.apply(torch.randn(R, V))  # nothing was kept for this step
-    assert outcomes(runner, "c", "nobody") == [
+    assert outcomes(config, "c", "nobody") == [
         {"unguided_tokens": 1, "stopped": False},
         None,
     ]
 
 
-def test_an_answer_that_comes_back_after_a_preemption_keeps_its_count(runner, engine):
-    engine.lose()
+def test_an_answer_that_comes_back_after_a_preemption_keeps_its_count(runner, config, engine):
+    engine.discard_states()
     for _ in range(2):
         fill(runner, marked("a"))
         runner.apply(torch.randn(R, V))
         fill(runner, None)
-    assert outcomes(runner, "a")[0]["unguided_tokens"] == 2
+    assert outcomes(config, "a")[0]["unguided_tokens"] == 2
 
 
 @pytest.fixture
@@ -402,7 +402,7 @@ def stopping(config, adapter, request):
 
 
 @pytest.mark.usefixtures("stopping")
-def test_an_answer_that_is_to_stop_does_so_as_soon_as_its_grammar_lets_it(runner, engine):
+def test_an_answer_that_is_to_stop_does_so_as_soon_as_its_grammar_lets_it(runner, config, engine):
     fill(runner, marked("a"), marked("b"))
     masked = torch.randn(R, V)
     masked[0, 5] = float("-inf")
@@ -410,63 +410,69 @@ def test_an_answer_that_is_to_stop_does_so_as_soon_as_its_grammar_lets_it(runner
     before = masked.clone()
     runner.apply(masked)
     assert torch.equal(masked[0], before[0])  # unguided, and not cut off
-    engine.keep(torch.randn(R, H), torch.randn(R, H))
+    engine.store_states(torch.randn(R, H), torch.randn(R, H))
     logits = torch.randn(R, V)
     runner.apply(logits)
     assert logits[0].isfinite().nonzero().tolist() == [[5]]
     assert logits[1].isfinite().sum() > 1
-    assert outcomes(runner, "a", "b") == [
+    assert outcomes(config, "a", "b") == [
         {"unguided_tokens": 1, "stopped": True},
         {"unguided_tokens": 0, "stopped": False},
     ]
 
 
 @pytest.mark.parametrize(
-    "where", ["candidates", "guide", "token_rewards", "select", "keep", "count"]
+    "where",
+    ["candidates", "guide", "token_rewards", "guided_rows", "store_states", "count_step"],
 )
-def test_whatever_fails_in_a_step_raises_nothing_and_is_told(runner, engine, monkeypatch, where):
+def test_whatever_fails_in_a_step_raises_nothing_and_is_reported(
+    runner, config, engine, monkeypatch, where
+):
     def fail(*_args, **_kwargs):
         raise RuntimeError("out of memory")
 
     fill(runner, marked("a"))
     processor = runner.processor
-    owner = {"select": processor._slots, "keep": engine, "count": processor._answers}
-    if where == "keep":
+    owner = {
+        "guided_rows": processor._slots,
+        "store_states": engine,
+        "count_step": processor._outcome_table,
+    }
+    if where == "store_states":
         kept(engine, torch.randn(R, H), torch.randn(R, H))
     with monkeypatch.context() as patch:
         patch.setattr(owner.get(where, guidance), where, fail)
-        if where == "keep":
+        if where == "store_states":
             kept(engine, torch.randn(R, H), torch.randn(R, H))
         logits = torch.randn(R, V)
         before = logits.clone()
         runner.apply(logits)
-    unknown = where in ("select", "count")
-    assert torch.equal(logits, before) or where == "count"
-    assert outcomes(runner, "a")[0]["unguided_tokens"] == (None if unknown else 1)
-    engine.keep(torch.randn(R, H), torch.randn(R, H))
+    unknown = where in ("guided_rows", "count_step")
+    assert torch.equal(logits, before) or where == "count_step"
+    assert outcomes(config, "a")[0]["unguided_tokens"] == (None if unknown else 1)
+    engine.store_states(torch.randn(R, H), torch.randn(R, H))
     runner.apply(logits)
     assert not torch.equal(logits, before)
 
 
-@pytest.mark.parametrize("where", ["candidates", "token_rewards", "below_min_p", "keep"])
+@pytest.mark.parametrize("where", ["candidates", "token_rewards", "below_min_p", "store_states"])
 def test_what_fails_on_one_rank_leaves_the_same_rows_unguided_on_all(config, monkeypatch, where):
-    """None waits for another, and all have the same bits: now, and in the next step."""
+    """No rank waits for another, and all have the same bits: now, and in the next step."""
     world = ThreadedRanks(2)
     torch.manual_seed(0)
     heads, e = (torch.randn(D, 2, H), torch.randn(D, H, 2)), torch.randn(V, H)
     parts = e.chunk(2)
     engines = [SharedRewards(*heads, LmHeadRows(parts[rank], rank, 2)) for rank in range(2)]
     runners = [V2(config) for _ in range(2)]
-    monkeypatch.setattr(logits_processor, "parallel_ranks", world)
-    monkeypatch.setattr(
-        reward_engine, "running_engine", lambda _: engines[world.tp_rank_and_size()[0]]
-    )
+    monkeypatch.setattr(guided_step, "parallel_ranks", world)
+    own_engine = property(lambda _: engines[world.tp_rank_and_size()[0]])
+    monkeypatch.setattr(instance.Instance, "engine", own_engine)
     broken, original = [], getattr(guidance, where, None)
 
-    def fail_on_the_second(*args):
+    def fail_on_the_second(*args, **kwargs):
         if broken and world.tp_rank_and_size()[0] == 1:
             raise RuntimeError("out of memory")
-        return original(*args)
+        return original(*args, **kwargs)
 
     if original is not None:
         monkeypatch.setattr(guidance, where, fail_on_the_second)
@@ -475,7 +481,7 @@ def test_what_fails_on_one_rank_leaves_the_same_rows_unguided_on_all(config, mon
 
     def step(states, logits):
         def one(rank):
-            if where != "keep" or not broken or rank == 0:
+            if where != "store_states" or not broken or rank == 0:
                 engines[rank].store_states(*states)
             return runners[rank].apply(logits.clone())
 
@@ -491,8 +497,8 @@ def test_what_fails_on_one_rank_leaves_the_same_rows_unguided_on_all(config, mon
     broken.clear()
     assert torch.equal(step(states, logits), guided)
     for runner in runners:
-        told = runner.processor._answers.outcome("a")
-        assert told == {"unguided_tokens": 1, "stopped": False}
+        outcome = runner.processor._outcome_table.pop_outcome("a")
+        assert outcome == {"unguided_tokens": 1, "stopped": False}
 
 
 class Model:
@@ -520,22 +526,22 @@ def test_v1_tables_that_cannot_follow_the_batch_guide_nothing_rather_than_anothe
     logits = torch.randn(R, V)
     before = logits.clone()
     assert torch.equal(runner.apply(logits), before)
-    assert [told["unguided_tokens"] for told in outcomes(runner, "a", "b")] == [None, None]
+    assert [told["unguided_tokens"] for told in outcomes(config, "a", "b")] == [None, None]
 
 
-def test_v1_a_reward_model_that_cannot_begin_early_costs_nobody_their_guidance(
+def test_v1_rows_are_guided_also_where_the_reward_model_cannot_start_early(
     config, engine, monkeypatch
 ):
     runner = V1(config)
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "batch", None)
+        patch.setattr(engine, "before_forward_v1", None)
         fill(runner, marked("a"), marked("b"))
     logits = torch.randn(R, V)
     before = logits.clone()
     runner.apply(logits)
     assert (logits != before).any(1).tolist() == [True, True, False, False]
-    assert [told["unguided_tokens"] for told in outcomes(runner, "a", "b")] == [0, 0]
-    assert set(runner.processor._declined.counts) == {"late start"}
+    assert [told["unguided_tokens"] for told in outcomes(config, "a", "b")] == [0, 0]
+    assert set(runner.processor._failure_log.counts) == {"late start"}
 
 
 def test_a_request_whose_text_cannot_be_read_costs_no_other_its_guidance(
@@ -551,7 +557,7 @@ def test_a_request_whose_text_cannot_be_read_costs_no_other_its_guidance(
 
     processor = runner.processor
     monkeypatch.setattr(processor, "_reads_tokens", True)
-    monkeypatch.setattr(engine, "join", join)
+    monkeypatch.setattr(engine, "on_request_joined", join)
     processor._v2_states = SimpleNamespace(
         prefill_len=SimpleNamespace(np=[1] * 10),
         prompt_len=SimpleNamespace(np=[1] * 10),
@@ -561,7 +567,7 @@ def test_a_request_whose_text_cannot_be_read_costs_no_other_its_guidance(
     processor.apply_staged_writes()
     assert joined == [None, [1], [1]]
     assert len(processor._slots) == 3
-    assert processor._declined.counts == {"text lost": 1}
+    assert processor._failure_log.counts == {"text lost": 1}
 
 
 def test_v2_tokens_that_cannot_be_read_raise_nothing(config, engine, monkeypatch):
@@ -569,7 +575,7 @@ def test_v2_tokens_that_cannot_be_read_raise_nothing(config, engine, monkeypatch
     monkeypatch.setattr(runner.processor, "_reads_tokens", True)
     assert runner.add(5, HELPFUL) is True
     runner.processor.apply_staged_writes()
-    assert runner.processor._unread == []
+    assert runner.processor._v2_unread == []
 
 
 def test_v1_follows_requests_that_leave_move_and_swap(config):
@@ -578,7 +584,7 @@ def test_v1_follows_requests_that_leave_move_and_swap(config):
     moved = [(3, 0, MoveDirectionality.UNIDIRECTIONAL), (1, 2, MoveDirectionality.SWAP)]
     runner.processor.update_state(None)
     runner.processor.update_state(BatchUpdate(3, [0], [], moved))
-    assert runner.processor._slots.select(np.arange(3)).rows.tolist() == [1]
+    assert runner.processor._slots.guided_rows(np.arange(3)).rows.tolist() == [1]
 
 
 def test_v2_says_which_requests_it_guides_and_forgets_a_slots_last_one(config):
@@ -604,7 +610,7 @@ def test_what_may_be_right_passes_admission(good):
 
 
 class Joined(SharedRewards):
-    """Notes the tokens of the requests that it is told of."""
+    """Notes the tokens of the requests that join."""
 
     def __init__(self):
         self.joined = []
@@ -616,10 +622,10 @@ class Joined(SharedRewards):
         self.joined.append((list(request.tokens), request.num_prompt_tokens))
 
 
-def test_an_engine_that_reads_tokens_is_told_of_a_guided_request_when_it_joins(config, monkeypatch):
+def test_an_engine_that_reads_tokens_gets_a_guided_request_when_it_joins(config):
     engine = Joined()
-    monkeypatch.setitem(reward_engine._running, config.instance_id, engine)
     v1, v2 = V1(config), V2(config)
+    instance.find_instance(config.instance_id).register_engine(engine)
     v1.processor._reads_tokens = v2.processor._reads_tokens = True
     v1.add(0, HELPFUL)
     v1.add(1, None)
@@ -634,17 +640,17 @@ def test_an_engine_that_reads_tokens_is_told_of_a_guided_request_when_it_joins(c
     assert engine.joined[1:] == [([5, 6, 7], 2)]
 
 
-def test_v2_tells_the_engine_what_was_said_last_before_the_next_forward(
-    config, engine, monkeypatch
-):
+def test_v2_gives_the_engine_the_last_tokens_before_the_next_forward(config, engine, monkeypatch):
     told = []
     monkeypatch.setattr(
-        engine, "ahead", lambda requests, fed: told.append((list(requests), fed().tolist()))
+        engine,
+        "before_forward_v2",
+        lambda requests, fed: told.append((list(requests), fed().tolist())),
     )
     runner = V2(config)
     processor = runner.processor
     monkeypatch.setattr(processor, "_reads_tokens", True)
-    monkeypatch.setattr(processor, "_join", lambda request, read: None)
+    monkeypatch.setattr(processor, "_announce_request", lambda request, read: None)
     processor._v2_states.total_len = SimpleNamespace(gpu=torch.tensor(runner.length))
     processor.apply_staged_writes()
     first, second, third, fourth = (int(slot) for slot in runner.order)
@@ -653,7 +659,7 @@ def test_v2_tells_the_engine_what_was_said_last_before_the_next_forward(
     runner.add(second, None)
     processor.apply_staged_writes()
     runner.apply(torch.randn(R, V))
-    assert told == []  # nobody has said anything yet
+    assert told == []  # no request has an answer yet
     runner.add(fourth, HELPFUL, [3])  # another one, as the first left
     processor._v2_states.total_len.gpu[:] = torch.tensor(runner.length)
     here = [processor._slots.guided_requests[slot] for slot in (first, third)]
@@ -666,12 +672,14 @@ def test_v2_tells_the_engine_what_was_said_last_before_the_next_forward(
 def test_v2_goes_on_where_the_engine_cannot_begin_early(config, engine, monkeypatch):
     runner = V2(config)
     monkeypatch.setattr(runner.processor, "_reads_tokens", True)
-    monkeypatch.setattr(runner.processor, "_join", lambda request, read: None)
+    monkeypatch.setattr(runner.processor, "_announce_request", lambda request, read: None)
     fill(runner, *[HELPFUL] * R)
-    monkeypatch.setattr(engine, "ahead", lambda requests, fed: fed())  # no lengths are known
+    monkeypatch.setattr(
+        engine, "before_forward_v2", lambda requests, fed: fed()
+    )  # no lengths are known
     runner.apply(torch.randn(R, V))
     runner.processor.apply_staged_writes()
-    assert runner.processor._declined.counts == {"late start": 1}
+    assert runner.processor._failure_log.counts == {"late start": 1}
 
 
 @pytest.mark.usefixtures("engine")
@@ -689,7 +697,7 @@ def test_reasoning_may_be_left_unguided_and_does_not_count_as_lost(config):
     assert torch.equal(after[0], before[0])
     assert not torch.equal(after[1], before[1])
     assert not torch.equal(after[2], before[2])
-    assert [one["unguided_tokens"] for one in outcomes(runner, "thinks", "answers")] == [0, 0]
+    assert [one["unguided_tokens"] for one in outcomes(config, "thinks", "answers")] == [0, 0]
 
 
 def test_reasoning_is_left_unguided_on_v2_alone(config):

@@ -1,4 +1,4 @@
-"""Where reasoning is left unguided: what is inside it, and what vLLM has to say of its markers."""
+"""Reasoning that stays unguided: which texts are inside it, and which markers of vLLM are accepted."""
 
 from __future__ import annotations
 

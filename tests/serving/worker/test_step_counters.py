@@ -1,29 +1,34 @@
-"""What the worker tells of its steps: increments, each told once."""
+"""The counts that the worker reports: increments, each reported once."""
 
 from __future__ import annotations
 
 import torch
 
 from pad_vllm.engines.failure_log import FailureLog
-from pad_vllm.serving.worker import step_counters
+from pad_vllm.serving.worker import pending_steps, step_counters
+from pad_vllm.serving.worker.outcome_table import OutcomeTable
+
+CPU = torch.device("cpu")
 
 
-def test_every_step_is_told_once(monkeypatch):
-    monkeypatch.setattr(step_counters, "_SECONDS", 2)
-    monkeypatch.setattr(step_counters, "_AT_ONCE", 2)
-    declined = FailureLog(lambda _: None)
-    kept = step_counters.StepCounters(torch.device("cpu"), declined)
-    declined.add("no room", 3, "no room")
+def test_every_step_is_reported_once(monkeypatch):
+    monkeypatch.setattr(step_counters, "_MAX_STEP_TIMES", 2)
+    monkeypatch.setattr(pending_steps, "_MAX_STEPS", 2)
+    failure_log = FailureLog(lambda _: None)
+    counters = step_counters.StepCounters(CPU, failure_log, OutcomeTable(CPU, 2))
+    failure_log.add("no room", 3, "no room")
     for seconds in (1.0, 2.0, 3.0):
-        kept.step(torch.tensor([False, False, True]), torch.tensor([True, False, False]), seconds)
-    assert kept.take() == {
+        counters.count_step(
+            torch.tensor([False, False, True]), torch.tensor([True, False, False]), seconds
+        )
+    assert counters.take_counts() == {
         "rows": 6,
         "changed": 3,
         "seconds": [2.0, 3.0],
-        "declined": {"no room": 3},
+        "failures": {"no room": 3},
     }
-    declined.add("no room", 1, "no room")
-    declined.add("late actor", 2, "late")
-    told = kept.take()
-    assert (told["rows"], told["changed"], told["seconds"]) == (0, 0, [])
-    assert told["declined"] == {"no room": 1, "late actor": 2}
+    failure_log.add("no room", 1, "no room")
+    failure_log.add("late actor", 2, "late")
+    reported = counters.take_counts()
+    assert (reported["rows"], reported["changed"], reported["seconds"]) == (0, 0, [])
+    assert reported["failures"] == {"no room": 1, "late actor": 2}

@@ -1,4 +1,4 @@
-"""Published schemas and users' own files as records, and what is said of the rows that are none."""
+"""Published schemas and users' own files as records, and what a report says of malformed rows."""
 
 from __future__ import annotations
 
@@ -10,16 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pad_vllm.training.data import data_sources
-from pad_vllm.training.data.data_sources import (
-    SOURCES,
-    DataSpec,
-    MalformedRow,
-    read_source,
-    repeats_per_epoch,
-    weight_by_label,
-)
+from pad_vllm.training.data.conversation import prompt_key
+from pad_vllm.training.data.data_sources import MalformedRow, read_source, scored_dimensions
+from pad_vllm.training.data.data_spec import DataSpec, repeats_per_epoch, weight_by_label
 from pad_vllm.training.data.preference_record import unit_hash
+from pad_vllm.training.data.published_dataset_columns import SOURCES
 
 HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 
@@ -48,7 +43,7 @@ def own(prompt="Hi", texts=("yes", "no"), **extra):
     return {"prompt": prompt, "responses": responses, **extra}
 
 
-def said(record):
+def content_of(record):
     return [(m.role, m.content) for m in record.prompt], [
         (r.text, r.scores) for r in record.responses
     ]
@@ -66,7 +61,7 @@ def test_two_helpsteer2_rows_with_one_prompt_are_one_record(tmp_path):
         helpsteer2("Why?", "No idea.", 0, 0, 0, 0, 0),
     ]
     found, report = records(f"helpsteer2={lines(tmp_path / 'train.jsonl.gz', rows)}")
-    prompt, responses = said(found[0])
+    prompt, responses = content_of(found[0])
     assert prompt == [("user", "c#")]
     assert responses[0] == ("A language.", dict(zip(HELPSTEER2, (3, 4, 4, 2, 1), strict=True)))
     assert [r.text for r in found[1].responses] == ["Because.", "No idea."]
@@ -77,7 +72,7 @@ def test_helpsteer2_turns_are_split_at_their_markers(tmp_path):
     text = "Hello\n<extra_id_1>Assistant\nGood day.\n<extra_id_1>User\nHelp me"
     rows = [helpsteer2(text, answer, 1, 1, 1, 1, 1) for answer in ("a", "b")]
     found, _ = records(f"helpsteer2={lines(tmp_path / 'h.jsonl', rows)}")
-    assert said(found[0])[0] == [
+    assert content_of(found[0])[0] == [
         ("user", "Hello"),
         ("assistant", "Good day."),
         ("user", "Help me"),
@@ -109,7 +104,7 @@ def test_ric_as_its_script_saves_it_is_joined_over_the_whole_file(tmp_path):
     ]
     datasets.Dataset.from_list(rows).with_format("torch").save_to_disk(tmp_path / "ric.hf")
     found, report = records(f"ric={tmp_path / 'ric.hf'}")
-    prompt, responses = said(found[0])
+    prompt, responses = content_of(found[0])
     assert prompt == [("user", "a")]
     assert responses[0] == ("yes", {"harmless": 0.5, "helpful": -1.0, "humor": 2.0})
     assert responses[1][0] == "no"
@@ -124,7 +119,7 @@ def test_ric_scores_are_named_by_the_spec_or_by_their_columns(tmp_path):
         {"prompt": "a", "response": r, "humor": n, "helpful": None} for n, r in enumerate("xy")
     ]
     found, _ = records(f"ric={lines(tmp_path / 'c.jsonl', named)}")
-    assert said(found[0]) == ([("user", "a")], [("x", {"humor": 0}), ("y", {"humor": 1})])
+    assert content_of(found[0]) == ([("user", "a")], [("x", {"humor": 0}), ("y", {"humor": 1})])
 
 
 def test_ric_of_two_rewards_leaves_the_third_unknown(tmp_path):
@@ -149,7 +144,7 @@ def test_saferlhf_ids_become_scores_of_one_and_zero(tmp_path):
     file = tmp_path / "train.parquet"
     datasets.Dataset.from_list([safe()]).to_parquet(file)
     found, _ = records(f"saferlhf={file}")
-    assert said(found[0])[1] == [
+    assert content_of(found[0])[1] == [
         ("Like this.", {"better": 1.0, "safer": 0.0}),
         ("Better not.", {"better": 0.0, "safer": 1.0}),
     ]
@@ -165,7 +160,7 @@ def hh(chosen, rejected, before="\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Aga
 def test_hh_rlhf_parts_at_the_last_assistant_turn(tmp_path):
     file = lines(tmp_path / "train.jsonl.gz", [hh("Gladly.", "Go away.")])
     found, _ = records(f"hh-rlhf={file}")
-    assert said(found[0]) == (
+    assert content_of(found[0]) == (
         [("user", "Hi"), ("assistant", "Hello"), ("user", "Again")],
         [("Gladly.", {"harmless": 1.0}), ("Go away.", {"harmless": 0.0})],
     )
@@ -189,10 +184,10 @@ def test_users_own_files_hold_records_or_pairs(tmp_path):
     assert report.records == 4
     assert [r.source for r in found] == [text] * 4
     assert found[0].scorers == {"kind": "positive"}
-    assert said(found[1])[0][0] == ("system", "Be brief.")
-    assert said(found[1])[1] == [("good", {"preferred": 1}), ("bad", {"preferred": 0})]
+    assert content_of(found[1])[0][0] == ("system", "Be brief.")
+    assert content_of(found[1])[1] == [("good", {"preferred": 1}), ("bad", {"preferred": 0})]
     assert found[3].responses[0].token_ids == [5]
-    assert data_sources.scored_dimensions(found) == ("kind", "preferred", "polite")
+    assert scored_dimensions(found) == ("kind", "preferred", "polite")
     named, _ = records(f"jsonl:kind={tmp_path / 'mine.jsonl'}")
     assert named[1].responses[0].scores == {"kind": 1}
 
@@ -209,7 +204,7 @@ def test_a_json_array_is_read_as_its_items(tmp_path):
     file = tmp_path / "mine.json"
     file.write_text(json.dumps([own("a"), {"prompt": "b"}, own("c")], indent=1))
     found, report = records(f"jsonl={file}")
-    assert [r.key for r in found] == ["a", "c"]
+    assert [prompt_key(r.prompt) for r in found] == ["a", "c"]
     assert report.first_malformed[0].line == 2
 
 
@@ -266,7 +261,7 @@ def test_bytes_that_are_no_utf8_make_their_line_malformed_and_no_other(tmp_path)
         b"\xef\xbb\xbf" + good + b'\r\n{"prompt": "\xff", "chosen": "a", "rejected": "b"}\n'
     )
     found, report = records(f"jsonl={file}")
-    assert said(found[0])[0] == [("user", "ünïcode\u2028")]
+    assert content_of(found[0])[0] == [("user", "ünïcode\u2028")]
     assert [s.line for s in report.first_malformed] == [2]
 
 
@@ -290,8 +285,8 @@ def test_duplicates_are_dropped_and_same_texts_are_merged(tmp_path):
         own([{"role": "system", "content": "s"}, {"role": "user", "content": "a"}], ("x", "y")),
     ]
     found, report = records(f"jsonl={lines(tmp_path / 'mine.jsonl', rows)}")
-    assert [r.key for r in found] == ["a", "a", "b", "a"]
-    assert said(found[2])[1] == [("x", {"kind": 0.5}), ("y", {"kind": 2})]
+    assert [prompt_key(r.prompt) for r in found] == ["a", "a", "b", "a"]
+    assert content_of(found[2])[1] == [("x", {"kind": 0.5}), ("y", {"kind": 2})]
     assert (report.duplicate_records, report.merged_responses, report.too_few_responses) == (
         1,
         2,
@@ -306,7 +301,7 @@ def test_a_weight_below_one_keeps_the_same_part_every_time(tmp_path):
     assert first == again
     assert 70 < len(first) < 130
     assert report.dropped_by_weight + report.records == 200
-    held_out = sum(unit_hash(record.key) < 0.5 for record in first) / len(first)
+    held_out = sum(unit_hash(prompt_key(record.prompt)) < 0.5 for record in first) / len(first)
     assert 0.35 < held_out < 0.65  # independent of the split
 
 
@@ -393,14 +388,8 @@ def test_paths_that_hold_no_data_are_refused_by_name(tmp_path):
     assert records(f"jsonl={tmp_path / 'empty.jsonl'}")[1].read == 0
 
 
-def test_without_streaming_the_same_records_come(tmp_path):
-    file = lines(tmp_path / "mine.jsonl.gz", [own("a"), "{", own("b")])
-    assert records(f"jsonl={file}", streaming=False) == records(f"jsonl={file}")
-    assert list((tmp_path / "cache").rglob("*.arrow"))
-
-
 @pytest.mark.parametrize(
-    ("text", "asked"),
+    ("text", "expected"),
     [
         ("helpsteer2", ("nvidia/HelpSteer2", None)),
         ("saferlhf", ("PKU-Alignment/PKU-SafeRLHF", None)),
@@ -409,16 +398,16 @@ def test_without_streaming_the_same_records_come(tmp_path):
         ("hh-rlhf:better", ("Anthropic/hh-rlhf", None)),
     ],
 )
-def test_without_a_path_the_hub_is_asked_for_the_train_split(text, asked, monkeypatch):
+def test_without_a_path_the_hub_is_asked_for_the_train_split(text, expected, monkeypatch):
     def load(hub, *, data_dir, split, streaming):
-        assert (hub, data_dir) == asked
+        assert (hub, data_dir) == expected
         assert (split, streaming) == ("train", True)
         return iter([{"prompt": "broken"}, *GOOD[text.partition(":")[0]]])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     found, report = records(text)
     assert found[0].source == text
-    assert report.first_malformed[0].file == asked[0]
+    assert report.first_malformed[0].file == expected[0]
     assert report.first_malformed[0].line == 1
 
 

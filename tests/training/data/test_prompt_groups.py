@@ -12,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pad_vllm.evaluation.lexical_scorers import lexical_scores
-from pad_vllm.training.data.data_sources import MalformedRow, SourceReport, repeats_per_epoch
+from pad_vllm.training.data.data_report import DataReport
+from pad_vllm.training.data.data_sources import MalformedRow, SourceReport
+from pad_vllm.training.data.data_spec import repeats_per_epoch
+from pad_vllm.training.data.group_builder import build_groups
 from pad_vllm.training.data.preference_record import PreferenceRecord, unit_hash
 from pad_vllm.training.data.prompt_groups import (
     PREFIX_LENGTHS,
-    DataReport,
     PromptGroup,
     divide_by_spread,
-    load_groups,
     score_spreads,
     split_by_key,
 )
@@ -39,8 +40,8 @@ def record(*responses, prompt="Hi", **extra):
 
 
 def loaded(*records, dimensions=("kind",), **limits):
-    groups, report = load_groups(records, TOKENIZER, dimensions, **{**LIMITS, **limits})
-    return groups, report.sources["s"]
+    groups, counts_of = build_groups(records, TOKENIZER, dimensions, **{**LIMITS, **limits})
+    return groups, counts_of["s"]
 
 
 def scored(key, *scores, source="s"):
@@ -55,7 +56,7 @@ def test_a_prompt_goes_through_the_chat_template_and_a_response_ends_with_eos():
     typed = {"text": "yes", "scores": {"kind": 1}}
     [group], _ = loaded(record(prompt=conversation, responses=[typed, given_ids]))
     assert TOKENIZER.decode(group.prompt_ids) == "<system>Be.<user>Hi<assistant>"
-    assert group.conversation == tuple(conversation)
+    assert group.conversation.messages() == conversation
     assert group.response_ids[0][-1] == EOS
     assert TOKENIZER.decode(group.response_ids[0][:-1]) == "yes"
     assert group.response_ids[1] == [7, 8, 9]
@@ -145,14 +146,14 @@ def test_a_conversation_that_the_template_refuses_is_dropped_and_counted():
     strict = tiny.tokenizer()
     strict.chat_template = "{{ raise_exception('no system turn') }}"
     one = record(("a", {"kind": 1}), ("b", {"kind": 0}))
-    groups, report = load_groups([one], strict, ("kind",), **LIMITS)
+    groups, counts_of = build_groups([one], strict, ("kind",), **LIMITS)
     assert not groups
-    assert report.sources["s"].refused_prompts == 1
+    assert counts_of["s"].refused_prompts == 1
 
 
 def test_a_weight_above_one_repeats_a_group_without_copying_it():
     records = [record(("a", {"kind": 1}), ("b", {"kind": 0}), prompt=f"p{n}") for n in range(40)]
-    groups, _ = load_groups(records, TOKENIZER, ("kind",), weight_of_source={"s": 2.5}, **LIMITS)
+    groups, _ = build_groups(records, TOKENIZER, ("kind",), weight_of_source={"s": 2.5}, **LIMITS)
     assert [group.repeats_per_epoch for group in groups] == [
         repeats_per_epoch(2.5, f"p{n}") for n in range(40)
     ]
@@ -221,7 +222,7 @@ def test_scaled_scores_are_in_spreads_and_a_source_without_one_is_refused():
 
 def test_the_report_is_json_and_a_table_with_a_row_a_source():
     one = record(("a", {"kind": 1}), ("b", {"kind": 0}), ("c", {"kind": 0}))
-    groups, lengths = load_groups([one], TOKENIZER, ("kind", "never"), **LIMITS)
+    groups, lengths = build_groups([one], TOKENIZER, ("kind", "never"), **LIMITS)
     read = SourceReport("s", read=4, records=1, duplicate_records=2)
     read.add_malformed(MalformedRow("mine.jsonl", 3, "not JSON"))
     empty = SourceReport("empty")

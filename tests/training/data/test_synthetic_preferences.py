@@ -1,4 +1,4 @@
-"""Synthetic users: how they are drawn, said in words, put into a prompt, and how far apart they are."""
+"""Synthetic users: how they are drawn, stated in words and in a prompt, and the angles between them."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ def test_a_paraphrase_is_another_text_that_names_the_same_dimensions(wording):
 
 @pytest.mark.parametrize("wording", range(len(WORDINGS)))
 def test_every_degree_and_sign_reads_differently(wording):
-    said = {
+    sentences = {
         describe_weights({"helpful": 1.0, "humor": sign * part}, wording=wording)
         for sign in (1, -1)
         for part in (0.2, 0.5, 1.0)
     }
-    assert len(said) == 6
+    assert len(sentences) == 6
 
 
 @pytest.mark.parametrize("w", [{}, {"brief": 0.0}, {"brief": math.nan}, {"brief": math.inf}])
@@ -104,9 +104,9 @@ def test_the_preference_stands_before_the_last_user_turn_and_nothing_else_change
         {"role": "assistant", "content": "A"},
         {"role": "user", "content": "two"},
     ]
-    kept = [dict(message) for message in messages]
+    before = [dict(message) for message in messages]
     out = with_preference(messages, "harmless and helpful")
-    assert messages == kept
+    assert messages == before
     assert out[:3] == messages[:3]
     assert out[3]["content"] == (
         "[Guidelines] Your task is to generate response by considering the following principle. "

@@ -1,4 +1,4 @@
-"""What the told base pays: against two whole forwards, with an opposite, from disk and where it stopped."""
+"""The teacher's rewards: against two whole forwards, with an opposite, from disk, and resumed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from pad_vllm.training.data.preference_record import PreferenceRecord
 from pad_vllm.training.distillation import prompted_teacher
 from pad_vllm.training.distillation.distillation_examples import ExampleBuilder
-from pad_vllm.training.distillation.instructions import instructions_of
+from pad_vllm.training.distillation.instructions import instructions_from_settings
 from pad_vllm.training.distillation.prompted_teacher import DistillationStore
 from pad_vllm.training.distillation.ridge_statistics import RidgeStatistics
 from pad_vllm.training.objective.candidate_rewards import subtract_base_mean
@@ -36,7 +36,7 @@ def settings(tmp_path):
 
 @pytest.fixture
 def some(settings):
-    maker = ExampleBuilder(TOKENIZER, settings, instructions_of(settings.teacher))
+    maker = ExampleBuilder(TOKENIZER, settings, instructions_from_settings(settings.teacher))
     records = [
         {
             "prompt": f"q{n}",
@@ -48,19 +48,19 @@ def some(settings):
 
 
 def nothing(*_):
-    """Progress that nobody reads."""
+    """A ProgressCallback that does nothing."""
 
 
 def store(model, settings, folder):
     return DistillationStore(model, TOKENIZER, settings, folder, "weights")
 
 
-def taught(one, lessons):
-    """The store with forks and rewards of the lessons, and the sums over them."""
-    one.build(lessons, 0, 1, nothing, scored=False)
-    moments = RidgeStatistics.zeros(2, 64)
-    one.teach(lessons, nothing, moments, one.folder / "moments")
-    return moments
+def collected(one, examples):
+    """The store with forks and rewards of the examples, and the sums over them."""
+    one.build(examples, 0, 1, nothing, with_targets=False)
+    statistics = RidgeStatistics.zeros(2, 64)
+    one.collect_rewards(examples, nothing, statistics, one.fork_files.folder.parent / "moments")
+    return statistics
 
 
 def last(model, prompt, answer):
@@ -68,18 +68,18 @@ def last(model, prompt, answer):
     return model.hidden_twice(torch.tensor([[*prompt, *answer][:-1]]))[0][0, -len(answer) :]
 
 
-def test_rewards_are_what_the_told_base_would_rather_say(model, settings, some, tmp_path):
+def test_rewards_are_the_difference_to_the_instructed_base(model, settings, some, tmp_path):
     one = store(model, settings, tmp_path / "cache")
-    taught(one, some)
-    for lesson in some:
-        (warm,), (brief, much) = lesson.told
+    collected(one, some)
+    for example in some:
+        (warm,), (brief, much) = example.instructed_ids
         for response, ids in zip(
-            one.responses(lesson, with_targets=True), lesson.response_ids, strict=True
+            one.responses(example, with_targets=True), example.response_ids, strict=True
         ):
             z = {
                 name: model.base_logits(last(model, prompt, ids)).gather(-1, response.ids.long())
                 for name, prompt in (
-                    ("base", lesson.prompt_ids),
+                    ("base", example.prompt_ids),
                     ("warm", warm),
                     ("brief", brief),
                     ("much", much),
@@ -91,11 +91,11 @@ def test_rewards_are_what_the_told_base_would_rather_say(model, settings, some, 
             )
 
 
-def test_the_told_prompts_differ_by_the_sentence_behind_the_question(some):
-    for lesson in some:
-        text = TOKENIZER.decode(lesson.prompt_ids)
-        told = [TOKENIZER.decode(ids) for both in lesson.told for ids in both]
-        for sentence, one in zip(("be warm", "be brief", "talk much"), told, strict=True):
+def test_the_instructed_prompts_differ_by_the_instruction_behind_the_question(some):
+    for example in some:
+        text = TOKENIZER.decode(example.prompt_ids)
+        instructed = [TOKENIZER.decode(ids) for row in example.instructed_ids for ids in row]
+        for sentence, one in zip(("be warm", "be brief", "talk much"), instructed, strict=True):
             assert one.replace(f"\n\n{sentence}", "") == text
 
 
@@ -104,12 +104,12 @@ def test_rewards_are_the_same_without_a_cache(model, settings, some, tmp_path):
 
     cached = store(model, settings, tmp_path / "cache")
     fresh = store(model, dataclasses.replace(settings, cached=False), tmp_path / "none")
-    moments = [taught(one, some) for one in (cached, fresh)]
-    assert torch.allclose(moments[0].dh, moments[1].dh, atol=1e-2)
-    for lesson in some:
-        rows = (one.responses(lesson, with_targets=True) for one in (cached, fresh))
+    statistics = [collected(one, some) for one in (cached, fresh)]
+    assert torch.allclose(statistics[0].dh, statistics[1].dh, atol=1e-2)
+    for example in some:
+        rows = (one.responses(example, with_targets=True) for one in (cached, fresh))
         for kept, computed in zip(*rows, strict=True):
-            assert torch.allclose(kept.wanted, computed.wanted, atol=1e-2)
+            assert torch.allclose(kept.teacher_rewards, computed.teacher_rewards, atol=1e-2)
     assert not (tmp_path / "none" / "wanted").exists()
 
 
@@ -117,7 +117,7 @@ def test_sums_killed_in_between_go_on_where_they_stopped(
     model, settings, some, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(prompted_teacher, "_CHUNK", 1)
-    whole = taught(store(model, settings, tmp_path / "whole"), some)
+    whole = collected(store(model, settings, tmp_path / "whole"), some)
     one = store(model, settings, tmp_path / "cut")
     one.build(some, 0, 1, nothing, with_targets=False)
 
@@ -126,24 +126,24 @@ def test_sums_killed_in_between_go_on_where_they_stopped(
             raise Killed
 
     with pytest.raises(Killed):
-        one.collect_rewards(some, stop, RidgeStatistics.zeros(2, 64), tmp_path / "moments")
-    again = RidgeStatistics.load(tmp_path / "moments")
-    assert int(again.lessons) == 2
-    one.collect_rewards(some, nothing, again, tmp_path / "moments")
+        one.collect_rewards(some, stop, RidgeStatistics.zeros(2, 64), tmp_path / "statistics")
+    again = RidgeStatistics.load(tmp_path / "statistics")
+    assert int(again.examples) == 2
+    one.collect_rewards(some, nothing, again, tmp_path / "statistics")
     for name, value in vars(whole).items():
         assert torch.equal(value, getattr(again, name)), name
 
 
-def test_another_sentence_has_rewards_of_its_own(model, settings, some, tmp_path):
+def test_another_instruction_has_rewards_of_its_own(model, settings, some, tmp_path):
     import dataclasses
 
     one = store(model, settings, tmp_path / "cache")
-    taught(one, some)
+    collected(one, some)
     assert one.has_rewards(some)
     other = made.settings(tmp_path, teacher={"sentences": {"warm": "be cold", "brief": "be brief"}})
-    maker = ExampleBuilder(TOKENIZER, other, instructions_of(other.teacher))
-    record = {"prompt": list(some[0].prompt), "responses": [{"text": "-"}] * 2}
-    told = maker.from_record(PreferenceRecord.model_validate(record)).instructed_ids
-    changed = dataclasses.replace(some[0], told=told)
+    maker = ExampleBuilder(TOKENIZER, other, instructions_from_settings(other.teacher))
+    record = {"prompt": list(some[0].conversation), "responses": [{"text": "-"}] * 2}
+    instructed_ids = maker.from_record(PreferenceRecord.model_validate(record)).instructed_ids
+    changed = dataclasses.replace(some[0], instructed_ids=instructed_ids)
     assert not one.has_rewards([changed])
     assert not one.fork_files.missing([changed])

@@ -29,11 +29,11 @@ def model():
 
 
 def response(model, count, seed, prompt=3):
-    """A response of random tokens with random wishes, as a store would give it."""
+    """A response of random tokens with random teacher rewards, as a store would give it."""
     torch.manual_seed(seed)
     ids = torch.randint(3, 300, (1, prompt + count))
-    forked = model.fork(ids[:, :-1])
-    h_B = model.reference(forked)[0, -count:]
+    forked = model.states_below_fork(ids[:, :-1])
+    h_B = model.base_states(forked)[0, -count:]
     z_B, candidates = model.base_logits(h_B).topk(K)
     wanted = subtract_base_mean(torch.randn(count, K, D), z_B)
     chosen = torch.zeros(count, dtype=torch.long)
@@ -95,7 +95,7 @@ def test_a_share_of_first_tokens_looks_at_nothing_else(model):
     prompts = [[response(model, 4, 0), response(model, 3, 1)]]
 
     def first_right(some):
-        wanted = [r.wanted.clone() for r in some]
+        wanted = [r.teacher_rewards.clone() for r in some]
         for one in wanted:
             one[1:] = 0
         return torch.cat(wanted)

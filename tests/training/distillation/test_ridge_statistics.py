@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pad_vllm.training.distillation.ridge_statistics import RidgeStatistics
 
@@ -20,10 +21,10 @@ def tokens():
 
 
 def summed(h, d, parts=1):
-    moments = RidgeStatistics.zeros(2, H)
+    statistics = RidgeStatistics.zeros(2, H)
     for some, others in zip(h.chunk(parts), d.chunk(parts, dim=1), strict=True):
-        moments.add(some, others, torch.ones(len(some), 2))
-    return moments
+        statistics.add(some, others, torch.ones(len(some), 2))
+    return statistics
 
 
 def test_heads_of_full_rank_are_the_ridge_regression(tokens):
@@ -41,10 +42,10 @@ def test_heads_of_full_rank_are_the_ridge_regression(tokens):
 
 def test_heads_of_a_lower_rank_err_least_of_all_maps_of_that_rank(tokens):
     h, d = tokens
-    moments = summed(h, d)
-    A, B = moments.low_rank_heads(4, [0.1, 0.1])
+    statistics = summed(h, d)
+    A, B = statistics.low_rank_heads(4, [0.1, 0.1])
     assert A.shape == (2, 4, H)
-    whole = moments.ridge_maps(0.1).float()
+    whole = statistics.ridge_maps(0.1).float()
     U, S, V = torch.linalg.svd(whole)
     plain = U[..., :4] * S[:, None, :4] @ V[:, :4]
 
@@ -64,10 +65,12 @@ def test_sums_do_not_depend_on_how_tokens_are_parted_or_on_who_adds_them(tokens)
 
 
 def test_what_was_saved_is_what_is_loaded(tokens, tmp_path):
-    moments = summed(*tokens)
+    statistics = summed(*tokens)
     assert RidgeStatistics.load(tmp_path / "none") is None
-    moments.save(tmp_path / "some")
+    statistics.save(tmp_path / "some")
+    names = {"lessons", "tokens", "hh", "dh", "d", "power"}  # of unfinished runs on disk
+    assert set(load_file(tmp_path / "some")) == names
     loaded = RidgeStatistics.load(tmp_path / "some")
-    assert all(torch.equal(v, getattr(loaded, n)) for n, v in vars(moments).items())
-    assert torch.allclose(moments.mean_direction(), tokens[1].mean(1), atol=1e-4)
-    assert moments.teacher_variance().tolist() == [1, 1]
+    assert all(torch.equal(v, getattr(loaded, n)) for n, v in vars(statistics).items())
+    assert torch.allclose(statistics.mean_direction(), tokens[1].mean(1), atol=1e-4)
+    assert statistics.teacher_variance().tolist() == [1, 1]

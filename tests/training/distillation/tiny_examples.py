@@ -1,4 +1,4 @@
-"""A run of seconds that is taught by sentences, for the tests of this room."""
+"""A distillation of seconds from two instructions, for the tests of this room."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def prompts(root: Path, count: int = 40) -> Path:
     return file
 
 
-def answer(root: Path, out: str, asked: list[str]) -> None:
+def answer(root: Path, out: str, prompts: list[str]) -> None:
     """The answers that the base would have drawn to prompts (messages as JSON), put where they belong."""
     work = root / f"{out}.run"
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = tiny.tokenizer()
     with (work / "answers.jsonl").open("w") as file:
-        for number, prompt in enumerate(asked):
+        for number, prompt in enumerate(prompts):
             texts = f"a plain answer {number}", f"dear friend, {number}!"
             responses = [{"text": t, "token_ids": tokenizer.encode(t)} for t in texts]
-            line = {"prompt": json.loads(prompt), "responses": responses}
+            line = {"prompt": prompt.messages(), "responses": responses}
             file.write(json.dumps(line) + "\n")
 
 
@@ -58,6 +58,7 @@ def settings(root: Path, out: str = "out", **changes: Any) -> Settings:
         out=str(root / out),
         top_k=8,
         max_response=24,
+        method="prompt",
         teacher=teacher,
         recipe=recipe,
         **{**usual, **changes},

@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, and that any machine reads what another wrote."""
+"""Checkpoints: any machine reads what another wrote."""
 
 from __future__ import annotations
 

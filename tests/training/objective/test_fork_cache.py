@@ -1,4 +1,4 @@
-"""The fork cache: what is computed once, under which name it is kept, and what is never read."""
+"""The fork cache: what is computed once, the names of its files, and what is never read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import random
 import pytest
 import tiny
 import torch
+from planted import Killed
 
 from pad_vllm.training.data.prompt_groups import PREFIX_LENGTHS, PromptGroup
 from pad_vllm.training.objective import fork_cache
@@ -20,10 +21,6 @@ from pad_vllm.training.objective.fork_cache import (
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Killed(BaseException):
-    """What a test raises where a kill would end the process."""
 
 
 def group(prompt_ids, *response_ids, score=0.0):
@@ -73,7 +70,7 @@ def test_batches_of_any_lengths_say_what_each_response_says_alone(family):
         group(ids(1), ids(1), ids(24)),
         group(ids(25), ids(3), ids(11)),
     ]
-    batched = compute_responses(model, groups, 6, batch=3)
+    batched = compute_responses(model, groups, 6, batch_size=3)
     assert [len(row) for row in batched] == [3, 2, 2]
     for one, row in zip(groups, batched, strict=True):
         for tokens, found in zip(one.response_ids, row, strict=True):
@@ -119,9 +116,9 @@ def test_what_is_kept_comes_back_in_its_type_order_and_shape(tmp_path):
         }
         for n in range(12)
     ]
-    kept = GroupTensorFiles(tmp_path, {})
-    kept.write(many, rows)
-    for row, found in zip(rows, kept.read(many), strict=True):
+    files = GroupTensorFiles(tmp_path, {})
+    files.write(many, rows)
+    for row, found in zip(rows, files.read(many), strict=True):
         assert found.keys() == row.keys()
         for name, tensor in found.items():
             assert tensor.dtype == row[name].dtype
@@ -131,11 +128,11 @@ def test_what_is_kept_comes_back_in_its_type_order_and_shape(tmp_path):
 
 def test_missing_are_those_not_written_in_their_order(tmp_path):
     groups = [group([n], [4], [5]) for n in range(5)]
-    kept = GroupTensorFiles(tmp_path / "deeper", {})
-    assert kept.missing(groups) == groups
+    files = GroupTensorFiles(tmp_path / "deeper", {})
+    assert files.missing(groups) == groups
     for one in (groups[3], groups[1]):
-        kept.write(one, [{}, {}])
-    assert kept.missing(groups) == [groups[0], groups[2], groups[4]]
+        files.write(one, [{}, {}])
+    assert files.missing(groups) == [groups[0], groups[2], groups[4]]
     assert GroupTensorFiles(tmp_path / "deeper", {"more": 1}).missing(groups) == groups
 
 
@@ -150,7 +147,7 @@ def test_a_files_name_tells_what_it_depends_on_and_whose_tokens_it_holds(tmp_pat
     stores = [
         GroupTensorFiles(tmp_path, on) for on in ({}, {"a": 1}, {"a": "1"}, {"a": 2}, {"b": 1})
     ]
-    names = {kept.path(one).name for kept in stores for one in groups}
+    names = {files.path(one).name for files in stores for one in groups}
     assert len(names) == len(groups) * len(stores)
     one, other = ({"a": 1, "b": [2]}, {"b": [2], "a": 1})
     assert GroupTensorFiles(tmp_path, one).path(groups[0]) == GroupTensorFiles(
@@ -161,7 +158,7 @@ def test_a_files_name_tells_what_it_depends_on_and_whose_tokens_it_holds(tmp_pat
 
 
 def test_a_half_written_file_is_never_taken_for_a_whole_one(tmp_path, monkeypatch):
-    one, kept = group([3], [4]), GroupTensorFiles(tmp_path, {})
+    one, files = group([3], [4]), GroupTensorFiles(tmp_path, {})
     save = fork_cache.save_file
 
     def killed(named, path):
@@ -171,23 +168,23 @@ def test_a_half_written_file_is_never_taken_for_a_whole_one(tmp_path, monkeypatc
 
     monkeypatch.setattr(fork_cache, "save_file", killed)
     with pytest.raises(Killed):
-        kept.write(one, [{"x": torch.ones(4)}])
+        files.write(one, [{"x": torch.ones(4)}])
     assert [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not list(tmp_path.rglob("*.safetensors"))
-    assert kept.missing([one]) == [one]
+    assert files.missing([one]) == [one]
     monkeypatch.setattr(fork_cache, "save_file", save)
-    kept.write(one, [{"x": torch.ones(4)}])
+    files.write(one, [{"x": torch.ones(4)}])
     monkeypatch.setattr(fork_cache, "save_file", killed)
     with pytest.raises(Killed):
-        kept.write(one, [{"x": torch.zeros(4)}])
-    assert torch.equal(kept.read(one)[0]["x"], torch.ones(4))
+        files.write(one, [{"x": torch.zeros(4)}])
+    assert torch.equal(files.read(one)[0]["x"], torch.ones(4))
 
 
 def test_a_compact_response_is_the_same_in_fewer_bits(tmp_path):
     one = response(h_T=torch.randn(3, 4), branch_at=torch.tensor([2]))
-    kept = GroupTensorFiles(tmp_path, {})
-    kept.write(group([3], [4]), [stored_tensors(one)])
-    found = CachedResponse(**kept.read(group([3], [4]))[0])
+    files = GroupTensorFiles(tmp_path, {})
+    files.write(group([3], [4]), [stored_tensors(one)])
+    found = CachedResponse(**files.read(group([3], [4]))[0])
     for name in ("forked", "h_B", "ids", "z_B", "chosen"):
         assert torch.equal(getattr(found, name), getattr(one, name)), name
     assert (found.forked.dtype, found.h_B.dtype) == (torch.bfloat16, torch.bfloat16)
@@ -200,8 +197,21 @@ def test_two_hosts_whose_processes_have_one_number_write_drafts_of_their_own(tmp
     monkeypatch.setattr(
         fork_cache, "save_file", lambda named, to: drafts.append(to) or save(named, to)
     )
-    kept, one = GroupTensorFiles(tmp_path, {}), group([3], [4], [5])
+    files, one = GroupTensorFiles(tmp_path, {}), group([3], [4], [5])
     for _ in range(2):
-        kept.write(one, [{"a": torch.ones(1)}, {}])
+        files.write(one, [{"a": torch.ones(1)}, {}])
     assert len(set(drafts)) == 2
-    assert [path.name for path in kept.path(one).parent.iterdir()] == [kept.path(one).name]
+    assert [path.name for path in files.path(one).parent.iterdir()] == [files.path(one).name]
+
+
+def test_the_names_of_files_never_change(tmp_path):
+    one = dataclasses.replace(group([3, 4], [5, 6], [7]), prefix_scorers=("positive", None))
+    fork = ["weights", 22, "float32", 20]
+    forks = GroupTensorFiles(tmp_path, {"fork": fork})
+    branches = GroupTensorFiles(
+        tmp_path,
+        {"fork": fork, "drawn": [0.05, 0, 24]},
+        group_identity=lambda group: [group.prefix_scorers],
+    )
+    assert forks.path(one) == tmp_path / "1b" / "1bae1ae60ff63d0a06042b63b87007a1.safetensors"
+    assert branches.path(one) == tmp_path / "20" / "2067c9cca5ca3895ec2d13d252066853.safetensors"

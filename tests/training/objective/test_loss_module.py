@@ -95,11 +95,11 @@ def without_branches(batch):
 def pair_loss(values, scores, w, b):
     """(sum, count) over the pairs of one list: values [N] and scores [N][D] under one w [D]."""
     total, count = 0.0, 0
-    asked = [d for d, weight in enumerate(w) if weight != 0]
+    weighed = [d for d, weight in enumerate(w) if weight != 0]
     for i, j in itertools.permutations(range(len(values)), 2):
-        if any(math.isnan(scores[one][d]) for one in (i, j) for d in asked):
+        if any(math.isnan(scores[one][d]) for one in (i, j) for d in weighed):
             continue
-        margin = sum(w[d] * (scores[i][d] - scores[j][d]) for d in asked) / math.hypot(*w)
+        margin = sum(w[d] * (scores[i][d] - scores[j][d]) for d in weighed) / math.hypot(*w)
         wanted = 1 / (1 + math.exp(-RECIPE.sharpness * margin))
         x = b * (values[i] - values[j])
         total += wanted * softplus(-x) + (1 - wanted) * softplus(x)
@@ -124,22 +124,22 @@ def slow_loss(model, example):
     ]
     reward, policy, branch = [], [], []
     for w in example.w:
-        told, ratios = [], []
+        rewards, ratios = [], []
         for response, phi in zip(example.responses, phis, strict=True):
             rows = torch.arange(len(phi))
             r_w = phi @ w
             guided = (response.z_B + r_w).log_softmax(-1) - response.z_B.log_softmax(-1)
-            told.append(r_w[rows, response.chosen])
+            rewards.append(r_w[rows, response.chosen])
             ratios.append(guided[rows, response.chosen])
             if response.branch_at is not None:
-                places = zip(response.branch_at, response.branch_scores, strict=True)
+                branches = zip(response.branch_at, response.branch_scores, strict=True)
                 branch += [
                     pair_loss(r_w[t].tolist(), s.tolist(), w.tolist(), RECIPE.branch_b)
-                    for t, s in places
+                    for t, s in branches
                 ]
         for number, cut in enumerate((*PREFIX_LENGTHS, None)):
             scores = example.scores[:, number].tolist()
-            for parts, values in ((reward, told), (policy, ratios)):
+            for parts, values in ((reward, rewards), (policy, ratios)):
                 sums = [v[:cut].sum().item() for v in values]
                 parts.append(pair_loss(sums, scores, w.tolist(), RECIPE.b))
     whole = RECIPE.reward_weight * mean(reward) + RECIPE.policy_weight * mean(policy)
@@ -238,29 +238,31 @@ def test_kept_trunk_states_are_returned_and_agree_with_those_computed(model, gro
         with torch.no_grad():
             slow = model.hidden_twice(ids)[1][0, -len(group_ids) :]
         assert torch.allclose(hidden, slow, atol=5e-5)
-    kept = [replace(r, h_T=h) for r, h in zip(responses, computed, strict=True)]
+    stored = [replace(r, h_T=h) for r, h in zip(responses, computed, strict=True)]
     with torch.no_grad():
-        partly = trunk_hidden(model, [*kept[:-1], responses[-1]])
+        partly = trunk_hidden(model, [*stored[:-1], responses[-1]])
     assert all(torch.equal(one, other) for one, other in zip(partly, computed, strict=True))
 
     def never(forked):
         raise AssertionError("layers run")
 
-    monkeypatch.setattr(model, "trunk", never)
-    assert all(one is other.h_T for one, other in zip(trunk_hidden(model, kept), kept, strict=True))
+    monkeypatch.setattr(model, "trunk_states", never)
+    assert all(
+        one is other.h_T for one, other in zip(trunk_hidden(model, stored), stored, strict=True)
+    )
 
 
 def test_beginnings_are_sums_up_to_every_cut():
     lengths = torch.tensor([1, 24, 25, 47, 48, 49, 96, 97, 130, 2])
     values = torch.randn(int(lengths.sum()), 3, generator=torch.Generator().manual_seed(0))
-    found = module._beginnings(values, lengths)
+    found = module._prefix_sums(values, lengths)
     assert found.shape == (len(PREFIX_LENGTHS) + 1, 3, len(lengths))
     start = 0
     for number, length in enumerate(lengths.tolist()):
         own = values[start : start + length]
         start += length
-        for place, cut in enumerate((*PREFIX_LENGTHS, None)):
-            assert torch.allclose(found[place, :, number], own[:cut].sum(0), atol=1e-4)
+        for row, cut in enumerate((*PREFIX_LENGTHS, None)):
+            assert torch.allclose(found[row, :, number], own[:cut].sum(0), atol=1e-4)
 
 
 def test_prompts_with_different_numbers_of_preferences_share_a_batch(model, batch):

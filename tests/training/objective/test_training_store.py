@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import tiny
 import torch
+from planted import Killed
 
 from pad_vllm.training.data.prompt_groups import (
     PREFIX_LENGTHS,
@@ -31,10 +32,6 @@ TEXTS = (
     ("yes, of course", "never in all these years"),
     ("ask me again", "ask them."),
 )
-
-
-class Killed(BaseException):
-    """What a test raises where a kill would end the process."""
 
 
 @pytest.fixture(autouse=True)
@@ -71,11 +68,11 @@ def store(model, folder, identity="weights", **changes):
 
 
 def nothing(*_):
-    """Progress that nobody reads."""
+    """Ignores progress."""
 
 
-def build(one, groups, *, rank=0, world=1, scored=True):
-    one.build(groups, rank, world, nothing, scored=scored)
+def build(one, groups, *, rank=0, world=1, with_targets=True):
+    one.build(groups, rank, world, nothing, with_targets=with_targets)
     return one
 
 
@@ -83,15 +80,15 @@ def never(*given, **named):
     raise AssertionError("computed again")
 
 
-def counted(monkeypatch, place, name):
+def counted(monkeypatch, owner, name):
     """What the function was called with, which goes on working."""
-    calls, real = [], getattr(place, name)
+    calls, real = [], getattr(owner, name)
 
     def call(*given):
         calls.append(given)
         return real(*given)
 
-    monkeypatch.setattr(place, name, call)
+    monkeypatch.setattr(owner, name, call)
     return calls
 
 
@@ -113,14 +110,14 @@ def files(folder):
 def test_responses_are_the_same_from_the_cache_and_without_one(model, groups, tmp_path):
     cached = build(store(model, tmp_path / "cache"), groups)
     fresh = build(store(model, tmp_path / "none", cached=False), groups)
-    places = 0
+    branches = 0
     for group in groups:
         for scored in (True, False):
             found = cached.responses(group, with_targets=scored)
             assert same(found, fresh.responses(group, with_targets=scored), atol=2e-5)
             assert all((one.branch_at is not None) == scored for one in found)
-        places += sum(len(one.branch_at) for one in cached.responses(group, with_targets=True))
-    assert places > 10
+        branches += sum(len(one.branch_at) for one in cached.responses(group, with_targets=True))
+    assert branches > 10
     assert not (tmp_path / "none").exists()
 
 
@@ -166,7 +163,7 @@ def test_other_branches_are_drawn_from_the_same_fork_activations(
 
 
 def test_branches_are_made_and_read_only_where_they_are_wanted(model, groups, tmp_path):
-    unscored = build(store(model, tmp_path), groups, scored=False)
+    unscored = build(store(model, tmp_path), groups, with_targets=False)
     assert not unscored.fork_files.missing(groups)
     assert unscored.branch_files.missing(groups) == groups
     none = build(store(model, tmp_path, recipe={"branch_share": 0.0}), groups)
@@ -186,22 +183,22 @@ def test_workers_share_the_work_and_none_does_anothers(model, groups, tmp_path, 
         assert len(trunks) == len(share)
         for calls in (forks, scored, trunks):
             calls.clear()
-    for kept in (one.fork_files, one.branch_files, one.trunk_files):
-        assert not kept.missing(groups)
+    for stored in (one.fork_files, one.branch_files, one.trunk_files):
+        assert not stored.missing(groups)
 
 
 def test_a_build_killed_in_between_goes_on_where_it_stopped(model, groups, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_CHUNK", 2)
-    one, told = store(model, tmp_path), []
+    one, reported = store(model, tmp_path), []
 
     def progress(what, done, count):
-        told.append((what, done, count))
+        reported.append((what, done, count))
         if done == 4:
             raise Killed
 
     with pytest.raises(Killed):
         one.build(groups, 0, 1, progress, with_targets=True)
-    assert told == [("fork activations", done, 5) for done in (0, 2, 4)]
+    assert reported == [("fork activations", done, 5) for done in (0, 2, 4)]
     calls = counted(monkeypatch, module, "compute_responses")
     build(store(model, tmp_path), groups)
     assert [chunk for _, chunk, _ in calls] == [groups[4:]]
@@ -210,7 +207,7 @@ def test_a_build_killed_in_between_goes_on_where_it_stopped(model, groups, tmp_p
 
 
 def test_a_frozen_trunk_is_what_the_top_layers_say(model, groups, tmp_path):
-    one = build(store(model, tmp_path), groups, scored=False)
+    one = build(store(model, tmp_path), groups, with_targets=False)
     expected = [trunk_hidden(model, one.responses(group)) for group in groups]
     one.freeze_trunk(groups, tmp_path / "trunk", 0, 1, nothing)
     for group, hidden in zip(groups, expected, strict=True):
@@ -230,7 +227,7 @@ def test_another_lora_has_another_trunk_and_the_same_one_is_not_run_again(
         if changed is not None:
             with torch.no_grad():
                 changed[0, 0] += 0.5
-        one = build(store(model, tmp_path), groups[:1], scored=False)
+        one = build(store(model, tmp_path), groups[:1], with_targets=False)
         hidden = trunk_hidden(model, one.responses(groups[0]))
         one.freeze_trunk(groups[:1], tmp_path / "trunk", 0, 1, nothing)
         paths.add(one.trunk_files.path(groups[0]))
@@ -264,13 +261,13 @@ def test_other_scorers_or_another_order_read_no_scores_of_the_first(
 ):
     monkeypatch.setitem(next_token_pairs.LEXICAL_SCORERS, "other", lambda text: float(len(text)))
     for wanted in (SCORERS, scorers):
-        asked = [dataclasses.replace(group, scorers=wanted) for group in groups]
+        rescored = [dataclasses.replace(group, prefix_scorers=wanted) for group in groups]
         store = TrainingStore(model, TOKENIZER, settings(), tmp_path, "id")
-        store.build(asked, 0, 1, lambda *_: None, with_targets=True)
+        store.build(rescored, 0, 1, lambda *_: None, with_targets=True)
         plain = TrainingStore(model, TOKENIZER, settings(cached=False), tmp_path, "id")
-        for group in asked:
-            kept, made = (one.responses(group, with_targets=True) for one in (store, plain))
-            for a, b in zip(kept, made, strict=True):
+        for group in rescored:
+            stored, made = (one.responses(group, with_targets=True) for one in (store, plain))
+            for a, b in zip(stored, made, strict=True):
                 assert torch.equal(a.branch_scores, b.branch_scores)
 
 
@@ -286,8 +283,8 @@ def test_a_trunk_frozen_again_is_the_new_one(groups, model, tmp_path):
             forked = store.fork_files.read(group)
             whole = [module.CachedResponse(**tensors) for tensors in forked]
             fresh = trunk_hidden(model, whole)
-            for kept, wanted in zip(store.responses(group), fresh, strict=True):
-                assert torch.allclose(kept.h_T, wanted, atol=1e-6)
+            for stored, wanted in zip(store.responses(group), fresh, strict=True):
+                assert torch.allclose(stored.h_T, wanted, atol=1e-6)
 
 
 def test_two_scorers_of_very_different_scales_give_branch_losses_of_like_size(
@@ -300,13 +297,13 @@ def test_two_scorers_of_very_different_scales_give_branch_losses_of_like_size(
     score = torch.rand(len(groups), 2, len(PREFIX_LENGTHS) + 1, 1, generator=generator) / 5
     both = torch.cat([score, 1000 * score], -1)
     raw = [
-        dataclasses.replace(group, scores=scores, scorers=("quiet", "letters"))
+        dataclasses.replace(group, scores=scores, prefix_scorers=("quiet", "letters"))
         for group, scores in zip(groups, both, strict=True)
     ]
-    told = divide_by_spread(raw, score_spreads(raw))
+    in_spreads = divide_by_spread(raw, score_spreads(raw))
     for cached in (True, False):
-        one = build(store(model, tmp_path, cached=cached), told)
-        rows = [row for group in told for row in one.responses(group, with_targets=True)]
+        one = build(store(model, tmp_path, cached=cached), in_spreads)
+        rows = [row for group in in_spreads for row in one.responses(group, with_targets=True)]
         scores = torch.cat([row.branch_scores for row in rows])
         phi = 3.0 * scores.sign()  # sure, and right about either
         quiet, loud = (

@@ -17,7 +17,7 @@ def test_the_losses_of_a_prompt_are_computed_once_and_only_the_last_ones_are_kep
 
     monkeypatch.setattr(held_out_accuracy, "answer_losses", losses)
     monkeypatch.setattr(held_out_accuracy, "CACHED_PROMPTS", 3)
-    model = SimpleNamespace(backbone=None, base_alone=nullcontext, dimensions=())
+    model = SimpleNamespace(backbone=None, adapter_off=nullcontext, dimensions=())
     words = held_out_accuracy._PromptedBase(model, None)
     for _ in range(2):
         assert words.losses([1, 2], [[3, 4], [5]]).tolist() == [7.0, 5.0]

@@ -126,7 +126,7 @@ def test_an_adapter_merged_of_two_has_the_sections_of_both():
     for said in (
         "## kind\n\n### Training\n\n    one",
         "## brief (times 0.7), kind (times 0.7)\n\n### Training\n\n    two",
-        "### Taught by sentences",
+        "### Trained from instructions",
         "- kind: Be kind.",
         "| brief | 40.0% | 0.071 | 0.060 |",
     ):

@@ -1,4 +1,4 @@
-"""Sampling draws once a prompt, declines what has no room, and continues where it was cut."""
+"""Every prompt is sampled once; one without room fails; a run continues where it was cut."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from pad_vllm.cli.sample_training_responses import sample as sample_command
 from pad_vllm.cli.score import score as score_command
 from pad_vllm.params import RequestLimits, parse_guidance
 from pad_vllm.training.data import jsonl
+from pad_vllm.training.data.conversation import Conversation, prompt_key
 from pad_vllm.training.data.preference_record import PreferenceRecord, Response
 from pad_vllm.training.data.prepare_data import _require_unguided
 from pad_vllm.training.sampling import guided_sampling
@@ -56,8 +57,8 @@ class Echo:
             raise KeyboardInterrupt
         self.batches.append(messages)
         words = [m[-1]["content"].split()[-1] for m in messages]
-        made = {"blank": ["a", " ", ""], "same": ["b", "b", "b"]}
-        texts = [made.get(w, [f"{w} {i}" for i in range(sampling_params)]) for w in words]
+        texts_of = {"blank": ["a", " ", ""], "same": ["b", "b", "b"]}
+        texts = [texts_of.get(w, [f"{w} {i}" for i in range(sampling_params)]) for w in words]
         return [
             SimpleNamespace(
                 outputs=[SimpleNamespace(text=t, token_ids=(i, 7)) for i, t in enumerate(ts)]
@@ -91,16 +92,16 @@ def records(path):
 
 
 def test_every_prompt_gets_its_different_responses_with_their_tokens(prompts, out):
-    tally = sample_responses("base", prompts, out, ROOMY, build=building(Echo()))
+    counts = sample_responses("base", prompts, out, ROOMY, build=building(Echo()))
 
-    assert (tally.sampled, tally.already_done, tally.failed) == (3, 0, 3)
+    assert (counts.sampled, counts.already_done, counts.failed) == (3, 0, 3)
     assert [r.prompt[0].content for r in records(out)] == ["one", "two", "three"]
     assert [r.text for r in records(out)[0].responses] == ["one 0", "one 1", "one 2"]
     assert records(out)[0].responses[1].token_ids == [1, 7]
     assert json.loads(out.read_text("utf-8").split("\n")[0])["prompt"] == "one"
 
 
-def test_a_prompt_without_two_responses_is_declined_for_good_with_the_reason(prompts, out):
+def test_a_prompt_without_two_responses_fails_for_good_with_the_reason(prompts, out):
     sample_responses("base", prompts, out, ROOMY, build=building(Echo()))
     reasons = [line["declined"] for line in jsonl.read_lines(failed_prompts_path(out))]
 
@@ -115,7 +116,7 @@ def test_a_prompt_without_two_responses_is_declined_for_good_with_the_reason(pro
 
 
 def test_a_prompt_fits_to_the_very_last_token(out):
-    key = json.dumps([{"role": "user", "content": "x" * 83}])  # and 17 of the template
+    key = Conversation.model_validate("x" * 83)  # and 17 of the template
     sample_responses("base", [key], out, ROOMY, build=building(Echo()))
     tight = SamplingOptions(n=3, max_tokens=21, max_model_len=120)
     sample_responses("base", [key], out.with_name("tight.jsonl"), tight, build=building(Echo()))
@@ -133,12 +134,12 @@ def test_a_conversation_stays_one_and_a_template_may_refuse_it(tmp_path, out):
     sample_responses("base", read_prompts(path), out, ROOMY, build=building(Echo()))
 
     assert [m.model_dump() for m in records(out)[0].prompt] == chat
-    (declined,) = jsonl.read_lines(failed_prompts_path(out))
-    assert declined == {"prompt": refused, "declined": "the chat template refuses it: no system"}
+    (failed,) = jsonl.read_lines(failed_prompts_path(out))
+    assert failed == {"prompt": refused, "declined": "the chat template refuses it: no system"}
 
 
 class Guidable(Echo):
-    """Answers each with what it was asked by, and the prompt's last word."""
+    """Answers with the prompt's last word and the arguments that guide it."""
 
     def chat(self, messages, sampling_params, *, use_tqdm, chat_template=None):
         self.batches.append(list(zip(messages, sampling_params, strict=True)))
@@ -151,17 +152,17 @@ class Guidable(Echo):
 
 @pytest.fixture
 def guidable(monkeypatch):
-    """(engine, a Build of it): what guides stands for the parameters."""
+    """(engine, an EngineBuilder of it): what guides stands for the parameters."""
     monkeypatch.setattr(
         guided_sampling.offline_engine, "with_pad_arguments", lambda params, arguments: arguments
     )
-    engine, asked = Guidable(), []
+    engine, built = Guidable(), []
 
     def inner(base, sampling):
-        asked.append((base, sampling.n, sampling.adapter))
+        built.append((base, sampling.n, sampling.adapter))
         return engine, None
 
-    engine.asked = asked
+    engine.built = built
     return engine, partial(
         guided_sampling.GuidedEngineBuilder, "folder", ("kind", "dry"), inner=inner
     )
@@ -169,9 +170,9 @@ def guidable(monkeypatch):
 
 def test_each_response_of_a_guided_base_says_by_what_it_was_guided(prompts, out, guidable):
     engine, build = guidable
-    tally = sample_responses("base", prompts, out, ROOMY, build=build(beta=0.5))
-    assert engine.asked == [("base", 1, "folder")]
-    assert (tally.sampled, tally.failed) == (5, 1)
+    counts = sample_responses("base", prompts, out, ROOMY, build=build(beta=0.5))
+    assert engine.built == [("base", 1, "folder")]
+    assert (counts.sampled, counts.failed) == (5, 1)
     for record in records(out):
         word = record.prompt[0].content.split()[-1]
         assert len(record.responses) in {2, 3}
@@ -195,9 +196,18 @@ def test_a_run_that_goes_on_asks_for_the_same_guidance(prompts, out, guidable):
     assert guides(other) != guides(out)
 
 
+def test_the_weights_drawn_for_a_conversation_never_change():
+    builder = guided_sampling.GuidedEngineBuilder("folder", ("kind", "dry"), beta=1.5)
+    messages = [{"role": "user", "content": "caf\u00e9, or tea?"}]
+    assert list(builder.request_arguments(messages, SamplingOptions(n=2, seed=3))) == [
+        {"pad_weights": "kind=1,dry=0.3", "pad_beta": 1.5},
+        {"pad_weights": "dry=1", "pad_beta": 1.5},
+    ]
+
+
 def guides(path):
     """Prompt -> what guided its responses."""
-    return {r.key: [one.guided_by for one in r.responses] for r in records(path)}
+    return {prompt_key(r.prompt): [one.guided_by for one in r.responses] for r in records(path)}
 
 
 def test_given_weights_guide_every_response(prompts, out, guidable):
@@ -229,11 +239,11 @@ def test_guidance_that_would_be_refused_is_before_an_engine_starts(
 
 def test_the_command_draws_from_a_guided_base(prompts, tmp_path, out, guidable, monkeypatch):
     engine, _ = guidable
-    made = guided_sampling.GuidedEngineBuilder
+    builder_class = guided_sampling.GuidedEngineBuilder
     monkeypatch.setattr(
         guided_sampling,
         "GuidedEngineBuilder",
-        lambda *given: made(*given, inner=lambda *_: (engine, None)),
+        partial(builder_class, inner=lambda *_: (engine, None)),
     )
     text = str(tmp_path / "prompts.txt")
     argv = ["sample", "base", "--prompts", text, "--out", str(out), "--max-model-len", "228"]
@@ -273,13 +283,15 @@ def test_a_base_without_a_chat_template_is_drawn_from_with_a_given_one(prompts, 
 
 def test_a_killed_run_continues_with_the_prompts_it_had_not_written(prompts, out):
     with pytest.raises(KeyboardInterrupt):
-        sample_responses("base", prompts, out, ROOMY, batch=2, build=building(Echo(kill_after=1)))
+        sample_responses(
+            "base", prompts, out, ROOMY, batch_size=2, build=building(Echo(kill_after=1))
+        )
     whole = out.read_bytes()
     out.write_bytes(whole[:-5])  # and the kill came in the middle of a line
 
     again = Echo()
-    tally = sample_responses("base", prompts, out, ROOMY, batch=2, build=building(again))
-    assert (tally.already_done, tally.sampled, tally.failed) == (1, 2, 3)
+    counts = sample_responses("base", prompts, out, ROOMY, batch_size=2, build=building(again))
+    assert (counts.already_done, counts.sampled, counts.failed) == (1, 2, 3)
     assert [r.prompt[0].content for r in records(out)] == ["one", "two", "three"]
     assert again.batches[0][0] == [{"role": "user", "content": "two"}]
 
@@ -293,7 +305,7 @@ def test_prompts_come_as_text_or_json_lines_each_once(tmp_path):
     text.write_text("caf\u00e9\ntwo\r\n", "utf-8")
 
     assert read_prompts(path) == read_prompts(text)
-    assert [json.loads(p)[0]["content"] for p in read_prompts(path)] == ["caf\u00e9", "two"]
+    assert [p[0].content for p in read_prompts(path)] == ["caf\u00e9", "two"]
 
 
 @pytest.mark.parametrize(
@@ -330,7 +342,7 @@ def commands():
 def test_the_commands_say_what_they_did(tmp_path, out, prompts, monkeypatch):
 
     monkeypatch.setattr(
-        sample_responses, "__kwdefaults__", {"batch": 2, "ray": 0, "build": build_echo}
+        sample_responses, "__kwdefaults__", {"batch_size": 2, "ray_actors": 0, "build": build_echo}
     )
     text, scored = str(tmp_path / "prompts.txt"), tmp_path / "scored.jsonl"
     argv = ["sample", "base", "--prompts", text, "--out", str(out), "--max-model-len", "228"]
@@ -340,8 +352,8 @@ def test_the_commands_say_what_they_did(tmp_path, out, prompts, monkeypatch):
     )
 
     assert drawn.exit_code == 0, drawn.output
-    assert "3 prompts drawn for, 0 were done before" in drawn.output
-    assert "3 declined" in drawn.output
+    assert "3 prompts sampled, 0 were done before" in drawn.output
+    assert "3 failed" in drawn.output
     assert judged.exit_code == 0, judged.output
     assert "3 records scored" in judged.output
     assert records(scored)[0].scorers == {"brief": "brief", "p": "positive"}
@@ -381,24 +393,28 @@ def test_ray_draws_what_one_process_draws(prompts, out, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", f"{here}{os.pathsep}{here.parents[1]}")
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
-        tally = sample_responses("base", prompts, out, ROOMY, batch=2, ray=1, build=build_echo)
+        counts = sample_responses(
+            "base", prompts, out, ROOMY, batch_size=2, ray_actors=1, build=build_echo
+        )
     finally:
         ray.shutdown()
     here = out.with_name("here.jsonl")
-    sample_responses("base", prompts, here, ROOMY, batch=2, build=build_echo)
+    sample_responses("base", prompts, here, ROOMY, batch_size=2, build=build_echo)
 
-    assert (tally.sampled, tally.failed) == (3, 3)
+    assert (counts.sampled, counts.failed) == (3, 3)
     assert sorted(out.read_text("utf-8")) == sorted(here.read_text("utf-8"))
-    assert {r.key for r in records(out)} == {r.key for r in records(here)}
+    assert {prompt_key(r.prompt) for r in records(out)} == {
+        prompt_key(r.prompt) for r in records(here)
+    }
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_prompt(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("one\ntwo\n", "utf-8-sig")
-    assert [json.loads(p)[0]["content"] for p in read_prompts(path)] == ["one", "two"]
+    assert [p[0].content for p in read_prompts(path)] == ["one", "two"]
 
 
-def test_responses_that_leave_a_prompt_no_room_are_refused_before_any_is_declined(prompts, out):
+def test_responses_that_leave_a_prompt_no_room_are_refused_before_any_prompt_fails(prompts, out):
     with pytest.raises(ValueError, match="max_tokens 120 of max_model_len 120 leave no room"):
         SamplingOptions(max_tokens=120, max_model_len=120)
     SamplingOptions(max_tokens=119, max_model_len=120)

@@ -44,14 +44,14 @@ def out(tmp_path):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What the scorer `flaky=...` was asked; it knows nothing of texts that begin with No."""
-    asked = []
+    """The prompts of each call of the scorer `flaky=...`, which has no score for texts that begin with No."""
+    prompts_of_calls = []
 
     class Flaky:
         name, whole = "classifier:flaky", False
 
         def __call__(self, prompts, texts):
-            asked.append(prompts)
+            prompts_of_calls.append(prompts)
             return [
                 None if t.startswith("No 3") else float("nan") if t.startswith("No") else 1.0
                 for t in texts
@@ -60,7 +60,7 @@ def calls(monkeypatch):
     real = score_responses.parse_scorer
     fake = lambda spec, **kw: ("flaky", Flaky()) if spec == "flaky" else real(spec, **kw)  # noqa: E731
     monkeypatch.setattr(score_responses, "parse_scorer", fake)
-    return asked
+    return prompts_of_calls
 
 
 def records(path):
@@ -68,14 +68,14 @@ def records(path):
 
 
 def test_every_response_gets_a_score_a_dimension_and_the_record_its_scorers(source, out):
-    tally = score_file(source, out, ["positive", "short=brief"], batch=3)
+    counts = score_file(source, out, ["positive", "short=brief"], batch_size=3)
 
-    assert (tally.scored, tally.already_done, dict(tally.without_score)) == (7, 0, {})
-    for given, made in zip(records(source), records(out), strict=True):
-        assert made.prompt == given.prompt
-        assert made.source == given.source
-        assert made.scorers == {**given.scorers, "positive": "positive", "short": "brief"}
-        for before, after in zip(given.responses, made.responses, strict=True):
+    assert (counts.scored, counts.already_done, dict(counts.without_score)) == (7, 0, {})
+    for unscored, scored in zip(records(source), records(out), strict=True):
+        assert scored.prompt == unscored.prompt
+        assert scored.source == unscored.source
+        assert scored.scorers == {**unscored.scorers, "positive": "positive", "short": "brief"}
+        for before, after in zip(unscored.responses, scored.responses, strict=True):
             values = {
                 "positive": LEXICAL_SCORERS["positive"](after.text),
                 "short": LEXICAL_SCORERS["brief"](after.text),
@@ -99,14 +99,14 @@ def test_a_second_run_has_nothing_to_do(source, out, calls):
     score_file(source, out, ["flaky"])
     calls.clear()
 
-    tally = score_file(source, out, ["flaky"])
-    assert (tally.scored, tally.already_done, calls) == (0, 7, [])
+    counts = score_file(source, out, ["flaky"])
+    assert (counts.scored, counts.already_done, calls) == (0, 7, [])
 
 
 def test_an_unknown_score_is_left_out_and_counted(source, out, calls):
-    tally = score_file(source, out, ["flaky"], batch=64)
+    counts = score_file(source, out, ["flaky"], batch_size=64)
 
-    assert tally.without_score == {"flaky": 7}
+    assert counts.without_score == {"flaky": 7}
     assert records(out)[0].responses[0].scores == {"flaky": 1}
     assert records(out)[3].responses[1].scores == {}
 

@@ -1,4 +1,4 @@
-"""Whose each logits row is while drafts are verified, in one piece and in vLLM's own slices."""
+"""The batch slot of each logits row while drafts are verified, in one piece and in vLLM's own slices."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ BATCH = SimpleNamespace(
 )
 
 
-def told(first=0, last=5):
-    """The rows of the requests from `first` up to `last`, as asked for while they are verified."""
+def rows_of(first=0, last=5):
+    """The logits rows of the requests from `first` up to `last`, as found while they are verified."""
     ends = BATCH.cu_num_logits_np
     ctx = SimpleNamespace(idx_mapping_np=SLOTS[first:last])
 
@@ -30,18 +30,18 @@ def told(first=0, last=5):
 
 
 def test_a_request_has_a_row_for_each_draft_and_one_more():
-    rows = told()
+    rows = rows_of()
     assert rows.slots.tolist() == [7, 2, 2, 2, 2, 9, 9, 9, 0, 4, 4, 4, 4]
-    assert (rows.begin, rows.total) == (0, 13)
+    assert (rows.first_row, rows.num_step_rows) == (0, 13)
 
 
 @pytest.mark.parametrize("limit", range(1, 15))
 def test_slices_are_the_parts_of_the_whole(limit):
     rejection = pytest.importorskip("vllm.v1.worker.gpu.spec_decode.rejection_sampler")
-    whole, seen = told(), []
+    whole, seen = rows_of(), []
     for first, last in rejection._iter_request_chunks(BATCH.cu_num_logits_np, limit):
-        rows = told(first, last)
-        assert (rows.begin, rows.total) == (len(seen), whole.total)
+        rows = rows_of(first, last)
+        assert (rows.first_row, rows.num_step_rows) == (len(seen), whole.num_step_rows)
         seen += rows.slots.tolist()
     assert seen == whole.slots.tolist()
 
@@ -52,12 +52,12 @@ def test_where_nothing_is_verified_a_request_has_one_row():
     assert (rows.first_row, rows.num_step_rows) == (0, 5)
 
 
-def test_rows_that_nobody_can_tell_are_nobodys():
-    with pytest.raises(ValueError, match="13 logits rows, and it is known of 5"):
+def test_more_rows_than_the_batch_has_requests_for_are_refused():
+    with pytest.raises(ValueError, match="13 logits rows, but the batch has requests for 5"):
         draft_rows.logits_rows(SimpleNamespace(idx_mapping_np=SLOTS), 13)
 
 
-def test_what_was_verified_is_forgotten_also_when_it_fails():
+def test_the_batch_is_forgotten_after_a_failed_verification_too():
     def fail(*_):
         raise RuntimeError
 
@@ -66,16 +66,16 @@ def test_what_was_verified_is_forgotten_also_when_it_fails():
     assert draft_rows._verified_batch.get() is None
 
 
-def test_vllms_rejection_sampler_is_watched_once():
+def test_vllms_rejection_sampler_is_wrapped_once():
     rejection = pytest.importorskip("vllm.v1.worker.gpu.spec_decode.rejection_sampler")
     draft_rows.patch_rejection_sampler()
     first = rejection.RejectionSampler.__call__
     draft_rows.patch_rejection_sampler()
     assert rejection.RejectionSampler.__call__ is first
-    assert first.pad_by == (draft_rows._with_batch_noted,)
+    assert first.pad_wrappers == (draft_rows._with_batch_noted,)
 
 
-def test_a_rejection_sampler_that_is_called_otherwise_is_refused(monkeypatch):
+def test_a_rejection_sampler_with_other_arguments_is_refused(monkeypatch):
     rejection = pytest.importorskip("vllm.v1.worker.gpu.spec_decode.rejection_sampler")
     monkeypatch.setattr(rejection.RejectionSampler, "__call__", lambda self, batch: None)
     with pytest.raises(draft_rows.IncompatibleVLLM, match="verifies drafts in a way.*Drop"):

@@ -1,4 +1,4 @@
-"""The field `pad` of offline outputs, on a stand-in for vLLM's engine: told or unknown, never in the way."""
+"""The field `pad` of offline outputs, on a stand-in for an engine: reported or unknown, never an error."""
 
 from __future__ import annotations
 
@@ -22,53 +22,53 @@ from pad_vllm.vllm_api.patches.outcome_rpc import patch_offline_engine
 GUIDED = {"pad_weights": "helpful=1"}
 
 
-class Bytes:
-    """A tokenizer of bytes."""
+class StrictByteTokenizer:
+    """Decodes bytes, and raises where they are no text."""
 
     def decode(self, ids):
         return bytes(ids).decode()
 
 
-class Guiding:
-    """Whatever guides a request."""
+class FixedGuidance:
+    """What guides a request."""
 
     worker_arguments: ClassVar = {"pad_adapter": "work#1"}
 
 
-class Engine:
+class OneStepEngine:
     """Ends every request in the step after it came."""
 
-    def __init__(self, told):
-        self.told, self.marks, self.waiting = told, [], []
-        self.tokenizer = Bytes()
+    def __init__(self, report):
+        self.report, self.keys, self.waiting = report, [], []
+        self.tokenizer = StrictByteTokenizer()
 
     def has_unfinished_requests(self):
         return bool(self.waiting)
 
     def collective_rpc(self, _method, args):
-        return self.told(*args)
+        return self.report(*args)
 
 
 def add_request(self, request_id, prompt, params, priority=0):
     """As vLLM's."""
-    self.marks.append((params.extra_args or {}).get(OUTCOME_KEY))
+    self.keys.append((params.extra_args or {}).get(OUTCOME_KEY))
     self.waiting.append(request_id)
 
 
 def step(self):
     ended, self.waiting = self.waiting, []
-    said = [SimpleNamespace(index=0, token_ids=[104, 105])]
-    return [SimpleNamespace(request_id=one, finished=True, outputs=said) for one in ended]
+    answers = [SimpleNamespace(index=0, token_ids=[104, 105])]
+    return [SimpleNamespace(request_id=one, finished=True, outputs=answers) for one in ended]
 
 
 @pytest.fixture(autouse=True)
-def hooked(monkeypatch):
+def wrapped(monkeypatch):
     """vLLM's engine class, its methods replaced until the end of the test."""
     monkeypatch.setattr(LLMEngine, "add_request", add_request)
     monkeypatch.setattr(LLMEngine, "step", step)
     for _ in range(2):
         patch_offline_engine(
-            lambda _engine, params, _given: Guiding() if params.extra_args else None
+            lambda _engine, params, _given: FixedGuidance() if params.extra_args else None
         )
 
 
@@ -81,15 +81,15 @@ def run(engine, *extra_args):
 
 def test_a_request_that_came_with_a_lora_is_known_by_its_name():
     lora = LoRARequest("sql", 1, "/somewhere")
-    assert front_end_checks._lora(("a prompt", None, 0, lora)) == "sql"
-    assert front_end_checks._lora((SimpleNamespace(lora_request=lora), None)) == "sql"
-    assert front_end_checks._lora(("a prompt", SimpleNamespace(lora_request=None))) is None
+    assert front_end_checks._lora_name(("a prompt", None, 0, lora)) == "sql"
+    assert front_end_checks._lora_name((SimpleNamespace(lora_request=lora), None)) == "sql"
+    assert front_end_checks._lora_name(("a prompt", SimpleNamespace(lora_request=None))) is None
 
 
-def test_the_worker_is_told_the_adapter_by_its_own_name_for_it():
+def test_the_worker_reads_its_own_name_for_the_adapter():
     guided = SamplingParams(extra_args={**GUIDED, "pad_adapter": "work"})
-    own, said = outcome_rpc.with_outcome_key(guided, Guiding())
-    assert own.extra_args == {**GUIDED, "pad_adapter": "work#1", OUTCOME_KEY: said.outcome_key}
+    own, request = outcome_rpc.with_outcome_key(guided, FixedGuidance())
+    assert own.extra_args == {**GUIDED, "pad_adapter": "work#1", OUTCOME_KEY: request.outcome_key}
     assert guided.extra_args["pad_adapter"] == "work"
     assert outcome_rpc.has_outcome_key(own)
     assert not outcome_rpc.has_outcome_key(guided)
@@ -97,23 +97,21 @@ def test_the_worker_is_told_the_adapter_by_its_own_name_for_it():
 
 
 def test_each_guided_output_has_its_own_outcome_and_others_have_none():
-    def told(marks):
-        return [
-            ([{"unguided_tokens": int(mark[-1]) % 2, "stopped": False} for mark in marks], None)
-        ]
+    def report(keys):
+        return [([{"unguided_tokens": int(key[-1]) % 2, "stopped": False} for key in keys], None)]
 
-    engine = Engine(told)
+    engine = OneStepEngine(report)
     outputs = run(engine, GUIDED, None, GUIDED)
-    assert engine.marks[1] is None
-    assert engine.marks[0] != engine.marks[2]
-    said = [getattr(output, "pad", {}).get("unguided_tokens") for output in outputs]
-    assert said == [mark and int(mark[-1]) % 2 for mark in engine.marks]
+    assert engine.keys[1] is None
+    assert engine.keys[0] != engine.keys[2]
+    counts = [getattr(output, "pad", {}).get("unguided_tokens") for output in outputs]
+    assert counts == [key and int(key[-1]) % 2 for key in engine.keys]
 
 
-def test_an_explained_answer_is_told_token_by_token():
+def test_an_explained_answer_has_an_entry_for_each_token():
     steps = [(0, [104, 106], [0.5, 0.1]), (1, [107, 105], [0.0, 2.0])]
-    told = {"unguided_tokens": 0, "stopped": False, "steps": steps}
-    (output,) = run(Engine(lambda marks: [([told for _ in marks], None)]), GUIDED)
+    reported = {"unguided_tokens": 0, "stopped": False, "steps": steps}
+    (output,) = run(OneStepEngine(lambda keys: [([reported for _ in keys], None)]), GUIDED)
     assert output.pad["explained"] == [
         [
             {"token": "h", "reward": 0.5, "base": "h", "changed": False},
@@ -123,8 +121,8 @@ def test_an_explained_answer_is_told_token_by_token():
 
 
 def test_no_more_tokens_went_unguided_than_there_are():
-    told = {"unguided_tokens": 5, "stopped": False}  # rows, of drafts that were rejected too
-    (output,) = run(Engine(lambda marks: [([told for _ in marks], None)]), GUIDED)
+    reported = {"unguided_tokens": 5, "stopped": False}  # rows, of drafts that were rejected too
+    (output,) = run(OneStepEngine(lambda keys: [([reported for _ in keys], None)]), GUIDED)
     assert output.pad == {"unguided_tokens": 2, "stopped": False}
 
 
@@ -132,19 +130,19 @@ ONE = {"unguided_tokens": 1, "stopped": False}
 
 
 @pytest.mark.parametrize(
-    ("told", "whole"),
+    ("reported", "whole"),
     [
         (([None], [ONE]), ONE),
         (([ONE], [ONE]), {"unguided_tokens": 2, "stopped": False}),
         (([ONE], [unknown_outcome()]), unknown_outcome()),
         (([None], [None]), unknown_outcome()),
     ],
-    ids=["the second has it", "both have a part", "one lost its part", "nobody has it"],
+    ids=["the second has it", "both have a part", "one lost its part", "neither has it"],
 )
-def test_every_data_parallel_engine_is_asked(told, whole):
+def test_every_data_parallel_engine_is_asked(reported, whole):
     async def call(method, name, timeout, args, kwargs):
         assert (method, name, args) == ("collective_rpc", outcome_rpc.OUTCOME_METHOD, (["m"],))
-        return [[(outcomes, None)] * 2 for outcomes in told]  # of two ranks each
+        return [[(outcomes, None)] * 2 for outcomes in reported]  # of two ranks each
 
     engine = SimpleNamespace(
         vllm_config=SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_size=2)),
@@ -153,24 +151,24 @@ def test_every_data_parallel_engine_is_asked(told, whole):
     assert asyncio.run(outcome_rpc._fetch_outcome(engine, "m")) == whole
 
 
-def lost(_marks):
+def times_out(_keys):
     raise TimeoutError("the worker is busy")
 
 
 @pytest.mark.parametrize(
-    "told", [lost, lambda _marks: [None], lambda _marks: [], lambda _marks: [([], None)]]
+    "report", [times_out, lambda _keys: [None], lambda _keys: [], lambda _keys: [([], None)]]
 )
-def test_answers_stay_where_the_worker_says_nothing_of_them(told, caplog):
-    outputs = run(Engine(told), GUIDED, GUIDED)
+def test_answers_stay_where_the_worker_reports_nothing(report, caplog):
+    outputs = run(OneStepEngine(report), GUIDED, GUIDED)
     assert [output.pad for output in outputs] == [unknown_outcome()] * 2
 
 
 def test_requests_that_were_aborted_are_forgotten_once_none_is_left():
-    engine = Engine(lambda marks: [([unknown_outcome() for _ in marks], None)])
+    engine = OneStepEngine(lambda keys: [([unknown_outcome() for _ in keys], None)])
     LLMEngine.add_request(engine, "gone", "Hello", SamplingParams(extra_args=GUIDED))
     engine.waiting.clear()
     run(engine)
-    assert engine.pad_asked == {}
+    assert engine.pad_in_flight == {}
 
 
 def test_the_methods_keep_the_names_and_arguments_of_vllms():
@@ -181,10 +179,10 @@ def test_the_methods_keep_the_names_and_arguments_of_vllms():
 
 def test_parameters_with_a_requests_arguments_are_a_copy():
     params = offline_engine.sampling_params(n=1, top_k=20, max_tokens=7)
-    asked = offline_engine.with_pad_arguments(params, GUIDED)
-    assert (asked.extra_args, asked.top_k, asked.max_tokens) == (GUIDED, 20, 7)
+    guided = offline_engine.with_pad_arguments(params, GUIDED)
+    assert (guided.extra_args, guided.top_k, guided.max_tokens) == (GUIDED, 20, 7)
     assert params.extra_args is None
-    assert offline_engine.with_pad_arguments(asked, {"pad_beta": 2.0}).extra_args == {
+    assert offline_engine.with_pad_arguments(guided, {"pad_beta": 2.0}).extra_args == {
         **GUIDED,
         "pad_beta": 2.0,
     }

@@ -18,7 +18,7 @@ from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from pad_vllm.vllm_api.patches.response_fields import patch_responses
 
 DONE = "data: [DONE]\n\n"
-HOOKED = {
+WRAPPED = {
     OpenAIServingChat: ("chat_completion_full_generator", "chat_completion_stream_generator"),
     OpenAIServingChatBatch: ("chat_completion_full_generator_batch",),
     OpenAIServingCompletion: (
@@ -36,13 +36,13 @@ def outcome(unguided):
 @pytest.fixture(autouse=True)
 def originals(monkeypatch):
     """vLLM's methods come back after the test."""
-    for cls, methods in HOOKED.items():
+    for cls, methods in WRAPPED.items():
         for method in methods:
             monkeypatch.setattr(cls, method, getattr(cls, method))
 
 
 async def outputs(*unguided, closed=None):
-    """Of an engine, with these unguided tokens each, None where nothing is told; closed: notes the end."""
+    """An engine's outputs with these counts of unguided tokens, None without `pad`; closed: notes the end."""
     try:
         for number in unguided:
             yield SimpleNamespace(pad=None if number is None else outcome(number))
@@ -51,8 +51,8 @@ async def outputs(*unguided, closed=None):
             closed.append(True)
 
 
-def said(number, **more):
-    return f"data: {json.dumps({'number': number, **more})}\n\n"
+def event(kind, **more):
+    return f"data: {json.dumps({'kind': kind, **more})}\n\n"
 
 
 def stream(monkeypatch, events, *unguided):
@@ -60,50 +60,50 @@ def stream(monkeypatch, events, *unguided):
 
     async def original(self, request, result_generator):
         async for _ in result_generator:
-            yield said("delta")
-        for event in events:
-            yield event
+            yield event("delta")
+        for one in events:
+            yield one
 
     monkeypatch.setattr(OpenAIServingChat, "chat_completion_stream_generator", original)
     patch_responses()
 
     async def read():
         answer = OpenAIServingChat.chat_completion_stream_generator(None, None, outputs(*unguided))
-        return [event async for event in answer]
+        return [one async for one in answer]
 
     return asyncio.run(read())
 
 
 def test_the_last_event_before_the_end_has_the_outcome(monkeypatch):
-    usage = said("usage")
+    usage = event("usage")
     assert stream(monkeypatch, [usage, DONE], None, 3) == [
-        said("delta"),
-        said("delta"),
-        said("usage", pad=outcome(3)),
+        event("delta"),
+        event("delta"),
+        event("usage", pad=outcome(3)),
         DONE,
     ]
     assert stream(monkeypatch, [DONE], None, 3) == [
-        said("delta"),
-        said("delta", pad=outcome(3)),
+        event("delta"),
+        event("delta", pad=outcome(3)),
         DONE,
     ]
 
 
 def test_an_unguided_stream_is_as_it_was(monkeypatch):
-    assert stream(monkeypatch, [said("usage"), DONE], None, None) == [
-        said("delta"),
-        said("delta"),
-        said("usage"),
+    assert stream(monkeypatch, [event("usage"), DONE], None, None) == [
+        event("delta"),
+        event("delta"),
+        event("usage"),
         DONE,
     ]
 
 
-def test_a_stream_that_ends_without_saying_so_loses_no_event(monkeypatch):
-    assert stream(monkeypatch, [], None, 3) == [said("delta"), said("delta", pad=outcome(3))]
+def test_a_stream_without_a_last_event_loses_none(monkeypatch):
+    assert stream(monkeypatch, [], None, 3) == [event("delta"), event("delta", pad=outcome(3))]
 
 
 def test_an_error_is_no_answer_and_has_no_outcome(monkeypatch):
-    error = said("error", error={"message": "out of memory"})
+    error = event("error", error={"message": "out of memory"})
     assert stream(monkeypatch, [error, DONE], None, 3)[-2:] == [error, DONE]
 
 
@@ -122,7 +122,7 @@ def batch(monkeypatch, *generators, error=False):
     return asyncio.run(getattr(OpenAIServingChatBatch, name)(None, None, list(generators)))
 
 
-def test_several_conversations_at_once_are_told_of_together(monkeypatch):
+def test_several_conversations_at_once_have_one_outcome(monkeypatch):
     closed = []
     answer = batch(monkeypatch, outputs(2), outputs(3, None, closed=closed))
     assert answer.pad == outcome(5)
@@ -131,15 +131,15 @@ def test_several_conversations_at_once_are_told_of_together(monkeypatch):
     assert not hasattr(batch(monkeypatch, outputs(1), error=True), "pad")
 
 
-def test_prompts_of_a_stream_are_told_of_in_their_order_whoever_ends_first(monkeypatch):
+def test_prompts_of_a_stream_are_explained_in_their_order_whichever_ends_first(monkeypatch):
     async def both():
-        for place in (1, 0):
-            explained = [[{"token": str(place)}]]
-            yield place, SimpleNamespace(pad={**outcome(0), "explained": explained})
+        for prompt in (1, 0):
+            explained = [[{"token": str(prompt)}]]
+            yield prompt, SimpleNamespace(pad={**outcome(0), "explained": explained})
 
     async def original(self, request, engine_inputs, result_generator):
         async for _ in result_generator:
-            yield said("delta")
+            yield event("delta")
         yield DONE
 
     name = "completion_stream_generator"
@@ -148,7 +148,7 @@ def test_prompts_of_a_stream_are_told_of_in_their_order_whoever_ends_first(monke
 
     async def read():
         answer = getattr(OpenAIServingCompletion, name)(None, None, ["One", "Two"], both())
-        return [event async for event in answer]
+        return [one async for one in answer]
 
     *_, last, _ = asyncio.run(read())
     (first,), (second,) = json.loads(last.removeprefix("data: "))["pad"]["explained"]

@@ -1,4 +1,4 @@
-"""A run that scores teach in one step, on a tiny model: from data to an adapter that says what it learned."""
+"""Method scores on a tiny model: from scored answers to an adapter that says what it learned."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import pytest
 import torch
 
 from pad_vllm.adapter.adapter_folder import load_adapter
-from pad_vllm.training.credit.credit_run import CreditRun
+from pad_vllm.training.credit.credit_method import CreditMethod
+from pad_vllm.training.pairs_method import PairsMethod
 from pad_vllm.training.report.evaluate_adapter import evaluate_held_out
 from pad_vllm.training.settings import Recipe
-from pad_vllm.training.training_methods import run_of
+from pad_vllm.training.training_methods import METHODS
 from pad_vllm.training.training_run import TrainingRun
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def settings(root, out="out", **changes):
-    usual = {"fork_layer": None, "by_credit": True, "head_rank": 16}
+    usual = {"fork_layer": None, "method": "scores", "head_rank": 16}
     return planted.settings(root, out, **{**usual, **changes})
 
 
@@ -28,15 +29,15 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def adapter(root):
-    return CreditRun(settings(root), root / "cache", "pad-vllm train ...").train()
+    return TrainingRun(settings(root), root / "cache", "pad-vllm train ...").train()
 
 
-def test_settings_by_credit_are_a_run_of_their_own(root):
-    assert run_of(settings(root)) is CreditRun
-    assert run_of(planted.settings(root)) is TrainingRun
+def test_the_method_of_the_settings_decides_what_trains(root):
+    assert METHODS[settings(root).method] is CreditMethod
+    assert METHODS[planted.settings(root).method] is PairsMethod
 
 
-def test_heads_alone_and_constants_rank_held_out_pairs(adapter):
+def test_heads_only_and_constants_rank_held_out_pairs(adapter):
     config = adapter.config
     assert config.heads_only
     assert config.format_version == 2
@@ -51,7 +52,7 @@ def test_the_folder_has_a_card_and_no_curves(root, adapter):
     out = root / "out"
     loaded = load_adapter(out)
     assert torch.equal(loaded.head_B, adapter.head_B)
-    assert "## Taught by scores" in (out / "README.md").read_text()
+    assert "## Trained from scores" in (out / "README.md").read_text()
     assert not (out / "curves.png").exists()
     assert not (out / "history.json").exists()
 
@@ -64,14 +65,14 @@ def test_beside_it_stands_the_control_that_needs_no_state(root, adapter):
 
 
 def test_the_same_run_again_is_the_same_adapter(root, adapter):
-    again = CreditRun(settings(root, "again"), root / "other_cache", "pad-vllm train ...").train()
+    again = TrainingRun(settings(root, "again"), root / "other_cache", "pad-vllm train ...").train()
     assert torch.equal(again.head_B, adapter.head_B)
     assert torch.equal(again.head_C, adapter.head_C)
 
 
 def test_without_a_cache_it_learns_the_same(root, adapter):
     fresh = settings(root, "uncached", cached=False)
-    made = CreditRun(fresh, root / "none", "pad-vllm train ...").train()
+    made = TrainingRun(fresh, root / "none", "pad-vllm train ...").train()
     assert torch.allclose(made.head_C, adapter.head_C, atol=1e-3, rtol=1e-2)
 
 
@@ -85,13 +86,13 @@ def test_its_pairs_are_ranked_again_from_the_folder(root, adapter):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"fork_layer": 2}, "--fork-layer 2: --teacher scores teaches heads alone"),
+        ({"fork_layer": 2}, "--fork-layer 2: --teacher scores trains heads only"),
         ({"text_preferences": 1}, "--text-preferences 1: --teacher scores"),
     ],
 )
 def test_what_one_step_cannot_learn_is_refused(root, changes, message):
     with pytest.raises(ValueError, match=message):
-        CreditRun(settings(root, "refused", **changes), root / "cache", "pad-vllm train ...")
+        TrainingRun(settings(root, "refused", **changes), root / "cache", "pad-vllm train ...")
     assert not (root / "refused.run" / "settings.json").exists()
 
 

@@ -1,7 +1,7 @@
-"""What of vLLM's inside is leaned on, and how another version differs: reads files, runs nothing.
+"""Which of vLLM's internals that PAD uses differ in another version. Reads files, runs nothing of vLLM.
 
-python scripts/contract.py FOLDER          FOLDER holds `vllm`, such as an unpacked wheel
-python scripts/contract.py FOLDER --write  take its sources for the tested ones
+python scripts/check_vllm_symbols.py FOLDER          FOLDER holds `vllm`, such as an unpacked wheel
+python scripts/check_vllm_symbols.py FOLDER --write  make its sources the tested ones (tested_symbols.json)
 """
 
 from __future__ import annotations
@@ -26,12 +26,7 @@ def main() -> None:
     count = len(tested_symbols.listed_symbols())
     print(f"{count - len(changed)} of {count} symbols as tested")
     if args.write:
-        source = Path(tested_symbols.__file__)
-        text = source.read_text("utf-8")
-        for file, name, tested in tested_symbols.listed_symbols():
-            now = tested_symbols.source_hash(package, file, name)
-            text = text.replace(f'"{name}": "{tested}"', f'"{name}": "{now}"')
-        source.write_text(text, "utf-8")
+        tested_symbols.write_symbols(package)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A run taught by sentences on a tiny model: planted, resumed, refused, and what comes out."""
+"""Distillation from instructions on a tiny model: planted, resumed, refused, and what comes out."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from planted_preferences import kill, require_equal
 
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.training.distillation import prompted_teacher
-from pad_vllm.training.distillation.distillation_run import DistillationRun
+from pad_vllm.training.distillation.distillation_method import DistillationMethod
 from pad_vllm.training.distillation.ridge_statistics import RIDGE_PENALTIES
 from pad_vllm.training.objective.candidate_rewards import linear_map_rewards, persrm_rewards
+from pad_vllm.training.pairs_method import PairsMethod
 from pad_vllm.training.report.evaluate_adapter import evaluate_held_out
-from pad_vllm.training.training_methods import run_of
+from pad_vllm.training.settings import Settings
+from pad_vllm.training.training_methods import METHODS
 from pad_vllm.training.training_run import TrainingRun
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("taught")
+    return tmp_path_factory.mktemp("distilled")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,25 +44,24 @@ def planted():
 
 
 def started(root, out, **changes):
-    run = run_of(settings := tiny_examples.settings(root, out, **changes))(
-        settings, root / "cache", "pad-vllm train ..."
-    )
-    tiny_examples.answer(root, out, run.answered)
+    settings = tiny_examples.settings(root, out, **changes)
+    run = TrainingRun(settings, root / "cache", "pad-vllm train ...")
+    tiny_examples.answer(root, out, run.method.prompts.answered)
     return run
 
 
 @pytest.fixture(scope="module")
 def finished(root):
-    """An uninterrupted run and what it said."""
+    """The adapter and the history of an uninterrupted run."""
     adapter = started(root, "finished").train()
     return adapter, json.loads((root / "finished" / "history.json").read_text())
 
 
-def test_a_run_with_a_teacher_is_a_taught_one(root):
+def test_settings_with_instructions_are_a_distillation(root):
     settings = tiny_examples.settings(root)
-    assert run_of(settings) is DistillationRun
-    assert run_of(type(settings)("base", (), "out")) is TrainingRun
-    assert type(settings).from_dict(settings.as_dict()) == settings
+    assert METHODS[settings.method] is DistillationMethod
+    assert METHODS[Settings("base", (), "out").method] is PairsMethod
+    assert Settings.from_dict(settings.as_dict()) == settings
 
 
 def test_a_planted_teacher_is_learned_and_the_constant_direction_learns_what_is_constant(finished):
@@ -75,14 +76,14 @@ def test_a_planted_teacher_is_learned_and_the_constant_direction_learns_what_is_
 
 def test_training_lowers_the_loss_and_raises_the_shares_from_nothing(root):
     run = started(root, "raised", recipe={"epochs": 5, "head_epochs": 0, "head_lr": 3e-2})
-    start = run._start
+    closed_form = run.method.set_heads_to_closed_form
 
     def forgotten():
-        start()
+        closed_form()
         with torch.no_grad():
             run.model.head_B.zero_()
 
-    run._start = forgotten
+    run.method.set_heads_to_closed_form = forgotten
     rows = run.train().config.training["taught"]
     history = json.loads((root / "raised" / "history.json").read_text())
     loss = [row["loss"] for row in history if row["step"]]
@@ -95,7 +96,7 @@ def test_training_lowers_the_loss_and_raises_the_shares_from_nothing(root):
 def test_heads_start_at_the_closed_form_and_stay_there_without_steps(root):
     run = started(root, "heads", recipe={"epochs": 0, "head_lr": 0.0, "weight_decay": 0.0})
     adapter = run.train()
-    A, B = run.moments.heads(8, run.ridges)
+    A, B = run.method.statistics.low_rank_heads(8, run.method.penalties)
     assert torch.equal(adapter.head_A, A)
     assert torch.equal(adapter.head_B, B)
     for row in adapter.config.training["taught"]:
@@ -105,22 +106,24 @@ def test_heads_start_at_the_closed_form_and_stay_there_without_steps(root):
 
 def test_a_penalty_is_the_one_that_explains_most_of_the_validation_prompts(root):
     run = started(root, "penalty", recipe={"epochs": 0})
-    start, explained = run._start, []
+    method, explained = run.method, []
+    closed_form = method.set_heads_to_closed_form
 
     def looked():
-        start()
-        for ridge in RIDGE_PENALTIES:
-            made = partial(linear_map_rewards, run.model, run.moments.map(ridge).float())
-            explained.append(run._shares(made, run.parts.validation))
+        closed_form()
+        for penalty in RIDGE_PENALTIES:
+            maps = method.statistics.ridge_maps(penalty).float()
+            rewards = partial(linear_map_rewards, run.model, maps)
+            explained.append(method.shares(rewards, method.parts.validation))
 
-    run._start = looked
+    method.set_heads_to_closed_form = looked
     rows = run.train().config.training["taught"]
     best = torch.stack(explained).argmax(0)
-    assert run.ridges == [RIDGE_PENALTIES[i] for i in best]
-    assert [row["penalty"] for row in rows] == pytest.approx(run.ridges)
+    assert method.penalties == [RIDGE_PENALTIES[i] for i in best]
+    assert [row["penalty"] for row in rows] == pytest.approx(method.penalties)
 
 
-def test_heads_alone_are_trained_where_the_fork_is_at_the_top(root):
+def test_heads_only_are_trained_where_the_fork_is_at_the_top(root):
     run = started(root, "top", fork_layer=None, recipe={"epochs": 4})
     adapter = run.train()
     assert adapter.config.heads_only
@@ -130,7 +133,7 @@ def test_heads_alone_are_trained_where_the_fork_is_at_the_top(root):
     loaded = load_adapter(root / "top")
     assert not loaded.lora.weights
     assert torch.equal(loaded.head_B, adapter.head_B)
-    served = run._spreads(partial(persrm_rewards, run.model))
+    served = run.method.held_out_spreads(partial(persrm_rewards, run.model))
     assert torch.allclose(served, torch.ones(2), atol=1e-3)  # one unit for every dimension
     bias = load_adapter(root / "top.run" / "bias")
     assert bias.config.heads_only
@@ -138,7 +141,7 @@ def test_heads_alone_are_trained_where_the_fork_is_at_the_top(root):
     assert bias.head_C.any()
 
 
-def test_what_comes_out_is_an_ordinary_adapter_whose_card_has_the_sentences(finished, root):
+def test_what_comes_out_is_an_ordinary_adapter_whose_card_has_the_instructions(finished, root):
     adapter, _ = finished
     out = root / "finished"
     loaded = load_adapter(out)
@@ -166,21 +169,23 @@ def test_without_a_file_the_prompts_that_ship_are_answered(root):
     settings = tiny_examples.settings(
         root, "shipped", teacher={"prompts": "", "answers": 12}, max_prompt=400
     )
-    run = run_of(settings)(settings, root / "cache", "pad-vllm train ...")
-    assert len(run.answered) == 12
-    assert len(run.others) == 24
-    assert run._told()["described"].startswith("Prompts of prompts.txt")
+    method = TrainingRun(settings, root / "cache", "pad-vllm train ...").method
+    assert len(method.prompts.answered) == 12
+    assert len(method.prompts.first_token_only) == 24
+    assert method.describe_data()["described"].startswith("Prompts of prompts.txt")
 
 
 def test_prompts_beyond_those_answered_teach_first_tokens(root):
-    run = started(root, "firsts")
-    assert (len(run.answered), len(run.others)) == (24, 16)
-    run._gather()
-    assert all(one.response_ids == [[1]] for one in run.parts.firsts)
-    example = run._lessons()[1].example(0, 1, 0)
-    assert [len(one.z_B) for one in example.firsts] == [1, 1]
-    seen = {lesson.key for lesson in [*run.parts.train, *run.parts.firsts]}
-    assert not seen & {one.key for one in [*run.parts.held_out, *run.parts.held_out_firsts]}
+    method = started(root, "firsts").method
+    assert len(method.prompts.answered) == 24
+    assert len(method.prompts.first_token_only) == 16
+    method.gather()
+    parts = method.parts
+    assert all(one.response_ids == [[1]] for one in parts.first_tokens)
+    example = method.stage_inputs()[1].example(0, 1, 0)
+    assert [len(one.z_B) for one in example.first_tokens] == [1, 1]
+    seen = {one.prompt_key for one in [*parts.train, *parts.first_tokens]}
+    assert not seen & {one.prompt_key for one in [*parts.held_out, *parts.held_out_first_tokens]}
 
 
 def test_prompts_that_all_are_too_long_are_an_error_that_says_what_to_do(root):
@@ -190,11 +195,11 @@ def test_prompts_that_all_are_too_long_are_an_error_that_says_what_to_do(root):
         started(root, "long", max_prompt=5)
 
 
-def test_other_sentences_are_another_run(finished, root):
+def test_other_instructions_are_another_run(finished, root):
     with pytest.raises(ValueError, match="teacher was .*--restart"):
         started(root, "finished", teacher={"sentences": {"warm": "be cold", "brief": "be brief"}})
 
 
 def test_evaluate_says_that_there_are_no_pairs(finished, root):
-    with pytest.raises(ValueError, match="taught by sentences.*Give --data"):
+    with pytest.raises(ValueError, match="trained from instructions.*Give --data"):
         evaluate_held_out(root / "finished", str(root / "base"), None, root / "cache", [], 0)

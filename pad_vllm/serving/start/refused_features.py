@@ -1,0 +1,219 @@
+"""The table of vLLM's features that PAD does not support yet: how each is recognised, and the way out.
+
+In: a VllmConfig. Out: a name and a way out, both for error messages. The table refuses nothing itself
+(unsupported_configs.py does), and opens neither adapter nor model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from pad_vllm.vllm_api.front_end_interface import uses_rust_front_end
+from pad_vllm.vllm_api.vllm_names import VllmConfig
+
+
+class RefusedFeature(NamedTuple):
+    """One feature of vLLM."""
+
+    name: str
+    """As the message says it: "pad_vllm does not support NAME yet"."""
+
+    is_used: Callable[[VllmConfig], Any]
+    """Whether a config uses the feature; read as a bool."""
+
+    way_out: str
+    """What to change, without a full stop."""
+
+
+def _has_pipeline_stages(config: VllmConfig) -> bool:
+    return config.parallel_config.pipeline_parallel_size > 1
+
+
+def _uses_several_machines(parallel_config: Any) -> bool:
+    """Whether ranks may be more than processes of one machine."""
+    executor = getattr(parallel_config, "distributed_executor_backend", None)
+    return executor not in (None, "mp") or getattr(parallel_config, "nnodes", 1) > 1
+
+
+def _spreads_engines(parallel_config: Any) -> bool:
+    """Whether data-parallel engines run outside this server's own processes."""
+    all_local = parallel_config.data_parallel_size_local == parallel_config.data_parallel_size
+    return not all_local or parallel_config.data_parallel_backend != "mp"
+
+
+def _offloads_weights(offload_config: Any) -> bool:
+    return offload_config is not None and (
+        offload_config.uva.cpu_offload_gb > 0 or offload_config.prefetch.offload_group_size > 0
+    )
+
+
+REFUSED_BY_ALL: tuple[RefusedFeature, ...] = (
+    RefusedFeature(
+        "pipeline parallelism beyond the processes of one machine",
+        lambda c: _has_pipeline_stages(c) and _uses_several_machines(c.parallel_config),
+        "drop --nnodes, and start with --distributed-executor-backend mp",
+    ),
+    RefusedFeature(
+        "pipeline together with data parallelism",
+        lambda c: _has_pipeline_stages(c) and c.parallel_config.data_parallel_size > 1,
+        "drop --pipeline-parallel-size or --data-parallel-size",
+    ),
+    RefusedFeature(
+        "pipeline parallelism with --enable-lora",
+        lambda c: _has_pipeline_stages(c) and c.lora_config is not None,
+        "drop --pipeline-parallel-size or --enable-lora",
+    ),
+    RefusedFeature(
+        "pipeline parallelism with speculative decoding",
+        lambda c: _has_pipeline_stages(c) and c.speculative_config is not None,
+        "drop --pipeline-parallel-size or --speculative-config",
+    ),
+    RefusedFeature(
+        "tensor parallelism beyond the processes of one machine",
+        lambda c: (
+            c.parallel_config.tensor_parallel_size > 1 and _uses_several_machines(c.parallel_config)
+        ),
+        "drop --nnodes, and start with --distributed-executor-backend mp",
+    ),
+    RefusedFeature(
+        "batch-sharded sampling",
+        lambda c: getattr(c.parallel_config, "enable_batch_sharded_sampling", False),
+        "drop --enable-batch-sharded-sampling; every rank needs the hidden states of all rows",
+    ),
+    RefusedFeature(
+        "expert parallelism",
+        lambda c: getattr(c.parallel_config, "enable_expert_parallel", False),
+        "drop --enable-expert-parallel",
+    ),
+    RefusedFeature(
+        "data parallelism of a mixture of experts",
+        lambda c: c.parallel_config.data_parallel_size > 1 and c.model_config.is_moe,
+        "run independent servers instead of --data-parallel-size",
+    ),
+    RefusedFeature(
+        "data parallelism beyond the engines of one server",
+        lambda c: c.parallel_config.data_parallel_size > 1 and _spreads_engines(c.parallel_config),
+        "keep all engines on one machine and --data-parallel-backend mp, or run independent servers",
+    ),
+    RefusedFeature(
+        "context parallelism",
+        lambda c: (
+            getattr(c.parallel_config, "decode_context_parallel_size", 1) > 1
+            or getattr(c.parallel_config, "prefill_context_parallel_size", 1) > 1
+        ),
+        "drop --decode-context-parallel-size and --prefill-context-parallel-size",
+    ),
+    RefusedFeature(
+        "dual batch overlap",
+        lambda c: getattr(c.parallel_config, "use_ubatching", False),
+        "drop --enable-dbo and --ubatch-size",
+    ),
+    RefusedFeature(
+        "speculative decoding on vLLM's V1 runner",
+        lambda c: c.speculative_config is not None and not getattr(c, "use_v2_model_runner", False),
+        (
+            "drop --speculative-config, or use the V2 runner (VLLM_USE_V2_MODEL_RUNNER=1); with drafts V1 "
+            "silently leaves out the logits processor"
+        ),
+    ),
+    RefusedFeature(
+        "KV connectors",
+        lambda c: c.kv_transfer_config is not None,
+        "drop --kv-transfer-config; the hash of a KV block does not include the adapter",
+    ),
+    RefusedFeature(
+        "elastic expert parallelism",
+        lambda c: getattr(c.parallel_config, "enable_elastic_ep", False),
+        "drop --enable-elastic-ep; workers that join later would not be guided",
+    ),
+    RefusedFeature(
+        "vLLM's Rust front end",
+        lambda _: uses_rust_front_end(),
+        "unset VLLM_USE_RUST_FRONTEND; it runs no Python plugin, so pad_ arguments would not be checked",
+    ),
+    RefusedFeature(
+        "pooling",
+        lambda c: c.model_config.runner_type == "pooling",
+        "serve a model that generates",
+    ),
+    RefusedFeature(
+        "diffusion models",
+        lambda c: getattr(c.model_config, "is_diffusion", False),
+        "serve a model that generates token by token; vLLM gives diffusion models no logits processors",
+    ),
+)
+"""Refused with every engine until they are tested."""
+
+_REFUSED_BY_SHARED: tuple[RefusedFeature, ...] = (
+    RefusedFeature(
+        "weight offloading",
+        lambda c: _offloads_weights(getattr(c, "offload_config", None)),
+        "drop --cpu-offload-gb and --offload-group-size; offloaded layers would bypass the fork",
+    ),
+    RefusedFeature(
+        "weight transfer",
+        lambda c: getattr(c, "weight_transfer_config", None) is not None,
+        "drop --weight-transfer-config; an adapter is valid only for the weights it was trained on",
+    ),
+    RefusedFeature(
+        "an implementation other than vLLM's own",
+        lambda c: c.model_config.model_impl not in ("auto", "vllm"),
+        "drop --model-impl",
+    ),
+)
+
+_REFUSED_BY_RESIDENT_AND_RAY: tuple[RefusedFeature, ...] = (
+    RefusedFeature(
+        "pipeline parallelism",
+        _has_pipeline_stages,
+        "drop --pipeline-parallel-size, or use the shared engine",
+    ),
+    RefusedFeature(
+        "--enable-lora",
+        lambda c: c.lora_config is not None,
+        "drop it and merge the LoRA into the base, or use the shared engine and an adapter with heads only",
+    ),
+    RefusedFeature(
+        "speculative decoding",
+        lambda c: c.speculative_config is not None,
+        "drop --speculative-config, or use the shared engine; the reward model cannot undo rejected drafts",
+    ),
+    RefusedFeature(
+        "data parallelism",
+        lambda c: c.parallel_config.data_parallel_size > 1,
+        "run independent servers instead of --data-parallel-size, or use the shared engine",
+    ),
+    RefusedFeature(
+        "multimodal bases",
+        lambda c: c.model_config.is_multimodal_model,
+        "serve a base that reads text only",
+    ),
+    RefusedFeature(
+        "prompts as embeddings",
+        lambda c: c.model_config.enable_prompt_embeds,
+        "drop --enable-prompt-embeds",
+    ),
+    RefusedFeature(
+        "a base without a tokenizer",
+        lambda c: c.model_config.skip_tokenizer_init,
+        "drop --skip-tokenizer-init; the reward model reads the base's text",
+    ),
+)
+
+_REFUSED_BY_RESIDENT: tuple[RefusedFeature, ...] = (
+    RefusedFeature(
+        "sleep mode",
+        lambda c: c.model_config.enable_sleep_mode,
+        "drop --enable-sleep-mode, or use the ray engine; vLLM would not wake the reward model up",
+    ),
+)
+
+REFUSED_BY_ENGINE: dict[str, tuple[RefusedFeature, ...]] = {
+    "shared": _REFUSED_BY_SHARED,
+    "resident": (*_REFUSED_BY_RESIDENT_AND_RAY, *_REFUSED_BY_RESIDENT),
+    "ray": _REFUSED_BY_RESIDENT_AND_RAY,
+}
+"""Engine -> what it refuses and others do not: `shared` runs layers of the base twice; `resident` and `ray`
+run a separate reward model, which needs the base's token ids and text.
+"""

@@ -1,0 +1,65 @@
+"""What a training method provides: the one interface between `TrainingRun` and the three ways of training.
+
+A method decides what is learned from (scored pairs, scores, instructions) and how. The run does everything
+else: it loads the base, makes the untrained PersRM, saves the adapter. `training_methods.py` has the table.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol
+
+from pad_vllm.adapter.manifest import AdapterConfig
+from pad_vllm.persrm import PersRM
+from pad_vllm.training.loop.trainer import HistoryRow
+from pad_vllm.training.report.training_curves import CurveLabels
+from pad_vllm.training.run_context import RunContext
+
+
+class TrainingMethod(Protocol):
+    """One way to train an adapter. The run calls the constructor and the methods in the order written here,
+    each once, but `describe_data`, which it may call at any time.
+    """
+
+    accuracy_label: ClassVar[str]
+    """What the log calls the shares that early stopping goes by, such as "validation pairs"."""
+
+    curve_labels: ClassVar[CurveLabels]
+    """Titles of curves.png."""
+
+    dimensions: tuple[str, ...]
+    """Names of the adapter's D dimensions, set by the constructor."""
+
+    def __init__(self, context: RunContext) -> None:
+        """Read the data or the prompts, without a model.
+
+        Raises ValueError for settings that the method cannot train with, and for data that no dimension can
+        be learned from.
+        """
+
+    def attach_model(self, model: PersRM) -> None:
+        """Take the untrained model, on this worker's device, and open the store of its activations."""
+
+    def gather(self) -> None:
+        """Compute everything that `learn` and `evaluate` read of the frozen base, into the store."""
+
+    def learn(self) -> list[HistoryRow]:
+        """Train the attached model; its parameters change.
+
+        Returns:
+            The rows of history.json and curves.png; none if the method has no steps.
+        """
+
+    def evaluate(self) -> dict[str, Any]:
+        """What the model is worth on held-out prompts: keys of the `training` section of pad_config.json.
+
+        Runs on worker 0 only, without gradients. May rescale the heads to one unit.
+        """
+
+    def describe_data(self) -> dict[str, Any]:
+        """What the adapter was trained on: `training.data` of pad_config.json."""
+
+    def save_control(self, config: AdapterConfig) -> None:
+        """Save in the run's folder the control adapter that this one has to beat, where there is one.
+
+        It has the dimensions' best constant directions (a bias over the vocabulary) and nothing else.
+        """
