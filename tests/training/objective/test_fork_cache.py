@@ -8,7 +8,7 @@ import random
 import pytest
 import tiny
 import torch
-from planted import Killed
+from planted_preferences import Killed
 
 from pad_vllm.training.data.prompt_groups import PREFIX_LENGTHS, PromptGroup
 from pad_vllm.training.objective import fork_cache

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import tiny
 import torch
-from planted import Killed
+from planted_preferences import Killed
 
 from pad_vllm.training.data.prompt_groups import (
     PREFIX_LENGTHS,
