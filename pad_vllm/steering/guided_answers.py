@@ -84,7 +84,7 @@ class AnswerBatch:
         return {
             "base": self.base,
             "adapter": self.adapter,
-            "prompts": list(self.prompts),
+            "prompts": [prompt.to_json() for prompt in self.prompts],
             "conditions": [condition.as_json() for condition in self.conditions],
             "decodings": [asdict(decoding) for decoding in self.decodings],
             "settings": dict(self.engine_settings),
