@@ -181,7 +181,7 @@ def fill(runner, *extra_args):
 
 def test_only_guided_rows_change_and_they_change_as_the_rule_says(runner, engine):
     fill(runner, None, HELPFUL, {}, {"pad_weights": "humor=-2", "pad_beta": 3, "pad_top_k": 4})
-    h_B, h_T = engine._kept
+    h_B, h_T = engine._states
     logits = torch.randn(R, V)
     before = logits.clone()
     result = runner.apply(logits)
@@ -189,7 +189,7 @@ def test_only_guided_rows_change_and_they_change_as_the_rule_says(runner, engine
     assert torch.equal(result[[0, 2]], before[[0, 2]])
     for row, w, beta, k in ((1, [1.0, 0.0], 1.0, 10), (3, [0.0, -2.0], 3.0, 4)):
         d_w = guidance.reward_direction(h_B[row], h_T[row], torch.tensor(w), *engine._heads)
-        expected = guide_row(before[row], engine._embedding.weight @ d_w, beta, k)
+        expected = guide_row(before[row], engine._rows.weight @ d_w, beta, k)
         torch.testing.assert_close(result[row], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -199,8 +199,8 @@ def test_a_candidate_that_would_close_a_loop_gets_at_most_the_average_reward(run
     asked = [guarded, guarded, {**guarded, "pad_no_repeat": 3}, {**HELPFUL, "pad_beta": 5}]
     for slot, one, answer in zip(runner.order.tolist(), asked, answers, strict=True):
         runner.add(slot, one, answer)
-    h_B, h_T = engine._kept
-    engine._embedding.weight[[7, 2]] += (h_T - h_B).mean(
+    h_B, h_T = engine._states
+    engine._rows.weight[[7, 2]] += (h_T - h_B).mean(
         0
     )  # the tokens that would loop get high rewards
     logits = torch.randn(R, V)
@@ -210,7 +210,7 @@ def test_a_candidate_that_would_close_a_loop_gets_at_most_the_average_reward(run
         d_w = guidance.reward_direction(
             h_B[row], h_T[row], torch.tensor([1.0, 0.0]), *engine._heads
         )
-        reward = engine._embedding.weight @ d_w
+        reward = engine._rows.weight @ d_w
         expected = guide_row(before[row], reward, 5.0, 10, answer, n)
         torch.testing.assert_close(logits[row], expected, rtol=1e-5, atol=1e-5)
         free = guide_row(before[row], reward, 5.0, 10)
@@ -232,7 +232,7 @@ def test_v2_the_row_of_each_draft_is_guided_by_its_own_state_and_the_text_before
         runner.add(slot, one, answers[slot])
     count = sum(len(one) + 1 for one in drafted.values())
     h_B, h_T = torch.randn(count, H), torch.randn(count, H)
-    engine._embedding.weight[[7, 3]] += (h_T - h_B).mean(
+    engine._rows.weight[[7, 3]] += (h_T - h_B).mean(
         0
     )  # the tokens that would loop get high rewards
     engine.store_states(h_B, h_T)
@@ -248,14 +248,14 @@ def test_v2_the_row_of_each_draft_is_guided_by_its_own_state_and_the_text_before
                 )
                 text = [*answers[slot], *drafted[slot][:said]]
                 beta, n = asked[slot]["pad_beta"], asked[slot].get("pad_no_repeat", 0)
-                reward = engine._embedding.weight @ d_w
+                reward = engine._rows.weight @ d_w
                 expected = guide_row(before[row], reward, beta, 10, text, n)
                 without = guide_row(before[row], reward, beta, 10, answers[slot], n)
                 looping += not torch.equal(without, expected)
             torch.testing.assert_close(logits[row], expected, rtol=1e-5, atol=1e-5)
             row += 1
     assert looping > 2  # the drafts before a row matter
-    assert engine._kept is None
+    assert engine._states is None
     assert not runner.processor._failure_log.counts
     assert outcomes(config, "a")[0]["unguided_tokens"] == 0
 
@@ -294,7 +294,7 @@ def test_bad_arguments_that_got_past_the_front_end_raise_nothing_and_guide_nothi
 @pytest.mark.parametrize("kept", [None, R - 1, R + 1])
 def test_hidden_states_of_other_rows_leave_the_logits_as_they_came(runner, engine, kept):
     fill(runner, HELPFUL)
-    engine._kept = None if kept is None else (torch.randn(kept, H), torch.randn(kept, H))
+    engine._states = None if kept is None else (torch.randn(kept, H), torch.randn(kept, H))
     logits = torch.randn(R, V)
     before = logits.clone()
     assert torch.equal(runner.apply(logits), before)
@@ -340,7 +340,7 @@ def test_rows_with_broken_rewards_are_counted_and_reported(runner, engine, monke
     monkeypatch.setattr(logits_processor, "_COUNT_EVERY", 1)
     monkeypatch.setattr(runner.processor._failure_log, "_log", said.append)
     fill(runner, HELPFUL, HELPFUL)
-    engine._kept[1][0] = float("nan")
+    engine._states[1][0] = float("nan")
     logits = torch.randn(R, V)
     before = logits.clone()
     runner.apply(logits)
@@ -353,7 +353,7 @@ def test_rows_with_broken_rewards_are_counted_and_reported(runner, engine, monke
 def test_rows_that_failed_for_another_reason_are_not_counted_as_broken(runner, engine, monkeypatch):
     monkeypatch.setattr(logits_processor, "_COUNT_EVERY", 1)
     fill(runner, HELPFUL)
-    engine._kept = None
+    engine._states = None
     runner.apply(torch.randn(R, V))
     runner.apply(torch.randn(R, V))
     assert runner.processor._failure_log.counts == {"misaligned": 2}
@@ -372,7 +372,7 @@ def test_an_answers_unguided_tokens_are_counted_for_that_answer_alone(runner, co
     fill(runner, marked("a"), marked("b"), None, marked("c"))
     for _ in range(3):
         engine.store_states(torch.randn(R, H), torch.randn(R, H))
-        engine._kept[1][0] = float("nan")
+        engine._states[1][0] = float("nan")
         runner.apply(torch.randn(R, V))
     assert outcomes(config, "a", "b") == [
         {"unguided_tokens": 3, "stopped": False},
@@ -406,7 +406,7 @@ def test_an_answer_that_is_to_stop_does_so_as_soon_as_its_grammar_lets_it(runner
     fill(runner, marked("a"), marked("b"))
     masked = torch.randn(R, V)
     masked[0, 5] = float("-inf")
-    engine._kept[1][0] = float("nan")
+    engine._states[1][0] = float("nan")
     before = masked.clone()
     runner.apply(masked)
     assert torch.equal(masked[0], before[0])  # unguided, and not cut off
