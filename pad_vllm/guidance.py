@@ -5,7 +5,7 @@
     d_w      = (sum_i w_i) (h_T - h_B) + sum_i w_i (B_i A_i h_T + c_i)
     score(a) = z_B(a) + beta * R_w(a)   for a in top-k of the base, -inf elsewhere
 
-Guards, where a request asks for them: for a guarded candidate beta * R_w(a) is at most the mean of it over
+Guards, where a request asks for them: for a capped candidate beta * R_w(a) is at most the mean of it over
 the row's candidates under the base. The no-repeat guard takes the candidates that would complete an n-gram
 which is already in the answer. The min-p guard takes the candidates that are less likely than a share of the
 row's best one (the plausibility constraint of contrastive decoding, arXiv 2210.15097), except tokens that
@@ -227,7 +227,7 @@ def guide(
     reward: Tensor,
     beta: Tensor,
     top_k: Tensor,
-    guarded: Tensor | None = None,
+    capped: Tensor | None = None,
     excluded: Tensor | None = None,
 ) -> GuideResult:
     """Write the guided scores into `logits`, in place; rows that are not in `rows` are not touched.
@@ -244,7 +244,7 @@ def guide(
         reward: [G, K] R_w of the candidates.
         beta: [G] strengths.
         top_k: [G] integers, how many of the K candidates each row wants.
-        guarded: [G, K] bool from `guarded_candidates`, or None: those that gain at most the row's mean.
+        capped: [G, K] bool from `capped_candidates`, or None: those whose reward is at most the row's mean.
         excluded: [G] bool or None: rows that are not to be guided in this step.
 
     Returns:
@@ -252,9 +252,9 @@ def guide(
     """
     legal = _legal_candidates(z, top_k)
     scaled_reward = beta.unsqueeze(-1) * reward.to(z.dtype)
-    if guarded is not None:
-        capped = torch.minimum(scaled_reward, _mean_under_base(z, scaled_reward, legal))
-        scaled_reward = torch.where(guarded, capped, scaled_reward)
+    if capped is not None:
+        at_most_mean = torch.minimum(scaled_reward, _mean_under_base(z, scaled_reward, legal))
+        scaled_reward = torch.where(capped, at_most_mean, scaled_reward)
     score = z + scaled_reward
     is_guided = (score.isfinite() | ~legal).all(-1, keepdim=True)
     if excluded is not None:
@@ -296,11 +296,11 @@ def _mean_under_base(z: Tensor, values: Tensor, legal: Tensor) -> Tensor:
     return (p * values.masked_fill(~legal, 0.0)).sum(-1, keepdim=True).to(values.dtype)
 
 
-def guarded_candidates(
+def capped_candidates(
     z: Tensor,
     ids: Tensor,
     min_p: Tensor | None,
-    end_tokens: Tensor,
+    eos_token_ids: Tensor,
     answer: AnswerTokens | None,
     n: Tensor,
     max_n: int,
@@ -311,7 +311,7 @@ def guarded_candidates(
         z: [G, K] logits of the candidates, best first.
         ids: [G, K] int64 token ids.
         min_p: [G] as in `below_min_p`; None leaves that guard out.
-        end_tokens: [E] int64 ids of the tokens that end an answer.
+        eos_token_ids: [E] int64 ids of the tokens that end an answer.
         answer: the answers so far; None leaves the no-repeat guard out.
         n: [G] integers as in `repeats_ngram`.
         max_n: at least the largest of `n`, on the host.
@@ -319,7 +319,7 @@ def guarded_candidates(
     Returns:
         [G, K] bool, None without either guard.
     """
-    unlikely = None if min_p is None else below_min_p(z, ids, min_p, end_tokens)
+    unlikely = None if min_p is None else below_min_p(z, ids, min_p, eos_token_ids)
     if answer is None:
         return unlikely
     repeated = repeats_ngram(answer, ids, n, max_n)
@@ -365,7 +365,7 @@ def repeats_ngram(answer: AnswerTokens, ids: Tensor, n: Tensor, max_n: int) -> T
     )
 
 
-def below_min_p(z: Tensor, ids: Tensor, min_p: Tensor, end_tokens: Tensor) -> Tensor:
+def below_min_p(z: Tensor, ids: Tensor, min_p: Tensor, eos_token_ids: Tensor) -> Tensor:
     """Find the candidates that are less than min_p times as likely as the row's best.
 
     Tokens that end the answer are never among them: no text follows that could go wrong, and the length of an
@@ -375,13 +375,13 @@ def below_min_p(z: Tensor, ids: Tensor, min_p: Tensor, end_tokens: Tensor) -> Te
         z: [G, K] logits of the candidates, best first.
         ids: [G, K] int64 token ids.
         min_p: [G] shares of the best candidate's probability; 0 for rows without this guard.
-        end_tokens: [E] int64 ids of the tokens that end an answer.
+        eos_token_ids: [E] int64 ids of the tokens that end an answer.
 
     Returns:
         [G, K] bool.
     """
     below = z < z[:, :1] + min_p.log().unsqueeze(-1)  # no candidate where min_p is 0
-    return below & (ids.unsqueeze(-1) != end_tokens).all(-1)
+    return below & (ids.unsqueeze(-1) != eos_token_ids).all(-1)
 
 
 def _row_ceilings(logits: Tensor, rows: Tensor, cleared: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ def guide_row(
     answer: Sequence[int] = (),
     no_repeat: int = 0,
     min_p: float = 0.0,
-    end_tokens: Sequence[int] = (),
+    eos_token_ids: Sequence[int] = (),
 ) -> Tensor:
     """`guidance.guide` with both guards, for one row.
 
@@ -30,7 +30,7 @@ def guide_row(
         answer: Token ids so far.
         no_repeat: Length of the n-grams that may not repeat; 0 for no such guard.
         min_p: Least probability of a candidate, as a share of the best one's; 0 for no such guard.
-        end_tokens: Ids that end an answer, which `min_p` does not guard.
+        eos_token_ids: Ids that end an answer, which `min_p` does not guard.
 
     Returns:
         [V] float32 scores, -inf for tokens that are no candidates; z_B where a score is not finite.
@@ -45,7 +45,7 @@ def guide_row(
     for token in legal:
         repeats = no_repeat and (*last, token) in grams
         unlikely = (
-            token not in end_tokens and z_B[token] < z_B[legal[0]] + torch.tensor(min_p).log()
+            token not in eos_token_ids and z_B[token] < z_B[legal[0]] + torch.tensor(min_p).log()
         )
         if repeats or unlikely:
             bonus[token] = min(float(bonus[token]), mean)

@@ -293,11 +293,11 @@ def test_with_the_guards_the_batch_gives_what_the_plain_twin_gives(batch, data):
         stop=torch.tensor([len(text) for text in texts]),
     )
     z, ids = guidance.candidates(logits, rows, int(top_k.max()))
-    guarded = guidance.guarded_candidates(
+    capped = guidance.capped_candidates(
         z,
         ids,
         min_p=shares,
-        end_tokens=torch.tensor(ends),
+        eos_token_ids=torch.tensor(ends),
         answer=answer,
         n=torch.tensor(n),
         max_n=max(n),
@@ -310,7 +310,7 @@ def test_with_the_guards_the_batch_gives_what_the_plain_twin_gives(batch, data):
         reward=reward[rows].gather(-1, ids),
         beta=beta,
         top_k=top_k,
-        guarded=guarded,
+        capped=capped,
     )
     assert not result.unguided.any()
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
@@ -320,8 +320,8 @@ def test_an_unlikely_token_gains_no_more_than_the_average_and_may_lose():
     logits = torch.tensor([[3.0, 2.0, -3.0, -4.0]])
     z, ids = guidance.candidates(logits, torch.tensor([0]), 4)
     none = torch.tensor([], dtype=torch.int64)
-    guarded = guidance.below_min_p(z, ids, torch.tensor([0.05]), none)
-    assert guarded.tolist() == [[False, False, True, True]]
+    capped = guidance.below_min_p(z, ids, torch.tensor([0.05]), none)
+    assert capped.tolist() == [[False, False, True, True]]
     assert not guidance.below_min_p(z, ids, torch.tensor([0.0]), none).any()
     ends = torch.tensor([7, 3])
     assert guidance.below_min_p(z, ids, torch.tensor([0.05]), ends).tolist() == [
@@ -337,7 +337,7 @@ def test_an_unlikely_token_gains_no_more_than_the_average_and_may_lose():
         reward=reward,
         beta=one,
         top_k=4 * one,
-        guarded=guarded,
+        capped=capped,
     )
     assert logits[0, 2] < -2.9
     assert logits[0, 3] == -5.0

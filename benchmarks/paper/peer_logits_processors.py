@@ -136,7 +136,7 @@ class CombinedValuesProcessor(HiddenStateProcessor):
         w: Tensor,
         combine: Callable[[Tensor], Tensor],
         settings: AdapterConfig,
-        end_tokens: Sequence[int],
+        eos_token_ids: Sequence[int],
     ) -> None:
         """For any batches of one preference.
 
@@ -147,11 +147,11 @@ class CombinedValuesProcessor(HiddenStateProcessor):
             combine: [M, N, K] rewards -> [N, K]; each reward model's have zero mean over the candidates under
                 the base, which differs between them.
             settings: beta, top_k and min_p are those of this adapter.
-            end_tokens: Ids that end an answer.
+            eos_token_ids: Ids that end an answer.
         """
         super().__init__(model)
         self.values, self.w, self.combine, self.settings = values, w, combine, settings
-        self.end_tokens = torch.tensor(end_tokens)
+        self.eos_token_ids = torch.tensor(eos_token_ids)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         del input_ids
@@ -162,7 +162,7 @@ class CombinedValuesProcessor(HiddenStateProcessor):
         centred = [guidance.centred_rewards(z, reward, top_k) for reward in rewards]
         reward = self.combine(torch.stack(centred))
         min_p = torch.full((N,), settings.min_p)
-        guarded = guidance.below_min_p(z, ids, min_p, self.end_tokens)
+        capped = guidance.below_min_p(z, ids, min_p, self.eos_token_ids)
         logits, beta = scores.float(), torch.full((N,), settings.beta)
-        guidance.guide(logits, rows, z, ids, reward, beta, top_k, guarded)
+        guidance.guide(logits, rows, z, ids, reward, beta, top_k, capped)
         return logits

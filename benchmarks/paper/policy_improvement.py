@@ -101,13 +101,13 @@ def draw_by_rule(
         return [replace(a, loss=loss) for a, (loss, _) in zip(answers, losses, strict=True)]
 
     yield (), "unguided", with_losses(decoding.draw(prompts, unguided))
-    models, end_tokens = [*values.values()], [decoding.tokenizer.eos_token_id]
+    models, eos_token_ids = [*values.values()], [decoding.tokenizer.eos_token_id]
     for preference, (name, combine) in itertools.product(
         preferences(models[0].dimensions), rules.items()
     ):
         w = times * even_weights(models[0], *preference)
         with CombinedValuesProcessor(
-            decoding.model, models, w, combine, experiment.config, end_tokens
+            decoding.model, models, w, combine, experiment.config, eos_token_ids
         ) as processor:
             answers = decoding.draw(prompts, unguided, processor=lambda _, this=processor: this)
         yield preference, name, with_losses(answers)

@@ -45,7 +45,7 @@ def profiled_functions() -> dict[str, tuple[Any, str]]:
         "rewards": (SharedRewards, "rewards"),
         "text, V2": (V2AnswerTokenReader, "read"),
         "text, V1": (V1AnswerTokenReader, "read"),
-        "guards": (rule, "guarded_candidates"),
+        "guards": (rule, "capped_candidates"),
         "scores written": (rule, "guide"),
         "counted": (StepCounters, "count_step"),
         "answers told": (OutcomeTable, "count_step"),

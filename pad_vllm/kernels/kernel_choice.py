@@ -23,7 +23,7 @@ _ROWS, _K, _V = 5, 10, 3008  # logits rows, candidates and vocabulary of the ste
 
 @cache
 def rule_for_device(device: torch.device) -> ModuleType:
-    """The module whose candidates, token_rewards, guarded_candidates and guide a step on `device` calls.
+    """The module whose candidates, token_rewards, capped_candidates and guide a step on `device` calls.
 
     Logs a warning where a GPU runs guidance.py, because its kernels failed or differ.
     """
@@ -72,8 +72,8 @@ def _run_step(rule: ModuleType, device: torch.device) -> tuple[Tensor, ...]:
     reward = rule.token_rewards(random(3, 64), ids, random(_V, 64).bfloat16())
     text[:, 6:8], text[:, 34:36], text[:, 8] = 7, 7, ids[:, 1]  # the second best would repeat
     min_p = torch.full((3,), 0.1, device=device)
-    guarded = rule.guarded_candidates(
-        z, ids, min_p=min_p, end_tokens=ids[:1, 3], answer=answer, n=three, max_n=3
+    capped = rule.capped_candidates(
+        z, ids, min_p=min_p, eos_token_ids=ids[:1, 3], answer=answer, n=three, max_n=3
     )
     result = rule.guide(
         logits,
@@ -83,6 +83,6 @@ def _run_step(rule: ModuleType, device: torch.device) -> tuple[Tensor, ...]:
         reward=reward,
         beta=min_p * 10,
         top_k=three * 3,
-        guarded=guarded,
+        capped=capped,
     )
-    return z, ids, reward, guarded, logits, *result
+    return z, ids, reward, capped, logits, *result

@@ -29,7 +29,7 @@ _LOWEST_KEY = tl.constexpr(-0x7FFFFFFFFFFFFFFF)  # ranks below the key of every 
 
 # Arguments that differ from batch to batch: a kernel is not compiled anew for their values, or for how their
 # tensors are aligned, while requests wait.
-_NOT_SPECIALIZED = ["num_chosen", "k", "K", "num_end_tokens"]
+_NOT_SPECIALIZED = ["num_chosen", "k", "K", "num_eos_token_ids"]
 _NOT_ALIGNED = [
     *("rows", "beta", "top_k", "min_p", "n", "start", "stop"),
     *("text_index", "excluded", "ids"),
@@ -146,11 +146,11 @@ def _dot_products(d_w, ids, embedding, reward, stride, hidden, K):
     tl.store(reward + row * K + candidate, tl.sum(total, axis=0))
 
 
-def guarded_candidates(
+def capped_candidates(
     z: Tensor,
     ids: Tensor,
     min_p: Tensor | None,
-    end_tokens: Tensor,
+    eos_token_ids: Tensor,
     answer: AnswerTokens | None,
     n: Tensor,
     max_n: int,  # noqa: ARG001, guidance.py needs it
@@ -161,20 +161,20 @@ def guarded_candidates(
     """
     if min_p is None and answer is None:
         return None
-    guarded = torch.empty(ids.shape, dtype=torch.bool, device=ids.device)
-    _guarded[(len(ids),)](
+    capped = torch.empty(ids.shape, dtype=torch.bool, device=ids.device)
+    _find_capped[(len(ids),)](
         z,
         ids,
         min_p,
-        end_tokens,
+        eos_token_ids,
         None if answer is None else answer.tokens,
         None if answer is None else answer.start,
         None if answer is None else answer.stop,
         None if answer is None else answer.text_index,
         n,
-        guarded,
+        capped,
         ids.shape[1],
-        len(end_tokens),
+        len(eos_token_ids),
         0 if answer is None else answer.tokens.stride(0),
         SLOTS=triton.next_power_of_2(ids.shape[1]),
         SPAN=_ANSWER_SPAN,
@@ -182,23 +182,23 @@ def guarded_candidates(
         NO_REPEAT=answer is not None,
         INDEXED=answer is not None and answer.text_index is not None,
     )
-    return guarded
+    return capped
 
 
 @_jit
-def _guarded(
+def _find_capped(
     z,
     ids,
     min_p,
-    end_tokens,
+    eos_token_ids,
     tokens,
     start,
     stop,
     text_index,
     n,
-    guarded,
+    capped,
     K,
-    num_end_tokens,
+    num_eos_token_ids,
     stride,
     SLOTS: tl.constexpr,
     SPAN: tl.constexpr,
@@ -206,7 +206,7 @@ def _guarded(
     NO_REPEAT: tl.constexpr,
     INDEXED: tl.constexpr,
 ):
-    """guarded [G, K]. MIN_P, NO_REPEAT: the guard is on. INDEXED: a row's text is tokens[text_index[row]]."""
+    """capped [G, K]. MIN_P, NO_REPEAT: the guard is on. INDEXED: a row's text is tokens[text_index[row]]."""
     row = tl.program_id(0).to(tl.int64)
     slot = tl.arange(0, SLOTS)
     is_candidate = slot < K
@@ -215,8 +215,8 @@ def _guarded(
     if MIN_P:
         logit = tl.load(z + row * K + slot, mask=is_candidate, other=-_INF)
         below = logit < tl.load(z + row * K) + tl.log(tl.load(min_p + row))
-        for which in range(num_end_tokens):
-            below = below & (token != tl.load(end_tokens + which))
+        for which in range(num_eos_token_ids):
+            below = below & (token != tl.load(eos_token_ids + which))
         found = found | below
     if NO_REPEAT:
         text = tokens + (tl.load(text_index + row) if INDEXED else row) * stride
@@ -236,7 +236,7 @@ def _guarded(
             hit = matches[:, None] & (completion[:, None] == token[None, :])
             repeats = tl.maximum(repeats, tl.max(hit.to(tl.int32), axis=0))
         found = found | (repeats > 0)
-    tl.store(guarded + row * K + slot, found, mask=is_candidate)
+    tl.store(capped + row * K + slot, found, mask=is_candidate)
 
 
 def guide(
@@ -247,7 +247,7 @@ def guide(
     reward: Tensor,
     beta: Tensor,
     top_k: Tensor,
-    guarded: Tensor | None = None,
+    capped: Tensor | None = None,
     excluded: Tensor | None = None,
 ) -> GuideResult:
     """Write the guided scores into `logits`, in place.
@@ -262,14 +262,14 @@ def guide(
         reward,
         beta,
         top_k,
-        guarded,
+        capped,
         excluded,
         score,
         unguided,
         changed,
         K,
         SLOTS=triton.next_power_of_2(K),
-        GUARDED=guarded is not None,
+        CAPPED=capped is not None,
         EXCLUDED=excluded is not None,
     )
     vocabulary = logits.shape[-1]
@@ -293,17 +293,17 @@ def _scores(
     reward,
     beta,
     top_k,
-    guarded,
+    capped,
     excluded,
     score,
     unguided,
     changed,
     K,
     SLOTS: tl.constexpr,
-    GUARDED: tl.constexpr,
+    CAPPED: tl.constexpr,
     EXCLUDED: tl.constexpr,
 ):
-    """score [G, K]; unguided, changed [G]. GUARDED, EXCLUDED: whether there are such tensors."""
+    """score [G, K]; unguided, changed [G]. CAPPED, EXCLUDED: whether there are such tensors."""
     row = tl.program_id(0).to(tl.int64)
     slot = tl.arange(0, SLOTS)
     is_candidate = slot < K
@@ -311,14 +311,14 @@ def _scores(
     legal = is_candidate & (base != -_INF) & (slot < tl.load(top_k + row))
     scaled = tl.load(reward + row * K + slot, mask=is_candidate, other=0.0).to(tl.float32)
     scaled = tl.load(beta + row) * scaled
-    if GUARDED:
+    if CAPPED:
         wide = tl.where(legal, base, -_INF).to(tl.float64)
         p = tl.exp(wide - tl.max(wide, axis=0))
         p = tl.where(legal, p, 0.0)
         mean = tl.sum(p * tl.where(legal, scaled, 0.0).to(tl.float64), axis=0) / tl.sum(p, axis=0)
-        capped = tl.load(guarded + row * K + slot, mask=is_candidate, other=0) != 0
-        capped = capped & (mean.to(tl.float32) < scaled)
-        scaled = tl.where(capped, mean.to(tl.float32), scaled)
+        lowered = tl.load(capped + row * K + slot, mask=is_candidate, other=0) != 0
+        lowered = lowered & (mean.to(tl.float32) < scaled)
+        scaled = tl.where(lowered, mean.to(tl.float32), scaled)
     total = base + scaled
     broken = legal & ((total != total) | (tl.abs(total) == _INF))
     stays = tl.max(broken.to(tl.int32), axis=0) > 0

@@ -19,13 +19,13 @@ from pad_vllm.text.token_texts import TokenDecoder, UndecodedTail
 class TokenAligner:
     """Translates requests from one base's tokens to one PersRM's."""
 
-    def __init__(self, base: Any, persrm: Any, *, end_tokens: Iterable[int] = ()) -> None:
+    def __init__(self, base: Any, persrm: Any, *, eos_token_ids: Iterable[int] = ()) -> None:
         """Learn both chat templates.
 
         Args:
             base: the base's fast tokenizer.
             persrm: the PersRM's.
-            end_tokens: ids that end the base's answers, beside its tokenizer's end of sequence.
+            eos_token_ids: ids that end the base's answers, beside its tokenizer's end of sequence.
 
         Raises:
             ValueError: a tokenizer is not a fast one, or TokenDecoder does not know the base's decoder.
@@ -40,7 +40,7 @@ class TokenAligner:
             return
         self._encoder = WindowEncoder(persrm.backend_tokenizer)
         self._decoder = TokenDecoder(base.backend_tokenizer)
-        base_ends = {base.eos_token_id, self._template.end_of_turn, *end_tokens}
+        base_ends = {base.eos_token_id, self._template.end_of_turn, *eos_token_ids}
         self._base_ends = frozenset(base_ends - {None})
         end_of_turn = ChatTemplateReader(persrm).end_of_turn
         self._persrm_end = persrm.eos_token_id if end_of_turn is None else end_of_turn

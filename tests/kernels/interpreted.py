@@ -63,13 +63,13 @@ def test_guards_find_the_same_candidates(seed):
     tokens = torch.randint(9, (G, L), generator=source, dtype=torch.int32)
     one_a_row = guidance.AnswerTokens(tokens, start, stop)
     min_p = torch.tensor([0.0, 0.05, 0.3, 1.0, 0.1])
-    end_tokens = torch.tensor([2, 4])[: seed % 3]
+    eos_token_ids = torch.tensor([2, 4])[: seed % 3]
     texts = torch.cat(
         (tokens[:2] * 0, tokens.flip(0))
     )  # the rows' texts in it, the last row's first
     indexed = guidance.AnswerTokens(texts, start, stop, torch.arange(G + 1, 1, -1))
     assert torch.equal(indexed.row_tokens(), tokens)
-    more = {"end_tokens": end_tokens, "n": n, "max_n": int(n.max())}
+    more = {"eos_token_ids": eos_token_ids, "n": n, "max_n": int(n.max())}
     for guards in (
         {"min_p": min_p, "answer": one_a_row},
         {"min_p": None, "answer": one_a_row},
@@ -77,10 +77,10 @@ def test_guards_find_the_same_candidates(seed):
         {"min_p": min_p, "answer": indexed},
     ):
         assert torch.equal(
-            triton_kernels.guarded_candidates(z, ids, **guards, **more),
-            guidance.guarded_candidates(z, ids, **guards, **more),
+            triton_kernels.capped_candidates(z, ids, **guards, **more),
+            guidance.capped_candidates(z, ids, **guards, **more),
         )
-    assert triton_kernels.guarded_candidates(z, ids, min_p=None, answer=None, **more) is None
+    assert triton_kernels.capped_candidates(z, ids, min_p=None, answer=None, **more) is None
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -99,10 +99,10 @@ def test_rows_are_written_alike(seed):
         reward[where] = values[torch.randint(4, (int(where.sum()),), generator=source)]
     beta = torch.randn(5, generator=source) * 3
     top_k = torch.randint(1, z.shape[1] + 3, (5,), generator=source)
-    guarded = torch.rand(z.shape, generator=source) < 0.4 if seed % 4 else None
+    capped = torch.rand(z.shape, generator=source) < 0.4 if seed % 4 else None
     excluded = torch.tensor([False, False, True, False, False]) if seed % 5 == 0 else None
     step = {"rows": rows, "z": z, "ids": ids, "reward": reward, "beta": beta, "top_k": top_k}
-    step |= {"guarded": guarded, "excluded": excluded}
+    step |= {"capped": capped, "excluded": excluded}
     found, expected = logits.clone(), logits.clone()
     result = triton_kernels.guide(found, **step)
     expected_result = guidance.guide(expected, **step)

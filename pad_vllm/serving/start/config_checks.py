@@ -169,7 +169,7 @@ def make_token_aligner(config: VllmConfig, pad: PADConfig) -> TokenAligner:
         setting = "additional_config['pad']['chat_template']"
         base.chat_template = read_chat_template(pad.chat_template, setting)
     persrm = reward_tokenizer(pad, read_config(pad.adapter))
-    return TokenAligner(base, persrm, end_tokens=eos_token_ids(config))
+    return TokenAligner(base, persrm, eos_token_ids=eos_token_ids(config))
 
 
 def eos_token_ids(config: VllmConfig) -> list[int]:

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from pad_vllm.guidance_outcome import ExplainedStep
 
-_BYTES = 32 << 20
+_BUFFER_BYTES = 32 << 20
 
 
 class ExplanationBuffer:
@@ -24,7 +24,7 @@ class ExplanationBuffer:
     def __init__(self, device: torch.device, max_candidates: int) -> None:
         """max_candidates: the most that a row may have; narrower steps are padded to it."""
         self._device, self._max_candidates = device, max_candidates
-        self._size = max(_BYTES // (8 * (max_candidates + 1)), 1)
+        self._size = max(_BUFFER_BYTES // (8 * (max_candidates + 1)), 1)
         self._buffers: tuple[Tensor, Tensor] | None = None
         self._next = 0
         self._owners: dict[int, int] = {}  # index in the buffers -> outcome row

@@ -47,7 +47,7 @@ class StepTools:
     eos_token_ids: Tensor
     """[E] int64 on the device: the min-p guard leaves these tokens alone."""
 
-    forced_end_token: int | None
+    forced_eos_token_id: int | None
     """The token that ends a row without rewards (`on_failure` "stop"); None if such a row continues."""
 
     reasoning_markers: ReasoningMarkers | None
@@ -60,7 +60,7 @@ class ScoredCandidates(NamedTuple):
     z: Tensor  # [G, K] float32, the base's logits
     ids: Tensor  # [G, K] int64
     excluded: Tensor | None  # [G] bool, rows that are not to be guided in this step
-    guarded: Tensor | None  # [G, K] bool, candidates whose reward a guard caps at the row's mean
+    capped: Tensor | None  # [G, K] bool, candidates whose reward a guard caps at the row's mean
     reward_share: Tensor  # [G, K] float32, this rank's share of the rewards
     seconds: float  # host time that the engine took for that share
 
@@ -102,8 +102,8 @@ class GuidedStep:
         if unguided is None:
             unguided = torch.ones_like(self._guided.rows, dtype=torch.bool)
         self._tools.outcome_table.count_step(self._guided.outcome_rows, unguided)
-        if self._tools.forced_end_token is not None:
-            self._end_unguided_rows(self._tools.forced_end_token)
+        if self._tools.forced_eos_token_id is not None:
+            self._end_unguided_rows(self._tools.forced_eos_token_id)
 
     def _score_or_none(self) -> ScoredCandidates | None:
         try:
@@ -134,7 +134,7 @@ class GuidedStep:
             z=z,
             ids=ids,
             excluded=self._excluded_rows(answers),
-            guarded=self._guarded_candidates(z, ids, answers),
+            capped=self._capped_candidates(z, ids, answers),
             reward_share=reward_share,
             seconds=seconds,
         )
@@ -180,21 +180,21 @@ class GuidedStep:
             return None
         return reasoning_rows.inside_reasoning(answers, markers)
 
-    def _guarded_candidates(
+    def _capped_candidates(
         self, z: Tensor, ids: Tensor, answers: AnswerTokens | None
     ) -> Tensor | None:
         """[G, K] bool: candidates that a guard keeps from a reward above the mean. None without guards."""
         guided = self._guided
-        guarded: Tensor | None = self._tools.rule.guarded_candidates(
+        capped: Tensor | None = self._tools.rule.capped_candidates(
             z,
             ids,
             min_p=guided.min_p if guided.max_min_p else None,
-            end_tokens=self._tools.eos_token_ids,
+            eos_token_ids=self._tools.eos_token_ids,
             answer=answers if guided.max_no_repeat else None,
             n=guided.no_repeat,
             max_n=guided.max_no_repeat,
         )
-        return guarded
+        return capped
 
     def _rewrite_logits(self, scored: ScoredCandidates, reward: Tensor) -> Tensor:
         """Write the guided scores; reward [G, K], summed over the ranks.
@@ -209,7 +209,7 @@ class GuidedStep:
             reward=reward,
             beta=self._guided.beta,
             top_k=self._guided.top_k,
-            guarded=scored.guarded,
+            capped=scored.capped,
             excluded=scored.excluded,
         )
         try:

@@ -259,9 +259,9 @@ def _step_tools(
     eos_token_ids = torch.tensor(
         config_checks.eos_token_ids(config), dtype=torch.int64, device=device
     )
-    forced_end_token = reasoning_markers = None
+    forced_eos_token_id = reasoning_markers = None
     if pad.on_failure == "stop":
-        forced_end_token = config_checks.required_eos_token_id(config)
+        forced_eos_token_id = config_checks.required_eos_token_id(config)
     if pad.reasoning == "unguided":
         reasoning_markers = find_reasoning_markers(config)
     return StepTools(
@@ -271,7 +271,7 @@ def _step_tools(
         step_counters=StepCounters(device, instance.failure_log, outcome_table),
         token_reader=token_reader,
         eos_token_ids=eos_token_ids,
-        forced_end_token=forced_end_token,
+        forced_eos_token_id=forced_eos_token_id,
         reasoning_markers=reasoning_markers,
     )
 

@@ -85,7 +85,7 @@ def test_many_values_of_one_model_are_pads_rule(decoding, value):
         h, _ = value.hidden(torch.tensor([ids]))
         z = value.base_logits(h[0, -1])
         reward = value.rewards(h[0, -1], h[0, -1], torch.arange(len(z)), w)
-        assert token == guide_row(z, reward, 3.0, 5, min_p=0.2, end_tokens=[7]).argmax()
+        assert token == guide_row(z, reward, 3.0, 5, min_p=0.2, eos_token_ids=[7]).argmax()
         ids = [*ids, token]
     assert answer([value, value], lambda rewards: rewards.amax(0)) == alone
 

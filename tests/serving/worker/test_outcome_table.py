@@ -155,7 +155,7 @@ def test_no_answer_gets_the_steps_of_the_answer_that_had_its_row_before(table, h
 def test_new_steps_overwrite_the_oldest_in_a_buffer_that_does_not_grow(monkeypatch):
     from pad_vllm.serving.worker import explanation_buffer
 
-    monkeypatch.setattr(explanation_buffer, "_BYTES", 8 * 3 * 4)
+    monkeypatch.setattr(explanation_buffer, "_BUFFER_BYTES", 8 * 3 * 4)
     kept = explanation_buffer.ExplanationBuffer(CPU, 2)
     for place in range(6):
         one, other = torch.tensor([place, place]), torch.tensor([[place, 1], [place, 2]])
