@@ -5,6 +5,8 @@
     d_w      = (sum_i w_i) (h_T - h_B) + sum_i w_i (B_i A_i h_T + c_i)
     score(a) = z_B(a) + beta * R_w(a)   for a in top-k of the base, -inf elsewhere
 
+On a GPU kernels/triton_kernels.py computes candidates, token_rewards, capped_candidates and guide: a change
+here is made there too.
 Guards, where a request asks for them: for a capped candidate beta * R_w(a) is at most the mean of it over
 the row's candidates under the base. The no-repeat guard takes the candidates that would complete an n-gram
 which is already in the answer. The min-p guard takes the candidates that are less likely than a share of the

@@ -1,4 +1,4 @@
-"""What a client reads about a guided answer: the field `pad` of responses and of `RequestOutput`.
+"""The response field `pad` of a guided answer, and the counts that a worker reports beside it.
 
 The worker counts it (serving/worker/outcome_table.py), and the front end fetches it
 (vllm_api/patches/outcome_rpc.py). This module knows neither.
@@ -74,7 +74,7 @@ class GuidanceCounts(TypedDict):
     """Seconds that the host spent on rewards, one number a step."""
 
     failures: dict[str, int]
-    """Reason -> number of rows."""
+    """Reason -> rows left unguided, or failures that left none."""
 
 
 WorkerReport = tuple[list[Outcome | None], GuidanceCounts | None]

@@ -9,7 +9,7 @@ knows no model and no tensor, and imports neither torch nor vLLM.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pad_vllm.weights_argument import (
+from pad_vllm.weights_syntax import (
     WEIGHTS_ARGUMENT,
     WEIGHTS_FORMS,
     NamedWeights,

@@ -9,13 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pad_vllm.params import (
-    Guidance,
-    RequestLimits,
-    check_argument_syntax,
-    parse_guidance,
-)
-from pad_vllm.weights_argument import MAX_WEIGHT
+from pad_vllm.params import Guidance, RequestLimits, check_argument_syntax, parse_guidance
+from pad_vllm.weights_syntax import MAX_WEIGHT
 
 DIMENSIONS = ("helpful", "harmless", "humor")
 LIMITS = RequestLimits(dimensions=DIMENSIONS, beta=1.0, top_k=10, max_beta=5.0, max_top_k=50)

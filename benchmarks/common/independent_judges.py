@@ -18,7 +18,7 @@ import numpy as np
 from pad_vllm.adapter.manifest import AdapterConfig, training_sections
 from pad_vllm.evaluation.lexical_scorers import LEXICAL_JUDGES
 from pad_vllm.evaluation.sentence_embeddings import embed
-from pad_vllm.evaluation.text_measures import (
+from pad_vllm.evaluation.win_rates_and_fluency import (
     bootstrap_interval,
     perplexity,
     repeated_ngram_share,

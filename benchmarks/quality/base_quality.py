@@ -36,7 +36,7 @@ from benchmarks.common.independent_judges import (
 from pad_vllm.adapter.adapter_folder import save_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.catalog.name_resolution import resolve_base
-from pad_vllm.evaluation.text_measures import perplexity
+from pad_vllm.evaluation.win_rates_and_fluency import perplexity
 from pad_vllm.steering.comparison_conditions import guided_conditions, unguided_condition
 from pad_vllm.steering.dimension_judges import DimensionJudges
 from pad_vllm.steering.guided_answers import DrawnAnswer

@@ -31,7 +31,7 @@ from benchmarks.common.vllm_server import vllm_server
 from pad_vllm.adapter.manifest import read_config
 from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
 from pad_vllm.evaluation.lexical_scorers import LEXICAL_SCORERS, lexical_scores
-from pad_vllm.evaluation.text_measures import repeated_ngram_share, win_rate
+from pad_vllm.evaluation.win_rates_and_fluency import repeated_ngram_share, win_rate
 from pad_vllm.serving.launch.serve_arguments import serve_argv
 from pad_vllm.text.token_alignment import AlignedTokens, TokenAligner
 

@@ -30,7 +30,7 @@ def profiled_functions() -> dict[str, tuple[Any, str]]:
 
     from pad_vllm.engines.shared.shared_rewards import SharedRewards
     from pad_vllm.kernels import kernel_choice
-    from pad_vllm.serving.worker.answer_tokens import V1AnswerTokenReader, V2AnswerTokenReader
+    from pad_vllm.serving.worker.answer_token_reader import V1AnswerTokenReader, V2AnswerTokenReader
     from pad_vllm.serving.worker.batch_slots import BatchSlots
     from pad_vllm.serving.worker.logits_processor import PADLogitsProcessor
     from pad_vllm.serving.worker.outcome_table import OutcomeTable

@@ -46,7 +46,7 @@ from benchmarks.users.user_dialogues import (
     draw_dialogues,
 )
 from benchmarks.users.user_tastes import SimulatedUser, TasteScores, embed_answers
-from pad_vllm.evaluation.text_measures import perplexity, wins_by_prompt
+from pad_vllm.evaluation.win_rates_and_fluency import perplexity, wins_by_prompt
 from pad_vllm.steering.comparison_conditions import Condition, unguided_condition
 from pad_vllm.steering.dimension_judges import DimensionJudges
 from pad_vllm.steering.guided_answers import DrawnAnswer, known_losses

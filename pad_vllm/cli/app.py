@@ -12,12 +12,12 @@ from typing import Annotated
 import typer
 
 from pad_vllm.cli.check import check
-from pad_vllm.cli.choose_preferred_answer import choose
 from pad_vllm.cli.evaluate import evaluate
 from pad_vllm.cli.explain import explain
 from pad_vllm.cli.fit import fit
 from pad_vllm.cli.merge import merge
 from pad_vllm.cli.models import models
+from pad_vllm.cli.record_user_choices import choose
 from pad_vllm.cli.sample_training_responses import sample
 from pad_vllm.cli.score import score
 from pad_vllm.cli.serve import serve

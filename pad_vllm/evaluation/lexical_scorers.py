@@ -1,6 +1,6 @@
 """Scorers of text by its words: text in, one number out, higher is more of the dimension.
 
-The ground truth of preferences; training uses
+Training data is scored by
 
     positive  VADER compound sentiment, mean over sentences (vaderSentiment; Hutto and Gilbert 2014)
     brief     minus the number of words
@@ -8,14 +8,15 @@ The ground truth of preferences; training uses
     personal  first and second person pronouns per 100 words: speaks of me, us and you
     clean     minus the profane words per 100 words (pyobscenity)
 
-and these judges, which no PersRM is ever trained on:
+and answers are also judged by these, which score no training data of the shipped adapters:
 
     polarity  TextBlob's polarity (its pattern lexicon)
     afinn     AFINN valence per word (Nielsen 2011)
     flesch    Flesch reading ease (syllables by pyphen)
     common    mean Zipf frequency of the words (wordfreq; Speer 2022)
 
-All but brief are for English. This module knows nothing of models, prompts or tokens.
+A new scorer is a function here and its name in LEXICAL_SCORERS. All but brief are for English.
+This module knows nothing of models, prompts or tokens.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pad_vllm.evaluation.sentence_embeddings import embed, relevance
-from pad_vllm.evaluation.text_measures import (
+from pad_vllm.evaluation.win_rates_and_fluency import (
     bootstrap_interval,
     perplexity,
     repeated_ngram_share,

@@ -167,7 +167,7 @@ def _call(llm: Any, method: str | None, arguments: Any) -> str | None:
 
 def _note_early_prefills() -> list[int]:
     """Of every RayRewardScorer from here on: how many rows each call to prefill early has."""
-    from pad_vllm.engines.ray_actors import RayRewardScorer
+    from pad_vllm.engines.ray_engine import RayRewardScorer
 
     start_prefill, early = RayRewardScorer.start_prefill, []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pad_vllm.evaluation.text_measures import bootstrap_interval
+from pad_vllm.evaluation.win_rates_and_fluency import bootstrap_interval
 from pad_vllm.steering import comparison_conditions, dimension_judges, steering_metrics
 from pad_vllm.steering.guided_answers import DrawnAnswer
 from pad_vllm.training.data.conversation import Conversation

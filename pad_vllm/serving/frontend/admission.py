@@ -16,17 +16,10 @@ from pad_vllm.adapter.shape_checks import (
     require_lora_shapes,
 )
 from pad_vllm.config import PADConfig
-from pad_vllm.params import (
-    ADAPTER,
-    EXPLAIN,
-    PREFERENCE,
-    WEIGHTS,
-    RequestLimits,
-    parse_guidance,
-)
+from pad_vllm.params import ADAPTER, EXPLAIN, PREFERENCE, WEIGHTS, RequestLimits, parse_guidance
 from pad_vllm.serving.frontend.adapter_registry import AdapterRegistry
 from pad_vllm.serving.frontend.request_fields import NeedsTurns, request_field_check
-from pad_vllm.serving.start import config_checks, reasoning_markers, served_adapters
+from pad_vllm.serving.start import config_checks, eos_tokens, reasoning_markers, served_adapters
 from pad_vllm.vllm_api.patches.server_request_check import check_server_requests
 from pad_vllm.vllm_api.vllm_names import VllmConfig
 from pad_vllm.wording import short_repr
@@ -49,7 +42,7 @@ def make_admission(config: VllmConfig) -> Admission:
         needs_turns = _check_separate_reward_model(config, pad, adapter)
         check_server_requests(request_field_check(needs_turns))
     if pad.on_failure == "stop":
-        config_checks.required_eos_token_id(config)
+        eos_tokens.required_eos_token_id(config)
     if pad.reasoning == "unguided":
         reasoning_markers.find_reasoning_markers(config)
     return Admission(registry, config.model_config)

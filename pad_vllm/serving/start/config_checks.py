@@ -8,7 +8,6 @@ worker runs them again when it has loaded the weights. No function here loads a 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from pad_vllm.engines.reward_model.scorer_loader import (
     require_text_length,
     reward_tokenizer,
 )
+from pad_vllm.serving.start import eos_tokens
 from pad_vllm.serving.start.forkable_bases import (
     require_fork_in_last_stage,
     require_forkable_architecture,
@@ -169,35 +169,4 @@ def make_token_aligner(config: VllmConfig, pad: PADConfig) -> TokenAligner:
         setting = "additional_config['pad']['chat_template']"
         base.chat_template = read_chat_template(pad.chat_template, setting)
     persrm = reward_tokenizer(pad, read_config(pad.adapter))
-    return TokenAligner(base, persrm, eos_token_ids=eos_token_ids(config))
-
-
-def eos_token_ids(config: VllmConfig) -> list[int]:
-    """Token ids that end an answer of the base: `eos_token_id` of its config, then of its generation config.
-
-    May be empty.
-    """
-    model = config.model_config
-    settings: tuple[object, ...] = (
-        getattr(model.hf_text_config, "eos_token_id", None),
-        model.try_get_generation_config().get("eos_token_id"),
-    )
-    return list(dict.fromkeys(token for setting in settings for token in _token_ids(setting)))
-
-
-def _token_ids(setting: object) -> Iterable[int]:
-    """The ids in an `eos_token_id`: one, a list of them, or None."""
-    ids = setting if isinstance(setting, list | tuple) else [setting]
-    return (token for token in ids if isinstance(token, int))
-
-
-def required_eos_token_id(config: VllmConfig) -> int:
-    """The token that ends a row under `"on_failure": "stop"`. Raises ValueError where the base has none."""
-    ids = eos_token_ids(config)
-    if not ids:
-        raise ValueError(
-            "on_failure is 'stop', and neither the base's config nor its generation config has an "
-            "eos_token_id, so no token ends an answer. Set on_failure to 'unguided', or give the base's "
-            "config its eos_token_id."
-        )
-    return ids[0]
+    return TokenAligner(base, persrm, eos_token_ids=eos_tokens.eos_token_ids(config))

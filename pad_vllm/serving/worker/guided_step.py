@@ -21,7 +21,7 @@ from pad_vllm.engines.reward_engine import StepCandidates
 from pad_vllm.guidance import AnswerTokens
 from pad_vllm.serving.start.reasoning_markers import ReasoningMarkers
 from pad_vllm.serving.worker import reasoning_rows
-from pad_vllm.serving.worker.answer_tokens import AnswerTokenReader
+from pad_vllm.serving.worker.answer_token_reader import AnswerTokenReader
 from pad_vllm.serving.worker.batch_slots import GuidedRows
 from pad_vllm.serving.worker.instance import Instance
 from pad_vllm.serving.worker.outcome_table import OutcomeTable
@@ -45,7 +45,7 @@ class StepTools:
     token_reader: AnswerTokenReader
 
     eos_token_ids: Tensor
-    """[E] int64 on the device: the min-p guard leaves these tokens alone."""
+    """[E] int64 on the device, from start/eos_tokens.py: the min-p guard leaves these tokens alone."""
 
     forced_eos_token_id: int | None
     """The token that ends a row without rewards (`on_failure` "stop"); None if such a row continues."""

@@ -21,10 +21,10 @@ from pad_vllm.engines.reward_engine import GuidedRequest
 from pad_vllm.guidance_outcome import OUTCOME_KEY
 from pad_vllm.kernels import kernel_choice
 from pad_vllm.params import check_argument_syntax, parse_guidance
-from pad_vllm.serving.start import config_checks, served_adapters
+from pad_vllm.serving.start import config_checks, eos_tokens, served_adapters
 from pad_vllm.serving.start.reasoning_markers import find_reasoning_markers
 from pad_vllm.serving.worker.accepted_limits import AcceptedLimits
-from pad_vllm.serving.worker.answer_tokens import (
+from pad_vllm.serving.worker.answer_token_reader import (
     AnswerTokenReader,
     V1AnswerTokenReader,
     V2AnswerTokenReader,
@@ -256,12 +256,10 @@ def _step_tools(
     """What the steps need, by PAD's settings. Raises ValueError where vLLM's config does not have it."""
     instance = get_or_create_instance(config.instance_id)
     outcome_table = OutcomeTable(device, config.scheduler_config.max_num_seqs, pad.max_top_k)
-    eos_token_ids = torch.tensor(
-        config_checks.eos_token_ids(config), dtype=torch.int64, device=device
-    )
+    eos_token_ids = torch.tensor(eos_tokens.eos_token_ids(config), dtype=torch.int64, device=device)
     forced_eos_token_id = reasoning_markers = None
     if pad.on_failure == "stop":
-        forced_eos_token_id = config_checks.required_eos_token_id(config)
+        forced_eos_token_id = eos_tokens.required_eos_token_id(config)
     if pad.reasoning == "unguided":
         reasoning_markers = find_reasoning_markers(config)
     return StepTools(

@@ -228,7 +228,7 @@ def _resident_engine(loaded: LoadedModel) -> RewardEngine:
 
 
 def _ray_engine(loaded: LoadedModel) -> RewardEngine:
-    from pad_vllm.engines.ray_actors import RayRewardScorer
+    from pad_vllm.engines.ray_engine import RayRewardScorer
     from pad_vllm.engines.resident_engine import ResidentRewards
 
     pad, failure_log = loaded.pad, loaded.instance.failure_log

@@ -1,4 +1,4 @@
-"""Counts of guided rows, changed tokens, reward time and failures, for /metrics.
+"""Counts of guided rows, changed tokens, reward time and failures, for vllm_api/prometheus_metrics.py.
 
 In: the guided rows of every step. Out: GuidanceCounts, increments since the last report. Counts that need
 the device stay on it until they are reported. Imports no vLLM.

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pad_vllm.evaluation.text_measures import answer_losses
+from pad_vllm.evaluation.win_rates_and_fluency import answer_losses
 from pad_vllm.persrm import PersRM
 from pad_vllm.text.chat_template import chat_token_ids
 from pad_vllm.text.preference_text import with_preference

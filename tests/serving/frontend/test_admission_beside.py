@@ -14,7 +14,7 @@ from pad_vllm.adapter.manifest import read_config
 from pad_vllm.config import LOGITS_PROCESSOR, PADConfig
 from pad_vllm.engines.reward_model.scorer_loader import reward_tokenizer
 from pad_vllm.serving.frontend import admission
-from pad_vllm.serving.start import config_checks
+from pad_vllm.serving.start import config_checks, eos_tokens
 
 
 @pytest.fixture(scope="module")
@@ -180,9 +180,9 @@ def test_to_stop_rows_the_base_needs_a_token_that_ends_them(config):
     stop = {"on_failure": "stop"}
     assert admission.make_admission(config(stop)) is not None
     several, none = SimpleNamespace(eos_token_id=[5, 6]), SimpleNamespace(eos_token_id=None)
-    assert config_checks.required_eos_token_id(config(hf_text_config=several)) == 5
-    assert config_checks.eos_token_ids(config(hf_text_config=several)) == [5, 6, 1, 7]
-    assert config_checks.required_eos_token_id(config(hf_text_config=none)) == 1
+    assert eos_tokens.required_eos_token_id(config(hf_text_config=several)) == 5
+    assert eos_tokens.eos_token_ids(config(hf_text_config=several)) == [5, 6, 1, 7]
+    assert eos_tokens.required_eos_token_id(config(hf_text_config=none)) == 1
     with pytest.raises(ValueError, match="on_failure is 'stop'"):
         admission.make_admission(config(stop, hf_text_config=none, try_get_generation_config=dict))
 

@@ -16,11 +16,7 @@ import transformers
 
 from pad_vllm.adapter.adapter_folder import load_adapter, save_adapter
 from pad_vllm.serving import registration
-from pad_vllm.serving.launch import (
-    base_adapter_checks,
-    compatibility_report,
-    installed_vllm_checks,
-)
+from pad_vllm.serving.launch import base_adapter_checks, compatibility_report, installed_vllm_checks
 from pad_vllm.vllm_api import vllm_names
 from pad_vllm.vllm_api.vllm_versions import IncompatibleVLLM
 

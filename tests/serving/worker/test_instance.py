@@ -19,11 +19,7 @@ from pad_vllm.engines.shared.shared_rewards import SharedRewards
 from pad_vllm.serving.start.served_adapters import adapter_limits
 from pad_vllm.serving.worker import runtime_adapter_updates
 from pad_vllm.serving.worker.accepted_limits import AcceptedLimits
-from pad_vllm.serving.worker.instance import (
-    find_instance,
-    get_or_create_instance,
-    report_outcomes,
-)
+from pad_vllm.serving.worker.instance import find_instance, get_or_create_instance, report_outcomes
 from pad_vllm.serving.worker.outcome_table import OutcomeTable
 from pad_vllm.serving.worker.step_counters import StepCounters
 

@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from pad_vllm.evaluation.text_measures import (
+from pad_vllm.evaluation.win_rates_and_fluency import (
     answer_losses,
     perplexity,
     repeated_ngram_share,

@@ -8,7 +8,7 @@ import torch
 
 from pad_vllm.engines.reward_engine import GuidedRequest
 from pad_vllm.params import Guidance
-from pad_vllm.serving.worker.answer_tokens import V1AnswerTokenReader
+from pad_vllm.serving.worker.answer_token_reader import V1AnswerTokenReader
 from pad_vllm.serving.worker.batch_slots import BatchSlots
 
 

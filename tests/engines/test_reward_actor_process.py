@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from pad_vllm.adapter.adapter_folder import load_adapter
-from pad_vllm.engines.persrm_actor import PersRMActor
+from pad_vllm.engines.reward_actor_process import PersRMActor
 
 DIGEST = "0" * 64
 

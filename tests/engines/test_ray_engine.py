@@ -15,8 +15,8 @@ from counting_list import CountingList
 
 from pad_vllm.config import PADConfig
 from pad_vllm.engines.failure_log import FailureLog
-from pad_vllm.engines.persrm_actor import PersRMActor
-from pad_vllm.engines.ray_actors import RayRewardScorer, _join_ray
+from pad_vllm.engines.ray_engine import RayRewardScorer, _join_ray
+from pad_vllm.engines.reward_actor_process import PersRMActor
 from pad_vllm.engines.reward_model.scoring_request import ScoringRequest
 
 DIGEST = "0" * 64

@@ -23,7 +23,7 @@ from torch import Tensor
 from pad_vllm.config import PADConfig
 from pad_vllm.engines.actor_timeout import ActorTimeout
 from pad_vllm.engines.failure_log import FailureLog, Reason
-from pad_vllm.engines.persrm_actor import PersRMActor, RowUpdate
+from pad_vllm.engines.reward_actor_process import PersRMActor, RowUpdate
 from pad_vllm.engines.reward_engine import widen_rewards
 from pad_vllm.engines.reward_model.scoring_request import ScoringRequest, common_prefix_length
 from pad_vllm.wording import listed

@@ -1,7 +1,7 @@
 """The request argument `pad_weights`: its three spellings, and numbers in request arguments.
 
 In: what a client sent. Out: weights by dimension name, or a ValueError that names the value, what is accepted
-and the way out. It does not know which dimensions an adapter has.
+and the way out. params.py checks whether the adapter has these dimensions.
 """
 
 import contextlib
