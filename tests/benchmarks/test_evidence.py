@@ -1,4 +1,4 @@
-"""Evidence goes on where it stopped, and every command it knows has the options it names."""
+"""Evidence goes on where it stopped, and every command in its table has the options it uses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FIELDS = dict.fromkeys(("prompts", "some", "judge", "learn", "tokens"), "8")
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_step_whose_result_is_there_is_not_made_again_and_one_that_fails_is_told(tmp_path):
+def test_a_step_whose_result_exists_is_not_run_again_and_one_that_fails_is_reported(tmp_path):
     result = tmp_path / "a.json"
     program = "import sys, pathlib; pathlib.Path(sys.argv[1]).touch(exist_ok=False)"
     step = evidence.EvidenceStep("a", [sys.executable, "-c", program, str(result)], result)

@@ -1,4 +1,4 @@
-"""The page's tables are their files', and only they are touched."""
+"""Tables of the page are filled in from their files, and the text around them stays."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ def test_a_path_goes_through_lists():
     ]
 
 
-def test_the_page_says_what_the_results_say():
+def test_the_committed_page_agrees_with_the_results():
     folder = Path(fill_readme_tables.__file__).parent
     assert not fill_readme_tables.stale((folder / "README.md").read_text(), folder / "results")

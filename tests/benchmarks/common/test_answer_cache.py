@@ -12,7 +12,7 @@ from pad_vllm.steering.guided_answers import AnswerBatch, DecodingSettings
 from pad_vllm.training.data.conversation import Conversation
 
 
-def test_answers_are_kept_by_what_decides_them_and_a_torn_line_is_drawn_again(
+def test_answers_are_read_by_the_batchs_hash_and_a_torn_line_is_drawn_again(
     scripted_engine, tmp_path
 ):
     cache = answer_cache.AnswerCache(tmp_path / "some" / "answers.jsonl")
@@ -24,9 +24,9 @@ def test_answers_are_kept_by_what_decides_them_and_a_torn_line_is_drawn_again(
         [unguided_condition()],
         [DecodingSettings()],
     )
-    said = cache.draw(batch)
+    answers = cache.draw(batch)
     copy = tiny.checkpoint("llama", tmp_path / "copy")
-    assert cache.draw(dataclasses.replace(batch, base=str(copy))) == said
+    assert cache.draw(dataclasses.replace(batch, base=str(copy))) == answers
     assert len(scripted_engine.batches) == 1
     more = Condition("+warm", {"warm": 1.0}, 1.0, request_arguments={"pad_min_p": 0.3})
     assert more.extra_args()["pad_min_p"] == 0.3
@@ -36,4 +36,4 @@ def test_answers_are_kept_by_what_decides_them_and_a_torn_line_is_drawn_again(
     cache.draw(dataclasses.replace(batch, conditions=[more]))
     cache.draw(dataclasses.replace(batch, conditions=[more]))
     assert len(scripted_engine.batches) == 3
-    assert cache.draw(batch) == said
+    assert cache.draw(batch) == answers

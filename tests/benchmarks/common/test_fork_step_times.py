@@ -1,4 +1,4 @@
-"""The cost of each depth: what is told of rounds in which all took turns, and a shape without weights."""
+"""The cost of each fork depth: ratios within a round, and a model's shape without weights."""
 
 from __future__ import annotations
 

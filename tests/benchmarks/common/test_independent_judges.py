@@ -26,7 +26,7 @@ def test_a_scorer_does_not_judge_what_its_own_scores_taught(scripted_engine):
     assert one.judge_names("warm") == []
 
 
-def test_a_verdict_is_won_prompt_by_prompt_and_says_what_the_text_costs(scripted_engine):
+def test_a_verdict_has_wins_by_prompt_and_what_the_text_costs(scripted_engine):
     one = independent_judges.IndependentJudges(DimensionJudges(None, None, {}), frozenset())
     plain = [DrawnAnswer("a b c", (1, 2), 2.0), DrawnAnswer("a b", (1, 2), 2.0)]
     guided = [DrawnAnswer("a", (1, 2), 4.0), DrawnAnswer("a b c", (1, 2), 4.0)]

@@ -1,4 +1,4 @@
-"""What a policy learns from: the best and the worst response of a prompt, where they differ enough."""
+"""Pairs that a policy is trained on: a prompt's best and worst response, where they differ enough."""
 
 from __future__ import annotations
 

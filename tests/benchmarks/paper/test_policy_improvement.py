@@ -1,4 +1,4 @@
-"""A wish paid by one policy's values, by all of them, by the best: the rules, and the whole script."""
+"""A preference's rewards by one policy's values, by their mean, by the best: the rules, and the script."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ NAMES = [*INSTRUCTIONS]
 def test_rules_pick_mean_and_maximum_over_the_policies():
     each = torch.tensor([[[1.0, 5.0]], [[3.0, 1.0]]])  # [M=2, N=1, K=2]
     found = {
-        name: paid(each).tolist()
-        for name, paid in policy_improvement.combination_rules(["a", "b"]).items()
+        name: combine(each).tolist()
+        for name, combine in policy_improvement.combination_rules(["a", "b"]).items()
     }
     assert found == {"a": [[1, 5]], "b": [[3, 1]], "mean": [[2, 3]], "most": [[3, 5]]}
     assert policy_improvement.preferences(("a", "b")) == [("a",), ("b",), ("a", "b")]
@@ -27,7 +27,7 @@ def test_rules_pick_mean_and_maximum_over_the_policies():
     ).tolist() == [0, 1]
 
 
-def test_the_script_judges_every_wish_under_every_rule(scripted_engine, monkeypatch):
+def test_the_script_judges_every_preference_under_every_rule(scripted_engine, monkeypatch):
     pytest.importorskip("sklearn")
     picture, one = scripted_engine.folder / "improvement.png", str(scripted_engine.adapter)
     more = ["--of", f"plain={one}", "--of", f"warm={one}", "--tokens", "4", "--picture", picture]

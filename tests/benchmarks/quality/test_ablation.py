@@ -1,4 +1,4 @@
-"""What replaces parts of an adapter, at which strength, and the whole script."""
+"""Variants of an adapter, their weights, and the whole script."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_variants_are_the_adapters_own_parts_and_random_ones(scripted_engine):
     assert not torch.equal(made["random"].head_A, trained.head_A)
 
 
-def test_a_stand_in_pays_what_the_dimension_pays():
+def test_a_stand_in_has_the_spread_of_the_dimension():
     known = {"a": 2.0, "b": 1.0, "random_a": 8.0, "random_b": 4.0, "state_a": 0.0, "state_b": 1.0}
     found = ablation.variant_weights(["a", "b"], known)
     assert found["random", "a"] == {"random_a": 0.25}

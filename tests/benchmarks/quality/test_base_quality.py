@@ -1,4 +1,4 @@
-"""Worse copies of a base: what is done to their weights, that an engine opens them, and the whole script."""
+"""Worse copies of a base: their weights, that an engine opens them, and the whole script."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.adapter.manifest import read_config
 
 
-def test_rounding_keeps_what_it_can_say():
+def test_rounding_keeps_values_on_its_grid():
     torch.manual_seed(0)
     w = torch.randn(4, 64)
     eight, four = base_quality.round_to_bits(8)(w), base_quality.round_to_bits(4)(w)

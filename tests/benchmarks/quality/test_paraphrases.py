@@ -1,4 +1,4 @@
-"""Wordings of wishes: which pairs count as the same wish, and what is said of them."""
+"""Wordings of instructions: which pairs count as the same instruction, and their table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from benchmarks.quality import paraphrases
 
 
-def test_wordings_are_compared_within_a_wish_and_with_all_others():
+def test_wordings_are_compared_within_an_instruction_and_with_all_others():
     found = torch.eye(4) + 0.2 * (1 - torch.eye(4))
     found[0, 1] = found[1, 0] = 0.8
     found[2, 3] = found[3, 2] = 0.6
@@ -17,5 +17,5 @@ def test_wordings_are_compared_within_a_wish_and_with_all_others():
     assert "| warm | 0.80 (0.80 to 0.80) | 0.20 (0.20 to 0.20) |" in paraphrases.table(rows)
 
 
-def test_every_wish_has_five_wordings():
+def test_every_instruction_has_five_wordings():
     assert {len(some) for some in paraphrases.WORDINGS.values()} == {5}

@@ -1,4 +1,4 @@
-"""One setting at a time: what is asked of the engine, and what stands in a row."""
+"""One setting at a time: the engine's batches, and the result's rows."""
 
 from __future__ import annotations
 

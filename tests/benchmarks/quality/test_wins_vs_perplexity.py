@@ -1,4 +1,4 @@
-"""Methods at equal wins: what is read of results, and what lies between two strengths."""
+"""Methods at equal wins: the lines read from results, and points between two strengths."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RESULTS = [
 ]
 
 
-def test_a_dimension_alone_is_a_line_and_asking_a_point():
+def test_a_dimension_alone_is_a_line_and_prompting_a_point():
     (lines,) = wins_vs_perplexity.read_lines(RESULTS, 0.7).values()
     assert [p.strength for p in lines["PAD"]] == [0.4, 0.8]
     assert [p.wins for p in lines[wins_vs_perplexity.PROMPTING]] == [0.9]

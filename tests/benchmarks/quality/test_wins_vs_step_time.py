@@ -1,4 +1,4 @@
-"""Alignment is a mean over judges that trained nothing, beside step times of the same fork."""
+"""Wins are a mean over judges that trained nothing, beside step times of the same fork."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TIMES = [
 ]
 
 
-def test_who_taught_does_not_judge():
+def test_a_scorer_that_trained_a_dimension_does_not_judge_it():
     found = wins_vs_step_time.mean_points(RESULT, 0.7, {"simple": "simple"})
     assert found["PAD"][0].wins == pytest.approx(0.8)
     assert found["trunk"][0] == pytest.approx((2.0, 0.85, 1.3, 0.01))

@@ -16,7 +16,7 @@ def test_no_two_preferences_are_alike_and_rounds_bring_new_ones():
     assert len({tuple(p["pad_weights"]) for p in some}) == 10_000
 
 
-def test_a_ratio_is_the_median_of_what_rounds_say():
+def test_a_ratio_is_the_median_over_the_rounds():
     rounds = [{"one": 1.0, "all": 1.5}, {"one": 2.0, "all": 2.0}, {"one": 1.0, "all": 1.1}]
     assert distinct_preferences.ratio(rounds, "all", "one") == {
         "ratio": 1.1,

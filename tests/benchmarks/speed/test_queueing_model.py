@@ -1,4 +1,4 @@
-"""The queueing model: cases that have an answer of their own, and what it says of files that exist."""
+"""The queueing model: cases with a known answer, and the committed results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 STEPS = {1: 0.01, 4: 0.02}
 
 
-def test_one_user_waits_for_nobody():
+def test_one_user_never_waits():
     tokens, seconds = queueing_model.throughput_and_wait(
         STEPS, queueing_model.Load(60.0, 100, 4), 1
     )
@@ -35,7 +35,7 @@ def test_two_users_of_a_replica_that_runs_one_are_the_textbooks_machine_repair()
     assert tokens == pytest.approx(100 * 0.1 * 4 / 5)
 
 
-def test_a_batch_left_out_is_told_by_its_neighbours(tmp_path):
+def test_a_batch_left_out_is_predicted_from_its_neighbours(tmp_path):
     records = [{"batch": b, "plain_ms": ms} for b, ms in ((1, 1.0), (2, 4.0), (3, 3.0))]
     (tmp_path / "speed.json").write_text(json.dumps({"records": records}))
     assert queueing_model.model_errors(tmp_path / "speed.json") == {"plain, speed": {2: -0.5}}

@@ -1,4 +1,4 @@
-"""What the profiler saw, by part of a guided step."""
+"""Times of the parts of a guided step, from the profiler's events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hidden users: who they are, what known dimensions say of a left out preference, and at which strength."""
+"""Hidden users: their tastes, weights of usable dimensions for a left out one, and their scale."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ DIMENSIONS = ("a", "b", "c")
 def space():
     model = tiny.persrm("llama", 4, DIMENSIONS, 0.5)
     tokenizer = tiny.tokenizer()
-    made = RewardSpace(CandidateReader(model, tokenizer, 8))
-    said = [DrawnAnswer("x", (20, 31, 45, 12)), DrawnAnswer("y", (9, 50, 33))]
-    told = {
+    new_space = RewardSpace(CandidateReader(model, tokenizer, 8))
+    answers = [DrawnAnswer("x", (20, 31, 45, 12)), DrawnAnswer("y", (9, 50, 33))]
+    instructed = {
         "a": lambda c: with_instruction(c, "Be warm."),
         "b": lambda c: with_instruction(c, "Be brief."),
     }
-    made.read([Conversation.model_validate(text) for text in ("one", "two")], said, told)
-    return made
+    new_space.read(
+        [Conversation.model_validate(text) for text in ("one", "two")], answers, instructed
+    )
+    return new_space
 
 
-def test_a_user_is_left_out_of_what_expresses_them_or_mixes_what_there_is():
+def test_a_users_dimension_is_left_out_or_the_taste_is_a_mix():
     found = list(hidden_users.make_users(DIMENSIONS, 4, seed=0))
     assert [u.name for u in found[:3]] == [f"left out: {name}" for name in DIMENSIONS]
     assert found[0].usable_dimensions == ("b", "c")
@@ -50,7 +52,7 @@ def test_weights_are_scaled_to_one_logit(space):
     assert float(w @ space.gram @ w / space.tokens) == pytest.approx(1.0)
 
 
-def test_what_a_dimension_itself_says_is_explained_whole_by_it(space):
+def test_a_dimensions_own_rewards_are_fully_explained_by_it(space):
     row = space.gram[1]
     space.prompt_products["twin"] = row.clone(), float(row[1])
     weights, share = space.project("twin", DIMENSIONS)
@@ -60,13 +62,13 @@ def test_what_a_dimension_itself_says_is_explained_whole_by_it(space):
     assert space.project("twin", ("a", "c"))[1] < 1
 
 
-def test_the_told_base_pays_nothing_on_average_and_differs_from_the_plain_one(space):
+def test_an_instructions_rewards_have_zero_mean_and_are_not_zero(space):
     chat, answer = Conversation.model_validate("one"), DrawnAnswer("x", (20, 31, 45, 12))
     seen = space.reader.candidates(chat, answer)
-    paid = space.reader.instruction_rewards(chat, answer, "Be warm.", seen)
-    assert paid.shape == (4, 8)
-    torch.testing.assert_close((seen.p * paid).sum(-1), torch.zeros(4).double())
-    assert paid.abs().max() > 0
+    rewards = space.reader.instruction_rewards(chat, answer, "Be warm.", seen)
+    assert rewards.shape == (4, 8)
+    torch.testing.assert_close((seen.p * rewards).sum(-1), torch.zeros(4).double())
+    assert rewards.abs().max() > 0
 
 
 def test_a_taste_is_a_sum_of_standardised_judges():
@@ -77,8 +79,8 @@ def test_a_taste_is_a_sum_of_standardised_judges():
     assert tastes(user, embedded) == pytest.approx([0.0, 0.0])
 
 
-def test_choices_between_guided_answers_tell_the_taste(space):
-    """Of dimension a's embedded answers the taste likes the guided ones; b and c say nothing to it."""
+def test_choices_between_guided_answers_show_the_taste(space):
+    """The user likes answers that dimension a guides; b and c make no difference to the taste."""
     weights = torch.tensor(
         [[sign if d == row else 0.0 for d in range(3)] for row in range(3) for sign in (1.0, -1.0)]
     )

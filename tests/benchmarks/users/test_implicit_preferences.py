@@ -1,4 +1,4 @@
-"""Users who say nothing: what their dialogues are, what weights are read from them, and the whole script."""
+"""Users who state no preference: their dialogues, the weights read from them, and the whole script."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ CHAT = Conversation.model_validate
 @pytest.fixture(scope="module")
 def space():
     model = tiny.persrm("llama", 4, ("a", "b"), 0.5)
-    made = RewardSpace(CandidateReader(model, tiny.tokenizer(), 8))
-    made.read([CHAT("one")], [DrawnAnswer("x", (20, 31, 45, 12))], {})
-    return made
+    new_space = RewardSpace(CandidateReader(model, tiny.tokenizer(), 8))
+    new_space.read([CHAT("one")], [DrawnAnswer("x", (20, 31, 45, 12))], {})
+    return new_space
 
 
 def test_a_user_likes_a_dimension_or_two():
@@ -71,8 +71,8 @@ def test_the_script_compares_what_was_read_with_the_history_itself(scripted_engi
     assert rows["warm", "read"]["prompt"] == 0
     assert rows["warm", "history"]["perplexity"] > 0
     assert picture.stat().st_size > 1000
-    _, told, _, kept = scripted_engine.batches
-    assert told.conditions[-1].instruction == "be warm be dry"
-    last = kept.prompts[0].messages()
+    _, dialogues, _, behind = scripted_engine.batches
+    assert dialogues.conditions[-1].instruction == "be warm be dry"
+    last = behind.prompts[0].messages()
     assert [m["role"] for m in last] == ["user", "assistant"] * 2 + ["user"]
-    assert kept.adapter is None
+    assert behind.adapter is None
