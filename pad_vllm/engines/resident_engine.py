@@ -108,7 +108,7 @@ class ResidentRewards(RewardEngine):
         self._batch = requests
 
     def on_forward_start(self, ids: Tensor, positions: Tensor) -> None:
-        """The base's forward on ids and positions, [T] int64 each, starts: have the reward model prefill
+        """The base's forward on ids and positions, [T] integers each, starts: have the reward model prefill
         too.
         """
         batch, self._batch = self._batch, {}

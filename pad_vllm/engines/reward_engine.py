@@ -82,7 +82,7 @@ class RewardEngine:
     def before_forward_v1(self, requests: Mapping[int, GuidedRequest]) -> None:
         """V1, before each forward of the base: an engine may start its own work for this step.
 
-        requests: the guided requests of the step that begins, by logits row.
+        requests: the guided requests of the step that begins, by batch slot, which on V1 is the logits row.
         """
 
     def before_forward_v2(

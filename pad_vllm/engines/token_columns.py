@@ -41,7 +41,7 @@ def attach_token_columns(
     Args:
         model: a loaded vLLM model; its class changes in place.
         receiver: called once a step, before logits are computed.
-        on_forward_start: called with token ids and positions, [T] int64 each on the device, when a forward
+        on_forward_start: called with token ids and positions, [T] integers each on the device, when a forward
             starts, but not when a captured graph replays it.
     """
     model.pad_fed_token_receiver = receiver

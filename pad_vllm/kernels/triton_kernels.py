@@ -1,4 +1,4 @@
-"""candidates, token_rewards, guarded_candidates and guide of guidance.py as Triton kernels: same in and out.
+"""candidates, token_rewards, capped_candidates and guide of guidance.py as Triton kernels: same in and out.
 
 A program handles one guided row, or a part of one; K candidates are padded to a power of two. Sums and the
 mean under the base are taken in the precision of guidance.py, in another order. Kernels are launched by
@@ -73,7 +73,7 @@ def candidates(logits: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
         vocabulary,
         chosen.shape[1],
         k,
-        SLOTS=triton.next_power_of_2(chosen.shape[1]),
+        triton.next_power_of_2(chosen.shape[1]),
     )
     return z, ids
 
@@ -157,7 +157,7 @@ def capped_candidates(
 ) -> Tensor | None:
     """Find the candidates that either guard takes.
 
-    Args and Returns: see guidance.guarded_candidates.
+    Args and Returns: see guidance.capped_candidates.
     """
     if min_p is None and answer is None:
         return None
@@ -176,11 +176,11 @@ def capped_candidates(
         ids.shape[1],
         len(eos_token_ids),
         0 if answer is None else answer.tokens.stride(0),
-        SLOTS=triton.next_power_of_2(ids.shape[1]),
-        SPAN=_ANSWER_SPAN,
-        MIN_P=min_p is not None,
-        NO_REPEAT=answer is not None,
-        INDEXED=answer is not None and answer.text_index is not None,
+        triton.next_power_of_2(ids.shape[1]),
+        _ANSWER_SPAN,
+        min_p is not None,
+        answer is not None,
+        answer is not None and answer.text_index is not None,
     )
     return capped
 
@@ -268,9 +268,9 @@ def guide(
         unguided,
         changed,
         K,
-        SLOTS=triton.next_power_of_2(K),
-        CAPPED=capped is not None,
-        EXCLUDED=excluded is not None,
+        triton.next_power_of_2(K),
+        capped is not None,
+        excluded is not None,
     )
     vocabulary = logits.shape[-1]
     _write[len(z), triton.cdiv(vocabulary, _WRITE_SPAN)](
@@ -282,7 +282,7 @@ def guide(
         logits.stride(0),
         vocabulary,
         K,
-        SPAN=_WRITE_SPAN,
+        _WRITE_SPAN,
     )
     return GuideResult(unguided, changed)
 

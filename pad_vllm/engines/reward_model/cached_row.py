@@ -113,7 +113,7 @@ class CachedRow:
 
     def next_full_block(self, wanted: Sequence[int]) -> tuple[int, tuple[int, ...]] | None:
         """Key of the whole block that is computed next: content number before it, and its tokens. None where
-        the row ends inside a block, or has less than a block left to compute.
+        the row ends inside a block, or has a block or less left to compute.
         """
         size, done = self._pool.block_size, len(self.tokens)
         if done % size or len(wanted) <= done + size:

@@ -1,7 +1,7 @@
-"""PAD's settings, and the checks of vLLM's config against the adapter: backbone, tokenizers, EOS tokens.
+"""PAD's settings, and the checks of vLLM's config against the adapter: backbone, tokenizers.
 
-In: a VllmConfig and, for some, PAD's settings and the loaded adapter. Out: settings, a TokenAligner, token
-ids, or a ValueError that says what to do. The front end runs these checks for an early, readable refusal; the
+In: a VllmConfig and, for some, PAD's settings and the loaded adapter. Out: settings, a TokenAligner,
+or a ValueError that says what to do. The front end runs these checks for an early, readable refusal; the
 worker runs them again when it has loaded the weights. No function here loads a model.
 """
 

@@ -1,7 +1,7 @@
 """Whether a config switches PAD on, and whether it does so completely.
 
-In: a VllmConfig. Out: a bool, or a ValueError that names the flags which are missing. It imports nothing but
-PAD's constants, because every process of vLLM imports it, also those that serve without PAD.
+In: a VllmConfig. Out: a bool, or a ValueError that names the flags which are missing. It imports only
+PAD's constants and vLLM's names, because every process of vLLM imports it, also those that serve without PAD.
 """
 
 from __future__ import annotations

@@ -90,7 +90,8 @@ class PADModelLoader(BaseModelLoader):
     ) -> Iterable[tuple[str, torch.Tensor]]:
         """Names and tensors of a checkpoint, for a reload.
 
-        Raises ValueError, before the model is changed, if they are not the adapter's backbone.
+        Raises ValueError, before the model is changed, if they are not the adapter's backbone, and
+        NotImplementedError for a load format that vLLM cannot reload.
         """
         config = get_current_vllm_config()
         pad = config_checks.pad_settings(config)
@@ -122,6 +123,7 @@ class PADModelLoader(BaseModelLoader):
 
         Raises:
             ValueError: PAD cannot serve this config, the adapter is broken, or the base is not its backbone.
+            TimeoutError: with `ray`, no actor started in time; Ray's own errors may come too.
         """
         if _is_draft_model(vllm_config, model_config):
             return self._inner.load_model(vllm_config, model_config, *args, **kwargs)
