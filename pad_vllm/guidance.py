@@ -246,7 +246,7 @@ def guide(
         reward: [G, K] R_w of the candidates.
         beta: [G] strengths.
         top_k: [G] integers, how many of the K candidates each row wants.
-        capped: [G, K] bool from `capped_candidates`, or None: those whose reward is limited to the row's mean.
+        capped: [G, K] bool from `capped_candidates`, or None: their reward is limited to the row's mean.
         excluded: [G] bool or None: rows that are not to be guided in this step.
 
     Returns:

@@ -115,7 +115,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         tensors = load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise AdapterError(
-            f"{file.name} is cut short or not a safetensors file ({error}). Copy it again."
+            f"{file.name} is cut short or no safetensors file ({error}). Copy it again."
         ) from None
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:

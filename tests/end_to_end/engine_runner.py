@@ -84,11 +84,21 @@ def _write(results: str, content: Any) -> None:
     draft.replace(results)
 
 
+def _use_onednn_for_int8() -> None:
+    """On CPUs with AMX vLLM gives int8 layers a kernel that takes 16-bit activations only, whatever the
+    model's dtype is: float32 then fails in plain vLLM too. oneDNN's kernel, which other CPUs get, takes all.
+    """
+    from vllm.model_executor.kernels.linear.scaled_mm import cpu
+
+    cpu.check_cpu_sgl_kernel = lambda *_: False
+
+
 def _run(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM
 
     if job.get("gpu_like_compilation", False) and not _on_gpu():
         gpu_like_compilation.enable()
+    _use_onednn_for_int8()
     early = _note_early_prefills()
     begin = time.monotonic()
     llm = LLM(**_arguments(**job["llm"]))

@@ -93,7 +93,7 @@ def _read_header(file: Path) -> Iterator[StoredTensor]:
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else total
         if length > min(total - 8, _MAX_HEADER_BYTES):
             raise ValueError(
-                f"{file} is not a safetensors file, or is cut short: {total} bytes, header says "
+                f"{file} is no safetensors file, or is cut short: {total} bytes, header says "
                 f"{length}. {_WAY_OUT}"
             )
         raw = stream.read(length)

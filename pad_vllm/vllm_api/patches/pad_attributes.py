@@ -96,14 +96,14 @@ _WORKER = (
     PADAttribute(
         name="pad_add_adapter",
         set_on="WorkerBase, the class",
-        set_in="serving/worker/runtime_adapter_updates.py, by the names in serving/start/served_adapters.py",
+        set_in="serving/start/served_adapters.py and serving/worker/runtime_adapter_updates.py",
         read_in="a front end, by collective_rpc (serving/frontend/adapter_registry.py)",
         purpose="loads an adapter at run time",
     ),
     PADAttribute(
         name="pad_drop_adapter",
         set_on="WorkerBase, the class",
-        set_in="serving/worker/runtime_adapter_updates.py, by the names in serving/start/served_adapters.py",
+        set_in="serving/start/served_adapters.py and serving/worker/runtime_adapter_updates.py",
         read_in="a front end, by collective_rpc (serving/frontend/adapter_registry.py)",
         purpose="removes an adapter at run time",
     ),
