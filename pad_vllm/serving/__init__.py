@@ -1,1 +1,1 @@
-"""PAD inside vLLM, a folder for each process: start-up checks, front end, worker, and launch."""
+"""PAD inside vLLM, a folder each for start-up checks, front end, worker and launch."""
