@@ -52,7 +52,7 @@ engine: setup smollm2  ## the tests that start real vLLM engines
 test: setup smollm2  ## fast and engine tests, in one run
 	@$(PYTEST) -m "not exhaustive"
 
-exhaustive: setup models  ## the storms: long runs of thousands of requests
+exhaustive: setup models  ## load tests of minutes each: thousands of requests
 	@$(PYTEST) -m exhaustive
 
 demo: setup smollm2  ## see the same prompt under different preferences

@@ -372,7 +372,8 @@ def print_coloured_answer(prompt: str, beta: float, weights: str, answer: str) -
     )
     explained = explain_answer(request)
     console.print(
-        f"\n'{weights}' once more: green earned, red did not, underlined the base would not say:"
+        f"\n'{weights}' once more (green: above the mean reward, red: below; "
+        "underlined: not the base's most likely token):"
     )
     console.print(coloured_answer(explained))
 
@@ -385,7 +386,7 @@ def train_own_dimension(instruction: str) -> None:
         command += ["--dimension", f"own={instruction}", "--answers", "60", "--out", out]
         start = time.monotonic()
         subprocess.run(command, check=True)
-        console.print(f"\ntaught in {time.monotonic() - start:.0f} s")
+        console.print(f"\ntrained in {time.monotonic() - start:.0f} s")
         command = [sys.executable, "-m", "pad_vllm", "explain", out, PROMPT, "--base", MODEL]
         subprocess.run([*command, "--weights", "own=1"], check=True)
 

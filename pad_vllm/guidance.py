@@ -359,8 +359,8 @@ def repeats_ngram(answer: AnswerTokens, ids: Tensor, n: Tensor, max_n: int) -> T
     rows_at_once = max(1, _MAX_COPY_NUMEL // (width * ids.shape[-1]))
     return torch.cat(
         [
-            (found.unsqueeze(1) == wanted.unsqueeze(-1)).any(-1)
-            for found, wanted in zip(
+            (completion.unsqueeze(1) == candidate_ids.unsqueeze(-1)).any(-1)
+            for completion, candidate_ids in zip(
                 completions.split(rows_at_once), ids.split(rows_at_once), strict=True
             )
         ]

@@ -343,7 +343,7 @@ def test_an_unlikely_token_gains_no_more_than_the_average_and_may_lose():
     assert logits[0, 3] == -5.0
 
 
-def test_a_token_that_repeats_an_ngram_is_guarded():
+def test_a_token_that_repeats_an_ngram_is_capped():
     tokens = torch.tensor([[9, 1, 2, 3, 1, 2]])  # 9 is the prompt's
     answer = guidance.AnswerTokens(tokens, start=torch.tensor([1]), stop=torch.tensor([6]))
     ids = torch.tensor([[3, 9, 4]])

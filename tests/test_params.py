@@ -83,7 +83,7 @@ def test_any_other_length_is_refused_with_what_is_accepted(length):
 
 
 @pytest.mark.parametrize("share", [0, 0.05, "0.2", 1])
-def test_the_unlikely_are_told_by_a_share_of_the_best(share):
+def test_unlikely_is_below_a_share_of_the_best(share):
     assert parse_guidance({"pad_weights": "humor=1", "pad_min_p": share}, LIMITS).min_p == float(
         share
     )

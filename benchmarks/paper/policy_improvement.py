@@ -131,7 +131,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Markdown, a line a preference and rule."""
     dimensions = [*rows[0]["each"]]
     lines = [
-        f"| wish | paid by | wins | {' | '.join(dimensions)} | perplexity | repeated |",
+        f"| preference | rule | wins | {' | '.join(dimensions)} | perplexity | repeated |",
         "| --- | --- | --- |" + " ---: |" * (len(dimensions) + 2),
     ]
     for r in rows:
@@ -161,7 +161,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
-def load_values(folders: Sequence[tuple[str, str]]) -> dict[str, Adapter]:
+def load_adapters(folders: Sequence[tuple[str, str]]) -> dict[str, Adapter]:
     """Policy -> adapter, of the same dimensions; folders: --of. Raises SystemExit for other adapters."""
     adapters = {name: load_adapter(resolve_adapter(folder)) for name, folder in folders}
     dimensions = next(iter(adapters.values())).config.dimensions
@@ -195,7 +195,7 @@ def main() -> None:
     rules = combination_rules([name for name, _ in args.of])
     if unknown := [name for name in args.by or () if name not in rules]:
         raise SystemExit(f"--by {unknown[0]}: accepted are {', '.join(rules)}")
-    adapters = load_values(args.of)
+    adapters = load_adapters(args.of)
     experiment = AnswerExperiment.from_arguments(args)
     base = resolve_base(args.base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()

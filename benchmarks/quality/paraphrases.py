@@ -128,7 +128,10 @@ def _mean_and_range(values: Sequence[float]) -> list[float]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Markdown, a line an instruction."""
-    lines = ["| wish | its wordings agree | with other wishes' |", "| --- | --- | --- |"]
+    lines = [
+        "| instruction | its wordings agree | with other instructions' |",
+        "| --- | --- | --- |",
+    ]
     for row in rows:
         cells = ["{:.2f} ({:.2f} to {:.2f})".format(*row[name]) for name in ("same", "other")]
         lines.append(f"| {row['wish']} | {' | '.join(cells)} |")

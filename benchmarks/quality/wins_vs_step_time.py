@@ -74,7 +74,7 @@ def result_rows(
     """
     if missing := [name for name in fork_layers if name not in points]:
         raise ValueError(
-            f"--row {missing[0]}: the result has {', '.join(sorted(points))}, the adapters it measured"
+            f"--row {missing[0]}: the result knows {', '.join(sorted(points))}, the adapters it measured"
         )
     return [
         {"row": name, "forked_layers": layers - fork}

@@ -55,7 +55,7 @@ StepSeconds = dict[int, float]
 """Batch -> seconds a step, by ascending batch."""
 
 Curve = Sequence[Mapping[str, float]]
-"""Points of `points`."""
+"""What `points` returns: throughput and wait for each number of users."""
 
 
 def read_step_times(path: Path) -> dict[str, StepSeconds]:

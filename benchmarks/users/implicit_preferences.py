@@ -51,8 +51,13 @@ from pad_vllm.steering.comparison_conditions import Condition, unguided_conditio
 from pad_vllm.steering.dimension_judges import DimensionJudges
 from pad_vllm.steering.guided_answers import DrawnAnswer, known_losses
 
-HISTORY, READ, SAID, ORACLE = "history", "read", "said", "oracle"
-WAYS = {HISTORY: "history in the prompt", READ: READ, SAID: SAID, ORACLE: ORACLE}
+HISTORY, FROM_REWARDS, FROM_ANSWERS, ORACLE = "history", "read", "said", "oracle"
+WAYS = {
+    HISTORY: "history in the prompt",
+    FROM_REWARDS: FROM_REWARDS,
+    FROM_ANSWERS: FROM_ANSWERS,
+    ORACLE: ORACLE,
+}
 """Way to answer -> its label."""
 
 Weights = dict[str, float]
@@ -95,10 +100,10 @@ def weights_by_way(
         user: The simulated user.
         dialogue: Of the user.
     """
-    space.prompt_products[SAID] = likelihood_slope(space, dialogue), 1.0
+    space.prompt_products[FROM_ANSWERS] = likelihood_slope(space, dialogue), 1.0
     by_way = {
-        READ: space.project(user.name, user.usable_dimensions)[0],
-        SAID: space.project(SAID, user.usable_dimensions)[0],
+        FROM_REWARDS: space.project(user.name, user.usable_dimensions)[0],
+        FROM_ANSWERS: space.project(FROM_ANSWERS, user.usable_dimensions)[0],
         ORACLE: user.taste,
     }
     scaled = {way: space.scale_to_one_logit(w) for way, w in by_way.items()}

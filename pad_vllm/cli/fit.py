@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _UNGUIDED_WARNING = (
     "CHOICES does not say what guided the answers. In our measurements, weights fitted to choices between "
     "unguided answers predicted simulated users' tastes no better than chance; `pad-vllm sample --adapter` "
-    "and `pad-vllm choose` make pairs that tell more."
+    "and `pad-vllm choose` make pairs that carry more information."
 )
 
 

@@ -36,10 +36,10 @@ def merge(
     """Put dimensions of several adapters into one adapter."""
     with report_errors():
         from pad_vllm.adapter.adapter_folder import save_adapter
-        from pad_vllm.adapter.combine_adapters import merge_adapters as merged
+        from pad_vllm.adapter.combine_adapters import merge_adapters
         from pad_vllm.training.report.model_card import model_card_text
 
-        adapter = merged([_part(text) for text in adapters], beta=beta, min_p=min_p)
+        adapter = merge_adapters([_part(text) for text in adapters], beta=beta, min_p=min_p)
         save_adapter(adapter, out, model_card_text(adapter.config, None))
         typer.echo(f"wrote {out}: {', '.join(adapter.config.dimensions)}")
 

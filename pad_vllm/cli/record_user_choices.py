@@ -39,7 +39,7 @@ def choose(
         jsonl.repair_last_line(out)
         done = {_text(choice.prompt) for choice in read_choices(out)}
         records = [r for r in jsonl.read_records(samples) if _text(r.prompt) not in done]
-        made = 0
+        num_choices = 0
         with jsonl.line_appender(out) as append:
             for number, record in enumerate(records, 1):
                 first, second = record.responses[:2]
@@ -50,8 +50,8 @@ def choose(
                 if answer != SKIP:
                     chosen, rejected = (first, second) if answer == "1" else (second, first)
                     append(choice_to_line(record, chosen=chosen, rejected=rejected))
-                    made += 1
-    typer.echo(f"{out}: {made} choices made, {len(done)} were there before")
+                    num_choices += 1
+    typer.echo(f"{out}: {num_choices} choices made, {len(done)} were there before")
     typer.echo(f"Your weights: pad-vllm fit BASE {out} --adapter ADAPTER")
 
 

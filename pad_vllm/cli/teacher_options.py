@@ -119,8 +119,7 @@ def distillation_settings(
 
     Raises:
         ValueError: An option that belongs to another method, no --data or no --dimension where one is
-            needed, or a
-            text that is not NAME=SENTENCE.
+            needed, or a text that is not NAME=SENTENCE.
     """
     _refuse_options_of_other_methods(context, method)
     if method != "prompt":

@@ -145,10 +145,10 @@ class ResidentRewards(RewardEngine):
         early = []
         for request, (token, position) in zip(requests, read_last_tokens().tolist(), strict=True):
             with suppress(Exception):  # as in `_early_requests`
-                known = len(request.tokens)
-                if position <= known and self._note_input(request, token, position):
+                num_tokens = len(request.tokens)
+                if position <= num_tokens and self._note_input(request, token, position):
                     # Where the token is not new, the base is still reading the prompt.
-                    is_new = position == known
+                    is_new = position == num_tokens
                     early.append(_scoring_request(request, [], must_finish=is_new))
         self._start_early(early)
 

@@ -103,8 +103,10 @@ class PersRMActor:
         """
         begun = time.time()
         # A step that fails leaves no tokens: the server then sends them whole.
-        known, self._tokens = self._tokens, {}
-        tokens = {update.key: update.apply_to(known.get(update.key, [])) for update in updates}
+        previous_tokens, self._tokens = self._tokens, {}
+        tokens = {
+            update.key: update.apply_to(previous_tokens.get(update.key, [])) for update in updates
+        }
         requests = [update.request(tokens[update.key]) for update in updates]
         rewards = self._scorer(requests).cpu().numpy()
         self._tokens = tokens
@@ -124,10 +126,10 @@ class PersRMActor:
         return os.getpid()
 
 
-def _require_digest(path: str, found: str, wanted: str) -> None:
-    if found != wanted:
+def _require_digest(path: str, actor_digest: str, server_digest: str) -> None:
+    if actor_digest != server_digest:
         raise ValueError(
-            f"the adapter {path} on the actor's host {platform.node()} has digest {found}; accepted is "
-            f"the server's, {wanted}. Copy the server's folder to that host, or name one that all "
+            f"the adapter {path} on the actor's host {platform.node()} has digest {actor_digest}; accepted "
+            f"is the server's, {server_digest}. Copy the server's folder to that host, or name one that all "
             "hosts of the cluster share."
         )

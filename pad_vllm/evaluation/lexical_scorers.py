@@ -187,7 +187,7 @@ independent judges.
 """
 
 COMPLETE_ONLY = frozenset({"brief"})
-"""Names of scorers that an unfinished answer has no meaningful score by."""
+"""Names of scorers whose scores of unfinished answers mean nothing."""
 
 
 def lexical_scores(text: str, names: tuple[str, ...]) -> list[float]:

@@ -211,13 +211,13 @@ def _find_capped(
     slot = tl.arange(0, SLOTS)
     is_candidate = slot < K
     token = tl.load(ids + row * K + slot, mask=is_candidate, other=-1)
-    found = slot < 0
+    is_capped = slot < 0
     if MIN_P:
         logit = tl.load(z + row * K + slot, mask=is_candidate, other=-_INF)
         below = logit < tl.load(z + row * K) + tl.log(tl.load(min_p + row))
         for which in range(num_eos_token_ids):
             below = below & (token != tl.load(eos_token_ids + which))
-        found = found | below
+        is_capped = is_capped | below
     if NO_REPEAT:
         text = tokens + (tl.load(text_index + row) if INDEXED else row) * stride
         size, begin = tl.load(n + row).to(tl.int32), tl.load(start + row).to(tl.int32)
@@ -235,8 +235,8 @@ def _find_capped(
                 matches = matches & (before == tl.load(text + end - back))
             hit = matches[:, None] & (completion[:, None] == token[None, :])
             repeats = tl.maximum(repeats, tl.max(hit.to(tl.int32), axis=0))
-        found = found | (repeats > 0)
-    tl.store(capped + row * K + slot, found, mask=is_candidate)
+        is_capped = is_capped | (repeats > 0)
+    tl.store(capped + row * K + slot, is_capped, mask=is_candidate)
 
 
 def guide(
@@ -321,14 +321,14 @@ def _scores(
         scaled = tl.where(lowered, mean.to(tl.float32), scaled)
     total = base + scaled
     broken = legal & ((total != total) | (tl.abs(total) == _INF))
-    stays = tl.max(broken.to(tl.int32), axis=0) > 0
+    is_unguided = tl.max(broken.to(tl.int32), axis=0) > 0
     if EXCLUDED:
-        stays = stays | (tl.load(excluded + row) != 0)
+        is_unguided = is_unguided | (tl.load(excluded + row) != 0)
     new = tl.where(legal, total, -_INF)
     tl.store(score + row * K + slot, new, mask=is_candidate)
-    tl.store(unguided + row, stays)
+    tl.store(unguided + row, is_unguided)
     best = tl.argmax(tl.where(is_candidate, new, -_INF), axis=0)
-    tl.store(changed + row, (best != 0) & (stays == 0))
+    tl.store(changed + row, (best != 0) & (is_unguided == 0))
 
 
 @_jit

@@ -68,7 +68,8 @@ class DimensionJudges:
             prompts: The prompt of each answer.
             answers: Answers to judge.
             drawn_with: Instruction that the answers were drawn with, empty for none. If it equals
-                `instruction`, the losses that the engine gave are returned.
+                `instruction`, the losses that the engine gave are returned where they are known
+                (float32).
             instruction: Instruction in the base's prompt; empty for the plain base.
 
         Returns:

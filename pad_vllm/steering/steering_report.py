@@ -65,7 +65,9 @@ class SteeringSettings:
     """Let the base with the instruction in its prompt judge, too."""
 
     instructions: Mapping[str, str] = field(default_factory=dict)
-    """Dimension -> instruction, for dimensions that the adapter was not trained on by an instruction."""
+    """Dimension -> instruction, for dimensions that the adapter was not trained on by an instruction; it also
+    overrides the adapter's own.
+    """
 
     engine: str = "shared"
     """Engine of the reward model, of config.ENGINES."""

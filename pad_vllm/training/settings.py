@@ -64,7 +64,7 @@ class Recipe:
     branch_share: float = 0.05  # share of the tokens whose alternatives are scored
     candidates: Annotated[int, Field(ge=2)] = 20  # the base's top-k that training sees
     trace: Annotated[float, Field(ge=0, le=1)] = 0.8  # method scores: lambda of GAE, per token
-    # method scores: at which the base drew the responses
+    # method scores: the temperature at which the base drew the responses
     temperature: Annotated[float, Field(gt=0)] = 0.8
     least_margin: float = 0.3  # spreads between the responses of a "clear" held-out pair
     evaluate_every: _Count = 100  # steps between two evaluations on validation prompts

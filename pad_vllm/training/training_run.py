@@ -49,8 +49,7 @@ class TrainingRun:
 
     Raises:
         ValueError: Settings or data that cannot be trained with, an adapter's folder that may not be
-            replaced, or a
-            run's folder that holds a run with other settings.
+            replaced, or a run's folder that holds a run with other settings.
     """
 
     def __init__(self, settings: Settings, cache: Path, command: str) -> None:

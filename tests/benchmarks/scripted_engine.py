@@ -31,7 +31,7 @@ class ScriptedEngine:
 
     def run(self, monkeypatch: pytest.MonkeyPatch, main: Callable[[], None], *argv: str) -> dict:
         """Run a script's main -> the result that it wrote."""
-        files = ["--prompts", self.folder / "p.txt", "--judge-prompts", self.folder / "j.txt"]
+        files = ["--steering", self.folder / "p.txt", "--judge-prompts", self.folder / "j.txt"]
         own = ["--base", self.base, "--adapter", self.adapter, "--out", self.folder / "out.json"]
         monkeypatch.setattr("sys.argv", ["script.py", *map(str, [*own, *files, *argv])])
         main()

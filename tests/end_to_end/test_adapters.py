@@ -1,4 +1,4 @@
-"""Several adapters on one engine: each answers as it does alone; and what tokens earned, on both runners."""
+"""Several adapters on one engine: each answers as alone, explained rewards are the twin's; both runners."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DIMENSIONS = {"first": ("helpful", "brief", "humor"), "second": ("warm", "terse"
 ASKED = {"first": ("helpful=1", "humor=-1,brief=0.5"), "second": ("warm=1", "terse=-1,warm=0.5")}
 
 
-def asked(name, more=()):
+def requests_for(name, more=()):
     """Every prompt under the weights of an adapter."""
     return [
         greedy(prompt, 24, {"pad_weights": weights, "pad_explain": True, **dict(more)})
@@ -30,7 +30,7 @@ def asked(name, more=()):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def base_and_adapters(tmp_path_factory):
     """The base, and adapters by name."""
     root = tmp_path_factory.mktemp("adapters")
     base = tiny.checkpoint("llama", root / "base")
@@ -51,13 +51,19 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=["v2", pytest.param("v1", marks=pytest.mark.exhaustive)])
-def runs(request, made):
+def runs(request, base_and_adapters):
     """By adapter alone, and of both: the results; and the runner."""
-    base, folders = made
+    base, folders = base_and_adapters
     both = pad(base, folders["first"], {"adapters": {"second": str(folders["second"])}})
     named = [("pad_adapter", "second")]
-    mixed = [*asked("first"), *asked("second", named), *(greedy(p, 24) for p in PROMPTS)]
-    jobs = [{"llm": pad(base, folders[name]), "requests": asked(name)} for name in DIMENSIONS]
+    mixed = [
+        *requests_for("first"),
+        *requests_for("second", named),
+        *(greedy(p, 24) for p in PROMPTS),
+    ]
+    jobs = [
+        {"llm": pad(base, folders[name]), "requests": requests_for(name)} for name in DIMENSIONS
+    ]
     jobs += [{"llm": both, "requests": mixed}]
     first, second, together = engines(jobs, V2_ENV if request.param == "v2" else None)
     assert together["runner"] == request.param
@@ -72,17 +78,17 @@ def test_each_adapter_answers_as_it_does_alone(runs):
 
 
 @pytest.mark.parametrize("name", DIMENSIONS)
-def test_what_tokens_earned_is_what_the_twin_pays(runs, made, name):
+def test_explained_rewards_are_those_of_the_twin(runs, base_and_adapters, name):
     from transformers import AutoModelForCausalLM
 
-    base, folders = made
+    base, folders = base_and_adapters
     backbone = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     adapter = load_adapter(folders[name])
     model, tokenizer = (
         PersRM.from_adapter(backbone, adapter),
         load_chat_tokenizer(base, "base", None),
     )
-    for request, output in zip(asked(name), runs[name]["outputs"], strict=True):
+    for request, output in zip(requests_for(name), runs[name]["outputs"], strict=True):
         given = request["sampling"]["extra_args"]["pad_weights"]
         weights = dict(one.split("=") for one in given.split(","))
         w = torch.tensor([float(weights.get(one, 0)) for one in model.dimensions])

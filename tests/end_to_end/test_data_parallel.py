@@ -53,7 +53,7 @@ def counted(url, name, **labels):
     )
 
 
-def test_each_answer_is_told_of_and_each_row_counted_once(url):
+def test_each_answer_has_an_outcome_and_each_row_is_counted_once(url):
     with ThreadPoolExecutor(ASKED) as pool:
         answers = list(pool.map(lambda _: ask(url, pad_weights="helpful=1"), range(ASKED)))
     assert [answer["pad"] for answer in answers] == [

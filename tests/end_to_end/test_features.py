@@ -1,6 +1,6 @@
 """vLLM's features around guidance: an answer is the one its request gets alone with a cold cache.
 
-V2 on a small random model of few tokens; among the storms V1 on it too, and both on SmolLM2.
+V2 on a small random model of few tokens; in the exhaustive tests V1 on it too, and both on SmolLM2.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def ask(prompt, guidance=None, **sampling):
 
 
 def mix(first, second, third):
-    """Greedy requests of over 100 tokens: several users, several strengths, and nobody's."""
+    """Greedy requests of over 100 tokens: several users, several strengths, and unguided ones."""
     a, b, c, d = (LONG.format(ending) for ending in ENDINGS)
     one = {"pad_weights": f"{first}=1"}
     return [
@@ -230,11 +230,11 @@ def runs(served, dimensions, guidance):
             "constrained": drafted_with(guidance),
             "more": [scored, stopped, *sampled(guidance)[:2]],
         }
-        # In a crowd: prompts in pieces, preemptions, hits in the prefix cache.
-        crowd = {"max_num_batched_tokens": 48, "num_gpu_blocks_override": 18}
+        # Under preemption: prompts in pieces, preemptions, hits in the prefix cache.
+        preempting = {"max_num_batched_tokens": 48, "num_gpu_blocks_override": 18}
         llm["drafts"] = {
             **llm["prefix cache"],
-            **crowd,
+            **preempting,
             "structured_outputs_config": COMPACT,
             "speculative_config": NGRAMS,
         }
@@ -279,13 +279,13 @@ def test_the_engine_gives_the_answers_of_the_cold_cache(runs, reference, engine,
 
 
 @pytest.mark.parametrize("engine", ["reference", "prefix cache", "chunked prefill", "preemption"])
-def test_what_tokens_earned_is_told_however_an_answer_came_about(runs, engine):
+def test_explanations_do_not_depend_on_cache_chunks_and_preemption(runs, engine):
     name = "together" if engine == "reference" else "again"
     require_explained(runs, runs[engine][name])
 
 
 def require_explained(runs, outputs):
-    """The third of `mix`, and it alone, as it is where nobody is beside it."""
+    """The third of `mix`, and it alone, as it is alone in the batch."""
     (alone,) = runs["reference"]["alone 2"]
     (expected,), (found,) = (one["pad"]["explained"] for one in (alone, outputs[2]))
     assert len(found) == len(alone["token_ids"])
@@ -420,7 +420,7 @@ def test_what_runs_after_guidance_finds_sound_logits(constraint, name):
 
 @pytest.fixture
 def drafted(runs):
-    """With drafts, in a crowd."""
+    """With drafts, under preemption."""
     if "drafts" not in runs:
         pytest.skip("speculative decoding is for V2")
     return runs["drafts"]

@@ -39,7 +39,7 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", [("llama", "v1"), ("llama", "v2"), ("gpt2", "v1")], ids="-".join)
-def test_heads_alone_say_what_their_twin_says(runs, case):
+def test_heads_only_say_what_their_twin_says(runs, case):
     base, adapter, requests, result = runs[case]
     assert result["runner"] == case[1]
     require_said(f"heads only, {case}", base, adapter, requests, result)

@@ -50,7 +50,9 @@ def require_one_answer(one, two, requests):
     guide with the same bits.
     """
     assert tokens(two) == tokens(one)
-    assert [known(o) for o in two["outputs"]] == [known(o) for o in one["outputs"]]
+    assert [comparable_pad_field(o) for o in two["outputs"]] == [
+        comparable_pad_field(o) for o in one["outputs"]
+    ]
     ranks = two["ranks"]
     below, (last, *others) = ranks[: len(ranks) // 2], ranks[len(ranks) // 2 :]
     assert [(rank["steps"], rank["speaks"]) for rank in below] == [([], False)] * len(below)
@@ -76,13 +78,13 @@ def guided(requests):
     return sum("extra_args" in request["sampling"] for request in requests)
 
 
-def known(output):
+def comparable_pad_field(output):
     """The field `pad`, of rewards only that they are there: they are floats."""
-    told = output["pad"] and dict(output["pad"])
-    if told and "explained" in told:
-        (steps,) = told["explained"]
-        told["explained"] = [{**step, "reward": step["reward"] is not None} for step in steps]
-    return told
+    pad_field = output["pad"] and dict(output["pad"])
+    if pad_field and "explained" in pad_field:
+        (steps,) = pad_field["explained"]
+        pad_field["explained"] = [{**step, "reward": step["reward"] is not None} for step in steps]
+    return pad_field
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_fp8_by_channel_and_token_says_what_the_rule_says(v1, base, forked, batc
     print(f"\nfp8 v1: {require_rule(batch, v1['fp8'], by)}")
 
 
-def test_heads_alone_say_what_the_rule_says(v1, base, heads, batch):
+def test_heads_only_say_what_the_rule_says(v1, base, heads, batch):
     by = rule(base, heads, torch.float32, 1e-4)
     print(f"\nint8, heads only, v1: {require_rule(batch, v1['heads'], by)}")
 

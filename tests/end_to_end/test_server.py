@@ -1,6 +1,6 @@
 """`pad-vllm serve` over HTTP: every API, good requests and bad ones, many at once.
 
-V2 on a small random model; among the storms V1 on SmolLM2.
+V2 on a small random model; in the exhaustive tests V1 on SmolLM2.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def test_a_stream_has_the_same_text(client, guidance, offline, api):
     assert sum(map(bool, pieces)) > 5
 
 
-def told(answer):
+def pad_field(answer):
     """The field `pad` of a response or of an event of a stream."""
     return (getattr(answer, "response", None) or answer).model_dump().get("pad")
 
@@ -176,33 +176,33 @@ GUIDED_THROUGHOUT = {"unguided_tokens": 0, "stopped": False}
 
 @pytest.mark.parametrize("api", APIS)
 def test_a_guided_answer_says_that_no_token_of_it_went_unguided(client, guidance, api):
-    assert told(client.create(api, guidance)) == GUIDED_THROUGHOUT
-    assert told(client.create(api)) is None
+    assert pad_field(client.create(api, guidance)) == GUIDED_THROUGHOUT
+    assert pad_field(client.create(api)) is None
 
 
 @pytest.mark.parametrize("api", APIS)
 def test_the_last_event_of_a_stream_says_it_too_and_no_other_does(client, guidance, api):
-    *others, last = [told(event) for event in client.create(api, guidance, stream=True)]
+    *others, last = [pad_field(event) for event in client.create(api, guidance, stream=True)]
     assert last == GUIDED_THROUGHOUT
     assert not any(others)
-    assert not any(told(event) for event in client.create(api, stream=True))
+    assert not any(pad_field(event) for event in client.create(api, stream=True))
 
 
 @pytest.mark.parametrize("api", APIS)
-def test_what_each_token_earned_is_told_where_it_is_asked_for(client, guidance, api):
+def test_explanations_have_the_reward_of_each_token_where_requested(client, guidance, api):
     asked = {**guidance, "pad_explain": True}
     answer = client.create(api, asked)
-    ((*tokens,),) = told(answer)["explained"]
+    ((*tokens,),) = pad_field(answer)["explained"]
     assert "".join(one["token"] for one in tokens) == text(api, answer)
     assert all(math.isfinite(one["reward"]) for one in tokens)
     *_, last = client.create(api, asked, stream=True)
-    assert told(last) == told(answer)
+    assert pad_field(last) == pad_field(answer)
 
 
 def test_several_prompts_are_explained_one_by_one_and_several_answers_are_not(client, guidance):
     asked = {**guidance, "pad_explain": True}
     both = client.create("completions", asked, prompt=["One", "Two"])
-    said = ["".join(one["token"] for one in tokens) for tokens in told(both)["explained"]]
+    said = ["".join(one["token"] for one in tokens) for tokens in pad_field(both)["explained"]]
     assert said == [choice.text for choice in both.choices]
     assert "accepted: n 1" in client.refusal("chat", asked, n=2, temperature=1.0)
 
@@ -237,7 +237,7 @@ def test_a_streams_usage_is_its_last_event_where_it_is_asked_for(client, guidanc
     wanted = {"stream": True, "stream_options": {"include_usage": True}}
     *_, last = client.create("completions", guidance, prompt=["One", "Two"], **wanted)
     assert last.usage.completion_tokens
-    assert told(last) == GUIDED_THROUGHOUT
+    assert pad_field(last) == GUIDED_THROUGHOUT
 
 
 @pytest.mark.parametrize("api", APIS)
@@ -427,10 +427,10 @@ def test_a_tool_is_called_in_its_syntax_under_guidance(client, strong, no_blanks
         *others, last = answer
         deltas = [event.choices[0].delta for event in others if event.choices]
         calls = [call.function for delta in deltas for call in delta.tool_calls or ()]
-        assert told(last) == GUIDED_THROUGHOUT
+        assert pad_field(last) == GUIDED_THROUGHOUT
     else:
         calls = [call.function for call in answer.choices[0].message.tool_calls]
-        assert told(answer) == GUIDED_THROUGHOUT
+        assert pad_field(answer) == GUIDED_THROUGHOUT
     assert [call.name for call in calls if call.name] == ["note"]
     jsonschema.validate(json.loads("".join(call.arguments or "" for call in calls)), NOTE)
 

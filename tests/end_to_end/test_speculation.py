@@ -67,7 +67,7 @@ def drawn():
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """name -> (base, adapter, requests, result): the same requests with drafts and without, of a forked
-    model and of heads alone; and unguided ones.
+    model and of heads only; and unguided ones.
     """
     root = tmp_path_factory.mktemp("speculation")
     base = tiny.checkpoint("llama", root / "llama")

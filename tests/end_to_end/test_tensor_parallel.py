@@ -87,7 +87,7 @@ def test_each_rank_holds_its_share_of_the_lora(v2):
 
 @pytest.fixture(scope="module")
 def v1(small, tmp_path_factory):
-    """name -> (results on one rank and on two, requests): forked, heads alone, a reward model beside."""
+    """name -> (results on one rank and on two, requests): forked, heads only, a reward model beside."""
     base, adapter, requests = small
     heads = made(tmp_path_factory.mktemp("heads"), "llama", tiny.COMMON["num_hidden_layers"])
     beside = {"engine": "resident", "backbone": str(base), "cache_gib": 0.1}

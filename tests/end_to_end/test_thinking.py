@@ -21,19 +21,19 @@ def runs(tmp_path_factory):
     base = tiny.checkpoint("llama", root / "base")
     adapter = tiny.write_adapter(base, root / "adapter", fork_layer=2, std=0.15, beta=1.0)
     marks = {"reasoning_start_str": START, "reasoning_end_str": END}
-    spared = pad(base, adapter, {"reasoning": "unguided"}, reasoning_config=marks)
+    reasoning_unguided = pad(base, adapter, {"reasoning": "unguided"}, reasoning_config=marks)
     unguided = [greedy(prompt, LENGTH) for prompt in PROMPTS]
     guided = [greedy(prompt, LENGTH, {"pad_weights": "helpful=1"}) for prompt in PROMPTS]
     jobs = [
         {"llm": plain(base), "requests": unguided},
         {"llm": pad(base, adapter), "requests": guided},
-        {"llm": spared, "requests": guided},
+        {"llm": reasoning_unguided, "requests": guided},
     ]
     return engines(jobs, V2_ENV)
 
 
 def test_reasoning_is_the_bases_and_the_answer_behind_it_is_guided(runs):
-    plainly, guided, spared = map(tokens, runs)
-    assert all(one != other for one, other in zip(plainly, guided, strict=True))
-    assert spared == [plainly[0], *guided[1:]]
+    plain, guided, reasoning_unguided = map(tokens, runs)
+    assert all(one != other for one, other in zip(plain, guided, strict=True))
+    assert reasoning_unguided == [plain[0], *guided[1:]]
     assert [one["pad"]["unguided_tokens"] for one in runs[2]["outputs"]] == [0, 0, 0]

@@ -264,7 +264,7 @@ def test_the_command_prints_a_table_and_the_string_and_writes_both(run, tmp_path
     assert all(name in result.stdout for name in ("95% interval", *NAMES, "8 choices"))
     assert list(written["dimensions"]) == list(NAMES)
     assert written["choices"] == 8
-    assert "pairs that tell more" in result.stderr
+    assert "pairs that carry more information" in result.stderr
 
 
 @pytest.mark.parametrize(

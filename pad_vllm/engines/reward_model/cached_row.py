@@ -33,26 +33,26 @@ class CachedRow:
         self.last_directions: list[Tensor] = []
         """d_w after each of the last tokens, [H] float32 each; at most KEPT_DIRECTIONS."""
 
-    def extend_from_cache(self, wanted: Sequence[int], limit: int) -> None:
-        """Append cached blocks that hold the next tokens of `wanted`; at most `limit` tokens in all."""
+    def extend_from_cache(self, tokens: Sequence[int], limit: int) -> None:
+        """Append cached blocks that hold the next of `tokens`; at most `limit` tokens in all."""
         size, done = self._pool.block_size, len(self.tokens)
         if done % size or len(self.blocks) * size > done:
             return
         blocks, content_numbers = self._pool.acquire_prefix(
-            self._last_content(), wanted, done, limit
+            self._last_content(), tokens, done, limit
         )
         if blocks:
             self.blocks.extend(blocks)
             self._content_numbers += content_numbers
-            self.tokens += wanted[done : done + len(blocks) * size]
+            self.tokens += tokens[done : done + len(blocks) * size]
             self.last_directions = []
 
     def _last_content(self) -> int:
         return self._content_numbers[-1] if self._content_numbers else ROOT_CONTENT
 
-    def common_prefix_length(self, wanted: Sequence[int], num_unchanged: int) -> int:
-        """How many tokens of `wanted` are cached; the first `num_unchanged` are equal, as far as both go."""
-        return common_prefix_length(self.tokens, wanted, num_unchanged)
+    def common_prefix_length(self, tokens: Sequence[int], num_unchanged: int) -> int:
+        """How many of `tokens` are cached; the first `num_unchanged` are equal, as far as both go."""
+        return common_prefix_length(self.tokens, tokens, num_unchanged)
 
     def truncate(self, length: int) -> bool:
         """Drop the tokens after the first `length`. False, and nothing changes, where the block in which
@@ -111,14 +111,14 @@ class CachedRow:
             )
             self._content_numbers.append(number)
 
-    def next_full_block(self, wanted: Sequence[int]) -> tuple[int, tuple[int, ...]] | None:
+    def next_full_block(self, tokens: Sequence[int]) -> tuple[int, tuple[int, ...]] | None:
         """Key of the whole block that is computed next: content number before it, and its tokens. None where
         the row ends inside a block, or has a block or less left to compute.
         """
         size, done = self._pool.block_size, len(self.tokens)
-        if done % size or len(wanted) <= done + size:
+        if done % size or len(tokens) <= done + size:
             return None
-        return self._last_content(), tuple(wanted[done : done + size])
+        return self._last_content(), tuple(tokens[done : done + size])
 
     def release(self) -> None:
         """Free all blocks; `extend_from_cache` can find their content until it is overwritten."""

@@ -101,7 +101,7 @@ class ForkedDecoder:
         return caches
 
     def forward(
-        self, ids: Tensor, positions: Tensor, batch: AttentionBatch, wanted: Tensor
+        self, ids: Tensor, positions: Tensor, batch: AttentionBatch, output_indices: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Run one pass over T packed tokens; their keys and values are in the cache afterwards.
 
@@ -109,7 +109,7 @@ class ForkedDecoder:
             ids: [T] int64; an id beyond the vocabulary is read as its last one.
             positions: [T] int64.
             batch: slots and groups of the T tokens.
-            wanted: [n] int64, indices of the tokens whose hidden states are returned.
+            output_indices: [n] int64, indices of the tokens whose hidden states are returned.
 
         Returns:
             h_B and h_T, each [n, H] float32; the same tensor with heads only.
@@ -127,11 +127,11 @@ class ForkedDecoder:
         if self.fork_layer:
             hidden = self._lower(inputs_embeds=hidden, **arguments).last_hidden_state
         if self._upper is None:
-            h_B = hidden[0].index_select(0, wanted).float()
+            h_B = hidden[0].index_select(0, output_indices).float()
             return h_B, h_B
         streams = hidden.expand(2, -1, -1)
         streams = self._upper(inputs_embeds=streams, **arguments).last_hidden_state
-        h_B, h_T = streams.index_select(1, wanted).float()
+        h_B, h_T = streams.index_select(1, output_indices).float()
         return h_B, h_T
 
     def copy_block(self, source: int, target: int) -> None:

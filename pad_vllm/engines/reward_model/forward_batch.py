@@ -71,7 +71,7 @@ class PackedPass:
     ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64
     batch: AttentionBatch
-    wanted: Tensor  # [n] int64, indices among the T tokens
+    output_indices: Tensor  # [n] int64, indices among the T tokens
     chunk_index: Tensor  # [n] int64, index of the chunk
 
 
@@ -114,7 +114,7 @@ def pack_chunks(
             for chunk in chunks
         ]
     )
-    wanted = np.concatenate(
+    output_indices = np.concatenate(
         [start + indices for start, indices in zip(starts, in_chunk, strict=False)]
     )
     chunk_index = np.repeat(np.arange(len(chunks)), [len(indices) for indices in in_chunk])
@@ -124,9 +124,9 @@ def pack_chunks(
         )
         for members in _alike(chunks, block_size)
     ]
-    host_arrays = [ids, positions, slots, unwritten, wanted, chunk_index]
+    host_arrays = [ids, positions, slots, unwritten, output_indices, chunk_index]
     tensors = iter(send_to_device([*host_arrays, *chain.from_iterable(groups)], device))
-    ids_t, positions_t, slots_t, unwritten_t, wanted_t, chunk_index_t = islice(tensors, 6)
+    ids_t, positions_t, slots_t, unwritten_t, output_indices_t, chunk_index_t = islice(tensors, 6)
     attention_groups = [
         AttentionGroup.build(
             **dict(zip(group._fields, islice(tensors, len(group)), strict=True)),
@@ -135,7 +135,7 @@ def pack_chunks(
         for group in groups
     ]
     batch = AttentionBatch(slots_t, unwritten_t, attention_groups, kv_caches)
-    return PackedPass(ids_t, positions_t, batch, wanted_t, chunk_index_t)
+    return PackedPass(ids_t, positions_t, batch, output_indices_t, chunk_index_t)
 
 
 def _alike(chunks: Sequence[RowChunk], block_size: int) -> list[list[int]]:

@@ -219,17 +219,19 @@ class RewardScorer:
         message = f"a row of {size} does not fit: it has no rewards"
         self.failure_log.add("no room", work.request.must_finish, message)
 
-    def _run_pass(self, pieces: list[tuple[_RowWork, RowChunk]]) -> None:
+    def _run_pass(self, chunks: list[tuple[_RowWork, RowChunk]]) -> None:
         """Run the chunks, and store the d_w that candidates or later steps need."""
-        chunks = [chunk for _, chunk in pieces]
+        row_chunks = [chunk for _, chunk in chunks]
         decoder = self._decoder
-        packed = pack_chunks(chunks, BLOCK_SIZE, decoder.kv_caches, decoder.device)
-        weights = np.array([work.request.w for work, _ in pieces], np.float32)
+        packed = pack_chunks(row_chunks, BLOCK_SIZE, decoder.kv_caches, decoder.device)
+        weights = np.array([work.request.w for work, _ in chunks], np.float32)
         (w,) = send_to_device([weights], decoder.device)
-        h_B, h_T = decoder.forward(packed.ids, packed.positions, packed.batch, packed.wanted)
+        h_B, h_T = decoder.forward(
+            packed.ids, packed.positions, packed.batch, packed.output_indices
+        )
         w = w.index_select(0, packed.chunk_index)
         d_w = iter(guidance.reward_direction(h_B, h_T, w, *self._heads).unbind())
-        for work, chunk in pieces:
+        for work, chunk in chunks:
             wanted = len(chunk.tokens) - chunk.num_before_wanted
             directions = [next(d_w) for _ in range(wanted)]
             work.directions.update(_by_position(directions, chunk.end - wanted))
@@ -237,8 +239,8 @@ class RewardScorer:
                 work.directions[Predecessor(node, in_tree=True)] = next(d_w)
             work.row.append(chunk.tokens, directions)
         self.counts.passes += 1
-        self.counts.tokens += sum(len(chunk.tokens) for chunk in chunks)
-        self.counts.nodes += sum(len(chunk.nodes) for chunk in chunks)
+        self.counts.tokens += sum(len(chunk.tokens) for chunk in row_chunks)
+        self.counts.nodes += sum(len(chunk.nodes) for chunk in row_chunks)
 
     def _sum_rewards(self, requests: Sequence[ScoringRequest], finished: list[_RowWork]) -> Tensor:
         """[G, K]: the sum of each candidate's terms; NaN in `must_finish` rows that are not finished."""

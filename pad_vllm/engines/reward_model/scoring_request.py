@@ -40,19 +40,19 @@ class ScoringRequest:
     that was answered, that one included; 0 where nothing is known. Saves comparing them."""
 
 
-def common_prefix_length(known: Sequence[int], wanted: Sequence[int], num_equal: int) -> int:
+def common_prefix_length(first: Sequence[int], second: Sequence[int], num_equal: int) -> int:
     """How many tokens two rows have in common from the start.
 
     Args:
-        known: one row's tokens.
-        wanted: the other row's.
+        first: one row's tokens.
+        second: the other row's.
         num_equal: so many of the first tokens are known to be equal, as far as both rows go, and are not
             compared.
     """
-    shorter = min(len(known), len(wanted))
-    if known[num_equal:shorter] == wanted[num_equal:shorter]:
+    shorter = min(len(first), len(second))
+    if first[num_equal:shorter] == second[num_equal:shorter]:
         return shorter
-    return next(i for i in range(num_equal, shorter) if known[i] != wanted[i])
+    return next(i for i in range(num_equal, shorter) if first[i] != second[i])
 
 
 class TreeNode(NamedTuple):

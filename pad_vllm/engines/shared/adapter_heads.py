@@ -57,9 +57,9 @@ def remove_heads(heads: HeadTensors, offset: int, count: int, num_used: int) -> 
     """
 
     def without(tensor: Tensor) -> Tensor:
-        kept = tensor.clone()
-        kept[offset : offset + count] = 0
-        return kept[:num_used].contiguous()
+        remaining = tensor.clone()
+        remaining[offset : offset + count] = 0
+        return remaining[:num_used].contiguous()
 
     A, B, C = heads
     return without(A), without(B), None if C is None else without(C)

@@ -22,7 +22,7 @@ from pad_vllm.adapter.manifest import CONFIG_FILE
 from pad_vllm.config import PADConfig
 from pad_vllm.params import RequestLimits
 from pad_vllm.serving.start import served_adapters
-from pad_vllm.serving.start.served_adapters import ADD_ADAPTER_RPC, DROP_ADAPTER_RPC
+from pad_vllm.serving.start.served_adapters import ADD_ADAPTER_RPC, REMOVE_ADAPTER_RPC
 from pad_vllm.vllm_api.patches.outcome_rpc import call_all_workers
 from pad_vllm.vllm_api.vllm_names import init_logger
 from pad_vllm.wording import listed, short_repr
@@ -172,7 +172,7 @@ class AdapterRegistry:
         """Drop removed adapters that have no request any more from the workers."""
         for removed in [one for one in self._removed if one.limits() is None]:
             self._removed.remove(removed)
-            await self._drop_on_workers(engine, removed.worker_key, removed.dimensions)
+            await self._remove_on_workers(engine, removed.worker_key, removed.dimensions)
 
     async def _add_on_workers(self, engine: Any, limits: RequestLimits, adapter: Adapter) -> None:
         key, dimensions = str(limits.worker_key), _dimension_range(limits)
@@ -181,13 +181,13 @@ class AdapterRegistry:
             engine, ADD_ADAPTER_RPC, key, dimensions.start, folder, adapter.digest
         )
         if failures:
-            await self._drop_on_workers(engine, key, dimensions)
+            await self._remove_on_workers(engine, key, dimensions)
             raise ValueError(f"a worker could not load it: {failures[0]}")
 
-    async def _drop_on_workers(self, engine: Any, key: str, dimensions: DimensionRange) -> None:
+    async def _remove_on_workers(self, engine: Any, key: str, dimensions: DimensionRange) -> None:
         num_dimensions = max(used.stop for used in self._used_ranges())
         failures = await _call_workers(
-            engine, DROP_ADAPTER_RPC, key, dimensions.start, dimensions.size, num_dimensions
+            engine, REMOVE_ADAPTER_RPC, key, dimensions.start, dimensions.size, num_dimensions
         )
         for message in failures:
             logger.warning("PAD: a worker keeps the removed adapter %s: %s", key, message)

@@ -18,7 +18,7 @@ from pad_vllm.adapter.shape_checks import (
 from pad_vllm.config import PADConfig
 from pad_vllm.params import ADAPTER, EXPLAIN, PREFERENCE, WEIGHTS, RequestLimits, parse_guidance
 from pad_vllm.serving.frontend.adapter_registry import AdapterRegistry
-from pad_vllm.serving.frontend.request_fields import NeedsTurns, request_field_check
+from pad_vllm.serving.frontend.request_fields import NeedsConversationTurns, request_field_check
 from pad_vllm.serving.start import config_checks, eos_tokens, reasoning_markers, served_adapters
 from pad_vllm.vllm_api.patches.server_request_check import check_server_requests
 from pad_vllm.vllm_api.vllm_names import VllmConfig
@@ -39,8 +39,8 @@ def make_admission(config: VllmConfig) -> Admission:
         _require_fitting_base(adapter, config.model_config.hf_config)
         check_server_requests(request_field_check(lambda _: False))
     else:
-        needs_turns = _check_separate_reward_model(config, pad, adapter)
-        check_server_requests(request_field_check(needs_turns))
+        needs_conversation_turns = _check_separate_reward_model(config, pad, adapter)
+        check_server_requests(request_field_check(needs_conversation_turns))
     if pad.on_failure == "stop":
         eos_tokens.required_eos_token_id(config)
     if pad.reasoning == "unguided":
@@ -56,7 +56,7 @@ def _require_fitting_base(adapter: Adapter, base: Any) -> None:
 
 def _check_separate_reward_model(
     config: VllmConfig, pad: PADConfig, adapter: Adapter
-) -> NeedsTurns:
+) -> NeedsConversationTurns:
     """Check the reward model of `resident` or `ray` and its tokenizer.
 
     It needs a conversation's turns where it has another tokenizer, or a preference text in its prompt.

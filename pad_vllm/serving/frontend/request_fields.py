@@ -28,11 +28,11 @@ _PROMPT_FIELDS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
 which values they do.
 """
 
-NeedsTurns = Callable[[Mapping[str, Any]], bool]
+NeedsConversationTurns = Callable[[Mapping[str, Any]], bool]
 """Of a request's vllm_xargs: whether the reward model has to read the conversation turn by turn."""
 
 
-def request_field_check(needs_turns: NeedsTurns) -> Callable[[Any], None]:
+def request_field_check(needs_conversation_turns: NeedsConversationTurns) -> Callable[[Any], None]:
     """A check that raises ValueError for a request with a refused field."""
 
     def check(request: Any) -> None:
@@ -43,7 +43,7 @@ def request_field_check(needs_turns: NeedsTurns) -> Callable[[Any], None]:
                 f"use_beam_search together with {listed(arguments)}: vLLM's beam search cannot be guided. "
                 f"Drop use_beam_search (n and temperature give several answers), or {listed(arguments)}."
             )
-        if arguments and needs_turns(request.vllm_xargs):
+        if arguments and needs_conversation_turns(request.vllm_xargs):
             _require_readable_turns(request)
 
     return check

@@ -18,7 +18,7 @@ from pad_vllm.wording import listed
 TESTED_METHODS = ("compressed-tensors",)
 """Tested by whole engines: int8 weights per channel with int8 activations per token, and fp8 likewise."""
 
-UNTESTED_METHODS = ("auto_awq", "auto_gptq", "fp8", "modelopt", "online")
+ACCEPTED_UNTESTED_METHODS = ("auto_awq", "auto_gptq", "fp8", "modelopt", "online")
 """Accepted because PAD uses nothing of them but the layer's own forward either; no test runs them forked."""
 
 _VLLM_NAMES = {"awq": "auto_awq", "gptq": "auto_gptq"}
@@ -41,7 +41,7 @@ def require_forkable_method(name: str) -> None:
 
     name: vLLM's or that of config.json; empty where the model is not quantised.
     """
-    accepted = (*TESTED_METHODS, *UNTESTED_METHODS)
+    accepted = (*TESTED_METHODS, *ACCEPTED_UNTESTED_METHODS)
     if name and _VLLM_NAMES.get(name, name) not in accepted:
         raise ValueError(
             f"pad_vllm's shared engine does not fork a base quantised by {name!r} yet; accepted are "

@@ -17,7 +17,7 @@ from pad_vllm.adapter.manifest import AdapterConfig, read_config
 from pad_vllm.config import PADConfig
 from pad_vllm.params import RequestLimits
 
-ADD_ADAPTER_RPC, DROP_ADAPTER_RPC = "pad_add_adapter", "pad_drop_adapter"
+ADD_ADAPTER_RPC, REMOVE_ADAPTER_RPC = "pad_add_adapter", "pad_drop_adapter"
 """Worker methods that the front end calls by `collective_rpc`: see worker/runtime_adapter_updates.py."""
 
 

@@ -21,7 +21,7 @@ from pad_vllm.engines import token_columns
 from pad_vllm.engines.reward_engine import RewardEngine, ZeroRewards
 from pad_vllm.engines.shared.model_fork import fork_model
 from pad_vllm.serving.start import config_checks, served_adapters
-from pad_vllm.serving.start.served_adapters import ADD_ADAPTER_RPC, DROP_ADAPTER_RPC
+from pad_vllm.serving.start.served_adapters import ADD_ADAPTER_RPC, REMOVE_ADAPTER_RPC
 from pad_vllm.serving.worker.instance import Instance, get_or_create_instance, report_outcomes
 from pad_vllm.serving.worker.runtime_adapter_updates import add_adapter_methods
 from pad_vllm.version import __version__
@@ -167,7 +167,7 @@ class PADModelLoader(BaseModelLoader):
 
 def _add_empty_worker_methods() -> None:
     """For a stage of pipeline parallelism below the last: without lm_head it samples and guides nothing."""
-    for method in (OUTCOME_METHOD, ADD_ADAPTER_RPC, DROP_ADAPTER_RPC):
+    for method in (OUTCOME_METHOD, ADD_ADAPTER_RPC, REMOVE_ADAPTER_RPC):
         add_worker_method(method, lambda *_: None)
 
 

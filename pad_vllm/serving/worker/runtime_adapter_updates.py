@@ -10,7 +10,11 @@ from dataclasses import replace
 
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.engines.shared.shared_rewards import SharedRewards
-from pad_vllm.serving.start.served_adapters import ADD_ADAPTER_RPC, DROP_ADAPTER_RPC, adapter_limits
+from pad_vllm.serving.start.served_adapters import (
+    ADD_ADAPTER_RPC,
+    REMOVE_ADAPTER_RPC,
+    adapter_limits,
+)
 from pad_vllm.serving.worker.accepted_limits import AcceptedLimits
 from pad_vllm.serving.worker.instance import find_instance
 from pad_vllm.vllm_api.patches.outcome_rpc import add_worker_method
@@ -19,7 +23,7 @@ from pad_vllm.vllm_api.patches.outcome_rpc import add_worker_method
 def add_adapter_methods() -> None:
     """Give vLLM's worker class the two methods that the front end calls."""
     add_worker_method(ADD_ADAPTER_RPC, add_adapter)
-    add_worker_method(DROP_ADAPTER_RPC, remove_adapter)
+    add_worker_method(REMOVE_ADAPTER_RPC, remove_adapter)
 
 
 def add_adapter(
@@ -29,7 +33,7 @@ def add_adapter(
 
     Args:
         instance_id: `VllmConfig.instance_id`.
-        worker_key: the name of the adapter in requests.
+        worker_key: the key by which the workers know the adapter.
         first_dimension: index of its first dimension among those of all served adapters.
         path: the adapter's folder.
         digest: of the adapter that the front end checked.
@@ -38,7 +42,7 @@ def add_adapter(
         None, or what went wrong.
     """
     try:
-        accepted, engine = _parts(instance_id)
+        accepted, engine = _limits_and_engine(instance_id)
         adapter = load_adapter(path)
         if adapter.digest != digest:
             return f"adapter {path} changed while it was loaded. Load it again."
@@ -60,7 +64,7 @@ def remove_adapter(
 
     Args:
         instance_id: `VllmConfig.instance_id`.
-        worker_key: the name of the adapter in requests.
+        worker_key: the key by which the workers know the adapter.
         first_dimension: index of its first dimension among those of all served adapters.
         count: number of its dimensions.
         num_used: see engines/shared/adapter_heads.py, remove_heads.
@@ -69,7 +73,7 @@ def remove_adapter(
         None, or what went wrong.
     """
     try:
-        accepted, engine = _parts(instance_id)
+        accepted, engine = _limits_and_engine(instance_id)
         accepted.remove(worker_key)
         engine.remove_heads(first_dimension, count, num_used)
     except Exception as error:  # noqa: BLE001, as above
@@ -77,7 +81,7 @@ def remove_adapter(
     return None
 
 
-def _parts(instance_id: str) -> tuple[AcceptedLimits, SharedRewards]:
+def _limits_and_engine(instance_id: str) -> tuple[AcceptedLimits, SharedRewards]:
     """The limits and the engine. Raises ValueError where adapters cannot be loaded at run time."""
     instance = find_instance(instance_id)
     if instance is None or instance.accepted_limits is None:

@@ -106,7 +106,7 @@ class CriticStatistics:
 
     def add(self, prompt: CriticPrompt) -> None:
         """Add the tokens of a prompt's answers, of the dimensions whose scores are known."""
-        for answer, dimension in _known(prompt):
+        for answer, dimension in _scored_answers(prompt):
             x, y, half = prompt.inputs(answer, dimension), prompt.y[answer, dimension], prompt.half
             self.xx[half, dimension] += x.T @ x
             self.xy[half, dimension] += x.sum(0) * y
@@ -156,7 +156,7 @@ class FittedCritic:
     def credit(self, prompt: CriticPrompt, trace: float) -> list[Tensor]:
         """Credit r [n, D] of each answer's tokens, 0 where its score is unknown. trace: lambda of GAE."""
         rows = [torch.zeros(len(h), len(self.explained)) for h in prompt.h]
-        for answer, dimension in _known(prompt):
+        for answer, dimension in _scored_answers(prompt):
             values = (
                 prompt.inputs(answer, dimension) @ self.coefficients[1 - prompt.half, dimension]
             )
@@ -174,6 +174,6 @@ def discounted_sums(steps: Tensor, trace: float) -> Tensor:
     return sums
 
 
-def _known(prompt: CriticPrompt) -> Iterable[tuple[int, int]]:
+def _scored_answers(prompt: CriticPrompt) -> Iterable[tuple[int, int]]:
     """(answer, dimension) of every known score."""
     return ((int(a), int(d)) for a, d in (~prompt.y.isnan()).nonzero())

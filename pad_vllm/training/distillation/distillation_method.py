@@ -52,7 +52,7 @@ from pad_vllm.training.run_context import RunContext
 from pad_vllm.training.sampling.vllm_sampler import SamplingOptions
 from pad_vllm.training.training_stages import train_two_stages
 
-_FIRST_TOKEN = 1  # tokens of an answer that count
+_NUM_FIRST_TOKENS = 1  # tokens of an answer that count
 
 
 class DistillationMethod:
@@ -116,7 +116,7 @@ class DistillationMethod:
         first_tokens = [*held_out, *self.parts.held_out_first_tokens]
         columns = {
             "trained": self.shares(trained, held_out),
-            "first": self.shares(trained, first_tokens, _FIRST_TOKEN),
+            "first": self.shares(trained, first_tokens, _NUM_FIRST_TOKENS),
             **self.shares_before_training,
             "penalty": torch.tensor(self.penalties),
             "variance": self.statistics.teacher_variance(),

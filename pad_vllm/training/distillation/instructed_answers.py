@@ -47,8 +47,8 @@ class InstructedBuild:
 
     def __call__(self, base: str, sampling: SamplingOptions) -> tuple[ChatEngine, Any]:
         """Build the engine, with room in its context for the longest instruction."""
-        longest = max(len(sentence.encode()) for sentence in self.sentences)
         # A token has at least one byte.
+        longest = max(len(sentence.encode()) for sentence in self.sentences)
         max_model_len = sampling.max_model_len + longest + _TEMPLATE_TOKENS
         engine, params = self.inner(base, replace(sampling, n=1, max_model_len=max_model_len))
         return _InstructedEngine(engine, self.sentences), params

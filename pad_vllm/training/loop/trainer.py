@@ -51,7 +51,9 @@ class StageData(Protocol):
         """
 
     def accuracy(self) -> dict[str, float]:
-        """Dimension -> how well the model as it is now does the validation prompts: more is better."""
+        """Dimension, or "mixes" -> how well the model as it is now does the validation prompts: more is
+        better.
+        """
 
 
 @dataclass

@@ -56,7 +56,7 @@ def load_newest_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Any, dict[s
     newest = checkpoints[-1]
     return (
         load_file(newest / _TENSORS),
-        # To the CPU: the device that wrote it may be another's, or on another machine.
+        # The device that wrote the checkpoint may be in use by another process, or on another machine.
         torch.load(newest / _OPTIMISER, map_location="cpu", weights_only=True),
         json.loads((newest / _STATE).read_text()),
     )

@@ -41,7 +41,7 @@ def untrained_persrm(backbone: Any, dimensions: tuple[str, ...], settings: Setti
         settings: fork layer, ranks, method.
 
     Returns:
-        The PersRM, on the backbone's device.
+        The PersRM.
     """
     layers = backbone.config.num_hidden_layers
     fork = settings.fork_layer

@@ -1,9 +1,10 @@
 """Accuracy on held-out pairs: of a trained PersRM, of an untrained one, and of the base with a prompt.
 
 In: a PersRM and held-out groups. Out: one row for each preference, as the model card shows them. The columns:
-    trained    w . Psi of the PersRM untrained  the reward before any training: 0 for every response, so all
-    pairs are ties prompted   log pi_B(y | the preference in words, prompt) - log pi_B(y | prompt): what the
-    base knows itself
+    trained    w . Psi of the PersRM
+    untrained  the reward before any training: 0 for every response, so all pairs are ties
+    prompted   log pi_B(y | the preference in words, prompt) - log pi_B(y | prompt): what the base
+               knows itself
 Knows nothing of how the adapter was trained.
 Shapes: R responses of a group, W weight vectors, D dimensions.
 """
@@ -64,7 +65,8 @@ def accuracy_rows_with_prompted_base(
         progress: Called before each preference.
 
     Returns:
-        One row for each dimension, then one for the mixes.
+        One row for each dimension, then one for the mixes; none for mixes if no prompt has scores for two
+        dimensions.
     """
     base = _PromptedBase(store.model, tokenizer)
     tested = _tested_preferences(store, groups)
@@ -81,6 +83,8 @@ def accuracy_rows(
     store: TrainingStore, groups: Sequence[PromptGroup], recipe: Recipe
 ) -> list[AccuracyRow]:
     """One row for each dimension, then one for mixes of them that training has not drawn.
+
+    There is no row for mixes if no prompt has scores for two dimensions.
 
     Args:
         store: Has the model and the responses of the groups.
@@ -134,12 +138,12 @@ def _prompted_entry(
     """The part of a row for the prompted base; {} if no group tells the preference's dimensions apart."""
     w = preference.w[:4]  # only a few of the mixes: each needs forward passes of its own
     informative = [group for group in groups if _is_informative(group, w)]
-    some = _first_groups(informative, PROMPTED_RESPONSES // len(w))
-    if not some:
+    few_groups = _first_groups(informative, PROMPTED_RESPONSES // len(w))
+    if not few_groups:
         return {}
     accuracies = measure_pair_accuracy(
-        lambda number, w: base.log_ratios(some[number], w),
-        [group.scores[:, -1] for group in some],
+        lambda number, w: base.log_ratios(few_groups[number], w),
+        [group.scores[:, -1] for group in few_groups],
         [TestedPreference(preference.name, w, 0.0)],
         clear_margin,
     )

@@ -242,7 +242,8 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def _steering_section(result: Mapping[str, Any]) -> list[str]:
     """What `pad-vllm steer` measured: a table of conditions for each decoding."""
     legend = (
-        'Wins over the unguided answers, by judges that no adapter was trained with; the judge "teacher" '
+        "Wins over the unguided answers, by judges; those of words that also scored the dimension's training "
+        'data are not independent. The judge "teacher" '
         "is the base with the instruction in its prompt. Repeated: share of repeated 4-grams. Perplexity "
         "under the base, relevance and words are relative to the unguided answers'. Told: plain prompting, "
         "with the instruction in the prompt. + and -: the sign of a dimension's weight."

@@ -38,7 +38,7 @@ class SamplingCounts:
     """Prompts that one of the two files held before."""
 
     failed: int = 0
-    """Prompts that are in the file of failures now, with the reason."""
+    """Prompts that this call added to the file of failures, with the reason."""
 
 
 def failed_prompts_path(out: Path) -> Path:

@@ -149,8 +149,9 @@ def _with_scores(
 def _refuse_scored(record: PreferenceRecord, scorers: Mapping[str, BatchScorer]) -> None:
     """Existing scores may be human judgements, so none is overwritten."""
     existing = set(record.scorers).union(*(response.scores for response in record.responses))
-    if both := sorted(existing & set(scorers)):
+    if already_scored := sorted(existing & set(scorers)):
         raise ValueError(
-            f"the source has scores of {both[0]} already (prompt {prompt_key(record.prompt)[:60]!r}). "
-            f"Give the new ones another name, such as {both[0]}2={scorers[both[0]].name}"
+            f"the source has scores of {already_scored[0]} already "
+            f"(prompt {prompt_key(record.prompt)[:60]!r}). "
+            f"Give the new ones another name, such as {already_scored[0]}2={scorers[already_scored[0]].name}"
         )

@@ -74,5 +74,5 @@ def logits_rows(ctx: Any, count: int) -> LogitsRows:
         slots = np.repeat(slots, np.diff(row_ends))
         first_row, num_step_rows = int(row_ends[0]), int(batch.cu_num_logits_np[-1])
     if len(slots) != count:
-        raise ValueError(f"{count} logits rows, but the batch has requests for {len(slots)}")
+        raise ValueError(f"{count} logits rows, and it is known of {len(slots)} whose they are")
     return LogitsRows(slots, first_row, num_step_rows)

@@ -51,7 +51,7 @@ def test_a_row_has_the_step_time_of_its_own_fork():
 
 def test_a_row_that_was_not_measured_is_named():
     aligned = wins_vs_step_time.mean_points(RESULT, 0.7, {})
-    with pytest.raises(ValueError, match="--row tree: the result has PAD, trunk"):
+    with pytest.raises(ValueError, match="--row tree: the result knows PAD, trunk"):
         wins_vs_step_time.result_rows(aligned, {"tree": 1}, TIMES, 30)
 
 

@@ -159,7 +159,7 @@ def test_a_row_that_no_cache_holds_fails_and_the_others_do_not(made):
     assert fast.failure_log.counts == {"no room": 1}
 
 
-def test_tokens_that_only_a_larger_base_has_earn_nothing_and_spoil_nothing(made):
+def test_tokens_that_only_a_larger_base_has_get_reward_0_and_change_no_other(made):
     base, adapter = made("llama")
     fast, slow, w = scorer(base, adapter), UncachedRewards(base, adapter), (1.0, 0.5, 0.0)
     requests = [
@@ -271,7 +271,7 @@ def test_the_numbers_of_a_pass_reach_the_device_in_one_piece():
     nodes = [TreeNode(9, 40, ()), TreeNode(8, 41, (0,))]
     pieces = [RowChunk([4, 0, 7], 38, [5, 6], nodes, 39), RowChunk([2], 0, [5], [], 0)]
     made = pack_chunks(pieces, BLOCK_SIZE, {}, torch.device("cpu"))
-    sent = [made.ids, made.positions, made.wanted, made.chunk_index, made.batch.slots]
+    sent = [made.ids, made.positions, made.output_indices, made.chunk_index, made.batch.slots]
     sent += [
         part
         for group in made.batch.groups
@@ -281,7 +281,7 @@ def test_the_numbers_of_a_pass_reach_the_device_in_one_piece():
     assert made.ids.tolist() == [5, 6, 9, 8, 5]
     assert made.positions.tolist() == [38, 39, 40, 41, 0]
     assert made.batch.slots.tolist() == [7 * 16 + 6, 7 * 16 + 7, 7 * 16 + 8, 7 * 16 + 9, 2 * 16]
-    assert made.wanted.tolist() == [1, 2, 3, 4]
+    assert made.output_indices.tolist() == [1, 2, 3, 4]
     assert made.chunk_index.tolist() == [0, 0, 0, 1]
 
 

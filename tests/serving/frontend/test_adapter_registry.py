@@ -13,7 +13,7 @@ pytest.importorskip("vllm")
 from pad_vllm.config import PADConfig
 from pad_vllm.params import parse_guidance
 from pad_vllm.serving.frontend.adapter_registry import AdapterRegistry
-from pad_vllm.serving.worker.runtime_adapter_updates import ADD_ADAPTER_RPC, DROP_ADAPTER_RPC
+from pad_vllm.serving.worker.runtime_adapter_updates import ADD_ADAPTER_RPC, REMOVE_ADAPTER_RPC
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_a_removed_one_leaves_when_its_last_request_has_ended(registry, engine, 
     assert again.first_dimension == 6
     del request, again
     unload(registry, engine, "work")
-    assert [call[1:] for call in engine.calls if call[0] == DROP_ADAPTER_RPC] == [
+    assert [call[1:] for call in engine.calls if call[0] == REMOVE_ADAPTER_RPC] == [
         (key, 2, 1, 7),  # the third one's place is the last in use
         ("work#2", 6, 1, 6),
     ]
@@ -125,7 +125,7 @@ def test_where_one_worker_fails_all_let_go(registry, engine, folders):
     engine.fails = "OSError: disk"
     with pytest.raises(ValueError, match="a worker could not load it: OSError: disk"):
         load(registry, engine, "work", folders["work"])
-    assert [call[0] for call in engine.calls] == [ADD_ADAPTER_RPC, DROP_ADAPTER_RPC]
+    assert [call[0] for call in engine.calls] == [ADD_ADAPTER_RPC, REMOVE_ADAPTER_RPC]
     assert not registry.has("work")
 
 

@@ -27,7 +27,7 @@ from pad_vllm.vllm_api.patches.outcome_rpc import OUTCOME_METHOD, _merge_reports
 NAMES = (
     OUTCOME_METHOD,
     runtime_adapter_updates.ADD_ADAPTER_RPC,
-    runtime_adapter_updates.DROP_ADAPTER_RPC,
+    runtime_adapter_updates.REMOVE_ADAPTER_RPC,
 )
 GUIDED = {"pad_weights": "helpful=1", OUTCOME_KEY: "mine"}
 
@@ -124,7 +124,7 @@ def test_the_processor_keeps_no_requests_there(config, below):
     assert torch.equal(processor.apply(logits.clone()), logits)
 
 
-def test_of_all_stages_the_one_that_knows_is_heard():
+def test_the_report_of_the_last_stage_is_used():
     known = {"unguided_tokens": 2, "stopped": False}
     assert _merge_reports([[None, ([known], None)]]) == [known]
 

@@ -11,8 +11,8 @@ pytest.importorskip("vllm")
 from vllm.model_executor.layers.quantization import get_quantization_config
 
 from pad_vllm.serving.start.quantized_bases import (
+    ACCEPTED_UNTESTED_METHODS,
     TESTED_METHODS,
-    UNTESTED_METHODS,
     require_forkable_method,
     stored_quant_method,
 )
@@ -31,7 +31,7 @@ def test_any_other_is_refused_with_those_that_are_accepted_and_the_way_out(name)
     assert "heads only" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [*TESTED_METHODS, *UNTESTED_METHODS])
+@pytest.mark.parametrize("name", [*TESTED_METHODS, *ACCEPTED_UNTESTED_METHODS])
 def test_the_names_are_those_of_this_vllm(name):
     made = get_quantization_config(name)
     assert (

@@ -200,9 +200,8 @@ def test_a_candidate_that_would_close_a_loop_gets_at_most_the_average_reward(run
     for slot, one, answer in zip(runner.order.tolist(), asked, answers, strict=True):
         runner.add(slot, one, answer)
     h_B, h_T = engine._states
-    engine._rows.weight[[7, 2]] += (h_T - h_B).mean(
-        0
-    )  # the tokens that would loop get high rewards
+    # The tokens that would loop get high rewards.
+    engine._rows.weight[[7, 2]] += (h_T - h_B).mean(0)
     logits = torch.randn(R, V)
     before = logits.clone()
     runner.apply(logits)
@@ -232,9 +231,8 @@ def test_v2_the_row_of_each_draft_is_guided_by_its_own_state_and_the_text_before
         runner.add(slot, one, answers[slot])
     count = sum(len(one) + 1 for one in drafted.values())
     h_B, h_T = torch.randn(count, H), torch.randn(count, H)
-    engine._rows.weight[[7, 3]] += (h_T - h_B).mean(
-        0
-    )  # the tokens that would loop get high rewards
+    # The tokens that would loop get high rewards.
+    engine._rows.weight[[7, 3]] += (h_T - h_B).mean(0)
     engine.store_states(h_B, h_T)
     logits = torch.randn(count, V)
     before, row, looping = logits.clone(), 0, 0

@@ -111,9 +111,9 @@ def test_planted_rewards_are_found_one_by_the_state_one_by_the_constant(model):
     M, c = torch.randn(64, 64) / 8, torch.randn(64)
     e = torch.cat([model.embeddings(row.ids) for row in rows])
     h = torch.cat([row.h_B for row in rows])
-    paid = torch.stack([torch.einsum("nkh,nh->nk", e, h @ M.T), e @ c], -1)
-    worth = taken_reward_advantages(paid, rows, T)
-    credit = worth + worth.std(0) * torch.randn_like(worth)
+    rewards = torch.stack([torch.einsum("nkh,nh->nk", e, h @ M.T), e @ c], -1)
+    advantages = taken_reward_advantages(rewards, rows, T)
+    credit = advantages + advantages.std(0) * torch.randn_like(advantages)
     (solved,) = summed(model, rows, credit).solve(64, [1.0])
     with torch.no_grad():
         for ours, theirs in zip(model.heads, solved.heads, strict=True):

@@ -22,7 +22,7 @@ H = 6
 
 
 def prompt(half, seed, answers=2, length=8, known=True):
-    """Answers whose score so far is, up to noise, the share of their score that was earned."""
+    """Answers whose score so far is, up to noise, the share of their score that is known."""
     torch.manual_seed(seed)
     y = torch.randn(answers, 1)
     y = y - y.mean()

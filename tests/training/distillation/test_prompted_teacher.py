@@ -6,6 +6,7 @@ import pytest
 import tiny
 import tiny_examples as made
 import torch
+from planted_preferences import Killed
 
 from pad_vllm.training.data.preference_record import PreferenceRecord
 from pad_vllm.training.distillation import prompted_teacher
@@ -18,10 +19,6 @@ from pad_vllm.training.objective.candidate_rewards import subtract_base_mean
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TOKENIZER = tiny.tokenizer()
-
-
-class Killed(BaseException):
-    """What a test raises where a kill would end the process."""
 
 
 @pytest.fixture

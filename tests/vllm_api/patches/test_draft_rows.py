@@ -53,7 +53,7 @@ def test_where_nothing_is_verified_a_request_has_one_row():
 
 
 def test_more_rows_than_the_batch_has_requests_for_are_refused():
-    with pytest.raises(ValueError, match="13 logits rows, but the batch has requests for 5"):
+    with pytest.raises(ValueError, match="13 logits rows, and it is known of 5 whose they are"):
         draft_rows.logits_rows(SimpleNamespace(idx_mapping_np=SLOTS), 13)
 
 

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("vllm")
 
 import pad_vllm
-from pad_vllm.serving.start.served_adapters import ADD_ADAPTER_RPC, DROP_ADAPTER_RPC
+from pad_vllm.serving.start.served_adapters import ADD_ADAPTER_RPC, REMOVE_ADAPTER_RPC
 from pad_vllm.vllm_api.patches.outcome_rpc import OUTCOME_METHOD
 from pad_vllm.vllm_api.patches.pad_attributes import ATTRIBUTES
 
@@ -19,7 +19,7 @@ PACKAGE = Path(pad_vllm.__file__).parent
 WORKER_METHODS = {
     "OUTCOME_METHOD": OUTCOME_METHOD,
     "ADD_ADAPTER_RPC": ADD_ADAPTER_RPC,
-    "DROP_ADAPTER_RPC": DROP_ADAPTER_RPC,
+    "REMOVE_ADAPTER_RPC": REMOVE_ADAPTER_RPC,
 }
 TRANSFORMERS = {"pad_token", "pad_token_id"}  # of tokenizers and configs
 LISTED = {name for attribute in ATTRIBUTES for name in attribute.name.split(", ")}
