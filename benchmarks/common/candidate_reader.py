@@ -20,8 +20,8 @@ from pad_vllm.catalog.name_resolution import resolve_base
 from pad_vllm.persrm import PersRM
 from pad_vllm.steering.guided_answers import DrawnAnswer
 from pad_vllm.text.chat_template import chat_token_ids, load_chat_tokenizer
+from pad_vllm.text.conversation import Conversation
 from pad_vllm.text.preference_text import with_instruction
-from pad_vllm.training.data.conversation import Conversation
 
 
 class AnswerCandidates(NamedTuple):

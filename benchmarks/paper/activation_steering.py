@@ -20,7 +20,7 @@ from pad_vllm.steering.comparison_conditions import (
 )
 from pad_vllm.steering.guided_answers import Conversations, DrawnAnswer, condition_messages
 from pad_vllm.text.chat_template import chat_token_ids
-from pad_vllm.training.data.conversation import Conversation
+from pad_vllm.text.conversation import Conversation
 
 
 @torch.no_grad()

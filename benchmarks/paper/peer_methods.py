@@ -52,7 +52,7 @@ from pad_vllm.steering.guided_answers import (
 )
 from pad_vllm.steering.steering_metrics import ConditionMetrics, metrics_table
 from pad_vllm.text.chat_template import chat_token_ids, load_chat_tokenizer
-from pad_vllm.training.data.conversation import Conversation
+from pad_vllm.text.conversation import Conversation
 from pad_vllm.training.sampling.sample_responses import read_prompts
 
 UNGUIDED = comparison_conditions.unguided_condition()

@@ -16,7 +16,7 @@ from benchmarks.users.user_tastes import SimulatedUser
 from pad_vllm.steering.comparison_conditions import Condition, instructions_of, unguided_condition
 from pad_vllm.steering.guided_answers import AnswerBatch, Conversations, DrawnAnswer
 from pad_vllm.text.chat_template import chat_token_ids
-from pad_vllm.training.data.conversation import Conversation
+from pad_vllm.text.conversation import Conversation
 
 Dialogue = list[tuple[Conversation, DrawnAnswer]]
 """Prompts and their answers."""

@@ -14,7 +14,7 @@ from pad_vllm.cli.error_reporting import report_errors
 from pad_vllm.cli.shared_options import JsonLinesOutput
 
 if TYPE_CHECKING:
-    from pad_vllm.training.data.conversation import Conversation
+    from pad_vllm.text.conversation import Conversation
 
 SKIP, STOP = "s", "q"
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from pad_vllm.serving.launch import offline_engine
 from pad_vllm.steering.comparison_conditions import Condition
+from pad_vllm.text.conversation import Conversation
 from pad_vllm.text.preference_text import with_instruction
-from pad_vllm.training.data.conversation import Conversation
 
 Conversations = Sequence[Conversation]
 """Prompts, as training/sampling/sample_responses.py reads them."""

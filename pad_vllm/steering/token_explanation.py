@@ -27,7 +27,7 @@ from pad_vllm.serving.start.served_adapters import adapter_limits
 from pad_vllm.steering.comparison_conditions import Condition
 from pad_vllm.steering.guided_answers import AnswerBatch, DecodingSettings, draw_answers
 from pad_vllm.text.chat_template import chat_token_ids, load_chat_tokenizer
-from pad_vllm.training.data.conversation import Conversation
+from pad_vllm.text.conversation import Conversation
 
 
 @dataclass(frozen=True)

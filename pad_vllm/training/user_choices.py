@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from pad_vllm.params import WEIGHTS, RequestLimits, check_argument_syntax, parse_guidance
 from pad_vllm.text.chat_template import chat_token_ids
-from pad_vllm.training.data.conversation import Conversation
+from pad_vllm.text.conversation import Conversation
 from pad_vllm.wording import short_repr
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pad_vllm.steering import comparison_conditions
 from pad_vllm.steering.guided_answers import condition_messages
-from pad_vllm.training.data.conversation import Conversation
+from pad_vllm.text.conversation import Conversation
 
 INSTRUCTIONS = {"kind": "Be kind."}
 PROMPT = Conversation.model_validate("Hello")

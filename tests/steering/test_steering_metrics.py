@@ -8,7 +8,7 @@ import pytest
 from pad_vllm.evaluation.win_rates_and_fluency import bootstrap_interval
 from pad_vllm.steering import comparison_conditions, dimension_judges, steering_metrics
 from pad_vllm.steering.guided_answers import DrawnAnswer
-from pad_vllm.training.data.conversation import Conversation
+from pad_vllm.text.conversation import Conversation
 
 PROMPTS = [Conversation.model_validate(f"question {i}") for i in range(4)]
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ValidationError
 
 from pad_vllm.adapter.manifest import DIMENSION_NAME
-from pad_vllm.training.data.conversation import Conversation, prompt_key
+from pad_vllm.text.conversation import Conversation, prompt_key
 from pad_vllm.training.data.data_spec import DataSpec, repeats_per_epoch
 from pad_vllm.training.data.dataset_rows import read_rows
 from pad_vllm.training.data.jsonl import first_validation_error

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pad_vllm.evaluation.lexical_scorers import COMPLETE_ONLY, LEXICAL_SCORERS, lexical_scores
 from pad_vllm.text.chat_template import chat_token_ids
-from pad_vllm.training.data.conversation import Conversation, prompt_key
+from pad_vllm.text.conversation import Conversation, prompt_key
 from pad_vllm.training.data.data_spec import repeats_per_epoch
 from pad_vllm.training.data.preference_record import PreferenceRecord, Response
 from pad_vllm.training.data.prompt_groups import PREFIX_LENGTHS, PromptGroup

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
 
-from pad_vllm.training.data.conversation import Conversation, require_known_roles
+from pad_vllm.text.conversation import Conversation, require_known_roles
 
 
 class _StrictModel(BaseModel):

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from pad_vllm.text.chat_template import chat_token_ids
+from pad_vllm.text.conversation import Conversation
 from pad_vllm.text.preference_text import with_preference
-from pad_vllm.training.data.conversation import Conversation
 from pad_vllm.training.data.data_report import DataReport
 from pad_vllm.training.data.data_sources import read_source, scored_dimensions
 from pad_vllm.training.data.data_spec import DataSpec, weight_by_label

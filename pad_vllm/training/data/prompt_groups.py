@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from pad_vllm.training.data.conversation import Conversation
+from pad_vllm.text.conversation import Conversation
 from pad_vllm.training.data.preference_record import unit_hash
 
 PREFIX_LENGTHS = (24, 48, 72, 96)

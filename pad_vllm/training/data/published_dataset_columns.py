@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from pad_vllm.training.data.conversation import Conversation, Message
+from pad_vllm.text.conversation import Conversation, Message
 from pad_vllm.training.data.preference_record import PreferenceRecord, Response
 from pad_vllm.wording import listed, short_repr
 

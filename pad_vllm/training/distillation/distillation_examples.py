@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pad_vllm.text.chat_template import chat_token_ids
-from pad_vllm.training.data.conversation import Conversation, prompt_key
+from pad_vllm.text.conversation import Conversation, prompt_key
 from pad_vllm.training.data.preference_record import PreferenceRecord, unit_hash
 from pad_vllm.training.data.prepare_data import split_groups
 from pad_vllm.training.data.prompt_groups import PromptGroup

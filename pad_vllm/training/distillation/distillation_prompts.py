@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pad_vllm.training.data.conversation import Conversation
+from pad_vllm.text.conversation import Conversation
 from pad_vllm.training.data.preference_record import unit_hash
 from pad_vllm.training.distillation.distillation_examples import ExampleBuilder
 from pad_vllm.training.sampling.sample_responses import read_prompts

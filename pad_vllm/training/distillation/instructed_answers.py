@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pad_vllm.serving.launch import offline_engine
+from pad_vllm.text.conversation import Conversation
 from pad_vllm.text.preference_text import with_instruction
-from pad_vllm.training.data.conversation import Conversation
 from pad_vllm.training.data.preference_record import unit_hash
 from pad_vllm.training.sampling.sample_responses import (
     SamplingCounts,

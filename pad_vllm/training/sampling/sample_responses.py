@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pad_vllm.text.conversation import Conversation, require_known_roles
 from pad_vllm.training.data import jsonl
-from pad_vllm.training.data.conversation import Conversation, require_known_roles
 from pad_vllm.training.progress_bar import progress_bar
 from pad_vllm.training.sampling.vllm_sampler import (
     EngineBuilder,

@@ -15,8 +15,8 @@ from itertools import islice, zip_longest
 from pathlib import Path
 
 from pad_vllm.evaluation.scorer_specs import BatchScorer, parse_scorer
+from pad_vllm.text.conversation import prompt_key
 from pad_vllm.training.data import jsonl
-from pad_vllm.training.data.conversation import prompt_key
 from pad_vllm.training.data.preference_record import PreferenceRecord
 from pad_vllm.training.progress_bar import progress_bar
 

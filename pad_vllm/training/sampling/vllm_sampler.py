@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from jinja2 import TemplateError
 
 from pad_vllm.text.chat_template import chat_token_ids, with_chat_template
-from pad_vllm.training.data.conversation import Conversation
+from pad_vllm.text.conversation import Conversation
 from pad_vllm.training.data.jsonl import record_to_line
 from pad_vllm.training.data.preference_record import PreferenceRecord, Response
 

@@ -9,7 +9,7 @@ import tiny
 from benchmarks.common import answer_cache
 from pad_vllm.steering.comparison_conditions import Condition, unguided_condition
 from pad_vllm.steering.guided_answers import AnswerBatch, DecodingSettings
-from pad_vllm.training.data.conversation import Conversation
+from pad_vllm.text.conversation import Conversation
 
 
 def test_answers_are_read_by_the_batchs_hash_and_a_torn_line_is_drawn_again(

@@ -20,7 +20,7 @@ from benchmarks.paper.transformers_decoding import TOP_K, TransformersDecoding
 from pad_vllm.steering.comparison_conditions import unguided_condition
 from pad_vllm.steering.guided_answers import DrawnAnswer, condition_messages
 from pad_vllm.text.chat_template import chat_token_ids
-from pad_vllm.training.data.conversation import Conversation
+from pad_vllm.text.conversation import Conversation
 
 PROMPTS = [Conversation.model_validate(text) for text in ("one", "a longer one")]
 PLAIN = unguided_condition()

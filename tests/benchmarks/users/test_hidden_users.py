@@ -13,8 +13,8 @@ from benchmarks.users import hidden_users
 from benchmarks.users.simulated_choices import GuidedChoices
 from benchmarks.users.user_tastes import SimulatedUser, TasteScores
 from pad_vllm.steering.guided_answers import DrawnAnswer
+from pad_vllm.text.conversation import Conversation
 from pad_vllm.text.preference_text import with_instruction
-from pad_vllm.training.data.conversation import Conversation
 
 DIMENSIONS = ("a", "b", "c")
 

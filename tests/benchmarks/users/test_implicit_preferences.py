@@ -11,7 +11,7 @@ from benchmarks.common.candidate_reader import CandidateReader
 from benchmarks.common.reward_space import RewardSpace
 from benchmarks.users import implicit_preferences, user_dialogues, user_tastes
 from pad_vllm.steering.guided_answers import DrawnAnswer
-from pad_vllm.training.data.conversation import Conversation
+from pad_vllm.text.conversation import Conversation
 
 CHAT = Conversation.model_validate
 

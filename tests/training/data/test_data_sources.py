@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pad_vllm.training.data.conversation import prompt_key
+from pad_vllm.text.conversation import prompt_key
 from pad_vllm.training.data.data_sources import MalformedRow, read_source, scored_dimensions
 from pad_vllm.training.data.data_spec import DataSpec, repeats_per_epoch, weight_by_label
 from pad_vllm.training.data.preference_record import unit_hash

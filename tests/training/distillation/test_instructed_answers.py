@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 
-from pad_vllm.training.data.conversation import Conversation
+from pad_vllm.text.conversation import Conversation
 from pad_vllm.training.distillation.instructed_answers import InstructedBuild
 from pad_vllm.training.sampling.sample_responses import sample_responses
 from pad_vllm.training.sampling.vllm_sampler import SamplingOptions

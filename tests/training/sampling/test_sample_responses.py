@@ -21,8 +21,8 @@ from pad_vllm.catalog.name_resolution import DEMO_ADAPTER_FOLDER
 from pad_vllm.cli.sample_training_responses import sample as sample_command
 from pad_vllm.cli.score import score as score_command
 from pad_vllm.params import RequestLimits, parse_guidance
+from pad_vllm.text.conversation import Conversation, prompt_key
 from pad_vllm.training.data import jsonl
-from pad_vllm.training.data.conversation import Conversation, prompt_key
 from pad_vllm.training.data.preference_record import PreferenceRecord, Response
 from pad_vllm.training.data.prepare_data import _require_unguided
 from pad_vllm.training.sampling import guided_sampling

@@ -8,7 +8,7 @@ import pickle
 
 import pytest
 
-from pad_vllm.training.data.conversation import Conversation, prompt_key, require_known_roles
+from pad_vllm.text.conversation import Conversation, prompt_key, require_known_roles
 from pad_vllm.training.data.preference_record import PreferenceRecord, unit_hash
 
 SYSTEM_AND_THREE_TURNS = [
