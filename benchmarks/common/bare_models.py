@@ -5,8 +5,11 @@ In: the name of a shape, a folder. Out: the folder, which Transformers and vLLM 
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
+
+from pad_vllm.catalog.name_resolution import resolve_base
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-8b": {
@@ -40,3 +43,13 @@ def write_bare_model(shape: str, folder: Path) -> str:
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token=unknown).save_pretrained(folder)
     LlamaConfig(**SHAPES[shape], dtype="bfloat16").save_pretrained(folder)
     return str(folder)
+
+
+def base_of(args: argparse.Namespace, folder: str) -> str:
+    """The folder or name of `args.base`; with `args.shape` a bare model of that shape in `folder`, and
+    `args.load_format` is then "dummy".
+    """
+    if not args.shape:
+        return resolve_base(args.base)
+    args.load_format = "dummy"
+    return write_bare_model(args.shape, Path(folder))

@@ -19,7 +19,6 @@ from typing import Any
 
 from benchmarks.common import arguments, bare_models, fork_step_times, timed_engines
 from pad_vllm.adapter.backbone.backbone import Backbone
-from pad_vllm.catalog.name_resolution import resolve_base
 
 
 def table(records: Sequence[Mapping[str, Any]], layers: int) -> list[str]:
@@ -53,11 +52,7 @@ def main() -> None:
     """See the module's docstring."""
     args = parse()
     with tempfile.TemporaryDirectory() as folder:
-        if args.shape:
-            base = bare_models.write_bare_model(args.shape, Path(folder))
-            args.load_format = "dummy"
-        else:
-            base = resolve_base(args.base)
+        base = bare_models.base_of(args, folder)
         layers = Backbone.from_config(Path(base)).num_layers
         times = fork_step_times.measure_fork_step_times(base, args.forks, args)
     result = {

@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.common import arguments, bare_models, fork_step_times, timed_engines
 from benchmarks.common.random_adapter import save_random_adapter
-from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
+from pad_vllm.catalog.name_resolution import resolve_adapter
 
 LABEL_PREFIX = "pad: "
 
@@ -158,11 +158,7 @@ def main() -> None:
     args = parse()
     args.batches = [args.batch]
     with tempfile.TemporaryDirectory() as folder:
-        if args.shape:
-            base = bare_models.write_bare_model(args.shape, Path(folder))
-            args.load_format = "dummy"
-        else:
-            base = resolve_base(args.base)
+        base = bare_models.base_of(args, folder)
         if args.fork:
             adapter_folder = Path(folder) / "adapter"
             adapter = save_random_adapter(base, adapter_folder, args.fork, args.load_format)
