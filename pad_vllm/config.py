@@ -54,8 +54,30 @@ class PADConfig:
 
     adapter: Annotated[
         str, Field(pattern=r"\S", description="the path of an adapter folder, as text")
-    ]
-    """Folder of the adapter: pad_config.json, the PEFT LoRA and the preference heads."""
+    ] = ""
+    """Folder of the adapter: pad_config.json, the PEFT LoRA and the preference heads. Empty, with
+    `instructions`: requests have no dimensions.
+    """
+
+    instructions: Annotated[bool, Field(description="true or false")] = False
+    """Whether requests may say what they prefer in a sentence, `pad_preference`, which the layers from
+    `fork_layer` up read in front of the text. For `shared`, without an adapter or with heads only.
+    """
+
+    fork_layer: Annotated[int | None, Field(ge=0, description="the number of a layer, from 0")] = (
+        None
+    )
+    """With `instructions`: the first layer that reads them; None: 0.4 of the layers up."""
+
+    max_instructions: Annotated[
+        int, Field(ge=1, le=4096, description="an integer from 1 to 4096")
+    ] = 64
+    """With `instructions`: different ones that requests may have at once; their KV blocks are reserved."""
+
+    max_instruction_tokens: Annotated[
+        int, Field(ge=1, le=4096, description="an integer from 1 to 4096")
+    ] = 64
+    """With `instructions`: longest one, in tokens of the base, chat template included."""
 
     adapters: Annotated[
         dict[str, Annotated[str, Field(pattern=r"\S")]],
@@ -163,7 +185,7 @@ class PADConfig:
                     f"additional_config['pad'] has an unknown key {short_repr(name)}.{hint} "
                     f"Accepted: {listed(known)}. Remove or rename it."
                 )
-        if "adapter" not in settings:
+        if "adapter" not in settings and settings.get("instructions") is not True:
             raise ValueError(
                 f"additional_config['pad'] names no adapter (it has: {listed(settings)}). "
                 f"Add the adapter's folder: {_EXAMPLE}."

@@ -24,6 +24,11 @@ EXPLAIN, ADAPTER = "pad_explain", "pad_adapter"
 ARGUMENT_NAMES = (WEIGHTS, BETA, TOP_K, NO_REPEAT, MIN_P, PREFERENCE, EXPLAIN, ADAPTER)
 ARGUMENT_PREFIX = "pad_"
 
+INSTRUCTION_KEY = "_pad_instruction"
+"""In the `extra_args` of a request with `pad_preference`, where the base reads it as an instruction: its
+token ids, which the front end puts there.
+"""
+
 NO_REPEAT_LENGTHS = (0, *range(2, 9))
 """Accepted values of pad_no_repeat."""
 
@@ -49,6 +54,11 @@ class Guidance:
     preference: str = ""
     """Text that only the reward model's prompt gets; empty for none."""
 
+    instruction: tuple[int, ...] = ()
+    """The same as token ids, where the base's own reward stream reads it (`shared` with instructions). Set in
+    the worker.
+    """
+
     no_repeat: int = 0
     """No-repeat guard: a candidate that would repeat an n-gram of this length gets no more reward than the
     row's average candidate; 0 is off.
@@ -61,6 +71,19 @@ class Guidance:
 
     explain: bool = False
     """Whether the answer comes with the reward of each of its tokens."""
+
+
+@dataclass(frozen=True)
+class InstructionDefaults:
+    """What guides a request with `pad_preference` on a server with instructions, unless it says otherwise.
+
+    An adapter's own defaults were chosen for its heads, whose rewards are known less well.
+    """
+
+    beta: float = 1.5
+    top_k: int = 20
+    no_repeat: int = 3
+    min_p: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +117,9 @@ class RequestLimits:
 
     engine: str = "shared"
     """The reward engine that serves."""
+
+    instructions: InstructionDefaults | None = None
+    """The defaults of a request with `pad_preference` on `shared`; None where it takes none."""
 
     first_dimension: int = 0
     """Index of this adapter's first dimension among the dimensions of all adapters that are served."""
@@ -147,10 +173,9 @@ def parse_guidance(
     if arguments is None:
         return None
     limits = limits.for_adapter(arguments.adapter)
-    if arguments.preference and limits.engine == "shared":
-        raise _preference_refusal(arguments.preference, limits.engine)
-    beta = limits.beta if arguments.beta is None else arguments.beta
-    top_k = limits.top_k if arguments.top_k is None else arguments.top_k
+    defaults = _defaults(arguments, limits)
+    beta = defaults.beta if arguments.beta is None else arguments.beta
+    top_k = defaults.top_k if arguments.top_k is None else arguments.top_k
     if abs(beta) > limits.max_beta:
         raise refusal(
             BETA,
@@ -165,16 +190,36 @@ def parse_guidance(
             f"an integer from 1 to {limits.max_top_k}",
             "ask for fewer, or raise the server's max_top_k",
         )
-    weights = _in_adapter_order(arguments.weights, limits.dimensions)
+    weights = _in_adapter_order(arguments.weights or [], limits.dimensions)
     return Guidance(
         weights=(0.0,) * limits.first_dimension + weights,
         beta=beta,
         top_k=top_k,
         preference=arguments.preference,
-        no_repeat=limits.no_repeat if arguments.no_repeat is None else arguments.no_repeat,
-        min_p=limits.min_p if arguments.min_p is None else arguments.min_p,
+        no_repeat=defaults.no_repeat if arguments.no_repeat is None else arguments.no_repeat,
+        min_p=defaults.min_p if arguments.min_p is None else arguments.min_p,
         explain=arguments.explain,
+        instruction=_instruction_tokens(extra_args) if arguments.preference else (),
     )
+
+
+def _defaults(
+    arguments: "_Arguments", limits: RequestLimits
+) -> RequestLimits | InstructionDefaults:
+    """The defaults of what the request leaves out. Raises ValueError where it asks for nothing that is
+    served.
+    """
+    takes_instructions = limits.instructions is not None
+    if arguments.preference and limits.engine == "shared" and not takes_instructions:
+        raise _preference_refusal(arguments.preference, limits.engine)
+    if arguments.weights is None and not (arguments.preference and takes_instructions):
+        raise _no_weights(arguments.names, takes_instructions=takes_instructions)
+    return limits.instructions if arguments.preference and limits.instructions else limits
+
+
+def _instruction_tokens(extra_args: Mapping[str, object] | None) -> tuple[int, ...]:
+    tokens = (extra_args or {}).get(INSTRUCTION_KEY, ())
+    return tuple(tokens) if isinstance(tokens, (list, tuple)) else ()
 
 
 def check_argument_syntax(extra_args: Mapping[str, object] | None) -> None:
@@ -189,7 +234,7 @@ def check_argument_syntax(extra_args: Mapping[str, object] | None) -> None:
 class _Arguments:
     """What the request itself says, before the adapter's names, defaults and limits; None is left out."""
 
-    weights: NamedWeights
+    weights: NamedWeights | None
     beta: float | None
     top_k: int | None
     no_repeat: int | None
@@ -197,6 +242,7 @@ class _Arguments:
     preference: str
     explain: bool
     adapter: str | None
+    names: tuple[str, ...]
 
 
 def _parse_arguments(extra_args: Mapping[str, object] | None) -> _Arguments | None:
@@ -211,11 +257,8 @@ def _parse_arguments(extra_args: Mapping[str, object] | None) -> _Arguments | No
             raise refusal(name, value, "a value", "leave the argument out for its default")
     if not arguments:
         return None
-    if WEIGHTS not in arguments:
-        raise ValueError(
-            f"{listed(arguments)} given without {WEIGHTS}, so there is nothing to guide towards. "
-            f"Add {WEIGHTS}, for example {WEIGHTS_FORMS}, or leave {listed(arguments)} out."
-        )
+    if WEIGHTS not in arguments and PREFERENCE not in arguments:
+        raise _no_weights(tuple(arguments), takes_instructions=False)
     return _Arguments(
         beta=finite_number(BETA, arguments[BETA]) if BETA in arguments else None,
         top_k=_candidate_count(arguments[TOP_K]) if TOP_K in arguments else None,
@@ -224,7 +267,17 @@ def _parse_arguments(extra_args: Mapping[str, object] | None) -> _Arguments | No
         preference=_preference_text(arguments[PREFERENCE]) if PREFERENCE in arguments else "",
         explain=_boolean(EXPLAIN, arguments[EXPLAIN]) if EXPLAIN in arguments else False,
         adapter=_adapter_name(arguments[ADAPTER]) if ADAPTER in arguments else None,
-        weights=parse_weights(arguments[WEIGHTS]),
+        weights=parse_weights(arguments[WEIGHTS]) if WEIGHTS in arguments else None,
+        names=tuple(arguments),
+    )
+
+
+def _no_weights(names: tuple[str, ...], *, takes_instructions: bool) -> ValueError:
+    way_out = f"Add {WEIGHTS}, for example {WEIGHTS_FORMS}, or leave {listed(names)} out."
+    if takes_instructions:
+        way_out = f"Add {PREFERENCE}, a sentence, or {way_out[4:]}"
+    return ValueError(
+        f"{listed(names)} given without {WEIGHTS}, so there is nothing to guide towards. {way_out}"
     )
 
 

@@ -36,6 +36,7 @@ DIMENSION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 """Accepted names: they contain none of the `,`, `=`, `{`, `}` and blanks that separate pad_weights."""
 
 MAX_BETA = 1e6
+_DIMENSIONS = "at least one name such as 'helpful': a letter, then letters, digits, _ and -"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ class AdapterConfig:
     """
 
     dimensions: tuple[str, ...]
-    """Names of the preference dimensions, in the order of the heads and of every weight vector."""
+    """Names of the preference dimensions, in the order of the heads and of every weight vector. A file has
+    one at least; a server that only takes instructions has none.
+    """
 
     head_rank: int
     """Rank r of the preference heads."""
@@ -148,6 +151,7 @@ class AdapterConfig:
         for name in ("architectures", "embedding_sample"):
             values[name] = as_tuple(values[name])
         dimensions = as_tuple(raw["dimensions"])
+        require_field(dimensions, "dimensions", dimensions, _DIMENSIONS)
         return cls(**{**raw, "backbone": Backbone(**values), "dimensions": dimensions})
 
 
@@ -224,12 +228,14 @@ def _require_version(version: object) -> None:
 
 
 def _require_dimensions(names: object) -> None:
-    accepted = "at least one name such as 'helpful': a letter, then letters, digits, _ and -"
-    require_field(isinstance(names, tuple) and names, "dimensions", names, accepted)
+    require_field(isinstance(names, tuple), "dimensions", names, _DIMENSIONS)
     assert isinstance(names, tuple)
     for name in names:
         require_field(
-            isinstance(name, str) and DIMENSION_NAME.fullmatch(name), "a dimension", name, accepted
+            isinstance(name, str) and DIMENSION_NAME.fullmatch(name),
+            "a dimension",
+            name,
+            _DIMENSIONS,
         )
         require_field(
             names.count(name) == 1,

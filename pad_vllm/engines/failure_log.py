@@ -22,6 +22,7 @@ Reason = Literal[
     "lost actor",  # dead, restarting, or it raised an error
     "late start",  # no row: the reward model starts after the base's forward instead of with it
     "bad request",  # no row of a step: a request that the front end should have refused
+    "instruction unread",  # the reserved KV blocks do not hold it
     "not told",  # no row left unguided: the explanation or the counts of guided rows are lost
 ]
 _NOT_UNGUIDED: tuple[Reason, ...] = ("late start", "bad request", "not told")

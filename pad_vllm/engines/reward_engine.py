@@ -33,6 +33,12 @@ class GuidedRequest:
     outcome_row: int = 0
     """Index of this request's row in the device buffers of serving/worker/outcome_table.py."""
 
+    instruction_blocks: tuple[int, ...] = ()
+    """The reserved KV blocks that its reward stream reads; engines/shared/instruction_stream.py sets them."""
+
+    instruction_weight: float = 0.0
+    """1 if its reward stream reads an instruction, NaN if it should and cannot: the row stays unguided."""
+
     engine_state: Any = None
     """Whatever the engine stores for this request."""
 
@@ -59,6 +65,9 @@ class StepCandidates:
     requests: Sequence[GuidedRequest]
     """The request of each guided row, G of them."""
 
+    instruction_weight: Tensor | None = None
+    """[G] float32, GuidedRequest.instruction_weight of each row; None where all are 0."""
+
     first_row: int = 0
     """Index, among the step's logits rows, of this slice's first row."""
 
@@ -78,6 +87,15 @@ class RewardEngine:
 
         Not called for the `shared` engine, which needs no tokens.
         """
+
+    def on_request_assigned(self, request: GuidedRequest) -> None:
+        """A guided request has its slot in the batch, and no step has run since."""
+
+    def on_request_left(self, request: GuidedRequest) -> None:
+        """A guided request left its slot. On V2 that is where another takes the slot."""
+
+    def follow_batch(self, requests: Mapping[int, GuidedRequest]) -> None:
+        """requests: the guided requests by batch slot, a live view."""
 
     def before_forward_v1(self, requests: Mapping[int, GuidedRequest]) -> None:
         """V1, before each forward of the base: an engine may start its own work for this step.

@@ -11,6 +11,7 @@ from typing import Any
 from pad_vllm.config import LOAD_FORMAT
 from pad_vllm.serving.start.pad_activation import asks_for_pad
 from pad_vllm.vllm_api.patches.front_end_checks import RequestCheck, patch_input_processor
+from pad_vllm.vllm_api.patches.reserved_blocks import patch_scheduler
 from pad_vllm.vllm_api.startup_probe import require_vllm_internals
 from pad_vllm.vllm_api.vllm_names import BaseModelLoader, VllmConfig, register_model_loader
 
@@ -23,6 +24,7 @@ def register_with_vllm() -> None:
     require_vllm_internals()
     register_model_loader(LOAD_FORMAT)(_LazyModelLoader)
     patch_input_processor(request_check)
+    patch_scheduler(_num_reserved_blocks)
 
 
 def request_check(config: VllmConfig) -> RequestCheck | None:
@@ -35,6 +37,15 @@ def request_check(config: VllmConfig) -> RequestCheck | None:
     from pad_vllm.serving.frontend import admission
 
     return admission.make_admission(config)
+
+
+def _num_reserved_blocks(config: VllmConfig, block_size: int) -> int:
+    """KV blocks that a scheduler does not get."""
+    if not asks_for_pad(config):
+        return 0
+    from pad_vllm.serving.start import instruction_settings
+
+    return instruction_settings.num_reserved_blocks(config, block_size)
 
 
 class _LazyModelLoader(BaseModelLoader):

@@ -38,7 +38,7 @@ class Condition:
     def extra_args(self) -> dict[str, Any] | None:
         """`extra_args` of SamplingParams for a guided condition; None for an unguided one."""
         if not self.weights:
-            return None
+            return dict(self.request_arguments) or None
         weights = [f"{name}={value:g}" for name, value in self.weights.items()]
         return {"pad_weights": weights, "pad_beta": self.beta, **self.request_arguments}
 

@@ -10,8 +10,9 @@ import pytest
 
 REGISTER = """
 import json, sys
-# What PAD wraps of vLLM's front end, with all that vLLM imports for it.
+# What PAD wraps of vLLM, with all that vLLM imports for it.
 import pad_vllm.vllm_api.patches.front_end_checks, pad_vllm.vllm_api.startup_probe
+import pad_vllm.vllm_api.patches.reserved_blocks
 before = set(sys.modules)
 from pad_vllm.plugin import register
 register()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import ref
 
 import torch
@@ -26,24 +26,46 @@ from pad_vllm.adapter.shape_checks import require_even_attention_split
 from pad_vllm.engines.override_methods import mix_in
 from pad_vllm.engines.shared import lora_shards
 from pad_vllm.engines.shared.adapter_heads import HeadTensors, heads_on_device
+from pad_vllm.engines.shared.instruction_stream import InstructionStream
 from pad_vllm.engines.shared.lm_head_rows import ForkError, plain_lm_head_rows
 from pad_vllm.engines.shared.row_independence_check import require_row_independence
 from pad_vllm.engines.shared.shared_rewards import SharedRewards
 from pad_vllm.vllm_api.patches.attention_record import AttentionRecord
+from pad_vllm.vllm_api.prefixed_attention import (
+    PREFIXED_BACKENDS,
+    PrefixTable,
+    prefixed_backend,
+)
 from pad_vllm.vllm_api.quantization import is_quantized
+from pad_vllm.vllm_api.removed_requests import state_class_with_removals
 from pad_vllm.vllm_api.vllm_names import Attention
+from pad_vllm.wording import listed
+
+
+class InstructedFork(NamedTuple):
+    """Where a model is forked that reads instructions, and what its rows read."""
+
+    fork_layer: int
+    stream: InstructionStream
+
 
 REWARD_CACHE_SUFFIX = ".pad_reward"
 """Appended to a forked attention layer's name; vLLM gives each name a KV cache."""
 
 
-def fork_model(model: Any, adapter: Adapter, record: AttentionRecord) -> SharedRewards:
-    """Fork a loaded model at the adapter's layer.
+def fork_model(
+    model: Any,
+    adapter: Adapter,
+    record: AttentionRecord,
+    instructions: InstructedFork | None = None,
+) -> SharedRewards:
+    """Fork a loaded model at the adapter's layer, or where it reads instructions.
 
     Args:
         model: a causal language model of vLLM; its modules change class in place.
         adapter: made for the model's backbone.
-        record: constructor arguments of the model's attention layers; not read with heads only.
+        record: constructor arguments of the model's attention layers; not read where nothing is forked.
+        instructions: the fork layer for an adapter with heads only, and what its reward stream reads.
 
     Returns:
         The engine to which the model hands its hidden states; the model owns it, as `pad_rewards`.
@@ -54,13 +76,21 @@ def fork_model(model: Any, adapter: Adapter, record: AttentionRecord) -> SharedR
     """
     rows = plain_lm_head_rows(model, adapter.config.backbone)
     device = rows.weight.device
-    if not adapter.config.heads_only:
-        _fork_layers(model.model.layers, adapter, record, device)
+    fork_layer = adapter.config.fork_layer if instructions is None else instructions.fork_layer
+    is_forked = fork_layer < adapter.config.backbone.num_layers
+    if is_forked:
+        table = None if instructions is None else instructions.stream
+        _fork_layers(model.model.layers, fork_layer, adapter, record, device, table)
     # A weak reference: the model owns its engine.
     register = partial(_register_head_buffers, ref(model))
     A, B, C = heads_on_device(adapter.heads, device)
-    model.pad_rewards = rewards = SharedRewards(A, B, rows, C, register)
-    mix_in(model, HeadsOnlyModel if adapter.config.heads_only else ForkedModel)
+    model.pad_rewards = rewards = SharedRewards(
+        A, B, rows, C, register, instructions=None if instructions is None else instructions.stream
+    )
+    if not is_forked:
+        mix_in(model, HeadsOnlyModel)
+    else:
+        mix_in(model, ForkedModel if instructions is None else InstructedModel)
     return rewards
 
 
@@ -71,28 +101,57 @@ def _register_head_buffers(model: Callable[[], Any], heads: HeadTensors) -> None
 
 
 def _fork_layers(
-    layers: Any, adapter: Adapter, record: AttentionRecord, device: torch.device
+    layers: Any,
+    fork_layer: int,
+    adapter: Adapter,
+    record: AttentionRecord,
+    device: torch.device,
+    table: PrefixTable | None,
 ) -> None:
-    fork_layer = adapter.config.fork_layer
     # A stage of pipeline parallelism has only some layers; the front end checks the config instead.
     if all(hasattr(layer, "self_attn") for layer in layers):
         require_even_attention_split(
             [layer.self_attn.attn.sliding_window for layer in layers], fork_layer
         )
     for index in range(fork_layer, len(layers)):
-        _fork_attention(layers[index].self_attn.attn, index, record)
+        _fork_attention(layers[index].self_attn.attn, index, record, table)
         _add_layer_lora(layers[index], index, adapter, device)
         mix_in(layers[index], FirstForkedLayer if index == fork_layer else ForkedLayer)
 
 
-def _fork_attention(attention: Any, index: int, record: AttentionRecord) -> None:
+def _fork_attention(
+    attention: Any, index: int, record: AttentionRecord, table: PrefixTable | None
+) -> None:
     if type(attention) is not Attention or attention.kv_sharing_target_layer_name is not None:
         raise ForkError(
             f"layer {index} has attention of type {type(attention).__name__} or shares its KV "
             "cache; the shared engine forks plain vLLM Attention only"
         )
-    attention.reward = record.copy_attention(attention, suffix=REWARD_CACHE_SUFFIX)
+    if table is None:
+        attention.reward = record.copy_attention(attention, suffix=REWARD_CACHE_SUFFIX)
+    else:
+        _require_prefixable(attention, index)
+        attention.reward = record.copy_attention(
+            attention,
+            suffix=REWARD_CACHE_SUFFIX,
+            backend=prefixed_backend(attention.get_attn_backend()),
+        )
+        attention.reward.pad_prefix_table = table
     attention.__class__ = ForkedAttention
+
+
+def _require_prefixable(attention: Any, index: int) -> None:
+    backend = attention.get_attn_backend().get_name()
+    if backend not in PREFIXED_BACKENDS:
+        raise ForkError(
+            f"layer {index} has the attention backend {backend}, which pad_vllm has not tested with "
+            f"instructions; accepted are {listed(PREFIXED_BACKENDS)}. Choose one: --attention-backend"
+        )
+    if attention.sliding_window is not None:
+        raise ForkError(
+            f"layer {index} has sliding-window attention, which would lose sight of an instruction. Fork "
+            "above such layers (fork_layer in additional_config['pad']), or serve another base"
+        )
 
 
 def _add_layer_lora(layer: Any, index: int, adapter: Adapter, device: torch.device) -> None:
@@ -215,3 +274,15 @@ class ForkedModel(WithSharedRewards):
         """[R, 2H] -> its halves."""
         h_B, h_T = hidden_states.chunk(2, dim=-1)
         return h_B, h_T
+
+
+class InstructedModel(ForkedModel):
+    """Mixin for a model whose reward stream reads instructions."""
+
+    def get_model_state_cls(self) -> type:
+        """V2's, by which requests that leave free their instructions."""
+        return state_class_with_removals()
+
+    def pad_on_slot_freed(self, slot: int) -> None:
+        """V2: the request in a batch slot ended."""
+        self.pad_rewards.on_slot_freed(slot)

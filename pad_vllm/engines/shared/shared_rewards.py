@@ -6,14 +6,15 @@ forked, and needs only the weights of a request.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 from torch.nn.functional import pad
 
 from pad_vllm import guidance
-from pad_vllm.engines.reward_engine import RewardEngine, StepCandidates
+from pad_vllm.engines.reward_engine import GuidedRequest, RewardEngine, StepCandidates
 from pad_vllm.engines.shared import adapter_heads
+from pad_vllm.engines.shared.instruction_stream import InstructionStream
 from pad_vllm.engines.shared.lm_head_rows import LmHeadRows
 
 
@@ -30,6 +31,7 @@ class SharedRewards(RewardEngine):
         rows: LmHeadRows,
         head_C: Tensor | None = None,
         on_heads_changed: Callable[[adapter_heads.HeadTensors], None] = lambda _: None,
+        instructions: InstructionStream | None = None,
     ) -> None:
         """Make an engine with the heads of one adapter, on the device of the model.
 
@@ -39,8 +41,10 @@ class SharedRewards(RewardEngine):
             rows: the rows of lm_head on this rank.
             head_C: [D, H] float32, or None for heads without constants.
             on_heads_changed: called with the heads that this engine reads, now and after each change.
+            instructions: what the reward stream reads; None where it has LoRA, or is the base stream.
         """
         self._rows, self._on_heads_changed = rows, on_heads_changed
+        self._instructions = instructions
         self._set_heads((head_A, head_B, head_C))
         self._states: tuple[Tensor, Tensor] | None = None
 
@@ -63,6 +67,31 @@ class SharedRewards(RewardEngine):
         A, B, C = heads
         self._heads: adapter_heads.HeadTensors = (A, guidance.contiguous_for_direction(B), C)
         self._on_heads_changed(self._heads)
+
+    def follow_batch(self, requests: Mapping[int, GuidedRequest]) -> None:
+        """See RewardEngine."""
+        if self._instructions is not None:
+            self._instructions.batch = requests
+
+    def on_request_assigned(self, request: GuidedRequest) -> None:
+        """See RewardEngine. A new instruction is read here, by a forward of its own."""
+        if self._instructions is not None:
+            self._instructions.join(request)
+
+    def on_request_left(self, request: GuidedRequest) -> None:
+        """See RewardEngine."""
+        if self._instructions is not None:
+            self._instructions.leave(request)
+
+    def on_slot_freed(self, slot: int) -> None:
+        """V2: the request in a batch slot ended, before another takes it."""
+        if self._instructions is not None:
+            self._instructions.leave_slot(slot)
+
+    def on_weights_changed(self) -> None:
+        """The base's weights are about to be loaded again."""
+        if self._instructions is not None:
+            self._instructions.on_weights_changed()
 
     def store_states(self, h_B: Tensor, h_T: Tensor) -> None:
         """Store the hidden states, [R, H] each, of the rows whose logits are computed now."""
@@ -90,5 +119,11 @@ class SharedRewards(RewardEngine):
         # Adapters come and go: the step's weights may have fewer dimensions than there are heads.
         if num_missing := len(self._heads[0]) - w.shape[1]:
             w = pad(w, (0, num_missing))
-        d_w = guidance.reward_direction(h_B, h_T, w, *self._heads)
+        if self._instructions is None:
+            d_w = guidance.reward_direction(h_B, h_T, w, *self._heads)
+        else:
+            # No LoRA: the heads were trained on the base's states.
+            d_w = guidance.reward_direction(h_B, h_B, w, *self._heads)
+            if step.instruction_weight is not None:
+                d_w = d_w + step.instruction_weight.unsqueeze(-1) * (h_T - h_B)
         return self._rows.rewards(d_w, step.ids)

@@ -93,6 +93,11 @@ class AdapterRegistry:
                 f"pad_vllm's {self._pad.engine} engine takes no adapters at run time; accepted: the shared "
                 "engine. Name another in additional_config['pad']['adapter'] and start again"
             )
+        if not self._pad.adapter:
+            raise ValueError(
+                "this server has no adapter, only instructions, and takes none at run time; accepted: a "
+                "server that was started with one. Start it with --adapter"
+            )
         async with self._change_lock:
             if self.has(name) and not replacing:
                 raise ValueError(

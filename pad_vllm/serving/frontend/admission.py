@@ -18,8 +18,15 @@ from pad_vllm.adapter.shape_checks import (
 from pad_vllm.config import PADConfig
 from pad_vllm.params import ADAPTER, EXPLAIN, PREFERENCE, WEIGHTS, RequestLimits, parse_guidance
 from pad_vllm.serving.frontend.adapter_registry import AdapterRegistry
+from pad_vllm.serving.frontend.instruction_reader import InstructedRequest, InstructionReader
 from pad_vllm.serving.frontend.request_fields import NeedsConversationTurns, request_field_check
-from pad_vllm.serving.start import config_checks, eos_tokens, reasoning_markers, served_adapters
+from pad_vllm.serving.start import (
+    config_checks,
+    eos_tokens,
+    instruction_settings,
+    reasoning_markers,
+    served_adapters,
+)
 from pad_vllm.vllm_api.patches.server_request_check import check_server_requests
 from pad_vllm.vllm_api.vllm_names import VllmConfig
 from pad_vllm.wording import short_repr
@@ -32,11 +39,11 @@ def make_admission(config: VllmConfig) -> Admission:
     """
     pad = config_checks.pad_settings(config)
     # The worker loads it again; loaded here too, a broken one is reported without a worker's traceback.
-    adapter = served_adapters.load_served_adapters(pad)
+    adapter = served_adapters.load_served_adapters(pad, config.model_config)
     config_checks.check_backbone(config, pad, adapter, weights_fetched=False)
     registry = AdapterRegistry(pad, loras=config.lora_config is not None)
     if pad.engine == "shared":
-        _require_fitting_base(adapter, config.model_config.hf_config)
+        _require_fitting_base(pad, adapter, config.model_config.hf_config)
         check_server_requests(request_field_check(lambda _: False))
     else:
         needs_conversation_turns = _check_separate_reward_model(config, pad, adapter)
@@ -45,13 +52,25 @@ def make_admission(config: VllmConfig) -> Admission:
         eos_tokens.required_eos_token_id(config)
     if pad.reasoning == "unguided":
         reasoning_markers.find_reasoning_markers(config)
-    return Admission(registry, config.model_config)
+    return Admission(registry, config.model_config, _instruction_reader(config, pad))
 
 
-def _require_fitting_base(adapter: Adapter, base: Any) -> None:
+def _instruction_reader(config: VllmConfig, pad: PADConfig) -> InstructionReader | None:
+    """What makes token ids of instructions, None for a server that takes none."""
+    if not pad.instructions:
+        return None
+    return InstructionReader(
+        config_checks.base_tokenizer(config, pad),
+        instruction_settings.instruction_limits(pad),
+        config.parallel_config,
+    )
+
+
+def _require_fitting_base(pad: PADConfig, adapter: Adapter, base: Any) -> None:
     """Raises AdapterError where the adapter's matrices or its fork do not fit the base's config."""
     require_lora_shapes(adapter, base)
-    require_even_attention_split(attention_kinds(base), adapter.config.fork_layer)
+    fork_layer = instruction_settings.fork_layer(pad, adapter.config)
+    require_even_attention_split(attention_kinds(base), fork_layer)
 
 
 def _check_separate_reward_model(
@@ -75,12 +94,20 @@ def _check_separate_reward_model(
 class Admission:
     """The check of one front end's requests; see vllm_api.patches.front_end_checks.RequestCheck."""
 
-    def __init__(self, adapters: AdapterRegistry, model_config: Any) -> None:
-        self.adapters = adapters
+    def __init__(
+        self,
+        adapters: AdapterRegistry,
+        model_config: Any,
+        instructions: InstructionReader | None = None,
+    ) -> None:
+        self.adapters, self._instructions = adapters, instructions
         self._model_config = model_config
 
-    def __call__(self, params: Any, lora: str | None = None) -> RequestLimits | None:
-        """The limits of the adapter that guides a request, None for a request without PAD's arguments.
+    def __call__(
+        self, params: Any, lora: str | None = None
+    ) -> RequestLimits | InstructedRequest | None:
+        """The limits of the adapter that guides a request, with its instruction; None for a request without
+        PAD's arguments.
 
         params: its SamplingParams; lora: the name of vLLM's LoRA that it asks for. Raises ValueError for a
         request that is refused.
@@ -96,7 +123,10 @@ class Admission:
                 f"{EXPLAIN} together with n {params.n}: one answer a request is explained; accepted: n 1. "
                 f"Send the request {params.n} times, or leave {EXPLAIN} out."
             )
-        return limits.for_adapter(params.extra_args.get(ADAPTER))
+        limits = limits.for_adapter(params.extra_args.get(ADAPTER))
+        if self._instructions is not None and guidance.preference:
+            return self._instructions.admit(guidance.preference, limits)
+        return limits
 
 
 def _lora_refusal(lora: str, served_names: str | list[str]) -> ValueError:

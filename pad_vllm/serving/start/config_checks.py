@@ -21,7 +21,7 @@ from pad_vllm.engines.reward_model.scorer_loader import (
     require_text_length,
     reward_tokenizer,
 )
-from pad_vllm.serving.start import eos_tokens
+from pad_vllm.serving.start import eos_tokens, instruction_settings
 from pad_vllm.serving.start.forkable_bases import (
     require_fork_in_last_stage,
     require_forkable_architecture,
@@ -121,8 +121,13 @@ def reward_model_warnings(
 def _check_served_backbone(
     config: VllmConfig, pad: PADConfig, adapter: Adapter, *, weights_fetched: bool
 ) -> list[str]:
-    if not adapter.config.heads_only:
-        _require_forkable(config, adapter.config.fork_layer)
+    layer = instruction_settings.fork_layer(pad, adapter.config)
+    if layer < adapter.config.backbone.num_layers:
+        _require_forkable(config, layer)
+    if pad.instructions:
+        instruction_settings.require_instructions_supported(config)
+    if not pad.adapter:
+        return []
     return require_same_backbone(
         adapter.config.backbone,
         _served_backbone(config, pad, weights_needed=weights_fetched),
@@ -157,6 +162,13 @@ def _served_backbone(config: VllmConfig, pad: PADConfig, *, weights_needed: bool
 
 def make_token_aligner(config: VllmConfig, pad: PADConfig) -> TokenAligner:
     """From the base's tokens to the reward model's. Raises ValueError for tokenizers it cannot align."""
+    base = base_tokenizer(config, pad)
+    persrm = reward_tokenizer(pad, read_config(pad.adapter))
+    return TokenAligner(base, persrm, eos_token_ids=eos_tokens.eos_token_ids(config))
+
+
+def base_tokenizer(config: VllmConfig, pad: PADConfig) -> Any:
+    """The base's tokenizer, with the chat template that it is served with."""
     from transformers import AutoTokenizer
 
     model = config.model_config
@@ -168,5 +180,4 @@ def make_token_aligner(config: VllmConfig, pad: PADConfig) -> TokenAligner:
     if pad.chat_template:
         setting = "additional_config['pad']['chat_template']"
         base.chat_template = read_chat_template(pad.chat_template, setting)
-    persrm = reward_tokenizer(pad, read_config(pad.adapter))
-    return TokenAligner(base, persrm, eos_token_ids=eos_tokens.eos_token_ids(config))
+    return base

@@ -9,22 +9,31 @@ added or removed while the server runs: frontend/adapter_registry.py and worker/
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
+
+import torch
 
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.adapter_folder import load_adapter
+from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.adapter.combine_adapters import AdapterPart, merge_adapters
-from pad_vllm.adapter.manifest import AdapterConfig, read_config
+from pad_vllm.adapter.manifest import FORMAT_2, AdapterConfig, read_config
+from pad_vllm.adapter.peft_lora import EMPTY_LORA
 from pad_vllm.config import PADConfig
-from pad_vllm.params import RequestLimits
+from pad_vllm.params import InstructionDefaults, RequestLimits
 
 ADD_ADAPTER_RPC, REMOVE_ADAPTER_RPC = "pad_add_adapter", "pad_drop_adapter"
 """Worker methods that the front end calls by `collective_rpc`: see worker/runtime_adapter_updates.py."""
 
 
-def load_served_adapters(pad: PADConfig) -> Adapter:
-    """The adapter, or all of them merged into one. Raises AdapterError where one of them is broken, or where
-    several are not all heads only on one base.
+def load_served_adapters(pad: PADConfig, base: Any = None) -> Adapter:
+    """The adapter, or all of them merged into one; without one, an adapter without dimensions.
+
+    base: vLLM's ModelConfig of the base, for a server without adapter. Raises AdapterError where one of them
+    is broken, or where several are not all heads only on one base.
     """
+    if not pad.adapter:
+        return _no_adapter(Backbone.from_hf_config(base.hf_config, name="the base"))
     first = load_adapter(pad.adapter)
     if not pad.adapters:
         return first
@@ -34,6 +43,26 @@ def load_served_adapters(pad: PADConfig) -> Adapter:
             AdapterPart(_with_unique_dimensions(adapter, index), {})
             for index, adapter in enumerate(adapters)
         ]
+    )
+
+
+def _no_adapter(backbone: Backbone) -> Adapter:
+    """Heads only, of no dimension: what a server has that only takes instructions."""
+    defaults = InstructionDefaults()
+    config = AdapterConfig(
+        format_version=FORMAT_2,
+        backbone=backbone,
+        fork_layer=backbone.num_layers,
+        dimensions=(),
+        head_rank=1,
+        beta=defaults.beta,
+        top_k=defaults.top_k,
+    )
+    return Adapter(
+        config=config,
+        lora=EMPTY_LORA,
+        head_A=torch.zeros(0, 1, backbone.hidden_size),
+        head_B=torch.zeros(0, backbone.hidden_size, 1),
     )
 
 
@@ -49,12 +78,24 @@ def served_limits(pad: PADConfig) -> RequestLimits:
     Reads only pad_config.json of each. Raises ValueError where an adapter's defaults exceed `max_beta` or
     `max_top_k`.
     """
+    instructions = InstructionDefaults() if pad.instructions else None
+    if not pad.adapter:
+        defaults = InstructionDefaults()
+        return RequestLimits(
+            dimensions=(),
+            beta=min(defaults.beta, pad.max_beta),
+            top_k=min(defaults.top_k, pad.max_top_k),
+            max_beta=pad.max_beta,
+            max_top_k=pad.max_top_k,
+            instructions=instructions,
+        )
     limits, first_dimension = [], 0
     for config in map(read_config, (pad.adapter, *pad.adapters.values())):
         limits.append(
             replace(
                 adapter_limits(config, pad.max_beta, pad.max_top_k),
                 engine=pad.engine,
+                instructions=instructions,
                 first_dimension=first_dimension,
             )
         )

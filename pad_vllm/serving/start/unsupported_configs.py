@@ -24,6 +24,12 @@ def require_supported(config: VllmConfig, pad: PADConfig) -> None:
             f"pad_vllm's {pad.engine} engine does not support several adapters yet; drop "
             f"{listed(pad.adapters)} from additional_config['pad']['adapters'], or use the shared engine."
         )
+    if pad.instructions and pad.engine != "shared":
+        raise ValueError(
+            f"additional_config['pad']['instructions'] is true, and the engine {pad.engine!r}; instructions "
+            "are read by 'shared' alone. Leave the engine out, or drop the setting: with a reward model of "
+            "its own, pad_preference is part of that model's prompt."
+        )
     for feature in REFUSED_BY_ALL:
         if feature.is_used(config):
             raise ValueError(f"pad_vllm does not support {feature.name} yet; {feature.way_out}.")

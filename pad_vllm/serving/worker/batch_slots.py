@@ -30,6 +30,7 @@ class GuidedRows:
     min_p: Tensor  # [G] float32, share of the best candidate's probability, 0 for off
     slots: Tensor  # [G] int64, batch slot of each row
     outcome_rows: Tensor  # [G] int64, GuidedRequest.outcome_row
+    instruction_weight: Tensor | None  # [G] float32, as in StepCandidates
     max_top_k: int  # the largest of top_k, on the host
     max_no_repeat: int  # the largest of no_repeat, on the host
     max_min_p: float  # the largest of min_p, on the host
@@ -113,6 +114,7 @@ class BatchSlots:
         guidances = [request.guidance for _, request in rows_and_requests]
         width = max(len(g.weights) for g in guidances)
         weights = [(*g.weights, *(0.0,) * (width - len(g.weights))) for g in guidances]
+        instruction_weights = [request.instruction_weight for _, request in rows_and_requests]
         explained = tuple(index for index, g in enumerate(guidances) if g.explain)
         rows, row_slots, outcome_rows, top_k, no_repeat = self._to_device(
             [
@@ -129,6 +131,7 @@ class BatchSlots:
                 *zip(*weights, strict=True),
                 [g.beta for g in guidances],
                 [g.min_p for g in guidances],
+                instruction_weights,
             ],
             torch.float32,
         )
@@ -139,6 +142,7 @@ class BatchSlots:
             top_k=top_k,
             no_repeat=no_repeat,
             min_p=floats[width + 1],
+            instruction_weight=floats[width + 2] if any(instruction_weights) else None,
             slots=row_slots,
             outcome_rows=outcome_rows,
             max_top_k=max(g.top_k for g in guidances),

@@ -149,6 +149,7 @@ class GuidedStep:
             ids=ids,
             w=self._guided.w,
             requests=self._guided.requests,
+            instruction_weight=self._guided.instruction_weight,
             first_row=first_row,
             is_last_slice=first_row + len(self._logits) == num_step_rows,
         )

@@ -88,6 +88,7 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._failure_log = self._instance.failure_log
         self._limits = AcceptedLimits(served_adapters.served_limits(pad))
         self._slots = BatchSlots(device, self._on_left_batch)
+        self._follows_batch = False
         self._num_steps = 0
         self._computes_logits = parallel_ranks.computes_logits()
         # `shared` reads the base's hidden states; the other engines, which run on the first rank, need the
@@ -144,6 +145,22 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             self._failure_log.add("bad request", 1, "a request stays unguided", error)
             return None
 
+    def _assign(self, slot: int, request: GuidedRequest | None) -> None:
+        """A request enters a slot; None for an unguided one."""
+        self._slots.assign(slot, request)
+        if request is None:
+            return
+        try:
+            engine = self._instance.engine
+            if engine is not None:
+                if not self._follows_batch:
+                    engine.follow_batch(self._slots.guided_requests)
+                    self._follows_batch = True
+                engine.on_request_assigned(request)
+        except Exception as error:  # noqa: BLE001, it would end the server and all its requests
+            message = "a request could not be announced: its rows may stay unguided"
+            self._failure_log.add("engine failed", 1, message, error)
+
     def _announce_request(
         self, request: GuidedRequest, read_tokens: Callable[[], _RequestTokens]
     ) -> None:
@@ -160,6 +177,9 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def _on_left_batch(self, request: GuidedRequest) -> None:
         self._outcome_table.on_left_batch(request.outcome_row)
         self._v1_tokens.remove_request(request)
+        engine = self._instance.engine
+        if engine is not None:
+            engine.on_request_left(request)
 
     def _set_outcomes_unknown(self, error: Exception) -> None:
         """After a step that failed midway: whether its rows were guided is unknown."""
@@ -195,7 +215,7 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             self._slots.remove(slot)
         for slot, params, prompt, answer in batch_update.added:
             request = self._guided_request(params)
-            self._slots.assign(slot, request)
+            self._assign(slot, request)
             if request is None:
                 continue
             self._v1_tokens.add_request(request, answer)
@@ -209,7 +229,7 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         """V2: a request enters slot `req_idx`. Returns whether it is guided."""
         request = self._guided_request(sampling_params)
-        self._slots.assign(req_idx, request)
+        self._assign(req_idx, request)
         if request is not None and self._reads_tokens:
             self._v2_unread.append((req_idx, request))
         return request is not None

@@ -19,13 +19,16 @@ from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.config import COMPILE_CACHE_KEY, PAD_KEY, PADConfig
 from pad_vllm.engines import token_columns
 from pad_vllm.engines.reward_engine import RewardEngine, ZeroRewards
-from pad_vllm.engines.shared.model_fork import fork_model
-from pad_vllm.serving.start import config_checks, served_adapters
+from pad_vllm.engines.shared.instruction_stream import InstructionStream
+from pad_vllm.engines.shared.model_fork import InstructedFork, fork_model
+from pad_vllm.engines.shared.shared_rewards import SharedRewards
+from pad_vllm.serving.start import config_checks, instruction_settings, served_adapters
 from pad_vllm.serving.start.served_adapters import ADD_ADAPTER_RPC, REMOVE_ADAPTER_RPC
 from pad_vllm.serving.worker.instance import Instance, get_or_create_instance, report_outcomes
 from pad_vllm.serving.worker.runtime_adapter_updates import add_adapter_methods
 from pad_vllm.version import __version__
 from pad_vllm.vllm_api.forward_metadata import last_token_indices
+from pad_vllm.vllm_api.instruction_forward import InstructionForward
 from pad_vllm.vllm_api.parallel_ranks import computes_logits, tp_rank_and_size
 from pad_vllm.vllm_api.patches.attention_record import AttentionRecord, recorded_attention
 from pad_vllm.vllm_api.patches.outcome_rpc import (
@@ -101,7 +104,10 @@ class PADModelLoader(BaseModelLoader):
                 f"Model reloading with `{pad.load_format}` format: vLLM reloads with `auto`"
             )
         inner.download_model(model_config)
-        config_checks.check_backbone(config, pad, served_adapters.load_served_adapters(pad))
+        adapter = served_adapters.load_served_adapters(pad, config.model_config)
+        config_checks.check_backbone(config, pad, adapter)
+        if isinstance(rewards := getattr(model, "pad_rewards", None), SharedRewards):
+            rewards.on_weights_changed()
         weights: Iterable[tuple[str, torch.Tensor]] = inner.get_all_weights(model_config, model)
         return weights
 
@@ -128,13 +134,14 @@ class PADModelLoader(BaseModelLoader):
         if _is_draft_model(vllm_config, model_config):
             return self._inner.load_model(vllm_config, model_config, *args, **kwargs)
         pad = config_checks.pad_settings(vllm_config)
-        adapter = served_adapters.load_served_adapters(pad)
+        adapter = served_adapters.load_served_adapters(pad, model_config)
         rank, _ = tp_rank_and_size()
         if rank or not computes_logits():  # the first rank of the last stage logs the same
             logging.getLogger(pad_vllm.__name__).setLevel(logging.ERROR)
         # Written before the model is built: the compile cache's key knows neither the load format
         # nor the adapter, and two forks would share one artefact.
-        key = f"{__version__}:{pad.engine}:{adapter.config.fork_layer}:{adapter.digest}"
+        fork_layer = instruction_settings.fork_layer(pad, adapter.config)
+        key = f"{__version__}:{pad.engine}:{fork_layer}:{adapter.digest}"
         vllm_config.additional_config[PAD_KEY][COMPILE_CACHE_KEY] = key
         self._inner = self._loader(pad.load_format)
         with recorded_attention() as attention_record:
@@ -201,15 +208,30 @@ def _shared_engine(loaded: LoadedModel) -> RewardEngine:
         set_default_torch_dtype(loaded.model_config.dtype),
         device,
     ):
-        rewards = fork_model(loaded.model, adapter, loaded.attention_record)
+        rewards = fork_model(
+            loaded.model, adapter, loaded.attention_record, _instructed_fork(loaded)
+        )
     backbone = adapter.config.backbone
     logger.info(
         "PAD: forked %d of %d layers, dimensions %s",
-        backbone.num_layers - adapter.config.fork_layer,
+        backbone.num_layers - instruction_settings.fork_layer(loaded.pad, adapter.config),
         backbone.num_layers,
-        ", ".join(adapter.config.dimensions),
+        ", ".join(adapter.config.dimensions) or "none",
     )
     return rewards
+
+
+def _instructed_fork(loaded: LoadedModel) -> InstructedFork | None:
+    """What the reward stream reads, if requests may say it in a sentence."""
+    pad = loaded.pad
+    if not pad.instructions:
+        return None
+    limits = instruction_settings.instruction_limits(pad)
+    read = InstructionForward(loaded.model, loaded.config, limits.num_reserved_blocks)
+    fork_layer = instruction_settings.fork_layer(pad, loaded.adapter.config)
+    cache = loaded.config.cache_config
+    stream = InstructionStream(limits, cache, loaded.instance.failure_log, read)
+    return InstructedFork(fork_layer, stream)
 
 
 def _resident_engine(loaded: LoadedModel) -> RewardEngine:

@@ -32,14 +32,20 @@ class AttentionRecord:
         bound = self._signature.bind(attention, *args, **kwargs)
         self._calls[bound.arguments.get("prefix", "")] = bound
 
-    def copy_attention(self, attention: Any, *, suffix: str) -> Any:
-        """A second Attention with the arguments of `attention`; its layer name has `suffix` appended."""
+    def copy_attention(self, attention: Any, *, suffix: str, backend: Any = None) -> Any:
+        """A second Attention with the arguments of another.
+
+        Args:
+            attention: the first one.
+            suffix: appended to its layer name.
+            backend: an attention backend in the place of its own.
+        """
         bound = self._calls[attention.layer_name]
         # A quantisation config gives an Attention only the scales of a quantised cache. No checkpoint has
         # scales for this copy, and parameters that wait for them would be missed when weights are reloaded.
         bound.arguments["quant_config"] = None
         bound.arguments["prefix"] = attention.layer_name + suffix
-        bound.arguments["attn_backend"] = attention.attn_backend
+        bound.arguments["attn_backend"] = backend or attention.attn_backend
         copy = Attention(*bound.args[1:], **bound.kwargs)
         copy.process_weights_after_loading(attention.dtype)
         return copy

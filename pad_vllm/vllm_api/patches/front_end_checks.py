@@ -7,12 +7,14 @@ looks for it at `register()`), `AsyncLLM.generate`, and the generator of the res
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.input_processor import InputProcessor
 
+from pad_vllm.params import INSTRUCTION_KEY
 from pad_vllm.vllm_api.front_end_interface import request_check_method
 from pad_vllm.vllm_api.patches.lora_endpoints import RuntimeAdapters, patch_lora_endpoints
 from pad_vllm.vllm_api.patches.outcome_rpc import (
@@ -71,6 +73,7 @@ def _install(processor: Any, request_check: RequestCheck) -> None:
     processor.pad_admission = request_check
     processor.pad_adapters = request_check.adapters
     _wrap_parameter_check(processor)
+    _wrap_request_maker(processor)
     patch_lora_endpoints()
     _patch_generators()
     patch_offline_engine(_guidance_of)
@@ -92,6 +95,22 @@ def _wrap_parameter_check(processor: Any) -> None:
         return original(params, *args, **kwargs)
 
     setattr(processor, name, validate)
+
+
+def _wrap_request_maker(processor: Any) -> None:
+    """Requests of different instructions share no block of the prefix cache: their reward streams differ."""
+    original = processor.process_inputs
+
+    def process_inputs(*args: Any, **kwargs: Any) -> Any:
+        request = original(*args, **kwargs)
+        extra_args = getattr(request.sampling_params, "extra_args", None) or {}
+        if tokens := extra_args.get(INSTRUCTION_KEY):
+            digest = hashlib.sha256(repr(tuple(tokens)).encode()).hexdigest()
+            # A client's own salt may hold anything, but for a digest in front of it.
+            request.cache_salt = f"{digest}:{request.cache_salt or ''}"
+        return request
+
+    processor.process_inputs = process_inputs
 
 
 def _admit(processor: Any, params: Any, lora: str | None) -> RequestGuidance | None:

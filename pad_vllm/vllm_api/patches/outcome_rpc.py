@@ -44,7 +44,7 @@ class RequestGuidance(Protocol):
     """
 
     @property
-    def worker_arguments(self) -> dict[str, str]:
+    def worker_arguments(self) -> dict[str, Any]:
         """Request arguments that the worker reads in place of the client's."""
 
 

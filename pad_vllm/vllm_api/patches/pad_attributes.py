@@ -85,6 +85,16 @@ _FRONT_END = (
     ),
 )
 
+_ENGINE_CORE = (
+    PADAttribute(
+        name="pad_num_reserved",
+        set_on="SchedulerConfig, the class",
+        set_in="vllm_api/patches/reserved_blocks.py",
+        read_in="the same file, where vLLM makes a scheduler",
+        purpose="how many KV blocks instructions have",
+    ),
+)
+
 _WORKER = (
     PADAttribute(
         name="pad_outcomes",
@@ -132,6 +142,20 @@ _MODEL = (
         purpose="splits hidden states into those of the base and those of the reward model",
     ),
     PADAttribute(
+        name="pad_prefix_table",
+        set_on="an Attention of the reward stream, where it reads instructions",
+        set_in="engines/shared/model_fork.py",
+        read_in="vllm_api/prefixed_attention.py and instruction_forward.py",
+        purpose="says which KV blocks a row reads in front of its own",
+    ),
+    PADAttribute(
+        name="pad_on_slot_freed",
+        set_on="the served model of the shared engine with instructions; a method",
+        set_in="engines/shared/model_fork.py",
+        read_in="vllm_api/removed_requests.py",
+        purpose="V2: a request left its batch slot, and needs its instruction no more",
+    ),
+    PADAttribute(
         name="pad_head_A, pad_head_B, pad_head_C",
         set_on="the served model of the shared engine; buffers",
         set_in="engines/shared/model_fork.py",
@@ -168,5 +192,5 @@ _MODEL = (
     ),
 )
 
-ATTRIBUTES = (*_FRONT_END, *_WORKER, *_MODEL)
+ATTRIBUTES = (*_FRONT_END, *_ENGINE_CORE, *_WORKER, *_MODEL)
 """All of them, by the process that has them."""

@@ -596,7 +596,7 @@ def test_greedy_requests_need_it_too(runner):
     assert runner.processor.is_argmax_invariant() is False
 
 
-@pytest.mark.parametrize("bad", BAD[1:3] + BAD[4:])
+@pytest.mark.parametrize("bad", BAD[1:3] + BAD[4:6] + BAD[7:])
 def test_what_is_wrong_under_every_adapter_is_refused_at_admission(bad):
     with pytest.raises(ValueError, match="pad_"):
         PADLogitsProcessor.validate_params(SamplingParams(extra_args=bad))

@@ -1,0 +1,236 @@
+"""At which depth does an instruction enter a base? What the layers from a fork layer up know of it.
+
+    python -m benchmarks.quality.instruction_depth --base DIR --prompts koala.jsonl --out depth.json
+
+The rewards of an instructed base (the instruction behind the question) beside those of a base whose layers
+from the fork layer up read the instruction in front of the text (`pad_vllm/instruction_prefix.py`): the share
+of the former that the latter explain at the best scale, over the base's 20 candidates, weighed by their
+probability. Answers: the base's own and the instructed base's. Intervals are over prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from benchmarks.common import arguments
+from benchmarks.paper.transformers_decoding import TransformersDecoding
+from pad_vllm.catalog.name_resolution import resolve_base
+from pad_vllm.instruction_prefix import InstructedBackbone
+from pad_vllm.steering.comparison_conditions import Condition, unguided_condition
+from pad_vllm.steering.guided_answers import Conversations, DrawnAnswer
+from pad_vllm.text.chat_template import chat_token_ids, load_chat_tokenizer
+from pad_vllm.text.instruction_tokens import fill_blocks, instruction_token_ids
+from pad_vllm.text.preference_text import with_instruction
+from pad_vllm.training.sampling.sample_responses import read_prompts
+
+INSTRUCTIONS = {
+    "friendly": "Answer in a warm, casual and friendly tone.",
+    "funny": "Answer in a funny way, with jokes and humor.",
+    "expert": "Answer like an expert, with technical depth and precise terms.",
+    "brief": "Answer in one or two short sentences.",
+    "simple": "Use plain, simple words and short sentences, as if explaining to a five-year-old child.",
+    "formal": "Answer in a formal and polite style.",
+}
+"""Name -> what a user would write."""
+
+NUM_CANDIDATES = 20
+BATCH = 8  # texts of one forward
+BLOCK_SIZE = 16  # tokens of a KV block: vLLM's on a GPU
+BOOTSTRAPS = 2000
+
+Products = tuple[float, float, float]
+"""Of two rewards of the same candidates: reward x teacher, reward x reward, teacher x teacher."""
+
+
+class Text(NamedTuple):
+    """An answer behind a prompt, as token ids."""
+
+    prompt: list[int]
+    answer: list[int]
+
+    def ids(self) -> list[int]:
+        """Both."""
+        return self.prompt + self.answer
+
+    def answer_states(self, hidden: Tensor) -> Tensor:
+        """[n, H] float32 of hidden [T, H]: the states from which the answer's tokens are predicted."""
+        return hidden[len(self.prompt) - 1 : len(self.prompt) + len(self.answer) - 1].float()
+
+
+def candidate_rewards(embeddings: Tensor, p: Tensor, difference: Tensor) -> Tensor:
+    """Rewards with zero mean under the base.
+
+    Args:
+        embeddings: [n, K, H] float32 of the candidates.
+        p: [n, K] their probabilities.
+        difference: [n, H] of two hidden states.
+
+    Returns:
+        [n, K].
+    """
+    rewards = torch.einsum("nkh,nh->nk", embeddings, difference)
+    return rewards - (p * rewards).sum(-1, keepdim=True)
+
+
+def explained_share(products: Sequence[Products]) -> tuple[float, float]:
+    """The share of the teacher's rewards explained at the best scale, and that scale."""
+    both, own, teacher = np.sum(np.asarray(products), axis=0)
+    return float(both**2 / (own * teacher)), float(both / own)
+
+
+def share_interval(by_prompt: Sequence[Products]) -> list[float]:
+    """[share, low, high] with its 95% interval by bootstrap over prompts."""
+    products = np.asarray(by_prompt)
+    draws = np.random.default_rng(0).integers(len(products), size=(BOOTSTRAPS, len(products)))
+    sums = products[draws].sum(1)
+    shares = sums[:, 0] ** 2 / (sums[:, 1] * sums[:, 2])
+    low, high = np.quantile(shares, (0.025, 0.975))
+    return [round(float(x), 3) for x in (explained_share(by_prompt)[0], low, high)]
+
+
+class DepthReader:
+    """Reads answers with a base, with its instructed self, and with instructions from fork layers up."""
+
+    def __init__(self, model: Any, tokenizer: Any, fork_layers: Sequence[int]) -> None:
+        """Of one base; fork_layers: those that are compared."""
+        self.model, self.tokenizer = model, tokenizer
+        self.forks = [InstructedBackbone(model, layer) for layer in fork_layers]
+
+    @torch.no_grad()
+    def products(
+        self, prompts: Conversations, answers: Sequence[DrawnAnswer], instruction: str
+    ) -> list[list[Products]]:
+        """[fork layer][answer] products; prompts and answers: as many of each."""
+        plain = [
+            Text(chat_token_ids(self.tokenizer, prompt.messages()), list(answer.token_ids))
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        instructed = [
+            text._replace(
+                prompt=chat_token_ids(
+                    self.tokenizer, with_instruction(prompt.messages(), instruction)
+                )
+            )
+            for prompt, text in zip(prompts, plain, strict=True)
+        ]
+        prefix_ids = fill_blocks(instruction_token_ids(self.tokenizer, instruction), BLOCK_SIZE)
+        prefixes = [fork.read_instruction(prefix_ids) for fork in self.forks]
+        rows: list[list[Products]] = [[] for _ in self.forks]
+        for start in range(0, len(plain), BATCH):
+            texts = plain[start : start + BATCH]
+            h_B = self._states(texts)
+            h_S = self._states(instructed[start : start + BATCH])
+            teachers = list(self._teachers(h_B, h_S))
+            ids = _padded_ids(texts)
+            for row, fork, prefix in zip(rows, self.forks, prefixes, strict=True):
+                hidden = fork.instructed_states(fork.states_below_fork(ids), prefix)
+                for text, base, all_states, teacher in zip(
+                    texts, h_B, hidden, teachers, strict=True
+                ):
+                    difference = text.answer_states(all_states) - base
+                    row.append(teacher.products(difference))
+        return rows
+
+    def _states(self, texts: Sequence[Text]) -> list[Tensor]:
+        hidden = self.model.model(input_ids=_padded_ids(texts), use_cache=False).last_hidden_state
+        return [text.answer_states(row) for text, row in zip(texts, hidden, strict=True)]
+
+    def _teachers(self, h_B: Sequence[Tensor], h_S: Sequence[Tensor]) -> Iterator[_Teacher]:
+        embedding = self.model.lm_head.weight[: len(self.tokenizer)]
+        for base, instructed in zip(h_B, h_S, strict=True):
+            z, ids = (base.to(embedding.dtype) @ embedding.T).float().topk(NUM_CANDIDATES)
+            p, e = z.softmax(-1), embedding[ids].float()
+            yield _Teacher(e, p, candidate_rewards(e, p, instructed - base))
+
+
+class _Teacher(NamedTuple):
+    """The instructed base's rewards at one answer's tokens."""
+
+    embeddings: Tensor  # [n, K, H]
+    p: Tensor  # [n, K]
+    rewards: Tensor  # [n, K]
+
+    def products(self, difference: Tensor) -> Products:
+        rewards = candidate_rewards(self.embeddings, self.p, difference)
+        pairs = ((rewards, self.rewards), (rewards, rewards), (self.rewards, self.rewards))
+        both, own, teacher = (float((self.p * a * b).sum()) for a, b in pairs)
+        return both, own, teacher
+
+
+def _padded_ids(texts: Sequence[Text]) -> Tensor:
+    rows = [text.ids() for text in texts]
+    width = max(map(len, rows))
+    return torch.tensor([row + [0] * (width - len(row)) for row in rows])
+
+
+def table(fork_layers: Sequence[int], num_layers: int, rows: Mapping[str, Any]) -> list[str]:
+    """Markdown, a line a fork layer."""
+    lines = [
+        f"| fork layer, of {num_layers} | {' | '.join(rows)} | mean |",
+        f"| --- |{' --- |' * (len(rows) + 1)}",
+    ]
+    for index, layer in enumerate(fork_layers):
+        shares = [row["shares"][index] for row in rows.values()]
+        cells = [f"{share:.2f} ({low:.2f} to {high:.2f})" for share, low, high in shares]
+        mean = np.mean([share for share, _, _ in shares])
+        lines.append(f"| {layer} | {' | '.join(cells)} | {mean:.2f} |")
+    return lines
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = arguments.make_parser(__doc__, adapter=None)
+    arguments.add_prompts_option(parser)
+    parser.add_argument("--tokens", type=int, default=64, help="of an answer, at most")
+    parser.add_argument("--limit", type=int, help="number of prompts (default: all)")
+    parser.add_argument("--fork-layers", type=int, nargs="+", required=True)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    folder = resolve_base(args.base)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, args.dtype)).eval()
+    tokenizer = load_chat_tokenizer(folder, args.base, None)
+    prompts = read_prompts(args.prompts)[: args.limit]
+    decoding = TransformersDecoding(model, tokenizer, 0.7, args.tokens)
+    plain = decoding.draw(prompts, unguided_condition())
+    reader = DepthReader(model, tokenizer, args.fork_layers)
+    rows: dict[str, Any] = {}
+    for name, instruction in INSTRUCTIONS.items():
+        instructed = decoding.draw(prompts, Condition(name, instruction=instruction))
+        by_fork = [
+            [tuple(np.add(a, b)) for a, b in zip(first, second, strict=True)]
+            for first, second in zip(
+                reader.products(prompts, plain, instruction),
+                reader.products(prompts, instructed, instruction),
+                strict=True,
+            )
+        ]
+        rows[name] = {
+            "instruction": instruction,
+            "shares": [share_interval(products) for products in by_fork],
+            "scales": [round(explained_share(products)[1], 2) for products in by_fork],
+        }
+        print(name, rows[name]["shares"], rows[name]["scales"], flush=True)
+    num_layers = model.config.num_hidden_layers
+    result = {
+        "command": arguments.command_line(),
+        "prompts": len(prompts),
+        "tokens": args.tokens,
+        "dtype": args.dtype,
+        "layers": num_layers,
+        "fork_layers": args.fork_layers,
+        "rows": rows,
+        "table": table(args.fork_layers, num_layers, rows),
+    }
+    arguments.print_and_write(args, result)
+
+
+if __name__ == "__main__":
+    main()

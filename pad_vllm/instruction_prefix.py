@@ -1,0 +1,127 @@
+"""An instruction in front of the reward stream, in PyTorch: what `shared` serves for `pad_preference`.
+
+The layers from the fork layer up read an instruction alone, once; their keys and values are its prefix. In
+the reward stream these layers attend to the prefix and to the text, in the base stream to the text only, so
+h_T is the state of a base that is told the instruction from the fork layer up. Nothing is trained:
+
+    R(a) = < e_a , h_T - h_B >
+
+Every engine that serves instructions is tested against this module. Sequences are right-padded: causal
+attention keeps padding out of the real positions. Knows nothing of vLLM.
+Shapes: N sequences of T tokens, P tokens of a prefix, H hidden size, K candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from pad_vllm.persrm import decoder_slice
+
+
+class InstructionPrefix(NamedTuple):
+    """Keys and values of an instruction in the forked layers, each [KV heads, P, width]."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+    @property
+    def length(self) -> int:
+        """P."""
+        return self.keys[0].shape[1]
+
+
+class InstructedBackbone:
+    """A frozen causal language model whose layers from the fork layer up may read an instruction first."""
+
+    def __init__(self, backbone: Any, fork_layer: int) -> None:
+        """Share the backbone's modules; it is not changed.
+
+        Args:
+            backbone: a Transformers causal language model of L decoder layers with rotary positions.
+            fork_layer: 0 to L - 1, the first layer that reads instructions.
+
+        Raises:
+            ValueError: the backbone does not have this layer, or a layer from there up has sliding-window
+                attention, in which a long text would leave the instruction behind.
+        """
+        num_layers = backbone.config.num_hidden_layers
+        if not 0 <= fork_layer < num_layers:
+            raise ValueError(f"fork_layer {fork_layer}: this backbone accepts 0..{num_layers - 1}")
+        layer_types = getattr(backbone.config, "layer_types", None) or ["full_attention"]
+        if "sliding_attention" in layer_types[fork_layer:]:
+            raise ValueError(
+                f"fork_layer {fork_layer}: layers from there up have sliding-window attention, which would "
+                "lose sight of an instruction; accepted are layers above them."
+            )
+        self.backbone, self.fork_layer, self.num_layers = backbone, fork_layer, num_layers
+        decoder = backbone.model
+        self._lower = decoder_slice(decoder, 0, fork_layer, norm=False) if fork_layer else None
+        self._upper = decoder_slice(decoder, fork_layer, num_layers, norm=True)
+
+    @torch.no_grad()
+    def states_below_fork(self, input_ids: Tensor) -> Tensor:
+        """What both streams share: ids [N, T] -> residual stream below the fork layer [N, T, H]."""
+        if self._lower is None:
+            return self.backbone.model.embed_tokens(input_ids)
+        return self._lower(input_ids=input_ids, use_cache=False).last_hidden_state
+
+    @torch.no_grad()
+    def base_states(self, forked: Tensor) -> Tensor:
+        """h_B [N, T, H] from `states_below_fork`."""
+        return self._upper(inputs_embeds=forked, use_cache=False).last_hidden_state
+
+    @torch.no_grad()
+    def read_instruction(self, token_ids: Sequence[int]) -> InstructionPrefix:
+        """The prefix of an instruction's P tokens, as a text of their own, at positions -P .. -1.
+
+        So the request's tokens keep their positions, and rotary attention, which knows only distances, sees
+        one text.
+        """
+        P = len(token_ids)
+        cache = DynamicCache()
+        self._upper(
+            inputs_embeds=self.states_below_fork(torch.tensor([list(token_ids)])),
+            position_ids=torch.arange(-P, 0).unsqueeze(0),
+            attention_mask=_causal_mask(P, 0, self.backbone.dtype),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        layers = cache.layers[self.fork_layer :]
+        return InstructionPrefix(
+            tuple(layer.keys[0] for layer in layers), tuple(layer.values[0] for layer in layers)
+        )
+
+    @torch.no_grad()
+    def instructed_states(self, forked: Tensor, prefix: InstructionPrefix) -> Tensor:
+        """The reward stream's final hidden states.
+
+        Args:
+            forked: [N, T, H] from `states_below_fork`.
+            prefix: of the instruction, which every sequence reads.
+
+        Returns:
+            h_T [N, T, H].
+        """
+        N, T = forked.shape[:2]
+        cache = DynamicCache()
+        for index, (keys, values) in enumerate(zip(*prefix, strict=True), self.fork_layer):
+            cache.update(keys.expand(N, -1, -1, -1), values.expand(N, -1, -1, -1), index)
+        hidden: Tensor = self._upper(
+            inputs_embeds=forked,
+            position_ids=torch.arange(T).unsqueeze(0),
+            attention_mask=_causal_mask(T, prefix.length, self.backbone.dtype),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return hidden
+
+
+def _causal_mask(length: int, prefix_length: int, dtype: torch.dtype) -> Tensor:
+    """[1, 1, T, P + T]: 0 where a token may look, the least number where not."""
+    blocked = torch.full((length, prefix_length + length), torch.finfo(dtype).min, dtype=dtype)
+    return blocked.triu(prefix_length + 1)[None, None]

@@ -1,0 +1,96 @@
+"""Instructions in the front end: a sentence becomes token ids, and those in flight are counted.
+
+In: `pad_preference` of a request. Out: an InstructedRequest, which the front end holds until the request
+ended, or a ValueError, which the client sees as HTTP 400. Workers keep as many instructions as the front ends
+of a server admit at once, so that none has to wait there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from weakref import WeakValueDictionary
+
+from pad_vllm.engines.shared.instruction_stream import InstructionLimits
+from pad_vllm.params import INSTRUCTION_KEY, PREFERENCE, RequestLimits
+from pad_vllm.text.instruction_tokens import instruction_token_ids
+from pad_vllm.wording import refusal
+
+_CACHED_SENTENCES = 4096
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction that requests in flight have. Freed with the last of them."""
+
+    token_ids: tuple[int, ...]
+    __hash__ = object.__hash__
+
+
+@dataclass(frozen=True)
+class InstructedRequest:
+    """What guides a request with an instruction; see vllm_api.patches.outcome_rpc.RequestGuidance."""
+
+    limits: RequestLimits
+    instruction: Instruction
+
+    @property
+    def worker_arguments(self) -> dict[str, Any]:
+        """Request arguments that the workers read besides the client's."""
+        return {**self.limits.worker_arguments, INSTRUCTION_KEY: self.instruction.token_ids}
+
+
+class InstructionReader:
+    """Makes token ids of the instructions of one front end's requests."""
+
+    def __init__(self, tokenizer: Any, limits: InstructionLimits, parallel_config: Any) -> None:
+        """Nothing is in flight.
+
+        Args:
+            tokenizer: of the base, with its chat template.
+            limits: of the server.
+            parallel_config: vLLM's; several front ends share what the server keeps.
+        """
+        num_front_ends = int(getattr(parallel_config, "_api_process_count", 1) or 1)
+        self._max_in_flight = max(1, limits.max_instructions // num_front_ends)
+        self._max_tokens = limits.max_tokens
+        self._in_flight: WeakValueDictionary[tuple[int, ...], Instruction] = WeakValueDictionary()
+
+        @lru_cache(_CACHED_SENTENCES)
+        def token_ids(sentence: str) -> tuple[int, ...]:
+            return tuple(instruction_token_ids(tokenizer, sentence))
+
+        self._token_ids = token_ids
+
+    def admit(self, sentence: str, limits: RequestLimits) -> InstructedRequest:
+        """The request with its instruction.
+
+        Args:
+            sentence: the value of pad_preference.
+            limits: of the adapter that it names.
+
+        Raises:
+            ValueError: the sentence is too long, or too many different ones are in flight.
+        """
+        token_ids = self._token_ids(sentence)
+        if len(token_ids) > self._max_tokens:
+            raise refusal(
+                PREFERENCE,
+                sentence,
+                f"an instruction of at most {self._max_tokens} tokens with its chat template; this one has "
+                f"{len(token_ids)}",
+                "shorten it, or raise the server's max_instruction_tokens",
+            )
+        instruction = self._in_flight.get(token_ids)
+        if instruction is None:
+            if len(self._in_flight) >= self._max_in_flight:
+                raise refusal(
+                    PREFERENCE,
+                    sentence,
+                    f"one of the {self._max_in_flight} different instructions of requests that are being "
+                    "answered",
+                    "send it again when some have ended, or raise the server's max_instructions",
+                )
+            instruction = self._in_flight[token_ids] = Instruction(token_ids)
+        return InstructedRequest(limits, instruction)

@@ -1,0 +1,71 @@
+"""What a server with instructions is set to: fork layer, limits, reserved KV blocks; and what it refuses.
+
+In: PAD's settings, an adapter's config, a VllmConfig. Out: numbers, or a ValueError with the way out.
+"""
+
+from __future__ import annotations
+
+from pad_vllm.adapter.manifest import AdapterConfig
+from pad_vllm.config import PADConfig
+from pad_vllm.engines.shared.instruction_stream import InstructionLimits
+from pad_vllm.vllm_api.vllm_names import VllmConfig
+
+DEFAULT_DEPTH = 0.4
+"""Share of the layers below the fork: an instruction enters above it (benchmarks/README.md)."""
+
+
+def fork_layer(pad: PADConfig, adapter: AdapterConfig) -> int:
+    """The first layer that runs twice; the number of layers where none does.
+
+    Raises ValueError where the setting and the base or the adapter do not go together.
+    """
+    num_layers = adapter.backbone.num_layers
+    if not pad.instructions:
+        return adapter.fork_layer
+    if not adapter.heads_only:
+        raise ValueError(
+            f"pad_vllm takes instructions beside heads only, and this adapter has a trunk from layer "
+            f"{adapter.fork_layer} up, whose reward stream is its own. Serve an adapter with heads only, or "
+            "none, or drop --instructions."
+        )
+    if pad.fork_layer is None:
+        return int(DEFAULT_DEPTH * num_layers)
+    if pad.fork_layer >= num_layers:
+        raise ValueError(
+            f"additional_config['pad']['fork_layer'] is {pad.fork_layer}; accepted with this base: 0 to "
+            f"{num_layers - 1}. Leave it out for {int(DEFAULT_DEPTH * num_layers)}."
+        )
+    return pad.fork_layer
+
+
+def require_instructions_supported(config: VllmConfig) -> None:
+    """Raises ValueError for what instructions were not built for."""
+    parallel = config.parallel_config
+    if parallel.pipeline_parallel_size > 1:
+        raise ValueError(
+            "pad_vllm does not read instructions with pipeline parallelism yet: they go through all layers; "
+            "drop --pipeline-parallel-size or --instructions."
+        )
+    if getattr(config.model_config, "enable_sleep_mode", False):
+        raise ValueError(
+            "pad_vllm does not keep instructions while a server sleeps, which frees the KV cache; drop "
+            "--enable-sleep-mode or --instructions."
+        )
+    if getattr(config.model_config, "uses_mrope", False):
+        raise ValueError(
+            "pad_vllm does not read instructions with positions of several axes (M-RoPE) yet; drop "
+            "--instructions, or serve a base with text positions."
+        )
+
+
+def instruction_limits(pad: PADConfig) -> InstructionLimits:
+    """How many instructions there may be at once, and how long one is at most."""
+    return InstructionLimits(pad.max_instructions, pad.max_instruction_tokens)
+
+
+def num_reserved_blocks(config: VllmConfig, block_size: int) -> int:
+    """KV blocks that an engine with this config keeps from its scheduler; 0 without instructions. config: of
+    PAD's.
+    """
+    pad = PADConfig.from_additional_config(config.additional_config)
+    return instruction_limits(pad).num_reserved_blocks(block_size) if pad.instructions else 0

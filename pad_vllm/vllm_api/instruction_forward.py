@@ -1,0 +1,147 @@
+"""Reads a text with the served model into KV blocks of our choice, between two steps.
+
+One eager forward of one sequence over all layers (vllm/forward_context.py): every attention layer writes its
+keys and values into these blocks, under the positions -P .. -1, so that the text stands in front of any
+request. Rotary layers look positions up in a table, which has no negative ones: while the text is read their
+table holds the sines negated, and the positions are P .. 1. Knows nothing of instructions or rewards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+from vllm.config import CUDAGraphMode
+from vllm.forward_context import set_forward_context
+from vllm.v1.attention.backend import CommonAttentionMetadata
+
+from pad_vllm.vllm_api.vllm_names import Attention, VllmConfig
+
+_TABLES = ("cos_sin_cache", "cos_sin_cache_bf16")
+"""Buffers of vLLM's rotary embeddings: [positions, width], cosines in the first half, sines in the second."""
+
+
+def rotary_layers(model: nn.Module) -> list[nn.Module]:
+    """The modules that rotate queries and keys by a table that can be negated."""
+    return [module for module in model.modules() if hasattr(module, _TABLES[0])]
+
+
+class InstructionForward:
+    """Reads texts into the last blocks of a loaded model's KV cache."""
+
+    def __init__(
+        self, model: nn.Module, config: VllmConfig, num_reserved_blocks: Callable[[int], int]
+    ) -> None:
+        """Nothing is read yet, and the KV cache need not exist.
+
+        Args:
+            model: the served causal language model, forked.
+            config: of its engine.
+            num_reserved_blocks: for the tokens of a block, which are known when the model is loaded: how many
+                blocks at the cache's end are ours.
+        """
+        # A weak reference: the model owns what calls this.
+        self._model, self._config = ref(model), config
+        self._num_reserved_blocks = num_reserved_blocks
+
+    @torch.inference_mode()
+    def __call__(self, tokens: Sequence[int], blocks: Sequence[int]) -> None:
+        """Read `tokens` into `blocks`, numbers among the reserved ones, a whole number of blocks."""
+        model = self._model()
+        assert model is not None
+        # Not those of a draft model, which are in the same cache.
+        layers = {m.layer_name: m for m in model.modules() if isinstance(m, Attention)}
+        device = next(model.parameters()).device
+        input_ids = torch.tensor(list(tokens), device=device)
+        metadata: dict[str, Any] = {}
+        slots: dict[str, Tensor] = {}
+        groups: dict[Any, list[str]] = {}
+        for name, layer in layers.items():
+            groups.setdefault((_plain_backend(layer), layer.kv_cache.shape[0]), []).append(name)
+        for (backend, num_kernel_blocks), names in groups.items():
+            spec = layers[names[0]].get_kv_cache_spec(self._config)
+            spec = spec.copy_with_new_block_size(self._kernel_block_size(layers[names[0]]))
+            builder = backend.get_builder_cls()(spec, names, self._config, device)
+            common = self._batch(len(tokens), blocks, num_kernel_blocks, spec.block_size, device)
+            metadata |= dict.fromkeys(names, builder.build(0, common))
+            slots |= dict.fromkeys(names, common.slot_mapping)
+        with (
+            _negated_rotations(model, len(tokens)),
+            set_forward_context(
+                metadata,
+                self._config,
+                num_tokens=len(tokens),
+                cudagraph_runtime_mode=CUDAGraphMode.NONE,
+                slot_mapping=slots,
+                skip_compiled=True,
+            ),
+        ):
+            positions = torch.arange(len(tokens), 0, -1, device=device)
+            model(input_ids=input_ids, positions=positions)
+
+    def _kernel_block_size(self, layer: Any) -> int:
+        return int(layer.kv_cache.shape[2])
+
+    def _batch(
+        self,
+        num_tokens: int,
+        blocks: Sequence[int],
+        num_kernel_blocks: int,
+        kernel_size: int,
+        device: torch.device,
+    ) -> CommonAttentionMetadata:
+        """The metadata of one sequence of `num_tokens` that starts now."""
+        block_size = self._config.cache_config.block_size
+        ratio = block_size // kernel_size
+        first = num_kernel_blocks - self._num_reserved_blocks(block_size) * ratio
+        ids = [first + block * ratio + part for block in blocks for part in range(ratio)]
+        table = torch.tensor([ids], dtype=torch.int32, device=device)
+        position = torch.arange(num_tokens, device=device)
+        length = torch.tensor([num_tokens], dtype=torch.int32)
+        starts = torch.tensor([0, num_tokens], dtype=torch.int32)
+        return CommonAttentionMetadata(
+            query_start_loc=starts.to(device),
+            query_start_loc_cpu=starts,
+            seq_lens=length.to(device),
+            seq_lens_cpu_upper_bound=length,
+            num_reqs=1,
+            num_actual_tokens=num_tokens,
+            max_query_len=num_tokens,
+            max_seq_len=num_tokens,
+            block_table_tensor=table,
+            slot_mapping=table[0].long()[position // kernel_size] * kernel_size
+            + position % kernel_size,
+            positions=position,
+            is_prefilling=torch.tensor([True]),
+        )
+
+
+def _plain_backend(layer: Any) -> Any:
+    """The backend of a layer, without prefixes."""
+    backend = layer.get_attn_backend()
+    return backend.__base__ if hasattr(layer, "pad_prefix_table") else backend
+
+
+@contextmanager
+def _negated_rotations(model: nn.Module, num_positions: int) -> Iterator[None]:
+    """Within it, rotary layers rotate backwards, by -p at position p, up to `num_positions`."""
+    saved: list[tuple[nn.Module, str, Tensor]] = []
+    seen = set()
+    for module in rotary_layers(model):
+        for name in _TABLES:
+            table = getattr(module, name, None)
+            if table is None or (id(module), name) in seen:
+                continue
+            seen.add((id(module), name))
+            saved.append((module, name, table))
+            cosines, sines = table[: num_positions + 1].chunk(2, dim=-1)
+            setattr(module, name, torch.cat((cosines, -sines), dim=-1))
+    try:
+        yield
+    finally:
+        for module, name, table in saved:
+            setattr(module, name, table)
