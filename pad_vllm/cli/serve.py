@@ -11,14 +11,17 @@ import typer
 
 from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
 from pad_vllm.cli.error_reporting import report_errors
-from pad_vllm.cli.shared_options import AdapterOption, BaseArgument, fetch_reward_backbone
+from pad_vllm.cli.shared_options import BaseArgument, fetch_reward_backbone
 from pad_vllm.serving.launch.serve_arguments import serve_argv
 
 
 def serve(
     context: typer.Context,
     base: BaseArgument,
-    adapter: AdapterOption,
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="Folder of a PAD adapter, or `demo`. Not needed with --instructions."),
+    ] = None,
     pad_load_format: Annotated[
         str | None,
         typer.Option(
@@ -29,6 +32,19 @@ def serve(
         str | None,
         typer.Option(
             help="Where the reward model runs: shared (default), resident or ray.",
+        ),
+    ] = None,
+    instructions: Annotated[
+        bool,
+        typer.Option(
+            "--instructions",
+            help="Take preferences in words from requests (pad_preference), with an adapter or without.",
+        ),
+    ] = False,
+    fork_layer: Annotated[
+        int | None,
+        typer.Option(
+            help="With --instructions: first layer that reads them (default: 0.4 of BASE's layers up)."
         ),
     ] = None,
     allow_backbone_mismatch: Annotated[
@@ -43,14 +59,20 @@ def serve(
 
     Set PAD's other settings with vLLM's own flag, for example: --additional-config.pad.max_beta 5
     """
+    if adapter is None and not instructions:
+        raise typer.BadParameter(
+            "give --adapter FOLDER (or `demo`), or --instructions, by which requests say in words what they "
+            "prefer"
+        )
     with report_errors():
         if base.startswith("-"):
             raise ValueError(
                 f"BASE comes first, found {base}. Type: pad-vllm serve BASE {base} ..."
             )
         resolved = resolve_base(base)
-        folder = resolve_adapter(adapter)
-        fetch_reward_backbone(engine, folder)
+        folder = None if adapter is None else resolve_adapter(adapter)
+        if folder is not None:
+            fetch_reward_backbone(engine, folder)
         argv = serve_argv(
             resolved,
             folder,
@@ -59,6 +81,8 @@ def serve(
             allow_backbone_mismatch=allow_backbone_mismatch,
             served_name=base if resolved != base else None,
             engine=engine,
+            instructions=instructions,
+            fork_layer=fork_layer,
         )
         _become_vllm(argv)
 

@@ -74,9 +74,9 @@ class Twin:
             h_B, h_T = self._seen[_key(output["prompt_token_ids"], output["token_ids"])]
             asked = request["sampling"].get("extra_args")
             z, reward, scores = self._scores(h_B, h_T, asked, output["token_ids"])
-            agreed = _agreement(found, scores, output["token_ids"], str(asked))
+            agreed = agreement(found, scores, output["token_ids"], str(asked))
             guided = parse_guidance(asked, self._limits)
-            _measure(found, z, reward, steps[:agreed], guided.top_k if guided else 0)
+            measure(found, z, reward, steps[:agreed], guided.top_k if guided else 0)
         torch.set_num_threads(threads)
         return found
 
@@ -123,7 +123,7 @@ def _key(prompt: list[int], said: list[int]) -> tuple[int, ...]:
     return (*prompt, -1, *said)
 
 
-def _agreement(found: Comparison, scores: Tensor, said: list[int], what: str) -> int:
+def agreement(found: Comparison, scores: Tensor, said: list[int], what: str) -> int:
     """Counts the sequence; gives the number of steps whose inputs were the twin's own."""
     found.sequences += 1
     best = scores.topk(2)
@@ -143,7 +143,7 @@ def _agreement(found: Comparison, scores: Tensor, said: list[int], what: str) ->
     return len(said)
 
 
-def _measure(
+def measure(
     found: Comparison, z: Tensor, reward: Tensor, steps: list[dict[str, Any]], top_k: int
 ) -> None:
     """Of the row's own candidates: vLLM asks for as many as the row that wants most."""

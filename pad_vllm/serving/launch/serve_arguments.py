@@ -24,24 +24,28 @@ class FlagOccurrence(NamedTuple):
 
 def serve_argv(
     base: str,
-    adapter: str,
+    adapter: str | None,
     user_flags: Iterable[str] = (),
     *,
     load_format: str | None = None,
     allow_backbone_mismatch: bool = False,
     served_name: str | None = None,
     engine: str | None = None,
+    instructions: bool = False,
+    fork_layer: int | None = None,
 ) -> list[str]:
     """What follows `vllm` on the command line: `serve BASE`, PAD's flags, then the user's other flags.
 
     Args:
         base: folder or hub name of the model.
-        adapter: folder of the adapter.
+        adapter: folder of the adapter; None for a server that only takes instructions.
         user_flags: the user's flags for vLLM; those that PAD needs too are merged.
         load_format: how vLLM reads the base's weights, what --load-format would say without PAD.
         allow_backbone_mismatch: that setting of PAD.
         served_name: name of the model for clients, unless the user's flags have one.
         engine: that setting of PAD.
+        instructions: that setting of PAD.
+        fork_layer: that setting of PAD.
 
     Raises:
         ValueError: a flag of the user contradicts PAD or cannot be read.
@@ -50,13 +54,15 @@ def serve_argv(
     processors, others = _split_off(others, "--logits-processors", many=True)
     configs, others = _split_off(others, "--additional-config")
     _refuse_other_load_formats(load_formats)
-    settings: dict[str, Any] = {"adapter": adapter}
-    if engine is not None:
-        settings["engine"] = engine
-    if load_format is not None:
-        settings["load_format"] = load_format
-    if allow_backbone_mismatch:
-        settings["allow_backbone_mismatch"] = True
+    given: dict[str, Any] = {
+        "adapter": adapter,
+        "engine": engine,
+        "load_format": load_format,
+        "fork_layer": fork_layer,
+        "allow_backbone_mismatch": allow_backbone_mismatch or None,
+        "instructions": instructions or None,
+    }
+    settings = {name: value for name, value in given.items() if value is not None}
     argv = ["serve", base, "--load-format", LOAD_FORMAT]
     argv += ["--logits-processors", *_with_pad_processor(processors)]
     argv += ["--additional-config", json.dumps(_merged_config(configs, settings), sort_keys=True)]

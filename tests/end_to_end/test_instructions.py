@@ -1,0 +1,171 @@
+"""Instructions of requests: the tokens of the PyTorch twin, on both runners, whatever else happens in the
+engine.
+"""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+from engine_processes import V2_ENV, EngineFailed, engine, engines, pad
+from instructed_twin import InstructedTwin, require_twins_tokens
+from mixed_requests import greedy, tokens
+
+pytestmark = pytest.mark.engine
+
+FORK = 1
+BLOCK = 32
+TOKENS = 12
+SETTINGS = {"instructions": True, "fork_layer": FORK, "max_instructions": 4}
+SENTENCES = ("be funny", "be brief, and kind to all who ask", "answer in rhymes", "no", "why not")
+LENGTHS = (5, 60)  # tokens of prompts: the second asks for a third block on its way
+
+
+def prompt(length, shift=0):
+    return [3 + (11 * i + length + shift) % 256 for i in range(length)]
+
+
+def kinds(*, heads):
+    """extra_args of the requests of one prompt."""
+    first, second, third = SENTENCES[:3]
+    plain = [
+        {"pad_preference": first},
+        {"pad_preference": second, "pad_beta": -3.0, "pad_min_p": 0.05},
+        None,
+        {"pad_preference": third, "pad_beta": 4.0, "pad_top_k": 5, "pad_no_repeat": 0},
+    ]
+    if not heads:
+        return plain
+    return [
+        *plain,
+        {"pad_preference": first, "pad_weights": "helpful=1,humor=-0.5", "pad_beta": 2.0},
+        {"pad_weights": "brief=1"},
+    ]
+
+
+def mixed(*, heads=True, shift=0):
+    """Neighbours in the batch read other instructions, or none."""
+    return [
+        greedy(prompt(length, shift), TOKENS, kind)
+        for length in LENGTHS
+        for kind in kinds(heads=heads)
+    ]
+
+
+def without_adapter(base, settings=SETTINGS, **llm):
+    """LLM(...) arguments for a server that only takes instructions."""
+    arguments = pad(base, "", settings, block_size=BLOCK, **llm)
+    del arguments["additional_config"]["pad"]["adapter"]
+    return arguments
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Checkpoint, and an adapter with heads only."""
+    root = tmp_path_factory.mktemp("instructions")
+    base = tiny.checkpoint("llama", root / "base")
+    layers = tiny.COMMON["num_hidden_layers"]
+    return base, tiny.write_adapter(
+        base, root / "adapter", fork_layer=layers, std=0.15, beta=1.0, constants=True
+    )
+
+
+@pytest.fixture(scope="module")
+def twin(made):
+    return InstructedTwin(*made, fork_layer=FORK, block_size=BLOCK)
+
+
+@pytest.fixture(scope="module")
+def runs(made):
+    """Runner -> [result with an adapter's heads, rounds of a small engine without adapter]."""
+    base, adapter = made
+    first, second = mixed(heads=False), mixed(heads=False, shift=1)
+    others = [greedy(prompt(60), TOKENS, {"pad_preference": text}) for text in SENTENCES[3:]]
+    jobs = [
+        {
+            "llm": pad(base, adapter, SETTINGS, block_size=BLOCK),
+            "requests": mixed(),
+            "record": True,
+        },
+        {
+            # Chunks of 48 tokens, and eight blocks for requests of up to three.
+            "llm": without_adapter(
+                base, max_num_batched_tokens=48, num_gpu_blocks_override=8 + 9, max_model_len=96
+            ),
+            # Four are kept: the other two instructions push out some of the first three.
+            "rounds": [first, first, others, second, first],
+        },
+    ]
+    return {"v1": engines(jobs), "v2": engines(jobs, V2_ENV)}
+
+
+@pytest.mark.parametrize("runner", ["v1", "v2"])
+def test_mixed_instructions_weights_and_plain_requests_say_what_their_twin_says(runs, twin, runner):
+    result = runs[runner][0]
+    assert result["runner"] == runner
+    require_twins_tokens(twin, mixed(), result)
+    assert len({tuple(one) for one in tokens(result)}) > len(mixed()) / 2
+
+
+@pytest.mark.parametrize("runner", ["v1", "v2"])
+def test_so_they_do_in_pieces_preempted_from_the_prefix_cache_and_read_once_more(
+    runs, made, runner
+):
+    twin = InstructedTwin(made[0], None, fork_layer=FORK, block_size=BLOCK)
+    rounds = runs[runner][1]["rounds"]
+    others = [greedy(prompt(60), TOKENS, {"pad_preference": text}) for text in SENTENCES[3:]]
+    first, second = mixed(heads=False), mixed(heads=False, shift=1)
+    for asked, outputs in zip((first, first, others, second, first), rounds, strict=True):
+        require_twins_tokens(twin, asked, {"outputs": outputs})
+    assert [o["token_ids"] for o in rounds[0]] == [o["token_ids"] for o in rounds[4]]
+
+
+@pytest.mark.parametrize("runner", ["v1", "v2"])
+def test_the_prefix_cache_is_shared_by_one_instruction_and_by_no_other(made, runner):
+    base, _ = made
+    text = prompt(70)
+    asked = [
+        greedy(text, 4, {"pad_preference": "be funny"}),
+        greedy(text, 4, {"pad_preference": "be brief"}),
+        greedy(text, 4, {"pad_preference": "be funny", "pad_beta": -1.0}),
+        greedy(text, 4),
+        greedy(text, 4),
+    ]
+    job = {"llm": without_adapter(base), "rounds": [[one] for one in asked]}
+    result = engine(job, V2_ENV if runner == "v2" else None)
+    assert [outputs[0]["cached_tokens"] for outputs in result["rounds"]] == [0, 0, 64, 0, 64]
+
+
+def test_drafts_change_nothing(made, twin):
+    base, adapter = made
+    drafts = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1}
+    llm = pad(base, adapter, SETTINGS, block_size=BLOCK, speculative_config=drafts)
+    result = engine({"llm": llm, "requests": mixed()}, V2_ENV)
+    require_twins_tokens(twin, mixed(), {"outputs": result["outputs"]})
+
+
+def test_two_ranks_say_what_one_says(made, twin):
+    base, adapter = made
+    llm = pad(base, adapter, SETTINGS, block_size=BLOCK, tensor_parallel_size=2)
+    result = engine({"llm": llm, "requests": mixed()})
+    require_twins_tokens(twin, mixed(), {"outputs": result["outputs"]})
+
+
+def test_compiled_in_pieces_as_on_a_gpu_they_say_what_their_twin_says(made, twin, tmp_path):
+    base, adapter = made
+    cache = {"VLLM_CACHE_ROOT": str(tmp_path), "VLLM_DISABLE_COMPILE_CACHE": "1"}
+    llm = pad(base, adapter, SETTINGS, block_size=BLOCK, enforce_eager=False)
+    job = {"llm": llm, "requests": mixed(), "gpu_like_compilation": True}
+    result = engine(job, {**V2_ENV, **cache})
+    require_twins_tokens(twin, mixed(), {"outputs": result["outputs"]})
+
+
+def test_more_different_instructions_than_are_kept_at_once_are_refused(made):
+    asked = [greedy(prompt(5), 4, {"pad_preference": text}) for text in SENTENCES]
+    with pytest.raises(EngineFailed, match="max_instructions"):
+        engine({"llm": without_adapter(made[0]), "requests": asked})
+
+
+def test_a_cache_too_small_for_the_instructions_is_refused(made):
+    llm = without_adapter(made[0], num_gpu_blocks_override=10, max_model_len=128)
+    with pytest.raises(EngineFailed, match="Lower max_instructions"):
+        engine({"llm": llm, "requests": []})
