@@ -52,7 +52,10 @@ class InstructedBackbone:
         num_layers = backbone.config.num_hidden_layers
         if not 0 <= fork_layer < num_layers:
             raise ValueError(f"fork_layer {fork_layer}: this backbone accepts 0..{num_layers - 1}")
-        layer_types = getattr(backbone.config, "layer_types", None) or ["full_attention"]
+        layer_types = getattr(backbone.config, "layer_types", None)
+        if layer_types is None:
+            window = getattr(backbone.config, "sliding_window", None)
+            layer_types = ["sliding_attention" if window else "full_attention"] * num_layers
         if "sliding_attention" in layer_types[fork_layer:]:
             raise ValueError(
                 f"fork_layer {fork_layer}: layers from there up have sliding-window attention, which would "

@@ -169,7 +169,7 @@ def parse_guidance(
     extra_args: Mapping[str, object] | None, limits: RequestLimits
 ) -> Guidance | None:
     """The guidance that a request asks for, None where it has none of these arguments. Raises ValueError."""
-    arguments = _parse_arguments(extra_args)
+    arguments = _parse_arguments(extra_args, takes_instructions=limits.instructions is not None)
     if arguments is None:
         return None
     limits = limits.for_adapter(arguments.adapter)
@@ -227,7 +227,7 @@ def check_argument_syntax(extra_args: Mapping[str, object] | None) -> None:
 
     `parse_guidance` checks these and everything else.
     """
-    _parse_arguments(extra_args)
+    _parse_arguments(extra_args, takes_instructions=False)
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,10 @@ class _Arguments:
     names: tuple[str, ...]
 
 
-def _parse_arguments(extra_args: Mapping[str, object] | None) -> _Arguments | None:
+def _parse_arguments(
+    extra_args: Mapping[str, object] | None, *, takes_instructions: bool
+) -> _Arguments | None:
+    """takes_instructions: for the message alone."""
     arguments = {
         name: value
         for name, value in (extra_args or {}).items()
@@ -258,7 +261,7 @@ def _parse_arguments(extra_args: Mapping[str, object] | None) -> _Arguments | No
     if not arguments:
         return None
     if WEIGHTS not in arguments and PREFERENCE not in arguments:
-        raise _no_weights(tuple(arguments), takes_instructions=False)
+        raise _no_weights(tuple(arguments), takes_instructions=takes_instructions)
     return _Arguments(
         beta=finite_number(BETA, arguments[BETA]) if BETA in arguments else None,
         top_k=_candidate_count(arguments[TOP_K]) if TOP_K in arguments else None,
@@ -273,11 +276,10 @@ def _parse_arguments(extra_args: Mapping[str, object] | None) -> _Arguments | No
 
 
 def _no_weights(names: tuple[str, ...], *, takes_instructions: bool) -> ValueError:
-    way_out = f"Add {WEIGHTS}, for example {WEIGHTS_FORMS}, or leave {listed(names)} out."
-    if takes_instructions:
-        way_out = f"Add {PREFERENCE}, a sentence, or {way_out[4:]}"
+    sentence = f"{PREFERENCE}, a sentence, or " if takes_instructions else ""
     return ValueError(
-        f"{listed(names)} given without {WEIGHTS}, so there is nothing to guide towards. {way_out}"
+        f"{listed(names)} given without {WEIGHTS}, so there is nothing to guide towards. Add {sentence}"
+        f"{WEIGHTS}, for example {WEIGHTS_FORMS}, or leave {listed(names)} out."
     )
 
 
@@ -364,6 +366,11 @@ def _boolean(what: str, value: object) -> bool:
 def _in_adapter_order(weights: NamedWeights, dimensions: tuple[str, ...]) -> tuple[float, ...]:
     """One weight per dimension of the adapter. Raises ValueError for a name that it does not have."""
     for name, _ in weights:
+        if not dimensions:
+            raise ValueError(
+                f"{WEIGHTS} names {short_repr(name)}, and this server has no adapter; accepted: "
+                f"{PREFERENCE}, a sentence. Say it in words, or serve an adapter."
+            )
         if name not in dimensions:
             raise ValueError(
                 f"{WEIGHTS} names {short_repr(name)}, which this adapter does not have."

@@ -16,7 +16,7 @@ def random_ids(*shape, seed=0):
     return torch.randint(3, 333, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def h_T(instructed, instruction, texts):
+def told_states(instructed, instruction, texts):
     return instructed.instructed_states(
         instructed.states_below_fork(texts), instructed.read_instruction(instruction)
     )
@@ -57,14 +57,16 @@ def slow_states(model, fork, instruction, text):
     both = torch.cat(parts, dim=1)
     causal = torch.ones(both.shape[1], both.shape[1], dtype=torch.bool).tril()
     num_layers = model.config.num_hidden_layers
-    return model.model.norm(run_layers(model, both, fork, num_layers, causal))[0, len(instruction) :]
+    return model.model.norm(run_layers(model, both, fork, num_layers, causal))[
+        0, len(instruction) :
+    ]
 
 
 @pytest.mark.parametrize("family", FULL_ATTENTION)
 def test_forked_at_the_first_layer_it_is_the_backbone_with_the_instruction_in_the_text(family):
     model = tiny.model(family)
     instruction, texts = random_ids(7), random_ids(2, 11, seed=1)
-    found = h_T(InstructedBackbone(model, 0), instruction.tolist(), texts)
+    found = told_states(InstructedBackbone(model, 0), instruction.tolist(), texts)
     whole = final_states(model, torch.cat((instruction.expand(2, -1), texts), dim=1))
     torch.testing.assert_close(found, whole[:, 7:], **EXACT)
 
@@ -74,7 +76,7 @@ def test_forked_at_the_first_layer_it_is_the_backbone_with_the_instruction_in_th
 def test_forked_higher_the_text_meets_the_instruction_from_there_up(family, fork):
     model = tiny.model(family)
     instruction, texts = random_ids(5).tolist(), random_ids(2, 9, seed=1)
-    found = h_T(InstructedBackbone(model, fork), instruction, texts)
+    found = told_states(InstructedBackbone(model, fork), instruction, texts)
     for row, text in zip(found, texts.tolist(), strict=True):
         torch.testing.assert_close(row, slow_states(model, fork, instruction, text), **EXACT)
 
@@ -94,7 +96,7 @@ def test_the_base_stream_knows_nothing_of_it(fork):
 def test_the_backbone_is_left_as_it_was():
     model, texts = tiny.model("qwen3"), random_ids(1, 6)
     before, config = final_states(model, texts), model.config.to_dict()
-    h_T(InstructedBackbone(model, 2), [4, 5], texts)
+    told_states(InstructedBackbone(model, 2), [4, 5], texts)
     assert torch.equal(final_states(model, texts), before)
     assert model.config.to_dict() == config
     assert len(model.model.layers) == 4
@@ -115,16 +117,18 @@ def test_a_prefix_serves_many_texts_and_is_not_changed_by_them():
 
 def test_rows_do_not_see_each_other():
     instructed, texts = InstructedBackbone(tiny.model("llama"), 2), random_ids(2, 8)
-    both = h_T(instructed, [3, 4, 5], texts)
+    both = told_states(instructed, [3, 4, 5], texts)
     for row, text in zip(both, texts, strict=True):
-        torch.testing.assert_close(row, h_T(instructed, [3, 4, 5], text[None])[0], **EXACT)
+        torch.testing.assert_close(row, told_states(instructed, [3, 4, 5], text[None])[0], **EXACT)
 
 
 def test_padding_on_the_right_changes_no_real_position():
     instructed, texts = InstructedBackbone(tiny.model("llama"), 2), random_ids(1, 8)
     padded = torch.cat((texts, torch.full((1, 3), 2)), dim=1)
     torch.testing.assert_close(
-        h_T(instructed, [3, 4], padded)[:, :8], h_T(instructed, [3, 4], texts), **EXACT
+        told_states(instructed, [3, 4], padded)[:, :8],
+        told_states(instructed, [3, 4], texts),
+        **EXACT,
     )
 
 
@@ -135,7 +139,8 @@ def test_a_layer_that_the_backbone_does_not_have_is_refused(fork):
 
 
 @pytest.mark.parametrize(
-    ("family", "fork"), [("gemma3", 0), ("gemma3", 4), ("gemma3_sliding", 2), ("gemma3_sliding", 3)]
+    ("family", "fork"),
+    [("gemma3", 0), ("gemma3", 4), ("gemma3_sliding", 2), ("gemma3_sliding", 3), ("mistral", 2)],
 )
 def test_layers_that_would_lose_sight_of_it_are_refused(family, fork):
     with pytest.raises(ValueError, match=f"fork_layer {fork}: .*sliding-window attention"):

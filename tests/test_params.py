@@ -9,11 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pad_vllm.params import Guidance, RequestLimits, check_argument_syntax, parse_guidance
+from pad_vllm.params import (
+    INSTRUCTION_KEY,
+    Guidance,
+    InstructionDefaults,
+    RequestLimits,
+    check_argument_syntax,
+    parse_guidance,
+)
 from pad_vllm.weights_syntax import MAX_WEIGHT
 
 DIMENSIONS = ("helpful", "harmless", "humor")
 LIMITS = RequestLimits(dimensions=DIMENSIONS, beta=1.0, top_k=10, max_beta=5.0, max_top_k=50)
+DEFAULTS = InstructionDefaults()
+INSTRUCTED = dataclasses.replace(LIMITS, no_repeat=5, min_p=0.05, instructions=DEFAULTS)
 
 
 def refusal(extra_args, *, syntax: bool) -> str:
@@ -208,6 +217,92 @@ def test_preference_text_is_refused_on_shared_with_what_to_do_instead():
     assert "'shared'" in message
     assert "your own prompt" in message
     assert "pad_weights" in message
+
+
+def test_where_instructions_are_read_a_preference_guides_alone_with_defaults_of_its_own():
+    asked = {"pad_preference": " be kind ", INSTRUCTION_KEY: [5, 6]}
+    check_argument_syntax(asked)
+    assert parse_guidance(asked, INSTRUCTED) == Guidance(
+        (0.0, 0.0, 0.0),
+        DEFAULTS.beta,
+        DEFAULTS.top_k,
+        preference="be kind",
+        instruction=(5, 6),
+        no_repeat=DEFAULTS.no_repeat,
+        min_p=DEFAULTS.min_p,
+    )
+
+
+def test_there_weights_alone_have_the_adapters_defaults():
+    found = parse_guidance({"pad_weights": "humor=1"}, INSTRUCTED)
+    assert found == Guidance((0.0, 0.0, 1.0), 1.0, 10, no_repeat=5, min_p=0.05)
+
+
+def test_there_weights_and_a_preference_stand_side_by_side():
+    found = parse_guidance({"pad_weights": "humor=2", "pad_preference": "be kind"}, INSTRUCTED)
+    assert (found.weights, found.preference) == ((0.0, 0.0, 2.0), "be kind")
+    assert (found.beta, found.top_k) == (DEFAULTS.beta, DEFAULTS.top_k)
+    assert (found.no_repeat, found.min_p) == (DEFAULTS.no_repeat, DEFAULTS.min_p)
+
+
+def test_what_a_request_with_a_preference_says_itself_holds():
+    found = parse_guidance(
+        {
+            "pad_preference": "be kind",
+            "pad_beta": -2,
+            "pad_top_k": 7,
+            "pad_no_repeat": 0,
+            "pad_min_p": 0.3,
+            "pad_explain": True,
+        },
+        INSTRUCTED,
+    )
+    assert (found.beta, found.top_k, found.no_repeat, found.min_p) == (-2.0, 7, 0, 0.3)
+    assert found.explain
+    with pytest.raises(ValueError, match="pad_beta is -6.0; accepted: -5 to 5"):
+        parse_guidance({"pad_preference": "be kind", "pad_beta": -6}, INSTRUCTED)
+    with pytest.raises(ValueError, match="pad_top_k is 51"):
+        parse_guidance({"pad_preference": "be kind", "pad_top_k": 51}, INSTRUCTED)
+
+
+def test_a_server_without_an_adapter_has_no_dimension_to_weigh():
+    limits = RequestLimits((), 1.5, 20, 5.0, 50, instructions=DEFAULTS)
+    assert parse_guidance({"pad_preference": "be kind"}, limits).weights == ()
+    with pytest.raises(ValueError, match="'humor', and this server has no adapter"):
+        parse_guidance({"pad_weights": "humor=1"}, limits)
+
+
+def test_a_preference_alone_is_refused_where_no_instructions_are_read():
+    message = refusal({"pad_preference": "be kind"}, syntax=False)
+    assert "'be kind'" in message
+    assert "'shared'" in message
+    resident = dataclasses.replace(LIMITS, engine="resident")
+    with pytest.raises(ValueError, match="pad_preference given without pad_weights"):
+        parse_guidance({"pad_preference": "be kind"}, resident)
+
+
+def test_strength_alone_guides_nowhere_there_either():
+    with pytest.raises(ValueError, match="pad_beta given without pad_weights"):
+        parse_guidance({"pad_beta": 1}, INSTRUCTED)
+
+
+def test_a_named_adapter_may_take_a_preference_too():
+    work = RequestLimits(("formal",), 0.5, 10, 10, 100, first_dimension=3, instructions=DEFAULTS)
+    limits = dataclasses.replace(INSTRUCTED, other_adapters={"work": work})
+    found = parse_guidance({"pad_preference": "be kind", "pad_adapter": "work"}, limits)
+    assert (found.weights, found.beta) == ((0.0,) * 4, DEFAULTS.beta)
+
+
+@pytest.mark.parametrize(
+    ("value", "tokens"), [([5, 6], (5, 6)), ((5, 6), (5, 6)), ("56", ()), (5, ()), (None, ())]
+)
+def test_its_tokens_are_read_beside_a_preference_only(value, tokens):
+    asked = {"pad_preference": "be kind", INSTRUCTION_KEY: value}
+    assert parse_guidance(asked, INSTRUCTED).instruction == tokens
+    weighed = {"pad_weights": "humor=1", INSTRUCTION_KEY: value}
+    assert parse_guidance(weighed, INSTRUCTED).instruction == ()
+    assert parse_guidance({INSTRUCTION_KEY: value}, INSTRUCTED) is None
+    check_argument_syntax({INSTRUCTION_KEY: value})
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,13 @@ from benchmarks.common.random_adapter import save_random_adapter
 GUIDANCE: dict[str, Any] = {"pad_weights": ["a=1", "b=1"], "pad_no_repeat": 3, "pad_min_p": 0.15}
 """Arguments of a request: two dimensions of a random adapter, under the guards of the demo adapter."""
 
+INSTRUCTION: dict[str, Any] = {
+    "pad_preference": "Answer in a funny way, with jokes and humor.",
+    "pad_no_repeat": 3,
+    "pad_min_p": 0.03,
+}
+"""Arguments of a request to an engine with instructions."""
+
 Times = Sequence[tuple[float, float]]
 """A round each: seconds to the first token, and of a step after it."""
 
@@ -49,7 +56,7 @@ def token_and_cache_sizes(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_fork_step_times(
-    base: str, fork_layers: Sequence[int], args: argparse.Namespace
+    base: str, fork_layers: Sequence[int], args: argparse.Namespace, *, instructions: bool = False
 ) -> dict[str, Any]:
     """Time every fork layer and batch size, in rounds in which all engines take turns.
 
@@ -57,30 +64,56 @@ def measure_fork_step_times(
         base: Folder of the base.
         fork_layers: Of the random adapters; the base's number of layers is heads only.
         args: With what `add_fork_engine_options` and `add_timing_options` add.
+        instructions: No adapter: the forked layers read an instruction.
 
     Returns:
         records: one a fork layer and batch, medians over the rounds; gpu_gib: what each engine took of a
-        GPU's memory, its KV cache included, None on a CPU.
+        GPU's memory, its KV cache included, None on a CPU; new_sentence_ms: by fork layer, how much later the
+        first request with a sentence is, None without instructions.
     """
     sizes = timed_engines.engine_sizes(args) | token_and_cache_sizes(args)
     engines: dict[int | None, Any] = {}
     gpu_gib: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for fork in (None, *fork_layers):
-            adapter = None
-            if fork is not None:
+            adapter = settings = None
+            if fork is not None and instructions:
+                settings = {"instructions": True, "fork_layer": fork, "max_instructions": 16}
+            elif fork is not None:
                 adapter_folder = Path(folder) / str(fork)
                 adapter = save_random_adapter(base, adapter_folder, fork, args.load_format)
             before = _used_gpu_gib()
-            engines[fork] = timed_engines.start_engine(base, args, adapter, **sizes)
+            engines[fork] = timed_engines.start_engine(base, args, adapter, settings, **sizes)
             gpu_gib["plain" if fork is None else str(fork)] = round(_used_gpu_gib() - before, 2)
         plain = engines.pop(None)
+        guidance = INSTRUCTION if instructions else GUIDANCE
         records = [
             record
             for batch in args.batches
-            for record in _time_in_turns(plain, engines, batch, args)
+            for record in _time_in_turns(plain, engines, batch, args, guidance)
         ]
-    return {"records": records, "gpu_gib": gpu_gib if any(gpu_gib.values()) else None}
+        new = {}
+        if instructions:
+            new = {str(fork): _new_sentence_ms(engine, args) for fork, engine in engines.items()}
+    return {
+        "records": records,
+        "gpu_gib": gpu_gib if any(gpu_gib.values()) else None,
+        "new_sentence_ms": new or None,
+    }
+
+
+def _new_sentence_ms(engine: Any, args: argparse.Namespace) -> float:
+    """Milliseconds by which a request with a sentence that the engine has not read is later: the median."""
+
+    def milliseconds(sentence: str) -> float:
+        guidance = {**INSTRUCTION, "pad_preference": sentence}
+        return 1e3 * timed_engines.generation_seconds(engine, 1, 1, args.prompt, guidance)
+
+    differences = []
+    for number in range(args.rounds + 1):
+        sentence = f"{INSTRUCTION['pad_preference']} {'Also ' * (number % 3)}number {number}."
+        differences.append(milliseconds(sentence) - milliseconds(sentence))
+    return round(statistics.median(differences[1:]), 2)
 
 
 def _used_gpu_gib() -> float:
@@ -94,14 +127,18 @@ def _used_gpu_gib() -> float:
 
 
 def _time_in_turns(
-    plain: Any, engines: Mapping[int, Any], batch: int, args: argparse.Namespace
+    plain: Any,
+    engines: Mapping[int, Any],
+    batch: int,
+    args: argparse.Namespace,
+    guidance: dict[str, Any],
 ) -> list[dict[str, Any]]:
     measure = timed_engines.first_token_and_step_seconds
     times: dict[tuple[int | None, bool], list[tuple[float, float]]] = {}
     for number in range(args.rounds + 1):  # the first round warms up
         this_round = {(None, False): measure(plain, batch, args, None)}
         for fork, engine in engines.items():
-            this_round[fork, True] = measure(engine, batch, args, GUIDANCE)
+            this_round[fork, True] = measure(engine, batch, args, guidance)
             this_round[fork, False] = measure(engine, batch, args, None)
         for key, seconds in this_round.items() if number else ():
             times.setdefault(key, []).append(seconds)

@@ -11,6 +11,7 @@ import argparse
 import os
 import platform
 import time
+from collections.abc import Mapping
 from typing import Any
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # no second process on the cores
@@ -39,24 +40,32 @@ def add_engine_options(parser: argparse.ArgumentParser, *, dtype: str, gpu_memor
     )
 
 
-def start_engine(base: str, args: argparse.Namespace, adapter: str | None, **sizes: Any) -> Any:
+def start_engine(
+    base: str,
+    args: argparse.Namespace,
+    adapter: str | None,
+    settings: Mapping[str, Any] | None = None,
+    **sizes: Any,
+) -> Any:
     """A vllm.LLM in this process.
 
     Args:
         base: Folder of the base.
         args: With what `add_engine_options` adds, and --eager.
-        adapter: Folder of the adapter that guides; None for plain vLLM.
+        adapter: Folder of the adapter that guides; None for an engine without one.
+        settings: Further settings of PAD; without them and an adapter the engine is plain vLLM.
         sizes: Further arguments of vllm.LLM: longest text and batch, prefix cache.
     """
     from vllm import LLM
 
     pad_arguments: dict[str, Any] = {}
     load_format = args.load_format
-    if adapter is not None:
-        settings = {"adapter": adapter, "load_format": args.load_format}
+    named = {} if adapter is None else {"adapter": adapter}
+    if named or settings:
+        pad = {**named, **(settings or {}), "load_format": args.load_format}
         pad_arguments = {
             "logits_processors": ["pad_vllm:PADLogitsProcessor"],
-            "additional_config": {"pad": settings},
+            "additional_config": {"pad": pad},
         }
         load_format = "pad"
     return LLM(

@@ -2,11 +2,13 @@
 
     python -m benchmarks.speed.fork_depths --forks 30 29 22 --out F.json
     python -m benchmarks.speed.fork_depths --shape llama-8b --forks 32 31 24 --kv-gib 1.25 --out F.json
+    python -m benchmarks.speed.fork_depths --instructions --forks 7 12 15 22 --out F.json
 
 Random adapters: step times need no trained weights. --shape needs none of the base either: a bare config
 of that shape, dummy weights, a tokenizer of whole words. Every row of PAD's is guided, under the guards of
 the demo adapter; beside it the same engine with nothing guided, and the time of the first token. On a GPU,
-also how much of its memory each engine takes.
+also how much of its memory each engine takes. With --instructions there is no adapter: the forked layers
+read an instruction, and the result has the time that a new sentence takes.
 """
 
 from __future__ import annotations
@@ -42,6 +44,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--shape", choices=sorted(bare_models.SHAPES), help="instead of --base: no weights"
     )
+    parser.add_argument(
+        "--instructions", action="store_true", help="the forked layers read one; no adapter"
+    )
     parser.add_argument("--forks", type=int, nargs="+", required=True, help="fork layers")
     arguments.add_timing_options(parser, batches=(1, 16), tokens=32, rounds=5)
     fork_step_times.add_fork_engine_options(parser, dtype="bfloat16", gpu_memory=0.2)
@@ -54,7 +59,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = bare_models.base_of(args, folder)
         layers = Backbone.from_config(Path(base)).num_layers
-        times = fork_step_times.measure_fork_step_times(base, args.forks, args)
+        times = fork_step_times.measure_fork_step_times(
+            base, args.forks, args, instructions=args.instructions
+        )
     result = {
         "command": arguments.command_line(),
         "base": args.shape or args.base,

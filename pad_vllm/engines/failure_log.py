@@ -25,7 +25,12 @@ Reason = Literal[
     "instruction unread",  # the reserved KV blocks do not hold it
     "not told",  # no row left unguided: the explanation or the counts of guided rows are lost
 ]
-_NOT_UNGUIDED: tuple[Reason, ...] = ("late start", "bad request", "not told")
+_NOT_UNGUIDED: tuple[Reason, ...] = (
+    "late start",
+    "bad request",
+    "instruction unread",  # its rows are counted as they come
+    "not told",
+)
 _LOG_INTERVAL_S = 10.0
 
 

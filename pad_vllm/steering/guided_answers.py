@@ -76,7 +76,7 @@ class AnswerBatch:
     prompts: Conversations
     conditions: Sequence[Condition]
     decodings: Sequence[DecodingSettings]
-    engine_settings: Mapping[str, str] = field(default_factory=dict)
+    engine_settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings in additional_config['pad'] in addition to the adapter."""
 
     def as_json(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ def instruction_token_ids(tokenizer: Any, instruction: str) -> list[int]:
     """Tokens of an instruction that is read alone.
 
     A system turn; where the chat template takes none, a user turn; without a template the plain text. Then
-    a line feed, which `fill_blocks` repeats.
+    a line feed, which `fill_blocks` repeats; where the tokenizer has none, the last token once more.
 
     Args:
         tokenizer: of the base, with its chat template if it has one.
@@ -30,7 +30,8 @@ def instruction_token_ids(tokenizer: Any, instruction: str) -> list[int]:
     ids = list(
         tokenizer(_instruction_text(tokenizer, instruction), add_special_tokens=False)["input_ids"]
     )
-    return [*ids, tokenizer("\n", add_special_tokens=False)["input_ids"][-1]]
+    line_feed = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    return [*ids, (line_feed or ids)[-1]]
 
 
 def fill_blocks(token_ids: Sequence[int], block_size: int) -> tuple[int, ...]:

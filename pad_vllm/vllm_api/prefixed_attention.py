@@ -146,7 +146,7 @@ class _PrefixedBuilder:
     def _buffer(self, name: str, rows: int, *width: int) -> Tensor:
         """[rows, *width] int32, at one address for all batches of up to max_num_seqs rows."""
         buffer = self._buffers.get(name)
-        if buffer is None or len(buffer) < rows:
+        if buffer is None or len(buffer) < rows or buffer.shape[1:] != width:
             shape = (max(rows, self._max_rows), *width)
             buffer = torch.zeros(shape, dtype=torch.int32, device=self._layer.kv_cache.device)
             self._buffers[name] = buffer

@@ -1,7 +1,8 @@
 """Many requests that start, are preempted, are cancelled and end: `request_churn.py JOB.json RESULT.json`.
 
 In: an LLM's keyword arguments, distinct requests {"prompt", "sampling"}, how many to draw of them, how many
-may be open at once, a seed. Every drawn request gets a random length and some are cancelled before they end.
+may be open at once, a seed. With "window" requests are drawn of so many neighbours, further on as time goes.
+Every drawn request gets a random length and some are cancelled before they end.
 Out: every answer, the answer of each distinct request alone, memory over time, counts.
 """
 
@@ -89,7 +90,11 @@ def _storm(engine: Any, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _send(engine: Any, name: str, job: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-    which = rng.randrange(len(job["requests"]))
+    number = len(job["requests"])
+    # From the whole list, or from a part of it that moves.
+    which = rng.randrange(job.get("window", number))
+    if "window" in job:
+        which = (which + int(name) * number // job["count"]) % number
     length = rng.randint(1, job["longest"])
     engine.add_request(
         name, _prompt(job["requests"][which]), _params(job["requests"][which], length)

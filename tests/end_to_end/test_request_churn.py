@@ -20,10 +20,12 @@ def name(storm):
 
 
 OPEN, LONGEST = 24, 24
+KEPT = 5  # instructions
 FEW = 120
 # vLLM's runner, our engine, how many requests.
-SHORT = [("v2", "shared", FEW), ("v2", "resident", FEW)]
-LONG = [(runner, engine, 2000) for runner in ("v2", "v1") for engine in ("shared", "resident")]
+SHORT = [("v2", "shared", FEW), ("v2", "resident", FEW), ("v2", "instructions", FEW)]
+ENGINES = ("shared", "resident", "instructions")
+LONG = [(runner, engine, 2000) for runner in ("v2", "v1") for engine in ENGINES]
 STORMS = [*SHORT, *(pytest.param(one, marks=pytest.mark.exhaustive) for one in LONG)]
 any_storm = pytest.mark.parametrize("result", STORMS, indirect=True, ids=name)
 
@@ -34,7 +36,9 @@ def result(request, tmp_path_factory):
     runner, engine, count = request.param
     folder = tmp_path_factory.mktemp("churn")
     base = tiny.checkpoint("llama", folder / "base")
-    adapter = tiny.write_adapter(base, folder / "adapter", fork_layer=2, std=0.15, beta=1.0)
+    instructed = engine == "instructions"
+    fork = tiny.COMMON["num_hidden_layers"] if instructed else 2
+    adapter = tiny.write_adapter(base, folder / "adapter", fork_layer=fork, std=0.15, beta=1.0)
     rng = random.Random(0)
     kinds = [*preferences(adapter), None]
     shared = [rng.randrange(3, 259) for _ in range(40)]
@@ -44,15 +48,20 @@ def result(request, tmp_path_factory):
         # Those of 120 tokens, alone or with the others' 40, ask for a second block on their way.
         prompt = [rng.randrange(3, 259) for _ in range((1, 8, 80, 120)[number % 4])]
         prompt = [*shared, *prompt] if number % 3 == 0 else prompt
-        requests.append(greedy(prompt, LONGEST, kinds[number % len(kinds)]))
+        kind = kinds[number % len(kinds)]
+        if instructed and kind is not None and number % 4:  # some by weights alone
+            kind = {**kind, "pad_preference": f"be number {number}"}
+        requests.append(greedy(prompt, LONGEST, kind))
     # 24 rows of up to 184 tokens: vLLM's cache holds 5 to 11 of them, the reward model's (48 KiB a block
     # of 16) 4 to 10. Few tokens a step, so that vLLM's own kernels, kept for each number, are soon all there.
     beside = {"backbone": str(base), "cache_gib": 40 * 48 / 2**20} if engine == "resident" else {}
+    if instructed:  # of one block each; more are asked for than are kept, but not at once
+        beside = {"instructions": True, "fork_layer": 1, "max_instructions": KEPT}
     llm = pad(
         base,
         adapter,
-        {"engine": engine, **beside},
-        num_gpu_blocks_override=12,
+        {"engine": "shared" if instructed else engine, **beside},
+        num_gpu_blocks_override=12 + (KEPT if instructed else 0),
         max_num_batched_tokens=64,
         block_size=128,
     )
@@ -64,6 +73,7 @@ def result(request, tmp_path_factory):
         "longest": LONGEST,
         "cancel": 0.15,
         "seed": 1,
+        **({"window": 3} if instructed else {}),
     }
     env = V2_ENV if runner == "v2" else None
     return {**outcome("request_churn.py", job, env, timeout=3000), "of": request.param}

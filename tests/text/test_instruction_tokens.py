@@ -48,9 +48,13 @@ def test_without_a_template_it_is_plain_text(template):
     assert read(template) == f"{SENTENCE}\n\n\n"
 
 
-@pytest.mark.parametrize("template", ["{{ raise_exception('never') }}", "Hello", "{{ nothing.at }}"])
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('never') }}", "Hello", "{{ nothing.at }}"]
+)
 def test_a_template_that_renders_neither_turn_is_refused_with_the_flag_that_gives_one(template):
-    with pytest.raises(ValueError, match=f"neither a system nor a user turn with '{SENTENCE}'.*FILE"):
+    with pytest.raises(
+        ValueError, match=f"neither a system nor a user turn with '{SENTENCE}'.*FILE"
+    ):
         read(template)
 
 

@@ -88,7 +88,8 @@ class InstructionStream:
         instruction = fill_blocks(request.guidance.instruction, self.block_size)
         key = self._num_weight_changes, instruction
         request.instruction_weight = float("nan")
-        if key in self._unreadable:
+        too_long = len(instruction) > self.max_prefix_blocks * self.block_size
+        if too_long or key in self._unreadable:
             self.failure_log.add("instruction unread", 1, _UNREAD)
             return
         try:

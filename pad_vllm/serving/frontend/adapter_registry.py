@@ -145,6 +145,7 @@ class AdapterRegistry:
         return replace(
             limits,
             engine=self.limits.engine,
+            instructions=self.limits.instructions,
             first_dimension=first_dimension,
             worker_key=self._unused_key(name),
         )

@@ -103,6 +103,11 @@ class Admission:
         self.adapters, self._instructions = adapters, instructions
         self._model_config = model_config
 
+    @property
+    def takes_instructions(self) -> bool:
+        """See RequestCheck."""
+        return self._instructions is not None
+
     def __call__(
         self, params: Any, lora: str | None = None
     ) -> RequestLimits | InstructedRequest | None:

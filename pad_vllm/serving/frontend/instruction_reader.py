@@ -51,9 +51,18 @@ class InstructionReader:
             tokenizer: of the base, with its chat template.
             limits: of the server.
             parallel_config: vLLM's; several front ends share what the server keeps.
+
+        Raises:
+            ValueError: there are fewer instructions than front ends.
         """
         num_front_ends = int(getattr(parallel_config, "_api_process_count", 1) or 1)
-        self._max_in_flight = max(1, limits.max_instructions // num_front_ends)
+        self._max_in_flight = limits.max_instructions // num_front_ends
+        if not self._max_in_flight:
+            raise ValueError(
+                f"additional_config['pad']['max_instructions'] is {limits.max_instructions} for "
+                f"{num_front_ends} API servers, which share them; accepted: one for each at least. "
+                "Raise it, or lower --api-server-count."
+            )
         self._max_tokens = limits.max_tokens
         self._in_flight: WeakValueDictionary[tuple[int, ...], Instruction] = WeakValueDictionary()
 

@@ -32,15 +32,17 @@ def offline_llm(
     Args:
         base: a name of the catalog, a folder or a hub name.
         llm_arguments: further keyword arguments of vllm.LLM.
-        adapter: folder of the adapter that guides; None for an engine without PAD.
-        settings: the other settings of additional_config['pad'].
+        adapter: folder of the adapter that guides; None for an engine without one.
+        settings: the other settings of additional_config['pad']; without an adapter and settings the engine
+            has no PAD.
     """
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     # In one process vLLM's own binding puts its CPU threads on one core.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     from vllm import LLM
 
-    pad = {} if adapter is None else _pad_arguments({"adapter": adapter, **(settings or {})})
+    named = {} if adapter is None else {"adapter": adapter}
+    pad = _pad_arguments({**named, **(settings or {})}) if named or settings else {}
     return LLM(resolve_base(base), **pad, **llm_arguments)
 
 

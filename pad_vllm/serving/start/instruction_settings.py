@@ -46,6 +46,12 @@ def require_instructions_supported(config: VllmConfig) -> None:
             "pad_vllm does not read instructions with pipeline parallelism yet: they go through all layers; "
             "drop --pipeline-parallel-size or --instructions."
         )
+    scheduler = getattr(config.scheduler_config, "scheduler_cls", None)
+    if scheduler is not None:
+        raise ValueError(
+            "pad_vllm reserves KV blocks of vLLM's own schedulers for instructions, and this is "
+            f"{scheduler}; drop --scheduler-cls or --instructions."
+        )
     if getattr(config.model_config, "enable_sleep_mode", False):
         raise ValueError(
             "pad_vllm does not keep instructions while a server sleeps, which frees the KV cache; drop "

@@ -78,13 +78,16 @@ def served_limits(pad: PADConfig) -> RequestLimits:
     Reads only pad_config.json of each. Raises ValueError where an adapter's defaults exceed `max_beta` or
     `max_top_k`.
     """
-    instructions = InstructionDefaults() if pad.instructions else None
+    defaults = InstructionDefaults()
+    defaults = replace(
+        defaults, beta=min(defaults.beta, pad.max_beta), top_k=min(defaults.top_k, pad.max_top_k)
+    )
+    instructions = defaults if pad.instructions else None
     if not pad.adapter:
-        defaults = InstructionDefaults()
         return RequestLimits(
             dimensions=(),
-            beta=min(defaults.beta, pad.max_beta),
-            top_k=min(defaults.top_k, pad.max_top_k),
+            beta=defaults.beta,
+            top_k=defaults.top_k,
             max_beta=pad.max_beta,
             max_top_k=pad.max_top_k,
             instructions=instructions,

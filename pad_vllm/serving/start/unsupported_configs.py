@@ -30,6 +30,16 @@ def require_supported(config: VllmConfig, pad: PADConfig) -> None:
             "are read by 'shared' alone. Leave the engine out, or drop the setting: with a reward model of "
             "its own, pad_preference is part of that model's prompt."
         )
+    if pad.adapters and not pad.adapter:
+        raise ValueError(
+            f"additional_config['pad'] names {listed(pad.adapters)} as further adapters, and no first one. "
+            "Name it: 'adapter'."
+        )
+    if pad.fork_layer is not None and not pad.instructions:
+        raise ValueError(
+            f"additional_config['pad']['fork_layer'] is {pad.fork_layer}, which is read with 'instructions' "
+            "alone; an adapter has a fork layer of its own. Leave it out, or set 'instructions'."
+        )
     for feature in REFUSED_BY_ALL:
         if feature.is_used(config):
             raise ValueError(f"pad_vllm does not support {feature.name} yet; {feature.way_out}.")

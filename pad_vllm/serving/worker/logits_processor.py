@@ -213,6 +213,9 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def _update_slots(self, batch_update: BatchUpdate) -> None:
         for slot in batch_update.removed:
             self._slots.remove(slot)
+        # vLLM does not list slots that others take: whoever was there leaves first, with its instruction.
+        for slot, *_ in batch_update.added:
+            self._slots.remove(slot)
         for slot, params, prompt, answer in batch_update.added:
             request = self._guided_request(params)
             self._assign(slot, request)

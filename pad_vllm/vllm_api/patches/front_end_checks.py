@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.input_processor import InputProcessor
 
-from pad_vllm.params import INSTRUCTION_KEY
+from pad_vllm.params import INSTRUCTION_KEY, PREFERENCE
 from pad_vllm.vllm_api.front_end_interface import request_check_method
 from pad_vllm.vllm_api.patches.lora_endpoints import RuntimeAdapters, patch_lora_endpoints
 from pad_vllm.vllm_api.patches.outcome_rpc import (
@@ -38,6 +38,10 @@ class RequestCheck(Protocol):
     @property
     def adapters(self) -> RuntimeAdapters:
         """The adapters that clients load and unload while the server runs."""
+
+    @property
+    def takes_instructions(self) -> bool:
+        """Whether requests may have a sentence that the base's own reward stream reads."""
 
     def __call__(self, params: SamplingParams, lora: str | None, /) -> RequestGuidance | None:
         """What guides a request with these parameters and a LoRA of this name; None for an unguided request.
@@ -73,7 +77,8 @@ def _install(processor: Any, request_check: RequestCheck) -> None:
     processor.pad_admission = request_check
     processor.pad_adapters = request_check.adapters
     _wrap_parameter_check(processor)
-    _wrap_request_maker(processor)
+    if request_check.takes_instructions:
+        _wrap_request_maker(processor)
     patch_lora_endpoints()
     _patch_generators()
     patch_offline_engine(_guidance_of)
@@ -98,7 +103,10 @@ def _wrap_parameter_check(processor: Any) -> None:
 
 
 def _wrap_request_maker(processor: Any) -> None:
-    """Requests of different instructions share no block of the prefix cache: their reward streams differ."""
+    """Requests of different instructions share no block of the prefix cache: their reward streams differ.
+
+    Both kinds of salt begin with a word of ours, so that no client's own salt is that of an instruction.
+    """
     original = processor.process_inputs
 
     def process_inputs(*args: Any, **kwargs: Any) -> Any:
@@ -106,8 +114,9 @@ def _wrap_request_maker(processor: Any) -> None:
         extra_args = getattr(request.sampling_params, "extra_args", None) or {}
         if tokens := extra_args.get(INSTRUCTION_KEY):
             digest = hashlib.sha256(repr(tuple(tokens)).encode()).hexdigest()
-            # A client's own salt may hold anything, but for a digest in front of it.
-            request.cache_salt = f"{digest}:{request.cache_salt or ''}"
+            request.cache_salt = f"instruction:{digest}:{request.cache_salt or ''}"
+        elif request.cache_salt:
+            request.cache_salt = f"plain:{request.cache_salt}"
         return request
 
     processor.process_inputs = process_inputs
@@ -117,6 +126,11 @@ def _admit(processor: Any, params: Any, lora: str | None) -> RequestGuidance | N
     """What guides a request; None for an unguided or a pooling request. Raises VLLMValidationError."""
     if not isinstance(params, SamplingParams):
         return None
+    if INSTRUCTION_KEY in (params.extra_args or {}):
+        raise VLLMValidationError(
+            f"{INSTRUCTION_KEY} is PAD's own; accepted from clients is {PREFERENCE}, a sentence. "
+            "Leave it out."
+        )
     try:
         guidance: RequestGuidance | None = processor.pad_admission(params, lora)
     except ValueError as error:

@@ -3,8 +3,8 @@
 A guided request gets an outcome key as it enters, and where its answer ends the front end asks the worker
 for the outcome by that key (`collective_rpc`). Counts for /metrics come with it (prometheus_metrics.py).
 Uses `AsyncLLM.generate`, its engine core's `call_utility_all_async` under data parallelism,
-`LLMEngine.add_request` and `step`, their `tokenizer`, the outputs' `index` and `token_ids`, `output_kind`,
-and the workers' base class.
+`LLMEngine.add_request`, `abort_request` and `step`, their `tokenizer`, the outputs' `index` and `token_ids`,
+`output_kind`, and the workers' base class.
 """
 
 from __future__ import annotations
@@ -210,6 +210,16 @@ def patch_offline_engine(
 
     if wrap_method(LLMEngine, "step", _step):
         wrap_method(LLMEngine, "add_request", add_request)
+        wrap_method(LLMEngine, "abort_request", _abort_request)
+
+
+def _abort_request(
+    original: Any, engine: Any, request_ids: list[str], *args: Any, **kwargs: Any
+) -> Any:
+    aborted = original(engine, request_ids, *args, **kwargs)
+    for request_id in request_ids:
+        _in_flight(engine).pop(request_id, None)
+    return aborted
 
 
 def _step(original: Any, engine: Any) -> Any:
@@ -224,7 +234,7 @@ def _step(original: Any, engine: Any) -> Any:
         for (output, request), outcome in zip(ended, outcomes, strict=True):
             output.pad = request.pad_field(outcome, engine.tokenizer)
     if in_flight and not engine.has_unfinished_requests():
-        in_flight.clear()  # requests that were aborted
+        in_flight.clear()  # whatever ended without an output
     return outputs
 
 

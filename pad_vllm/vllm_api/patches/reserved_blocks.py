@@ -40,6 +40,8 @@ def _reserve(
 
 
 def _without_reserved(config: VllmConfig, kv_cache_config: Any) -> Any:
+    if not kv_cache_config.kv_cache_groups:  # a model without attention
+        return kv_cache_config
     block_size = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
     num_reserved = SchedulerConfig.pad_num_reserved(config, block_size)
     if not num_reserved:

@@ -1,4 +1,4 @@
-"""Rewards of a model that reads instructions: <e, h_T - h_B> where a row has one, and heads of h_B beside it."""
+"""Rewards of a model that reads instructions: <e, h_T - h_B> of a row that has one, and heads of h_B."""
 
 from __future__ import annotations
 

@@ -203,3 +203,10 @@ def test_where_no_row_reads_any_there_are_none():
     stream.broken = True
     stream.batch[1] = stream.joined(2)
     assert stream.prefix_blocks([0, 1]) is None
+
+
+def test_an_instruction_longer_than_its_blocks_is_not_read_into_those_of_another():
+    stream = Stream(max_instructions=2, max_tokens=8)
+    assert math.isnan(stream.joined(*range(9)).instruction_weight)
+    assert stream.readings == []
+    assert stream.num_unread == 1

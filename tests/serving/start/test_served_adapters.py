@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
@@ -9,7 +11,7 @@ import torch
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.json_fields import AdapterError
 from pad_vllm.config import PADConfig
-from pad_vllm.params import parse_guidance
+from pad_vllm.params import INSTRUCTION_KEY, InstructionDefaults, parse_guidance
 from pad_vllm.serving.start import served_adapters
 
 
@@ -76,3 +78,63 @@ def test_adapters_are_names_and_folders(folders, given):
 
     with pytest.raises(ValueError, match="names and folders"):
         PADConfig.from_additional_config({PAD_KEY: {"adapter": folders["own"], "adapters": given}})
+
+
+def test_without_an_adapter_there_is_one_of_no_dimension_on_the_bases_own_shape():
+    pad = PADConfig(instructions=True)
+    hf_config = tiny.config("llama", architectures=["LlamaForCausalLM"])
+    adapter = served_adapters.load_served_adapters(pad, SimpleNamespace(hf_config=hf_config))
+    H = hf_config.hidden_size
+    assert adapter.config.dimensions == ()
+    assert adapter.config.heads_only
+    assert adapter.config.fork_layer == hf_config.num_hidden_layers
+    assert adapter.config.backbone.architectures == ("LlamaForCausalLM",)
+    assert (adapter.head_A.shape, adapter.head_B.shape, adapter.head_C) == (
+        (0, 1, H),
+        (0, H, 1),
+        None,
+    )
+    assert (
+        adapter.digest
+        == served_adapters.load_served_adapters(pad, SimpleNamespace(hf_config=hf_config)).digest
+    )  # vLLM's compile cache is looked up by it
+
+
+def test_without_an_adapter_requests_say_what_they_prefer_in_a_sentence():
+    limits = served_adapters.served_limits(PADConfig(instructions=True))
+    assert (limits.dimensions, limits.engine) == ((), "shared")
+    assert limits.instructions == InstructionDefaults()
+    asked = parse_guidance({"pad_preference": "be kind", INSTRUCTION_KEY: [3, 4]}, limits)
+    assert (asked.weights, asked.instruction) == ((), (3, 4))
+    with pytest.raises(
+        ValueError, match="pad_weights names 'warm', and this server has no adapter"
+    ):
+        parse_guidance({"pad_weights": "warm=1"}, limits)
+
+
+def test_a_server_without_an_adapter_starts_whatever_its_maxima():
+    limits = served_adapters.served_limits(PADConfig(instructions=True, max_beta=0.5, max_top_k=3))
+    assert (limits.beta, limits.top_k, limits.max_beta, limits.max_top_k) == (0.5, 3, 0.5, 3)
+
+
+@pytest.mark.parametrize("instructions", [True, False])
+def test_beside_adapters_a_sentence_is_accepted_where_the_server_takes_instructions(
+    folders, instructions
+):
+    pad = settings(folders, "work", instructions=instructions)
+    limits = served_adapters.served_limits(pad)
+    for named in ({}, {"pad_adapter": "work"}):
+        asked = {"pad_preference": "be kind", **named}
+        if not instructions:
+            with pytest.raises(ValueError, match="no preference text on the 'shared' engine"):
+                parse_guidance(asked, limits)
+            continue
+        assert not any(parse_guidance(asked, limits).weights)
+        assert parse_guidance(asked, limits).beta == InstructionDefaults().beta
+    assert parse_guidance({"pad_weights": "warm=1"}, limits).beta == 1.0
+
+
+def test_the_defaults_of_an_instruction_keep_to_the_servers_maxima():
+    pad = PADConfig(instructions=True, max_beta=1.0, max_top_k=10)
+    asked = parse_guidance({"pad_preference": "be kind"}, served_adapters.served_limits(pad))
+    assert (asked.beta, asked.top_k) == (1.0, 10)

@@ -702,3 +702,15 @@ def test_reasoning_is_left_unguided_on_v2_alone(config):
     config.additional_config["pad"]["reasoning"] = "unguided"
     with pytest.raises(ValueError, match="V2 runner alone"):
         PADLogitsProcessor(config, torch.device("cpu"), False)
+
+
+def test_v1_who_leaves_a_slot_leaves_before_another_joins(config, engine):
+    runner, now = V1(config), []
+    for slot in (0, 1):
+        runner.add(slot, HELPFUL)
+    engine.on_request_left = lambda request: now.append(("left", request))
+    engine.on_request_assigned = lambda request: now.append(("joined", request))
+    # vLLM does not list slots as removed that others take in the same step.
+    added = [(slot, SamplingParams(extra_args=HELPFUL), [1], []) for slot in (0, 1)]
+    runner.processor.update_state(BatchUpdate(R, [], added, []))
+    assert [what for what, _ in now] == ["left", "left", "joined", "joined"]
