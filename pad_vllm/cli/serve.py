@@ -44,7 +44,7 @@ def serve(
     fork_layer: Annotated[
         int | None,
         typer.Option(
-            help="With --instructions: first layer that reads them (default: 0.4 of BASE's layers up)."
+            help="With --instructions: first layer that reads them (default: by BASE's architecture)."
         ),
     ] = None,
     allow_backbone_mismatch: Annotated[

@@ -5,13 +5,23 @@ In: PAD's settings, an adapter's config, a VllmConfig. Out: numbers, or a ValueE
 
 from __future__ import annotations
 
+from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.config import PADConfig
 from pad_vllm.engines.shared.instruction_stream import InstructionLimits
 from pad_vllm.vllm_api.vllm_names import VllmConfig
 
+DEPTHS = {"LlamaForCausalLM": 1 / 3, "Qwen2ForCausalLM": 0.4}
+"""Architecture -> the share of its layers above which an instruction enters (benchmarks/README.md)."""
+
 DEFAULT_DEPTH = 0.4
-"""Share of the layers below the fork: an instruction enters above it (benchmarks/README.md)."""
+"""That of an architecture which was not measured."""
+
+
+def default_fork_layer(backbone: Backbone) -> int:
+    """The fork layer of a server that names none."""
+    depths = [DEPTHS.get(name, DEFAULT_DEPTH) for name in backbone.architectures]
+    return round(min(depths, default=DEFAULT_DEPTH) * backbone.num_layers)
 
 
 def fork_layer(pad: PADConfig, adapter: AdapterConfig) -> int:
@@ -29,11 +39,12 @@ def fork_layer(pad: PADConfig, adapter: AdapterConfig) -> int:
             "none, or drop --instructions."
         )
     if pad.fork_layer is None:
-        return int(DEFAULT_DEPTH * num_layers)
+        return default_fork_layer(adapter.backbone)
     if pad.fork_layer >= num_layers:
         raise ValueError(
             f"additional_config['pad']['fork_layer'] is {pad.fork_layer}; accepted with this base: 0 to "
-            f"{num_layers - 1}. Leave it out for {int(DEFAULT_DEPTH * num_layers)}."
+            f"{num_layers - 1}. Leave it out for "
+            f"{default_fork_layer(adapter.backbone)}."
         )
     return pad.fork_layer
 

@@ -15,11 +15,11 @@ from pad_vllm.serving.start import instruction_settings
 from pad_vllm.serving.start.unsupported_configs import require_supported
 
 
-def adapter(num_layers=10, fork_layer=None):
+def adapter(num_layers=10, fork_layer=None, architecture="LlamaForCausalLM"):
     """Heads only, unless it is forked."""
     return AdapterConfig(
         format_version=FORMAT_2,
-        backbone=Backbone("tiny", ("LlamaForCausalLM",), 16, num_layers, 50, None),
+        backbone=Backbone("tiny", (architecture,), 16, num_layers, 50, None),
         fork_layer=num_layers if fork_layer is None else fork_layer,
         dimensions=("helpful",),
         head_rank=2,
@@ -43,12 +43,20 @@ def test_without_instructions_the_adapter_says_where_the_fork_is(forked_at):
 
 
 @pytest.mark.parametrize(
-    ("num_layers", "layer"),
-    [(1, 0), (2, 0), (4, 1), (10, 4), (24, 9), (28, 11), (30, 12), (36, 14)],
+    ("architecture", "num_layers", "layer"),
+    [
+        ("LlamaForCausalLM", 30, 10),
+        ("LlamaForCausalLM", 32, 11),
+        ("Qwen2ForCausalLM", 24, 10),
+        ("Qwen2ForCausalLM", 28, 11),
+        ("Qwen3ForCausalLM", 36, 14),
+        ("LlamaForCausalLM", 2, 1),
+        ("LlamaForCausalLM", 1, 0),
+    ],
 )
-def test_it_is_at_two_fifths_of_the_layers_where_nothing_else_is_said(num_layers, layer):
-    pad = PADConfig(instructions=True)
-    assert instruction_settings.fork_layer(pad, adapter(num_layers)) == layer
+def test_where_nothing_else_is_said_it_is_where_instructions_enter(architecture, num_layers, layer):
+    config = adapter(num_layers=num_layers, architecture=architecture)
+    assert instruction_settings.fork_layer(PADConfig(instructions=True), config) == layer
 
 
 @pytest.mark.parametrize("layer", [0, 4, 9])
@@ -61,7 +69,7 @@ def test_it_may_be_said(layer):
 def test_a_layer_that_the_base_does_not_have_is_refused_with_those_it_has(layer):
     pad = PADConfig(instructions=True, fork_layer=layer)
     with pytest.raises(
-        ValueError, match=f"'fork_layer'.* is {layer}; .*: 0 to 9. Leave it out for 4"
+        ValueError, match=f"'fork_layer'.* is {layer}; .*: 0 to 9. Leave it out for 3"
     ):
         instruction_settings.fork_layer(pad, adapter())
 
