@@ -18,8 +18,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pad_vllm.vllm_api.vllm_versions import IncompatibleVLLM
+
 PREFIXED_BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
 """Names of the backends that are accepted: they take block tables wider than a request's."""
+
+
+def require_row_to_request() -> None:
+    """Raises IncompatibleVLLM unless metadata says which request a row of V2's batch belongs to (0.32)."""
+    import vllm
+
+    try:
+        from vllm.v1.attention.backend import CommonAttentionMetadata
+    except ImportError:
+        names = []
+    else:
+        names = [field.name for field in dataclasses.fields(CommonAttentionMetadata)]
+    if "req_idx" not in names:
+        raise IncompatibleVLLM(
+            f"vLLM {vllm.__version__} does not say in CommonAttentionMetadata whose a row is, "
+            "which instructions need; accepted are 0.32 and later. Install one of these, or drop "
+            "--instructions."
+        )
 
 
 class PrefixTable(Protocol):
@@ -79,14 +99,9 @@ class _PrefixedBuilder:
     def build(
         self, common_prefix_len: int, common_attn_metadata: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        """The backend's metadata of the changed batch. vLLM's prefix that all rows share is not used."""
-        del common_prefix_len
+        """The backend's metadata of the changed batch."""
         changed = self._with_prefixes(common_attn_metadata)
-        return super().build(0, changed, *args, **kwargs)  # type: ignore[misc]
-
-    def use_cascade_attention(self, *_args: Any, **_kwargs: Any) -> bool:
-        """Never: what all rows share in the request's own blocks is not the front of the changed ones."""
-        return False
+        return super().build(common_prefix_len, changed, *args, **kwargs)  # type: ignore[misc]
 
     def _with_prefixes(self, common: Any) -> Any:
         slots = common.req_idx

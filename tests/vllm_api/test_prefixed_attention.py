@@ -12,7 +12,7 @@ pytest.importorskip("vllm")
 
 from vllm.v1.attention.backend import AttentionMetadataBuilder, CommonAttentionMetadata
 
-from pad_vllm.vllm_api.prefixed_attention import prefixed_backend
+from pad_vllm.vllm_api.prefixed_attention import prefixed_backend, require_row_to_request
 
 BLOCK, WIDTH, NUM_BLOCKS, NUM_RESERVED, MAX_PREFIX, MAX_ROWS = 32, 6, 40, 9, 3, 8
 FIRST_RESERVED = NUM_BLOCKS - NUM_RESERVED
@@ -26,9 +26,6 @@ class Builder:
 
     def build(self, common_prefix_len, common_attn_metadata, fast_build=False):
         return common_prefix_len, common_attn_metadata, fast_build
-
-    def use_cascade_attention(self, *_args, **_kwargs):
-        return True
 
 
 class Backend:
@@ -243,11 +240,8 @@ def test_each_layer_group_has_tensors_of_its_own():
     assert first.block_table_tensor.data_ptr() != second.block_table_tensor.data_ptr()
 
 
-def test_what_vllm_finds_shared_by_all_rows_is_not_used():
-    builder = make(Table(_0=(3,)))
-    for common in (batch(40, 40), batch(40, 40, req_idx=[5, 6])):
-        assert builder.build(32, common)[0] == 0
-    assert builder.use_cascade_attention(32, num_kv_heads=1) is False
+def test_this_vllm_says_which_request_a_row_belongs_to():
+    require_row_to_request()
 
 
 def test_other_arguments_are_passed_on():

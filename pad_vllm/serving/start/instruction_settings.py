@@ -9,6 +9,7 @@ from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.config import PADConfig
 from pad_vllm.engines.shared.instruction_stream import InstructionLimits
+from pad_vllm.vllm_api.prefixed_attention import require_row_to_request
 from pad_vllm.vllm_api.vllm_names import VllmConfig
 
 DEPTHS = {"LlamaForCausalLM": 1 / 3, "Qwen2ForCausalLM": 0.4}
@@ -50,7 +51,8 @@ def fork_layer(pad: PADConfig, adapter: AdapterConfig) -> int:
 
 
 def require_instructions_supported(config: VllmConfig) -> None:
-    """Raises ValueError for what instructions were not built for."""
+    """Raises ValueError for what instructions were not built for, IncompatibleVLLM for an older vLLM."""
+    require_row_to_request()
     parallel = config.parallel_config
     if parallel.pipeline_parallel_size > 1:
         raise ValueError(

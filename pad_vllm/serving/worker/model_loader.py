@@ -28,7 +28,6 @@ from pad_vllm.serving.worker.instance import Instance, get_or_create_instance, r
 from pad_vllm.serving.worker.runtime_adapter_updates import add_adapter_methods
 from pad_vllm.version import __version__
 from pad_vllm.vllm_api.forward_metadata import last_token_indices
-from pad_vllm.vllm_api.instruction_forward import InstructionForward
 from pad_vllm.vllm_api.parallel_ranks import computes_logits, tp_rank_and_size
 from pad_vllm.vllm_api.patches.attention_record import AttentionRecord, recorded_attention
 from pad_vllm.vllm_api.patches.outcome_rpc import (
@@ -226,6 +225,8 @@ def _instructed_fork(loaded: LoadedModel) -> InstructedFork | None:
     pad = loaded.pad
     if not pad.instructions:
         return None
+    from pad_vllm.vllm_api.instruction_forward import InstructionForward  # not in older vLLMs
+
     limits = instruction_settings.instruction_limits(pad)
     read = InstructionForward(loaded.model, loaded.config, limits.num_reserved_blocks)
     fork_layer = instruction_settings.fork_layer(pad, loaded.adapter.config)
