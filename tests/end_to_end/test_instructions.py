@@ -135,6 +135,39 @@ def test_the_prefix_cache_is_shared_by_one_instruction_and_by_no_other(made, run
     assert [outputs[0]["cached_tokens"] for outputs in result["rounds"]] == [0, 0, 64, 0, 64]
 
 
+@pytest.mark.parametrize("runner", ["v1", "v2"])
+def test_seeded_answers_and_grammars_are_alone_what_they_are_in_company(made, runner):
+    base, _ = made
+    drawn = {"temperature": 1.0, "seed": 5, "n": 2, "max_tokens": TOKENS, "ignore_eos": True}
+    asked = [
+        {"prompt": prompt(20), "sampling": {**drawn, "extra_args": {"pad_preference": "be funny"}}},
+        {
+            "prompt": prompt(20),
+            "sampling": {
+                "temperature": 0,
+                "max_tokens": TOKENS,
+                "structured_outputs": {"choice": ["yes", "no"]},
+                "extra_args": {"pad_preference": "be brief", "pad_beta": 3.0},
+            },
+        },
+    ]
+    rounds = [[*mixed(heads=False)[:4], *asked], *([one] for one in asked)]
+    result = engine(
+        {"llm": without_adapter(base, {**SETTINGS, "max_instructions": 8}), "rounds": rounds},
+        V2_ENV if runner == "v2" else None,
+    )
+    company, *alone = result["rounds"]
+    for together, (single,) in zip(company[4:], alone, strict=True):
+        assert [one["token_ids"] for one in together["choices"]] == [
+            one["token_ids"] for one in single["choices"]
+        ]
+        assert together["pad"]["unguided_tokens"] == 0
+    seeded, masked = company[4:]
+    assert len({tuple(one["token_ids"]) for one in seeded["choices"]}) == 2
+    # The text before it is the prompt's last bytes, which are no characters.
+    assert masked["choices"][0]["text"].endswith(("yes", "no"))
+
+
 def test_drafts_change_nothing(made, twin):
     base, adapter = made
     drafts = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1}
