@@ -68,16 +68,17 @@ class PADConfig:
         None
     )
     """With `instructions`: the first layer that reads them; None: a third to 0.4 of the layers up, by
-    the base's architecture (serving/start/instruction_settings.py)."""
+    the base's architecture (serving/start/instruction_settings.py).
+    """
 
     max_instructions: Annotated[
         int, Field(ge=1, le=4096, description="an integer from 1 to 4096")
-    ] = 64
+    ] = 32
     """With `instructions`: different ones that requests may have at once; their KV blocks are reserved."""
 
     max_instruction_tokens: Annotated[
         int, Field(ge=1, le=4096, description="an integer from 1 to 4096")
-    ] = 64
+    ] = 128
     """With `instructions`: longest one, in tokens of the base, chat template included."""
 
     adapters: Annotated[

@@ -80,10 +80,10 @@ class InstructionDefaults:
     An adapter's own defaults were chosen for its heads, whose rewards are known less well.
     """
 
-    beta: float = 1.5
+    beta: float = 3.0
     top_k: int = 20
     no_repeat: int = 3
-    min_p: float = 0.0
+    min_p: float = 0.03
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,7 @@ class AnswerMeasures:
         self._prompts, self._judges = prompts, judges
         self._plain: dict[str, _Measured] = {}
         self._told: dict[str, _Measured] = {}
+        self._known: dict[Any, list[tuple[float, int]]] = {}
 
     def set_references(
         self, name: str, plain: Sequence[DrawnAnswer], told: Sequence[DrawnAnswer]
@@ -142,13 +143,17 @@ class AnswerMeasures:
         )
 
     def _losses(self, answers: Sequence[DrawnAnswer], instruction: str) -> list[tuple[float, int]]:
+        key = instruction, tuple(answer.token_ids for answer in answers)
+        if key in self._known:
+            return self._known[key]
         pairs = []
         for prompt, answer in zip(self._prompts, answers, strict=True):
             messages = prompt.messages()
             if instruction:
                 messages = with_instruction(messages, instruction)
             pairs.append((chat_token_ids(self._tokenizer, messages), list(answer.token_ids)))
-        return answer_losses(self._model, pairs)
+        self._known[key] = answer_losses(self._model, pairs)
+        return self._known[key]
 
 
 @dataclass(frozen=True)
@@ -252,7 +257,7 @@ def main() -> None:
         methods += heads_methods(read_config(args.adapter).dimensions, args)
     decoding = DecodingSettings(args.temperature, args.tokens, dtype=args.dtype)
     conditions = [comparison_conditions.unguided_condition(), *told]
-    settings: dict[str, Any] = {"instructions": True, "max_instruction_tokens": 64}
+    settings: dict[str, Any] = {"instructions": True, "max_instruction_tokens": 128}
     if args.fork_layer is not None:
         settings["fork_layer"] = args.fork_layer
     judged = AnswerBatch(args.base, None, judge_prompts, conditions, [decoding])

@@ -1,4 +1,4 @@
-"""An instruction as the tokens of a text of its own: a system turn and line feeds, which fill KV blocks.
+"""An instruction as the tokens of a text of its own: two turns, and line feeds, which fill KV blocks.
 
 In: a tokenizer, a sentence. Out: token ids. Knows no model and no engine.
 """
@@ -10,12 +10,17 @@ from typing import Any
 
 from pad_vllm.wording import short_repr
 
+AGREEMENT = "Sure!"
+"""The assistant's turn. Read as a system turn alone, some instructions make a base decline the question
+behind them (benchmarks/README.md).
+"""
+
 
 def instruction_token_ids(tokenizer: Any, instruction: str) -> list[int]:
     """Tokens of an instruction that is read alone.
 
-    A system turn; where the chat template takes none, a user turn; without a template the plain text. Then
-    a line feed, which `fill_blocks` repeats; where the tokenizer has none, the last token once more.
+    A user's turn and the assistant's agreement; without a chat template the plain text. Then a line feed,
+    which `fill_blocks` repeats; where the tokenizer has none, the last token once more.
 
     Args:
         tokenizer: of the base, with its chat template if it has one.
@@ -25,7 +30,7 @@ def instruction_token_ids(tokenizer: Any, instruction: str) -> list[int]:
         Token ids, at least one.
 
     Raises:
-        ValueError: the chat template renders neither a system nor a user turn with this text.
+        ValueError: the chat template renders no such turns.
     """
     ids = list(
         tokenizer(_instruction_text(tokenizer, instruction), add_special_tokens=False)["input_ids"]
@@ -48,20 +53,16 @@ def _instruction_text(tokenizer: Any, instruction: str) -> str:
 
     if not tokenizer.chat_template:
         return f"{instruction}\n\n"
-    for role in ("system", "user"):
-        try:
-            text = str(
-                tokenizer.apply_chat_template(
-                    [{"role": role, "content": instruction}],
-                    tokenize=False,
-                    add_generation_prompt=False,
-                )
-            )
-        except TemplateError:
-            continue
-        if instruction.strip() in text:
-            return text
-    raise ValueError(
-        f"the chat template renders neither a system nor a user turn with {short_repr(instruction)} in it; "
-        "accepted: a template that does one of the two. Give one: --chat-template FILE"
-    )
+    turns = [{"role": "user", "content": instruction}, {"role": "assistant", "content": AGREEMENT}]
+    try:
+        text = str(
+            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False)
+        )
+    except TemplateError:
+        text = ""
+    if instruction.strip() not in text:
+        raise ValueError(
+            f"the chat template renders no conversation with {short_repr(instruction)} in it; accepted: a "
+            "template of users' and assistants' turns. Give one: --chat-template FILE"
+        )
+    return text

@@ -15,7 +15,12 @@ pytestmark = pytest.mark.engine
 FORK = 1
 BLOCK = 32
 TOKENS = 12
-SETTINGS = {"instructions": True, "fork_layer": FORK, "max_instructions": 4}
+SETTINGS = {
+    "instructions": True,
+    "fork_layer": FORK,
+    "max_instructions": 4,
+    "max_instruction_tokens": 64,
+}
 SENTENCES = ("be funny", "be brief, and kind to all who ask", "answer in rhymes", "no", "why not")
 LENGTHS = (5, 60)  # tokens of prompts: the second asks for a third block on its way
 

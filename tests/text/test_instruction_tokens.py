@@ -1,4 +1,4 @@
-"""An instruction's tokens: the turn that the chat template takes, a line feed, whole blocks."""
+"""An instruction's tokens: two turns of the chat template, a line feed, whole blocks."""
 
 from __future__ import annotations
 
@@ -8,17 +8,10 @@ import tiny
 from pad_vllm.text.instruction_tokens import fill_blocks, instruction_token_ids
 
 SENTENCE = "Answer in a funny way"
-RAISES = (
+TURNS = "{% for m in messages %}[{{ m['role'] }}|{{ m['content'] }}]{% endfor %}"
+NO_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
-    "{% for m in messages %}[{{ m['role'] }}|{{ m['content'] }}]{% endfor %}"
-)
-DROPS = (
-    "{% for m in messages %}{% if m['role'] == 'user' %}[{{ m['role'] }}|{{ m['content'] }}]"
-    "{% endif %}{% endfor %}"
-)
-NEEDS_TWO_TURNS = (
-    "{% if messages[0]['role'] == 'system' %}{{ messages[1]['content'].strip() }}{% endif %}"
-    "[{{ messages[0]['role'] }}|{{ messages[0]['content'] }}]"
+    + TURNS
 )
 TRIMS = "{% for m in messages %}({{ m['content'] | trim }}){% endfor %}"
 
@@ -30,17 +23,17 @@ def read(template, sentence=SENTENCE):
     return tokenizer.decode(instruction_token_ids(tokenizer, sentence))
 
 
-def test_it_is_a_system_turn_and_a_line_feed_without_a_turn_of_the_answer():
-    assert read(tiny.tokenizer().chat_template) == f"<system>{SENTENCE}\n"
+@pytest.mark.parametrize("template", [TURNS, NO_SYSTEM])
+def test_it_is_said_by_a_user_and_agreed_to_and_then_a_line_feed(template):
+    assert read(template) == f"[user|{SENTENCE}][assistant|Sure!]\n"
 
 
-@pytest.mark.parametrize("template", [RAISES, DROPS, NEEDS_TWO_TURNS])
-def test_where_the_template_takes_no_system_turn_it_is_a_users(template):
-    assert read(template) == f"[user|{SENTENCE}]\n"
+def test_there_is_no_turn_of_the_answer():
+    assert read(tiny.tokenizer().chat_template) == f"<user>{SENTENCE}<assistant>Sure!\n"
 
 
 def test_blanks_around_it_may_be_trimmed():
-    assert read(TRIMS, f"  {SENTENCE} ") == f"({SENTENCE})\n"
+    assert read(TRIMS, f"  {SENTENCE} ") == f"({SENTENCE})(Sure!)\n"
 
 
 @pytest.mark.parametrize("template", [None, ""])
@@ -51,10 +44,8 @@ def test_without_a_template_it_is_plain_text(template):
 @pytest.mark.parametrize(
     "template", ["{{ raise_exception('never') }}", "Hello", "{{ nothing.at }}"]
 )
-def test_a_template_that_renders_neither_turn_is_refused_with_the_flag_that_gives_one(template):
-    with pytest.raises(
-        ValueError, match=f"neither a system nor a user turn with '{SENTENCE}'.*FILE"
-    ):
+def test_a_template_that_renders_no_turn_is_refused_with_the_flag_that_gives_one(template):
+    with pytest.raises(ValueError, match=f"renders no conversation with '{SENTENCE}'.*FILE"):
         read(template)
 
 

@@ -163,5 +163,5 @@ def test_what_the_chat_template_does_not_render_is_refused(tokenizer):
             return "x"
 
     reader = InstructionReader(Silent(), InstructionLimits(9, 64), SimpleNamespace())
-    with pytest.raises(ValueError, match="neither a system nor a user turn"):
+    with pytest.raises(ValueError, match="renders no conversation"):
         reader.admit("be kind", LIMITS)

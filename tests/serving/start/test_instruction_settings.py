@@ -134,10 +134,10 @@ def test_limits_are_those_of_the_settings():
     [
         ({"adapter": "a"}, 16, 0),
         ({"adapter": "a", "instructions": False, "max_instructions": 9}, 16, 0),
-        ({"instructions": True}, 16, 64 * 4),
-        ({"instructions": True}, 128, 64),
+        ({"instructions": True}, 16, 32 * 8),
+        ({"instructions": True}, 128, 32),
         ({"instructions": True, "max_instructions": 5, "max_instruction_tokens": 33}, 16, 5 * 3),
-        ({"adapter": "a", "instructions": True, "max_instructions": 1}, 64, 1),
+        ({"adapter": "a", "instructions": True, "max_instructions": 1}, 64, 2),
     ],
 )
 def test_every_instruction_has_blocks_that_the_scheduler_does_not_get(
