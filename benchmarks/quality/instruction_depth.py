@@ -16,10 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 
 from benchmarks.common import arguments
+from benchmarks.common.candidate_reader import subtract_candidate_mean
+from benchmarks.common.prompt_intervals import statistic_and_interval
 from benchmarks.paper.transformers_decoding import TransformersDecoding
+from pad_vllm import guidance
 from pad_vllm.catalog.name_resolution import resolve_base
 from pad_vllm.instruction_prefix import InstructedBackbone
 from pad_vllm.steering.comparison_conditions import Condition, unguided_condition
@@ -42,7 +46,6 @@ INSTRUCTIONS = {
 NUM_CANDIDATES = 20
 BATCH = 8  # texts of one forward
 BLOCK_SIZE = 16  # tokens of a KV block: vLLM's on a GPU
-BOOTSTRAPS = 2000
 
 Products = tuple[float, float, float]
 """Of two rewards of the same candidates: reward x teacher, reward x reward, teacher x teacher."""
@@ -74,24 +77,20 @@ def candidate_rewards(embeddings: Tensor, p: Tensor, difference: Tensor) -> Tens
     Returns:
         [n, K].
     """
-    rewards = torch.einsum("nkh,nh->nk", embeddings, difference)
-    return rewards - (p * rewards).sum(-1, keepdim=True)
+    rewards = guidance.rewards(difference, embeddings)
+    return subtract_candidate_mean(rewards.unsqueeze(-1), p).squeeze(-1)
 
 
-def explained_share(products: Sequence[Products]) -> tuple[float, float]:
-    """The share of the teacher's rewards explained at the best scale, and that scale."""
-    both, own, teacher = np.sum(np.asarray(products), axis=0)
-    return float(both**2 / (own * teacher)), float(both / own)
+def explained_share(products: np.ndarray) -> np.ndarray:
+    """The share of the teacher's rewards explained at the best scale: Products [..., 3] -> [...]."""
+    both, own, teacher = np.moveaxis(products, -1, 0)
+    return both**2 / (own * teacher)
 
 
-def share_interval(by_prompt: Sequence[Products]) -> list[float]:
-    """[share, low, high] with its 95% interval by bootstrap over prompts."""
-    products = np.asarray(by_prompt)
-    draws = np.random.default_rng(0).integers(len(products), size=(BOOTSTRAPS, len(products)))
-    sums = products[draws].sum(1)
-    shares = sums[:, 0] ** 2 / (sums[:, 1] * sums[:, 2])
-    low, high = np.quantile(shares, (0.025, 0.975))
-    return [round(float(x), 3) for x in (explained_share(by_prompt)[0], low, high)]
+def best_scale(by_prompt: Sequence[Products]) -> float:
+    """The scale at which the rewards come nearest to the teacher's."""
+    both, own, _ = np.sum(np.asarray(by_prompt), axis=0)
+    return float(both / own)
 
 
 class DepthReader:
@@ -164,9 +163,7 @@ class _Teacher(NamedTuple):
 
 
 def _padded_ids(texts: Sequence[Text]) -> Tensor:
-    rows = [text.ids() for text in texts]
-    width = max(map(len, rows))
-    return torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    return pad_sequence([torch.tensor(text.ids()) for text in texts], batch_first=True)
 
 
 def table(fork_layers: Sequence[int], num_layers: int, rows: Mapping[str, Any]) -> list[str]:
@@ -214,8 +211,8 @@ def main() -> None:
         ]
         rows[name] = {
             "instruction": instruction,
-            "shares": [share_interval(products) for products in by_fork],
-            "scales": [round(explained_share(products)[1], 2) for products in by_fork],
+            "shares": [statistic_and_interval(products, explained_share) for products in by_fork],
+            "scales": [round(best_scale(products), 2) for products in by_fork],
         }
         print(name, rows[name]["shares"], rows[name]["scales"], flush=True)
     num_layers = model.config.num_hidden_layers

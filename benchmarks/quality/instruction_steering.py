@@ -26,34 +26,35 @@ from transformers import AutoModelForCausalLM
 from benchmarks.common import arguments
 from benchmarks.common.answer_cache import AnswerCache
 from benchmarks.common.independent_judges import mean_and_interval, percent_with_interval
+from benchmarks.common.prompt_intervals import statistic_and_interval
 from benchmarks.paper.peer_logits_processors import TwoContextsProcessor
 from benchmarks.paper.transformers_decoding import TransformersDecoding
 from benchmarks.quality.instruction_depth import INSTRUCTIONS
 from pad_vllm.adapter.manifest import read_config
 from pad_vllm.catalog.name_resolution import resolve_base
-from pad_vllm.evaluation.instruction_classifier import InstructionClassifier
 from pad_vllm.evaluation.sentence_embeddings import embed
 from pad_vllm.evaluation.win_rates_and_fluency import (
-    answer_losses,
     perplexity,
     repeated_ngram_share,
     wins_by_prompt,
 )
 from pad_vllm.steering import comparison_conditions
 from pad_vllm.steering.comparison_conditions import Condition
-from pad_vllm.steering.dimension_judges import meaning_judges_from_answers
+from pad_vllm.steering.dimension_judges import (
+    DimensionJudges,
+    judge_accuracies,
+    meaning_judges_from_answers,
+)
 from pad_vllm.steering.guided_answers import (
     AnswerBatch,
     Conversations,
     DecodingSettings,
     DrawnAnswer,
 )
-from pad_vllm.text.chat_template import chat_token_ids, load_chat_tokenizer
-from pad_vllm.text.preference_text import with_instruction
+from pad_vllm.text.chat_template import load_chat_tokenizer
 from pad_vllm.training.sampling.sample_responses import read_prompts
 
-BOOTSTRAPS = 2000
-PLAIN, TOLD = "unguided", "told"
+TOLD = "told"
 
 
 @dataclass(frozen=True)
@@ -94,16 +95,9 @@ def heads_methods(dimensions: Sequence[str], args: argparse.Namespace) -> Iterat
 class AnswerMeasures:
     """Measures answers under one base, and compares them with plain and instructed ones."""
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        prompts: Conversations,
-        judges: Mapping[str, InstructionClassifier],
-    ) -> None:
-        """judges: instruction -> its classifier."""
-        self._model, self._tokenizer = model, tokenizer
-        self._prompts, self._judges = prompts, judges
+    def __init__(self, judges: DimensionJudges, prompts: Conversations) -> None:
+        """judges: with the base, and a classifier of each instruction."""
+        self._judges, self._prompts = judges, prompts
         self._plain: dict[str, _Measured] = {}
         self._told: dict[str, _Measured] = {}
         self._known: dict[Any, list[tuple[float, int]]] = {}
@@ -120,7 +114,9 @@ class AnswerMeasures:
         wins = wins_by_prompt(measured.scores, plain.scores)
         over_told = wins_by_prompt(measured.scores, told.scores)
         return {
-            "way": _way_interval(plain.gaps, told.gaps, measured.gaps),
+            "way": statistic_and_interval(
+                list(zip(plain.gaps, told.gaps, measured.gaps, strict=True)), _way
+            ),
             "meaning": mean_and_interval(wins),
             "meaning_over_told": mean_and_interval(over_told),
             "perplexity": round(measured.perplexity / plain.perplexity, 3),
@@ -136,7 +132,7 @@ class AnswerMeasures:
                 (plain - told) / max(count, 1)
                 for (plain, count), (told, _) in zip(losses, instructed, strict=True)
             ],
-            scores=self._judges[name](embed(texts)),
+            scores=self._judges.classifiers[name](embed(texts)),
             perplexity=perplexity(losses),
             repeated=statistics.mean(map(repeated_ngram_share, texts)),
             words=statistics.mean(len(text.split()) for text in texts),
@@ -144,40 +140,27 @@ class AnswerMeasures:
 
     def _losses(self, answers: Sequence[DrawnAnswer], instruction: str) -> list[tuple[float, int]]:
         key = instruction, tuple(answer.token_ids for answer in answers)
-        if key in self._known:
-            return self._known[key]
-        pairs = []
-        for prompt, answer in zip(self._prompts, answers, strict=True):
-            messages = prompt.messages()
-            if instruction:
-                messages = with_instruction(messages, instruction)
-            pairs.append((chat_token_ids(self._tokenizer, messages), list(answer.token_ids)))
-        self._known[key] = answer_losses(self._model, pairs)
+        if key not in self._known:
+            unknown = [replace(answer, loss=None) for answer in answers]
+            self._known[key] = self._judges.losses(self._prompts, unknown, "", instruction)
         return self._known[key]
 
 
 @dataclass(frozen=True)
 class _Measured:
-    gaps: list[
-        float
-    ]  # by prompt: log-probability a token under the instructed base, less the base's
+    gaps: list[float]
+    """By prompt: log-probability a token under the instructed base, less that under the base."""
+
     scores: list[float]
     perplexity: float
     repeated: float
     words: float
 
 
-def _way_interval(
-    plain: Sequence[float], told: Sequence[float], measured: Sequence[float]
-) -> list[float]:
-    """[way, low, high] with its 95% interval by bootstrap over prompts."""
-    gaps = np.asarray((plain, told, measured))
-    draws = np.random.default_rng(0).integers(gaps.shape[1], size=(BOOTSTRAPS, gaps.shape[1]))
-    means = gaps[:, draws].mean(-1)
-    ways = (means[2] - means[0]) / (means[1] - means[0])
-    mean = gaps.mean(-1)
-    low, high = np.quantile(ways, (0.025, 0.975))
-    return [round(float(x), 3) for x in ((mean[2] - mean[0]) / (mean[1] - mean[0]), low, high)]
+def _way(means: np.ndarray) -> np.ndarray:
+    """Of mean gaps [..., 3] of plain, told and other answers -> [...]."""
+    plain, told, measured = np.moveaxis(means, -1, 0)
+    return (measured - plain) / (told - plain)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -270,14 +253,14 @@ def main() -> None:
         engine_settings=settings,
     )
     ((plain, *others),) = cache.draw(batch)
-    judges = meaning_judges_from_answers(
+    classifiers = meaning_judges_from_answers(
         {name: INSTRUCTIONS[name] for name in args.instructions}, judge_answers
     )
     folder = resolve_base(args.base)
     dtype = getattr(torch, args.dtype)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     tokenizer = load_chat_tokenizer(folder, args.base, None)
-    measures = AnswerMeasures(model, tokenizer, prompts, judges)
+    measures = AnswerMeasures(DimensionJudges(model, tokenizer, {}, classifiers), prompts)
     rows: list[dict[str, Any]] = []
 
     def add(method: str, name: str, answers: Sequence[DrawnAnswer], **more: float) -> None:
@@ -301,7 +284,7 @@ def main() -> None:
         "tokens": args.tokens,
         "dtype": args.dtype,
         "fork_layer": args.fork_layer,
-        "judges": {name: round(judge.accuracy, 3) for name, judge in judges.items()},
+        "judges": judge_accuracies(classifiers),
         "rows": rows,
         "table": table(rows),
         "answers": {

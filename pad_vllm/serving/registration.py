@@ -43,9 +43,10 @@ def _num_reserved_blocks(config: VllmConfig, block_size: int) -> int:
     """KV blocks that a scheduler does not get."""
     if not asks_for_pad(config):
         return 0
-    from pad_vllm.serving.start import instruction_settings
+    from pad_vllm.serving.start import config_checks, instruction_settings
 
-    return instruction_settings.num_reserved_blocks(config, block_size)
+    pad = config_checks.pad_settings(config)
+    return instruction_settings.num_reserved_blocks(pad, block_size)
 
 
 class _LazyModelLoader(BaseModelLoader):

@@ -13,21 +13,18 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import ref
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from vllm.config import CUDAGraphMode
 from vllm.forward_context import set_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
+from pad_vllm.vllm_api.prefixed_attention import plain_backend, reserved_kernel_blocks
 from pad_vllm.vllm_api.vllm_names import Attention, VllmConfig
 
 _TABLES = ("cos_sin_cache", "cos_sin_cache_bf16")
 """Buffers of vLLM's rotary embeddings: [positions, width], cosines in the first half, sines in the second."""
-
-
-def rotary_layers(model: nn.Module) -> list[nn.Module]:
-    """The modules that rotate queries and keys by a table that can be negated."""
-    return [module for module in model.modules() if hasattr(module, _TABLES[0])]
 
 
 class InstructionForward:
@@ -61,12 +58,13 @@ class InstructionForward:
         slots: dict[str, Tensor] = {}
         groups: dict[Any, list[str]] = {}
         for name, layer in layers.items():
-            groups.setdefault((_plain_backend(layer), layer.kv_cache.shape[0]), []).append(name)
-        for (backend, num_kernel_blocks), names in groups.items():
+            groups.setdefault((plain_backend(layer), layer.kv_cache.shape[0]), []).append(name)
+        for (backend, _), names in groups.items():
+            kv_cache = layers[names[0]].kv_cache
             spec = layers[names[0]].get_kv_cache_spec(self._config)
-            spec = spec.copy_with_new_block_size(self._kernel_block_size(layers[names[0]]))
+            spec = spec.copy_with_new_block_size(int(kv_cache.shape[2]))
             builder = backend.get_builder_cls()(spec, names, self._config, device)
-            common = self._batch(len(tokens), blocks, num_kernel_blocks, spec.block_size, device)
+            common = self._batch(len(tokens), blocks, kv_cache, spec.block_size)
             metadata |= dict.fromkeys(names, builder.build(0, common))
             slots |= dict.fromkeys(names, common.slot_mapping)
         with (
@@ -83,23 +81,18 @@ class InstructionForward:
             positions = torch.arange(len(tokens), 0, -1, device=device)
             model(input_ids=input_ids, positions=positions)
 
-    def _kernel_block_size(self, layer: Any) -> int:
-        return int(layer.kv_cache.shape[2])
-
     def _batch(
-        self,
-        num_tokens: int,
-        blocks: Sequence[int],
-        num_kernel_blocks: int,
-        kernel_size: int,
-        device: torch.device,
+        self, num_tokens: int, blocks: Sequence[int], kv_cache: Tensor, kernel_size: int
     ) -> CommonAttentionMetadata:
         """The metadata of one sequence of `num_tokens` that starts now."""
-        block_size = self._config.cache_config.block_size
-        ratio = block_size // kernel_size
-        first = num_kernel_blocks - self._num_reserved_blocks(block_size) * ratio
-        ids = [first + block * ratio + part for block in blocks for part in range(ratio)]
-        table = torch.tensor([ids], dtype=torch.int32, device=device)
+        block_size, device = self._config.cache_config.block_size, kv_cache.device
+        ids = reserved_kernel_blocks(
+            kv_cache,
+            np.asarray([blocks]),
+            num_reserved=self._num_reserved_blocks(block_size),
+            ratio=block_size // kernel_size,
+        )
+        table = torch.from_numpy(ids).to(device)
         position = torch.arange(num_tokens, device=device)
         length = torch.tensor([num_tokens], dtype=torch.int32)
         starts = torch.tensor([0, num_tokens], dtype=torch.int32)
@@ -120,26 +113,18 @@ class InstructionForward:
         )
 
 
-def _plain_backend(layer: Any) -> Any:
-    """The backend of a layer, without prefixes."""
-    backend = layer.get_attn_backend()
-    return backend.__base__ if hasattr(layer, "pad_prefix_table") else backend
-
-
 @contextmanager
 def _negated_rotations(model: nn.Module, num_positions: int) -> Iterator[None]:
     """Within it, rotary layers rotate backwards, by -p at position p, up to `num_positions`."""
-    saved: list[tuple[nn.Module, str, Tensor]] = []
-    seen = set()
-    for module in rotary_layers(model):
-        for name in _TABLES:
-            table = getattr(module, name, None)
-            if table is None or (id(module), name) in seen:
-                continue
-            seen.add((id(module), name))
-            saved.append((module, name, table))
-            cosines, sines = table[: num_positions + 1].chunk(2, dim=-1)
-            setattr(module, name, torch.cat((cosines, -sines), dim=-1))
+    saved = [
+        (module, name, table)
+        for module in model.modules()
+        for name in _TABLES
+        if (table := getattr(module, name, None)) is not None
+    ]
+    for module, name, table in saved:
+        cosines, sines = table[: num_positions + 1].chunk(2, dim=-1)
+        setattr(module, name, torch.cat((cosines, -sines), dim=-1))
     try:
         yield
     finally:

@@ -78,6 +78,31 @@ def prefixed_backend(backend: Any) -> Any:
     return type(name, (backend,), {"get_builder_cls": staticmethod(lambda: builder)})
 
 
+def plain_backend(layer: Any) -> Any:
+    """The backend of a layer, without prefixes."""
+    backend = layer.get_attn_backend()
+    return backend.__base__ if hasattr(layer, "pad_prefix_table") else backend
+
+
+def reserved_kernel_blocks(
+    kv_cache: Tensor, blocks: np.ndarray, *, num_reserved: int, ratio: int
+) -> np.ndarray:
+    """Ids by which kernels know reserved blocks.
+
+    Args:
+        kv_cache: of a layer, [kernel blocks, ...]; the reserved ones are the last.
+        blocks: [..., B] integers, numbers among the reserved blocks.
+        num_reserved: how many blocks are reserved.
+        ratio: kernel blocks of a block of the KV cache manager.
+
+    Returns:
+        [..., B * ratio] int32.
+    """
+    first = kv_cache.shape[0] - num_reserved * ratio
+    kernel = blocks[..., None] * ratio + np.arange(ratio)
+    return (first + kernel).reshape(*blocks.shape[:-1], -1).astype(np.int32)
+
+
 class _PrefixedBuilder:
     """Mixin for an AttentionMetadataBuilder, in front of it."""
 
@@ -92,7 +117,7 @@ class _PrefixedBuilder:
         super().__init__(kv_cache_spec, layer_names, vllm_config, *args, **kwargs)  # type: ignore[call-arg]
         self._layer = vllm_config.compilation_config.static_forward_context[layer_names[0]]
         self._table: PrefixTable = self._layer.pad_prefix_table
-        self._ratio = self._table.block_size // kv_cache_spec.block_size
+        self._kernel_size = kv_cache_spec.block_size  # tokens
         self._max_rows = vllm_config.scheduler_config.max_num_seqs
         self._buffers: dict[str, Tensor] = {}
 
@@ -119,15 +144,14 @@ class _PrefixedBuilder:
         table.copy_(own.gather(1, column.clamp(0, width - 1)))
         first = table[:, :num_prefix]
         first.copy_(torch.where(column[:, :num_prefix] < 0, prefixes, first))
-        lengths = counts * (self._table.block_size // self._ratio)
+        lengths = counts * self._kernel_size
         seq_lens = self._buffer("lengths", len(common.seq_lens))
         # A row of a padded graph has no tokens, and stays empty.
         torch.add(common.seq_lens, lengths[: len(seq_lens)].to(seq_lens.dtype), out=seq_lens)
         changes = {
             "block_table_tensor": table,
             "seq_lens": seq_lens,
-            "max_seq_len": common.max_seq_len
-            + num_prefix * (self._table.block_size // self._ratio),
+            "max_seq_len": common.max_seq_len + num_prefix * self._kernel_size,
             "_num_computed_tokens_cache": None,
         }
         if (bound := common.seq_lens_cpu_upper_bound) is not None:
@@ -139,18 +163,19 @@ class _PrefixedBuilder:
 
         blocks: [up to R, prefix blocks] as `prefix_blocks` returns them.
         """
-        num_kernel_blocks = self._layer.kv_cache.shape[0]
-        first = num_kernel_blocks - self._table.num_reserved_blocks * self._ratio
+        kv_cache, ratio = self._layer.kv_cache, self._table.block_size // self._kernel_size
         padded = np.full((num_rows, blocks.shape[1]), -1, np.int32)
         padded[: len(blocks)] = blocks
-        kernel = padded[:, :, None] * self._ratio + np.arange(self._ratio, dtype=np.int32)
-        ids = np.where(padded[:, :, None] < 0, 0, first + kernel).reshape(num_rows, -1)
-        counts = (padded >= 0).sum(1) * self._ratio
+        num_reserved = self._table.num_reserved_blocks
+        # What stands behind a row's last block is not read.
+        ids = reserved_kernel_blocks(
+            kv_cache, padded.clip(0), num_reserved=num_reserved, ratio=ratio
+        )
+        counts = (padded >= 0).sum(1) * ratio
         both = torch.from_numpy(np.concatenate((ids, counts[:, None]), 1).astype(np.int32))
-        device = self._layer.kv_cache.device
-        if device.type == "cuda":
+        if kv_cache.device.type == "cuda":
             both = both.pin_memory()
-        both = both.to(device, non_blocking=True)
+        both = both.to(kv_cache.device, non_blocking=True)
         return both[:, :-1], both[:, -1].long()
 
     def _host_lengths(self, blocks: np.ndarray, num_rows: int) -> Tensor:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_twin import Comparison, agreement, measure
-from reference_guidance import guide_row
+from pytorch_twin import Comparison, agreement, guided_scores, measure
 from rule_at_engine_states import ends_of
 
 from pad_vllm import guidance
@@ -53,23 +52,7 @@ class InstructedTwin:
             asked, said = request["sampling"].get("extra_args"), output["token_ids"]
             guided = parse_guidance(asked, self._limits)
             z, reward = self._rewards(output["prompt_token_ids"], said, guided)
-            scores = z
-            if guided is not None:
-                settings = guided.beta, guided.top_k
-                scores = torch.stack(
-                    [
-                        guide_row(
-                            z[step],
-                            reward[step],
-                            *settings,
-                            said[:step],
-                            guided.no_repeat,
-                            guided.min_p,
-                            self._ends,
-                        )
-                        for step in range(len(said))
-                    ]
-                )
+            scores = z if guided is None else guided_scores(z, reward, guided, said, self._ends)
             agreed = agreement(found, scores, said, str(asked))
             measure(found, z, reward, steps[:agreed], guided.top_k if guided else 0)
         return found

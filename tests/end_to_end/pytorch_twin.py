@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pad_vllm import guidance
 from pad_vllm.adapter.adapter_folder import load_adapter
-from pad_vllm.params import parse_guidance
+from pad_vllm.params import Guidance, parse_guidance
 from pad_vllm.persrm import PersRM
 from pad_vllm.serving.start.served_adapters import adapter_limits
 
@@ -91,19 +91,7 @@ class Twin:
         w = torch.tensor(guided.weights)
         d_w = guidance.reward_direction(h_B, h_T, w, *self.persrm.heads)
         reward = d_w @ self.persrm.backbone.lm_head.weight.float().T
-        rows = [
-            guide_row(
-                *row,
-                guided.beta,
-                guided.top_k,
-                said[:step],
-                guided.no_repeat,
-                guided.min_p,
-                self._ends,
-            )
-            for step, row in enumerate(zip(z, reward, strict=True))
-        ]
-        return z, reward, torch.stack(rows)
+        return z, reward, guided_scores(z, reward, guided, said, self._ends)
 
     def _read(self, sequences: list[tuple[list[int], list[int]]]) -> None:
         """Keeps h_B and h_T [T, H] at the positions that decided each sequence's T tokens."""
@@ -121,6 +109,25 @@ class Twin:
 
 def _key(prompt: list[int], said: list[int]) -> tuple[int, ...]:
     return (*prompt, -1, *said)
+
+
+def guided_scores(
+    z: Tensor, reward: Tensor, guided: Guidance, said: list[int], ends: list[int]
+) -> Tensor:
+    """[T, V] scores of the rule's plain twin, from base logits and rewards of every token [T, V]."""
+    rows = [
+        guide_row(
+            *row,
+            guided.beta,
+            guided.top_k,
+            said[:step],
+            guided.no_repeat,
+            guided.min_p,
+            ends,
+        )
+        for step, row in enumerate(zip(z, reward, strict=True))
+    ]
+    return torch.stack(rows)
 
 
 def agreement(found: Comparison, scores: Tensor, said: list[int], what: str) -> int:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-Instruction = tuple[int, ...]
+InstructionTokens = tuple[int, ...]
 """Token ids, a whole number of KV blocks."""
 
-Key = tuple[int, Instruction]
+Key = tuple[int, InstructionTokens]
 """How often the weights had changed when it was read, and the instruction: old keys and values are not used.
 """
 

@@ -16,14 +16,14 @@ import numpy as np
 
 from pad_vllm.engines.failure_log import FailureLog
 from pad_vllm.engines.reward_engine import GuidedRequest
-from pad_vllm.engines.shared.instruction_slots import Instruction, InstructionSlots, Key
+from pad_vllm.engines.shared.instruction_slots import InstructionSlots, InstructionTokens, Key
 from pad_vllm.text.instruction_tokens import fill_blocks
 
 _UNREAD = (
     "an instruction could not be read, or no block was free for it: its requests stay unguided"
 )
 
-ReadInstruction = Callable[[Instruction, Sequence[int]], None]
+ReadInstruction = Callable[[InstructionTokens, Sequence[int]], None]
 """Write an instruction's keys and values into these reserved blocks."""
 
 
@@ -130,7 +130,7 @@ class InstructionStream:
         rows = [self.batch.get(slot) for slot in batch_slots]
         if not any(row is not None and row.instruction_blocks for row in rows):
             return None
-        blocks = np.full((len(rows), self.limits.blocks_each(self.block_size)), -1, np.int32)
+        blocks = np.full((len(rows), self.max_prefix_blocks), -1, np.int32)
         for index, row in enumerate(rows):
             if row is not None:
                 blocks[index, : len(row.instruction_blocks)] = row.instruction_blocks
@@ -145,9 +145,9 @@ class InstructionStream:
             self.read(key[1], self._blocks(slot, key[1]))
         return slot
 
-    def _blocks(self, slot: int, instruction: Instruction) -> tuple[int, ...]:
-        first = slot * self.limits.blocks_each(self.block_size)
-        return tuple(range(first, first + -(-len(instruction) // self.block_size)))
+    def _blocks(self, slot: int, instruction: InstructionTokens) -> tuple[int, ...]:
+        first = slot * self.max_prefix_blocks
+        return tuple(range(first, first + len(instruction) // self.block_size))
 
     def _give_up(self, key: Key, error: Exception | None) -> None:
         self._unreadable.add(key)

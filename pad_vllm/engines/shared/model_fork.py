@@ -76,21 +76,18 @@ def fork_model(
     """
     rows = plain_lm_head_rows(model, adapter.config.backbone)
     device = rows.weight.device
-    fork_layer = adapter.config.fork_layer if instructions is None else instructions.fork_layer
+    fork_layer, stream = instructions or (adapter.config.fork_layer, None)
     is_forked = fork_layer < adapter.config.backbone.num_layers
     if is_forked:
-        table = None if instructions is None else instructions.stream
-        _fork_layers(model.model.layers, fork_layer, adapter, record, device, table)
+        _fork_layers(model.model.layers, fork_layer, adapter, record, device, stream)
     # A weak reference: the model owns its engine.
     register = partial(_register_head_buffers, ref(model))
     A, B, C = heads_on_device(adapter.heads, device)
-    model.pad_rewards = rewards = SharedRewards(
-        A, B, rows, C, register, instructions=None if instructions is None else instructions.stream
-    )
+    model.pad_rewards = rewards = SharedRewards(A, B, rows, C, register, instructions=stream)
     if not is_forked:
         mix_in(model, HeadsOnlyModel)
     else:
-        mix_in(model, ForkedModel if instructions is None else InstructedModel)
+        mix_in(model, ForkedModel if stream is None else InstructedModel)
     return rewards
 
 
@@ -127,24 +124,20 @@ def _fork_attention(
             f"layer {index} has attention of type {type(attention).__name__} or shares its KV "
             "cache; the shared engine forks plain vLLM Attention only"
         )
-    if table is None:
-        attention.reward = record.copy_attention(attention, suffix=REWARD_CACHE_SUFFIX)
-    else:
-        _require_prefixable(attention, index)
-        attention.reward = record.copy_attention(
-            attention,
-            suffix=REWARD_CACHE_SUFFIX,
-            backend=prefixed_backend(attention.get_attn_backend()),
-        )
+    backend = None if table is None else _prefixed_backend(attention, index)
+    attention.reward = record.copy_attention(attention, suffix=REWARD_CACHE_SUFFIX, backend=backend)
+    if table is not None:
         attention.reward.pad_prefix_table = table
     attention.__class__ = ForkedAttention
 
 
-def _require_prefixable(attention: Any, index: int) -> None:
-    backend = attention.get_attn_backend().get_name()
-    if backend not in PREFIXED_BACKENDS:
+def _prefixed_backend(attention: Any, index: int) -> Any:
+    """The backend of a second attention that reads instructions; ForkError where there is none."""
+    backend = attention.get_attn_backend()
+    name = backend.get_name()
+    if name not in PREFIXED_BACKENDS:
         raise ForkError(
-            f"layer {index} has the attention backend {backend}, which pad_vllm has not tested with "
+            f"layer {index} has the attention backend {name}, which pad_vllm has not tested with "
             f"instructions; accepted are {listed(PREFIXED_BACKENDS)}. Choose one: --attention-backend"
         )
     if attention.sliding_window is not None:
@@ -152,6 +145,7 @@ def _require_prefixable(attention: Any, index: int) -> None:
             f"layer {index} has sliding-window attention, which would lose sight of an instruction. Fork "
             "above such layers (fork_layer in additional_config['pad']), or serve another base"
         )
+    return prefixed_backend(backend)
 
 
 def _add_layer_lora(layer: Any, index: int, adapter: Adapter, device: torch.device) -> None:

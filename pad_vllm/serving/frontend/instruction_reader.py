@@ -21,11 +21,10 @@ _CACHED_SENTENCES = 4096
 
 
 @dataclass(frozen=True)
-class Instruction:
+class InFlightInstruction:
     """One instruction that requests in flight have. Freed with the last of them."""
 
     token_ids: tuple[int, ...]
-    __hash__ = object.__hash__
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class InstructedRequest:
     """What guides a request with an instruction; see vllm_api.patches.outcome_rpc.RequestGuidance."""
 
     limits: RequestLimits
-    instruction: Instruction
+    instruction: InFlightInstruction
 
     @property
     def worker_arguments(self) -> dict[str, Any]:
@@ -64,7 +63,9 @@ class InstructionReader:
                 "Raise it, or lower --api-server-count."
             )
         self._max_tokens = limits.max_tokens
-        self._in_flight: WeakValueDictionary[tuple[int, ...], Instruction] = WeakValueDictionary()
+        self._in_flight: WeakValueDictionary[tuple[int, ...], InFlightInstruction] = (
+            WeakValueDictionary()
+        )
 
         @lru_cache(_CACHED_SENTENCES)
         def token_ids(sentence: str) -> tuple[int, ...]:
@@ -101,5 +102,5 @@ class InstructionReader:
                     "answered",
                     "send it again when some have ended, or raise the server's max_instructions",
                 )
-            instruction = self._in_flight[token_ids] = Instruction(token_ids)
+            instruction = self._in_flight[token_ids] = InFlightInstruction(token_ids)
         return InstructedRequest(limits, instruction)

@@ -82,9 +82,6 @@ def instruction_limits(pad: PADConfig) -> InstructionLimits:
     return InstructionLimits(pad.max_instructions, pad.max_instruction_tokens)
 
 
-def num_reserved_blocks(config: VllmConfig, block_size: int) -> int:
-    """KV blocks that an engine with this config keeps from its scheduler; 0 without instructions. config: of
-    PAD's.
-    """
-    pad = PADConfig.from_additional_config(config.additional_config)
+def num_reserved_blocks(pad: PADConfig, block_size: int) -> int:
+    """KV blocks that an engine with these settings keeps from its scheduler; 0 without instructions."""
     return instruction_limits(pad).num_reserved_blocks(block_size) if pad.instructions else 0

@@ -88,7 +88,6 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._failure_log = self._instance.failure_log
         self._limits = AcceptedLimits(served_adapters.served_limits(pad))
         self._slots = BatchSlots(device, self._on_left_batch)
-        self._follows_batch = False
         self._num_steps = 0
         self._computes_logits = parallel_ranks.computes_logits()
         # `shared` reads the base's hidden states; the other engines, which run on the first rank, need the
@@ -153,9 +152,7 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         try:
             engine = self._instance.engine
             if engine is not None:
-                if not self._follows_batch:
-                    engine.follow_batch(self._slots.guided_requests)
-                    self._follows_batch = True
+                engine.follow_batch(self._slots.guided_requests)
                 engine.on_request_assigned(request)
         except Exception as error:  # noqa: BLE001, it would end the server and all its requests
             message = "a request could not be announced: its rows may stay unguided"

@@ -202,34 +202,30 @@ def _shared_engine(loaded: LoadedModel) -> RewardEngine:
     device = next(loaded.model.parameters()).device
     if loaded.config.lora_config is not None and device.type == "cpu":
         logger.warning(_CPU_LORA)
+    fork_layer = instruction_settings.fork_layer(loaded.pad, adapter.config)
     with (
         set_current_vllm_config(loaded.config),
         set_default_torch_dtype(loaded.model_config.dtype),
         device,
     ):
-        rewards = fork_model(
-            loaded.model, adapter, loaded.attention_record, _instructed_fork(loaded)
-        )
+        instructed = _instructed_fork(loaded, fork_layer) if loaded.pad.instructions else None
+        rewards = fork_model(loaded.model, adapter, loaded.attention_record, instructed)
     backbone = adapter.config.backbone
     logger.info(
         "PAD: forked %d of %d layers, dimensions %s",
-        backbone.num_layers - instruction_settings.fork_layer(loaded.pad, adapter.config),
+        backbone.num_layers - fork_layer,
         backbone.num_layers,
         ", ".join(adapter.config.dimensions) or "none",
     )
     return rewards
 
 
-def _instructed_fork(loaded: LoadedModel) -> InstructedFork | None:
-    """What the reward stream reads, if requests may say it in a sentence."""
-    pad = loaded.pad
-    if not pad.instructions:
-        return None
+def _instructed_fork(loaded: LoadedModel, fork_layer: int) -> InstructedFork:
+    """The fork of a base whose requests may say what they prefer in a sentence."""
     from pad_vllm.vllm_api.instruction_forward import InstructionForward  # not in older vLLMs
 
-    limits = instruction_settings.instruction_limits(pad)
+    limits = instruction_settings.instruction_limits(loaded.pad)
     read = InstructionForward(loaded.model, loaded.config, limits.num_reserved_blocks)
-    fork_layer = instruction_settings.fork_layer(pad, loaded.adapter.config)
     cache = loaded.config.cache_config
     stream = InstructionStream(limits, cache, loaded.instance.failure_log, read)
     return InstructedFork(fork_layer, stream)

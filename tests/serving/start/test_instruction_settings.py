@@ -143,5 +143,5 @@ def test_limits_are_those_of_the_settings():
 def test_every_instruction_has_blocks_that_the_scheduler_does_not_get(
     settings, block_size, reserved
 ):
-    config = SimpleNamespace(additional_config={"pad": settings})
-    assert instruction_settings.num_reserved_blocks(config, block_size) == reserved
+    pad = PADConfig.from_additional_config({"pad": settings})
+    assert instruction_settings.num_reserved_blocks(pad, block_size) == reserved
