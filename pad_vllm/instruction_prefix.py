@@ -1,25 +1,27 @@
 """An instruction in front of the reward stream, in PyTorch: what `shared` serves for `pad_preference`.
 
-The layers from the fork layer up read an instruction alone, once; their keys and values are its prefix. In
-the reward stream these layers attend to the prefix and to the text, in the base stream to the text only, so
-h_T is the state of a base that is told the instruction from the fork layer up. Nothing is trained:
+The layers from the fork layer up read an instruction once, as a user's turn of its own. The keys and values
+of the sentence are its prefix; those of what every conversation begins with are not, because the text has
+them too, and a second system prompt in front makes a base decline. In the reward stream these layers attend
+to the prefix and to the text, in the base stream to the text only, so h_T is the state of a base that is
+told the instruction from the fork layer up. Nothing is trained:
 
     R(a) = < e_a , h_T - h_B >
 
 Every engine that serves instructions is tested against this module. Sequences are right-padded: causal
-attention keeps padding out of the real positions. Knows nothing of vLLM.
-Shapes: N sequences of T tokens, P tokens of a prefix, H hidden size, K candidates.
+attention keeps padding out of the real positions. Knows nothing of vLLM. Shapes: N sequences of T tokens, P
+tokens of a prefix, H hidden size, K candidates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from pad_vllm.params import InstructionTokens
 from pad_vllm.persrm import decoder_slice
 
 
@@ -79,24 +81,37 @@ class InstructedBackbone:
         return self._upper(inputs_embeds=forked, use_cache=False).last_hidden_state
 
     @torch.no_grad()
-    def read_instruction(self, token_ids: Sequence[int]) -> InstructionPrefix:
-        """The prefix of an instruction's P tokens, as a text of their own, at positions -P .. -1.
+    def read_instruction(
+        self, instruction: InstructionTokens, block_size: int = 1
+    ) -> InstructionPrefix:
+        """The prefix of an instruction, read as a text that ends at position -1.
 
         So the request's tokens keep their positions, and rotary attention, which knows only distances, sees
         one text.
+
+        Args:
+            instruction: with the opening that is read before it and not kept.
+            block_size: the prefix fills whole blocks of so many tokens.
+
+        Returns:
+            A prefix of `instruction.prefix_length(block_size)` tokens: the sentence's, over and over.
         """
-        P = len(token_ids)
+        token_ids = (*instruction.opening, *instruction.sentence)
+        T = len(token_ids)
         cache = DynamicCache()
         self._upper(
             inputs_embeds=self.states_below_fork(torch.tensor([list(token_ids)])),
-            position_ids=torch.arange(-P, 0).unsqueeze(0),
-            attention_mask=_causal_mask(P, 0, self.backbone.dtype),
+            position_ids=torch.arange(-T, 0).unsqueeze(0),
+            attention_mask=_causal_mask(T, 0, self.backbone.dtype),
             past_key_values=cache,
             use_cache=True,
         )
+        kept = torch.arange(instruction.prefix_length(block_size)) % len(instruction.sentence)
+        kept = kept + len(instruction.opening)
         layers = cache.layers[self.fork_layer :]
         return InstructionPrefix(
-            tuple(layer.keys[0] for layer in layers), tuple(layer.values[0] for layer in layers)
+            tuple(layer.keys[0][:, kept] for layer in layers),
+            tuple(layer.values[0][:, kept] for layer in layers),
         )
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ knows no model and no tensor, and imports neither torch nor vLLM.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from pad_vllm.weights_syntax import (
     WEIGHTS_ARGUMENT,
@@ -26,7 +27,7 @@ ARGUMENT_PREFIX = "pad_"
 
 INSTRUCTION_KEY = "_pad_instruction"
 """In the `extra_args` of a request with `pad_preference`, where the base reads it as an instruction: its
-token ids, which the front end puts there.
+InstructionTokens, which the front end puts there.
 """
 
 NO_REPEAT_LENGTHS = (0, *range(2, 9))
@@ -34,6 +35,29 @@ NO_REPEAT_LENGTHS = (0, *range(2, 9))
 
 MAX_PREFERENCE_CHARS = 2000
 """Longest pad_preference, which is part of the reward model's prefill of the request."""
+
+
+class InstructionTokens(NamedTuple):
+    """An instruction as token ids of one text."""
+
+    opening: tuple[int, ...]
+    """What every conversation begins with: read before the sentence, and not kept."""
+
+    sentence: tuple[int, ...]
+    """The instruction's own, one at least."""
+
+    def prefix_length(self, block_size: int) -> int:
+        """How many keys stand in front of a text: the sentence's twice, and again up to whole blocks.
+
+        Measured: two or three times explain most of what telling the base does (benchmarks/README.md), and
+        keys of anything else in a block's empty places do harm.
+        """
+        return -(-2 * len(self.sentence) // block_size) * block_size
+
+    @property
+    def num_places(self) -> int:
+        """Places in KV blocks that it takes, first to be read and then to be kept."""
+        return max(len(self.opening) + len(self.sentence), self.prefix_length(1))
 
 
 @dataclass(frozen=True)
@@ -54,7 +78,7 @@ class Guidance:
     preference: str = ""
     """Text that only the reward model's prompt gets; empty for none."""
 
-    instruction: tuple[int, ...] = ()
+    instruction: InstructionTokens | None = None
     """The same as token ids, where the base's own reward stream reads it (`shared` with instructions). Set in
     the worker.
     """
@@ -199,7 +223,7 @@ def parse_guidance(
         no_repeat=defaults.no_repeat if arguments.no_repeat is None else arguments.no_repeat,
         min_p=defaults.min_p if arguments.min_p is None else arguments.min_p,
         explain=arguments.explain,
-        instruction=_instruction_tokens(extra_args) if arguments.preference else (),
+        instruction=_instruction_tokens(extra_args) if arguments.preference else None,
     )
 
 
@@ -217,9 +241,11 @@ def _defaults(
     return limits.instructions if arguments.preference and limits.instructions else limits
 
 
-def _instruction_tokens(extra_args: Mapping[str, object] | None) -> tuple[int, ...]:
-    tokens = (extra_args or {}).get(INSTRUCTION_KEY, ())
-    return tuple(tokens) if isinstance(tokens, (list, tuple)) else ()
+def _instruction_tokens(extra_args: Mapping[str, object] | None) -> InstructionTokens | None:
+    match (extra_args or {}).get(INSTRUCTION_KEY):
+        case [list() | tuple() as opening, list() | tuple() as sentence] if sentence:
+            return InstructionTokens(tuple(opening), tuple(sentence))
+    return None
 
 
 def check_argument_syntax(extra_args: Mapping[str, object] | None) -> None:

@@ -13,6 +13,7 @@ from pad_vllm.params import (
     INSTRUCTION_KEY,
     Guidance,
     InstructionDefaults,
+    InstructionTokens,
     RequestLimits,
     check_argument_syntax,
     parse_guidance,
@@ -220,14 +221,14 @@ def test_preference_text_is_refused_on_shared_with_what_to_do_instead():
 
 
 def test_where_instructions_are_read_a_preference_guides_alone_with_defaults_of_its_own():
-    asked = {"pad_preference": " be kind ", INSTRUCTION_KEY: [5, 6]}
+    asked = {"pad_preference": " be kind ", INSTRUCTION_KEY: [[4], [5, 6]]}
     check_argument_syntax(asked)
     assert parse_guidance(asked, INSTRUCTED) == Guidance(
         (0.0, 0.0, 0.0),
         DEFAULTS.beta,
         DEFAULTS.top_k,
         preference="be kind",
-        instruction=(5, 6),
+        instruction=InstructionTokens((4,), (5, 6)),
         no_repeat=DEFAULTS.no_repeat,
         min_p=DEFAULTS.min_p,
     )
@@ -294,13 +295,19 @@ def test_a_named_adapter_may_take_a_preference_too():
 
 
 @pytest.mark.parametrize(
-    ("value", "tokens"), [([5, 6], (5, 6)), ((5, 6), (5, 6)), ("56", ()), (5, ()), (None, ())]
+    ("value", "tokens"),
+    [
+        ([[1], [5, 6]], ((1,), (5, 6))),
+        (InstructionTokens((1,), (5, 6)), ((1,), (5, 6))),
+        ([[], [5]], ((), (5,))),
+        *[(value, None) for value in ([[5], []], [5, 6], [[5]], "56", 5, None)],
+    ],
 )
 def test_its_tokens_are_read_beside_a_preference_only(value, tokens):
     asked = {"pad_preference": "be kind", INSTRUCTION_KEY: value}
     assert parse_guidance(asked, INSTRUCTED).instruction == tokens
     weighed = {"pad_weights": "humor=1", INSTRUCTION_KEY: value}
-    assert parse_guidance(weighed, INSTRUCTED).instruction == ()
+    assert parse_guidance(weighed, INSTRUCTED).instruction is None
     assert parse_guidance({INSTRUCTION_KEY: value}, INSTRUCTED) is None
     check_argument_syntax({INSTRUCTION_KEY: value})
 

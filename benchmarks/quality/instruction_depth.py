@@ -29,7 +29,7 @@ from pad_vllm.instruction_prefix import InstructedBackbone
 from pad_vllm.steering.comparison_conditions import Condition, unguided_condition
 from pad_vllm.steering.guided_answers import Conversations, DrawnAnswer
 from pad_vllm.text.chat_template import chat_token_ids, load_chat_tokenizer
-from pad_vllm.text.instruction_tokens import fill_blocks, instruction_token_ids
+from pad_vllm.text.instruction_tokens import instruction_tokens
 from pad_vllm.text.preference_text import with_instruction
 from pad_vllm.training.sampling.sample_responses import read_prompts
 
@@ -118,8 +118,8 @@ class DepthReader:
             )
             for prompt, text in zip(prompts, plain, strict=True)
         ]
-        prefix_ids = fill_blocks(instruction_token_ids(self.tokenizer, instruction), BLOCK_SIZE)
-        prefixes = [fork.read_instruction(prefix_ids) for fork in self.forks]
+        tokens = instruction_tokens(self.tokenizer, instruction)
+        prefixes = [fork.read_instruction(tokens, BLOCK_SIZE) for fork in self.forks]
         rows: list[list[Products]] = [[] for _ in self.forks]
         for start in range(0, len(plain), BATCH):
             texts = plain[start : start + BATCH]

@@ -1,68 +1,66 @@
-"""An instruction as the tokens of a text of its own: two turns, and line feeds, which fill KV blocks.
+"""An instruction as the tokens of a user's turn, apart from what stands before it.
 
 In: a tokenizer, a sentence. Out: token ids. Knows no model and no engine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
+from pad_vllm.params import InstructionTokens
 from pad_vllm.wording import short_repr
 
-AGREEMENT = "Sure!"
-"""The assistant's turn. Read as a system turn alone, some instructions make a base decline the question
-behind them (benchmarks/README.md).
-"""
+_PROBE = "\ue000"
+"""A character of Unicode's private use, which no instruction begins with: it shows where a turn's text is."""
 
 
-def instruction_token_ids(tokenizer: Any, instruction: str) -> list[int]:
-    """Tokens of an instruction that is read alone.
+def instruction_tokens(tokenizer: Any, instruction: str) -> InstructionTokens:
+    """Tokens of an instruction in a user's turn of its own, up to its last one.
 
-    A user's turn and the assistant's agreement; without a chat template the plain text. Then a line feed,
-    which `fill_blocks` repeats; where the tokenizer has none, the last token once more.
+    The opening is the template's system prompt and the marks of the turn; without a chat template the
+    tokenizer's own begin-of-text token, if it has one.
 
     Args:
         tokenizer: of the base, with its chat template if it has one.
         instruction: a sentence, such as "Answer in a funny way".
 
     Returns:
-        Token ids, at least one.
+        Token ids, in the sentence one at least.
 
     Raises:
-        ValueError: the chat template renders no such turns.
+        ValueError: the chat template renders no such turn.
     """
-    ids = list(
-        tokenizer(_instruction_text(tokenizer, instruction), add_special_tokens=False)["input_ids"]
+    sentence = instruction.strip() or instruction
+    if tokenizer.chat_template:
+        opening, added = _turn_opening(tokenizer, sentence), {"add_special_tokens": False}
+    else:
+        opening, added = "", {}
+    text = tokenizer(opening + sentence, **added)["input_ids"]
+    alone = tokenizer(opening, **added)["input_ids"]
+    before = sum(
+        1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(alone, text, strict=False))
     )
-    line_feed = tokenizer("\n", add_special_tokens=False)["input_ids"]
-    return [*ids, (line_feed or ids)[-1]]
+    return InstructionTokens(tuple(text[:before]), tuple(text[before:]))
 
 
-def fill_blocks(token_ids: Sequence[int], block_size: int) -> tuple[int, ...]:
-    """An instruction's tokens with its last one repeated, to a whole number of blocks of `block_size` tokens.
-
-    Measured on a base of 0.5B, line feeds change what an instruction does less than repeating it would.
-    """
-    missing = -len(token_ids) % block_size
-    return (*token_ids, *[token_ids[-1]] * missing)
-
-
-def _instruction_text(tokenizer: Any, instruction: str) -> str:
+def _turn_opening(tokenizer: Any, sentence: str) -> str:
+    """What the chat template puts before the content of a conversation's first turn."""
     from jinja2 import TemplateError
 
-    if not tokenizer.chat_template:
-        return f"{instruction}\n\n"
-    turns = [{"role": "user", "content": instruction}, {"role": "assistant", "content": AGREEMENT}]
+    def rendered(content: str) -> str:
+        turn = {"role": "user", "content": content}
+        return str(
+            tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=False)
+        )
+
     try:
-        text = str(
-            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False)
-        )
+        opening, mark, _ = rendered(_PROBE).partition(_PROBE)
+        if mark and rendered(sentence).startswith(opening + sentence):
+            return opening
     except TemplateError:
-        text = ""
-    if instruction.strip() not in text:
-        raise ValueError(
-            f"the chat template renders no conversation with {short_repr(instruction)} in it; accepted: a "
-            "template of users' and assistants' turns. Give one: --chat-template FILE"
-        )
-    return text
+        pass
+    raise ValueError(
+        f"the chat template renders no user's turn with {short_repr(sentence)} in it; accepted: a template "
+        "of users' turns. Give one: --chat-template FILE"
+    )

@@ -1,14 +1,16 @@
-"""Reads a text with the served model into KV blocks of our choice, between two steps.
+"""Reads an instruction with the served model into KV blocks of our choice, between two steps.
 
-One eager forward of one sequence over all layers (vllm/forward_context.py): every attention layer writes its
-keys and values into these blocks, under the positions -P .. -1, so that the text stands in front of any
-request. Rotary layers look positions up in a table, which has no negative ones: while the text is read their
-table holds the sines negated, and the positions are P .. 1. Knows nothing of instructions or rewards.
+One eager forward of one sequence over all layers (vllm/forward_context.py), which ends at position -1, so
+that it stands in front of any request. Every attention layer writes what it reads into these blocks; then
+those with prefixes write the keys and values that are kept over it, by the backend's own update
+(vllm/v1/attention/backend.py), which knows the cache's layout. Rotary layers look positions up in a table,
+which has no negative ones: while the text is read their table holds the sines negated, and the positions are
+T .. 1. Knows nothing of rewards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import ref
@@ -20,6 +22,7 @@ from vllm.config import CUDAGraphMode
 from vllm.forward_context import set_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
+from pad_vllm.params import InstructionTokens
 from pad_vllm.vllm_api.prefixed_attention import plain_backend, reserved_kernel_blocks
 from pad_vllm.vllm_api.vllm_names import Attention, VllmConfig
 
@@ -28,7 +31,7 @@ _TABLES = ("cos_sin_cache", "cos_sin_cache_bf16")
 
 
 class InstructionForward:
-    """Reads texts into the last blocks of a loaded model's KV cache."""
+    """Reads instructions into the last blocks of a loaded model's KV cache."""
 
     def __init__(
         self, model: nn.Module, config: VllmConfig, num_reserved_blocks: Callable[[int], int]
@@ -46,14 +49,17 @@ class InstructionForward:
         self._num_reserved_blocks = num_reserved_blocks
 
     @torch.inference_mode()
-    def __call__(self, tokens: Sequence[int], blocks: Sequence[int]) -> None:
-        """Read `tokens` into `blocks`, numbers among the reserved ones, a whole number of blocks."""
+    def __call__(self, instruction: InstructionTokens, blocks: Sequence[int]) -> None:
+        """Write the prefix of `instruction` into `blocks`, numbers among the reserved ones, which have places
+        for all that it takes (`num_places`).
+        """
+        tokens = (*instruction.opening, *instruction.sentence)
         model = self._model()
         assert model is not None
         # Not those of a draft model, which are in the same cache.
         layers = {m.layer_name: m for m in model.modules() if isinstance(m, Attention)}
         device = next(model.parameters()).device
-        input_ids = torch.tensor(list(tokens), device=device)
+        input_ids = torch.tensor(tokens, device=device)
         metadata: dict[str, Any] = {}
         slots: dict[str, Tensor] = {}
         groups: dict[Any, list[str]] = {}
@@ -62,12 +68,13 @@ class InstructionForward:
         for (backend, _), names in groups.items():
             kv_cache = layers[names[0]].kv_cache
             spec = layers[names[0]].get_kv_cache_spec(self._config)
-            spec = spec.copy_with_new_block_size(int(kv_cache.shape[2]))
+            spec = spec.copy_with_new_block_size(_kernel_size(kv_cache))
             builder = backend.get_builder_cls()(spec, names, self._config, device)
-            common = self._batch(len(tokens), blocks, kv_cache, spec.block_size)
+            common = self._batch(len(tokens), blocks, kv_cache)
             metadata |= dict.fromkeys(names, builder.build(0, common))
             slots |= dict.fromkeys(names, common.slot_mapping)
         with (
+            _recorded_keys(layers.values()) as recorded,
             _negated_rotations(model, len(tokens)),
             set_forward_context(
                 metadata,
@@ -80,37 +87,77 @@ class InstructionForward:
         ):
             positions = torch.arange(len(tokens), 0, -1, device=device)
             model(input_ids=input_ids, positions=positions)
+        num_kept = instruction.prefix_length(self._config.cache_config.block_size)
+        kept = torch.arange(num_kept, device=device) % len(instruction.sentence)
+        kept = kept + len(instruction.opening)
+        for layer, (keys, values) in recorded.items():
+            places = self._slot_mapping(num_kept, blocks, layer.kv_cache)
+            layer.impl.do_kv_cache_update(layer, keys[kept], values[kept], layer.kv_cache, places)
 
     def _batch(
-        self, num_tokens: int, blocks: Sequence[int], kv_cache: Tensor, kernel_size: int
+        self, num_tokens: int, blocks: Sequence[int], kv_cache: Tensor
     ) -> CommonAttentionMetadata:
         """The metadata of one sequence of `num_tokens` that starts now."""
-        block_size, device = self._config.cache_config.block_size, kv_cache.device
-        ids = reserved_kernel_blocks(
-            kv_cache,
-            np.asarray([blocks]),
-            num_reserved=self._num_reserved_blocks(block_size),
-            ratio=block_size // kernel_size,
-        )
-        table = torch.from_numpy(ids).to(device)
-        position = torch.arange(num_tokens, device=device)
         length = torch.tensor([num_tokens], dtype=torch.int32)
         starts = torch.tensor([0, num_tokens], dtype=torch.int32)
         return CommonAttentionMetadata(
-            query_start_loc=starts.to(device),
+            query_start_loc=starts.to(kv_cache.device),
             query_start_loc_cpu=starts,
-            seq_lens=length.to(device),
+            seq_lens=length.to(kv_cache.device),
             seq_lens_cpu_upper_bound=length,
             num_reqs=1,
             num_actual_tokens=num_tokens,
             max_query_len=num_tokens,
             max_seq_len=num_tokens,
-            block_table_tensor=table,
-            slot_mapping=table[0].long()[position // kernel_size] * kernel_size
-            + position % kernel_size,
-            positions=position,
+            block_table_tensor=self._block_table(blocks, kv_cache),
+            slot_mapping=self._slot_mapping(num_tokens, blocks, kv_cache),
+            positions=torch.arange(num_tokens, device=kv_cache.device),
             is_prefilling=torch.tensor([True]),
         )
+
+    def _block_table(self, blocks: Sequence[int], kv_cache: Tensor) -> Tensor:
+        """[1, kernel blocks] of the sequence that has reserved blocks, in a layer's cache."""
+        block_size = self._config.cache_config.block_size
+        ids = reserved_kernel_blocks(
+            kv_cache,
+            np.asarray([blocks]),
+            num_reserved=self._num_reserved_blocks(block_size),
+            ratio=block_size // _kernel_size(kv_cache),
+        )
+        return torch.from_numpy(ids).to(kv_cache.device)
+
+    def _slot_mapping(self, num_tokens: int, blocks: Sequence[int], kv_cache: Tensor) -> Tensor:
+        """[num_tokens] int64: where a layer's cache has the first places of these blocks."""
+        size, position = _kernel_size(kv_cache), torch.arange(num_tokens, device=kv_cache.device)
+        table = self._block_table(blocks, kv_cache)[0].long()
+        return table[position // size] * size + position % size
+
+
+def _kernel_size(kv_cache: Tensor) -> int:
+    """Tokens of a kernel block."""
+    return int(kv_cache.shape[2])
+
+
+@contextmanager
+def _recorded_keys(layers: Iterable[Attention]) -> Iterator[dict[Attention, tuple[Tensor, Tensor]]]:
+    """Within it, keys and values [T, KV heads, width] that layers with prefixes are given are recorded."""
+    recorded: dict[Attention, tuple[Tensor, Tensor]] = {}
+
+    def record(layer: Attention, inputs: tuple[Tensor, ...]) -> None:
+        _, keys, values = inputs
+        shape = len(keys), layer.num_kv_heads, -1
+        recorded[layer] = keys.view(shape), values.view(shape)
+
+    hooks = [
+        layer.register_forward_pre_hook(record)
+        for layer in layers
+        if hasattr(layer, "pad_prefix_table")
+    ]
+    try:
+        yield recorded
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

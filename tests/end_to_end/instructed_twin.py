@@ -13,7 +13,7 @@ from pad_vllm import guidance
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.instruction_prefix import InstructedBackbone
 from pad_vllm.params import InstructionDefaults, RequestLimits, parse_guidance
-from pad_vllm.text.instruction_tokens import fill_blocks, instruction_token_ids
+from pad_vllm.text.instruction_tokens import instruction_tokens
 
 
 class InstructedTwin:
@@ -63,8 +63,8 @@ class InstructedTwin:
         h_B = self._backbone.base_states(forked)[0, len(prompt) - 1 :]
         z, direction = h_B @ self._lm_head.T, torch.zeros_like(h_B)
         if guided is not None and guided.preference:
-            tokens = instruction_token_ids(self._tokenizer, guided.preference)
-            prefix = self._backbone.read_instruction(fill_blocks(tokens, self._block_size))
+            tokens = instruction_tokens(self._tokenizer, guided.preference)
+            prefix = self._backbone.read_instruction(tokens, self._block_size)
             h_T = self._backbone.instructed_states(forked, prefix)[0, len(prompt) - 1 :]
             direction = h_T - h_B
         if guided is not None and self._heads is not None:

@@ -19,7 +19,7 @@ SETTINGS = {
     "instructions": True,
     "fork_layer": FORK,
     "max_instructions": 4,
-    "max_instruction_tokens": 64,
+    "max_instruction_tokens": 96,
 }
 SENTENCES = ("be funny", "be brief, and kind to all who ask", "answer in rhymes", "no", "why not")
 LENGTHS = (5, 60)  # tokens of prompts: the second asks for a third block on its way

@@ -16,15 +16,15 @@ import numpy as np
 
 from pad_vllm.engines.failure_log import FailureLog
 from pad_vllm.engines.reward_engine import GuidedRequest
-from pad_vllm.engines.shared.instruction_slots import InstructionSlots, InstructionTokens, Key
-from pad_vllm.text.instruction_tokens import fill_blocks
+from pad_vllm.engines.shared.instruction_slots import InstructionSlots, Key
+from pad_vllm.params import InstructionTokens
 
 _UNREAD = (
     "an instruction could not be read, or no block was free for it: its requests stay unguided"
 )
 
 ReadInstruction = Callable[[InstructionTokens, Sequence[int]], None]
-"""Write an instruction's keys and values into these reserved blocks."""
+"""Write the prefix of an instruction into the first of these reserved blocks; all of them may be used."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,12 @@ class InstructionStream:
 
         Sets the request's `instruction_blocks` and `instruction_weight`, NaN where it cannot be read.
         """
-        if not request.guidance.instruction:
+        instruction = request.guidance.instruction
+        if instruction is None:
             return
-        instruction = fill_blocks(request.guidance.instruction, self.block_size)
         key = self._num_weight_changes, instruction
         request.instruction_weight = float("nan")
-        too_long = len(instruction) > self.max_prefix_blocks * self.block_size
+        too_long = instruction.num_places > self.max_prefix_blocks * self.block_size
         if too_long or key in self._unreadable:
             self.failure_log.add("instruction unread", 1, _UNREAD)
             return
@@ -102,7 +102,8 @@ class InstructionStream:
             self._give_up(key, None)
             return
         self._in_use[id(request)] = key
-        request.instruction_blocks = self._blocks(slot, instruction)
+        num_blocks = instruction.prefix_length(self.block_size) // self.block_size
+        request.instruction_blocks = self._blocks(slot)[:num_blocks]
         request.instruction_weight = 1.0
 
     def leave(self, request: GuidedRequest) -> None:
@@ -142,12 +143,12 @@ class InstructionStream:
             return None
         slot, is_new = acquired
         if is_new:
-            self.read(key[1], self._blocks(slot, key[1]))
+            self.read(key[1], self._blocks(slot))
         return slot
 
-    def _blocks(self, slot: int, instruction: InstructionTokens) -> tuple[int, ...]:
+    def _blocks(self, slot: int) -> tuple[int, ...]:
         first = slot * self.max_prefix_blocks
-        return tuple(range(first, first + len(instruction) // self.block_size))
+        return tuple(range(first, first + self.max_prefix_blocks))
 
     def _give_up(self, key: Key, error: Exception | None) -> None:
         self._unreadable.add(key)

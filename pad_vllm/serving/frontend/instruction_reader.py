@@ -13,8 +13,8 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from pad_vllm.engines.shared.instruction_stream import InstructionLimits
-from pad_vllm.params import INSTRUCTION_KEY, PREFERENCE, RequestLimits
-from pad_vllm.text.instruction_tokens import instruction_token_ids
+from pad_vllm.params import INSTRUCTION_KEY, PREFERENCE, InstructionTokens, RequestLimits
+from pad_vllm.text.instruction_tokens import instruction_tokens
 from pad_vllm.wording import refusal
 
 _CACHED_SENTENCES = 4096
@@ -24,7 +24,7 @@ _CACHED_SENTENCES = 4096
 class InFlightInstruction:
     """One instruction that requests in flight have. Freed with the last of them."""
 
-    token_ids: tuple[int, ...]
+    tokens: InstructionTokens
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class InstructedRequest:
     @property
     def worker_arguments(self) -> dict[str, Any]:
         """Request arguments that the workers read besides the client's."""
-        return {**self.limits.worker_arguments, INSTRUCTION_KEY: self.instruction.token_ids}
+        return {**self.limits.worker_arguments, INSTRUCTION_KEY: self.instruction.tokens}
 
 
 class InstructionReader:
@@ -63,15 +63,15 @@ class InstructionReader:
                 "Raise it, or lower --api-server-count."
             )
         self._max_tokens = limits.max_tokens
-        self._in_flight: WeakValueDictionary[tuple[int, ...], InFlightInstruction] = (
+        self._in_flight: WeakValueDictionary[InstructionTokens, InFlightInstruction] = (
             WeakValueDictionary()
         )
 
         @lru_cache(_CACHED_SENTENCES)
-        def token_ids(sentence: str) -> tuple[int, ...]:
-            return tuple(instruction_token_ids(tokenizer, sentence))
+        def tokens(sentence: str) -> InstructionTokens:
+            return instruction_tokens(tokenizer, sentence)
 
-        self._token_ids = token_ids
+        self._tokens = tokens
 
     def admit(self, sentence: str, limits: RequestLimits) -> InstructedRequest:
         """The request with its instruction.
@@ -83,16 +83,16 @@ class InstructionReader:
         Raises:
             ValueError: the sentence is too long, or too many different ones are in flight.
         """
-        token_ids = self._token_ids(sentence)
-        if len(token_ids) > self._max_tokens:
+        tokens = self._tokens(sentence)
+        if tokens.num_places > self._max_tokens:
             raise refusal(
                 PREFERENCE,
                 sentence,
-                f"an instruction of at most {self._max_tokens} tokens with its chat template; this one has "
-                f"{len(token_ids)}",
+                f"an instruction whose tokens, twice, and with the chat template's before it, are at most "
+                f"{self._max_tokens}; this one has {len(tokens.sentence)} and {len(tokens.opening)}",
                 "shorten it, or raise the server's max_instruction_tokens",
             )
-        instruction = self._in_flight.get(token_ids)
+        instruction = self._in_flight.get(tokens)
         if instruction is None:
             if len(self._in_flight) >= self._max_in_flight:
                 raise refusal(
@@ -102,5 +102,5 @@ class InstructionReader:
                     "answered",
                     "send it again when some have ended, or raise the server's max_instructions",
                 )
-            instruction = self._in_flight[token_ids] = InFlightInstruction(token_ids)
+            instruction = self._in_flight[tokens] = InFlightInstruction(tokens)
         return InstructedRequest(limits, instruction)

@@ -190,6 +190,12 @@ def _is_draft_model(config: VllmConfig, model_config: Any) -> bool:
     )
 
 
+_MAX_BLOCK_SIZE = 64
+_LARGE_BLOCKS = (
+    "PAD: a KV block has %d tokens, and an instruction that is shorter is repeated to fill it, which steers "
+    "worse than two or three times (docs/instructions.md). Start with --block-size 32."
+)
+
 _CPU_LORA = (
     "PAD: on CPUs vLLM 0.32 gives requests without a LoRA the one in the last of its slots, while a request "
     "with a LoRA is in the batch (vllm-project/vllm, pull request 48421; not so from 0.33 on). Keep a slot "
@@ -227,6 +233,8 @@ def _instructed_fork(loaded: LoadedModel, fork_layer: int) -> InstructedFork:
     limits = instruction_settings.instruction_limits(loaded.pad)
     read = InstructionForward(loaded.model, loaded.config, limits.num_reserved_blocks)
     cache = loaded.config.cache_config
+    if cache.block_size > _MAX_BLOCK_SIZE:
+        logger.warning(_LARGE_BLOCKS, cache.block_size)
     stream = InstructionStream(limits, cache, loaded.instance.failure_log, read)
     return InstructedFork(fork_layer, stream)
 

@@ -113,7 +113,7 @@ def _wrap_request_maker(processor: Any) -> None:
         request = original(*args, **kwargs)
         extra_args = getattr(request.sampling_params, "extra_args", None) or {}
         if tokens := extra_args.get(INSTRUCTION_KEY):
-            digest = hashlib.sha256(repr(tuple(tokens)).encode()).hexdigest()
+            digest = hashlib.sha256(repr([*map(list, tokens)]).encode()).hexdigest()
             request.cache_salt = f"instruction:{digest}:{request.cache_salt or ''}"
         elif request.cache_salt:
             request.cache_salt = f"plain:{request.cache_salt}"

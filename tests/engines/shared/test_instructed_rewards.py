@@ -13,7 +13,7 @@ from pad_vllm.engines.reward_engine import GuidedRequest, StepCandidates
 from pad_vllm.engines.shared.instruction_stream import InstructionLimits, InstructionStream
 from pad_vllm.engines.shared.lm_head_rows import LmHeadRows
 from pad_vllm.engines.shared.shared_rewards import SharedRewards
-from pad_vllm.params import Guidance
+from pad_vllm.params import Guidance, InstructionTokens
 
 H, V, R, K = 8, 30, 5, 4
 ROWS = torch.tensor([0, 2, 4])
@@ -114,7 +114,8 @@ def test_the_states_may_be_bfloat16(stream, states):
 def test_the_engine_tells_the_stream_who_joins_and_leaves(stream):
     engine, _ = make(stream, 0)
     first, second = (
-        GuidedRequest(Guidance((), 1.0, 10, instruction=(token,)), [], 0) for token in (1, 2)
+        GuidedRequest(Guidance((), 1.0, 10, instruction=InstructionTokens((), (token,))), [], 0)
+        for token in (1, 2)
     )
     batch = {3: first}
     engine.follow_batch(batch)
@@ -125,7 +126,7 @@ def test_the_engine_tells_the_stream_who_joins_and_leaves(stream):
     engine.on_request_assigned(second)  # there is one slot
     assert second.instruction_weight == 1.0
     engine.on_request_left(second)
-    third = GuidedRequest(Guidance((), 1.0, 10, instruction=(3,)), [], 0)
+    third = GuidedRequest(Guidance((), 1.0, 10, instruction=InstructionTokens((), (3,))), [], 0)
     engine.on_request_assigned(third)
     assert third.instruction_weight == 1.0
     engine.on_request_left(third)
@@ -135,7 +136,9 @@ def test_the_engine_tells_the_stream_who_joins_and_leaves(stream):
 
 def test_without_instructions_the_same_calls_do_nothing(states):
     engine, _ = make(None, 1)
-    request = GuidedRequest(Guidance((1.0,), 1.0, 10, instruction=(1,)), [], 0)
+    request = GuidedRequest(
+        Guidance((1.0,), 1.0, 10, instruction=InstructionTokens((), (1,))), [], 0
+    )
     engine.follow_batch({0: request})
     engine.on_request_assigned(request)
     engine.on_slot_freed(0)

@@ -11,7 +11,7 @@ import pytest
 from pad_vllm.engines.failure_log import FailureLog
 from pad_vllm.engines.reward_engine import GuidedRequest
 from pad_vllm.engines.shared.instruction_stream import InstructionLimits, InstructionStream
-from pad_vllm.params import Guidance
+from pad_vllm.params import Guidance, InstructionTokens
 
 BLOCK = 4
 
@@ -28,14 +28,15 @@ class Stream(InstructionStream):
             self.note,
         )
 
-    def note(self, tokens, blocks):
-        self.readings.append((tuple(tokens), tuple(blocks)))
+    def note(self, instruction, blocks):
+        self.readings.append((instruction.sentence, tuple(blocks)))
         if self.broken:
             raise RuntimeError("out of memory")
 
     def joined(self, *tokens):
         """A request with this instruction, after it joined."""
-        guidance = Guidance((), 1.0, 10, preference="x", instruction=tuple(tokens))
+        instruction = InstructionTokens((), tokens) if tokens else None
+        guidance = Guidance((), 1.0, 10, preference="x", instruction=instruction)
         request = GuidedRequest(guidance, [], 0)
         self.join(request)
         return request
@@ -68,17 +69,12 @@ def test_a_request_without_an_instruction_is_left_alone():
     stream.leave(request)
 
 
-def test_a_new_instruction_is_read_in_whole_blocks_of_its_own():
+def test_a_new_instruction_has_all_blocks_of_its_place_to_be_read_and_keeps_what_it_fills():
     stream = Stream()
-    first, second, third = stream.joined(1, 2, 3), stream.joined(*range(9)), stream.joined(7)
-    assert stream.readings == [
-        ((1, 2, 3, 3), (0,)),
-        ((*range(9), 8, 8, 8), (3, 4, 5)),
-        ((7, 7, 7, 7), (6,)),
-    ]
-    for request, (_, blocks) in zip((first, second, third), stream.readings, strict=True):
-        assert request.instruction_weight == 1.0
-        assert request.instruction_blocks == blocks
+    requests = [stream.joined(1, 2, 3), stream.joined(*range(5)), stream.joined(7)]
+    assert stream.readings == [((1, 2, 3), (0, 1, 2)), ((*range(5),), (3, 4, 5)), ((7,), (6, 7, 8))]
+    assert [request.instruction_blocks for request in requests] == [(0, 1), (3, 4, 5), (6,)]
+    assert {request.instruction_weight for request in requests} == {1.0}
     assert stream.num_reserved_blocks == 9
     assert stream.num_unread == 0
 
@@ -90,7 +86,7 @@ def test_it_is_read_once_however_many_requests_have_it():
         stream.leave(request)
     again = stream.joined(1, 2, 3)
     assert len(stream.readings) == 1
-    assert {request.instruction_blocks for request in (*requests, again)} == {(0,)}
+    assert {request.instruction_blocks for request in (*requests, again)} == {(0, 1)}
 
 
 def test_one_that_was_replaced_is_read_again():
@@ -98,7 +94,7 @@ def test_one_that_was_replaced_is_read_again():
     for token in (1, 2, 1):
         stream.leave(stream.joined(token))
     assert [tokens[0] for tokens, _ in stream.readings] == [1, 2, 1]
-    assert {blocks for _, blocks in stream.readings} == {(0,)}
+    assert {blocks for _, blocks in stream.readings} == {(0, 1, 2)}
 
 
 def test_leaving_twice_is_harmless():
@@ -112,7 +108,9 @@ def test_leaving_twice_is_harmless():
 
 
 def test_leaving_without_having_joined_is_harmless():
-    Stream().leave(GuidedRequest(Guidance((), 1.0, 10, instruction=(1,)), [], 0))
+    Stream().leave(
+        GuidedRequest(Guidance((), 1.0, 10, instruction=InstructionTokens((), (1,))), [], 0)
+    )
 
 
 def test_a_request_leaves_by_its_slot_in_the_batch():
@@ -181,7 +179,7 @@ def test_with_new_weights_what_was_unreadable_is_tried_again():
 
 def test_rows_read_the_blocks_of_their_requests():
     stream = Stream()
-    long, short, none = stream.joined(*range(9)), stream.joined(1), stream.joined()
+    long, short, none = stream.joined(*range(5)), stream.joined(1), stream.joined()
     stream.batch = {2: long, 5: none, 0: short}
     found = stream.prefix_blocks([0, 1, 2, 5, 2])
     assert found.dtype == np.int32

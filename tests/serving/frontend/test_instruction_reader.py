@@ -11,7 +11,7 @@ import tiny
 from pad_vllm.engines.shared.instruction_stream import InstructionLimits
 from pad_vllm.params import INSTRUCTION_KEY, InstructionDefaults, RequestLimits, parse_guidance
 from pad_vllm.serving.frontend.instruction_reader import InstructionReader
-from pad_vllm.text.instruction_tokens import instruction_token_ids
+from pad_vllm.text.instruction_tokens import instruction_tokens
 
 LIMITS = RequestLimits((), 1.5, 20, 10, 100, instructions=InstructionDefaults())
 NAMED = RequestLimits(("a",), 1.0, 10, 10, 100, worker_key="work#1")
@@ -38,9 +38,9 @@ def reader(tokenizer):
 
 def test_the_workers_are_told_its_tokens(reader, tokenizer):
     admitted = reader().admit("be kind", LIMITS)
-    tokens = tuple(instruction_token_ids(tokenizer, "be kind"))
+    tokens = instruction_tokens(tokenizer, "be kind")
     assert admitted.worker_arguments == {INSTRUCTION_KEY: tokens}
-    assert all(type(token) is int for token in tokens)
+    assert all(type(token) is int for part in tokens for token in part)
     assert (
         parse_guidance(
             {"pad_preference": "be kind", **admitted.worker_arguments}, LIMITS
@@ -54,17 +54,16 @@ def test_beside_the_tokens_they_are_told_the_adapter(reader):
     assert admitted.limits is NAMED
     assert admitted.worker_arguments == {
         "pad_adapter": "work#1",
-        INSTRUCTION_KEY: admitted.instruction.token_ids,
+        INSTRUCTION_KEY: admitted.instruction.tokens,
     }
 
 
 def test_one_that_just_fits_is_admitted_and_one_token_more_is_refused(reader, tokenizer):
-    length = len(instruction_token_ids(tokenizer, "be kind"))
-    reader(max_tokens=length).admit("be kind", LIMITS)
-    with pytest.raises(
-        ValueError, match=rf"'be kind'.*at most {length - 1} tokens.*has {length}\."
-    ):
-        reader(max_tokens=length - 1).admit("be kind", LIMITS)
+    tokens = instruction_tokens(tokenizer, "be kind")
+    places, own = tokens.num_places, len(tokens.sentence)
+    reader(max_tokens=places).admit("be kind", LIMITS)
+    with pytest.raises(ValueError, match=rf"'be kind'.*at most {places - 1}; this one has {own} "):
+        reader(max_tokens=places - 1).admit("be kind", LIMITS)
 
 
 def test_one_that_is_too_long_takes_no_place(reader):
@@ -152,7 +151,7 @@ def test_a_sentence_is_tokenised_once(tokenizer):
     reader = InstructionReader(Counting(), InstructionLimits(9, 64), SimpleNamespace())
     for sentence in ("be kind", "be odd", "be kind"):
         reader.admit(sentence, LIMITS)
-    assert sentences == ["be kind\n\n", "\n", "be odd\n\n", "\n"]
+    assert sentences == ["be kind", "", "be odd", ""]
 
 
 def test_what_the_chat_template_does_not_render_is_refused(tokenizer):
@@ -163,5 +162,5 @@ def test_what_the_chat_template_does_not_render_is_refused(tokenizer):
             return "x"
 
     reader = InstructionReader(Silent(), InstructionLimits(9, 64), SimpleNamespace())
-    with pytest.raises(ValueError, match="renders no conversation"):
+    with pytest.raises(ValueError, match="renders no user's turn"):
         reader.admit("be kind", LIMITS)

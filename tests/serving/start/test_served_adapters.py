@@ -104,8 +104,8 @@ def test_without_an_adapter_requests_say_what_they_prefer_in_a_sentence():
     limits = served_adapters.served_limits(PADConfig(instructions=True))
     assert (limits.dimensions, limits.engine) == ((), "shared")
     assert limits.instructions == InstructionDefaults()
-    asked = parse_guidance({"pad_preference": "be kind", INSTRUCTION_KEY: [3, 4]}, limits)
-    assert (asked.weights, asked.instruction) == ((), (3, 4))
+    asked = parse_guidance({"pad_preference": "be kind", INSTRUCTION_KEY: [[3], [4]]}, limits)
+    assert (asked.weights, asked.instruction) == ((), ((3,), (4,)))
     with pytest.raises(
         ValueError, match="pad_weights names 'warm', and this server has no adapter"
     ):

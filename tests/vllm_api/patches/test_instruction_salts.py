@@ -10,7 +10,7 @@ pytest.importorskip("vllm")
 
 from vllm.exceptions import VLLMValidationError
 
-from pad_vllm.params import INSTRUCTION_KEY
+from pad_vllm.params import INSTRUCTION_KEY, InstructionTokens
 from pad_vllm.vllm_api.patches import front_end_checks
 from pad_vllm.vllm_api.vllm_names import SamplingParams
 
@@ -25,8 +25,10 @@ def salt(tokens=None, own=None):
 
 
 def test_one_instruction_has_one_salt_and_each_its_own():
-    assert salt((3, 4)) == salt([3, 4])
-    assert len({salt((3, 4)), salt((3, 4, 4)), salt((34,)), salt((3, 4), "a"), salt()}) == 5
+    one = InstructionTokens((1,), (3, 4))
+    assert salt(one) == salt([[1], [3, 4]])
+    others = [((1,), (3, 4, 4)), ((1,), (34,)), ((1, 3), (4,)), ((), (1, 3, 4))]
+    assert len({salt(one), salt(one, "a"), salt(), *map(salt, others)}) == 7
 
 
 def test_a_request_without_an_instruction_shares_blocks_with_plain_ones():
@@ -34,7 +36,7 @@ def test_a_request_without_an_instruction_shares_blocks_with_plain_ones():
 
 
 def test_no_salt_of_a_clients_is_that_of_an_instruction():
-    of_instruction = salt((3, 4))
+    of_instruction = salt(InstructionTokens((1,), (3, 4)))
     for own in (of_instruction, of_instruction.partition(":")[2], ""):
         assert salt(own=own) != of_instruction
 
