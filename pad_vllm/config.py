@@ -79,7 +79,9 @@ class PADConfig:
     max_instruction_tokens: Annotated[
         int, Field(ge=1, le=4096, description="an integer from 1 to 4096")
     ] = 128
-    """With `instructions`: longest one, in tokens of the base, chat template included."""
+    """With `instructions`: most places in KV blocks that one takes: its tokens twice, or once with what the
+    chat template puts before them.
+    """
 
     adapters: Annotated[
         dict[str, Annotated[str, Field(pattern=r"\S")]],

@@ -37,6 +37,27 @@ MAX_PREFERENCE_CHARS = 2000
 """Longest pad_preference, which is part of the reward model's prefill of the request."""
 
 
+def documented_spelling(name: str) -> str | None:
+    """The argument that a key is but for case, `_` and `-`; None for other keys."""
+    return _SPELLINGS.get(_folded(name))
+
+
+def is_own_argument(name: object) -> bool:
+    """Whether a key among a request's arguments is meant for PAD, spelt rightly or not."""
+    return isinstance(name, str) and (
+        name.startswith(ARGUMENT_PREFIX)
+        or documented_spelling(name) is not None
+        or name.casefold() == ARGUMENT_PREFIX.rstrip("_")
+    )
+
+
+def _folded(name: str) -> str:
+    return name.casefold().replace("_", "").replace("-", "")
+
+
+_SPELLINGS = {_folded(name): name for name in ARGUMENT_NAMES}
+
+
 class InstructionTokens(NamedTuple):
     """An instruction as token ids of one text."""
 
@@ -275,11 +296,7 @@ def _parse_arguments(
     extra_args: Mapping[str, object] | None, *, takes_instructions: bool
 ) -> _Arguments | None:
     """takes_instructions: for the message alone."""
-    arguments = {
-        name: value
-        for name, value in (extra_args or {}).items()
-        if isinstance(name, str) and name.startswith(ARGUMENT_PREFIX)
-    }
+    arguments = {name: value for name, value in (extra_args or {}).items() if is_own_argument(name)}
     for name, value in arguments.items():
         _require_known(name)
         if value is None:

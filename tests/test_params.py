@@ -295,6 +295,19 @@ def test_a_named_adapter_may_take_a_preference_too():
 
 
 @pytest.mark.parametrize(
+    "name", ["Pad_Weights", "pad-weights", "padweights", "PAD_WEIGHTS", "pad", "PAD", "padBeta"]
+)
+def test_a_key_that_is_meant_for_pad_is_refused_with_the_names_that_are_known(name):
+    with pytest.raises(ValueError, match=f"unknown request argument '{name}'.*pad_weights"):
+        parse_guidance({name: "humor=1"}, INSTRUCTED)
+
+
+@pytest.mark.parametrize("name", ["padding", "pads", "weights", "padd_weights", 5])
+def test_other_keys_are_left_alone(name):
+    assert parse_guidance({name: "humor=1"}, INSTRUCTED) is None
+
+
+@pytest.mark.parametrize(
     ("value", "tokens"),
     [
         ([[1], [5, 6]], ((1,), (5, 6))),

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from pad_vllm.params import ARGUMENT_PREFIX, PREFERENCE
+from pad_vllm.params import PREFERENCE, documented_spelling, is_own_argument
 from pad_vllm.wording import listed, short_repr
 
 _ROLES = ("system", "user", "assistant")
@@ -28,6 +28,25 @@ _PROMPT_FIELDS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
 which values they do.
 """
 
+_OTHERS_WORDS = frozenset(
+    (
+        "vllm_xargs",
+        *("messages", "input", "prompt", "previous_input_messages", "documents", "prompt_embeds"),
+        *(
+            "tools",
+            "functions",
+            "parameters",
+            "properties",
+            "response_format",
+            "structured_outputs",
+        ),
+        *("text", "schema", "json_schema", "guided_json"),
+    )
+)
+"""Fields in which a key may be called anything: PAD's own arguments, what was said, tools and schemas."""
+
+_MAX_PLACE_CHARS = 200
+
 NeedsConversationTurns = Callable[[Mapping[str, Any]], bool]
 """Of a request's vllm_xargs: whether the reward model has to read the conversation turn by turn."""
 
@@ -36,7 +55,7 @@ def request_field_check(needs_conversation_turns: NeedsConversationTurns) -> Cal
     """A check that raises ValueError for a request with a refused field."""
 
     def check(request: Any) -> None:
-        _require_inside_xargs(request.model_extra or {})
+        _require_inside_xargs(request)
         arguments = _pad_arguments(request.vllm_xargs or {})
         if arguments and getattr(request, "use_beam_search", False):
             raise ValueError(
@@ -50,18 +69,47 @@ def request_field_check(needs_conversation_turns: NeedsConversationTurns) -> Cal
 
 
 def _pad_arguments(names: Mapping[str, Any]) -> list[str]:
-    return [name for name in names if name.startswith(ARGUMENT_PREFIX)]
+    return [name for name in names if is_own_argument(name)]
 
 
-def _require_inside_xargs(extra_fields: Mapping[str, Any]) -> None:
-    """extra_fields: those of the request's body that vLLM does not know."""
-    if misplaced := _pad_arguments(extra_fields):
-        arguments = {name: extra_fields[name] for name in misplaced}
-        correct = json.dumps({"vllm_xargs": arguments}, default=str)[:500]
-        raise ValueError(
-            f"{listed(misplaced)} stands beside vllm_xargs, where it would be ignored; accepted: inside of "
-            f"it. Write {correct} (the OpenAI client: extra_body={correct})."
-        )
+def _require_inside_xargs(request: Any) -> None:
+    """Raises ValueError for arguments of PAD anywhere else in the request, where they would be ignored."""
+    unknown_to_vllm = request.model_extra or {}
+    misplaced = {name: unknown_to_vllm[name] for name in _pad_arguments(unknown_to_vllm)}
+    places = list(misplaced)
+    fields = {
+        name: value
+        for name, value in (*vars(request).items(), *unknown_to_vllm.items())
+        if name not in _OTHERS_WORDS
+    }
+    for place, name, value in _nested_arguments(fields):
+        places.append(place)
+        misplaced.setdefault(name, value)
+    if not places:
+        return
+    spelt = {documented_spelling(name) or name: value for name, value in misplaced.items()}
+    correct = json.dumps({"vllm_xargs": spelt}, default=str)[:500]
+    raise ValueError(
+        f"{listed(map(short_repr, places))} would be ignored; accepted: arguments of PAD inside the "
+        f"request's own vllm_xargs. Write {correct} (the OpenAI client: extra_body={correct})."
+    )
+
+
+def _nested_arguments(fields: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Place, name and value of PAD's arguments, in any spelling, inside of a request's fields."""
+    pending = list(fields.items())
+    while pending:  # no recursion: a client chooses the depth
+        place, value = pending.pop()
+        if isinstance(value, Mapping):
+            for name, inner in value.items():
+                if not isinstance(name, str) or name in _OTHERS_WORDS - {"vllm_xargs"}:
+                    continue
+                inside = f"{place}.{name}"[:_MAX_PLACE_CHARS]
+                if documented_spelling(name) is not None:
+                    yield inside, name, inner
+                pending.append((inside, inner))
+        elif isinstance(value, list):
+            pending += [(place, inner) for inner in value]
 
 
 def _require_readable_turns(request: Any) -> None:

@@ -5,6 +5,8 @@ In: PAD's settings, an adapter's config, a VllmConfig. Out: numbers, or a ValueE
 
 from __future__ import annotations
 
+from typing import Any
+
 from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.config import PADConfig
@@ -75,6 +77,23 @@ def require_instructions_supported(config: VllmConfig) -> None:
             "pad_vllm does not read instructions with positions of several axes (M-RoPE) yet; drop "
             "--instructions, or serve a base with text positions."
         )
+    if "longrope" in _rope_types(config.model_config):
+        raise ValueError(
+            "pad_vllm does not read instructions with LongRoPE yet, whose rotations vLLM keeps in another "
+            "table; drop --instructions."
+        )
+
+
+def _rope_types(model_config: Any) -> set[object]:
+    """Kinds of rotary embedding, as the base's config names them, which may have one for each layer type."""
+    text_config = getattr(model_config, "hf_text_config", None)
+    found: set[object] = set()
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = getattr(text_config, name, None) or {}
+        for one in (rope, *rope.values()):
+            if isinstance(one, dict):
+                found |= {one.get("rope_type"), one.get("type")}
+    return found - {None}
 
 
 def instruction_limits(pad: PADConfig) -> InstructionLimits:

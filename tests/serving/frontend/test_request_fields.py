@@ -55,6 +55,67 @@ def test_an_argument_beside_vllm_xargs_is_refused_with_its_right_place(cls, xarg
         params(cls, vllm_xargs=xargs, pad_beta=2)
 
 
+ASKED = {"pad_weights": "helpful=1"}
+IGNORED = {
+    "extra_body.vllm_xargs.pad_weights": {"extra_body": {"vllm_xargs": ASKED}},
+    "extra_args.pad_weights": {"extra_args": ASKED},
+    "sampling_params.extra_args.pad_weights": {"sampling_params": {"extra_args": ASKED}},
+    "metadata.pad_weights": {"metadata": ASKED},
+    "chat_template_kwargs.pad_weights": {"chat_template_kwargs": ASKED},
+    "vllm_xarg.pad_weights": {"vllm_xarg": ASKED},
+    "vllmXargs.Pad-Weights": {"vllmXargs": {"Pad-Weights": "helpful=1"}},
+    "a.b.PADWEIGHTS": {"a": [{"b": [[{"PADWEIGHTS": "helpful=1"}]]}]},
+    "Pad_weights": {"Pad_weights": "helpful=1"},
+    "padweights": {"padweights": "helpful=1"},
+    "pad-weights": {"pad-weights": "helpful=1"},
+}
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("place", IGNORED)
+def test_where_vllm_would_drop_it_is_refused_by_its_place_with_the_right_one(cls, place):
+    with pytest.raises(
+        VLLMValidationError, match=f'\'{place}\'.*xargs": {{"pad_weights": "helpful=1'
+    ) as error:
+        params(cls, **IGNORED[place])
+    assert "would be ignored" in str(error.value)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        {"extra_body": {}},
+        {"extra_body": {"vllm_xargs": {"other": 1}}},
+        {"metadata": {"team": "pad", "pad": "left"}},
+        {"mm_processor_kwargs": {"pad_to_multiple_of": 8}},
+        {"schema": {"properties": {"pad_weights": {"type": "string"}}}},
+        {"a": {"messages": [{"pad_weights": "said"}]}},
+    ],
+)
+def test_what_is_not_meant_for_pad_passes(cls, harmless):
+    params(cls, **harmless)
+
+
+def test_a_tool_and_a_schema_may_use_our_names():
+    schema = {"type": "object", "properties": {"pad_weights": {"type": "string"}}}
+    function = {"name": "f", "parameters": schema}
+    shape = {"type": "json_schema", "json_schema": {"name": "f", "schema": schema}}
+    params(
+        ChatCompletionRequest,
+        tools=[{"type": "function", "function": function}],
+        response_format=shape,
+    )
+
+
+def test_a_deep_body_is_read_to_its_end():
+    body = dict(ASKED)
+    for _ in range(5000):
+        body = {"a": body}
+    with pytest.raises(VLLMValidationError, match="would be ignored"):
+        params(ChatCompletionRequest, deep=body)
+
+
 @pytest.mark.parametrize("cls", [ChatCompletionRequest, CompletionRequest])
 def test_beam_search_with_pad_arguments_is_refused_because_vllm_would_drop_them(cls):
     with pytest.raises(VLLMValidationError, match="use_beam_search together with pad_weights"):

@@ -81,11 +81,21 @@ def test_an_adapter_whose_reward_stream_is_its_own_is_refused(layer):
         instruction_settings.fork_layer(pad, adapter(fork_layer=3))
 
 
+def rope(**text_config):
+    """vLLM's config of a base whose own config has this."""
+    return vllm_config(hf_text_config=SimpleNamespace(**text_config))
+
+
 @pytest.mark.parametrize(
     "served", [{}, {"enable_sleep_mode": False, "uses_mrope": False, "max_model_len": 64}]
 )
 def test_a_plain_config_is_accepted(served):
     instruction_settings.require_instructions_supported(vllm_config(**served))
+
+
+@pytest.mark.parametrize("value", [None, {}, {"rope_type": "llama3", "factor": 8.0}])
+def test_other_rotary_embeddings_are_accepted(value):
+    instruction_settings.require_instructions_supported(rope(rope_parameters=value))
 
 
 @pytest.mark.parametrize(
@@ -95,8 +105,11 @@ def test_a_plain_config_is_accepted(served):
         (vllm_config(enable_sleep_mode=True), "sleeps.*drop --enable-sleep-mode"),
         (vllm_config(scheduler="my.Scheduler"), "my.Scheduler; drop --scheduler-cls"),
         (vllm_config(uses_mrope=True), "M-RoPE.*drop --instructions"),
+        (rope(rope_parameters={"rope_type": "longrope"}), "LongRoPE.*drop --instructions"),
+        (rope(rope_scaling={"type": "longrope"}), "LongRoPE"),
+        (rope(rope_parameters={"full_attention": {"rope_type": "longrope"}}), "LongRoPE"),
     ],
-    ids=["pipeline", "sleep", "scheduler", "M-RoPE"],
+    ids=["pipeline", "sleep", "scheduler", "M-RoPE", "LongRoPE", "older config", "by layer type"],
 )
 def test_what_it_was_not_built_for_is_refused_with_what_to_drop(config, said):
     with pytest.raises(ValueError, match=said):
