@@ -125,7 +125,7 @@ class InstructionDefaults:
     An adapter's own defaults were chosen for its heads, whose rewards are known less well.
     """
 
-    beta: float = 3.0
+    beta: float = 2.0
     top_k: int = 20
     no_repeat: int = 3
     min_p: float = 0.03

@@ -161,9 +161,8 @@ def test_an_answer_is_the_offline_one(client, guidance, offline, api):
 @pytest.mark.parametrize("api", APIS)
 def test_a_stream_has_the_same_text(client, guidance, offline, api):
     most = 0
-    for _ in range(
-        3
-    ):  # vLLM joins pieces for a client that reads slowly, as one on a busy machine does
+    # vLLM joins pieces for a client that reads slowly, as one on a busy machine does.
+    for _ in range(3):
         pieces = list(client.stream(api, guidance))
         assert "".join(pieces) == offline[api][0]
         most = max(most, sum(map(bool, pieces)))
