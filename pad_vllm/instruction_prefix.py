@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from pad_vllm.params import InstructionTokens
+from pad_vllm.instruction import InstructionTokens
 from pad_vllm.persrm import decoder_slice
 
 
@@ -96,18 +96,16 @@ class InstructedBackbone:
         Returns:
             A prefix of `instruction.prefix_length(block_size)` tokens: the sentence's, over and over.
         """
-        token_ids = (*instruction.opening, *instruction.sentence)
-        T = len(token_ids)
+        T = len(instruction.text)
         cache = DynamicCache()
         self._upper(
-            inputs_embeds=self.states_below_fork(torch.tensor([list(token_ids)])),
+            inputs_embeds=self.states_below_fork(torch.tensor([instruction.text])),
             position_ids=torch.arange(-T, 0).unsqueeze(0),
             attention_mask=_causal_mask(T, 0, self.backbone.dtype),
             past_key_values=cache,
             use_cache=True,
         )
-        kept = torch.arange(instruction.prefix_length(block_size)) % len(instruction.sentence)
-        kept = kept + len(instruction.opening)
+        kept = instruction.kept(block_size)
         layers = cache.layers[self.fork_layer :]
         return InstructionPrefix(
             tuple(layer.keys[0][:, kept] for layer in layers),

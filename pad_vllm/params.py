@@ -8,10 +8,23 @@ knows no model and no tensor, and imports neither torch nor vLLM.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
+from pad_vllm.argument_names import (
+    ADAPTER,
+    ARGUMENT_NAMES,
+    ARGUMENT_PREFIX,
+    BETA,
+    EXPLAIN,
+    INSTRUCTION_KEY,
+    MIN_P,
+    NO_REPEAT,
+    PREFERENCE,
+    TOP_K,
+    WEIGHTS,
+    is_own_argument,
+)
+from pad_vllm.instruction import InstructionTokens
 from pad_vllm.weights_syntax import (
-    WEIGHTS_ARGUMENT,
     WEIGHTS_FORMS,
     NamedWeights,
     finite_number,
@@ -19,66 +32,11 @@ from pad_vllm.weights_syntax import (
 )
 from pad_vllm.wording import did_you_mean, listed, refusal, short_repr
 
-WEIGHTS, BETA, TOP_K = WEIGHTS_ARGUMENT, "pad_beta", "pad_top_k"
-NO_REPEAT, MIN_P, PREFERENCE = "pad_no_repeat", "pad_min_p", "pad_preference"
-EXPLAIN, ADAPTER = "pad_explain", "pad_adapter"
-ARGUMENT_NAMES = (WEIGHTS, BETA, TOP_K, NO_REPEAT, MIN_P, PREFERENCE, EXPLAIN, ADAPTER)
-ARGUMENT_PREFIX = "pad_"
-
-INSTRUCTION_KEY = "_pad_instruction"
-"""In the `extra_args` of a request with `pad_preference`, where the base reads it as an instruction: its
-InstructionTokens, which the front end puts there.
-"""
-
 NO_REPEAT_LENGTHS = (0, *range(2, 9))
 """Accepted values of pad_no_repeat."""
 
 MAX_PREFERENCE_CHARS = 2000
 """Longest pad_preference, which is part of the reward model's prefill of the request."""
-
-
-def documented_spelling(name: str) -> str | None:
-    """The argument that a key is but for case, `_` and `-`; None for other keys."""
-    return _SPELLINGS.get(_folded(name))
-
-
-def is_own_argument(name: object) -> bool:
-    """Whether a key among a request's arguments is meant for PAD, spelt rightly or not."""
-    return isinstance(name, str) and (
-        name.startswith(ARGUMENT_PREFIX)
-        or documented_spelling(name) is not None
-        or name.casefold() == ARGUMENT_PREFIX.rstrip("_")
-    )
-
-
-def _folded(name: str) -> str:
-    return name.casefold().replace("_", "").replace("-", "")
-
-
-_SPELLINGS = {_folded(name): name for name in ARGUMENT_NAMES}
-
-
-class InstructionTokens(NamedTuple):
-    """An instruction as token ids of one text."""
-
-    opening: tuple[int, ...]
-    """What every conversation begins with: read before the sentence, and not kept."""
-
-    sentence: tuple[int, ...]
-    """The instruction's own, one at least."""
-
-    def prefix_length(self, block_size: int) -> int:
-        """How many keys stand in front of a text: the sentence's twice, and again up to whole blocks.
-
-        Measured: two or three times explain most of what telling the base does (benchmarks/README.md), and
-        keys of anything else in a block's empty places do harm.
-        """
-        return -(-2 * len(self.sentence) // block_size) * block_size
-
-    @property
-    def num_places(self) -> int:
-        """Places in KV blocks that it takes, first to be read and then to be kept."""
-        return max(len(self.opening) + len(self.sentence), self.prefix_length(1))
 
 
 @dataclass(frozen=True)

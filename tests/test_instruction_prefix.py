@@ -6,8 +6,8 @@ import pytest
 import tiny
 import torch
 
+from pad_vllm.instruction import InstructionTokens
 from pad_vllm.instruction_prefix import InstructedBackbone, InstructionPrefix
-from pad_vllm.params import InstructionTokens
 
 FULL_ATTENTION = ("llama", "qwen2", "qwen3", "gemma3_full")
 EXACT = {"rtol": 1e-4, "atol": 2e-5}

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pad_vllm.argument_names import INSTRUCTION_KEY
+from pad_vllm.instruction import InstructionTokens
 from pad_vllm.params import (
-    INSTRUCTION_KEY,
     Guidance,
     InstructionDefaults,
-    InstructionTokens,
     RequestLimits,
     check_argument_syntax,
     parse_guidance,

@@ -15,10 +15,10 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from pad_vllm.adapter.backbone.model_families import SUPPORTED_FAMILIES
+from pad_vllm.argument_names import ARGUMENT_NAMES
 from pad_vllm.cli.app import app
 from pad_vllm.config import PADConfig
 from pad_vllm.evaluation.lexical_scorers import LEXICAL_SCORERS
-from pad_vllm.params import ARGUMENT_NAMES
 from pad_vllm.serving.launch.serve_arguments import serve_argv
 from pad_vllm.training.data.data_spec import DataSpec
 from pad_vllm.vllm_api.vllm_versions import ACCEPTED_VERSIONS, TESTED_VERSIONS

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pad_vllm.argument_names import BETA, WEIGHTS
 from pad_vllm.catalog.name_resolution import resolve_adapter
 from pad_vllm.cli.error_reporting import report_errors
 from pad_vllm.cli.shared_options import (
@@ -16,7 +17,7 @@ from pad_vllm.cli.shared_options import (
     chat_template_text,
     sampling_dtype,
 )
-from pad_vllm.params import BETA, WEIGHTS, parse_guidance
+from pad_vllm.params import parse_guidance
 
 
 def sample(

@@ -18,10 +18,11 @@ from pad_vllm import guidance
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone, require_same_backbone
 from pad_vllm.adapter.manifest import AdapterConfig
+from pad_vllm.argument_names import BETA, WEIGHTS
 from pad_vllm.catalog.name_resolution import resolve_base
 from pad_vllm.config import PADConfig
 from pad_vllm.guidance_outcome import TokenExplanation, token_explanations
-from pad_vllm.params import BETA, WEIGHTS, Guidance, parse_guidance
+from pad_vllm.params import Guidance, parse_guidance
 from pad_vllm.persrm import PersRM
 from pad_vllm.serving.start.served_adapters import adapter_limits
 from pad_vllm.steering.comparison_conditions import Condition

@@ -11,6 +11,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from pad_vllm.text.common_start import common_start_length
+
 TokenChange = tuple[int, tuple[int, ...]]
 """(number of kept tokens, added tokens): the tokens become tokens[:number] + added."""
 
@@ -136,11 +138,7 @@ class EncodedAnswer:
 
     def as_token_change(self, edit: TokenEdit) -> TokenChange:
         """The edit as a TokenChange, with as many tokens kept as stay the same."""
-        num_equal = 0
-        for old, new in zip(self.ids[edit.num_kept :], edit.ids, strict=False):
-            if old != new:
-                break
-            num_equal += 1
+        num_equal = common_start_length(self.ids[edit.num_kept :], edit.ids)
         return edit.num_kept + num_equal, tuple(edit.ids[num_equal:])
 
     def apply(self, edit: TokenEdit) -> None:

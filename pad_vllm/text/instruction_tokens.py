@@ -5,10 +5,10 @@ In: a tokenizer, a sentence. Out: token ids. Knows no model and no engine.
 
 from __future__ import annotations
 
-from itertools import takewhile
 from typing import Any
 
-from pad_vllm.params import InstructionTokens
+from pad_vllm.instruction import InstructionTokens
+from pad_vllm.text.common_start import common_start_length
 from pad_vllm.wording import short_repr
 
 _PROBE = "\ue000"
@@ -38,9 +38,7 @@ def instruction_tokens(tokenizer: Any, instruction: str) -> InstructionTokens:
         opening, added = "", {}
     text = tokenizer(opening + sentence, **added)["input_ids"]
     alone = tokenizer(opening, **added)["input_ids"]
-    before = sum(
-        1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(alone, text, strict=False))
-    )
+    before = common_start_length(alone, text)
     return InstructionTokens(tuple(text[:before]), tuple(text[before:]))
 
 

@@ -8,9 +8,9 @@ models or rewards; imports neither torch nor vLLM.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import takewhile
 from typing import Any
 
+from pad_vllm.text.common_start import common_start_length
 from pad_vllm.text.conversation_from_prompt import ChatTemplateReader, persrm_prompt_ids
 from pad_vllm.text.incremental_encoding import EncodedAnswer, TextSplice, TokenChange, WindowEncoder
 from pad_vllm.text.token_texts import TokenDecoder, UndecodedTail
@@ -133,8 +133,7 @@ class _ReencodedTokens(AlignedTokens):
         """The change of the answer's text by newly final `text` and a new tail."""
         old = self._answer.text[self._num_final :]
         new = text + self._decoder.pending_text(tail)
-        pairs = zip(old, new, strict=False)
-        num_equal = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        num_equal = common_start_length(old, new)
         return TextSplice(self._num_final + num_equal, new[num_equal:])
 
 

@@ -22,7 +22,7 @@ from vllm.config import CUDAGraphMode
 from vllm.forward_context import set_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
-from pad_vllm.params import InstructionTokens
+from pad_vllm.instruction import InstructionTokens
 from pad_vllm.vllm_api.prefixed_attention import plain_backend, reserved_kernel_blocks
 from pad_vllm.vllm_api.vllm_names import Attention, VllmConfig
 
@@ -53,7 +53,8 @@ class InstructionForward:
         """Write the prefix of `instruction` into `blocks`, numbers among the reserved ones, which have places
         for all that it takes (`num_places`).
         """
-        tokens = (*instruction.opening, *instruction.sentence)
+        tokens = instruction.text
+        kept = instruction.kept(self._config.cache_config.block_size)
         model = self._model()
         assert model is not None
         # Not those of a draft model, which are in the same cache.
@@ -62,6 +63,7 @@ class InstructionForward:
         input_ids = torch.tensor(tokens, device=device)
         metadata: dict[str, Any] = {}
         slots: dict[str, Tensor] = {}
+        places: dict[str, Tensor] = {}
         groups: dict[Any, list[str]] = {}
         for name, layer in layers.items():
             groups.setdefault((plain_backend(layer), layer.kv_cache.shape[0]), []).append(name)
@@ -70,9 +72,12 @@ class InstructionForward:
             spec = layers[names[0]].get_kv_cache_spec(self._config)
             spec = spec.copy_with_new_block_size(_kernel_size(kv_cache))
             builder = backend.get_builder_cls()(spec, names, self._config, device)
-            common = self._batch(len(tokens), blocks, kv_cache)
+            table = self._block_table(blocks, kv_cache)
+            all_places = _places(table, spec.block_size)
+            common = _one_sequence(len(tokens), table, all_places)
             metadata |= dict.fromkeys(names, builder.build(0, common))
             slots |= dict.fromkeys(names, common.slot_mapping)
+            places |= dict.fromkeys(names, all_places)
         with (
             _recorded_keys(layers.values()) as recorded,
             _negated_rotations(model, len(tokens)),
@@ -87,33 +92,12 @@ class InstructionForward:
         ):
             positions = torch.arange(len(tokens), 0, -1, device=device)
             model(input_ids=input_ids, positions=positions)
-        num_kept = instruction.prefix_length(self._config.cache_config.block_size)
-        kept = torch.arange(num_kept, device=device) % len(instruction.sentence)
-        kept = kept + len(instruction.opening)
+        index = torch.tensor(kept, device=device)
         for layer, (keys, values) in recorded.items():
-            places = self._slot_mapping(num_kept, blocks, layer.kv_cache)
-            layer.impl.do_kv_cache_update(layer, keys[kept], values[kept], layer.kv_cache, places)
-
-    def _batch(
-        self, num_tokens: int, blocks: Sequence[int], kv_cache: Tensor
-    ) -> CommonAttentionMetadata:
-        """The metadata of one sequence of `num_tokens` that starts now."""
-        length = torch.tensor([num_tokens], dtype=torch.int32)
-        starts = torch.tensor([0, num_tokens], dtype=torch.int32)
-        return CommonAttentionMetadata(
-            query_start_loc=starts.to(kv_cache.device),
-            query_start_loc_cpu=starts,
-            seq_lens=length.to(kv_cache.device),
-            seq_lens_cpu_upper_bound=length,
-            num_reqs=1,
-            num_actual_tokens=num_tokens,
-            max_query_len=num_tokens,
-            max_seq_len=num_tokens,
-            block_table_tensor=self._block_table(blocks, kv_cache),
-            slot_mapping=self._slot_mapping(num_tokens, blocks, kv_cache),
-            positions=torch.arange(num_tokens, device=kv_cache.device),
-            is_prefilling=torch.tensor([True]),
-        )
+            slots_kept = places[layer.layer_name][: len(kept)]
+            layer.impl.do_kv_cache_update(
+                layer, keys[index], values[index], layer.kv_cache, slots_kept
+            )
 
     def _block_table(self, blocks: Sequence[int], kv_cache: Tensor) -> Tensor:
         """[1, kernel blocks] of the sequence that has reserved blocks, in a layer's cache."""
@@ -126,11 +110,37 @@ class InstructionForward:
         )
         return torch.from_numpy(ids).to(kv_cache.device)
 
-    def _slot_mapping(self, num_tokens: int, blocks: Sequence[int], kv_cache: Tensor) -> Tensor:
-        """[num_tokens] int64: where a layer's cache has the first places of these blocks."""
-        size, position = _kernel_size(kv_cache), torch.arange(num_tokens, device=kv_cache.device)
-        table = self._block_table(blocks, kv_cache)[0].long()
-        return table[position // size] * size + position % size
+
+def _one_sequence(num_tokens: int, table: Tensor, places: Tensor) -> CommonAttentionMetadata:
+    """The metadata of one sequence that starts now.
+
+    Args:
+        num_tokens: of the sequence.
+        table: [1, kernel blocks] of the sequence.
+        places: all slots of these blocks, num_tokens of them at least.
+    """
+    length = torch.tensor([num_tokens], dtype=torch.int32)
+    starts = torch.tensor([0, num_tokens], dtype=torch.int32)
+    return CommonAttentionMetadata(
+        query_start_loc=starts.to(table.device),
+        query_start_loc_cpu=starts,
+        seq_lens=length.to(table.device),
+        seq_lens_cpu_upper_bound=length,
+        num_reqs=1,
+        num_actual_tokens=num_tokens,
+        max_query_len=num_tokens,
+        max_seq_len=num_tokens,
+        block_table_tensor=table,
+        slot_mapping=places[:num_tokens],
+        positions=torch.arange(num_tokens, device=table.device),
+        is_prefilling=torch.tensor([True]),
+    )
+
+
+def _places(table: Tensor, kernel_size: int) -> Tensor:
+    """[kernel blocks * kernel_size] int64: the slots of a sequence's blocks in the cache, in order."""
+    within = torch.arange(kernel_size, device=table.device)
+    return (table[0].long().unsqueeze(-1) * kernel_size + within).flatten()
 
 
 def _kernel_size(kv_cache: Tensor) -> int:

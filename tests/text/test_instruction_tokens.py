@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny
 
-from pad_vllm.params import InstructionTokens
+from pad_vllm.instruction import InstructionTokens
 from pad_vllm.text.instruction_tokens import instruction_tokens
 
 SENTENCE = "Answer in a funny way"

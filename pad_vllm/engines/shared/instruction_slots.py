@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from pad_vllm.params import InstructionTokens
+from pad_vllm.instruction import InstructionTokens
 
 Key = tuple[int, InstructionTokens]
 """How often the weights had changed when it was read, and the instruction: old keys and values are not used.

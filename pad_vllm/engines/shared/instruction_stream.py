@@ -17,7 +17,7 @@ import numpy as np
 from pad_vllm.engines.failure_log import FailureLog
 from pad_vllm.engines.reward_engine import GuidedRequest
 from pad_vllm.engines.shared.instruction_slots import InstructionSlots, Key
-from pad_vllm.params import InstructionTokens
+from pad_vllm.instruction import InstructionTokens
 
 _UNREAD = (
     "an instruction could not be read, or no block was free for it: its requests stay unguided"

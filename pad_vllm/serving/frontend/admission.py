@@ -15,8 +15,9 @@ from pad_vllm.adapter.shape_checks import (
     require_even_attention_split,
     require_lora_shapes,
 )
+from pad_vllm.argument_names import ADAPTER, EXPLAIN, PREFERENCE, WEIGHTS
 from pad_vllm.config import PADConfig
-from pad_vllm.params import ADAPTER, EXPLAIN, PREFERENCE, WEIGHTS, RequestLimits, parse_guidance
+from pad_vllm.params import RequestLimits, parse_guidance
 from pad_vllm.serving.frontend.adapter_registry import AdapterRegistry
 from pad_vllm.serving.frontend.instruction_reader import InstructedRequest, InstructionReader
 from pad_vllm.serving.frontend.request_fields import NeedsConversationTurns, request_field_check

@@ -12,8 +12,10 @@ from functools import lru_cache
 from typing import Any
 from weakref import WeakValueDictionary
 
+from pad_vllm.argument_names import INSTRUCTION_KEY, PREFERENCE
 from pad_vllm.engines.shared.instruction_stream import InstructionLimits
-from pad_vllm.params import INSTRUCTION_KEY, PREFERENCE, InstructionTokens, RequestLimits
+from pad_vllm.instruction import InstructionTokens
+from pad_vllm.params import RequestLimits
 from pad_vllm.text.instruction_tokens import instruction_tokens
 from pad_vllm.wording import refusal
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from pad_vllm.params import PREFERENCE, documented_spelling, is_own_argument
+from pad_vllm.argument_names import PREFERENCE, documented_spelling, is_own_argument
 from pad_vllm.wording import listed, short_repr
 
 _ROLES = ("system", "user", "assistant")
@@ -30,20 +30,12 @@ which values they do.
 
 _OTHERS_WORDS = frozenset(
     (
-        "vllm_xargs",
         *("messages", "input", "prompt", "previous_input_messages", "documents", "prompt_embeds"),
-        *(
-            "tools",
-            "functions",
-            "parameters",
-            "properties",
-            "response_format",
-            "structured_outputs",
-        ),
-        *("text", "schema", "json_schema", "guided_json"),
+        *("tools", "functions", "parameters", "properties"),
+        *("response_format", "structured_outputs", "text", "schema", "json_schema", "guided_json"),
     )
 )
-"""Fields in which a key may be called anything: PAD's own arguments, what was said, tools and schemas."""
+"""Fields in which a key may be called anything: what was said, tools and schemas."""
 
 _MAX_PLACE_CHARS = 200
 
@@ -77,11 +69,8 @@ def _require_inside_xargs(request: Any) -> None:
     unknown_to_vllm = request.model_extra or {}
     misplaced = {name: unknown_to_vllm[name] for name in _pad_arguments(unknown_to_vllm)}
     places = list(misplaced)
-    fields = {
-        name: value
-        for name, value in (*vars(request).items(), *unknown_to_vllm.items())
-        if name not in _OTHERS_WORDS
-    }
+    fields = {**vars(request), **unknown_to_vllm}
+    del fields["vllm_xargs"]
     for place, name, value in _nested_arguments(fields):
         places.append(place)
         misplaced.setdefault(name, value)
@@ -97,12 +86,12 @@ def _require_inside_xargs(request: Any) -> None:
 
 def _nested_arguments(fields: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     """Place, name and value of PAD's arguments, in any spelling, inside of a request's fields."""
-    pending = list(fields.items())
+    pending = [(name, value) for name, value in fields.items() if name not in _OTHERS_WORDS]
     while pending:  # no recursion: a client chooses the depth
         place, value = pending.pop()
         if isinstance(value, Mapping):
             for name, inner in value.items():
-                if not isinstance(name, str) or name in _OTHERS_WORDS - {"vllm_xargs"}:
+                if not isinstance(name, str) or name in _OTHERS_WORDS:
                     continue
                 inside = f"{place}.{name}"[:_MAX_PLACE_CHARS]
                 if documented_spelling(name) is not None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pad_vllm.params import BETA, WEIGHTS
+from pad_vllm.argument_names import BETA, WEIGHTS
 from pad_vllm.serving.launch import offline_engine
 from pad_vllm.training.data.preference_record import unit_hash
 from pad_vllm.training.data.synthetic_preferences import draw_preferences

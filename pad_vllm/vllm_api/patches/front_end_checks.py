@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.input_processor import InputProcessor
 
-from pad_vllm.params import INSTRUCTION_KEY, PREFERENCE
+from pad_vllm.argument_names import INSTRUCTION_KEY, PREFERENCE
 from pad_vllm.vllm_api.front_end_interface import request_check_method
 from pad_vllm.vllm_api.patches.lora_endpoints import RuntimeAdapters, patch_lora_endpoints
 from pad_vllm.vllm_api.patches.outcome_rpc import (

@@ -13,7 +13,8 @@ from pad_vllm.engines.reward_engine import GuidedRequest, StepCandidates
 from pad_vllm.engines.shared.instruction_stream import InstructionLimits, InstructionStream
 from pad_vllm.engines.shared.lm_head_rows import LmHeadRows
 from pad_vllm.engines.shared.shared_rewards import SharedRewards
-from pad_vllm.params import Guidance, InstructionTokens
+from pad_vllm.instruction import InstructionTokens
+from pad_vllm.params import Guidance
 
 H, V, R, K = 8, 30, 5, 4
 ROWS = torch.tensor([0, 2, 4])

@@ -11,7 +11,8 @@ import pytest
 from pad_vllm.engines.failure_log import FailureLog
 from pad_vllm.engines.reward_engine import GuidedRequest
 from pad_vllm.engines.shared.instruction_stream import InstructionLimits, InstructionStream
-from pad_vllm.params import Guidance, InstructionTokens
+from pad_vllm.instruction import InstructionTokens
+from pad_vllm.params import Guidance
 
 BLOCK = 4
 

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 import tiny
 
+from pad_vllm.argument_names import INSTRUCTION_KEY
 from pad_vllm.engines.shared.instruction_stream import InstructionLimits
-from pad_vllm.params import INSTRUCTION_KEY, InstructionDefaults, RequestLimits, parse_guidance
+from pad_vllm.params import InstructionDefaults, RequestLimits, parse_guidance
 from pad_vllm.serving.frontend.instruction_reader import InstructionReader
 from pad_vllm.text.instruction_tokens import instruction_tokens
 

@@ -10,7 +10,8 @@ pytest.importorskip("vllm")
 
 from vllm.exceptions import VLLMValidationError
 
-from pad_vllm.params import INSTRUCTION_KEY, InstructionTokens
+from pad_vllm.argument_names import INSTRUCTION_KEY
+from pad_vllm.instruction import InstructionTokens
 from pad_vllm.vllm_api.patches import front_end_checks
 from pad_vllm.vllm_api.vllm_names import SamplingParams
 

@@ -1,0 +1,35 @@
+"""Names of a request's arguments, and keys that are meant to be one of them. Knows nothing of values."""
+
+from pad_vllm.weights_syntax import WEIGHTS_ARGUMENT
+
+WEIGHTS, BETA, TOP_K = WEIGHTS_ARGUMENT, "pad_beta", "pad_top_k"
+NO_REPEAT, MIN_P, PREFERENCE = "pad_no_repeat", "pad_min_p", "pad_preference"
+EXPLAIN, ADAPTER = "pad_explain", "pad_adapter"
+ARGUMENT_NAMES = (WEIGHTS, BETA, TOP_K, NO_REPEAT, MIN_P, PREFERENCE, EXPLAIN, ADAPTER)
+ARGUMENT_PREFIX = "pad_"
+
+INSTRUCTION_KEY = "_pad_instruction"
+"""In the `extra_args` of a request with `pad_preference`, where the base reads it as an instruction: its
+InstructionTokens, which the front end puts there.
+"""
+
+
+def documented_spelling(name: str) -> str | None:
+    """The argument that a key is but for case, `_` and `-`; None for other keys."""
+    return _SPELLINGS.get(_folded(name))
+
+
+def is_own_argument(name: object) -> bool:
+    """Whether a key among a request's arguments is meant for PAD, spelt rightly or not."""
+    return isinstance(name, str) and (
+        name.startswith(ARGUMENT_PREFIX)
+        or documented_spelling(name) is not None
+        or name.casefold() == ARGUMENT_PREFIX.rstrip("_")
+    )
+
+
+def _folded(name: str) -> str:
+    return name.casefold().replace("_", "").replace("-", "")
+
+
+_SPELLINGS = {_folded(name): name for name in ARGUMENT_NAMES}
