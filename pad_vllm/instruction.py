@@ -1,6 +1,7 @@
-"""An instruction as token ids: what is read of it, and whose keys and values stand in front of a text.
+"""An instruction as engines take it: a sentence as token ids, or a learned prefix by its digest.
 
-The engine and its PyTorch twin both keep what this says. Knows no tokenizer, no model and no tensor.
+Of a sentence: what is read of it, and whose keys and values stand in front of a text. The engine and its
+PyTorch twin both keep what this says. Knows no tokenizer, no model and no tensor.
 """
 
 from typing import NamedTuple
@@ -37,3 +38,26 @@ class InstructionTokens(NamedTuple):
     def num_places(self) -> int:
         """Places in KV blocks that it takes, first to be read and then to be kept."""
         return max(len(self.text), self.prefix_length(1))
+
+
+class LearnedInstruction(NamedTuple):
+    """A learned prefix of an adapter, in the place of a sentence."""
+
+    digest: str
+    """LearnedPrefix.digest."""
+
+    num_tokens: int
+    """Virtual tokens: whole KV blocks."""
+
+    @property
+    def num_places(self) -> int:
+        """Places in KV blocks that it takes."""
+        return self.num_tokens
+
+    def prefix_length(self, block_size: int) -> int:
+        """How many keys stand in front of a text. block_size: a divisor of their number."""
+        assert self.num_tokens % block_size == 0
+        return self.num_tokens
+
+
+Instruction = InstructionTokens | LearnedInstruction

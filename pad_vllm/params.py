@@ -23,7 +23,7 @@ from pad_vllm.argument_names import (
     WEIGHTS,
     is_own_argument,
 )
-from pad_vllm.instruction import InstructionTokens
+from pad_vllm.instruction import Instruction, InstructionTokens, LearnedInstruction
 from pad_vllm.weights_syntax import (
     WEIGHTS_FORMS,
     NamedWeights,
@@ -57,9 +57,9 @@ class Guidance:
     preference: str = ""
     """Text that only the reward model's prompt gets; empty for none."""
 
-    instruction: InstructionTokens | None = None
-    """The same as token ids, where the base's own reward stream reads it (`shared` with instructions). Set in
-    the worker.
+    instruction: Instruction | None = None
+    """The same as token ids, or the learned prefix of that name, where the base's own reward stream reads it
+    (`shared` with instructions). Set in the worker.
     """
 
     no_repeat: int = 0
@@ -126,6 +126,9 @@ class RequestLimits:
 
     first_dimension: int = 0
     """Index of this adapter's first dimension among the dimensions of all adapters that are served."""
+
+    prefixes: Mapping[str, LearnedInstruction] = field(default_factory=dict)
+    """The adapter's learned prefixes, by the name that a request gives as `pad_preference`."""
 
     worker_key: str | None = None
     """The name by which the workers know the adapter; None where it is the one that a client gives."""
@@ -202,7 +205,7 @@ def parse_guidance(
         no_repeat=defaults.no_repeat if arguments.no_repeat is None else arguments.no_repeat,
         min_p=defaults.min_p if arguments.min_p is None else arguments.min_p,
         explain=arguments.explain,
-        instruction=_instruction_tokens(extra_args) if arguments.preference else None,
+        instruction=_instruction(extra_args) if arguments.preference else None,
     )
 
 
@@ -220,8 +223,10 @@ def _defaults(
     return limits.instructions if arguments.preference and limits.instructions else limits
 
 
-def _instruction_tokens(extra_args: Mapping[str, object] | None) -> InstructionTokens | None:
+def _instruction(extra_args: Mapping[str, object] | None) -> Instruction | None:
     match (extra_args or {}).get(INSTRUCTION_KEY):
+        case [str() as digest, int() as num_tokens]:
+            return LearnedInstruction(digest, num_tokens)
         case [list() | tuple() as opening, list() | tuple() as sentence] if sentence:
             return InstructionTokens(tuple(opening), tuple(sentence))
     return None
@@ -311,7 +316,8 @@ def _preference_refusal(value: object, engine: str) -> ValueError:
         value,
         f"no preference text on the {engine!r} engine, whose reward model reads the same tokens "
         "as the base",
-        f"put the text into your own prompt, and weigh the adapter's dimensions with {WEIGHTS}",
+        f"start the server with --instructions, or put the text into your own prompt, or weigh the adapter's "
+        f"dimensions with {WEIGHTS}",
     )
 
 

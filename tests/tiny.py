@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,24 @@ def tokenizer() -> Any:
     )
 
 
+def with_random_prefixes(adapter, config, fork_layer: int, names: Sequence[str], seed: int = 1):
+    """A heads-only adapter with learned prefixes of 32 tokens from a fork layer up; config: of its base."""
+    import torch
+
+    from pad_vllm.adapter.learned_prefix import LearnedPrefix
+    from pad_vllm.adapter.manifest import FORMAT_3, PrefixConfig
+
+    generator = torch.Generator().manual_seed(seed)
+    num_layers = config.num_hidden_layers - fork_layer
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    shape = 2, num_layers, config.num_key_value_heads, 32, width
+    found = {name: LearnedPrefix(*torch.randn(shape, generator=generator)) for name in names}
+    digests = {name: prefix.digest for name, prefix in found.items()}
+    prefix_config = PrefixConfig(fork_layer, 32, digests)
+    settings = dataclasses.replace(adapter.config, format_version=FORMAT_3, prefixes=prefix_config)
+    return dataclasses.replace(adapter, config=settings, prefixes=found)
+
+
 def write_adapter(
     checkpoint: Path,
     folder: Path,
@@ -185,9 +204,11 @@ def write_adapter(
     seed: int = 1,
     dimensions: tuple[str, ...] = ("helpful", "brief", "humor"),
     constants: bool = False,
+    prefixes: tuple[str, ...] = (),
+    prefix_fork_layer: int = 1,
 ) -> Path:
     """A random adapter for the model in `checkpoint`; std 0 is the zero adapter. fork_layer: its number of
-    layers for heads only, which fits any architecture.
+    layers for heads only, which fits any architecture. prefixes: names of learned prefixes of 32 tokens.
     """
     from transformers import AutoConfig
 
@@ -210,5 +231,8 @@ def write_adapter(
         constants=constants,
     )
     made = dataclasses.replace(made, config=dataclasses.replace(made.config, beta=beta))
+    if prefixes:
+        config = AutoConfig.from_pretrained(checkpoint)
+        made = with_random_prefixes(made, config, prefix_fork_layer, prefixes, seed)
     save_adapter(made, folder, "# Random weights, for tests\n")
     return folder

@@ -11,6 +11,7 @@ probability. Answers: the base's own and the instructed base's. Intervals are ov
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,14 +21,19 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 
 from benchmarks.common import arguments
+from benchmarks.common.answer_cache import AnswerCache
 from benchmarks.common.candidate_reader import subtract_candidate_mean
 from benchmarks.common.prompt_intervals import statistic_and_interval
-from benchmarks.paper.transformers_decoding import TransformersDecoding
 from pad_vllm import guidance
 from pad_vllm.catalog.name_resolution import resolve_base
 from pad_vllm.instruction_prefix import InstructedBackbone
-from pad_vllm.steering.comparison_conditions import Condition, unguided_condition
-from pad_vllm.steering.guided_answers import Conversations, DrawnAnswer
+from pad_vllm.steering.comparison_conditions import instructed_conditions, unguided_condition
+from pad_vllm.steering.guided_answers import (
+    AnswerBatch,
+    Conversations,
+    DecodingSettings,
+    DrawnAnswer,
+)
 from pad_vllm.text.chat_template import chat_token_ids, load_chat_tokenizer
 from pad_vllm.text.instruction_tokens import instruction_tokens
 from pad_vllm.text.preference_text import with_instruction
@@ -93,6 +99,17 @@ def best_scale(by_prompt: Sequence[Products]) -> float:
     return float(both / own)
 
 
+class BaseReading(NamedTuple):
+    """What a base makes of a batch of texts, with nothing in front of them."""
+
+    texts: list[Text]
+    h_B: list[Tensor]
+    """[n, H] float32 each: the states from which the answers' tokens are predicted."""
+
+    forked: list[Tensor]
+    """[N, T, H] for each fork layer: the residual stream below it."""
+
+
 class DepthReader:
     """Reads answers with a base, with its instructed self, and with instructions from fork layers up."""
 
@@ -102,43 +119,51 @@ class DepthReader:
         self.forks = [InstructedBackbone(model, layer) for layer in fork_layers]
 
     @torch.no_grad()
-    def products(
-        self, prompts: Conversations, answers: Sequence[DrawnAnswer], instruction: str
-    ) -> list[list[Products]]:
-        """[fork layer][answer] products; prompts and answers: as many of each."""
-        plain = [
+    def read_plainly(
+        self, prompts: Conversations, answers: Sequence[DrawnAnswer]
+    ) -> list[BaseReading]:
+        """Batches of texts without an instruction, which every instruction's `products` start from."""
+        texts = [
             Text(chat_token_ids(self.tokenizer, prompt.messages()), list(answer.token_ids))
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
-        instructed = [
-            text._replace(
-                prompt=chat_token_ids(
-                    self.tokenizer, with_instruction(prompt.messages(), instruction)
-                )
+        readings = []
+        for start in range(0, len(texts), BATCH):
+            batch = texts[start : start + BATCH]
+            outputs = self.model.model(
+                input_ids=_padded_ids(batch), use_cache=False, output_hidden_states=True
             )
-            for prompt, text in zip(prompts, plain, strict=True)
-        ]
+            forked = [outputs.hidden_states[fork.fork_layer] for fork in self.forks]
+            h_B = _answer_states(batch, outputs.last_hidden_state)
+            readings.append(BaseReading(batch, h_B, forked))
+        return readings
+
+    @torch.no_grad()
+    def products(
+        self, prompts: Conversations, readings: Sequence[BaseReading], instruction: str
+    ) -> list[list[Products]]:
+        """[fork layer][answer] products; prompts and answers read: as many of each."""
         tokens = instruction_tokens(self.tokenizer, instruction)
         prefixes = [fork.read_instruction(tokens, BLOCK_SIZE) for fork in self.forks]
+        instructed_prompts = iter(
+            [
+                chat_token_ids(self.tokenizer, with_instruction(prompt.messages(), instruction))
+                for prompt in prompts
+            ]
+        )
         rows: list[list[Products]] = [[] for _ in self.forks]
-        for start in range(0, len(plain), BATCH):
-            texts = plain[start : start + BATCH]
-            h_B = self._states(texts)
-            h_S = self._states(instructed[start : start + BATCH])
+        for texts, h_B, forked in readings:
+            instructed = [text._replace(prompt=next(instructed_prompts)) for text in texts]
+            hidden = self.model.model(input_ids=_padded_ids(instructed), use_cache=False)
+            h_S = _answer_states(instructed, hidden.last_hidden_state)
             teachers = list(self._teachers(h_B, h_S))
-            ids = _padded_ids(texts)
-            for row, fork, prefix in zip(rows, self.forks, prefixes, strict=True):
-                hidden = fork.instructed_states(fork.states_below_fork(ids), prefix)
-                for text, base, all_states, teacher in zip(
-                    texts, h_B, hidden, teachers, strict=True
-                ):
-                    difference = text.answer_states(all_states) - base
-                    row.append(teacher.products(difference))
+            for row, fork, below, prefix in zip(rows, self.forks, forked, prefixes, strict=True):
+                h_T = _answer_states(texts, fork.instructed_states(below, prefix))
+                row += [
+                    teacher.products(with_prefix - base)
+                    for with_prefix, base, teacher in zip(h_T, h_B, teachers, strict=True)
+                ]
         return rows
-
-    def _states(self, texts: Sequence[Text]) -> list[Tensor]:
-        hidden = self.model.model(input_ids=_padded_ids(texts), use_cache=False).last_hidden_state
-        return [text.answer_states(row) for text, row in zip(texts, hidden, strict=True)]
 
     def _teachers(self, h_B: Sequence[Tensor], h_S: Sequence[Tensor]) -> Iterator[_Teacher]:
         embedding = self.model.lm_head.weight[: len(self.tokenizer)]
@@ -160,6 +185,11 @@ class _Teacher(NamedTuple):
         pairs = ((rewards, self.rewards), (rewards, rewards), (self.rewards, self.rewards))
         both, own, teacher = (float((self.p * a * b).sum()) for a, b in pairs)
         return both, own, teacher
+
+
+def _answer_states(texts: Sequence[Text], hidden: Tensor) -> list[Tensor]:
+    """[n, H] float32 of each text: the states from which the answer's tokens are predicted."""
+    return [text.answer_states(row) for text, row in zip(texts, hidden, strict=True)]
 
 
 def _padded_ids(texts: Sequence[Text]) -> Tensor:
@@ -188,24 +218,27 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="number of prompts (default: all)")
     parser.add_argument("--fork-layers", type=int, nargs="+", required=True)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--kept", type=Path, help="file of drawn answers (default: beside --out)")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    cache = AnswerCache(args.kept or args.out.with_suffix(".answers.jsonl"))
+    prompts = read_prompts(args.prompts)[: args.limit]
+    conditions = [unguided_condition(), *instructed_conditions(INSTRUCTIONS)]
+    decoding = DecodingSettings(0.7, args.tokens, dtype=args.dtype)
+    batch = AnswerBatch(args.base, None, prompts, conditions, [decoding])
+    ((plain_answers, *told_answers),) = cache.draw(batch)
     folder = resolve_base(args.base)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, args.dtype)).eval()
     tokenizer = load_chat_tokenizer(folder, args.base, None)
-    prompts = read_prompts(args.prompts)[: args.limit]
-    decoding = TransformersDecoding(model, tokenizer, 0.7, args.tokens)
-    plain = decoding.draw(prompts, unguided_condition())
     reader = DepthReader(model, tokenizer, args.fork_layers)
+    plain = reader.read_plainly(prompts, plain_answers)
     rows: dict[str, Any] = {}
-    for name, instruction in INSTRUCTIONS.items():
-        instructed = decoding.draw(prompts, Condition(name, instruction=instruction))
+    for (name, instruction), answers in zip(INSTRUCTIONS.items(), told_answers, strict=True):
+        told = reader.read_plainly(prompts, answers)
         by_fork = [
             [tuple(np.add(a, b)) for a, b in zip(first, second, strict=True)]
             for first, second in zip(
                 reader.products(prompts, plain, instruction),
-                reader.products(prompts, instructed, instruction),
+                reader.products(prompts, told, instruction),
                 strict=True,
             )
         ]

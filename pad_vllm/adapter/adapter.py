@@ -6,7 +6,7 @@ adapter was trained or which engine serves it.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pad_vllm.adapter.json_fields import AdapterError
+from pad_vllm.adapter.learned_prefix import LearnedPrefix
 from pad_vllm.adapter.manifest import CONFIG_FILE, FORMAT_2, AdapterConfig
 from pad_vllm.adapter.peft_lora import LoRA
 
@@ -43,6 +44,9 @@ class Adapter:
     path: Path | None = field(default=None)
     """Folder that it was loaded from; None for an adapter that was made in memory."""
 
+    prefixes: Mapping[str, LearnedPrefix] = field(default_factory=dict)
+    """Name -> learned prefix, those that the config lists."""
+
     def __post_init__(self) -> None:
         D, r, H = (
             len(self.config.dimensions),
@@ -58,6 +62,7 @@ class Adapter:
         for (layer, module), pair in self.lora.weights.items():
             for letter, tensor in zip("AB", pair, strict=True):
                 _require_finite(f"LoRA {letter} of layer {layer} {module}", tensor)
+        _require_listed_prefixes(self.config, self.prefixes)
 
     @property
     def heads(self) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -80,6 +85,27 @@ class Adapter:
             yield "head_C", self.head_C
         for (layer, module), (a, b) in sorted(self.lora.weights.items()):
             yield from ((f"{layer}.{module}.A", a), (f"{layer}.{module}.B", b))
+
+
+def _require_listed_prefixes(config: AdapterConfig, prefixes: Mapping[str, LearnedPrefix]) -> None:
+    found = {name: prefix.digest for name, prefix in prefixes.items()}
+    expected = config.prefixes.digests if config.prefixes else {}
+    for name in {**expected, **found}:
+        if expected.get(name) != found.get(name):
+            raise AdapterError(
+                f"the learned prefix {name} is not the one that {CONFIG_FILE} lists (sha256 "
+                f"{found.get(name, 'missing')}, listed {expected.get(name, 'not at all')}). The files are "
+                "not of one adapter: copy or save them together."
+            )
+    for name, prefix in prefixes.items():
+        assert config.prefixes is not None
+        F = config.backbone.num_layers - config.prefixes.fork_layer
+        found_shape, P = (prefix.keys.shape[0], prefix.num_tokens), config.prefixes.num_tokens
+        if found_shape != (F, P):
+            raise AdapterError(
+                f"the learned prefix {name} has {found_shape[0]} layers and {found_shape[1]} tokens; "
+                f"accepted: {F} and {P}, as {CONFIG_FILE} says."
+            )
 
 
 def _require_constants_accepted(format_version: int) -> None:

@@ -1,4 +1,5 @@
-"""Loads and saves the adapter folder: a LoRA that PEFT can open, preference heads and pad_config.json.
+"""Loads and saves the adapter folder: a LoRA that PEFT can open, preference heads, learned prefixes and
+pad_config.json.
 
 A heads-only adapter has no LoRA: its folder must not hold PEFT's two files. In: a folder, or an `Adapter`.
 Out: a checked `Adapter`, float32 on the CPU; or the folder, written completely or not at all. Reads and
@@ -11,6 +12,7 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,7 +21,13 @@ from torch import Tensor
 
 from pad_vllm.adapter import peft_lora
 from pad_vllm.adapter.adapter import Adapter
-from pad_vllm.adapter.json_fields import AdapterError
+from pad_vllm.adapter.json_fields import AdapterError, read_json_object
+from pad_vllm.adapter.learned_prefix import (
+    LearnedPrefix,
+    peft_prefix_settings,
+    peft_prefix_tensors,
+    prefix_from_peft,
+)
 from pad_vllm.adapter.manifest import (
     CONFIG_FILE,
     FORMAT_2,
@@ -33,6 +41,8 @@ from pad_vllm.wording import listed
 HEADS_FILE = "preference_heads.safetensors"
 CARD_FILE = "README.md"
 ADAPTER_FILES = (LORA_CONFIG_FILE, LORA_TENSORS_FILE, CONFIG_FILE, HEADS_FILE, CARD_FILE)
+PREFIXES_FOLDER = "prefixes"
+"""Has a folder of PEFT's two files for each learned prefix, which has its name."""
 TRAINING_RECORD_FILES = ("curves.png", "history.json")
 """Files that training writes into the adapter folder; `load_adapter` ignores them."""
 
@@ -49,7 +59,8 @@ def load_adapter(path: str | Path) -> Adapter:
     try:
         lora = _load_lora(folder, config)
         heads = _load_heads(folder / HEADS_FILE, config.format_version)
-        return Adapter(config, lora, heads["A"], heads["B"], heads.get("C"), folder)
+        prefixes = _load_prefixes(folder / PREFIXES_FOLDER, config)
+        return Adapter(config, lora, heads["A"], heads["B"], heads.get("C"), folder, prefixes)
     except AdapterError as error:
         raise AdapterError(f"adapter {folder}: {error}") from None
 
@@ -105,6 +116,22 @@ def _load_heads(file: Path, format_version: int) -> dict[str, Tensor]:
     return heads
 
 
+def _load_prefixes(folder: Path, config: AdapterConfig) -> dict[str, LearnedPrefix]:
+    listed_prefixes = config.prefixes
+    if listed_prefixes is None:
+        return {}
+    prefixes = {}
+    for name in listed_prefixes.digests:
+        settings = read_json_object(folder / name / LORA_CONFIG_FILE, "Copy the whole folder.")
+        prefixes[name] = prefix_from_peft(
+            settings,
+            _read_tensors(folder / name / LORA_TENSORS_FILE),
+            num_layers=config.backbone.num_layers - listed_prefixes.fork_layer,
+            num_tokens=listed_prefixes.num_tokens,
+        )
+    return prefixes
+
+
 def _read_tensors(file: Path) -> dict[str, Tensor]:
     """The file's tensors as float32 copies, which stay valid when the file is replaced."""
     if not file.is_file():
@@ -131,6 +158,14 @@ def _write_files(adapter: Adapter, folder: Path, card: str) -> None:
         _write_lora(adapter, folder)
     heads = zip("ABC", adapter.heads, strict=True)
     _save_tensors({name: head for name, head in heads if head is not None}, folder / HEADS_FILE)
+    for name, prefix in adapter.prefixes.items():
+        own_folder = folder / PREFIXES_FOLDER / name
+        own_folder.mkdir(parents=True)
+        _write_json(
+            peft_prefix_settings(prefix, backbone=adapter.config.backbone.name),
+            own_folder / LORA_CONFIG_FILE,
+        )
+        _save_tensors(peft_prefix_tensors(prefix), own_folder / LORA_TENSORS_FILE)
     (folder / CONFIG_FILE).write_text(adapter.config.to_json(), "utf-8")
     (folder / CARD_FILE).write_text(card, "utf-8")
 
@@ -143,10 +178,12 @@ def _write_lora(adapter: Adapter, folder: Path) -> None:
         fork=adapter.config.fork_layer,
         num_layers=backbone.num_layers,
     )
-    (folder / LORA_CONFIG_FILE).write_text(
-        json.dumps(settings, sort_keys=True, indent=2) + "\n", "utf-8"
-    )
+    _write_json(settings, folder / LORA_CONFIG_FILE)
     _save_tensors(peft_lora.peft_tensors(adapter.lora), folder / LORA_TENSORS_FILE)
+
+
+def _write_json(values: Mapping[str, Any], file: Path) -> None:
+    file.write_text(json.dumps(values, sort_keys=True, indent=2) + "\n", "utf-8")
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
@@ -164,7 +201,8 @@ def require_replaceable(target: Path) -> None:
     if not target.exists():
         return
     names = sorted(p.name for p in target.iterdir()) if target.is_dir() else [target.name]
-    foreign = [name for name in names if name not in ADAPTER_FILES + TRAINING_RECORD_FILES]
+    own = (*ADAPTER_FILES, PREFIXES_FOLDER, *TRAINING_RECORD_FILES)
+    foreign = [name for name in names if name not in own]
     if foreign or not target.is_dir():
         raise AdapterError(
             f"{target} holds files that are not an adapter's ({listed(foreign[:4])}), and saving "

@@ -1,4 +1,4 @@
-"""Merges dimensions of several heads-only adapters on one backbone into one adapter.
+"""Merges dimensions and learned prefixes of several heads-only adapters on one backbone into one adapter.
 
 A dimension that several adapters have becomes the sum of theirs, each times its factor: two teachers of one
 thing. If their rewards are uncorrelated, a factor of 0.7 for each of two keeps the spread of one logit.
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.json_fields import AdapterError
-from pad_vllm.adapter.manifest import FORMAT_2, training_sections
+from pad_vllm.adapter.learned_prefix import LearnedPrefix
+from pad_vllm.adapter.manifest import FORMAT_2, FORMAT_3, training_sections
 from pad_vllm.adapter.peft_lora import EMPTY_LORA
 from pad_vllm.wording import listed
 
@@ -34,6 +35,15 @@ class AdapterPart:
     def factors(self) -> Mapping[str, float]:
         """Dimension -> factor, with all dimensions named."""
         return self.selected or dict.fromkeys(self.adapter.config.dimensions, 1.0)
+
+    @property
+    def selected_prefixes(self) -> Mapping[str, LearnedPrefix]:
+        """The learned prefixes that have the name of a selected dimension; all of them if all are selected.
+
+        Factors do not change them.
+        """
+        prefixes = self.adapter.prefixes
+        return {n: p for n, p in prefixes.items() if not self.selected or n in self.selected}
 
 
 def merge_adapters(
@@ -61,9 +71,15 @@ def merge_adapters(
     A, B, C = torch.zeros(D, rank, H), torch.zeros(D, H, rank), torch.zeros(D, H)
     for index, (head_A, head_B, head_C) in enumerate(heads):
         A[index, : len(head_A)], B[index, :, : len(head_A)], C[index] = head_A, head_B, head_C
+    prefixes = _merged_prefixes(parts)
+    prefix_config = next((p.adapter.config.prefixes for p in parts if p.selected_prefixes), None)
+    if prefix_config is not None:
+        digests = {name: prefix.digest for name, prefix in prefixes.items()}
+        prefix_config = replace(prefix_config, digests=digests)
     config = replace(
         first,
-        format_version=FORMAT_2,
+        format_version=FORMAT_3 if prefixes else FORMAT_2,
+        prefixes=prefix_config,
         dimensions=dimensions,
         head_rank=rank,
         beta=first.beta if beta is None else beta,
@@ -71,7 +87,31 @@ def merge_adapters(
         training={"parts": [section for part in parts for section in _scaled_sections(part)]},
     )
     has_constants = any(part.adapter.head_C is not None for part in parts)
-    return Adapter(config, EMPTY_LORA, A, B, C if has_constants else None)
+    return Adapter(config, EMPTY_LORA, A, B, C if has_constants else None, prefixes=prefixes)
+
+
+def _merged_prefixes(parts: Sequence[AdapterPart]) -> dict[str, LearnedPrefix]:
+    """Those of all parts. Raises AdapterError where two have one name, or other fork layers or lengths."""
+    merged: dict[str, LearnedPrefix] = {}
+    shapes = {}
+    for part in parts:
+        config = part.adapter.config.prefixes
+        for name, prefix in part.selected_prefixes.items():
+            assert config is not None
+            if name in merged:
+                raise AdapterError(
+                    f"{part.adapter.path} has a learned prefix {name}, as another of the adapters has; "
+                    "accepted: each name once. Select the dimension of one of them"
+                )
+            shapes[config.fork_layer, config.num_tokens] = part.adapter.path
+            merged[name] = prefix
+    if len(shapes) > 1:
+        described = (f"{path}: {layer} and {tokens}" for (layer, tokens), path in shapes.items())
+        raise AdapterError(
+            f"learned prefixes have other fork layers and numbers of tokens ({listed(described)}); accepted: "
+            "the same in all adapters. Train them with the same --prefix-fork-layer and --prefix-tokens"
+        )
+    return merged
 
 
 def _summed_head(parts: Sequence[AdapterPart], name: str) -> tuple[Tensor, Tensor, Tensor]:

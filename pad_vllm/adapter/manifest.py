@@ -31,6 +31,9 @@ FORMAT_1 = 1
 FORMAT_2 = 2
 """Adds to format 1: heads only (a fork at the top, no LoRA) and constants in the heads."""
 
+FORMAT_3 = 3
+"""Adds to format 2: learned prefixes beside heads only."""
+
 CONFIG_FILE = "pad_config.json"
 DIMENSION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 """Accepted names: they contain none of the `,`, `=`, `{`, `}` and blanks that separate pad_weights."""
@@ -40,11 +43,39 @@ _DIMENSIONS = "at least one name such as 'helpful': a letter, then letters, digi
 
 
 @dataclass(frozen=True)
+class PrefixConfig:
+    """The learned prefixes of an adapter, which requests name as `pad_preference`. Raises AdapterError."""
+
+    fork_layer: int
+    """First layer that reads them."""
+
+    num_tokens: int
+    """Virtual tokens P of each."""
+
+    digests: dict[str, str]
+    """Name -> LearnedPrefix.digest."""
+
+    def __post_init__(self) -> None:
+        require_integer("prefixes.fork_layer", self.fork_layer, 0)
+        require_integer("prefixes.num_tokens", self.num_tokens, 1)
+        digests = self.digests
+        valid = isinstance(digests, dict) and all(map(_is_digest, digests.values()))
+        require_field(
+            valid and digests, "prefixes.digests", digests, "an object of name and sha256"
+        )
+        _require_dimensions(tuple(digests))
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+@dataclass(frozen=True)
 class AdapterConfig:
     """The content of pad_config.json. Raises AdapterError for a field that the format does not accept."""
 
     format_version: int
-    """FORMAT_1 or FORMAT_2; any other is refused."""
+    """FORMAT_1 to FORMAT_3; any other is refused."""
 
     backbone: Backbone
     """The model that the adapter was trained on."""
@@ -84,6 +115,9 @@ class AdapterConfig:
     chat_template: str | None = None
     """Jinja template of the training prompts, if one was given to training; None: the backbone's own."""
 
+    prefixes: PrefixConfig | None = None
+    """Its learned prefixes; None where it has none."""
+
     def __post_init__(self) -> None:
         _require_version(self.format_version)
         require_field(isinstance(self.backbone, Backbone), "backbone", self.backbone, "an object")
@@ -109,9 +143,18 @@ class AdapterConfig:
         require_field(
             template_valid, "chat_template", template, "a Jinja template's text, or none at all"
         )
+        if self.prefixes is not None:
+            self._require_prefixes_accepted(self.prefixes)
         # 1 and 1.0 are the same default and must give the same digest.
         for name in ("beta", "min_p"):
             object.__setattr__(self, name, float(getattr(self, name)))
+
+    def _require_prefixes_accepted(self, prefixes: PrefixConfig) -> None:
+        version, top = self.format_version, self.backbone.num_layers
+        require_field(version >= FORMAT_3, "format_version", version, "3 for learned prefixes")
+        accepted = f"heads only, {top} here, beside learned prefixes"
+        require_field(self.heads_only, "fork_layer", self.fork_layer, accepted)
+        require_integer("prefixes.fork_layer", prefixes.fork_layer, 0, top - 1)
 
     @property
     def heads_only(self) -> bool:
@@ -152,10 +195,16 @@ class AdapterConfig:
             values[name] = as_tuple(values[name])
         dimensions = as_tuple(raw["dimensions"])
         require_field(dimensions, "dimensions", dimensions, _DIMENSIONS)
-        return cls(**{**raw, "backbone": Backbone(**values), "dimensions": dimensions})
+        parts = {"backbone": Backbone(**values), "dimensions": dimensions}
+        if (prefixes := raw.get("prefixes")) is not None:
+            require_field(isinstance(prefixes, dict), "prefixes", prefixes, "an object")
+            fields = [field.name for field in dataclasses.fields(PrefixConfig)]
+            require_keys("prefixes.", prefixes, fields)
+            parts["prefixes"] = PrefixConfig(**prefixes)
+        return cls(**{**raw, **parts})
 
 
-_OPTIONAL: dict[str, Any] = {"no_repeat": 0, "min_p": 0.0, "chat_template": None}
+_OPTIONAL: dict[str, Any] = {"no_repeat": 0, "min_p": 0.0, "chat_template": None, "prefixes": None}
 """Keys that pad_config.json may leave out, and their values then."""
 
 _BACKBONE_OPTIONAL: dict[str, Any] = {"landmarks": None}
@@ -174,8 +223,10 @@ def _without_unused(values: dict[str, Any], optional: dict[str, Any]) -> dict[st
     }
 
 
-def format_version_for(*, heads_only: bool, constants: bool) -> int:
+def format_version_for(*, heads_only: bool, constants: bool, prefixes: bool = False) -> int:
     """The lowest format version that can describe an adapter with these parts."""
+    if prefixes:
+        return FORMAT_3
     return FORMAT_2 if heads_only or constants else FORMAT_1
 
 
@@ -219,10 +270,10 @@ def require_adapter_folder(path: str | Path) -> Path:
 
 
 def _require_version(version: object) -> None:
-    if type(version) is not int or version not in (FORMAT_1, FORMAT_2):
+    if type(version) is not int or version not in (FORMAT_1, FORMAT_2, FORMAT_3):
         raise AdapterError(
-            f"format_version is {short_repr(version)}; this pad_vllm reads {FORMAT_1} and "
-            f"{FORMAT_2}. Upgrade pad_vllm, or train or convert the adapter with a release that "
+            f"format_version is {short_repr(version)}; this pad_vllm reads {FORMAT_1} to "
+            f"{FORMAT_3}. Upgrade pad_vllm, or train or convert the adapter with a release that "
             "writes one of these versions."
         )
 

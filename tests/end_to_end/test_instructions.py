@@ -49,11 +49,24 @@ def kinds(*, heads):
 
 def mixed(*, heads=True, shift=0):
     """Neighbours in the batch read other instructions, or none."""
-    return [
-        greedy(prompt(length, shift), TOKENS, kind)
-        for length in LENGTHS
-        for kind in kinds(heads=heads)
-    ]
+    return of_every_length(kinds(heads=heads), shift)
+
+
+def of_every_length(asked, shift=0):
+    return [greedy(prompt(length, shift), TOKENS, kind) for length in LENGTHS for kind in asked]
+
+
+def with_learned():
+    """Two learned prefixes, one with the heads of its name, beside a sentence and nothing."""
+    return of_every_length(
+        [
+            {"pad_preference": "warm", "pad_beta": 1.0},
+            {"pad_preference": SENTENCES[0]},
+            None,
+            {"pad_preference": "curt", "pad_beta": -1.5, "pad_top_k": 7},
+            {"pad_preference": "warm", "pad_weights": "brief=1", "pad_beta": 2.0},
+        ]
+    )
 
 
 def without_adapter(base, settings=SETTINGS, **llm):
@@ -71,6 +84,17 @@ def made(tmp_path_factory):
     layers = tiny.COMMON["num_hidden_layers"]
     return base, tiny.write_adapter(
         base, root / "adapter", fork_layer=layers, std=0.15, beta=1.0, constants=True
+    )
+
+
+@pytest.fixture(scope="module")
+def learned(made, tmp_path_factory):
+    """An adapter that has learned prefixes too."""
+    base, layers = made[0], tiny.COMMON["num_hidden_layers"]
+    folder = tmp_path_factory.mktemp("learned") / "adapter"
+    names = ("warm", "curt")
+    return tiny.write_adapter(
+        base, folder, fork_layer=layers, std=0.15, prefixes=names, prefix_fork_layer=FORK
     )
 
 
@@ -171,6 +195,35 @@ def test_seeded_answers_and_grammars_are_alone_what_they_are_in_company(made, ru
     assert len({tuple(one["token_ids"]) for one in seeded["choices"]}) == 2
     # The text before it is the prompt's last bytes, which are no characters.
     assert masked["choices"][0]["text"].endswith(("yes", "no"))
+
+
+LEARNED_SETTINGS = {name: value for name, value in SETTINGS.items() if name != "fork_layer"}
+
+
+@pytest.mark.parametrize("runner", ["v1", "v2"])
+def test_learned_prefixes_beside_sentences_say_what_their_twin_says(made, learned, runner):
+    twin = InstructedTwin(made[0], learned, fork_layer=FORK, block_size=BLOCK)
+    job = {"llm": pad(made[0], learned, LEARNED_SETTINGS, block_size=BLOCK)}
+    # Again, from the prefix cache and with blocks that are written already.
+    job["rounds"] = [with_learned(), with_learned()]
+    result = engine(job, V2_ENV if runner == "v2" else None)
+    for outputs in result["rounds"]:
+        require_twins_tokens(twin, with_learned(), {"outputs": outputs})
+    first, again = ([one["token_ids"] for one in outputs] for outputs in result["rounds"])
+    assert first == again
+    assert len({tuple(one) for one in first}) == len(first)
+
+
+def test_two_ranks_say_with_learned_prefixes_what_one_says(made, learned):
+    twin = InstructedTwin(made[0], learned, fork_layer=FORK, block_size=BLOCK)
+    llm = pad(made[0], learned, LEARNED_SETTINGS, block_size=BLOCK, tensor_parallel_size=2)
+    result = engine({"llm": llm, "requests": with_learned()})
+    require_twins_tokens(twin, with_learned(), {"outputs": result["outputs"]})
+
+
+def test_learned_prefixes_that_do_not_fill_blocks_are_refused(made, learned):
+    with pytest.raises(EngineFailed, match="not whole KV blocks of 128.*--block-size 32"):
+        engine({"llm": pad(made[0], learned, LEARNED_SETTINGS, block_size=128), "requests": []})
 
 
 def test_drafts_change_nothing(made, twin):

@@ -1,7 +1,7 @@
 """Which reserved KV blocks hold which instruction. Bounded: the least recently used one goes, those in use
 stay.
 
-In: instructions as token ids, joining and leaving the batch. Out: slot numbers. Knows no tensor and no model.
+In: instructions, joining and leaving the batch. Out: slot numbers. Knows no tensor and no model.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from pad_vllm.instruction import InstructionTokens
+from pad_vllm.instruction import Instruction
 
-Key = tuple[int, InstructionTokens]
+Key = tuple[int, Instruction]
 """How often the weights had changed when it was read, and the instruction: old keys and values are not used.
 """
 

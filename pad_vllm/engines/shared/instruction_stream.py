@@ -8,22 +8,25 @@ prefix cache may hold blocks of such a request, whose reward stream knew nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from pad_vllm.adapter.learned_prefix import LearnedPrefix
 from pad_vllm.engines.failure_log import FailureLog
 from pad_vllm.engines.reward_engine import GuidedRequest
 from pad_vllm.engines.shared.instruction_slots import InstructionSlots, Key
-from pad_vllm.instruction import InstructionTokens
+from pad_vllm.engines.shared.learned_prefixes import LearnedPrefixes
+from pad_vllm.instruction import Instruction
 
 _UNREAD = (
     "an instruction could not be read, or no block was free for it: its requests stay unguided"
 )
 
-ReadInstruction = Callable[[InstructionTokens, Sequence[int]], None]
+ReadInstruction = Callable[[Instruction, Sequence[int]], None]
 """Write the prefix of an instruction into the first of these reserved blocks; all of them may be used."""
 
 
@@ -53,6 +56,8 @@ class InstructionStream:
 
     failure_log: FailureLog
     read: ReadInstruction
+    learned: LearnedPrefixes = field(default_factory=LearnedPrefixes)
+    """Of the served adapters; `read` finds them there."""
 
     batch: Mapping[int, GuidedRequest] = field(default_factory=dict)
     """The guided requests by batch slot, a live view of the logits processor's."""
@@ -77,6 +82,26 @@ class InstructionStream:
         self._unreadable: set[Key] = set()
         self._in_use: dict[int, Key] = {}  # id of a GuidedRequest -> what it acquired
         self._num_weight_changes = 0
+
+    def add_learned(self, adapter: str, prefixes: Iterable[LearnedPrefix]) -> None:
+        """An adapter with learned prefixes is served from now on.
+
+        Args:
+            adapter: a name that no other served adapter has.
+            prefixes: its own.
+
+        Raises:
+            ValueError: they do not fill whole KV blocks.
+        """
+        prefixes = tuple(prefixes)
+        for prefix in prefixes:
+            if prefix.num_tokens % self.block_size:
+                raise ValueError(
+                    f"a learned prefix has {prefix.num_tokens} tokens, which are not whole KV blocks of "
+                    f"{self.block_size}; accepted: a block size that divides it. Start with --block-size "
+                    f"{math.gcd(prefix.num_tokens, 32)}."
+                )
+        self.learned.add(adapter, prefixes)
 
     def join(self, request: GuidedRequest) -> None:
         """A guided request enters the batch: its instruction is read, unless it was before.

@@ -6,12 +6,13 @@ forked, and needs only the weights of a request.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 from torch.nn.functional import pad
 
 from pad_vllm import guidance
+from pad_vllm.adapter.learned_prefix import LearnedPrefix
 from pad_vllm.engines.reward_engine import GuidedRequest, RewardEngine, StepCandidates
 from pad_vllm.engines.shared import adapter_heads
 from pad_vllm.engines.shared.instruction_stream import InstructionStream
@@ -62,6 +63,19 @@ class SharedRewards(RewardEngine):
             num_used: one more than the last index that is still in use.
         """
         self._set_heads(adapter_heads.remove_heads(self._heads, offset, count, num_used))
+
+    def add_prefixes(self, adapter: str, prefixes: Iterable[LearnedPrefix]) -> None:
+        """Between steps: the learned prefixes of one more adapter. Without instructions none is read.
+
+        adapter: a name that no other served adapter has.
+        """
+        if self._instructions is not None:
+            self._instructions.add_learned(adapter, prefixes)
+
+    def remove_prefixes(self, adapter: str) -> None:
+        """Between steps: no request in the batch uses this adapter."""
+        if self._instructions is not None:
+            self._instructions.learned.remove(adapter)
 
     def _set_heads(self, heads: adapter_heads.HeadTensors) -> None:
         A, B, C = heads

@@ -21,7 +21,7 @@ from pad_vllm.adapter.combine_adapters import AdapterPart, require_mergeable
 from pad_vllm.adapter.manifest import CONFIG_FILE
 from pad_vllm.config import PADConfig
 from pad_vllm.params import RequestLimits
-from pad_vllm.serving.start import served_adapters
+from pad_vllm.serving.start import instruction_settings, served_adapters
 from pad_vllm.serving.start.served_adapters import ADD_ADAPTER_RPC, REMOVE_ADAPTER_RPC
 from pad_vllm.vllm_api.patches.outcome_rpc import call_all_workers
 from pad_vllm.vllm_api.vllm_names import init_logger
@@ -128,6 +128,11 @@ class AdapterRegistry:
     def _load_mergeable(self, path: str) -> Adapter:
         first, adapter = load_adapter(self._pad.adapter), load_adapter(Path(path).expanduser())
         require_mergeable([AdapterPart(first, {}), AdapterPart(adapter, {})])
+        if self._pad.instructions and adapter.config.prefixes is not None:
+            served_layer = instruction_settings.fork_layer(self._pad, first.config)
+            instruction_settings.require_prefixes_fit(
+                self._pad, adapter.config.prefixes, served_layer
+            )
         return adapter
 
     def _assign_dimensions(self, name: str, adapter: Adapter) -> RequestLimits:

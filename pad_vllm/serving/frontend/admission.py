@@ -14,6 +14,7 @@ from pad_vllm.adapter.shape_checks import (
     attention_kinds,
     require_even_attention_split,
     require_lora_shapes,
+    require_prefix_shapes,
 )
 from pad_vllm.argument_names import ADAPTER, EXPLAIN, PREFERENCE, WEIGHTS
 from pad_vllm.config import PADConfig
@@ -70,6 +71,7 @@ def _instruction_reader(config: VllmConfig, pad: PADConfig) -> InstructionReader
 def _require_fitting_base(pad: PADConfig, adapter: Adapter, base: Any) -> None:
     """Raises AdapterError where the adapter's matrices or its fork do not fit the base's config."""
     require_lora_shapes(adapter, base)
+    require_prefix_shapes(adapter, base)
     fork_layer = instruction_settings.fork_layer(pad, adapter.config)
     require_even_attention_split(attention_kinds(base), fork_layer)
 

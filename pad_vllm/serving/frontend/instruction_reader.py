@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 from pad_vllm.argument_names import INSTRUCTION_KEY, PREFERENCE
 from pad_vllm.engines.shared.instruction_stream import InstructionLimits
-from pad_vllm.instruction import InstructionTokens
+from pad_vllm.instruction import Instruction, InstructionTokens
 from pad_vllm.params import RequestLimits
 from pad_vllm.text.instruction_tokens import instruction_tokens
 from pad_vllm.wording import refusal
@@ -26,7 +26,7 @@ _CACHED_SENTENCES = 4096
 class InFlightInstruction:
     """One instruction that requests in flight have. Freed with the last of them."""
 
-    tokens: InstructionTokens
+    instruction: Instruction
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class InstructedRequest:
     """What guides a request with an instruction; see vllm_api.patches.outcome_rpc.RequestGuidance."""
 
     limits: RequestLimits
-    instruction: InFlightInstruction
+    in_flight: InFlightInstruction
 
     @property
     def worker_arguments(self) -> dict[str, Any]:
         """Request arguments that the workers read besides the client's."""
-        return {**self.limits.worker_arguments, INSTRUCTION_KEY: self.instruction.tokens}
+        return {**self.limits.worker_arguments, INSTRUCTION_KEY: self.in_flight.instruction}
 
 
 class InstructionReader:
@@ -65,7 +65,7 @@ class InstructionReader:
                 "Raise it, or lower --api-server-count."
             )
         self._max_tokens = limits.max_tokens
-        self._in_flight: WeakValueDictionary[InstructionTokens, InFlightInstruction] = (
+        self._in_flight: WeakValueDictionary[Instruction, InFlightInstruction] = (
             WeakValueDictionary()
         )
 
@@ -79,12 +79,28 @@ class InstructionReader:
         """The request with its instruction.
 
         Args:
-            sentence: the value of pad_preference.
-            limits: of the adapter that it names.
+            sentence: the value of pad_preference; the name of a learned prefix of the adapter means that.
+            limits: of the adapter that the request names.
 
         Raises:
             ValueError: the sentence is too long, or too many different ones are in flight.
         """
+        learned = limits.prefixes.get(sentence)
+        instruction = self._read(sentence) if learned is None else learned
+        in_flight = self._in_flight.get(instruction)
+        if in_flight is None:
+            if len(self._in_flight) >= self._max_in_flight:
+                raise refusal(
+                    PREFERENCE,
+                    sentence,
+                    f"one of the {self._max_in_flight} different instructions of requests that are being "
+                    "answered",
+                    "send it again when some have ended, or raise the server's max_instructions",
+                )
+            in_flight = self._in_flight[instruction] = InFlightInstruction(instruction)
+        return InstructedRequest(limits, in_flight)
+
+    def _read(self, sentence: str) -> InstructionTokens:
         tokens = self._tokens(sentence)
         if tokens.num_places > self._max_tokens:
             raise refusal(
@@ -94,15 +110,4 @@ class InstructionReader:
                 f"{self._max_tokens}; this one has {len(tokens.sentence)} and {len(tokens.opening)}",
                 "shorten it, or raise the server's max_instruction_tokens",
             )
-        instruction = self._in_flight.get(tokens)
-        if instruction is None:
-            if len(self._in_flight) >= self._max_in_flight:
-                raise refusal(
-                    PREFERENCE,
-                    sentence,
-                    f"one of the {self._max_in_flight} different instructions of requests that are being "
-                    "answered",
-                    "send it again when some have ended, or raise the server's max_instructions",
-                )
-            instruction = self._in_flight[tokens] = InFlightInstruction(tokens)
-        return InstructedRequest(limits, instruction)
+        return tokens

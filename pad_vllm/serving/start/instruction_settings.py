@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from pad_vllm.adapter.backbone.backbone import Backbone
-from pad_vllm.adapter.manifest import AdapterConfig
+from pad_vllm.adapter.manifest import AdapterConfig, PrefixConfig
 from pad_vllm.config import PADConfig
 from pad_vllm.engines.shared.instruction_stream import InstructionLimits
 from pad_vllm.vllm_api.prefixed_attention import require_row_to_request
@@ -41,6 +41,9 @@ def fork_layer(pad: PADConfig, adapter: AdapterConfig) -> int:
             f"{adapter.fork_layer} up, whose reward stream is its own. Serve an adapter with heads only, or "
             "none, or drop --instructions."
         )
+    if adapter.prefixes is not None:
+        require_prefixes_fit(pad, adapter.prefixes, adapter.prefixes.fork_layer)
+        return adapter.prefixes.fork_layer
     if pad.fork_layer is None:
         return default_fork_layer(adapter.backbone)
     if pad.fork_layer >= num_layers:
@@ -50,6 +53,26 @@ def fork_layer(pad: PADConfig, adapter: AdapterConfig) -> int:
             f"{default_fork_layer(adapter.backbone)}."
         )
     return pad.fork_layer
+
+
+def require_prefixes_fit(pad: PADConfig, prefixes: PrefixConfig, served_fork_layer: int) -> None:
+    """Raises ValueError where a server with instructions cannot serve an adapter's learned prefixes."""
+    for layer in {
+        served_fork_layer,
+        served_fork_layer if pad.fork_layer is None else pad.fork_layer,
+    }:
+        if layer != prefixes.fork_layer:
+            raise ValueError(
+                f"the adapter's prefixes were learned for fork layer {prefixes.fork_layer}, and this "
+                f"server's is {layer}; accepted: the same one. Leave --fork-layer out where this adapter is "
+                "the first."
+            )
+    if prefixes.num_tokens > pad.max_instruction_tokens:
+        raise ValueError(
+            f"the adapter's learned prefixes have {prefixes.num_tokens} tokens, and additional_config['pad']"
+            f"['max_instruction_tokens'] is {pad.max_instruction_tokens}; raise it to {prefixes.num_tokens} "
+            "at least."
+        )
 
 
 def require_instructions_supported(config: VllmConfig) -> None:

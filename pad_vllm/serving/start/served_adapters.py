@@ -17,9 +17,10 @@ from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.adapter.combine_adapters import AdapterPart, merge_adapters
-from pad_vllm.adapter.manifest import FORMAT_2, AdapterConfig, read_config
+from pad_vllm.adapter.manifest import FORMAT_2, AdapterConfig, PrefixConfig, read_config
 from pad_vllm.adapter.peft_lora import EMPTY_LORA
 from pad_vllm.config import PADConfig
+from pad_vllm.instruction import LearnedInstruction
 from pad_vllm.params import InstructionDefaults, RequestLimits
 
 ADD_ADAPTER_RPC, REMOVE_ADAPTER_RPC = "pad_add_adapter", "pad_drop_adapter"
@@ -40,7 +41,7 @@ def load_served_adapters(pad: PADConfig, base: Any = None) -> Adapter:
     adapters = [first, *map(load_adapter, pad.adapters.values())]
     return merge_adapters(
         [
-            AdapterPart(_with_unique_dimensions(adapter, index), {})
+            AdapterPart(_with_unique_names(adapter, index), {})
             for index, adapter in enumerate(adapters)
         ]
     )
@@ -66,10 +67,19 @@ def _no_adapter(backbone: Backbone) -> Adapter:
     )
 
 
-def _with_unique_dimensions(adapter: Adapter, index: int) -> Adapter:
-    """The adapter with its index in the dimensions' names: two adapters may have a dimension of one name."""
-    names = tuple(f"adapter{index}_{name}" for name in adapter.config.dimensions)
-    return replace(adapter, config=replace(adapter.config, dimensions=names))
+def _with_unique_names(adapter: Adapter, index: int) -> Adapter:
+    """The adapter with its index in the names of dimensions and prefixes: two may have one of one name."""
+    config, stem = adapter.config, f"adapter{index}_"
+    prefixes = config.prefixes
+    if prefixes is not None:
+        digests = {stem + name: digest for name, digest in prefixes.digests.items()}
+        prefixes = replace(prefixes, digests=digests)
+    names = tuple(stem + name for name in config.dimensions)
+    return replace(
+        adapter,
+        config=replace(config, dimensions=names, prefixes=prefixes),
+        prefixes={stem + name: prefix for name, prefix in adapter.prefixes.items()},
+    )
 
 
 def served_limits(pad: PADConfig) -> RequestLimits:
@@ -125,4 +135,15 @@ def adapter_limits(adapter: AdapterConfig, max_beta: float, max_top_k: int) -> R
         max_top_k=max_top_k,
         no_repeat=adapter.no_repeat,
         min_p=adapter.min_p,
+        prefixes=_learned_instructions(adapter.prefixes),
     )
+
+
+def _learned_instructions(prefixes: PrefixConfig | None) -> dict[str, LearnedInstruction]:
+    """Name -> what stands for the learned prefix on the way to the workers."""
+    if prefixes is None:
+        return {}
+    return {
+        name: LearnedInstruction(digest, prefixes.num_tokens)
+        for name, digest in prefixes.digests.items()
+    }

@@ -20,6 +20,7 @@ from pad_vllm.config import COMPILE_CACHE_KEY, PAD_KEY, PADConfig
 from pad_vllm.engines import token_columns
 from pad_vllm.engines.reward_engine import RewardEngine, ZeroRewards
 from pad_vllm.engines.shared.instruction_stream import InstructionStream
+from pad_vllm.engines.shared.learned_prefixes import LearnedPrefixes
 from pad_vllm.engines.shared.model_fork import InstructedFork, fork_model
 from pad_vllm.engines.shared.shared_rewards import SharedRewards
 from pad_vllm.serving.start import config_checks, instruction_settings, served_adapters
@@ -231,11 +232,13 @@ def _instructed_fork(loaded: LoadedModel, fork_layer: int) -> InstructedFork:
     from pad_vllm.vllm_api.instruction_forward import InstructionForward  # not in older vLLMs
 
     limits = instruction_settings.instruction_limits(loaded.pad)
-    read = InstructionForward(loaded.model, loaded.config, limits.num_reserved_blocks)
+    learned = LearnedPrefixes()
+    read = InstructionForward(loaded.model, loaded.config, limits.num_reserved_blocks, learned.find)
     cache = loaded.config.cache_config
     if cache.block_size > _MAX_BLOCK_SIZE:
         logger.warning(_LARGE_BLOCKS, cache.block_size)
-    stream = InstructionStream(limits, cache, loaded.instance.failure_log, read)
+    stream = InstructionStream(limits, cache, loaded.instance.failure_log, read, learned)
+    stream.add_learned("", loaded.adapter.prefixes.values())
     return InstructedFork(fork_layer, stream)
 
 

@@ -48,6 +48,7 @@ def add_adapter(
             return f"adapter {path} changed while it was loaded. Load it again."
         served = accepted.limits
         limits = adapter_limits(adapter.config, served.max_beta, served.max_top_k)
+        engine.add_prefixes(worker_key, adapter.prefixes.values())
         engine.insert_heads(first_dimension, adapter.heads)
         accepted.add(
             worker_key, replace(limits, engine=served.engine, first_dimension=first_dimension)
@@ -75,6 +76,7 @@ def remove_adapter(
     try:
         accepted, engine = _limits_and_engine(instance_id)
         accepted.remove(worker_key)
+        engine.remove_prefixes(worker_key)
         engine.remove_heads(first_dimension, count, num_used)
     except Exception as error:  # noqa: BLE001, as above
         return f"{type(error).__name__}: {error}"

@@ -112,8 +112,8 @@ def _wrap_request_maker(processor: Any) -> None:
     def process_inputs(*args: Any, **kwargs: Any) -> Any:
         request = original(*args, **kwargs)
         extra_args = getattr(request.sampling_params, "extra_args", None) or {}
-        if tokens := extra_args.get(INSTRUCTION_KEY):
-            digest = hashlib.sha256(repr([*map(list, tokens)]).encode()).hexdigest()
+        if instruction := extra_args.get(INSTRUCTION_KEY):
+            digest = hashlib.sha256(repr(instruction).encode()).hexdigest()
             request.cache_salt = f"instruction:{digest}:{request.cache_salt or ''}"
         elif request.cache_salt:
             request.cache_salt = f"plain:{request.cache_salt}"

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from pad_vllm.adapter.learned_prefix import LearnedPrefix
 from pad_vllm.engines.failure_log import FailureLog
 from pad_vllm.engines.reward_engine import GuidedRequest
 from pad_vllm.engines.shared.instruction_stream import InstructionLimits, InstructionStream
-from pad_vllm.instruction import InstructionTokens
+from pad_vllm.instruction import InstructionTokens, LearnedInstruction
 from pad_vllm.params import Guidance
 
 BLOCK = 4
@@ -209,3 +211,41 @@ def test_an_instruction_longer_than_its_blocks_is_not_read_into_those_of_another
     assert math.isnan(stream.joined(*range(9)).instruction_weight)
     assert stream.readings == []
     assert stream.num_unread == 1
+
+
+def learned_prefix(num_tokens=2 * BLOCK, value=1.0):
+    keys = torch.full((1, 1, num_tokens, 2), value)
+    return LearnedPrefix(keys, keys)
+
+
+def test_a_learned_prefix_has_its_own_blocks_and_goes_with_its_adapter():
+    stream, prefix = Stream(), learned_prefix()
+    found = []
+    stream.read = lambda instruction, blocks: found.append(stream.learned.find(instruction.digest))
+    stream.add_learned("one", [prefix])
+    stream.add_learned("two", [learned_prefix(), learned_prefix(value=2.0)])
+    request = GuidedRequest(
+        Guidance(
+            (),
+            1.0,
+            10,
+            preference="warm",
+            instruction=LearnedInstruction(prefix.digest, prefix.num_tokens),
+        ),
+        [],
+        0,
+    )
+    stream.join(request)
+    assert found == [prefix]
+    assert request.instruction_blocks == (0, 1)
+    assert request.instruction_weight == 1.0
+    stream.learned.remove("one")
+    assert stream.learned.find(prefix.digest).digest == prefix.digest  # the other adapter's
+    stream.learned.remove("two")
+    with pytest.raises(KeyError, match=prefix.digest):
+        stream.learned.find(prefix.digest)
+
+
+def test_one_that_does_not_fill_whole_blocks_is_refused():
+    with pytest.raises(ValueError, match="has 6 tokens.*blocks of 4.*--block-size 2"):
+        Stream().add_learned("one", [learned_prefix(6)])

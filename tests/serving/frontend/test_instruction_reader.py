@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ import tiny
 
 from pad_vllm.argument_names import INSTRUCTION_KEY
 from pad_vllm.engines.shared.instruction_stream import InstructionLimits
+from pad_vllm.instruction import LearnedInstruction
 from pad_vllm.params import InstructionDefaults, RequestLimits, parse_guidance
 from pad_vllm.serving.frontend.instruction_reader import InstructionReader
 from pad_vllm.text.instruction_tokens import instruction_tokens
@@ -55,7 +57,7 @@ def test_beside_the_tokens_they_are_told_the_adapter(reader):
     assert admitted.limits is NAMED
     assert admitted.worker_arguments == {
         "pad_adapter": "work#1",
-        INSTRUCTION_KEY: admitted.instruction.tokens,
+        INSTRUCTION_KEY: admitted.in_flight.instruction,
     }
 
 
@@ -87,7 +89,7 @@ def test_more_than_there_are_places_for_are_refused_with_the_setting_that_allows
 def test_one_sentence_takes_one_place_however_many_requests_have_it(reader):
     full = reader()
     held = [full.admit("be kind", LIMITS) for _ in range(5)]
-    assert len({id(one.instruction) for one in held}) == 1
+    assert len({id(one.in_flight) for one in held}) == 1
     held.append(full.admit("be brief", LIMITS))
     with pytest.raises(ValueError, match="being answered"):
         full.admit("be odd", LIMITS)
@@ -165,3 +167,17 @@ def test_what_the_chat_template_does_not_render_is_refused(tokenizer):
     reader = InstructionReader(Silent(), InstructionLimits(9, 64), SimpleNamespace())
     with pytest.raises(ValueError, match="renders no user's turn"):
         reader.admit("be kind", LIMITS)
+
+
+def test_the_name_of_a_learned_prefix_stands_for_it_and_takes_a_place(reader):
+    learned = LearnedInstruction("0" * 64, 32)
+    limits = replace(NAMED, instructions=InstructionDefaults(), prefixes={"warm": learned})
+    admitting = reader(max_instructions=1)
+    admitted = admitting.admit("warm", limits)
+    arguments = {"pad_preference": "warm", **admitted.worker_arguments}
+    assert arguments["pad_adapter"] == "work#1"
+    on_the_wire = {**arguments, INSTRUCTION_KEY: list(arguments[INSTRUCTION_KEY])}
+    del on_the_wire["pad_adapter"]
+    assert parse_guidance(on_the_wire, limits).instruction == learned
+    with pytest.raises(ValueError, match="one of the 1 different instructions"):
+        admitting.admit("be warm", limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from pad_vllm.adapter.backbone.backbone import Backbone
-from pad_vllm.adapter.manifest import FORMAT_2, AdapterConfig
+from pad_vllm.adapter.manifest import FORMAT_2, FORMAT_3, AdapterConfig, PrefixConfig
 from pad_vllm.config import PADConfig
 from pad_vllm.serving.start import instruction_settings
 from pad_vllm.serving.start.unsupported_configs import require_supported
@@ -158,3 +159,28 @@ def test_every_instruction_has_blocks_that_the_scheduler_does_not_get(
 ):
     pad = PADConfig.from_additional_config({"pad": settings})
     assert instruction_settings.num_reserved_blocks(pad, block_size) == reserved
+
+
+def with_prefixes(fork_layer=6, num_tokens=32):
+    prefixes = PrefixConfig(fork_layer, num_tokens, {"warm": "0" * 64})
+    return replace(adapter(), format_version=FORMAT_3, prefixes=prefixes)
+
+
+def test_learned_prefixes_say_where_the_fork_is():
+    pad = PADConfig(adapter="a", instructions=True)
+    assert instruction_settings.fork_layer(pad, with_prefixes()) == 6
+    assert instruction_settings.fork_layer(replace(pad, fork_layer=6), with_prefixes()) == 6
+    assert instruction_settings.fork_layer(PADConfig(adapter="a"), with_prefixes()) == 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fork_layer": 5}, "fork layer 6, and this server's is 5"),
+        ({"max_instruction_tokens": 31}, "have 32 tokens.* is 31; raise it to 32"),
+    ],
+)
+def test_a_server_that_cannot_read_them_is_refused(settings, message):
+    pad = PADConfig(adapter="a", instructions=True, **settings)
+    with pytest.raises(ValueError, match=message):
+        instruction_settings.fork_layer(pad, with_prefixes())

@@ -34,6 +34,9 @@ def folders(tmp_path_factory):
         "work": write("work", ("formal",), beta=0.5, constants=True, seed=2),
         "play": write("play", ("warm", "silly"), head_rank=6, seed=3),
         "forked": write("forked", ("warm",), fork_layer=2),
+        "learned": write("learned", ("warm",), prefixes=("warm", "curt"), seed=4),
+        "more": write("more", ("formal",), prefixes=("warm",), seed=5),
+        "higher": write("higher", ("formal",), prefixes=("odd",), prefix_fork_layer=2, seed=6),
     }
 
 
@@ -139,3 +142,24 @@ def test_the_defaults_of_an_instruction_keep_to_the_servers_maxima():
     pad = PADConfig(instructions=True, max_beta=1.0, max_top_k=10)
     asked = parse_guidance({"pad_preference": "be kind"}, served_adapters.served_limits(pad))
     assert (asked.beta, asked.top_k) == (1.0, 10)
+
+
+def test_learned_prefixes_of_every_adapter_are_served_by_name(folders):
+    pad = settings(folders, "learned", "more", instructions=True)
+    served = served_adapters.load_served_adapters(pad)
+    own = {name: load_adapter(folders[name]).prefixes for name in ("learned", "more")}
+    digests = {prefix.digest for prefixes in own.values() for prefix in prefixes.values()}
+    assert {prefix.digest for prefix in served.prefixes.values()} == digests
+    limits = served_adapters.served_limits(pad)
+    assert not limits.prefixes
+    for name, prefixes in own.items():
+        found = limits.for_adapter(name).prefixes
+        assert {key: one.digest for key, one in found.items()} == {
+            key: prefix.digest for key, prefix in prefixes.items()
+        }
+
+
+def test_learned_prefixes_of_other_fork_layers_are_refused(folders):
+    pad = settings(folders, "learned", "higher", instructions=True)
+    with pytest.raises(AdapterError, match="--prefix-fork-layer"):
+        served_adapters.load_served_adapters(pad)
