@@ -68,6 +68,12 @@ class InstructedBackbone:
         self._lower = decoder_slice(decoder, 0, fork_layer, norm=False) if fork_layer else None
         self._upper = decoder_slice(decoder, fork_layer, num_layers, norm=True)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone is."""
+        found: torch.device = self.backbone.device
+        return found
+
     @torch.no_grad()
     def states_below_fork(self, input_ids: Tensor) -> Tensor:
         """What both streams share: ids [N, T] -> residual stream below the fork layer [N, T, H]."""
@@ -99,9 +105,11 @@ class InstructedBackbone:
         T = len(instruction.text)
         cache = DynamicCache()
         self._upper(
-            inputs_embeds=self.states_below_fork(torch.tensor([instruction.text])),
-            position_ids=torch.arange(-T, 0).unsqueeze(0),
-            attention_mask=_causal_mask(T, 0, self.backbone.dtype),
+            inputs_embeds=self.states_below_fork(
+                torch.tensor([instruction.text], device=self.device)
+            ),
+            position_ids=torch.arange(-T, 0, device=self.device).unsqueeze(0),
+            attention_mask=self._causal_mask(T, 0),
             past_key_values=cache,
             use_cache=True,
         )
@@ -112,9 +120,8 @@ class InstructedBackbone:
             tuple(layer.values[0][:, kept] for layer in layers),
         )
 
-    @torch.no_grad()
     def instructed_states(self, forked: Tensor, prefix: InstructionPrefix) -> Tensor:
-        """The reward stream's final hidden states.
+        """The reward stream's final hidden states. Gradients flow to the prefix.
 
         Args:
             forked: [N, T, H] from `states_below_fork`.
@@ -129,15 +136,15 @@ class InstructedBackbone:
             cache.update(keys.expand(N, -1, -1, -1), values.expand(N, -1, -1, -1), index)
         hidden: Tensor = self._upper(
             inputs_embeds=forked,
-            position_ids=torch.arange(T).unsqueeze(0),
-            attention_mask=_causal_mask(T, prefix.length, self.backbone.dtype),
+            position_ids=torch.arange(T, device=self.device).unsqueeze(0),
+            attention_mask=self._causal_mask(T, prefix.length),
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
         return hidden
 
-
-def _causal_mask(length: int, prefix_length: int, dtype: torch.dtype) -> Tensor:
-    """[1, 1, T, P + T]: 0 where a token may look, the least number where not."""
-    blocked = torch.full((length, prefix_length + length), torch.finfo(dtype).min, dtype=dtype)
-    return blocked.triu(prefix_length + 1)[None, None]
+    def _causal_mask(self, length: int, prefix_length: int) -> Tensor:
+        """[1, 1, T, P + T]: 0 where a token may look, the least number where not."""
+        dtype, shape = self.backbone.dtype, (length, prefix_length + length)
+        blocked = torch.full(shape, torch.finfo(dtype).min, dtype=dtype, device=self.device)
+        return blocked.triu(prefix_length + 1)[None, None]

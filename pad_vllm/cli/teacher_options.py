@@ -6,6 +6,7 @@ name, options that belong to another method.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -13,7 +14,12 @@ from typing import Annotated, Any, cast
 import typer
 
 from pad_vllm.cli.shared_options import name_value_pairs
-from pad_vllm.training.settings import METHOD_NAMES, DistillationSettings, MethodName
+from pad_vllm.training.settings import (
+    METHOD_NAMES,
+    DistillationSettings,
+    MethodName,
+    PrefixSettings,
+)
 
 SCORES_DEFAULTS: dict[str, Any] = {"head_rank": 128, "beta": 0.8, "no_repeat": 3, "min_p": 0.15}
 """Defaults of --teacher scores where they differ from Settings': its rewards have a spread of one logit."""
@@ -37,7 +43,17 @@ METHOD_DEFAULTS: dict[MethodName, dict[str, Any]] = {
 """Value of --teacher -> the options' defaults with it."""
 
 _DATA_OPTIONS = ("data", "dimensions", "limit", "strict", "prompted", "text_preferences")
-_PROMPT_OPTIONS = ("dimension", "opposite", "prompts", "answers")
+_PROMPT_OPTIONS = (
+    "dimension",
+    "opposite",
+    "prompts",
+    "answers",
+    "prefix",
+    "prefix_tokens",
+    "prefix_fork_layer",
+    "prefix_epochs",
+)
+_PREFIX = PrefixSettings()
 
 
 def _as_options(defaults: dict[str, Any]) -> str:
@@ -86,6 +102,34 @@ AnswersOption = Annotated[
         "prompts only the first token of an answer is learned.",
     ),
 ]
+PrefixOption = Annotated[
+    bool,
+    typer.Option(
+        "--prefix",
+        help="With --teacher prompt: also train a learned prefix of each dimension, keys and values that a "
+        'request puts in front of the reward stream by `pad_preference: "NAME"`; served with --instructions.',
+    ),
+]
+PrefixTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="With --prefix: virtual tokens of each, whole KV blocks of the server (default: "
+        f"{_PREFIX.tokens}).",
+    ),
+]
+PrefixForkLayerOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="With --prefix: first layer that reads it, and so the server's fork layer (default: half of "
+        "BASE's layers).",
+    ),
+]
+PrefixEpochsOption = Annotated[
+    int | None,
+    typer.Option(min=1, help=f"With --prefix: epochs of each (default: {_PREFIX.epochs})."),
+]
 TrialOption = Annotated[
     bool | None, typer.Option("--trial/--no-trial", hidden=True, help="Has no effect.")
 ]
@@ -106,6 +150,7 @@ def distillation_settings(
     opposite: Sequence[str] | None,
     prompts: Path | None,
     answers: int | None,
+    prefix: PrefixSettings | None,
 ) -> DistillationSettings | None:
     """The settings of method prompt; None for the methods that learn from data.
 
@@ -116,6 +161,7 @@ def distillation_settings(
         opposite: NAME=SENTENCE texts of --opposite.
         prompts: File of prompts; None for those that ship.
         answers: Prompts to answer; None for the default.
+        prefix: Of `prefix_settings`.
 
     Raises:
         ValueError: An option that belongs to another method, no --data or no --dimension where one is
@@ -128,12 +174,30 @@ def distillation_settings(
         raise ValueError(
             '--teacher prompt has no dimension to teach: give --dimension NAME="SENTENCE"'
         )
-    return DistillationSettings(
+    settings = DistillationSettings(
         sentences=name_value_pairs("--dimension", dimension, "one sentence a dimension"),
         opposites=name_value_pairs("--opposite", opposite or (), "one sentence a dimension"),
         prompts=str(prompts or ""),
-        **({"answers": answers} if answers else {}),
+        prefix=prefix,
     )
+    return settings if answers is None else dataclasses.replace(settings, answers=answers)
+
+
+def prefix_settings(*, prefix: bool, **values: int | None) -> PrefixSettings | None:
+    """The settings of learned prefixes; None where --prefix was not typed.
+
+    Args:
+        prefix: Whether it was.
+        values: Fields of PrefixSettings; None for the default.
+
+    Raises:
+        ValueError: A value without --prefix.
+    """
+    typed = {name: value for name, value in values.items() if value is not None}
+    if typed and not prefix:
+        flag = f"--prefix-{next(iter(typed)).replace('_', '-')}"
+        raise ValueError(f"{flag} is a choice of --prefix: add it, or leave this out")
+    return PrefixSettings(**typed) if prefix else None
 
 
 def defaults_not_typed(context: typer.Context, defaults: dict[str, Any]) -> dict[str, Any]:

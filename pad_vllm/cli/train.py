@@ -30,11 +30,16 @@ from pad_vllm.cli.teacher_options import (
     AnswersOption,
     DimensionOption,
     OppositeOption,
+    PrefixEpochsOption,
+    PrefixForkLayerOption,
+    PrefixOption,
+    PrefixTokensOption,
     PromptsOption,
     TeacherOption,
     TrialOption,
     defaults_not_typed,
     distillation_settings,
+    prefix_settings,
     require_method,
     warn_of_trial,
 )
@@ -106,6 +111,10 @@ def train(
     opposite: OppositeOption = None,
     prompts: PromptsOption = None,
     answers: AnswersOption = None,
+    prefix: PrefixOption = False,
+    prefix_tokens: PrefixTokensOption = None,
+    prefix_fork_layer: PrefixForkLayerOption = None,
+    prefix_epochs: PrefixEpochsOption = None,
     recipe: RecipeOption = None,
     cache: CacheOption = None,
     workers: WorkersOption = 0,
@@ -126,6 +135,12 @@ def train(
             opposite=opposite,
             prompts=prompts,
             answers=answers,
+            prefix=prefix_settings(
+                prefix=prefix,
+                tokens=prefix_tokens,
+                fork_layer=prefix_fork_layer,
+                epochs=prefix_epochs,
+            ),
         )
         chosen = {**field_values, **defaults_not_typed(context, METHOD_DEFAULTS[method])}
         recipe_values = {name: chosen.pop(name) for name in _RECIPE_OPTIONS}

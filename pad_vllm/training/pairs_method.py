@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.persrm import PersRM
 from pad_vllm.training.loop.pair_dataset import PairDataset
@@ -80,6 +81,10 @@ class PairsMethod:
     def describe_data(self) -> dict[str, Any]:
         """Records, groups and prompts of each source."""
         return self.prepared.report.as_dict()
+
+    def complete(self, adapter: Adapter) -> Adapter:
+        """The adapter has all that was learned."""
+        return adapter
 
     def save_control(self, config: AdapterConfig) -> None:
         """Save nothing: there is no best constant in closed form for pairs."""

@@ -81,6 +81,21 @@ class Recipe:
 
 
 @dataclass(frozen=True, config=_FINITE)
+class PrefixSettings:
+    """How learned prefixes are trained, where method "prompt" makes them beside the heads."""
+
+    tokens: Annotated[
+        int,
+        _at_least(1, "Virtual tokens of a prefix: a multiple of the server's KV block size."),
+    ] = 32
+    fork_layer: Annotated[
+        int | None, _at_least(0, "First layer that reads prefixes (default: half of the layers).")
+    ] = None
+    epochs: Annotated[int, _at_least(1, "Epochs over the answers, for each dimension.")] = 3
+    lr: Annotated[float, Field(gt=0)] = 0.02  # in units of the keys' and values' own spread
+
+
+@dataclass(frozen=True, config=_FINITE)
 class DistillationSettings:
     """What method "prompt" learns from: the base with an instruction in its prompt is the teacher."""
 
@@ -95,6 +110,7 @@ class DistillationSettings:
     firsts: Annotated[
         int, _at_least(0, "First-token prompts for each answered prompt, at most.")
     ] = 2
+    prefix: PrefixSettings | None = None  # None: no learned prefixes
 
     def __post_init__(self) -> None:
         for option, instructions in (
@@ -222,6 +238,8 @@ class Settings:
         """
         values = dataclasses.asdict(self)
         method = values.pop("method")
+        if self.teacher is not None and self.teacher.prefix is None:
+            del values["teacher"]["prefix"]  # as in the files of releases before it
         return {**values, "by_credit": method == "scores"}
 
     @classmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Protocol
 
+from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.persrm import PersRM
 from pad_vllm.training.loop.trainer import HistoryRow
@@ -57,6 +58,12 @@ class TrainingMethod(Protocol):
 
     def describe_data(self) -> dict[str, Any]:
         """What the adapter was trained on: `training.data` of pad_config.json."""
+
+    def complete(self, adapter: Adapter) -> Adapter:
+        """The adapter with what was learned beside its trunk and heads; the same one where there is nothing.
+
+        Runs on worker 0 only.
+        """
 
     def save_control(self, config: AdapterConfig) -> None:
         """Save in the run's folder the control adapter that this one has to beat, where there is one.

@@ -94,6 +94,8 @@ class TrainingRun:
         with self.context.timed("evaluation"), torch.no_grad():
             results = self.method.evaluate()
         adapter = self._to_adapter(results)
+        self.method.save_control(adapter.config)
+        adapter = self.method.complete(adapter)
         self._save(adapter, history)
         return adapter
 
@@ -135,9 +137,8 @@ class TrainingRun:
         )
 
     def _save(self, adapter: Adapter, history: list[HistoryRow]) -> None:
-        """Write the adapter's folder and the control adapter, and remove what only training needed."""
+        """Write the adapter's folder, and remove what only training needed."""
         out = Path(self.settings.out)
-        self.method.save_control(adapter.config)
         save_adapter(adapter, out, model_card_text(adapter.config, None))
         if history:
             (out / "history.json").write_text(json.dumps(history))

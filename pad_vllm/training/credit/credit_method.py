@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.persrm import PersRM
 from pad_vllm.training.credit.policy_gradient_step import (
@@ -111,6 +112,10 @@ class CreditMethod:
     def describe_data(self) -> dict[str, Any]:
         """Records, groups and prompts of each source."""
         return self.prepared.report.as_dict()
+
+    def complete(self, adapter: Adapter) -> Adapter:
+        """The adapter has all that was learned."""
+        return adapter
 
     def save_control(self, config: AdapterConfig) -> None:
         """Save the best constants, which need no state, in OUT.run/bias."""

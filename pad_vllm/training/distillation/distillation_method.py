@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.persrm import PersRM
 from pad_vllm.training.data import jsonl
@@ -32,6 +33,11 @@ from pad_vllm.training.distillation.distillation_examples import (
 from pad_vllm.training.distillation.distillation_prompts import choose_prompts
 from pad_vllm.training.distillation.instructed_answers import InstructedBuild, draw_in_subprocess
 from pad_vllm.training.distillation.instructions import instructions_from_settings
+from pad_vllm.training.distillation.learned_prefix_stage import (
+    AnswersWithRewards,
+    LearnedPrefixStage,
+)
+from pad_vllm.training.distillation.prefix_training import PrefixText
 from pad_vllm.training.distillation.prompted_teacher import DistillationStore
 from pad_vllm.training.distillation.reward_regression import RewardRegression, explained_shares
 from pad_vllm.training.distillation.ridge_statistics import RIDGE_PENALTIES, RidgeStatistics
@@ -63,6 +69,7 @@ class DistillationMethod:
     model: PersRM
     store: DistillationStore
     statistics: RidgeStatistics  # over the training answers of all workers
+    prefixes: LearnedPrefixStage  # where settings ask for prefixes
     penalties: list[float]  # [D] chosen ridge penalties
     shares_before_training: dict[str, Tensor]  # [D] each, on the held-out prompts
 
@@ -83,6 +90,10 @@ class DistillationMethod:
         self.store = DistillationStore(
             model, context.tokenizer, context.settings, context.cache, context.backbone_identity
         )
+        if self.distillation.prefix is not None:
+            self.prefixes = LearnedPrefixStage(
+                context, model, self.instructions, self.distillation.prefix
+            )
 
     def gather(self) -> None:
         """Compute answers, fork activations and the teacher's rewards, then the heads' closed form."""
@@ -100,7 +111,11 @@ class DistillationMethod:
 
     def learn(self) -> list[HistoryRow]:
         """Train trunk and heads, then the heads, from the closed form on; returns the history."""
-        return train_two_stages(self.context, self.store, self.parts.all(), self.stage_inputs)
+        history = train_two_stages(self.context, self.store, self.parts.all(), self.stage_inputs)
+        if self.distillation.prefix is not None:
+            with self.context.timed("prefixes"):
+                self.prefixes.train(self._dimension_answers(self.parts.train))
+        return history
 
     def stage_inputs(self) -> tuple[nn.Module, StageData]:
         """The regression loss and the examples that it is trained and validated on."""
@@ -122,6 +137,8 @@ class DistillationMethod:
             "variance": self.statistics.teacher_variance(),
             "spread": self.held_out_spreads(trained),
         }
+        if self.distillation.prefix is not None:
+            columns |= self.prefixes.shares(self._dimension_answers(held_out))
         # A trunk is shared by all dimensions, so their rewards cannot be scaled one by one.
         if self.model.heads_only:
             scale_heads_to_one_logit(self.model, columns["spread"])
@@ -141,6 +158,12 @@ class DistillationMethod:
             "template."
         )
         return {"described": described, "prompts": self.parts.counts()}
+
+    def complete(self, adapter: Adapter) -> Adapter:
+        """The adapter with the learned prefixes, if the run has any."""
+        if self.distillation.prefix is None:
+            return adapter
+        return self.prefixes.added_to(adapter)
 
     def save_control(self, config: AdapterConfig) -> None:
         """Save the mean of d*, which needs no state, in OUT.run/bias."""
@@ -182,6 +205,18 @@ class DistillationMethod:
     def held_out_spreads(self, rewards: RewardFunction) -> Tensor:
         """[D] spread of rewards over the candidates of the held-out answers, in logits."""
         return reward_spreads(rewards, self._read(self.parts.held_out))
+
+    def _dimension_answers(self, examples: Sequence[DistillationExample]) -> AnswersWithRewards:
+        """All answers of the examples, for the training of prefixes."""
+        texts, rewards = [], []
+        for example in examples:
+            responses = self.store.responses(example, with_targets=True)
+            for ids, response in zip(example.response_ids, responses, strict=True):
+                assert response.teacher_rewards is not None
+                token_ids = [*example.prompt_ids, *ids][:-1]
+                texts.append(PrefixText(token_ids, response.h_B, response.ids, response.z_B))
+                rewards.append(response.teacher_rewards)
+        return AnswersWithRewards(texts, rewards)
 
     def _draw_answers(self) -> list[PreferenceRecord]:
         """The base's answers, drawn by worker 0; the run's folder keeps them for a resumed run."""
