@@ -4,10 +4,11 @@
         --judge-prompts judge40.jsonl --out instruction_steering.json
 
 Every prompt is answered plainly, with each instruction in the prompt, and under each instruction as
-`pad_preference`, at several strengths and guards; with --adapter also under its heads, and with --contexts
-by two contexts in Transformers. **Way**: the mean log-probability of an answer's tokens under the instructed
-base, less that under the base; 0 is plain answers' mean, 1 instructed ones'. Wins are over the plain answers,
-by a classifier of sentence embeddings that was fitted on other prompts.
+`pad_preference`, at several strengths and guards. With --adapter also under its heads and, at --learned-betas,
+its learned prefixes; with --contexts by two contexts in Transformers. **Way**: the mean log-probability of an
+answer's tokens under the instructed base, less that under the base; 0 is plain answers' mean, 1 instructed
+ones'. Wins are over the plain answers, by a classifier of sentence embeddings that was fitted on other
+prompts.
 """
 
 from __future__ import annotations
@@ -70,14 +71,29 @@ class Method:
     min_p: float = 0.0
 
 
-def instructed_methods(names: Sequence[str], args: argparse.Namespace) -> Iterator[Method]:
-    """Each instruction as pad_preference, at every strength and guard, and with the opposite sign."""
-    settings = [*itertools.product(args.betas, args.min_p), (-args.betas[0], args.min_p[0])]
-    for name, (beta, min_p) in itertools.product(names, settings):
-        requested = {"pad_preference": INSTRUCTIONS[name], "pad_beta": beta, "pad_min_p": min_p}
-        label = f"instruction {name} {beta:g} {min_p:g}"
-        condition = Condition(label, request_arguments=requested)
-        yield Method("instruction", name, condition, beta, min_p)
+def preference_methods(
+    method: str, preferences: Mapping[str, str], betas: Sequence[float], min_ps: Sequence[float]
+) -> Iterator[Method]:
+    """Requests with `pad_preference`, at every strength and guard, and with the opposite sign.
+
+    Args:
+        method: what the table calls them.
+        preferences: name in INSTRUCTIONS -> `pad_preference`: the sentence, or a learned prefix's name.
+        betas: strengths; the opposite sign is asked for at the first. None for no requests.
+        min_ps: guards.
+    """
+    settings = [*itertools.product(betas, min_ps), *((-beta, min_ps[0]) for beta in betas[:1])]
+    for (name, preference), (beta, min_p) in itertools.product(preferences.items(), settings):
+        requested = {"pad_preference": preference, "pad_beta": beta, "pad_min_p": min_p}
+        condition = Condition(f"{method} {name} {beta:g} {min_p:g}", request_arguments=requested)
+        yield Method(method, name, condition, beta, min_p)
+
+
+def learned_methods(adapter: str, args: argparse.Namespace) -> Iterator[Method]:
+    """Each of an adapter's learned prefixes that has one of the instructions' names."""
+    prefixes = read_config(adapter).prefixes
+    names = {n: n for n in args.instructions if prefixes is not None and n in prefixes.digests}
+    return preference_methods("learned prefix", names, args.learned_betas, args.min_p)
 
 
 def heads_methods(dimensions: Sequence[str], args: argparse.Namespace) -> Iterator[Method]:
@@ -214,11 +230,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = arguments.make_parser(__doc__, adapter=None)
     arguments.add_judging_options(parser, tokens=100)
     parser.add_argument("--instructions", nargs="+", default=list(INSTRUCTIONS))
-    parser.add_argument("--betas", type=float, nargs="+", default=[1.5, 1.0, 2.0])
+    parser.add_argument("--betas", type=float, nargs="*", default=[1.5, 1.0, 2.0])
     parser.add_argument("--min-p", type=float, nargs="+", default=[0.03, 0.0])
     parser.add_argument("--fork-layer", type=int, help="default: the server's")
-    parser.add_argument("--adapter", help="heads only, for dimensions of the instructions' names")
-    parser.add_argument("--head-betas", type=float, nargs="+", default=[0.8, 1.2])
+    parser.add_argument(
+        "--adapter",
+        help="heads only and learned prefixes, for dimensions of the instructions' names",
+    )
+    parser.add_argument("--head-betas", type=float, nargs="*", default=[0.8, 1.2])
+    parser.add_argument(
+        "--learned-betas", type=float, nargs="*", default=[], help="of its prefixes"
+    )
     parser.add_argument("--head-min-p", type=float, nargs="+", default=[0.15, 0.03])
     parser.add_argument("--contexts", type=float, nargs="*", default=[], help="their strengths")
     parser.add_argument("--limit", type=int, help="number of prompts (default: all)")
@@ -233,10 +255,12 @@ def main() -> None:
     prompts = read_prompts(args.prompts)[: args.limit]
     judge_prompts = read_prompts(args.judge_prompts)
     told = comparison_conditions.instructed_conditions(
-        {n: INSTRUCTIONS[n] for n in args.instructions}
+        {name: INSTRUCTIONS[name] for name in args.instructions}
     )
-    methods = list(instructed_methods(args.instructions, args))
+    sentences = {name: INSTRUCTIONS[name] for name in args.instructions}
+    methods = list(preference_methods("instruction", sentences, args.betas, args.min_p))
     if args.adapter:
+        methods += learned_methods(args.adapter, args)
         methods += heads_methods(read_config(args.adapter).dimensions, args)
     decoding = DecodingSettings(args.temperature, args.tokens, dtype=args.dtype)
     conditions = [comparison_conditions.unguided_condition(), *told]

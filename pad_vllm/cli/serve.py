@@ -12,7 +12,13 @@ import typer
 from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
 from pad_vllm.cli.error_reporting import report_errors
 from pad_vllm.cli.shared_options import BaseArgument, fetch_reward_backbone
+from pad_vllm.serving.launch.installed_vllm_checks import is_cpu_build
 from pad_vllm.serving.launch.serve_arguments import serve_argv
+
+_CPU_BLOCK_SIZE = 32
+"""Tokens of a KV block where instructions are served: a sentence fills one, where vLLM's 128 on CPUs hold it
+many times, and learned prefixes are multiples of it.
+"""
 
 
 def serve(
@@ -83,6 +89,7 @@ def serve(
             engine=engine,
             instructions=instructions,
             fork_layer=fork_layer,
+            block_size=_CPU_BLOCK_SIZE if instructions and is_cpu_build() else None,
         )
         _become_vllm(argv)
 

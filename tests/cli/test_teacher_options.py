@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from pad_vllm.cli import app as cli
 from pad_vllm.cli import train as train_command
-from pad_vllm.training.settings import DistillationSettings
+from pad_vllm.training.settings import DistillationSettings, PrefixSettings
 
 FRIENDLY = ("--dimension", "friendly=Answer in a warm and casual tone: 1 + 1 = 2.")
 PROMPT = ("--teacher", "prompt", *FRIENDLY, "--prompts", "p.txt")
@@ -43,6 +43,18 @@ def test_instructions_and_opposites_become_settings(asked):
         prompts="p.txt",
         answers=50,
     )
+
+
+def test_learned_prefixes_are_asked_for_by_a_flag(asked):
+    assert run(*PROMPT).exit_code == 0
+    assert run(*PROMPT, "--prefix").exit_code == 0
+    typed = ("--prefix-tokens", "16", "--prefix-fork-layer", "3", "--prefix-epochs", "1")
+    assert run(*PROMPT, "--prefix", *typed).exit_code == 0
+    assert [one.teacher.prefix for one in asked] == [
+        None,
+        PrefixSettings(),
+        PrefixSettings(tokens=16, fork_layer=3, epochs=1),
+    ]
 
 
 def test_method_prompt_has_defaults_of_its_own_and_what_is_typed_wins(asked):
@@ -103,6 +115,9 @@ def test_method_scores_has_defaults_of_its_own(asked):
         ((*PROMPT, *FRIENDLY), "--dimension friendly is given twice"),
         ((*PROMPT, "--dimension", "kind"), '--dimension kind=: NAME="A SENTENCE" is accepted'),
         ((*PROMPT, "--dimension", "a b=Be kind."), "NAME a letter, then letters, digits"),
+        ((*DATA, "--prefix"), "--prefix belongs to --teacher prompt"),
+        ((*PROMPT, "--prefix-tokens", "16"), "--prefix-tokens is a choice of --prefix: add it"),
+        ((*PROMPT, "--prefix-fork-layer", "3"), "--prefix-fork-layer is a choice of --prefix"),
     ],
 )
 def test_what_does_not_go_together_is_refused_by_name(asked, arguments, message):

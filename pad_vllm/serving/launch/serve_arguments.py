@@ -33,6 +33,7 @@ def serve_argv(
     engine: str | None = None,
     instructions: bool = False,
     fork_layer: int | None = None,
+    block_size: int | None = None,
 ) -> list[str]:
     """What follows `vllm` on the command line: `serve BASE`, PAD's flags, then the user's other flags.
 
@@ -46,6 +47,7 @@ def serve_argv(
         engine: that setting of PAD.
         instructions: that setting of PAD.
         fork_layer: that setting of PAD.
+        block_size: tokens of a KV block, unless the user's flags say it; None leaves it to vLLM.
 
     Raises:
         ValueError: a flag of the user contradicts PAD or cannot be read.
@@ -68,6 +70,8 @@ def serve_argv(
     argv += ["--additional-config", json.dumps(_merged_config(configs, settings), sort_keys=True)]
     if served_name is not None and not _split_off(others, "--served-model-name")[0]:
         argv += ["--served-model-name", served_name]
+    if block_size is not None and not _split_off(others, "--block-size")[0]:
+        argv += ["--block-size", str(block_size)]
     return argv + others
 
 

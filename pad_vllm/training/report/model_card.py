@@ -74,10 +74,16 @@ def _summary(config: AdapterConfig) -> str:
         for name, value in (("no_repeat", config.no_repeat), ("min_p", config.min_p))
         if value
     ]
+    prefixes = ""
+    if config.prefixes is not None:
+        prefixes = (
+            f" Learned prefixes of {config.prefixes.num_tokens} tokens, read from layer "
+            f"{config.prefixes.fork_layer} up: {', '.join(config.prefixes.digests)}."
+        )
     defaults = ", ".join([f"beta {config.beta:g}", f"top_k {config.top_k}", *guards])
     return (
         f"Preference dimensions: {', '.join(config.dimensions)}. {trunk}; heads of rank {config.head_rank}; "
-        f"default {defaults}."
+        f"default {defaults}.{prefixes}"
     )
 
 
@@ -152,13 +158,24 @@ def _instructions_section(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     instructions = [
         f"- {row['dimension']}: {' / opposite: '.join(row['sentences'])}" for row in rows
     ]
-    shares = ("trained", "first", "heads", "constant")
+    shares = ["trained", "first", "heads", "constant"]
+    if any("prefix" in row for row in rows):
+        legend += (
+            " Sentence: the instruction's own keys and values in front of the layers that read prefixes, "
+            "untrained. Prefix: the learned prefix; prefix first: at the first token of an answer."
+        )
+        shares += ["sentence", "prefix", "prefix_first"]
     sizes = ("variance", "spread")
     body = [
-        [row["dimension"], *(_percent(row[s]) for s in shares), *(f"{row[s]:.3g}" for s in sizes)]
+        [
+            row["dimension"],
+            *(_percent(row.get(share)) for share in shares),
+            *(f"{row[size]:.3g}" for size in sizes),
+        ]
         for row in rows
     ]
-    return [legend, "\n".join(instructions), _table(["dimension", *shares, *sizes], body)]
+    head = [name.replace("_", " ") for name in ("dimension", *shares, *sizes)]
+    return [legend, "\n".join(instructions), _table(head, body)]
 
 
 def _scores_section(rows: Sequence[Mapping[str, Any]]) -> list[str]:

