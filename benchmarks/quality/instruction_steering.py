@@ -4,11 +4,11 @@
         --judge-prompts judge40.jsonl --out instruction_steering.json
 
 Every prompt is answered plainly, with each instruction in the prompt, and under each instruction as
-`pad_preference`, at several strengths and guards. With --adapter also under its heads and, at --learned-betas,
-its learned prefixes; with --contexts by two contexts in Transformers. **Way**: the mean log-probability of an
-answer's tokens under the instructed base, less that under the base; 0 is plain answers' mean, 1 instructed
-ones'. Wins are over the plain answers, by a classifier of sentence embeddings that was fitted on other
-prompts.
+`pad_preference`, at several strengths and guards. With --adapter also under its heads and, at
+--learned-betas, its learned prefixes; with --contexts by two contexts in Transformers. **Way**: the mean
+log-probability of an answer's tokens under the instructed base, less that under the base; 0 is plain answers'
+mean, 1 instructed ones'. Wins are over the plain answers, by a classifier of sentence embeddings that was
+fitted on other prompts.
 """
 
 from __future__ import annotations
