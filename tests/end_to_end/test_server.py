@@ -135,6 +135,7 @@ def client(served, offline, tmp_path_factory):
     compact = {"backend": "xgrammar", "disable_any_whitespace": True}
     flags += ["--structured-outputs-config", json.dumps(compact)]
     flags += ["--block-size", str(BLOCK), "--enable-prompt-tokens-details"]
+    flags += ["--enable-scale-out"]  # /inference/v1/generate
     flags += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
     command = [sys.executable, "-m", "pad_vllm", "serve", str(base), "--adapter", str(adapter)]
     several = {**env, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "INFO"}
@@ -271,6 +272,62 @@ def test_the_anthropic_api_is_guided_too(client, guidance, offline):
     answer = httpx.post(f"{client.url}/v1/messages", json=body, timeout=60).json()
 
     assert answer["content"][0]["text"] == offline["chat"][0]
+
+
+ROUTES = {
+    "messages": {"max_tokens": 4, "messages": [{"role": "user", "content": QUESTION}]},
+    "chat/completions/batch": {
+        "max_tokens": 4,
+        "messages": [[{"role": "user", "content": QUESTION}]] * 2,
+    },
+    "/inference/v1/generate": {"token_ids": [5, 6, 7], "sampling_params": {"max_tokens": 4}},
+}
+"""Routes whose classes ignore fields that they do not know, with a request to each."""
+
+
+def post_to(client, route, body):
+    path = route if route.startswith("/") else f"/v1/{route}"
+    return httpx.post(f"{client.url}{path}", json={"model": "base", **body}, timeout=60)
+
+
+def with_arguments(route, guidance):
+    """The request to a route, with guidance where it takes it."""
+    body = ROUTES[route]
+    if "sampling_params" in body:
+        return {**body, "sampling_params": {**body["sampling_params"], "extra_args": guidance}}
+    return {**body, "vllm_xargs": guidance}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_other_routes_take_arguments_in_their_place_and_answer_without(client, guidance, route):
+    before = series(client)["pad:tokens_guided_total"]
+    plain = post_to(client, route, ROUTES[route])
+    assert plain.status_code == 200, plain.text
+    assert series(client)["pad:tokens_guided_total"] == before
+    guided = post_to(client, route, with_arguments(route, guidance))
+    assert guided.status_code == 200, guided.text
+    assert series(client)["pad:tokens_guided_total"] > before
+    wrong = post_to(client, route, with_arguments(route, {**guidance, "pad_beta": "much"}))
+    assert wrong.status_code == 400, wrong.text
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize(
+    "misplaced",
+    [
+        lambda guidance: guidance,
+        lambda guidance: {"extra_body": {"vllm_xargs": guidance}},
+        lambda guidance: {"Pad-Weights": guidance["pad_weights"]},
+        lambda guidance: {"metadata": {"user_id": "me", "pad_weights": "a=1"}},
+    ],
+    ids=["top level", "extra_body", "spelling", "metadata"],
+)
+def test_other_routes_refuse_arguments_that_they_would_ignore(client, guidance, route, misplaced):
+    answer = post_to(client, route, {**ROUTES[route], **misplaced(guidance)})
+    assert answer.status_code == 400, answer.text
+    place = "extra_args" if "generate" in route else "vllm_xargs"
+    assert "would be ignored" in answer.text
+    assert place in answer.text
 
 
 def bad(first):

@@ -21,7 +21,11 @@ from pad_vllm.config import PADConfig
 from pad_vllm.params import RequestLimits, parse_guidance
 from pad_vllm.serving.frontend.adapter_registry import AdapterRegistry
 from pad_vllm.serving.frontend.instruction_reader import InstructedRequest, InstructionReader
-from pad_vllm.serving.frontend.request_fields import NeedsConversationTurns, request_field_check
+from pad_vllm.serving.frontend.request_fields import (
+    NeedsConversationTurns,
+    request_field_check,
+    require_arguments_in_place,
+)
 from pad_vllm.serving.start import (
     config_checks,
     eos_tokens,
@@ -46,10 +50,12 @@ def make_admission(config: VllmConfig) -> Admission:
     registry = AdapterRegistry(pad, loras=config.lora_config is not None)
     if pad.engine == "shared":
         _require_fitting_base(pad, adapter, config.model_config.hf_config)
-        check_server_requests(request_field_check(lambda _: False))
+        check_server_requests(request_field_check(lambda _: False), require_arguments_in_place)
     else:
         needs_conversation_turns = _check_separate_reward_model(config, pad, adapter)
-        check_server_requests(request_field_check(needs_conversation_turns))
+        check_server_requests(
+            request_field_check(needs_conversation_turns), require_arguments_in_place
+        )
     if pad.on_failure == "stop":
         eos_tokens.required_eos_token_id(config)
     if pad.reasoning == "unguided":

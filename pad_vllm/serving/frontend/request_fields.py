@@ -1,6 +1,7 @@
 """Fields of a request that are refused: those vLLM would drop, and those that hide turns from a reward model.
 
-In: a request to chat, completions or responses, as vLLM parsed it. Out: nothing, or a ValueError, which the
+In: a request to chat, completions or responses, as vLLM parsed it, or the JSON of a request to another route.
+Out: nothing, or a ValueError, which the
 client sees as HTTP 400. The values of `pad_` arguments are checked elsewhere (params.py). Imports no vLLM.
 """
 
@@ -31,6 +32,7 @@ which values they do.
 _OTHERS_WORDS = frozenset(
     (
         *("messages", "input", "prompt", "previous_input_messages", "documents", "prompt_embeds"),
+        *("system", "content_parts", "features", "question", "questions"),
         *("tools", "functions", "parameters", "properties"),
         *("response_format", "structured_outputs", "text", "schema", "json_schema", "guided_json"),
     )
@@ -47,7 +49,7 @@ def request_field_check(needs_conversation_turns: NeedsConversationTurns) -> Cal
     """A check that raises ValueError for a request with a refused field."""
 
     def check(request: Any) -> None:
-        _require_inside_xargs(request)
+        require_arguments_in_place({**vars(request), **(request.model_extra or {})}, "vllm_xargs")
         arguments = _pad_arguments(request.vllm_xargs or {})
         if arguments and getattr(request, "use_beam_search", False):
             raise ValueError(
@@ -60,35 +62,51 @@ def request_field_check(needs_conversation_turns: NeedsConversationTurns) -> Cal
     return check
 
 
+def require_arguments_in_place(fields: Mapping[str, Any], place: str | None) -> None:
+    """Raises ValueError for arguments of PAD that a request has where they would be ignored.
+
+    Args:
+        fields: of the request, by name.
+        place: where its route takes them, such as "vllm_xargs"; None for a route that takes none.
+    """
+    misplaced = {name: fields[name] for name in _pad_arguments(fields)}
+    places = list(misplaced)
+    for where, name, value in _nested_arguments(fields, place):
+        places.append(where)
+        misplaced.setdefault(name, value)
+    if not places:
+        return
+    found = f"{listed(map(short_repr, places))} would be ignored; accepted: "
+    if place is None:
+        raise ValueError(
+            f"{found}no arguments of PAD, as this route has no place for them. Ask /v1/chat/completions, "
+            "/v1/completions, /v1/responses or /v1/messages, with vllm_xargs."
+        )
+    spelt: Any = {documented_spelling(name) or name: value for name, value in misplaced.items()}
+    for key in reversed(place.split(".")):
+        spelt = {key: spelt}
+    correct = json.dumps(spelt, default=str)[:500]
+    client = f" (the OpenAI client: extra_body={correct})" if place == "vllm_xargs" else ""
+    raise ValueError(
+        f"{found}arguments of PAD inside the request's own {place}. Write {correct}{client}."
+    )
+
+
 def _pad_arguments(names: Mapping[str, Any]) -> list[str]:
     return [name for name in names if is_own_argument(name)]
 
 
-def _require_inside_xargs(request: Any) -> None:
-    """Raises ValueError for arguments of PAD anywhere else in the request, where they would be ignored."""
-    unknown_to_vllm = request.model_extra or {}
-    misplaced = {name: unknown_to_vllm[name] for name in _pad_arguments(unknown_to_vllm)}
-    places = list(misplaced)
-    fields = {**vars(request), **unknown_to_vllm}
-    del fields["vllm_xargs"]
-    for place, name, value in _nested_arguments(fields):
-        places.append(place)
-        misplaced.setdefault(name, value)
-    if not places:
-        return
-    spelt = {documented_spelling(name) or name: value for name, value in misplaced.items()}
-    correct = json.dumps({"vllm_xargs": spelt}, default=str)[:500]
-    raise ValueError(
-        f"{listed(map(short_repr, places))} would be ignored; accepted: arguments of PAD inside the "
-        f"request's own vllm_xargs. Write {correct} (the OpenAI client: extra_body={correct})."
-    )
-
-
-def _nested_arguments(fields: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """Place, name and value of PAD's arguments, in any spelling, inside of a request's fields."""
+def _nested_arguments(
+    fields: Mapping[str, Any], accepted: str | None
+) -> Iterator[tuple[str, str, Any]]:
+    """Place, name and value of PAD's arguments, in any spelling, inside of a request's fields, but for those
+    at the accepted place.
+    """
     pending = [(name, value) for name, value in fields.items() if name not in _OTHERS_WORDS]
     while pending:  # no recursion: a client chooses the depth
         place, value = pending.pop()
+        if place == accepted:
+            continue
         if isinstance(value, Mapping):
             for name, inner in value.items():
                 if not isinstance(name, str) or name in _OTHERS_WORDS:

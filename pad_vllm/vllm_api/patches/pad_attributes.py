@@ -56,6 +56,13 @@ _FRONT_END = (
         purpose="finds pad_ arguments that a client put in the wrong place",
     ),
     PADAttribute(
+        name="pad_body_check",
+        set_on="the classes that answer the routes in _HANDLERS, such as AnthropicServingMessages",
+        set_in="vllm_api/patches/server_request_check.py",
+        read_in="the same file, before the class answers a request",
+        purpose="the same, in the JSON of routes that ignore unknown fields",
+    ),
+    PADAttribute(
         name="pad_in_flight",
         set_on="an LLMEngine",
         set_in="vllm_api/patches/outcome_rpc.py",

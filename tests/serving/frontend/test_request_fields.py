@@ -10,7 +10,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
-from pad_vllm.serving.frontend.request_fields import request_field_check
+from pad_vllm.serving.frontend.request_fields import request_field_check, require_arguments_in_place
 from pad_vllm.vllm_api.patches.server_request_check import check_server_requests
 from pad_vllm.vllm_api.vllm_names import VLLMValidationError
 
@@ -32,8 +32,10 @@ def hooked(monkeypatch):
         for method in ("to_sampling_params", "to_beam_search_params"):
             if hasattr(cls, method):
                 monkeypatch.setattr(cls, method, getattr(cls, method))
-    check_server_requests(request_field_check(lambda _: False))
-    check_server_requests(request_field_check(lambda asked: "reads" in asked))
+    check_server_requests(request_field_check(lambda _: False), require_arguments_in_place)
+    check_server_requests(
+        request_field_check(lambda asked: "reads" in asked), require_arguments_in_place
+    )
 
 
 def params(cls, *, beams=False, **changes):
