@@ -214,13 +214,6 @@ def test_learned_prefixes_beside_sentences_say_what_their_twin_says(made, learne
     assert len({tuple(one) for one in first}) == len(first)
 
 
-def test_two_ranks_say_with_learned_prefixes_what_one_says(made, learned):
-    twin = InstructedTwin(made[0], learned, fork_layer=FORK, block_size=BLOCK)
-    llm = pad(made[0], learned, LEARNED_SETTINGS, block_size=BLOCK, tensor_parallel_size=2)
-    result = engine({"llm": llm, "requests": with_learned()})
-    require_twins_tokens(twin, with_learned(), {"outputs": result["outputs"]})
-
-
 def test_learned_prefixes_that_do_not_fill_blocks_are_refused(made, learned):
     with pytest.raises(EngineFailed, match="not whole KV blocks of 128.*--block-size 32"):
         engine({"llm": pad(made[0], learned, LEARNED_SETTINGS, block_size=128), "requests": []})
@@ -234,11 +227,12 @@ def test_drafts_change_nothing(made, twin):
     require_twins_tokens(twin, mixed(), {"outputs": result["outputs"]})
 
 
-def test_two_ranks_say_what_one_says(made, twin):
-    base, adapter = made
-    llm = pad(base, adapter, SETTINGS, block_size=BLOCK, tensor_parallel_size=2)
-    result = engine({"llm": llm, "requests": mixed()})
-    require_twins_tokens(twin, mixed(), {"outputs": result["outputs"]})
+def test_two_ranks_say_what_one_says_with_learned_prefixes_too(made, learned):
+    twin = InstructedTwin(made[0], learned, fork_layer=FORK, block_size=BLOCK)
+    llm = pad(made[0], learned, LEARNED_SETTINGS, block_size=BLOCK, tensor_parallel_size=2)
+    requests = [*mixed(), *with_learned()]
+    result = engine({"llm": llm, "requests": requests})
+    require_twins_tokens(twin, requests, {"outputs": result["outputs"]})
 
 
 def test_compiled_in_pieces_as_on_a_gpu_they_say_what_their_twin_says(made, twin, tmp_path):
