@@ -43,14 +43,22 @@ class TokenExplanation(TypedDict):
 class Outcome(TypedDict):
     """The field `pad` of one answer, or of all answers to one request."""
 
+    guided_tokens: int | None
+    """How many of the answer's tokens were chosen with a reward; None where the count is lost. From the
+    worker it is logits rows, of which not all become tokens, and so is `unguided_tokens`.
+    """
+
     unguided_tokens: int | None
-    """How many of the answer's tokens the base chose without a reward; reasoning that the operator leaves
-    unguided is not counted. None where the count is lost. An upper bound with speculative decoding: the row
-    of a draft that was rejected counts too.
+    """How many of the answer's tokens the base chose without a reward, those among them that no logits
+    processor of PAD ever saw; reasoning that the operator leaves unguided is not counted. None where the
+    count is lost. An upper bound with speculative decoding: a rejected draft's row counts too.
     """
 
     stopped: bool
     """Whether PAD ended the answer because a token had no reward (`on_failure` "stop")."""
+
+    reasoning_rows: NotRequired[int]
+    """Only from the worker: rows of reasoning that the operator leaves unguided."""
 
     steps: NotRequired[list[ExplainedStep]]
     """Only from the worker: the front end makes `explained` of it."""
@@ -85,23 +93,46 @@ answer that this worker never had, and the counts; None where this worker counts
 
 def unknown_outcome() -> Outcome:
     """The outcome of an answer whose counts are lost."""
-    return {"unguided_tokens": None, "stopped": False}
+    return {"guided_tokens": None, "unguided_tokens": None, "stopped": False}
 
 
 def total_outcome(outcomes: Sequence[Outcome]) -> Outcome | None:
     """One outcome for several answers: counts summed, explanations in order. None for no answers."""
-    counts = [outcome["unguided_tokens"] for outcome in outcomes]
-    known = [count for count in counts if count is not None]
-    if not counts:
+    if not outcomes:
         return None
     total: Outcome = {
-        "unguided_tokens": sum(known) if len(known) == len(counts) else None,
+        "guided_tokens": _sum([outcome["guided_tokens"] for outcome in outcomes]),
+        "unguided_tokens": _sum([outcome["unguided_tokens"] for outcome in outcomes]),
         "stopped": any(outcome["stopped"] for outcome in outcomes),
     }
+    if reasoning_rows := sum(outcome.get("reasoning_rows", 0) for outcome in outcomes):
+        total["reasoning_rows"] = reasoning_rows
     if not any("explained" in outcome for outcome in outcomes):
         return total
     explained = [answer for outcome in outcomes for answer in outcome.get("explained", [[]])]
     return {**total, "explained": explained}
+
+
+def _sum(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+def in_tokens(outcome: Outcome, num_tokens: int) -> Outcome:
+    """A worker's outcome, which counts rows, as one of `num_tokens` tokens.
+
+    There may be more rows than tokens: drafts that were rejected, a last step whose token was dropped. Where
+    there are fewer, the others were sampled without PAD.
+    """
+    guided, unguided = outcome["guided_tokens"], outcome["unguided_tokens"]
+    counted: Outcome = {**outcome}
+    reasoning = counted.pop("reasoning_rows", 0)
+    if guided is not None and unguided is not None:
+        unseen = max(num_tokens - guided - unguided - reasoning, 0)
+        unguided = min(unguided + unseen, num_tokens)
+        counted["unguided_tokens"] = unguided
+        counted["guided_tokens"] = min(guided, num_tokens - unguided)
+    return counted
 
 
 def with_explanations(outcome: Outcome, ids: Sequence[int], tokenizer: Any) -> Outcome:
@@ -115,6 +146,7 @@ def with_explanations(outcome: Outcome, ids: Sequence[int], tokenizer: Any) -> O
     if "steps" not in outcome:
         return outcome
     explained: Outcome = {
+        "guided_tokens": outcome["guided_tokens"],
         "unguided_tokens": outcome["unguided_tokens"],
         "stopped": outcome["stopped"],
         "explained": [token_explanations(outcome["steps"], ids, tokenizer)],

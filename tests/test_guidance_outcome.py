@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import pytest
+
 from pad_vllm import guidance_outcome
 
 A, B, C, HALF, REST = b"abc\xc3\xa9"
@@ -50,16 +52,46 @@ def test_without_a_tokenizer_there_are_rewards_and_no_text():
 
 
 def test_answers_are_added_up_with_their_explanations():
-    plain = {"unguided_tokens": 1, "stopped": False}
+    plain = {"guided_tokens": 4, "unguided_tokens": 1, "stopped": False}
     steps = [(0, [A], [1.0])]
     full = guidance_outcome.with_explanations({**plain, "steps": steps}, [A], LossyByteTokenizer())
     assert "steps" not in full
     assert guidance_outcome.with_explanations(plain, [A], LossyByteTokenizer()) == plain
     assert guidance_outcome.total_outcome([plain, full])["explained"] == [[], *full["explained"]]
     assert guidance_outcome.total_outcome([plain, plain]) == {
+        "guided_tokens": 8,
         "unguided_tokens": 2,
         "stopped": False,
     }
+    thought = {**plain, "reasoning_rows": 3}
+    assert guidance_outcome.total_outcome([thought, plain, thought])["reasoning_rows"] == 6
+
+
+@pytest.mark.parametrize(
+    ("guided", "unguided", "reasoning", "tokens", "expected"),
+    [
+        (5, 0, 0, 5, (5, 0)),
+        (3, 2, 0, 5, (3, 2)),
+        (0, 0, 0, 5, (0, 5)),  # no processor of PAD saw a step
+        (2, 1, 0, 5, (2, 3)),
+        (2, 0, 3, 5, (2, 0)),  # reasoning that stays unguided
+        (9, 4, 0, 5, (1, 4)),  # of drafts that were rejected too
+        (0, 9, 0, 5, (0, 5)),
+        (6, 0, 0, 5, (5, 0)),  # a step that ran ahead
+        (0, 0, 0, 0, (0, 0)),
+    ],
+)
+def test_rows_become_tokens(guided, unguided, reasoning, tokens, expected):
+    rows = {"guided_tokens": guided, "unguided_tokens": unguided, "stopped": False}
+    found = guidance_outcome.in_tokens({**rows, "reasoning_rows": reasoning}, tokens)
+    assert (found["guided_tokens"], found["unguided_tokens"]) == expected
+    assert "reasoning_rows" not in found
+
+
+def test_lost_counts_stay_unknown():
+    assert guidance_outcome.in_tokens(guidance_outcome.unknown_outcome(), 5) == (
+        guidance_outcome.unknown_outcome()
+    )
 
 
 class WordTokenizer:

@@ -57,12 +57,16 @@ def test_each_answer_has_an_outcome_and_each_row_is_counted_once(url):
     with ThreadPoolExecutor(ASKED) as pool:
         answers = list(pool.map(lambda _: ask(url, pad_weights="helpful=1"), range(ASKED)))
     assert [answer["pad"] for answer in answers] == [
-        {"unguided_tokens": 0, "stopped": False}
+        {"guided_tokens": TOKENS, "unguided_tokens": 0, "stopped": False}
     ] * ASKED
     assert len({answer["choices"][0]["text"] for answer in answers}) == 1
     assert ask(url)["choices"][0]["text"] != answers[0]["choices"][0]["text"]
     several = ask(url, n=4, pad_weights="helpful=1")
-    assert several["pad"] == {"unguided_tokens": 0, "stopped": False}
+    assert several["pad"] == {
+        "guided_tokens": 4 * TOKENS,
+        "unguided_tokens": 0,
+        "stopped": False,
+    }
     for engine in "01":
         assert counted(url, "vllm:request_success_total", engine=engine) > 0
     assert counted(url, "pad:rows_guided_total") == TOKENS * (ASKED + 4)

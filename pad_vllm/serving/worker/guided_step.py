@@ -99,9 +99,10 @@ class GuidedStep:
             self._no_rewards() if scored is None else scored.reward_share
         )
         unguided = None if scored is None else self._rewrite_or_none(scored, reward)
+        excluded = None if scored is None else scored.excluded
         if unguided is None:
-            unguided = torch.ones_like(self._guided.rows, dtype=torch.bool)
-        self._tools.outcome_table.count_step(self._guided.outcome_rows, unguided)
+            unguided, excluded = torch.ones_like(self._guided.rows, dtype=torch.bool), None
+        self._tools.outcome_table.count_step(self._guided.outcome_rows, unguided, excluded)
         if self._tools.forced_eos_token_id is not None:
             self._end_unguided_rows(self._tools.forced_eos_token_id)
 

@@ -1,4 +1,4 @@
-"""The outcome of each guided answer: how many of its tokens were unguided, and whether PAD stopped it.
+"""The outcome of each guided answer: how many of its rows were guided or not, and whether PAD stopped it.
 
 In: the guided rows of every step, and which of them stayed unguided. Out: an Outcome for each outcome key,
 which the front end gives a request (vllm_api/patches/outcome_rpc.py). Counts stay on the device: only
@@ -16,6 +16,10 @@ from pad_vllm.serving.worker.explanation_buffer import ExplanationBuffer
 from pad_vllm.serving.worker.pending_steps import PendingSteps
 
 _SPARE_ROWS = 4096  # for answers that ended and were not asked about yet
+
+_UNGUIDED, _REASONING = 1, 2  # how a row was guided; 0: as asked
+_NUM_KINDS = 3
+_STOPPED = 3  # column behind those of the kinds
 
 
 class OutcomeTable:
@@ -35,9 +39,10 @@ class OutcomeTable:
             max_candidates: the most candidates that a request may ask for (`max_top_k`).
         """
         size = 2 * max_batch_rows + _SPARE_ROWS
-        self._counts = torch.zeros(size, 2, dtype=torch.int32, device=device)  # unguided, stopped
+        # Guided, unguided and reasoning rows; whether it was stopped.
+        self._counts = torch.zeros(size, 4, dtype=torch.int32, device=device)
         self._total_unguided = torch.zeros((), dtype=torch.int64, device=device)
-        self._pending = PendingSteps()  # outcome rows [G] int64, unguided [G] bool
+        self._pending = PendingSteps()  # outcome rows [G] int64, how each was guided [G]
         self._free_rows = list(range(size))
         self._key_of_row: dict[int, str | None] = {}  # None if the front end will not ask
         self._rows_of_key: dict[str, list[int]] = {}
@@ -65,9 +70,18 @@ class OutcomeTable:
         if self._key_of_row[outcome_row] is None:
             self._release(outcome_row)
 
-    def count_step(self, outcome_rows: Tensor, unguided: Tensor) -> None:
-        """Count one step: outcome_rows [G] int64, unguided [G] bool. Does not wait for the device."""
-        if self._pending.add(outcome_rows, unguided):
+    def count_step(
+        self, outcome_rows: Tensor, unguided: Tensor, reasoning: Tensor | None = None
+    ) -> None:
+        """Count one step. Does not wait for the device.
+
+        Args:
+            outcome_rows: [G] int64.
+            unguided: [G] bool, rows that should have been guided and were not.
+            reasoning: [G] bool, rows of reasoning that stays unguided, none of them `unguided`.
+        """
+        kind = unguided if reasoning is None else unguided + reasoning * _REASONING
+        if self._pending.add(outcome_rows, kind):
             self._count_pending()
 
     def had_unguided_step(self, outcome_rows: Tensor) -> Tensor:
@@ -76,7 +90,7 @@ class OutcomeTable:
         Counts the pending steps on the device; does not block the host.
         """
         self._count_pending()
-        return self._counts[:, 0].index_select(0, outcome_rows) > 0
+        return self._counts[:, _UNGUIDED].index_select(0, outcome_rows) > 0
 
     def total_unguided_rows(self) -> int:
         """Rows that stayed unguided, over all steps. Waits for the device."""
@@ -85,13 +99,14 @@ class OutcomeTable:
 
     def _count_pending(self) -> None:
         if (pending := self._pending.take()) is not None:
-            outcome_rows, unguided = pending
-            self._counts[:, 0].index_add_(0, outcome_rows, unguided.int())
-            self._total_unguided += unguided.sum()
+            outcome_rows, kinds = pending
+            is_of_kind = kinds.unsqueeze(-1) == torch.arange(_NUM_KINDS, device=kinds.device)
+            self._counts[:, :_NUM_KINDS].index_add_(0, outcome_rows, is_of_kind.int())
+            self._total_unguided += is_of_kind[:, _UNGUIDED].sum()
 
     def count_stopped(self, outcome_rows: Tensor, stopped: Tensor) -> None:
         """Count the rows that PAD ends in this step (`on_failure` "stop"): [G] int64, [G] bool."""
-        self._counts[:, 1].index_add_(0, outcome_rows, stopped.int())
+        self._counts[:, _STOPPED].index_add_(0, outcome_rows, stopped.int())
 
     def add_explanations(
         self, guided: GuidedRows, num_answer_tokens: Tensor, ids: Tensor, rewards: Tensor
@@ -120,8 +135,14 @@ class OutcomeTable:
         if rows is None:
             return unknown_outcome() if was_unknown else None
         self._count_pending()
-        unguided, stopped = self._counts[rows].sum(0).tolist()
-        outcome: Outcome = {"unguided_tokens": unguided, "stopped": bool(stopped)}
+        guided, unguided, reasoning, stopped = self._counts[rows].sum(0).tolist()
+        outcome: Outcome = {
+            "guided_tokens": guided,
+            "unguided_tokens": unguided,
+            "stopped": bool(stopped),
+        }
+        if reasoning:
+            outcome["reasoning_rows"] = reasoning
         steps = [step for row in rows for step in self._explanations.steps(row)]
         self._remove_key(outcome_key)
         return {**outcome, "steps": steps} if steps else outcome

@@ -8,6 +8,7 @@ looks for it at `register()`), `AsyncLLM.generate`, and the generator of the res
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -113,7 +114,7 @@ def _wrap_request_maker(processor: Any) -> None:
         request = original(*args, **kwargs)
         extra_args = getattr(request.sampling_params, "extra_args", None) or {}
         if instruction := extra_args.get(INSTRUCTION_KEY):
-            digest = hashlib.sha256(repr(instruction).encode()).hexdigest()
+            digest = hashlib.sha256(json.dumps(instruction).encode()).hexdigest()
             request.cache_salt = f"instruction:{digest}:{request.cache_salt or ''}"
         elif request.cache_salt:
             request.cache_salt = f"plain:{request.cache_salt}"

@@ -22,6 +22,7 @@ from pad_vllm.guidance_outcome import (
     OUTCOME_KEY,
     Outcome,
     WorkerReport,
+    in_tokens,
     total_outcome,
     unknown_outcome,
     with_explanations,
@@ -92,10 +93,7 @@ class InFlightRequest:
     def pad_field(self, outcome: Outcome, tokenizer: Any) -> Outcome:
         """The field `pad` of the last output, from the worker's outcome. Counts the answers' tokens."""
         num_tokens = sum(map(len, self._tokens.values()))
-        unguided = outcome["unguided_tokens"]
-        if unguided is not None:
-            # The worker counts rows, and not all rows become tokens: rejected drafts do not.
-            outcome = {**outcome, "unguided_tokens": min(unguided, num_tokens)}
+        outcome = in_tokens(outcome, num_tokens)
         pad_metrics().count_answer_tokens(num_tokens, outcome["unguided_tokens"])
         try:
             return with_explanations(outcome, self._tokens.get(0, ()), tokenizer)

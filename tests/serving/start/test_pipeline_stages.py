@@ -125,7 +125,7 @@ def test_the_processor_keeps_no_requests_there(config, below):
 
 
 def test_the_report_of_the_last_stage_is_used():
-    known = {"unguided_tokens": 2, "stopped": False}
+    known = {"guided_tokens": 1, "unguided_tokens": 2, "stopped": False}
     assert _merge_reports([[None, ([known], None)]]) == [known]
 
 

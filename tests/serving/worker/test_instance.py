@@ -53,7 +53,7 @@ def test_model_and_processor_find_the_same_instance_in_either_order(first):
     get_or_create_instance(first).register_engine(engine)
     assert find_instance(first).engine is engine
     outcomes, counts = report_outcomes(first, ["a", "b"])
-    assert outcomes == [{"unguided_tokens": 0, "stopped": False}, None]
+    assert outcomes == [{"guided_tokens": 0, "unguided_tokens": 0, "stopped": False}, None]
     assert counts["rows"] == 0
 
 

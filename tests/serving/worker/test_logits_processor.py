@@ -373,12 +373,12 @@ def test_an_answers_unguided_tokens_are_counted_for_that_answer_alone(runner, co
         engine._states[1][0] = float("nan")
         runner.apply(torch.randn(R, V))
     assert outcomes(config, "a", "b") == [
-        {"unguided_tokens": 3, "stopped": False},
-        {"unguided_tokens": 0, "stopped": False},
+        {"guided_tokens": 0, "unguided_tokens": 3, "stopped": False},
+        {"guided_tokens": 3, "unguided_tokens": 0, "stopped": False},
     ]
     runner.apply(torch.randn(R, V))  # nothing was kept for this step
     assert outcomes(config, "c", "nobody") == [
-        {"unguided_tokens": 1, "stopped": False},
+        {"guided_tokens": 3, "unguided_tokens": 1, "stopped": False},
         None,
     ]
 
@@ -414,8 +414,8 @@ def test_an_answer_that_is_to_stop_does_so_as_soon_as_its_grammar_lets_it(runner
     assert logits[0].isfinite().nonzero().tolist() == [[5]]
     assert logits[1].isfinite().sum() > 1
     assert outcomes(config, "a", "b") == [
-        {"unguided_tokens": 1, "stopped": True},
-        {"unguided_tokens": 0, "stopped": False},
+        {"guided_tokens": 1, "unguided_tokens": 1, "stopped": True},
+        {"guided_tokens": 2, "unguided_tokens": 0, "stopped": False},
     ]
 
 
@@ -496,7 +496,7 @@ def test_what_fails_on_one_rank_leaves_the_same_rows_unguided_on_all(config, mon
     assert torch.equal(step(states, logits), guided)
     for runner in runners:
         outcome = runner.processor._outcome_table.pop_outcome("a")
-        assert outcome == {"unguided_tokens": 1, "stopped": False}
+        assert outcome == {"guided_tokens": 2, "unguided_tokens": 1, "stopped": False}
 
 
 class Model:

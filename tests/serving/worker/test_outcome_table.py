@@ -10,7 +10,7 @@ import torch
 from pad_vllm.serving.worker import instance, outcome_table
 
 CPU = torch.device("cpu")
-UNKNOWN = {"unguided_tokens": None, "stopped": False}
+UNKNOWN = {"guided_tokens": None, "unguided_tokens": None, "stopped": False}
 
 
 @pytest.fixture
@@ -30,8 +30,23 @@ def test_all_rows_of_an_answer_are_added_up(table):
     rows = [table.assign_row("a"), table.assign_row("a"), table.assign_row("b")]
     assert count(table, *rows) == [True] * 3
     assert count(table, rows[0], unguided=False) == [True]
-    assert table.pop_outcome("a") == {"unguided_tokens": 2, "stopped": False}
-    assert table.pop_outcome("b") == {"unguided_tokens": 1, "stopped": False}
+    assert table.pop_outcome("a") == {"guided_tokens": 1, "unguided_tokens": 2, "stopped": False}
+    assert table.pop_outcome("b") == {"guided_tokens": 0, "unguided_tokens": 1, "stopped": False}
+
+
+def test_rows_of_reasoning_are_counted_apart(table):
+    rows = torch.tensor([table.assign_row("a"), table.assign_row("b")])
+    table.count_step(rows, torch.tensor([False, True]), torch.tensor([True, False]))
+    table.count_step(rows, torch.tensor([False, False]), torch.tensor([False, False]))
+    table.count_step(rows, torch.tensor([True, False]))
+    assert table.pop_outcome("a") == {
+        "guided_tokens": 1,
+        "unguided_tokens": 1,
+        "stopped": False,
+        "reasoning_rows": 1,
+    }
+    assert table.pop_outcome("b") == {"guided_tokens": 2, "unguided_tokens": 1, "stopped": False}
+    assert table.total_unguided_rows() == 2
 
 
 def test_an_outcome_is_returned_once(table):

@@ -11,7 +11,7 @@ pytest.importorskip("vllm")
 from vllm.exceptions import VLLMValidationError
 
 from pad_vllm.argument_names import INSTRUCTION_KEY
-from pad_vllm.instruction import InstructionTokens
+from pad_vllm.instruction import InstructionTokens, LearnedInstruction
 from pad_vllm.vllm_api.patches import front_end_checks
 from pad_vllm.vllm_api.vllm_names import SamplingParams
 
@@ -30,6 +30,12 @@ def test_one_instruction_has_one_salt_and_each_its_own():
     assert salt(one) == salt([[1], [3, 4]])
     others = [((1,), (3, 4, 4)), ((1,), (34,)), ((1, 3), (4,)), ((), (1, 3, 4))]
     assert len({salt(one), salt(one, "a"), salt(), *map(salt, others)}) == 7
+
+
+def test_each_learned_prefix_has_a_salt_of_its_own():
+    one, other = LearnedInstruction("0" * 64, 32), LearnedInstruction("1" * 64, 32)
+    assert salt(one) == salt(list(one))
+    assert len({salt(one), salt(other), salt()}) == 3
 
 
 def test_a_request_without_an_instruction_shares_blocks_with_plain_ones():

@@ -72,6 +72,11 @@ def wrapped(monkeypatch):
         )
 
 
+def rows(guided, unguided):
+    """A worker's outcome."""
+    return {"guided_tokens": guided, "unguided_tokens": unguided, "stopped": False}
+
+
 def run(engine, *extra_args):
     """The outputs of one request for each of the arguments."""
     for number, one in enumerate(extra_args):
@@ -98,7 +103,7 @@ def test_the_worker_reads_its_own_name_for_the_adapter():
 
 def test_each_guided_output_has_its_own_outcome_and_others_have_none():
     def report(keys):
-        return [([{"unguided_tokens": int(key[-1]) % 2, "stopped": False} for key in keys], None)]
+        return [([rows(2 - int(key[-1]) % 2, int(key[-1]) % 2) for key in keys], None)]
 
     engine = OneStepEngine(report)
     outputs = run(engine, GUIDED, None, GUIDED)
@@ -110,7 +115,7 @@ def test_each_guided_output_has_its_own_outcome_and_others_have_none():
 
 def test_an_explained_answer_has_an_entry_for_each_token():
     steps = [(0, [104, 106], [0.5, 0.1]), (1, [107, 105], [0.0, 2.0])]
-    reported = {"unguided_tokens": 0, "stopped": False, "steps": steps}
+    reported = {**rows(2, 0), "steps": steps}
     (output,) = run(OneStepEngine(lambda keys: [([reported for _ in keys], None)]), GUIDED)
     assert output.pad["explained"] == [
         [
@@ -121,19 +126,24 @@ def test_an_explained_answer_has_an_entry_for_each_token():
 
 
 def test_no_more_tokens_went_unguided_than_there_are():
-    reported = {"unguided_tokens": 5, "stopped": False}  # rows, of drafts that were rejected too
+    reported = rows(3, 5)  # of drafts that were rejected too
     (output,) = run(OneStepEngine(lambda keys: [([reported for _ in keys], None)]), GUIDED)
-    assert output.pad == {"unguided_tokens": 2, "stopped": False}
+    assert output.pad == rows(0, 2)
 
 
-ONE = {"unguided_tokens": 1, "stopped": False}
+def test_an_engine_that_never_guided_reports_so():
+    (output,) = run(OneStepEngine(lambda keys: [([rows(0, 0) for _ in keys], None)]), GUIDED)
+    assert output.pad == rows(0, 2)
+
+
+ONE = rows(1, 1)
 
 
 @pytest.mark.parametrize(
     ("reported", "whole"),
     [
         (([None], [ONE]), ONE),
-        (([ONE], [ONE]), {"unguided_tokens": 2, "stopped": False}),
+        (([ONE], [ONE]), rows(2, 2)),
         (([ONE], [unknown_outcome()]), unknown_outcome()),
         (([None], [None]), unknown_outcome()),
     ],

@@ -30,7 +30,7 @@ WRAPPED = {
 
 
 def outcome(unguided):
-    return {"unguided_tokens": unguided, "stopped": False}
+    return {"guided_tokens": 3, "unguided_tokens": unguided, "stopped": False}
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +125,7 @@ def batch(monkeypatch, *generators, error=False):
 def test_several_conversations_at_once_have_one_outcome(monkeypatch):
     closed = []
     answer = batch(monkeypatch, outputs(2), outputs(3, None, closed=closed))
-    assert answer.pad == outcome(5)
+    assert answer.pad == {**outcome(5), "guided_tokens": 6}
     assert closed == [True]  # a client that leaves ends its answers at once
     assert not hasattr(batch(monkeypatch, outputs(None)), "pad")
     assert not hasattr(batch(monkeypatch, outputs(1), error=True), "pad")
