@@ -58,6 +58,12 @@ def steer(
     beta: Annotated[
         list[float] | None, typer.Option(help="Strength; once for each (default: the adapter's).")
     ] = None,
+    prefix_beta: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Strength of the adapter's learned prefixes; once for each (default: 1)."
+        ),
+    ] = None,
     beside_beta: Annotated[
         list[float] | None,
         typer.Option(help="Strength of the adapters of --beside; once for each."),
@@ -135,6 +141,7 @@ def steer(
             other_adapters=_other_adapters(beside or ()),
             betas=beta or (),
             other_betas=beside_beta or (),
+            prefix_betas=prefix_beta or (1.0,),
             decodings=tuple(
                 DecodingSettings(temperature=value, tokens=tokens, dtype=dtype)
                 for value in temperature or _DEFAULT_TEMPERATURES

@@ -138,6 +138,27 @@ def instructed_and_guided_conditions(
     ]
 
 
+def prefix_conditions(names: Sequence[str], betas: Sequence[float]) -> list[Condition]:
+    """Guidance by each learned prefix.
+
+    Args:
+        names: Of the adapter's prefixes; each is judged as the dimension of its name.
+        betas: Strengths; each gives conditions of its own.
+
+    Returns:
+        A condition per strength, prefix and sign, in that order.
+    """
+    return [
+        Condition(
+            f"prefix {_sign(sign)}{name}",
+            beta=beta,
+            aims={name: sign},
+            request_arguments={"pad_preference": name, "pad_beta": sign * beta},
+        )
+        for beta, name, sign in itertools.product(betas, names, (1, -1))
+    ]
+
+
 def mixed_conditions(name: str, dimensions: Sequence[str], beta: float) -> list[Condition]:
     """Guidance by every two dimensions at once, with weight 1 each.
 

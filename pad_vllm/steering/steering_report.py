@@ -54,6 +54,9 @@ class SteeringSettings:
     other_betas: Sequence[float] = ()
     """Strengths of each other adapter; empty: its default alone."""
 
+    prefix_betas: Sequence[float] = (1.0,)
+    """Strengths of the adapter's learned prefixes, if it has any."""
+
     decodings: Sequence[DecodingSettings] = (DecodingSettings(), DecodingSettings(temperature=0.7))
     mixes: bool = True
     """Also guide by every two dimensions at once."""
@@ -76,9 +79,9 @@ class SteeringSettings:
     """Text of the base's Jinja template; None: the adapter's, otherwise the base's own."""
 
     @property
-    def engine_settings(self) -> dict[str, str]:
-        """additional_config['pad'] in addition to the adapter. Engines with a backbone of their own need the
-        base's chat template to read its prompts.
+    def engine_settings(self) -> dict[str, Any]:
+        """additional_config['pad'] in addition to an adapter without learned prefixes. Engines with a
+        backbone of their own need the base's chat template to read its prompts.
         """
         if self.engine == "shared":
             return {}
@@ -179,6 +182,9 @@ def conditions_by_adapter(
         conditions += comparison_conditions.instructed_and_guided_conditions(
             "PAD", instructions, (betas[0] / 2, betas[0])
         )
+    if config.prefixes is not None and settings.engine == "shared":
+        prefixes = [name for name in config.prefixes.digests if name in names]
+        conditions += comparison_conditions.prefix_conditions(prefixes, settings.prefix_betas)
     if settings.mixes:
         conditions += comparison_conditions.mixed_conditions("PAD", names, betas[0])
     by_adapter = {settings.adapter: conditions}
@@ -226,13 +232,15 @@ def _draw(
     """[decoding][condition][prompt], by one engine per adapter."""
     answers: list[list[list[DrawnAnswer]]] = [[] for _ in settings.decodings]
     for folder, conditions in by_adapter.items():
+        reads_prefixes = any("pad_preference" in c.request_arguments for c in conditions)
+        more: dict[str, Any] = {"instructions": True} if reads_prefixes else {}
         batch = AnswerBatch(
             base=settings.base,
             adapter=folder,
             prompts=settings.prompts,
             conditions=conditions,
             decodings=settings.decodings,
-            engine_settings=settings.engine_settings,
+            engine_settings={**settings.engine_settings, **more},
         )
         for rows, drawn in zip(answers, draw_answers(batch), strict=True):
             rows.extend(drawn)

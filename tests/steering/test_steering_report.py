@@ -87,6 +87,30 @@ def test_all_conditions_and_judges_are_in_the_file(adapter, tmp_path):
     assert json.loads((tmp_path / "out.json").read_text())["decodings"] == stored["decodings"]
 
 
+def test_learned_prefixes_are_conditions_of_an_engine_that_reads_them(tmp_path):
+    base = tiny.checkpoint("llama", tmp_path / "base")
+    layers, names = tiny.COMMON["num_hidden_layers"], ("warm", "curt")
+    folder = tiny.write_adapter(
+        base, tmp_path / "a", fork_layer=layers, std=0.1, dimensions=names, prefixes=("warm",)
+    )
+    settings = steering_report.SteeringSettings(
+        base=str(base), adapter=str(folder), prompts=(), prefix_betas=(1.0, 2.0), mixes=False
+    )
+    config = load_adapter(folder).config
+    (conditions,) = steering_report.conditions_by_adapter(settings, config, {}).values()
+    of_prefixes = [c for c in conditions if c.name.startswith("prefix")]
+    assert [(c.name, c.beta, dict(c.aims)) for c in of_prefixes] == [
+        ("prefix +warm", 1.0, {"warm": 1}),
+        ("prefix -warm", 1.0, {"warm": -1}),
+        ("prefix +warm", 2.0, {"warm": 1}),
+        ("prefix -warm", 2.0, {"warm": -1}),
+    ]
+    assert of_prefixes[3].extra_args() == {"pad_preference": "warm", "pad_beta": -2.0}
+    elsewhere = dataclasses.replace(settings, engine="resident")
+    (others,) = steering_report.conditions_by_adapter(elsewhere, config, {}).values()
+    assert not any(c.name.startswith("prefix") for c in others)
+
+
 def test_another_base_is_guided_by_an_engine_with_a_backbone_of_its_own(
     adapter, tmp_path, monkeypatch
 ):
