@@ -27,6 +27,7 @@ from pad_vllm.guidance_outcome import (
     unknown_outcome,
     with_explanations,
 )
+from pad_vllm.vllm_api.patches.outcome_fetcher import OutcomeFetcher
 from pad_vllm.vllm_api.patches.wrap_method import wrap_method
 from pad_vllm.vllm_api.prometheus_metrics import pad_metrics
 from pad_vllm.vllm_api.vllm_names import SamplingParams, init_logger
@@ -141,9 +142,7 @@ async def with_outcome(engine: Any, outputs: Any, request: InFlightRequest) -> A
         async for output in outputs:
             request.add_output(output)
             if output.finished:
-                # The worker reports each count once. If the client leaves now, the call still has to end, or
-                # these counts would be lost.
-                outcome = await asyncio.shield(_fetch_outcome(engine, request.outcome_key))
+                outcome = await _fetcher(engine).fetch(request.outcome_key)
                 make_field = partial(request.pad_field, outcome, engine.tokenizer)
                 # Decoding a long answer token by token takes a while.
                 explained = "steps" in outcome
@@ -151,13 +150,21 @@ async def with_outcome(engine: Any, outputs: Any, request: InFlightRequest) -> A
             yield output
 
 
-async def _fetch_outcome(engine: Any, outcome_key: str) -> Outcome:
-    try:
-        reports = await call_all_workers(engine, OUTCOME_METHOD, [outcome_key])
-        return _merge_reports(reports)[0]
-    except Exception:  # the answer is there, and is returned all the same
-        logger.exception(_NO_OUTCOME)
-        return unknown_outcome()
+def _fetcher(engine: Any) -> OutcomeFetcher:
+    """The engine's own, made at the first call."""
+    fetcher: OutcomeFetcher | None = getattr(engine, "pad_outcome_fetcher", None)
+    if fetcher is None:
+
+        async def fetch_all(outcome_keys: Sequence[str]) -> list[Outcome]:
+            return _merge_reports(
+                await call_all_workers(engine, OUTCOME_METHOD, list(outcome_keys))
+            )
+
+        def log(error: BaseException) -> None:
+            logger.error(_NO_OUTCOME, exc_info=error)
+
+        fetcher = engine.pad_outcome_fetcher = OutcomeFetcher(fetch_all, log)
+    return fetcher
 
 
 async def call_all_workers(engine: Any, method: str, *args: Any) -> list[list[Any]]:

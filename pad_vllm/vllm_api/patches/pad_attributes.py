@@ -70,6 +70,13 @@ _FRONT_END = (
         purpose="the guided requests that have not ended, by request id",
     ),
     PADAttribute(
+        name="pad_outcome_fetcher",
+        set_on="an AsyncLLM",
+        set_in="vllm_api/patches/outcome_rpc.py",
+        read_in="the same file, where an answer ends",
+        purpose="fetches the outcomes of answers that end together in one call",
+    ),
+    PADAttribute(
         name="pad_finished_outcomes",
         set_on="the conversation context of a request to the responses API",
         set_in="vllm_api/patches/response_fields.py",

@@ -158,7 +158,7 @@ def test_every_data_parallel_engine_is_asked(reported, whole):
         vllm_config=SimpleNamespace(parallel_config=SimpleNamespace(data_parallel_size=2)),
         engine_core=SimpleNamespace(call_utility_all_async=call),
     )
-    assert asyncio.run(outcome_rpc._fetch_outcome(engine, "m")) == whole
+    assert asyncio.run(outcome_rpc._fetcher(engine).fetch("m")) == whole
 
 
 def times_out(_keys):
