@@ -19,6 +19,7 @@ from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.combine_adapters import AdapterPart, require_mergeable
 from pad_vllm.adapter.manifest import CONFIG_FILE
+from pad_vllm.adapter.shape_checks import require_prefix_shapes
 from pad_vllm.config import PADConfig
 from pad_vllm.params import RequestLimits
 from pad_vllm.serving.start import instruction_settings, served_adapters
@@ -57,11 +58,20 @@ class RemovedAdapter(NamedTuple):
 class AdapterRegistry:
     """The adapters of one server. vLLM has one front end where adapters can be added at run time."""
 
-    def __init__(self, pad: PADConfig, *, loras: bool) -> None:
-        """loras: whether the server also has vLLM's own LoRAs. Raises ValueError as `served_limits` does."""
+    def __init__(self, pad: PADConfig, base: Any, *, loras: bool) -> None:
+        """Those that the server starts with.
+
+        Args:
+            pad: its settings.
+            base: the Transformers config of the base.
+            loras: whether the server also has vLLM's own LoRAs.
+
+        Raises:
+            ValueError: as `served_limits` does.
+        """
         self.limits = served_adapters.served_limits(pad)
         """Of the adapter that guides requests without `pad_adapter`; `other_adapters` has the others."""
-        self._pad, self._loras = pad, loras
+        self._pad, self._base, self._loras = pad, base, loras
         self._removed: list[RemovedAdapter] = []
         self._change_lock = asyncio.Lock()
 
@@ -128,6 +138,7 @@ class AdapterRegistry:
     def _load_mergeable(self, path: str) -> Adapter:
         first, adapter = load_adapter(self._pad.adapter), load_adapter(Path(path).expanduser())
         require_mergeable([AdapterPart(first, {}), AdapterPart(adapter, {})])
+        require_prefix_shapes(adapter, self._base)
         if self._pad.instructions and adapter.config.prefixes is not None:
             served_layer = instruction_settings.fork_layer(self._pad, first.config)
             instruction_settings.require_prefixes_fit(

@@ -47,7 +47,9 @@ def make_admission(config: VllmConfig) -> Admission:
     # The worker loads it again; loaded here too, a broken one is reported without a worker's traceback.
     adapter = served_adapters.load_served_adapters(pad, config.model_config)
     config_checks.check_backbone(config, pad, adapter, weights_fetched=False)
-    registry = AdapterRegistry(pad, loras=config.lora_config is not None)
+    registry = AdapterRegistry(
+        pad, config.model_config.hf_config, loras=config.lora_config is not None
+    )
     if pad.engine == "shared":
         _require_fitting_base(pad, adapter, config.model_config.hf_config)
         check_server_requests(request_field_check(lambda _: False), require_arguments_in_place)

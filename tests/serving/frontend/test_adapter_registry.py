@@ -15,6 +15,8 @@ from pad_vllm.params import parse_guidance
 from pad_vllm.serving.frontend.adapter_registry import AdapterRegistry
 from pad_vllm.serving.worker.runtime_adapter_updates import ADD_ADAPTER_RPC, REMOVE_ADAPTER_RPC
 
+BASE = tiny.config("llama")
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
@@ -22,9 +24,11 @@ def folders(tmp_path_factory):
     base = tiny.checkpoint("llama", root / "base")
     other = tiny.checkpoint("qwen3", root / "other")
 
-    def write(name, dimensions, model=base, fork_layer=4):
+    def write(name, dimensions, model=base, fork_layer=4, **more):
         folder = root / name
-        tiny.write_adapter(model, folder, fork_layer=fork_layer, std=0.1, dimensions=dimensions)
+        tiny.write_adapter(
+            model, folder, fork_layer=fork_layer, std=0.1, dimensions=dimensions, **more
+        )
         return str(folder)
 
     return {
@@ -33,6 +37,8 @@ def folders(tmp_path_factory):
         "play": write("play", ("silly", "warm", "loud")),
         "forked": write("forked", ("warm",), fork_layer=2),
         "foreign": write("foreign", ("warm",), model=other),
+        "learned": write("learned", ("warm",), prefixes=("warm",)),
+        "higher": write("higher", ("warm",), prefixes=("warm",), prefix_fork_layer=2),
     }
 
 
@@ -59,7 +65,7 @@ def engine():
 
 @pytest.fixture
 def registry(folders):
-    return AdapterRegistry(PADConfig(adapter=folders["own"]), loras=False)
+    return AdapterRegistry(PADConfig(adapter=folders["own"]), BASE, loras=False)
 
 
 def load(registry, engine, name, folder, **more):
@@ -154,8 +160,26 @@ def test_a_name_of_no_adapter_is_refused(registry, engine):
 
 def test_beside_vllms_own_loras_a_folder_says_whose_it_is(folders, tmp_path):
     alone, beside = (
-        AdapterRegistry(PADConfig(adapter=folders["own"]), loras=on) for on in (False, True)
+        AdapterRegistry(PADConfig(adapter=folders["own"]), BASE, loras=on) for on in (False, True)
     )
     assert alone.handles_path(str(tmp_path))
     assert beside.handles_path(folders["work"])
     assert not beside.handles_path(str(tmp_path))
+
+
+def test_a_loaded_adapters_learned_prefixes_can_be_named(engine, folders):
+    pad = PADConfig(adapter=folders["own"], instructions=True, fork_layer=1)
+    registry = AdapterRegistry(pad, BASE, loras=False)
+    load(registry, engine, "learned", folders["learned"])
+    prefixes = registry.limits.for_adapter("learned").prefixes
+    assert {name: one.num_tokens for name, one in prefixes.items()} == {"warm": 32}
+    with pytest.raises(ValueError, match="learned for fork layer 2, and this server's is 1"):
+        load(registry, engine, "higher", folders["higher"])
+
+
+def test_prefixes_for_another_number_of_heads_are_refused(engine, folders):
+    base = SimpleNamespace(num_key_value_heads=4, head_dim=32)
+    base.get_text_config = lambda: base
+    registry = AdapterRegistry(PADConfig(adapter=folders["own"]), base, loras=False)
+    with pytest.raises(ValueError, match="2 KV heads of width 32, and the base has 4"):
+        load(registry, engine, "learned", folders["learned"])

@@ -103,7 +103,7 @@ def config(base, folder):
 @pytest.fixture(autouse=True)
 def hooks(monkeypatch):
     """Hooks that front ends of this process set are taken back after the test."""
-    monkeypatch.setattr(admission, "check_server_requests", lambda check: None)
+    monkeypatch.setattr(admission, "check_server_requests", lambda *_: None)
 
 
 class Extra(dict):

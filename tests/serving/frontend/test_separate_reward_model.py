@@ -31,7 +31,7 @@ def base(tmp_path_factory):
 @pytest.fixture
 def config(base, backbone, tmp_path, monkeypatch):
     """A function that makes a config which `resident` serves, but for the changes it is given."""
-    monkeypatch.setattr(admission, "check_server_requests", lambda check: None)
+    monkeypatch.setattr(admission, "check_server_requests", lambda *_: None)
     folder = tiny.write_adapter(backbone, tmp_path / "adapter", fork_layer=2, std=0.05)
     parallel = dict.fromkeys(
         ("pipeline_parallel_size", "tensor_parallel_size", "data_parallel_size"), 1
@@ -50,6 +50,7 @@ def config(base, backbone, tmp_path, monkeypatch):
             "tokenizer_revision": None,
             "trust_remote_code": False,
             "try_get_generation_config": lambda: {"eos_token_id": [1, 7]},
+            "hf_config": SimpleNamespace(),
             "hf_text_config": SimpleNamespace(eos_token_id=1),
             "dtype": torch.bfloat16,
             "max_model_len": 512,
