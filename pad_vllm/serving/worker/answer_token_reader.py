@@ -32,37 +32,60 @@ class AnswerTokenReader(Protocol):
 
 
 class V2AnswerTokenReader:
-    """Reads whole texts, prompt and answer, from V2's request states on the device."""
+    """Reads texts, prompt and answer, from V2's request states on the device."""
 
-    def __init__(self, states: Any, max_drafts: int = 0) -> None:
-        """states: V2's LogitsProcRequestState; max_drafts: the most draft tokens of a request in a step."""
+    def __init__(self, states: Any, max_drafts: int = 0, *, needs_prompts: bool = False) -> None:
+        """Nothing is read yet.
+
+        Args:
+            states: V2's LogitsProcRequestState.
+            max_drafts: the most draft tokens of a request in a step.
+            needs_prompts: whether whoever reads looks at tokens before the answer's first.
+        """
         self._states, self._max_drafts = states, max_drafts
+        self._needs_prompts = needs_prompts
 
     def read(self, guided: GuidedRows, ctx: Any) -> AnswerTokens:
-        """The texts; an answer starts where its prompt ends.
+        """The texts; an answer starts where its prompt ends. With drafts only the answers, unless prompts are
+        needed.
 
         Without drafts the tokens are not copied: on a GPU vLLM has them in host memory, and a copy would
-        fetch the prompts too.
+        fetch the prompts too. With drafts they are copied, and so nothing grows with the prompts.
         """
+        start, stop = self._answer_span(guided, ctx)
         length = int(ctx.seq_lens_upper_bound_np.max())
         tokens = self._states.all_token_ids.gpu[:, :length]
-        start, stop = self._answer_span(guided, ctx)
         if not self._max_drafts:
             return AnswerTokens(tokens, start, stop, guided.slots)
-        tokens = tokens.index_select(0, guided.slots)
-        self._write_drafts(tokens, guided, ctx)
-        return AnswerTokens(tokens, start, stop)
+        if self._needs_prompts:
+            texts, first = tokens.index_select(0, guided.slots), torch.zeros_like(start)
+        else:
+            texts, first = self._copy_answers(tokens, start, guided, ctx), start
+        self._write_drafts(texts, first, guided, ctx)
+        return AnswerTokens(texts, start - first, stop - first)
 
-    def _write_drafts(self, tokens: Tensor, guided: GuidedRows, ctx: Any) -> None:
+    def _copy_answers(self, tokens: Tensor, start: Tensor, guided: GuidedRows, ctx: Any) -> Tensor:
+        """[G, A + 1]: each answer from its first token on; A is the length of the batch's longest."""
+        prompts = self._states.prompt_len.np[ctx.idx_mapping_np]
+        longest = max(int((ctx.seq_lens_upper_bound_np - prompts).max()), 0)
+        place = start.unsqueeze(1) + torch.arange(longest + 1, device=tokens.device)
+        return tokens[guided.slots.unsqueeze(1), place.clamp(max=tokens.shape[1] - 1)]
+
+    def _write_drafts(self, tokens: Tensor, first: Tensor, guided: GuidedRows, ctx: Any) -> None:
         """Write the draft tokens of each row into tokens [G, L], in place: those up to the row's own.
 
-        vLLM has drafts nowhere else than in the inputs of their logits rows, one draft a row.
+        vLLM has drafts nowhere else than in the inputs of their logits rows, one draft a row. Where a row has
+        fewer than the most, a column without a draft is written with itself: a prompt's first, or the one
+        behind the longest answer.
+
+        first: [G] index in its text of each row's first token here.
         """
         back = torch.arange(self._max_drafts, device=tokens.device)
-        position = ctx.pos.index_select(0, guided.rows).unsqueeze(1) - back  # [G, drafts]
+        place = ctx.pos.index_select(0, guided.rows) - first
         is_draft = back < ctx.expanded_local_pos.index_select(0, guided.rows).unsqueeze(1)
+        spare = 0 if self._needs_prompts else tokens.shape[1] - 1
+        position = torch.where(is_draft, place.unsqueeze(1) - back, spare)  # [G, drafts]
         row = (guided.rows.unsqueeze(1) - back).clamp(min=0)
-        position = position.clamp(min=0)
         fed = ctx.input_ids[row].to(tokens.dtype)
         tokens.scatter_(1, position, torch.where(is_draft, fed, tokens.gather(1, position)))
 

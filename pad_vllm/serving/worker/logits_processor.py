@@ -82,7 +82,11 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self._v2_last_rows: GuidedRows | None = None  # the guided rows of the previous step
         token_reader: AnswerTokenReader = self._v1_tokens
         if not is_v1:
-            token_reader = V2AnswerTokenReader(self._v2_states, _max_drafts(vllm_config))
+            token_reader = V2AnswerTokenReader(
+                self._v2_states,
+                _max_drafts(vllm_config),
+                needs_prompts=pad.reasoning == "unguided",
+            )
         self._tools = _step_tools(vllm_config, pad, device, token_reader)
         self._instance, self._outcome_table = self._tools.instance, self._tools.outcome_table
         self._failure_log = self._instance.failure_log

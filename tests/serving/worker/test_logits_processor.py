@@ -123,7 +123,9 @@ class V2:
             max_num_reqs=16,
             vocab_size=V,
             all_token_ids=SimpleNamespace(gpu=self.tokens),
-            prompt_len=SimpleNamespace(gpu=torch.ones(16, dtype=torch.int32)),
+            prompt_len=SimpleNamespace(
+                gpu=torch.ones(16, dtype=torch.int32), np=np.ones(16, dtype=np.int32)
+            ),
         )
         self.processor = PADLogitsProcessor(config, states)
 
