@@ -7,7 +7,7 @@ knows no model and no tensor, and imports neither torch nor vLLM.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pad_vllm.argument_names import (
     ADAPTER,
@@ -87,6 +87,15 @@ class InstructionDefaults:
     top_k: int = 20
     no_repeat: int = 3
     min_p: float = 0.03
+
+    def of_learned_prefix(self) -> "InstructionDefaults":
+        """Those of a request that names a learned prefix, whose rewards are known better: at an answer's
+        first token nearly all of what the instructed base would say (benchmarks/README.md).
+        """
+        return replace(self, beta=min(self.beta, _LEARNED_BETA), min_p=0.0)
+
+
+_LEARNED_BETA = 1.5
 
 
 @dataclass(frozen=True)
@@ -220,7 +229,10 @@ def _defaults(
         raise _preference_refusal(arguments.preference, limits.engine)
     if arguments.weights is None and not (arguments.preference and takes_instructions):
         raise _no_weights(arguments.names, takes_instructions=takes_instructions)
-    return limits.instructions if arguments.preference and limits.instructions else limits
+    if not arguments.preference or limits.instructions is None:
+        return limits
+    is_learned = arguments.preference in limits.prefixes
+    return limits.instructions.of_learned_prefix() if is_learned else limits.instructions
 
 
 def _instruction(extra_args: Mapping[str, object] | None) -> Instruction | None:

@@ -61,7 +61,7 @@ def steer(
     prefix_beta: Annotated[
         list[float] | None,
         typer.Option(
-            help="Strength of the adapter's learned prefixes; once for each (default: 1)."
+            help="Strength of the adapter's learned prefixes; once for each (default: 1.5)."
         ),
     ] = None,
     beside_beta: Annotated[
@@ -141,7 +141,7 @@ def steer(
             other_adapters=_other_adapters(beside or ()),
             betas=beta or (),
             other_betas=beside_beta or (),
-            prefix_betas=prefix_beta or (1.0,),
+            prefix_betas=prefix_beta or (1.5,),
             decodings=tuple(
                 DecodingSettings(temperature=value, tokens=tokens, dtype=dtype)
                 for value in temperature or _DEFAULT_TEMPERATURES

@@ -54,7 +54,7 @@ class SteeringSettings:
     other_betas: Sequence[float] = ()
     """Strengths of each other adapter; empty: its default alone."""
 
-    prefix_betas: Sequence[float] = (1.0,)
+    prefix_betas: Sequence[float] = (1.5,)
     """Strengths of the adapter's learned prefixes, if it has any."""
 
     decodings: Sequence[DecodingSettings] = (DecodingSettings(), DecodingSettings(temperature=0.7))

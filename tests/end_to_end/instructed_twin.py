@@ -11,6 +11,7 @@ from rule_at_engine_states import ends_of
 
 from pad_vllm import guidance
 from pad_vllm.adapter.adapter_folder import load_adapter
+from pad_vllm.instruction import LearnedInstruction
 from pad_vllm.instruction_prefix import InstructedBackbone, InstructionPrefix
 from pad_vllm.params import InstructionDefaults, RequestLimits, parse_guidance
 from pad_vllm.text.instruction_tokens import instruction_tokens
@@ -41,6 +42,7 @@ class InstructedTwin:
             max_beta=1e3,
             max_top_k=1000,
             instructions=defaults,
+            prefixes={n: LearnedInstruction(p.digest, 32) for n, p in self._learned.items()},
         )
 
     @torch.no_grad()

@@ -178,6 +178,12 @@ def test_the_name_of_a_learned_prefix_stands_for_it_and_takes_a_place(reader):
     assert arguments["pad_adapter"] == "work#1"
     on_the_wire = {**arguments, INSTRUCTION_KEY: list(arguments[INSTRUCTION_KEY])}
     del on_the_wire["pad_adapter"]
-    assert parse_guidance(on_the_wire, limits).instruction == learned
+    guidance = parse_guidance(on_the_wire, limits)
+    assert guidance.instruction == learned
+    assert (guidance.beta, guidance.min_p, guidance.no_repeat) == (1.5, 0.0, 3)
+    sentence = parse_guidance({"pad_preference": "be warm"}, limits)
+    assert (sentence.beta, sentence.min_p) == (2.0, 0.03)
+    asked = parse_guidance({**on_the_wire, "pad_beta": -3, "pad_min_p": 0.1}, limits)
+    assert (asked.beta, asked.min_p) == (-3, 0.1)
     with pytest.raises(ValueError, match="one of the 1 different instructions"):
         admitting.admit("be warm", limits)
