@@ -19,6 +19,7 @@ from pad_vllm.adapter.shape_checks import (
     attention_kinds,
     require_even_attention_split,
     require_lora_shapes,
+    require_prefix_shapes,
 )
 from pad_vllm.config import PADConfig
 from pad_vllm.serving.launch.installed_vllm_checks import require_vllm_imports
@@ -109,14 +110,21 @@ def _check_shapes(pair: ServedPair) -> str:
     served = pair.served
     require_same_backbone(pair.adapter.config.backbone, served)
     require_lora_shapes(pair.adapter, pair.base_config)
+    require_prefix_shapes(pair.adapter, pair.base_config)
     return f"H {served.hidden_size}, {served.num_layers} layers, V {served.vocab_size}"
 
 
 def _check_fork_layer(pair: ServedPair) -> str:
     config = pair.adapter.config
+    kinds = attention_kinds(pair.base_config)
+    if config.prefixes is not None:
+        above = kinds[config.prefixes.fork_layer :]
+        return (
+            f"with --instructions the top {len(above)} of {len(kinds)} layers run twice, for the learned "
+            f"prefixes {listed(config.prefixes.digests)}; without it no layer does"
+        )
     if config.heads_only:
         return "no layer runs twice"
-    kinds = attention_kinds(pair.base_config)
     require_even_attention_split(kinds, config.fork_layer)
     return f"the top {len(kinds) - config.fork_layer} of {len(kinds)} layers run twice"
 

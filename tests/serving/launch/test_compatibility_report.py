@@ -41,6 +41,17 @@ def no(rows):
     return {row.name: row.detail for row in rows if not row.ok}
 
 
+def test_learned_prefixes_have_the_layers_that_run_twice_for_them(base, tmp_path):
+    learned = tiny.write_adapter(
+        base, tmp_path / "learned", fork_layer=4, std=0.05, prefixes=("warm", "curt")
+    )
+    rows = compatibility_report.compatibility_findings(str(base), str(learned))
+    assert not no(rows)
+    found = {row.name: row.detail for row in rows}["fork layer"]
+    assert "with --instructions the top 3 of 4 layers run twice" in found
+    assert "curt" in found
+
+
 def test_an_adapter_on_its_own_base_is_fine_in_every_row(base, folder):
     rows = compatibility_report.compatibility_findings(str(base), str(folder))
 
