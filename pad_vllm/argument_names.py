@@ -9,8 +9,8 @@ ARGUMENT_NAMES = (WEIGHTS, BETA, TOP_K, NO_REPEAT, MIN_P, PREFERENCE, EXPLAIN, A
 ARGUMENT_PREFIX = "pad_"
 
 INSTRUCTION_KEY = "_pad_instruction"
-"""In the `extra_args` of a request with `pad_preference`, where the base reads it as an instruction: its
-InstructionTokens, which the front end puts there.
+"""In the `extra_args` of a request with `pad_preference`, where the base's reward stream reads it: an
+Instruction (instruction.py), which the front end puts there.
 """
 
 

@@ -45,7 +45,8 @@ class Outcome(TypedDict):
 
     guided_tokens: int | None
     """How many of the answer's tokens were chosen with a reward; None where the count is lost. From the
-    worker it is logits rows, of which not all become tokens, and so is `unguided_tokens`.
+    worker it is logits rows, of which not all become tokens, and so is `unguided_tokens`. Approximate with
+    speculative decoding where reasoning stays unguided: rows of rejected drafts of both count.
     """
 
     unguided_tokens: int | None

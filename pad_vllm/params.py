@@ -89,13 +89,14 @@ class InstructionDefaults:
     min_p: float = 0.03
 
     def of_learned_prefix(self) -> "InstructionDefaults":
-        """Those of a request that names a learned prefix, whose rewards are known better: at an answer's
-        first token nearly all of what the instructed base would say (benchmarks/README.md).
+        """Those of a request that names a learned prefix and no weights. Its rewards are known better: at an
+        answer's first token nearly all of what the instructed base would say (benchmarks/README.md).
         """
-        return replace(self, beta=min(self.beta, _LEARNED_BETA), min_p=0.0)
+        return replace(self, beta=min(self.beta, LEARNED_PREFIX_BETA), min_p=0.0)
 
 
-_LEARNED_BETA = 1.5
+LEARNED_PREFIX_BETA = 1.5
+"""Default strength of a learned prefix."""
 
 
 @dataclass(frozen=True)
@@ -231,8 +232,8 @@ def _defaults(
         raise _no_weights(arguments.names, takes_instructions=takes_instructions)
     if not arguments.preference or limits.instructions is None:
         return limits
-    is_learned = arguments.preference in limits.prefixes
-    return limits.instructions.of_learned_prefix() if is_learned else limits.instructions
+    is_learned_alone = arguments.weights is None and arguments.preference in limits.prefixes
+    return limits.instructions.of_learned_prefix() if is_learned_alone else limits.instructions
 
 
 def _instruction(extra_args: Mapping[str, object] | None) -> Instruction | None:

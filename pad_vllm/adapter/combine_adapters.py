@@ -91,20 +91,17 @@ def merge_adapters(
 
 
 def _merged_prefixes(parts: Sequence[AdapterPart]) -> dict[str, LearnedPrefix]:
-    """Those of all parts. Raises AdapterError where two have one name, or other fork layers or lengths."""
+    """Those of all parts; of two of one name the first, as keys and values cannot be added. Raises
+    AdapterError where fork layers or lengths differ.
+    """
     merged: dict[str, LearnedPrefix] = {}
     shapes = {}
     for part in parts:
         config = part.adapter.config.prefixes
         for name, prefix in part.selected_prefixes.items():
             assert config is not None
-            if name in merged:
-                raise AdapterError(
-                    f"{part.adapter.path} has a learned prefix {name}, as another of the adapters has; "
-                    "accepted: each name once. Select the dimension of one of them"
-                )
             shapes[config.fork_layer, config.num_tokens] = part.adapter.path
-            merged[name] = prefix
+            merged.setdefault(name, prefix)
     if len(shapes) > 1:
         described = (f"{path}: {layer} and {tokens}" for (layer, tokens), path in shapes.items())
         raise AdapterError(

@@ -13,7 +13,12 @@ from pad_vllm.cli.error_reporting import report_errors
 def models(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help=f"Any of {', '.join(DOWNLOADABLE_MODELS)}."),
+        typer.Argument(
+            metavar="[NAME]...",
+            help="Any of "
+            + ", ".join(f"{name} ({one.original})" for name, one in DOWNLOADABLE_MODELS.items())
+            + ".",
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress lines.")] = False,
 ) -> None:

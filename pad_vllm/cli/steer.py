@@ -61,7 +61,7 @@ def steer(
     prefix_beta: Annotated[
         list[float] | None,
         typer.Option(
-            help="Strength of the adapter's learned prefixes; once for each (default: 1.5)."
+            help="Strength of the adapter's learned prefixes; once for each (default: the server's)."
         ),
     ] = None,
     beside_beta: Annotated[
@@ -125,6 +125,7 @@ def steer(
     show whether the text stays fluent.
     """
     with report_errors():
+        from pad_vllm.params import LEARNED_PREFIX_BETA
         from pad_vllm.steering.guided_answers import DecodingSettings
         from pad_vllm.steering.steering_report import SteeringSettings, measure_steering
         from pad_vllm.training.sampling.sample_responses import read_prompts
@@ -141,7 +142,7 @@ def steer(
             other_adapters=_other_adapters(beside or ()),
             betas=beta or (),
             other_betas=beside_beta or (),
-            prefix_betas=prefix_beta or (1.5,),
+            prefix_betas=prefix_beta or (LEARNED_PREFIX_BETA,),
             decodings=tuple(
                 DecodingSettings(temperature=value, tokens=tokens, dtype=dtype)
                 for value in temperature or _DEFAULT_TEMPERATURES

@@ -130,7 +130,7 @@ def metrics_table(records: Sequence[ConditionRecord]) -> list[str]:
         "| --- | ---: | --- | ---: | ---: | ---: | ---: |",
     ]
     for record in records:
-        beta = f"{record['beta']:g}" if record["weights"] else ""
+        beta = f"{record['beta']:g}" if record["beta"] else ""
         ratios = (f"{record[key]:.2f}x" for key in ("perplexity", "relevance", "words"))
         cells = [record["name"], beta, _wins_cell(record), f"{record['repeated']:.1%}", *ratios]
         lines.append(f"| {' | '.join(cells)} |")

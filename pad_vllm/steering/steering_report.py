@@ -15,6 +15,7 @@ from typing import Any
 from pad_vllm.adapter.manifest import AdapterConfig, read_config
 from pad_vllm.catalog.name_resolution import resolve_base
 from pad_vllm.evaluation.instruction_classifier import InstructionClassifier
+from pad_vllm.params import LEARNED_PREFIX_BETA
 from pad_vllm.steering import comparison_conditions, dimension_judges
 from pad_vllm.steering.comparison_conditions import Condition
 from pad_vllm.steering.guided_answers import (
@@ -54,7 +55,7 @@ class SteeringSettings:
     other_betas: Sequence[float] = ()
     """Strengths of each other adapter; empty: its default alone."""
 
-    prefix_betas: Sequence[float] = (1.5,)
+    prefix_betas: Sequence[float] = (LEARNED_PREFIX_BETA,)
     """Strengths of the adapter's learned prefixes, if it has any."""
 
     decodings: Sequence[DecodingSettings] = (DecodingSettings(), DecodingSettings(temperature=0.7))
@@ -286,4 +287,4 @@ def _load_judges(
 
 
 def _text_key(condition: Condition) -> str:
-    return f"{condition.name} @{condition.beta:g}" if condition.weights else condition.name
+    return f"{condition.name} @{condition.beta:g}" if condition.beta else condition.name

@@ -86,7 +86,7 @@ class PrefixSettings:
 
     tokens: Annotated[
         int,
-        _at_least(1, "Virtual tokens of a prefix: a multiple of the server's KV block size."),
+        Field(ge=16, multiple_of=16, description="Virtual tokens of a prefix, whole KV blocks."),
     ] = 32
     fork_layer: Annotated[
         int | None, _at_least(0, "First layer that reads prefixes (default: half of the layers).")

@@ -8,7 +8,6 @@ prefix cache may hold blocks of such a request, whose reward stream knew nothing
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,8 +97,8 @@ class InstructionStream:
             if prefix.num_tokens % self.block_size:
                 raise ValueError(
                     f"a learned prefix has {prefix.num_tokens} tokens, which are not whole KV blocks of "
-                    f"{self.block_size}; accepted: a block size that divides it. Start with --block-size "
-                    f"{math.gcd(prefix.num_tokens, 32)}."
+                    f"{self.block_size}; accepted: a block size that divides it. Start with a smaller "
+                    "--block-size (16 on GPUs, 32 on CPUs), or train the prefix with more --prefix-tokens."
                 )
         self.learned.add(adapter, prefixes)
 

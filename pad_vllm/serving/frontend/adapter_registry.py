@@ -140,7 +140,8 @@ class AdapterRegistry:
         require_mergeable([AdapterPart(first, {}), AdapterPart(adapter, {})])
         require_prefix_shapes(adapter, self._base)
         if self._pad.instructions and adapter.config.prefixes is not None:
-            served_layer = instruction_settings.fork_layer(self._pad, first.config)
+            served = served_adapters.load_served_adapters(self._pad)
+            served_layer = instruction_settings.fork_layer(self._pad, served.config)
             instruction_settings.require_prefixes_fit(
                 self._pad, adapter.config.prefixes, served_layer
             )

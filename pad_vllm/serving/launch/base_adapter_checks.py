@@ -118,6 +118,7 @@ def _check_fork_layer(pair: ServedPair) -> str:
     config = pair.adapter.config
     kinds = attention_kinds(pair.base_config)
     if config.prefixes is not None:
+        require_even_attention_split(kinds, config.prefixes.fork_layer)
         above = kinds[config.prefixes.fork_layer :]
         return (
             f"with --instructions the top {len(above)} of {len(kinds)} layers run twice, for the learned "

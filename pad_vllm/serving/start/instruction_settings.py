@@ -42,8 +42,9 @@ def fork_layer(pad: PADConfig, adapter: AdapterConfig) -> int:
             "none, or drop --instructions."
         )
     if adapter.prefixes is not None:
-        require_prefixes_fit(pad, adapter.prefixes, adapter.prefixes.fork_layer)
-        return adapter.prefixes.fork_layer
+        layer = adapter.prefixes.fork_layer if pad.fork_layer is None else pad.fork_layer
+        require_prefixes_fit(pad, adapter.prefixes, layer)
+        return layer
     if pad.fork_layer is None:
         return default_fork_layer(adapter.backbone)
     if pad.fork_layer >= num_layers:
@@ -56,17 +57,15 @@ def fork_layer(pad: PADConfig, adapter: AdapterConfig) -> int:
 
 
 def require_prefixes_fit(pad: PADConfig, prefixes: PrefixConfig, served_fork_layer: int) -> None:
-    """Raises ValueError where a server with instructions cannot serve an adapter's learned prefixes."""
-    for layer in {
-        served_fork_layer,
-        served_fork_layer if pad.fork_layer is None else pad.fork_layer,
-    }:
-        if layer != prefixes.fork_layer:
-            raise ValueError(
-                f"the adapter's prefixes were learned for fork layer {prefixes.fork_layer}, and this "
-                f"server's is {layer}; accepted: the same one. Leave --fork-layer out where this adapter is "
-                "the first."
-            )
+    """Raises ValueError where a server with instructions that forks at a layer cannot serve an adapter's
+    learned prefixes.
+    """
+    if served_fork_layer != prefixes.fork_layer:
+        raise ValueError(
+            f"the adapter's prefixes were learned for fork layer {prefixes.fork_layer}, and this server's is "
+            f"{served_fork_layer}; accepted: the same one. Start the server with --fork-layer "
+            f"{prefixes.fork_layer}, or train the prefixes with --prefix-fork-layer {served_fork_layer}."
+        )
     if prefixes.num_tokens > pad.max_instruction_tokens:
         raise ValueError(
             f"the adapter's learned prefixes have {prefixes.num_tokens} tokens, and additional_config['pad']"

@@ -50,7 +50,8 @@ class V2AnswerTokenReader:
         needed.
 
         Without drafts the tokens are not copied: on a GPU vLLM has them in host memory, and a copy would
-        fetch the prompts too. With drafts they are copied, and so nothing grows with the prompts.
+        fetch the prompts too. With drafts they are copied; where answers are enough, nothing then grows with
+        the prompts.
         """
         start, stop = self._answer_span(guided, ctx)
         length = int(ctx.seq_lens_upper_bound_np.max())

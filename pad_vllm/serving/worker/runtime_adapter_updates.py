@@ -51,7 +51,13 @@ def add_adapter(
         engine.add_prefixes(worker_key, adapter.prefixes.values())
         engine.insert_heads(first_dimension, adapter.heads)
         accepted.add(
-            worker_key, replace(limits, engine=served.engine, first_dimension=first_dimension)
+            worker_key,
+            replace(
+                limits,
+                engine=served.engine,
+                instructions=served.instructions,
+                first_dimension=first_dimension,
+            ),
         )
     except Exception as error:  # noqa: BLE001, it would end the server and all its requests
         return f"{type(error).__name__}: {error}"

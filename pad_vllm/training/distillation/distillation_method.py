@@ -114,7 +114,7 @@ class DistillationMethod:
         history = train_two_stages(self.context, self.store, self.parts.all(), self.stage_inputs)
         if self.distillation.prefix is not None:
             with self.context.timed("prefixes"):
-                self.prefixes.train(self._dimension_answers(self.parts.train))
+                self.prefixes.train(partial(self._answers_with_rewards, self.parts.train))
         return history
 
     def stage_inputs(self) -> tuple[nn.Module, StageData]:
@@ -138,7 +138,9 @@ class DistillationMethod:
             "spread": self.held_out_spreads(trained),
         }
         if self.distillation.prefix is not None:
-            columns |= self.prefixes.shares(self._dimension_answers(held_out))
+            columns |= self.prefixes.shares(
+                self._answers_with_rewards(held_out), self._answers_with_rewards(first_tokens)
+            )
         # A trunk is shared by all dimensions, so their rewards cannot be scaled one by one.
         if self.model.heads_only:
             scale_heads_to_one_logit(self.model, columns["spread"])
@@ -206,7 +208,7 @@ class DistillationMethod:
         """[D] spread of rewards over the candidates of the held-out answers, in logits."""
         return reward_spreads(rewards, self._read(self.parts.held_out))
 
-    def _dimension_answers(self, examples: Sequence[DistillationExample]) -> AnswersWithRewards:
+    def _answers_with_rewards(self, examples: Sequence[DistillationExample]) -> AnswersWithRewards:
         """All answers of the examples, for the training of prefixes."""
         texts, rewards = [], []
         for example in examples:

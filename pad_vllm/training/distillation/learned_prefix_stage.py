@@ -6,7 +6,8 @@ each is trained and in the adapter at the end. Every worker trains some of the d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -76,28 +77,47 @@ class LearnedPrefixStage:
         self._context, self._model, self._settings = context, model, settings
         self._instructions = instructions
 
-    def train(self, answers: AnswersWithRewards) -> None:
-        """Train a prefix for each dimension of this worker; those in the run's folder are done."""
-        indices = self._context.share_of(range(len(self._instructions)))
-        missing = [index for index in indices if not self._file(index).is_file()]
+    def train(self, read_answers: Callable[[], AnswersWithRewards]) -> None:
+        """Train a prefix for each dimension of this worker; those in the run's folder are done.
+
+        Returns when those of all workers are there. Workers with less to do look for the others' files: a
+        barrier would time out.
+
+        read_answers: makes the training answers, where there is something to train.
+        """
+        missing = [index for index in self._own_indices() if not self._file(index).is_file()]
         if missing:
+            answers = read_answers()
             texts = PrefixTexts(self._backbone, self._model.embeddings, answers.texts)
             for index in missing:
                 self._train_one(index, texts, answers.rewards_of(index))
+        files = [self._file(index) for index in range(len(self._instructions))]
+        while not all(file.is_file() for file in files):
+            time.sleep(1)
         self._context.wait_for_all_workers()
 
-    def shares(self, answers: AnswersWithRewards) -> dict[str, Tensor]:
-        """[D] share of the teacher's rewards that is explained: by the sentence as it is read, and by the
-        trained prefix, over all tokens and at the answers' first.
+    def shares(
+        self, answers: AnswersWithRewards, first_tokens: AnswersWithRewards
+    ) -> dict[str, Tensor]:
+        """[D] share of the teacher's rewards that is explained: by the sentence as it is read and by the
+        trained prefix on held-out answers, and by the latter at first tokens.
+
+        Args:
+            answers: held out.
+            first_tokens: answers of which only the first token counts.
         """
-        texts = PrefixTexts(self._backbone, self._model.embeddings, answers.texts)
+        texts, firsts = (
+            PrefixTexts(self._backbone, self._model.embeddings, one.texts)
+            for one in (answers, first_tokens)
+        )
         columns: dict[str, list[float]] = {"sentence": [], "prefix": [], "prefix_first": []}
         for index in range(len(self._instructions)):
             rewards = answers.rewards_of(index)
             sentence, trained = self._sentence_prefix(index), self._trained_prefix(index)
             columns["sentence"].append(texts.explained_share(sentence, rewards))
             columns["prefix"].append(texts.explained_share(trained, rewards))
-            columns["prefix_first"].append(texts.explained_share(trained, rewards, 1))
+            first_rewards = first_tokens.rewards_of(index)
+            columns["prefix_first"].append(firsts.explained_share(trained, first_rewards, 1))
         return {name: torch.tensor(values) for name, values in columns.items()}
 
     def added_to(self, adapter: Adapter) -> Adapter:
@@ -116,6 +136,9 @@ class LearnedPrefixStage:
         )
         settings = replace(adapter.config, format_version=version, prefixes=config)
         return replace(adapter, config=settings, prefixes=prefixes)
+
+    def _own_indices(self) -> Sequence[int]:
+        return self._context.share_of(range(len(self._instructions)))
 
     def _train_one(self, index: int, texts: PrefixTexts, rewards: Sequence[Tensor]) -> None:
         name, log = self._instructions[index].dimension, self._context.log

@@ -35,7 +35,7 @@ from pad_vllm.vllm_api.vllm_names import SamplingParams, init_logger
 logger = init_logger(__name__)
 
 OUTCOME_METHOD = "pad_outcomes"
-_NO_OUTCOME = "PAD: the outcome of an answer is lost; its `pad` field has unguided_tokens null"
+_NO_OUTCOME = "PAD: the outcome of an answer is lost; the counts in its `pad` field are null"
 _process_key = uuid.uuid4().hex
 _key_numbers = itertools.count()
 
@@ -163,7 +163,9 @@ def _fetcher(engine: Any) -> OutcomeFetcher:
         def log(error: BaseException) -> None:
             logger.error(_NO_OUTCOME, exc_info=error)
 
-        fetcher = engine.pad_outcome_fetcher = OutcomeFetcher(fetch_all, log)
+        fetcher = engine.pad_outcome_fetcher = OutcomeFetcher(
+            fetch_all, log, has_died=lambda: bool(getattr(engine, "errored", False))
+        )
     return fetcher
 
 

@@ -40,6 +40,11 @@ _HANDLERS = (
         "ServingStructuredDecisions",
         "create_decision",
     ),
+    (
+        "vllm.entrypoints.generate.generative_scoring.serving",
+        "ServingGenerativeScoring",
+        "create_generative_scoring",
+    ),
 )
 """Module, class and method that answers a request, called with the parsed and the raw one."""
 

@@ -247,5 +247,5 @@ def test_a_learned_prefix_has_its_own_blocks_and_goes_with_its_adapter():
 
 
 def test_one_that_does_not_fill_whole_blocks_is_refused():
-    with pytest.raises(ValueError, match="has 6 tokens.*blocks of 4.*--block-size 2"):
+    with pytest.raises(ValueError, match="has 6 tokens.*blocks of 4.*--prefix-tokens"):
         Stream().add_learned("one", [learned_prefix(6)])

@@ -183,3 +183,12 @@ def test_prefixes_for_another_number_of_heads_are_refused(engine, folders):
     registry = AdapterRegistry(PADConfig(adapter=folders["own"]), base, loras=False)
     with pytest.raises(ValueError, match="2 KV heads of width 32, and the base has 4"):
         load(registry, engine, "learned", folders["learned"])
+
+
+def test_the_fork_is_that_of_all_adapters_the_server_started_with(engine, folders):
+    others = {"higher": folders["higher"]}
+    pad = PADConfig(adapter=folders["own"], adapters=others, instructions=True)
+    registry = AdapterRegistry(pad, BASE, loras=False)
+    load(registry, engine, "again", folders["higher"])
+    with pytest.raises(ValueError, match="learned for fork layer 1, and this server's is 2"):
+        load(registry, engine, "learned", folders["learned"])

@@ -181,6 +181,8 @@ def test_the_name_of_a_learned_prefix_stands_for_it_and_takes_a_place(reader):
     guidance = parse_guidance(on_the_wire, limits)
     assert guidance.instruction == learned
     assert (guidance.beta, guidance.min_p, guidance.no_repeat) == (1.5, 0.0, 3)
+    with_weights = parse_guidance({**on_the_wire, "pad_weights": "a=1"}, limits)
+    assert (with_weights.beta, with_weights.min_p) == (2.0, 0.03)
     sentence = parse_guidance({"pad_preference": "be warm"}, limits)
     assert (sentence.beta, sentence.min_p) == (2.0, 0.03)
     asked = parse_guidance({**on_the_wire, "pad_beta": -3, "pad_min_p": 0.1}, limits)

@@ -16,6 +16,7 @@ from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.engines.reward_engine import ZeroRewards
 from pad_vllm.engines.shared.lm_head_rows import LmHeadRows
 from pad_vllm.engines.shared.shared_rewards import SharedRewards
+from pad_vllm.params import InstructionDefaults
 from pad_vllm.serving.start.served_adapters import adapter_limits
 from pad_vllm.serving.worker import runtime_adapter_updates
 from pad_vllm.serving.worker.accepted_limits import AcceptedLimits
@@ -94,6 +95,7 @@ def served(folder):
 
 def test_an_adapter_is_accepted_once_its_heads_are_there_and_until_it_is_removed(served, folder):
     digest, accepted = load_adapter(folder).digest, served.accepted_limits
+    accepted.limits = replace(accepted.limits, instructions=InstructionDefaults())
     add = runtime_adapter_updates.add_adapter
     assert "changed while" in add("served", "more#1", D, str(folder), "another")
     assert accepted.limits.other_adapters == {}

@@ -25,7 +25,7 @@ from pad_vllm.training.training_run import TrainingRun
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FORK, P, K = 1, 4, 8
+FORK, P, K = 1, 16, 8
 PREFIX = {"tokens": P, "fork_layer": FORK, "epochs": 2}
 
 
@@ -106,7 +106,7 @@ def test_a_teacher_that_is_a_prefix_is_explained_by_itself_and_learned_from_anot
     assert not any(key.requires_grad for key in trained.keys)
 
 
-@pytest.mark.parametrize("length", [1, 3, 9])
+@pytest.mark.parametrize("length", [1, 3, 9, 20])
 def test_a_sentence_fills_the_virtual_tokens_or_is_cut(backbone, length):
     tokens = InstructionTokens((7,), tuple(range(20, 20 + length)))
     prefix = sentence_prefix(backbone, tokens, P)

@@ -1,4 +1,6 @@
-"""Outcomes of answers that end together: one call, a deadline, and nothing lost where a client leaves."""
+"""Outcomes of answers that end together: one call, no wait for a dead engine, and nothing lost where a client
+leaves.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,11 @@ def outcome(key):
 class Workers:
     """Counts its calls; each takes as long as `seconds` says."""
 
-    def __init__(self, seconds=0.0, error=None):
+    def __init__(self, seconds=0.0, error=None, *, died=False):
         self.calls, self.errors, self.seconds, self.error = [], [], seconds, error
-        self.fetcher = OutcomeFetcher(self.fetch_all, self.errors.append, deadline_s=0.2)
+        self.fetcher = OutcomeFetcher(
+            self.fetch_all, self.errors.append, has_died=lambda: died, look_every_s=0.05
+        )
 
     async def fetch_all(self, keys):
         self.calls.append(list(keys))
@@ -54,14 +58,20 @@ def test_a_later_one_has_a_call_of_its_own_and_does_not_wait_for_the_first():
 @pytest.mark.parametrize(
     ("workers", "error"),
     [
-        (Workers(seconds=5.0), TimeoutError),
+        (Workers(seconds=5.0, died=True), TimeoutError),
         (Workers(error=RuntimeError("the engine is dead")), RuntimeError),
     ],
-    ids=["too slow", "dead"],
+    ids=["died meanwhile", "raises"],
 )
 def test_where_no_answer_comes_the_outcomes_are_unknown(workers, error):
     assert asyncio.run(fetched(workers, ["1", "2"])) == [unknown_outcome()] * 2
     assert [type(one) for one in workers.errors] == [error]
+
+
+def test_a_slow_engine_that_lives_is_waited_for():
+    workers = Workers(seconds=0.3)
+    assert asyncio.run(fetched(workers, ["1"])) == [outcome("1")]
+    assert not workers.errors
 
 
 def test_too_few_outcomes_are_nobodys():
@@ -70,7 +80,7 @@ def test_too_few_outcomes_are_nobodys():
     async def fetch_all(keys):
         return [outcome(keys[0])]
 
-    workers.fetcher = OutcomeFetcher(fetch_all, workers.errors.append)
+    workers.fetcher = OutcomeFetcher(fetch_all, workers.errors.append, has_died=lambda: False)
     assert asyncio.run(fetched(workers, ["1", "2"])) == [unknown_outcome()] * 2
     assert [type(one) for one in workers.errors] == [ValueError]
 
