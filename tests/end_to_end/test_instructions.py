@@ -200,7 +200,7 @@ def test_seeded_answers_and_grammars_are_alone_what_they_are_in_company(made, ru
 LEARNED_SETTINGS = {name: value for name, value in SETTINGS.items() if name != "fork_layer"}
 
 
-@pytest.mark.parametrize("runner", ["v1", "v2"])
+@pytest.mark.parametrize("runner", [pytest.param("v1", marks=pytest.mark.exhaustive), "v2"])
 def test_learned_prefixes_beside_sentences_say_what_their_twin_says(made, learned, runner):
     twin = InstructedTwin(made[0], learned, fork_layer=FORK, block_size=BLOCK)
     job = {"llm": pad(made[0], learned, LEARNED_SETTINGS, block_size=BLOCK)}
@@ -229,7 +229,8 @@ def test_drafts_change_nothing(made, twin):
 
 def test_two_ranks_say_what_one_says_with_learned_prefixes_too(made, learned):
     twin = InstructedTwin(made[0], learned, fork_layer=FORK, block_size=BLOCK)
-    llm = pad(made[0], learned, LEARNED_SETTINGS, block_size=BLOCK, tensor_parallel_size=2)
+    settings = {**LEARNED_SETTINGS, "max_instructions": 6}
+    llm = pad(made[0], learned, settings, block_size=BLOCK, tensor_parallel_size=2)
     requests = [*mixed(), *with_learned()]
     result = engine({"llm": llm, "requests": requests})
     require_twins_tokens(twin, requests, {"outputs": result["outputs"]})
