@@ -91,6 +91,9 @@ def body_of(draw):
     """A route, the text of a body for it, and whether it asks for guidance."""
     route = draw.choice(list(ROUTES))
     body = {"model": "base", **ROUTES[route]}
+    if draw.random() < 0.05:  # as documented
+        put(body, OWN_PLACE.get(route, ("vllm_xargs",)), "pad_weights", "helpful=1")
+        return route, json.dumps(body), True
     for _ in range(draw.choice((0, 1, 1, 1, 2, 3))):
         name = draw.choice(("pad_weights", "pad_weights", *ARGUMENT_NAMES))
         if draw.random() < 0.6:
@@ -130,7 +133,8 @@ def url(tmp_path_factory):
     command += ["--max-num-seqs", "32", "--host", "127.0.0.1", "--port", port]
     command += ["--served-model-name", "base", "--enable-scale-out"]
     command += ["--disable-uvicorn-access-log"]
-    with serving(command, root / "log", port, {**V2_ENV, "VLLM_LOGGING_LEVEL": "ERROR"}) as address:
+    own = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    with serving(command, root / "log", port, {**V2_ENV, **own}) as address:
         yield address
 
 
@@ -142,9 +146,10 @@ async def send_all(url, requests):
     async def send(client, route, text):
         async with free:
             answer = await client.post(url + route, content=text, headers=headers)
-            return answer.status_code, answer.text[:500]
+            return answer.status_code, answer.text[-500:]
 
-    limits = httpx.Limits(max_connections=AT_ONCE)
+    # A server may close a connection that is kept just as the next request is sent on it.
+    limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=0)
     async with httpx.AsyncClient(timeout=600, limits=limits) as client:
         return await asyncio.gather(*(send(client, route, text) for route, text, _ in requests))
 
@@ -166,6 +171,8 @@ def test_none_that_asks_for_guidance_is_answered_without(url):
     for (route, text, asked), (status, said) in zip(requests, answers, strict=True):
         found[route, asked, status] += 1
         assert status < 500, (route, text[:300], said)
+        if asked and status == 200 and '"pad":' in said:
+            assert '"guided_tokens":1' in said, (route, text[:300], said)
         if not asked:
             assert status == 200 or "pad" not in said, (route, text[:300], said)
     print(
