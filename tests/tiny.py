@@ -179,17 +179,13 @@ def with_random_prefixes(adapter, config, fork_layer: int, names: Sequence[str],
     import torch
 
     from pad_vllm.adapter.learned_prefix import LearnedPrefix
-    from pad_vllm.adapter.manifest import FORMAT_3, PrefixConfig
 
     generator = torch.Generator().manual_seed(seed)
     num_layers = config.num_hidden_layers - fork_layer
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     shape = 2, num_layers, config.num_key_value_heads, 32, width
     found = {name: LearnedPrefix(*torch.randn(shape, generator=generator)) for name in names}
-    digests = {name: prefix.digest for name, prefix in found.items()}
-    prefix_config = PrefixConfig(fork_layer, 32, digests)
-    settings = dataclasses.replace(adapter.config, format_version=FORMAT_3, prefixes=prefix_config)
-    return dataclasses.replace(adapter, config=settings, prefixes=found)
+    return adapter.with_prefixes(fork_layer, found)
 
 
 def write_adapter(

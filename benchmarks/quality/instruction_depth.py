@@ -87,6 +87,13 @@ def candidate_rewards(embeddings: Tensor, p: Tensor, difference: Tensor) -> Tens
     return subtract_candidate_mean(rewards.unsqueeze(-1), p).squeeze(-1)
 
 
+def reward_products(p: Tensor, own: Tensor, teacher: Tensor) -> Products:
+    """Products of rewards [n, K] of the same candidates, weighed by their probabilities p [n, K]."""
+    pairs = ((own, teacher), (own, own), (teacher, teacher))
+    both, squared, teachers = (float((p * a * b).sum()) for a, b in pairs)
+    return both, squared, teachers
+
+
 def explained_share(products: np.ndarray) -> np.ndarray:
     """The share of the teacher's rewards explained at the best scale: Products [..., 3] -> [...]."""
     both, own, teacher = np.moveaxis(products, -1, 0)
@@ -182,9 +189,7 @@ class _Teacher(NamedTuple):
 
     def products(self, difference: Tensor) -> Products:
         rewards = candidate_rewards(self.embeddings, self.p, difference)
-        pairs = ((rewards, self.rewards), (rewards, rewards), (self.rewards, self.rewards))
-        both, own, teacher = (float((self.p * a * b).sum()) for a, b in pairs)
-        return both, own, teacher
+        return reward_products(self.p, rewards, self.rewards)
 
 
 def _answer_states(texts: Sequence[Text], hidden: Tensor) -> list[Tensor]:

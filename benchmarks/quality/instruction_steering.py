@@ -254,10 +254,8 @@ def main() -> None:
     cache = AnswerCache(args.kept or args.out.with_suffix(".answers.jsonl"))
     prompts = read_prompts(args.prompts)[: args.limit]
     judge_prompts = read_prompts(args.judge_prompts)
-    told = comparison_conditions.instructed_conditions(
-        {name: INSTRUCTIONS[name] for name in args.instructions}
-    )
     sentences = {name: INSTRUCTIONS[name] for name in args.instructions}
+    told = comparison_conditions.instructed_conditions(sentences)
     methods = list(preference_methods("instruction", sentences, args.betas, args.min_p))
     if args.adapter:
         methods += learned_methods(args.adapter, args)
@@ -277,9 +275,7 @@ def main() -> None:
         engine_settings=settings,
     )
     ((plain, *others),) = cache.draw(batch)
-    classifiers = meaning_judges_from_answers(
-        {name: INSTRUCTIONS[name] for name in args.instructions}, judge_answers
-    )
+    classifiers = meaning_judges_from_answers(sentences, judge_answers)
     folder = resolve_base(args.base)
     dtype = getattr(torch, args.dtype)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()

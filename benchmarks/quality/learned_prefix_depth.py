@@ -31,7 +31,9 @@ from benchmarks.quality.instruction_depth import (
     NUM_CANDIDATES,
     Products,
     explained_share,
+    reward_products,
 )
+from pad_vllm import guidance
 from pad_vllm.catalog.name_resolution import resolve_base
 from pad_vllm.instruction_prefix import InstructedBackbone, InstructionPrefix
 from pad_vllm.steering.comparison_conditions import instructed_conditions, unguided_condition
@@ -81,7 +83,7 @@ class Teacher:
             )
             logits = (h_B.to(self.model.dtype) @ self.model.lm_head.weight.T).float()
             z_B, candidates = logits[:, : len(self.tokenizer)].topk(NUM_CANDIDATES)
-            difference = torch.einsum("nkh,nh->nk", self.embeddings(candidates), h_S - h_B)
+            difference = guidance.rewards(h_S - h_B, self.embeddings(candidates))
             texts.append(PrefixText([*plain, *ids][:-1], h_B, candidates, z_B))
             rewards.append(subtract_base_mean(difference.unsqueeze(-1), z_B)[..., 0])
         return texts, rewards
@@ -102,10 +104,7 @@ def text_products(
         by_text = texts.rewards(batch, prefix)
         for place, text, rewards in zip(batch.places, batch.texts, by_text, strict=True):
             own = subtract_base_mean(rewards, text.z_B)[..., 0]
-            p, wanted = text.z_B.softmax(-1), teacher_rewards[place]
-            pairs = ((own, wanted), (own, own), (wanted, wanted))
-            both, squared, teacher = (float((p * a * b).sum()) for a, b in pairs)
-            found[place] = both, squared, teacher
+            found[place] = reward_products(text.z_B.softmax(-1), own, teacher_rewards[place])
     return [found[place] for place in range(len(found))]
 
 

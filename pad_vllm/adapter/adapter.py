@@ -5,9 +5,11 @@ float32 on the CPU. This module reads and writes no files (adapter_folder.py doe
 adapter was trained or which engine serves it.
 """
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from pad_vllm.adapter.json_fields import AdapterError
 from pad_vllm.adapter.learned_prefix import LearnedPrefix
-from pad_vllm.adapter.manifest import CONFIG_FILE, FORMAT_2, AdapterConfig
+from pad_vllm.adapter.manifest import CONFIG_FILE, FORMAT_2, FORMAT_3, AdapterConfig, PrefixConfig
 from pad_vllm.adapter.peft_lora import LoRA
 
 
@@ -78,6 +80,21 @@ class Adapter:
             digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
         return digest.hexdigest()
+
+    def with_prefixes(self, fork_layer: int, prefixes: Mapping[str, LearnedPrefix]) -> Adapter:
+        """A copy with these learned prefixes and no others.
+
+        Args:
+            fork_layer: first layer that reads them.
+            prefixes: by name, of one length; one at least.
+        """
+        listed_prefixes = PrefixConfig(
+            fork_layer,
+            next(iter(prefixes.values())).num_tokens,
+            {name: prefix.digest for name, prefix in prefixes.items()},
+        )
+        config = replace(self.config, format_version=FORMAT_3, prefixes=listed_prefixes)
+        return replace(self, config=config, prefixes=prefixes)
 
     def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield from (("head_A", self.head_A), ("head_B", self.head_B))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pad_vllm.adapter import peft_lora
 from pad_vllm.adapter.adapter import Adapter
-from pad_vllm.adapter.json_fields import AdapterError, read_json_object
+from pad_vllm.adapter.json_fields import AdapterError
 from pad_vllm.adapter.learned_prefix import (
     LearnedPrefix,
     peft_prefix_settings,
@@ -122,10 +122,10 @@ def _load_prefixes(folder: Path, config: AdapterConfig) -> dict[str, LearnedPref
         return {}
     prefixes = {}
     for name in listed_prefixes.digests:
-        settings = read_json_object(folder / name / LORA_CONFIG_FILE, "Copy the whole folder.")
+        settings, tensors_file = peft_lora.read_peft_config(folder / name)
         prefixes[name] = prefix_from_peft(
             settings,
-            _read_tensors(folder / name / LORA_TENSORS_FILE),
+            _read_tensors(tensors_file),
             num_layers=config.backbone.num_layers - listed_prefixes.fork_layer,
             num_tokens=listed_prefixes.num_tokens,
         )
@@ -161,11 +161,8 @@ def _write_files(adapter: Adapter, folder: Path, card: str) -> None:
     for name, prefix in adapter.prefixes.items():
         own_folder = folder / PREFIXES_FOLDER / name
         own_folder.mkdir(parents=True)
-        _write_json(
-            peft_prefix_settings(prefix, backbone=adapter.config.backbone.name),
-            own_folder / LORA_CONFIG_FILE,
-        )
-        _save_tensors(peft_prefix_tensors(prefix), own_folder / LORA_TENSORS_FILE)
+        settings = peft_prefix_settings(prefix, backbone=adapter.config.backbone.name)
+        _write_peft(settings, peft_prefix_tensors(prefix), own_folder)
     (folder / CONFIG_FILE).write_text(adapter.config.to_json(), "utf-8")
     (folder / CARD_FILE).write_text(card, "utf-8")
 
@@ -178,12 +175,14 @@ def _write_lora(adapter: Adapter, folder: Path) -> None:
         fork=adapter.config.fork_layer,
         num_layers=backbone.num_layers,
     )
-    _write_json(settings, folder / LORA_CONFIG_FILE)
-    _save_tensors(peft_lora.peft_tensors(adapter.lora), folder / LORA_TENSORS_FILE)
+    _write_peft(settings, peft_lora.peft_tensors(adapter.lora), folder)
 
 
-def _write_json(values: Mapping[str, Any], file: Path) -> None:
-    file.write_text(json.dumps(values, sort_keys=True, indent=2) + "\n", "utf-8")
+def _write_peft(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Write PEFT's two files."""
+    text = json.dumps(settings, sort_keys=True, indent=2) + "\n"
+    (folder / LORA_CONFIG_FILE).write_text(text, "utf-8")
+    _save_tensors(tensors, folder / LORA_TENSORS_FILE)
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.json_fields import AdapterError
 from pad_vllm.adapter.learned_prefix import LearnedPrefix
-from pad_vllm.adapter.manifest import FORMAT_2, FORMAT_3, training_sections
+from pad_vllm.adapter.manifest import FORMAT_2, training_sections
 from pad_vllm.adapter.peft_lora import EMPTY_LORA
 from pad_vllm.wording import listed
 
@@ -71,15 +71,10 @@ def merge_adapters(
     A, B, C = torch.zeros(D, rank, H), torch.zeros(D, H, rank), torch.zeros(D, H)
     for index, (head_A, head_B, head_C) in enumerate(heads):
         A[index, : len(head_A)], B[index, :, : len(head_A)], C[index] = head_A, head_B, head_C
-    prefixes = _merged_prefixes(parts)
-    prefix_config = next((p.adapter.config.prefixes for p in parts if p.selected_prefixes), None)
-    if prefix_config is not None:
-        digests = {name: prefix.digest for name, prefix in prefixes.items()}
-        prefix_config = replace(prefix_config, digests=digests)
     config = replace(
         first,
-        format_version=FORMAT_3 if prefixes else FORMAT_2,
-        prefixes=prefix_config,
+        format_version=FORMAT_2,
+        prefixes=None,
         dimensions=dimensions,
         head_rank=rank,
         beta=first.beta if beta is None else beta,
@@ -87,12 +82,13 @@ def merge_adapters(
         training={"parts": [section for part in parts for section in _scaled_sections(part)]},
     )
     has_constants = any(part.adapter.head_C is not None for part in parts)
-    return Adapter(config, EMPTY_LORA, A, B, C if has_constants else None, prefixes=prefixes)
+    merged = Adapter(config, EMPTY_LORA, A, B, C if has_constants else None)
+    return _with_merged_prefixes(merged, parts)
 
 
-def _merged_prefixes(parts: Sequence[AdapterPart]) -> dict[str, LearnedPrefix]:
-    """Those of all parts; of two of one name the first, as keys and values cannot be added. Raises
-    AdapterError where fork layers or lengths differ.
+def _with_merged_prefixes(adapter: Adapter, parts: Sequence[AdapterPart]) -> Adapter:
+    """The adapter with those of all parts; of two of one name the first, as keys and values cannot be added.
+    Raises AdapterError where fork layers or lengths differ.
     """
     merged: dict[str, LearnedPrefix] = {}
     shapes = {}
@@ -108,7 +104,10 @@ def _merged_prefixes(parts: Sequence[AdapterPart]) -> dict[str, LearnedPrefix]:
             f"learned prefixes have other fork layers and numbers of tokens ({listed(described)}); accepted: "
             "the same in all adapters. Train them with the same --prefix-fork-layer and --prefix-tokens"
         )
-    return merged
+    if not merged:
+        return adapter
+    ((fork_layer, _),) = shapes
+    return adapter.with_prefixes(fork_layer, merged)
 
 
 def _summed_head(parts: Sequence[AdapterPart], name: str) -> tuple[Tensor, Tensor, Tensor]:

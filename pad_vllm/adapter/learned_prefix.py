@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ class LearnedPrefix:
         """P."""
         return self.keys.shape[2]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 over the tensors in float32, as hex digits: the name by which workers know a prefix."""
         digest = hashlib.sha256()

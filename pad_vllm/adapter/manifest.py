@@ -223,10 +223,8 @@ def _without_unused(values: dict[str, Any], optional: dict[str, Any]) -> dict[st
     }
 
 
-def format_version_for(*, heads_only: bool, constants: bool, prefixes: bool = False) -> int:
+def format_version_for(*, heads_only: bool, constants: bool) -> int:
     """The lowest format version that can describe an adapter with these parts."""
-    if prefixes:
-        return FORMAT_3
     return FORMAT_2 if heads_only or constants else FORMAT_1
 
 

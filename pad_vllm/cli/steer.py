@@ -125,7 +125,6 @@ def steer(
     show whether the text stays fluent.
     """
     with report_errors():
-        from pad_vllm.params import LEARNED_PREFIX_BETA
         from pad_vllm.steering.guided_answers import DecodingSettings
         from pad_vllm.steering.steering_report import SteeringSettings, measure_steering
         from pad_vllm.training.sampling.sample_responses import read_prompts
@@ -142,7 +141,7 @@ def steer(
             other_adapters=_other_adapters(beside or ()),
             betas=beta or (),
             other_betas=beside_beta or (),
-            prefix_betas=prefix_beta or (LEARNED_PREFIX_BETA,),
+            prefix_betas=prefix_beta or (),
             decodings=tuple(
                 DecodingSettings(temperature=value, tokens=tokens, dtype=dtype)
                 for value in temperature or _DEFAULT_TEMPERATURES

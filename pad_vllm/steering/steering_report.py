@@ -55,8 +55,8 @@ class SteeringSettings:
     other_betas: Sequence[float] = ()
     """Strengths of each other adapter; empty: its default alone."""
 
-    prefix_betas: Sequence[float] = (LEARNED_PREFIX_BETA,)
-    """Strengths of the adapter's learned prefixes, if it has any."""
+    prefix_betas: Sequence[float] = ()
+    """Strengths of the adapter's learned prefixes, if it has any; empty: their default alone."""
 
     decodings: Sequence[DecodingSettings] = (DecodingSettings(), DecodingSettings(temperature=0.7))
     mixes: bool = True
@@ -185,7 +185,9 @@ def conditions_by_adapter(
         )
     if config.prefixes is not None and settings.engine == "shared":
         prefixes = [name for name in config.prefixes.digests if name in names]
-        conditions += comparison_conditions.prefix_conditions(prefixes, settings.prefix_betas)
+        conditions += comparison_conditions.prefix_conditions(
+            prefixes, settings.prefix_betas or [LEARNED_PREFIX_BETA]
+        )
     if settings.mixes:
         conditions += comparison_conditions.mixed_conditions("PAD", names, betas[0])
     by_adapter = {settings.adapter: conditions}

@@ -71,10 +71,13 @@ class InstructionForward:
         layers = [layer for layer in _attention_layers(model) if _has_prefixes(layer)]
         rank, num_ranks = tp_rank_and_size()
         own = prefix.heads_of_rank(rank, num_ranks, layers[0].num_kv_heads)
+        places: dict[Any, Tensor] = {}  # by the shape of a layer's cache
         for layer, keys, values in zip(layers, own.keys, own.values, strict=True):
-            table = self._block_table(blocks, layer.kv_cache)
-            places = _places(table, _kernel_size(layer.kv_cache))[: own.num_tokens]
-            _write_keys(layer, keys.transpose(0, 1), values.transpose(0, 1), places)
+            cache = layer.kv_cache
+            if cache.shape not in places:
+                table = self._block_table(blocks, cache)
+                places[cache.shape] = _places(table, _kernel_size(cache))[: own.num_tokens]
+            _write_keys(layer, keys.transpose(0, 1), values.transpose(0, 1), places[cache.shape])
 
     def _read(self, instruction: InstructionTokens, blocks: Sequence[int]) -> None:
         tokens = instruction.text

@@ -69,17 +69,13 @@ def _no_adapter(backbone: Backbone) -> Adapter:
 
 def _with_unique_names(adapter: Adapter, index: int) -> Adapter:
     """The adapter with its index in the names of dimensions and prefixes: two may have one of one name."""
-    config, stem = adapter.config, f"adapter{index}_"
-    prefixes = config.prefixes
-    if prefixes is not None:
-        digests = {stem + name: digest for name, digest in prefixes.digests.items()}
-        prefixes = replace(prefixes, digests=digests)
-    names = tuple(stem + name for name in config.dimensions)
-    return replace(
-        adapter,
-        config=replace(config, dimensions=names, prefixes=prefixes),
-        prefixes={stem + name: prefix for name, prefix in adapter.prefixes.items()},
-    )
+    stem, learned = f"adapter{index}_", adapter.config.prefixes
+    names = tuple(stem + name for name in adapter.config.dimensions)
+    renamed = replace(adapter, config=replace(adapter.config, dimensions=names))
+    if learned is None:
+        return renamed
+    prefixes = {stem + name: prefix for name, prefix in adapter.prefixes.items()}
+    return renamed.with_prefixes(learned.fork_layer, prefixes)
 
 
 def served_limits(pad: PADConfig) -> RequestLimits:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.learned_prefix import LearnedPrefix
-from pad_vllm.adapter.manifest import PrefixConfig, format_version_for
 from pad_vllm.instruction_prefix import InstructedBackbone, InstructionPrefix
 from pad_vllm.persrm import PersRM
 from pad_vllm.text.instruction_tokens import instruction_tokens
@@ -85,7 +83,8 @@ class LearnedPrefixStage:
 
         read_answers: makes the training answers, where there is something to train.
         """
-        missing = [index for index in self._own_indices() if not self._file(index).is_file()]
+        own = self._context.share_of(range(len(self._instructions)))
+        missing = [index for index in own if not self._file(index).is_file()]
         if missing:
             answers = read_answers()
             texts = PrefixTexts(self._backbone, self._model.embeddings, answers.texts)
@@ -126,19 +125,7 @@ class LearnedPrefixStage:
         for index, instruction in enumerate(self._instructions):
             keys, values = (torch.stack(part).cpu() for part in self._trained_prefix(index))
             prefixes[instruction.dimension] = LearnedPrefix(keys, values)
-        config = PrefixConfig(
-            self._backbone.fork_layer,
-            self._settings.tokens,
-            {name: prefix.digest for name, prefix in prefixes.items()},
-        )
-        version = format_version_for(
-            heads_only=True, constants=adapter.head_C is not None, prefixes=True
-        )
-        settings = replace(adapter.config, format_version=version, prefixes=config)
-        return replace(adapter, config=settings, prefixes=prefixes)
-
-    def _own_indices(self) -> Sequence[int]:
-        return self._context.share_of(range(len(self._instructions)))
+        return adapter.with_prefixes(self._backbone.fork_layer, prefixes)
 
     def _train_one(self, index: int, texts: PrefixTexts, rewards: Sequence[Tensor]) -> None:
         name, log = self._instructions[index].dimension, self._context.log

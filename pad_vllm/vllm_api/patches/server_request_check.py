@@ -22,38 +22,42 @@ _CLASSES = (
     ("vllm.entrypoints.openai.completion.protocol", "CompletionRequest"),
     ("vllm.entrypoints.openai.responses.protocol", "ResponsesRequest"),
 )
-_HANDLERS = (
-    ("vllm.entrypoints.anthropic.serving", "AnthropicServingMessages", "create_messages"),
+_HANDLERS: tuple[tuple[str, str, str, str | None], ...] = (
     (
-        "vllm.entrypoints.scale_out.token_in_token_out.serving",
-        "ServingTokens",
-        "serve_tokens",
+        "vllm.entrypoints.anthropic.serving",
+        "AnthropicServingMessages",
+        "create_messages",
+        "vllm_xargs",
     ),
     (
         "vllm.entrypoints.openai.chat_completion.batch_serving",
         "OpenAIServingChatBatch",
         "create_batch_chat_completion",
+        "vllm_xargs",
     ),
-    ("vllm.entrypoints.cohere.serving", "CohereServingChatV2", "create_chat_v2"),
+    (
+        "vllm.entrypoints.scale_out.token_in_token_out.serving",
+        "ServingTokens",
+        "serve_tokens",
+        "sampling_params.extra_args",
+    ),
+    ("vllm.entrypoints.cohere.serving", "CohereServingChatV2", "create_chat_v2", None),
     (
         "vllm.entrypoints.generate.structured_decisions.serving",
         "ServingStructuredDecisions",
         "create_decision",
+        None,
     ),
     (
         "vllm.entrypoints.generate.generative_scoring.serving",
         "ServingGenerativeScoring",
         "create_generative_scoring",
+        None,
     ),
 )
-"""Module, class and method that answers a request, called with the parsed and the raw one."""
-
-_PLACES = {
-    "create_messages": "vllm_xargs",
-    "create_batch_chat_completion": "vllm_xargs",
-    "serve_tokens": "sampling_params.extra_args",
-}
-"""Method -> where its requests have arguments of PAD; the others have no place for them."""
+"""Module, class and method that answers a request, called with the parsed and the raw one; where its requests
+have arguments of PAD, None where they have no place for them.
+"""
 
 
 class BodyCheck(Protocol):
@@ -83,12 +87,12 @@ def check_server_requests(check: Callable[[Any], None], check_body: BodyCheck) -
         request_class.pad_request_check = staticmethod(check)
         for method in _METHODS:
             wrap_method(request_class, method, _checked)
-    for module, name, method in _HANDLERS:
+    for module, name, method, place in _HANDLERS:
         try:
             serving_class = getattr(import_module(module), name)
         except (ImportError, AttributeError):  # such as Cohere's, without its SDK
             continue
-        serving_class.pad_body_check = staticmethod(partial(check_body, place=_PLACES.get(method)))
+        serving_class.pad_body_check = staticmethod(partial(check_body, place=place))
         wrap_method(serving_class, method, _with_checked_body)
 
 
