@@ -1,12 +1,13 @@
 """Which batch slots hold guided requests, and the guided rows of one step as tensors.
 
 In: GuidedRequests, assigned to slot numbers. Out: GuidedRows, rebuilt only when the slots or the order of
-the logits rows changed. Imports no vLLM.
+the logits rows changed: a batch of hundreds changes in most steps, so a request's numbers are laid into a
+table when it enters, and a step gathers. Imports no vLLM.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,10 @@ import torch
 from torch import Tensor
 
 from pad_vllm.engines.reward_engine import GuidedRequest
+
+# Rows of _SlotNumbers; the weights follow.
+_IS_GUIDED, _EXPLAIN, _NUM_WEIGHTS, _OUTCOME_ROW, _TOP_K, _NO_REPEAT, _BETA, _MIN_P = range(8)
+_FIRST_FLOAT, _FIRST_WEIGHT = _BETA, 8
 
 _MAX_CACHED_LAYOUTS = 8  # more than one: a step may come in slices, each with its own rows
 
@@ -48,6 +53,7 @@ class BatchSlots:
         """on_left_batch: called with each request that leaves its slot."""
         self._device, self._on_left_batch = device, on_left_batch
         self._requests: dict[int, GuidedRequest] = {}
+        self._numbers = _SlotNumbers()
         self._rows_by_layout: dict[bytes, GuidedRows | None] = {}
 
     @property
@@ -63,11 +69,13 @@ class BatchSlots:
         self.remove(slot)
         if request is not None:
             self._requests[slot] = request
+            self._numbers.write(slot, request)
 
     def remove(self, slot: int) -> None:
         """The slot's request leaves."""
         self._rows_by_layout.clear()
         if (request := self._requests.pop(slot, None)) is not None:
+            self._numbers.clear(slot)
             self._on_left_batch(request)
 
     def move(self, source: int, target: int, *, swap: bool) -> None:
@@ -79,6 +87,8 @@ class BatchSlots:
             swap: whether the target's request moves to the source. Otherwise it leaves the batch.
         """
         moved, replaced = self._requests.pop(source, None), self._requests.pop(target, None)
+        self._numbers.clear(source)
+        self._numbers.clear(target)
         if replaced is not None and not swap:
             self._on_left_batch(replaced)
         self.assign(source, replaced if swap else None)
@@ -104,58 +114,82 @@ class BatchSlots:
         return self._rows_by_layout[layout]
 
     def _build_rows(self, slots: np.ndarray) -> GuidedRows | None:
-        rows_and_requests = [
-            (row, self._requests[slot])
-            for row, slot in enumerate(slots.tolist())
-            if slot in self._requests
-        ]
-        if not rows_and_requests:
+        rows = self._numbers.guided(slots)
+        if not len(rows):
             return None
-        guidances = [request.guidance for _, request in rows_and_requests]
-        width = max(len(g.weights) for g in guidances)
-        weights = [(*g.weights, *(0.0,) * (width - len(g.weights))) for g in guidances]
-        instruction_weights = [request.instruction_weight for _, request in rows_and_requests]
-        explained = tuple(index for index, g in enumerate(guidances) if g.explain)
-        rows, row_slots, outcome_rows, top_k, no_repeat = self._to_device(
-            [
-                [row for row, _ in rows_and_requests],
-                [int(slots[row]) for row, _ in rows_and_requests],
-                [request.outcome_row for _, request in rows_and_requests],
-                [g.top_k for g in guidances],
-                [g.no_repeat for g in guidances],
-            ],
-            torch.int64,
-        ).unbind()
+        row_slots = slots[rows]
+        requests = tuple(map(self._requests.__getitem__, row_slots.tolist()))
+        numbers = self._numbers.of(row_slots)
+        explained = numbers[_EXPLAIN].nonzero()[0]
+        integers = self._to_device(
+            np.stack((rows, row_slots, *numbers[[_OUTCOME_ROW, _TOP_K, _NO_REPEAT]])), np.int64
+        )
+        # Engines set this one after the request entered its slot.
+        instruction_weights = [request.instruction_weight for request in requests]
         floats = self._to_device(
-            [
-                *zip(*weights, strict=True),
-                [g.beta for g in guidances],
-                [g.min_p for g in guidances],
-                instruction_weights,
-            ],
-            torch.float32,
+            np.stack((instruction_weights, *numbers[_FIRST_FLOAT:])), np.float32
         )
         return GuidedRows(
-            rows=rows,
-            w=floats[:width].T,
-            beta=floats[width],
-            top_k=top_k,
-            no_repeat=no_repeat,
-            min_p=floats[width + 1],
-            instruction_weight=floats[width + 2] if any(instruction_weights) else None,
-            slots=row_slots,
-            outcome_rows=outcome_rows,
-            max_top_k=max(g.top_k for g in guidances),
-            max_no_repeat=max(g.no_repeat for g in guidances),
-            max_min_p=max(g.min_p for g in guidances),
-            explained_indices=explained,
-            explained_indices_on_device=self._to_device([explained], torch.int64)[0],
-            requests=tuple(request for _, request in rows_and_requests),
+            rows=integers[0],
+            slots=integers[1],
+            outcome_rows=integers[2],
+            top_k=integers[3],
+            no_repeat=integers[4],
+            instruction_weight=floats[0] if any(instruction_weights) else None,
+            beta=floats[1],
+            min_p=floats[2],
+            w=floats[3:].T,
+            max_top_k=int(numbers[_TOP_K].max()),
+            max_no_repeat=int(numbers[_NO_REPEAT].max()),
+            max_min_p=float(numbers[_MIN_P].max()),
+            explained_indices=tuple(explained.tolist()),
+            explained_indices_on_device=self._to_device(explained, np.int64),
+            requests=requests,
         )
 
-    def _to_device(self, values: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
-        """One transfer that the host does not wait for; row i is `values[i]`, contiguous."""
-        tensor = torch.tensor(values, dtype=dtype)
+    def _to_device(self, values: np.ndarray, dtype: type) -> Tensor:
+        """One transfer that the host does not wait for; rows are contiguous."""
+        tensor = torch.from_numpy(np.ascontiguousarray(values, dtype=dtype))
         if self._device.type == "cuda":
             tensor = tensor.pin_memory()
         return tensor.to(self._device, non_blocking=True)
+
+
+class _SlotNumbers:
+    """What the guidance of each slot's request says, as one column of numbers a slot. Grows as needed."""
+
+    def __init__(self) -> None:
+        # Integers are exact in float64.
+        self._columns = np.zeros((_FIRST_WEIGHT, 1))
+
+    def write(self, slot: int, request: GuidedRequest) -> None:
+        """Set the slot's column."""
+        guidance, weights = request.guidance, request.guidance.weights
+        num_rows, num_slots = self._columns.shape
+        missing = max(_FIRST_WEIGHT + len(weights) - num_rows, 0), max(slot + 1 - num_slots, 0)
+        if any(missing):
+            # Twice the slots, so that few requests pay for it.
+            padding = (0, missing[0]), (0, missing[1] and missing[1] + num_slots)
+            self._columns = np.pad(self._columns, padding)
+        column = self._columns[:, slot]
+        column[:] = 0.0
+        column[_IS_GUIDED], column[_EXPLAIN] = 1.0, guidance.explain
+        column[_OUTCOME_ROW], column[_TOP_K] = request.outcome_row, guidance.top_k
+        column[_NO_REPEAT], column[_NUM_WEIGHTS] = guidance.no_repeat, len(weights)
+        column[_BETA], column[_MIN_P] = guidance.beta, guidance.min_p
+        column[_FIRST_WEIGHT : _FIRST_WEIGHT + len(weights)] = weights
+
+    def clear(self, slot: int) -> None:
+        """The slot has no guided request any more."""
+        if slot < self._columns.shape[1]:
+            self._columns[_IS_GUIDED, slot] = 0.0
+
+    def guided(self, slots: np.ndarray) -> np.ndarray:
+        """[G] int64: indices into `slots` [R] of those with a guided request."""
+        known = slots < self._columns.shape[1]
+        return np.flatnonzero(self._columns[_IS_GUIDED, np.where(known, slots, 0)] * known)
+
+    def of(self, slots: np.ndarray) -> np.ndarray:
+        """[N, G] float64: the columns of G guided slots, with as many weights as one of them has."""
+        num_weights = int(self._columns[_NUM_WEIGHTS, slots].max())
+        return self._columns[: _FIRST_WEIGHT + num_weights, slots]
