@@ -28,4 +28,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "PADLogitsProcessor":
+        from pad_vllm.vllm_api.plugin_state import require_registered
+
+        require_registered()
     return getattr(import_module(_MODULE_OF[name]), name)

@@ -199,18 +199,18 @@ def _top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     V, num_blocks = logits.shape[-1], logits.shape[-1] // _BLOCK
     blocks = logits[:, : num_blocks * _BLOCK].unflatten(-1, (num_blocks, _BLOCK))
     numbers = torch.arange(max(num_blocks, _BLOCK), device=logits.device)
-    best_blocks = _sort_keys(blocks.amax(-1), numbers[:num_blocks])
+    best_blocks = sort_keys(blocks.amax(-1), numbers[:num_blocks])
     best_blocks = best_blocks.topk(min(k, num_blocks), sorted=False).indices
     ids = (best_blocks.unsqueeze(-1) * _BLOCK + numbers[:_BLOCK]).flatten(1)
     if remainder := V % _BLOCK:
         last_ids = num_blocks * _BLOCK + numbers[:remainder]
         ids = torch.cat((ids, last_ids.expand(len(ids), -1)), dim=-1)
     z = logits.gather(1, ids)
-    best = _sort_keys(z, ids).topk(k).indices
+    best = sort_keys(z, ids).topk(k).indices
     return z.gather(1, best), ids.gather(1, best)
 
 
-def _sort_keys(z: Tensor, numbers: Tensor) -> Tensor:
+def sort_keys(z: Tensor, numbers: Tensor) -> Tensor:
     """[..., n] int64, all different: ranked by z [..., n], equal ones by the lower of numbers [..., n].
 
     The bits of a float32, the lower ones flipped for a negative, are ordered as its values are. A NaN of

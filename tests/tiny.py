@@ -155,13 +155,15 @@ def write_lora(checkpoint: Path, folder: Path, seed: int = 0) -> Path:
 
 
 def tokenizer() -> Any:
-    """A token for every byte, with a chat template."""
+    """A token for every byte, and so many that no text has as `model` has rows, with a chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     special = ["<bos>", "<eos>", "<pad>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: index for index, token in enumerate([*special, *alphabet])}
+    unused = [f"{first}{second}" for first in "abcdefgh" for second in "abcdefghij"]
+    tokens = [*special, *alphabet, *unused][:333]
+    vocab = {token: index for index, token in enumerate(tokens)}
     bytewise = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bytewise.decoder = decoders.ByteLevel()

@@ -27,7 +27,7 @@ from filelock import FileLock
 from rich.console import Console
 
 # Increase this when _convert writes something else than before, so that cached checkpoints are made again.
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 STAMP_FILE = "pad_model.json"
 """File in a finished checkpoint folder that says from which inputs and by which converter it was made."""
 
@@ -328,6 +328,7 @@ def _convert(source: ModelSource, gguf: Path, folder: Path) -> None:
             )
         model.to(torch.bfloat16).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    _remove_fill_tokens(folder)
 
 
 @contextmanager
@@ -360,6 +361,24 @@ def _remove_leaked_settings(folder: Path) -> None:
             key: value for key, value in json.loads(path.read_text()).items() if key not in keys
         }
         path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def _remove_fill_tokens(folder: Path) -> None:
+    """Removes the tokens `[PAD151665]` and so on, which a GGUF file names where lm_head has more rows than
+    the original's tokenizer has tokens.
+    """
+    path = folder / "tokenizer.json"
+    settings = json.loads(path.read_text("utf-8"))
+    vocabulary = settings["model"]["vocab"]
+    kept = {token: number for token, number in vocabulary.items() if not _is_fill(token, number)}
+    if len(kept) < len(vocabulary):
+        settings["model"]["vocab"] = kept
+        text = json.dumps(settings, indent=2, ensure_ascii=False)
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+def _is_fill(token: str, number: int) -> bool:
+    return token == f"[PAD{number}]"
 
 
 def _publish(checkpoint: Path, target: Path) -> None:

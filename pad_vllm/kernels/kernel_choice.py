@@ -1,15 +1,17 @@
 """Which code runs the rule on a device: guidance.py, or on a GPU its Triton kernels in triton_kernels.py.
 
-Both have the same functions, and guidance.py defines their results. The kernels are used where a step of
-random numbers gives the same results: checked once a device, which also compiles them before the first
-request.
+Both have the same functions, and guidance.py defines their results. The kernels are used where steps of
+random numbers give the same results: checked once a device, for every size that a kernel is compiled for, so
+that no request waits for a compiler.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
-from functools import cache
+from collections.abc import Iterator
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,21 +20,46 @@ from pad_vllm import guidance
 
 logger = logging.getLogger(__name__)
 
-_ROWS, _K, _V = 5, 10, 3008  # logits rows, candidates and vocabulary of the step that is checked
+
+class StepSizes(NamedTuple):
+    """What the kernels of a served model are compiled for."""
+
+    vocabulary: int = 3008
+    """Columns of the logits that may be candidates."""
+
+    hidden_size: int = 64
+    dtype: torch.dtype = torch.bfloat16
+    """Of lm_head."""
+
+    max_candidates: int = 16
+    """The most that a request may ask for (`max_top_k`)."""
 
 
-@cache
+_ROWS, _GUIDED = 5, 3  # logits rows of the steps that are checked, and how many of them are guided
+_rules: dict[torch.device, ModuleType] = {}
+
+
 def rule_for_device(device: torch.device) -> ModuleType:
-    """The module whose candidates, token_rewards, capped_candidates and guide a step on `device` calls.
+    """The module whose candidates, token_rewards, capped_candidates and guide a step on `device` calls: the
+    one that was chosen for it, or else chosen now.
+    """
+    return _rules[device] if device in _rules else choose_rule(device, StepSizes())
+
+
+def choose_rule(device: torch.device, sizes: StepSizes) -> ModuleType:
+    """Choose the module for `device` from now on, and compile its kernels.
 
     Logs a warning where a GPU runs guidance.py, because its kernels failed or differ.
     """
-    if device.type != "cuda":
-        return guidance
+    _rules[device] = guidance if device.type != "cuda" else _kernels_or_guidance(device, sizes)
+    return _rules[device]
+
+
+def _kernels_or_guidance(device: torch.device, sizes: StepSizes) -> ModuleType:
     try:
         from pad_vllm.kernels import triton_kernels
 
-        if agrees_with_guidance(triton_kernels, device):
+        if agrees_with_guidance(triton_kernels, device, sizes):
             return triton_kernels
         why = "its results differ from guidance.py's"
     except Exception as error:  # noqa: BLE001, whatever it is, guidance.py does the same
@@ -44,45 +71,70 @@ def rule_for_device(device: torch.device) -> ModuleType:
 
 
 @torch.no_grad()
-def agrees_with_guidance(kernels: ModuleType, device: torch.device) -> bool:
-    """Whether `kernels` and guidance.py return the same for one step of random numbers on `device`."""
-    found, expected = (_run_step(rule, device) for rule in (kernels, guidance))
+def agrees_with_guidance(kernels: ModuleType, device: torch.device, sizes: StepSizes) -> bool:
+    """Whether `kernels` and guidance.py return the same for steps of random numbers on `device`."""
     return all(
         torch.allclose(a.float(), b.float(), rtol=1e-4, atol=1e-4, equal_nan=True)
-        for a, b in zip(found, expected, strict=True)
+        for k in _candidate_counts(sizes)
+        for a, b in zip(
+            _run_step(kernels, device, sizes, k), _run_step(guidance, device, sizes, k), strict=True
+        )
     )
 
 
-def _run_step(rule: ModuleType, device: torch.device) -> tuple[Tensor, ...]:
+def _candidate_counts(sizes: StepSizes) -> Iterator[int]:
+    """Powers of two, by which kernels are compiled, up to the one that holds the most candidates."""
+    most = min(sizes.max_candidates, sizes.vocabulary)
+    return itertools.takewhile(lambda k: k < 2 * most, (2**power for power in range(32)))
+
+
+def _run_step(
+    rule: ModuleType, device: torch.device, sizes: StepSizes, k: int
+) -> tuple[Tensor, ...]:
     """All that the rule's functions in a module return for a step of three guided rows, always the same."""
     source = torch.Generator("cpu").manual_seed(0)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=source, device="cpu").to(device)
 
-    logits = random(_ROWS, _V) * 3
+    vocabulary, hidden_size, dtype, _ = sizes
+    logits = random(_ROWS, vocabulary) * 3
     rows = torch.tensor([0, 2, 3], device=device)
-    text = torch.randint(_V, (3, 48), generator=source, device="cpu").to(device, torch.int32)
+    text = torch.randint(vocabulary, (_GUIDED, 48), generator=source, device="cpu")
+    text = text.to(device, torch.int32)
     three = torch.ones_like(rows) * 3
     # Of the dtypes that V2's tensors have, so that no other kernel is compiled for a first request.
     answer = guidance.AnswerTokens(
-        tokens=text, start=three.int(), stop=three * 12, text_index=three.cumsum(0) // 3 - 1
+        tokens=text, start=three, stop=three * 12, text_index=three.cumsum(0) // 3 - 1
     )
-    z, ids = rule.candidates(logits, rows, _K)
-    reward = rule.token_rewards(random(3, 64), ids, random(_V, 64).bfloat16())
-    text[:, 6:8], text[:, 34:36], text[:, 8] = 7, 7, ids[:, 1]  # the second best would repeat
-    min_p = torch.full((3,), 0.1, device=device)
-    capped = rule.capped_candidates(
-        z, ids, min_p=min_p, eos_token_ids=ids[:1, 3], answer=answer, n=three, max_n=3
+    z, ids = rule.candidates(logits, rows, k)
+    num_embeddings = 64
+    reward = rule.token_rewards(
+        random(_GUIDED, hidden_size),
+        ids % num_embeddings,
+        random(num_embeddings, hidden_size).to(dtype),
     )
-    result = rule.guide(
-        logits,
-        rows=rows,
-        z=z,
-        ids=ids,
-        reward=reward,
-        beta=min_p * 10,
-        top_k=three * 3,
-        capped=capped,
+    text[:, 6:8], text[:, 34:36], text[:, 8] = 7, 7, ids[:, -1]  # the last candidate would repeat
+    min_p = torch.full((_GUIDED,), 0.1, device=device)
+    n = {"n": three, "max_n": 3, "eos_token_ids": ids[:1, 0]}
+    guards: tuple[Tensor | None, ...] = (
+        None,
+        rule.capped_candidates(z, ids, min_p=min_p, answer=None, **n),
+        rule.capped_candidates(z, ids, min_p=None, answer=answer, **n),
+        rule.capped_candidates(z, ids, min_p=min_p, answer=answer, **n),
     )
-    return z, ids, reward, capped, logits, *result
+    returned = [z, ids, reward, *(capped for capped in guards if capped is not None)]
+    for capped in guards:
+        written = logits.clone()
+        result = rule.guide(
+            written,
+            rows=rows,
+            z=z,
+            ids=ids,
+            reward=reward,
+            beta=min_p * 10,
+            top_k=three * 3,
+            capped=capped,
+        )
+        returned += [written, *result]
+    return tuple(returned)

@@ -21,7 +21,7 @@ from pad_vllm.guidance import AnswerTokens, GuideResult
 
 _BLOCK = tl.constexpr(64)  # tokens of the vocabulary that share one maximum
 _BLOCKS_PER_PROGRAM = tl.constexpr(16)
-_MAX_K = 32  # candidates that one program finds one after the other; guidance.py finds more
+_MAX_K = 32  # candidates that one program finds one after the other
 _ANSWER_SPAN = 256  # tokens of an answer that a program compares at once
 _WRITE_SPAN = 2048  # logits that a program writes
 _INF = tl.constexpr(float("inf"))
@@ -53,14 +53,14 @@ def candidates(logits: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     vocabulary = logits.shape[-1]
     k = min(k, vocabulary)
-    if k > _MAX_K:
-        return guidance.candidates(logits, rows, k)
     num_rows, num_blocks = len(rows), triton.cdiv(vocabulary, _BLOCK.value)
     block_keys = torch.empty(num_rows, num_blocks, dtype=torch.int64, device=logits.device)
     _best_of_blocks[num_rows, triton.cdiv(num_blocks, _BLOCKS_PER_PROGRAM.value)](
         logits, rows, block_keys, logits.stride(0), vocabulary, num_blocks
     )
     chosen = block_keys.topk(min(k, num_blocks), sorted=False).indices
+    if k > _MAX_K:
+        return _best_of_many_tokens(logits, rows, chosen, k)
     z = torch.empty(num_rows, k, dtype=torch.float32, device=logits.device)
     ids = torch.empty(num_rows, k, dtype=torch.int64, device=logits.device)
     _best_tokens[(num_rows,)](
@@ -78,9 +78,25 @@ def candidates(logits: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return z, ids
 
 
+def _best_of_many_tokens(
+    logits: Tensor, rows: Tensor, chosen: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """z, ids [G, k]: the best tokens of the chosen [G, n] blocks, best first. In PyTorch: a program that
+    finds them one after the other would take too long.
+    """
+    vocabulary, block = logits.shape[-1], _BLOCK.value
+    ids = (chosen.unsqueeze(-1) * block + torch.arange(block, device=chosen.device)).flatten(1)
+    is_token = ids < vocabulary
+    ids = ids.clamp(max=vocabulary - 1)
+    z = logits[rows.unsqueeze(-1), ids].float()
+    keys = guidance.sort_keys(z, ids).masked_fill(~is_token, _LOWEST_KEY.value)
+    best = keys.topk(k).indices
+    return z.gather(1, best), ids.gather(1, best)
+
+
 @triton.jit
 def _sort_key(z, number):
-    """guidance._sort_keys: integers that rank by z and, among equals, by the lower number."""
+    """guidance.sort_keys: integers that rank by z and, among equals, by the lower number."""
     comparable = tl.where(z != z, _INF, z)
     comparable = tl.where(comparable == 0.0, 0.0, comparable)  # the two zeros are equal
     bits = comparable.to(tl.int32, bitcast=True)

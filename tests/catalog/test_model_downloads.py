@@ -8,6 +8,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import tiny
+from transformers import AutoTokenizer
 
 from pad_vllm.catalog import model_downloads
 from pad_vllm.catalog.model_downloads import (
@@ -111,6 +113,18 @@ def test_what_the_conversion_leaks_is_dropped_from_the_configs(index):
 
     assert json.loads((folder / "config.json").read_text()) == {"vocab_size": 3}
     assert json.loads((folder / "tokenizer_config.json").read_text()) == {"eos_token": "<eos>"}
+
+
+def test_names_of_rows_that_are_no_token_are_no_tokens(tmp_path):
+    tokenizer = tiny.tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    path, known = tmp_path / "tokenizer.json", tokenizer.get_vocab()
+    settings = json.loads(path.read_text())
+    settings["model"]["vocab"] |= {f"[PAD{n}]": n for n in range(len(known), len(known) + 9)}
+    path.write_text(json.dumps(settings))
+    for _ in range(2):  # where there is nothing to remove, nothing happens
+        model_downloads._remove_fill_tokens(tmp_path)
+        assert AutoTokenizer.from_pretrained(tmp_path).get_vocab() == known
 
 
 def test_every_file_is_readable_by_other_users(index):

@@ -41,6 +41,7 @@ def launched(monkeypatch):
     """The command lines that would have replaced this process."""
     calls = []
     monkeypatch.setattr(serve.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(serve, "is_cpu_build", lambda: False)
     monkeypatch.setattr(serve.os, "execv", lambda program, argv: calls.append((program, argv)))
     return calls
 
@@ -113,6 +114,30 @@ def test_serve_hands_every_unknown_flag_to_vllm(run, launched, adapter):
     assert program == sys.executable
     assert argv[1:5] == ["-m", "pad_vllm.serving.launch.vllm_program", "serve", "org/base"]
     assert argv[-7:] == [*extra, "--api-key=x"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "is_said"),
+    [
+        ([], "", True),
+        (["--kv-cache-memory-bytes", "9"], "", False),
+        (["--gpu-memory-utilization=0.5"], "", False),
+        ([], "2", False),
+    ],
+)
+def test_serve_starts_on_a_cpu_without_all_of_its_memory(
+    run, launched, adapter, monkeypatch, flags, environment, is_said
+):
+    monkeypatch.setattr(serve, "is_cpu_build", lambda: True)
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", environment)
+    result = run("serve", "org/base", "--adapter", adapter, *flags)
+    ((_, argv),) = launched
+    sizes = [argv[i + 1] for i, flag in enumerate(argv) if flag == "--kv-cache-memory-bytes"]
+    if is_said:
+        assert 0 < int(sizes[0]) <= 4 << 30
+        assert "--kv-cache-memory-bytes says otherwise" in result.stderr
+    else:
+        assert sizes == flags[1:]
 
 
 def test_serve_turns_pads_own_flags_into_its_config(run, launched, adapter):

@@ -227,6 +227,7 @@ def test_drafts_change_nothing(made, twin):
     require_twins_tokens(twin, mixed(), {"outputs": result["outputs"]})
 
 
+@pytest.mark.exhaustive  # test_tensor_parallel.py has two ranks; this one starts four more processes
 def test_two_ranks_say_what_one_says_with_learned_prefixes_too(made, learned):
     twin = InstructedTwin(made[0], learned, fork_layer=FORK, block_size=BLOCK)
     settings = {**LEARNED_SETTINGS, "max_instructions": 6}

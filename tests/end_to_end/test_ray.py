@@ -68,6 +68,7 @@ def trouble(pair, *kinds, wait=True, **more):
     return outcome("ray_actor_failures.py", job, timeout=400)
 
 
+@pytest.mark.exhaustive  # test_ray_engine.py has failing actors without processes
 def test_when_an_actor_dies_or_stalls_every_request_ends_and_guidance_returns(pair):
     result = trouble(pair, "stall", "kill")
     calm = result["calm"]["said"]

@@ -223,6 +223,24 @@ def test_pad_vllm_serve_ends_with_the_reason_on_the_terminal(base, good, tmp_pat
     assert "Copy it again." in reason
 
 
+def test_without_its_plugin_an_engine_ends_with_the_reason(base, good):
+    code = (
+        "from vllm import LLM;"
+        f"LLM({str(base)!r}, load_format='pad', logits_processors=['pad_vllm:PADLogitsProcessor'],"
+        f"additional_config={{'pad': {{'adapter': {str(good)!r}}}}})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**environment(), "VLLM_PLUGINS": "other"},
+        cwd=os.sep,
+    )
+    assert done.returncode
+    assert "VLLM_PLUGINS=other keeps vLLM from loading PAD. Unset it" in done.stderr
+
+
 def test_an_installed_pad_vllm_leaves_other_engines_alone():
     code = (
         "from vllm.plugins import load_general_plugins; load_general_plugins();"

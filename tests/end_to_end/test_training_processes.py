@@ -60,7 +60,9 @@ def alone(root):
     return finish(root, "alone")
 
 
-@pytest.mark.parametrize("moment", ["stage1/step-00000005", "stage2"])
+@pytest.mark.parametrize(
+    "moment", ["stage1/step-00000005", pytest.param("stage2", marks=pytest.mark.exhaustive)]
+)
 def test_a_killed_run_started_again_ends_with_the_same_numbers(root, alone, moment):
     out = f"killed-{moment.replace('/', '-')}"
     process = start(root, out)

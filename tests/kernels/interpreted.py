@@ -24,7 +24,7 @@ def generator(seed):
 
 
 @pytest.mark.parametrize("vocabulary", [5, 64, 700, 3001])
-@pytest.mark.parametrize("k", [1, 3, 32, 40])
+@pytest.mark.parametrize("k", [1, 3, 32, 40, 100])
 def test_candidates_come_in_the_same_order(vocabulary, k):
     source = generator(vocabulary + k)
     # Rounded, so that many are equal; some masked, one row all masked, one with what is not a number.
@@ -113,6 +113,10 @@ def test_rows_are_written_alike(seed):
 
 
 def test_the_check_at_start_up_finds_them_equal_and_sees_a_difference(monkeypatch):
-    assert kernel_choice.agrees_with_guidance(triton_kernels, DEVICE)
+    sizes = kernel_choice.StepSizes(700, 48, torch.float32, max_candidates=40)
+    assert list(kernel_choice._candidate_counts(sizes)) == [1, 2, 4, 8, 16, 32, 64]
+    assert kernel_choice.agrees_with_guidance(triton_kernels, DEVICE, sizes)
+    sizes = kernel_choice.StepSizes()
+    assert kernel_choice.agrees_with_guidance(triton_kernels, DEVICE, sizes)
     monkeypatch.setattr(triton_kernels, "token_rewards", lambda *a: -guidance.token_rewards(*a))
-    assert not kernel_choice.agrees_with_guidance(triton_kernels, DEVICE)
+    assert not kernel_choice.agrees_with_guidance(triton_kernels, DEVICE, sizes)

@@ -20,9 +20,9 @@ pytest.importorskip("triton")
 @pytest.fixture(autouse=True)
 def nothing_cached():
     """No device has its rule yet."""
-    kernel_choice.rule_for_device.cache_clear()
+    kernel_choice._rules.clear()
     yield
-    kernel_choice.rule_for_device.cache_clear()
+    kernel_choice._rules.clear()
 
 
 def test_the_kernels_return_what_the_rule_returns():

@@ -40,4 +40,5 @@ def test_registering_imports_the_look_at_a_config_and_nothing_of_adapters_engine
     assert ours - packages == {
         "pad_vllm.serving.registration",
         "pad_vllm.serving.start.pad_activation",
+        "pad_vllm.vllm_api.plugin_state",
     }

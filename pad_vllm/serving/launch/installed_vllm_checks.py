@@ -6,12 +6,12 @@ out. Knows no base and no adapter.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 
 from pad_vllm.vllm_api import tested_symbols
+from pad_vllm.vllm_api.plugin_state import why_excluded
 from pad_vllm.vllm_api.vllm_versions import ACCEPTED_VERSIONS, PACKAGES, TESTED_VERSIONS
 from pad_vllm.wording import listed
 
@@ -92,12 +92,8 @@ def _check_plugin() -> str:
             f"no entry point {PLUGIN_ENTRY_POINT} in group vllm.general_plugins, so vLLM does not find PAD. "
             "Install pad_vllm with pip; a copied folder is not enough."
         )
-    allowed = os.environ.get("VLLM_PLUGINS")
-    if allowed is not None and points[0].name not in allowed.split(","):
-        raise ValueError(
-            f"VLLM_PLUGINS={allowed} keeps vLLM from loading PAD. Unset it, or add "
-            f"{points[0].name} to it."
-        )
+    if (excluded := why_excluded()) is not None:
+        raise ValueError(excluded)
     from pad_vllm.serving.registration import register_with_vllm
 
     try:

@@ -7,7 +7,7 @@ PAD's three flags merged into the user's own. Starts nothing, and imports neithe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pad_vllm.config import LOAD_FORMAT, LOGITS_PROCESSOR, PAD_KEY, PADConfig
@@ -33,7 +33,7 @@ def serve_argv(
     engine: str | None = None,
     instructions: bool = False,
     fork_layer: int | None = None,
-    block_size: int | None = None,
+    defaults: Mapping[str, str] | None = None,
 ) -> list[str]:
     """What follows `vllm` on the command line: `serve BASE`, PAD's flags, then the user's other flags.
 
@@ -47,7 +47,7 @@ def serve_argv(
         engine: that setting of PAD.
         instructions: that setting of PAD.
         fork_layer: that setting of PAD.
-        block_size: tokens of a KV block, unless the user's flags say it; None leaves it to vLLM.
+        defaults: flag of vLLM's -> value, for flags that the user's do not have.
 
     Raises:
         ValueError: a flag of the user contradicts PAD or cannot be read.
@@ -68,11 +68,17 @@ def serve_argv(
     argv = ["serve", base, "--load-format", LOAD_FORMAT]
     argv += ["--logits-processors", *_with_pad_processor(processors)]
     argv += ["--additional-config", json.dumps(_merged_config(configs, settings), sort_keys=True)]
-    if served_name is not None and not _split_off(others, "--served-model-name")[0]:
+    if served_name is not None and not has_flag(others, "--served-model-name"):
         argv += ["--served-model-name", served_name]
-    if block_size is not None and not _split_off(others, "--block-size")[0]:
-        argv += ["--block-size", str(block_size)]
+    for flag, value in (defaults or {}).items():
+        if not has_flag(others, flag):
+            argv += [flag, value]
     return argv + others
+
+
+def has_flag(user_flags: Iterable[str], name: str) -> bool:
+    """Whether the user's flags have this one, in any of vLLM's spellings."""
+    return bool(_split_off(list(user_flags), name)[0])
 
 
 def _split_off(

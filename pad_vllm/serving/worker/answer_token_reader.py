@@ -1,8 +1,9 @@
 """The tokens of each guided answer so far, for the no-repeat guard; V1 and V2 store them differently.
 
-In: the guided rows of a step. Out: AnswerTokens, on their device. V2 has the tokens on the device. V1 shares
-the host's list of each request: it appends to the list and, under async scheduling, completes it before it
-calls processors (vllm/v1/worker/gpu_input_batch.py, update_async_output_token_ids). Imports no vLLM.
+In: the guided rows of a step. Out: AnswerTokens, on their device. On V2 they are what the steps were fed.
+V1 shares the host's list of each request: it appends to the list and, under async scheduling, completes it
+before it calls processors (vllm/v1/worker/gpu_input_batch.py, update_async_output_token_ids). Imports no
+vLLM.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pad_vllm.engines.reward_engine import GuidedRequest
 from pad_vllm.guidance import AnswerTokens
 from pad_vllm.serving.worker.batch_slots import GuidedRows
 
-_INITIAL_TOKENS = 256  # a copy's first size; it doubles
+_INITIAL_TOKENS = 256  # what a copy has place for at first; it doubles
 
 
 class AnswerTokenReader(Protocol):
@@ -32,73 +33,65 @@ class AnswerTokenReader(Protocol):
 
 
 class V2AnswerTokenReader:
-    """Reads texts, prompt and answer, from V2's request states on the device."""
+    """Keeps the guided answers on the device, by batch slot: a step adds the tokens that the runner was fed.
 
-    def __init__(self, states: Any, max_drafts: int = 0, *, needs_prompts: bool = False) -> None:
-        """Nothing is read yet.
+    So nothing grows with the prompts, and nothing is fetched from where vLLM has its texts, which on a GPU is
+    host memory. Each logits row is fed one token of its answer, a draft or a sampled one; a draft that was
+    rejected is written over by the next step, which is fed another at its place.
+    """
 
-        Args:
-            states: V2's LogitsProcRequestState.
-            max_drafts: the most draft tokens of a request in a step.
-            needs_prompts: whether whoever reads looks at tokens before the answer's first.
-        """
-        self._states, self._max_drafts = states, max_drafts
-        self._needs_prompts = needs_prompts
+    def __init__(self, states: Any) -> None:
+        """states: V2's LogitsProcRequestState."""
+        self._states = states
+        # Column 0 takes the tokens of prompts; an answer begins at column 1.
+        size = states.max_num_reqs, 1 + _INITIAL_TOKENS
+        self._answers = torch.zeros(size, dtype=torch.int32, device=states.device)
+        self._is_guided = np.zeros(states.max_num_reqs, dtype=bool)
+
+    def add_request(self, slot: int, *, is_guided: bool) -> None:
+        """A request enters the slot. One that is guided is read by `read_earlier_tokens`."""
+        self._is_guided[slot] = is_guided
+
+    def read_earlier_tokens(self, slot: int) -> None:
+        """Once the slot's new request is on the device: what it has answered already, before a preemption."""
+        start = int(self._states.prompt_len.np[slot])
+        stop = int(self._states.prefill_len.np[slot])
+        if stop > start:
+            self._reserve(stop - start)
+            answer = self._states.all_token_ids.gpu[slot, start:stop]
+            self._answers[slot, 1 : 1 + stop - start] = answer
 
     def read(self, guided: GuidedRows, ctx: Any) -> AnswerTokens:
-        """The texts; an answer starts where its prompt ends. With drafts only the answers, unless prompts are
-        needed.
-
-        Without drafts the tokens are not copied: on a GPU vLLM has them in host memory, and a copy would
-        fetch the prompts too. With drafts they are copied; where answers are enough, nothing then grows with
-        the prompts.
+        """The answers, by slot. Call it once in each step (or slice of one) of a request whose answer is
+        read: it takes in what the step was fed. Does not wait for the device.
         """
-        start, stop = self._answer_span(guided, ctx)
-        length = int(ctx.seq_lens_upper_bound_np.max())
-        tokens = self._states.all_token_ids.gpu[:, :length]
-        if not self._max_drafts:
-            return AnswerTokens(tokens, start, stop, guided.slots)
-        if self._needs_prompts:
-            texts, first = tokens.index_select(0, guided.slots), torch.zeros_like(start)
-        else:
-            texts, first = self._copy_answers(tokens, start, guided, ctx), start
-        self._write_drafts(texts, first, guided, ctx)
-        return AnswerTokens(texts, start - first, stop - first)
-
-    def _copy_answers(self, tokens: Tensor, start: Tensor, guided: GuidedRows, ctx: Any) -> Tensor:
-        """[G, A + 1]: each answer from its first token on; A is the length of the batch's longest."""
-        prompts = self._states.prompt_len.np[ctx.idx_mapping_np]
-        longest = max(int((ctx.seq_lens_upper_bound_np - prompts).max()), 0)
-        place = start.unsqueeze(1) + torch.arange(longest + 1, device=tokens.device)
-        return tokens[guided.slots.unsqueeze(1), place.clamp(max=tokens.shape[1] - 1)]
-
-    def _write_drafts(self, tokens: Tensor, first: Tensor, guided: GuidedRows, ctx: Any) -> None:
-        """Write the draft tokens of each row into tokens [G, L], in place: those up to the row's own.
-
-        vLLM has drafts nowhere else than in the inputs of their logits rows, one draft a row. Where a row has
-        fewer than the most, a column without a draft is written with itself: a prompt's first, or the one
-        behind the longest answer.
-
-        first: [G] index in its text of each row's first token here.
-        """
-        back = torch.arange(self._max_drafts, device=tokens.device)
-        place = ctx.pos.index_select(0, guided.rows) - first
-        is_draft = back < ctx.expanded_local_pos.index_select(0, guided.rows).unsqueeze(1)
-        spare = 0 if self._needs_prompts else tokens.shape[1] - 1
-        position = torch.where(is_draft, place.unsqueeze(1) - back, spare)  # [G, drafts]
-        row = (guided.rows.unsqueeze(1) - back).clamp(min=0)
-        fed = ctx.input_ids[row].to(tokens.dtype)
-        tokens.scatter_(1, position, torch.where(is_draft, fed, tokens.gather(1, position)))
+        length = self.num_tokens(guided, ctx)
+        longest = self._longest_answer(ctx)
+        self._reserve(longest)
+        fed = ctx.input_ids.index_select(0, guided.rows).to(torch.int32)
+        self._answers.index_put_((guided.slots, length.clamp(min=0)), fed)
+        tokens = self._answers[:, : longest + 1]
+        return AnswerTokens(tokens, torch.ones_like(length), length + 1, guided.slots)
 
     def num_tokens(self, guided: GuidedRows, ctx: Any) -> Tensor:
-        """[G], from positions."""
-        start, stop = self._answer_span(guided, ctx)
-        return stop - start
+        """[G], from positions; not positive inside a prompt."""
+        prompt_lengths = self._states.prompt_len.gpu.index_select(0, guided.slots)
+        length: Tensor = ctx.pos.index_select(0, guided.rows) + 1 - prompt_lengths
+        return length
 
-    def _answer_span(self, guided: GuidedRows, ctx: Any) -> tuple[Tensor, Tensor]:
-        """[G] each: where the answers start and end."""
-        start = self._states.prompt_len.gpu.index_select(0, guided.slots)
-        return start, ctx.pos.index_select(0, guided.rows) + 1
+    def _longest_answer(self, ctx: Any) -> int:
+        """At least the most tokens of a guided answer, from what the host knows."""
+        slots = ctx.idx_mapping_np
+        lengths = ctx.seq_lens_upper_bound_np - self._states.prompt_len.np[slots]
+        return max(int(lengths[self._is_guided[slots]].max(initial=0)), 0)
+
+    def _reserve(self, num_tokens: int) -> None:
+        """Make place for answers of so many tokens; doubles it where it grows."""
+        size, width = self._answers.shape
+        if num_tokens >= width:
+            grown = self._answers.new_zeros(size, max(2 * width, num_tokens + 1))
+            grown[:, :width] = self._answers
+            self._answers = grown
 
 
 class V1AnswerTokenReader:

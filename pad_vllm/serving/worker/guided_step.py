@@ -19,12 +19,11 @@ from torch import Tensor
 from pad_vllm import guidance
 from pad_vllm.engines.reward_engine import StepCandidates
 from pad_vllm.guidance import AnswerTokens
-from pad_vllm.serving.start.reasoning_markers import ReasoningMarkers
-from pad_vllm.serving.worker import reasoning_rows
 from pad_vllm.serving.worker.answer_token_reader import AnswerTokenReader
 from pad_vllm.serving.worker.batch_slots import GuidedRows
 from pad_vllm.serving.worker.instance import Instance
 from pad_vllm.serving.worker.outcome_table import OutcomeTable
+from pad_vllm.serving.worker.reasoning_rows import ReasoningRows
 from pad_vllm.serving.worker.step_counters import StepCounters
 from pad_vllm.vllm_api import parallel_ranks
 from pad_vllm.vllm_api.patches.draft_rows import LogitsRows
@@ -44,13 +43,16 @@ class StepTools:
     step_counters: StepCounters
     token_reader: AnswerTokenReader
 
+    num_token_columns: int
+    """Leading columns of the logits that may be candidates (start/vocabulary.py)."""
+
     eos_token_ids: Tensor
     """[E] int64 on the device, from start/eos_tokens.py: the min-p guard leaves these tokens alone."""
 
     forced_eos_token_id: int | None
     """The token that ends a row without rewards (`on_failure` "stop"); None if such a row continues."""
 
-    reasoning_markers: ReasoningMarkers | None
+    reasoning_rows: ReasoningRows | None
     """Given if reasoning stays unguided (`reasoning` "unguided")."""
 
 
@@ -87,6 +89,7 @@ class GuidedStep:
             ctx: V2's batch layout, None on V1.
         """
         self._tools, self._logits, self._guided = tools, logits, guided
+        self._token_logits = logits[:, : tools.num_token_columns]
         self._logits_rows, self._ctx = logits_rows, ctx
         self._failure_log = tools.instance.failure_log
 
@@ -127,7 +130,7 @@ class GuidedStep:
     def _score_candidates(self) -> ScoredCandidates:
         """All that may fail on one rank and not on another, before the ranks' rewards are summed."""
         z, ids = self._tools.rule.candidates(
-            self._logits, self._guided.rows, self._guided.max_top_k
+            self._token_logits, self._guided.rows, self._guided.max_top_k
         )
         reward_share, seconds = self._reward_share(ids)
         answers = self._read_answers()
@@ -165,22 +168,22 @@ class GuidedStep:
 
     def _no_rewards(self) -> Tensor:
         """[G, K] float32 NaN: rewards that leave their rows unguided."""
-        num_candidates = min(self._guided.max_top_k, self._logits.shape[-1])
+        num_candidates = min(self._guided.max_top_k, self._token_logits.shape[-1])
         shape = len(self._guided.rows), num_candidates
         return torch.full(shape, float("nan"), device=self._logits.device)
 
     def _read_answers(self) -> AnswerTokens | None:
         """The answers' tokens, None if nothing in this step depends on them."""
-        if not self._guided.max_no_repeat and self._tools.reasoning_markers is None:
+        if not self._guided.max_no_repeat and self._tools.reasoning_rows is None:
             return None
         return self._tools.token_reader.read(self._guided, self._ctx)
 
     def _excluded_rows(self, answers: AnswerTokens | None) -> Tensor | None:
         """[G] bool: rows inside reasoning that stays unguided. None if all rows are guided."""
-        markers = self._tools.reasoning_markers
-        if answers is None or markers is None:
+        reasoning_rows = self._tools.reasoning_rows
+        if answers is None or reasoning_rows is None:
             return None
-        return reasoning_rows.inside_reasoning(answers, markers)
+        return reasoning_rows.inside(answers, self._guided.slots)
 
     def _capped_candidates(
         self, z: Tensor, ids: Tensor, answers: AnswerTokens | None

@@ -87,5 +87,5 @@ def report_outcomes(instance_id: str, outcome_keys: Sequence[str]) -> WorkerRepo
     instance = find_instance(instance_id)
     if instance is None or instance.outcome_table is None or instance.step_counters is None:
         return [None for _ in outcome_keys], None
-    outcomes = [instance.outcome_table.pop_outcome(key) for key in outcome_keys]
+    outcomes = instance.outcome_table.pop_outcomes(outcome_keys)
     return outcomes, instance.step_counters.take_counts()

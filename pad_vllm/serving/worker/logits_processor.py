@@ -21,7 +21,7 @@ from pad_vllm.engines.reward_engine import GuidedRequest
 from pad_vllm.guidance_outcome import OUTCOME_KEY
 from pad_vllm.kernels import kernel_choice
 from pad_vllm.params import check_argument_syntax, parse_guidance
-from pad_vllm.serving.start import config_checks, eos_tokens, served_adapters
+from pad_vllm.serving.start import config_checks, eos_tokens, served_adapters, vocabulary
 from pad_vllm.serving.start.reasoning_markers import find_reasoning_markers
 from pad_vllm.serving.worker.accepted_limits import AcceptedLimits
 from pad_vllm.serving.worker.answer_token_reader import (
@@ -33,6 +33,7 @@ from pad_vllm.serving.worker.batch_slots import BatchSlots, GuidedRows
 from pad_vllm.serving.worker.guided_step import GuidedStep, StepTools
 from pad_vllm.serving.worker.instance import get_or_create_instance
 from pad_vllm.serving.worker.outcome_table import OutcomeTable
+from pad_vllm.serving.worker.reasoning_rows import ReasoningRows
 from pad_vllm.serving.worker.step_counters import StepCounters
 from pad_vllm.vllm_api import parallel_ranks
 from pad_vllm.vllm_api.patches import draft_rows
@@ -76,18 +77,20 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         pad = config_checks.pad_settings(vllm_config)
         self._v1_tokens = V1AnswerTokenReader(device)
         self._v2_states: Any = None if is_v1 else device_or_states
+        self._v2_tokens = None if is_v1 else V2AnswerTokenReader(device_or_states)
         self._v2_unread: list[
             tuple[int, GuidedRequest]
         ] = []  # slot and request, tokens not read yet
         self._v2_last_rows: GuidedRows | None = None  # the guided rows of the previous step
-        token_reader: AnswerTokenReader = self._v1_tokens
-        if not is_v1:
-            token_reader = V2AnswerTokenReader(
-                self._v2_states,
-                _max_drafts(vllm_config),
-                needs_prompts=pad.reasoning == "unguided",
-            )
-        self._tools = _step_tools(vllm_config, pad, device, token_reader)
+        if vllm_config.speculative_config is not None:
+            draft_rows.patch_rejection_sampler()
+        self._tools = _step_tools(
+            vllm_config,
+            pad,
+            device,
+            token_reader=self._v2_tokens or self._v1_tokens,
+            states=self._v2_states,
+        )
         self._instance, self._outcome_table = self._tools.instance, self._tools.outcome_table
         self._failure_log = self._instance.failure_log
         self._limits = AcceptedLimits(served_adapters.served_limits(pad))
@@ -234,19 +237,21 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         """V2: a request enters slot `req_idx`. Returns whether it is guided."""
         request = self._guided_request(sampling_params)
         self._assign(req_idx, request)
-        if request is not None and self._reads_tokens:
+        if self._v2_tokens is not None:
+            self._v2_tokens.add_request(req_idx, is_guided=request is not None)
+        if request is not None:
             self._v2_unread.append((req_idx, request))
         return request is not None
 
     def apply_staged_writes(self) -> None:
         """V2, before every forward, also where a captured graph replays it.
 
-        The prompts of new requests and the last tokens of the others are on the device now: reads the
+        The texts of new requests and the last tokens of the others are on the device now: reads the
         former, and lets the engine read the latter.
         """
         unread, self._v2_unread = self._v2_unread, []
         for slot, request in unread:
-            self._announce_request(request, partial(self._read_v2_tokens, slot))
+            self._read_v2_request(slot, request)
         last_rows, self._v2_last_rows = self._v2_last_rows, None
         try:
             engine = self._instance.engine
@@ -262,6 +267,18 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         except Exception as error:  # noqa: BLE001, it would end the server and all its requests
             self._failure_log.add("late start", 1, _LATE_START, error)
 
+    def _read_v2_request(self, slot: int, request: GuidedRequest) -> None:
+        if self._reads_tokens:
+            self._announce_request(request, partial(self._read_v2_tokens, slot))
+        try:
+            if self._v2_tokens is not None:
+                self._v2_tokens.read_earlier_tokens(slot)
+            if self._tools.reasoning_rows is not None:
+                self._tools.reasoning_rows.read_prompt(slot)
+        except Exception as error:  # noqa: BLE001, it would end the server and all its requests
+            message = "a request's earlier tokens could not be read: guards may miss them"
+            self._failure_log.add("text lost", 1, message, error)
+
     def _read_v2_tokens(self, slot: int) -> _RequestTokens:
         states = self._v2_states
         length = int(states.prefill_len.np[slot])
@@ -275,26 +292,41 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
 
 def _step_tools(
-    config: VllmConfig, pad: PADConfig, device: torch.device, token_reader: AnswerTokenReader
+    config: VllmConfig,
+    pad: PADConfig,
+    device: torch.device,
+    *,
+    token_reader: AnswerTokenReader,
+    states: Any,
 ) -> StepTools:
-    """What the steps need, by PAD's settings. Raises ValueError where vLLM's config does not have it."""
+    """What the steps need, by PAD's settings; states: V2's, None on V1. Raises ValueError where vLLM's config
+    does not have it.
+    """
     instance = get_or_create_instance(config.instance_id)
+    num_token_columns = vocabulary.num_token_columns(config)
+    sizes = kernel_choice.StepSizes(
+        num_token_columns,
+        config.model_config.get_hidden_size(),
+        config.model_config.dtype,
+        pad.max_top_k,
+    )
     outcome_table = OutcomeTable(device, config.scheduler_config.max_num_seqs, pad.max_top_k)
     eos_token_ids = torch.tensor(eos_tokens.eos_token_ids(config), dtype=torch.int64, device=device)
-    forced_eos_token_id = reasoning_markers = None
+    forced_eos_token_id = reasoning_rows = None
     if pad.on_failure == "stop":
         forced_eos_token_id = eos_tokens.required_eos_token_id(config)
     if pad.reasoning == "unguided":
-        reasoning_markers = find_reasoning_markers(config)
+        reasoning_rows = ReasoningRows(states, find_reasoning_markers(config))
     return StepTools(
-        rule=kernel_choice.rule_for_device(device),
+        rule=kernel_choice.choose_rule(device, sizes),
         instance=instance,
         outcome_table=outcome_table,
         step_counters=StepCounters(device, instance.failure_log, outcome_table),
         token_reader=token_reader,
+        num_token_columns=num_token_columns,
         eos_token_ids=eos_token_ids,
         forced_eos_token_id=forced_eos_token_id,
-        reasoning_markers=reasoning_markers,
+        reasoning_rows=reasoning_rows,
     )
 
 
@@ -303,14 +335,6 @@ def _logits_rows(num_rows: int, ctx: Any) -> draft_rows.LogitsRows:
     if ctx is None:
         return draft_rows.LogitsRows(np.arange(num_rows), first_row=0, num_step_rows=num_rows)
     return draft_rows.logits_rows(ctx, num_rows)
-
-
-def _max_drafts(config: VllmConfig) -> int:
-    """The most draft tokens that V2 verifies a request and step, 0 without speculative decoding."""
-    if config.speculative_config is None:
-        return 0
-    draft_rows.patch_rejection_sampler()
-    return int(config.speculative_config.num_speculative_tokens)
 
 
 def _known_tokens(prompt: Sequence[int], answer: Sequence[int]) -> _RequestTokens:

@@ -2,10 +2,12 @@
 
 In: the guided rows of every step, and which of them stayed unguided. Out: an Outcome for each outcome key,
 which the front end gives a request (vllm_api/patches/outcome_rpc.py). Counts stay on the device: only
-`pop_outcome` and `total_unguided_rows` wait for it. Imports no vLLM.
+`pop_outcomes` and `total_unguided_rows` wait for it. Imports no vLLM.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -127,15 +129,27 @@ class OutcomeTable:
             ),
         )
 
-    def pop_outcome(self, outcome_key: str) -> Outcome | None:
-        """Return the answer's outcome and remove it; None if no answer had this key. Waits for the device."""
+    def pop_outcomes(self, outcome_keys: Sequence[str]) -> list[Outcome | None]:
+        """Return the answers' outcomes and remove them; None where no answer had the key. Waits for the
+        device, once for all of them (and once for each answer with `pad_explain`).
+        """
+        self._count_pending()
+        rows_of_key = {key: self._rows_of_key.get(key, []) for key in outcome_keys}
+        rows = [row for rows in rows_of_key.values() for row in rows]
+        counts_of_row = dict(zip(rows, self._counts[rows].tolist() if rows else (), strict=True))
+        return [
+            self._pop_outcome(key, [counts_of_row[row] for row in rows_of_key[key]])
+            for key in outcome_keys
+        ]
+
+    def _pop_outcome(self, outcome_key: str, counts: Sequence[Sequence[int]]) -> Outcome | None:
+        """counts: of each of the answer's rows, on the host."""
         was_unknown = outcome_key in self._unknown_keys
         self._unknown_keys.pop(outcome_key, None)
         rows = self._rows_of_key.get(outcome_key)
         if rows is None:
             return unknown_outcome() if was_unknown else None
-        self._count_pending()
-        guided, unguided, reasoning, stopped = self._counts[rows].sum(0).tolist()
+        guided, unguided, reasoning, stopped = map(sum, zip(*counts, strict=True))
         outcome: Outcome = {
             "guided_tokens": guided,
             "unguided_tokens": unguided,

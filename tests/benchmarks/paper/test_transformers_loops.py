@@ -136,7 +136,7 @@ def test_another_tokenizer_scores_the_first_token_of_each_candidates_own_text():
 def test_a_candidate_without_text_has_no_token_and_no_reward():
     ours, theirs = tiny.tokenizer(), other_tokenizer()
     (letter,) = ours.encode("a")
-    nameless = 300  # the model has a logit for it, the tokenizer no text
+    nameless = 1000  # the tokenizer has no text for it
     firsts = transformers_loops.first_tokens(ours, theirs, [ours.eos_token_id, letter, nameless])
     assert firsts == [None, *theirs.encode("a", add_special_tokens=False), None]
     model = persrm()

@@ -139,8 +139,9 @@ def test_a_fetched_model_is_served_under_its_short_name_unless_told_otherwise():
     assert "tiny" not in told
 
 
-def test_a_block_size_is_said_unless_the_user_says_one():
-    assert serve_argv("base", "/adapter", block_size=32)[-2:] == ["--block-size", "32"]
-    typed = serve_argv("base", "/adapter", ["--block-size=16"], block_size=32)
+def test_a_default_is_said_unless_the_user_says_something():
+    defaults = {"--block-size": "32"}
+    assert serve_argv("base", "/adapter", defaults=defaults)[-2:] == ["--block-size", "32"]
+    typed = serve_argv("base", "/adapter", ["--block-size=16"], defaults=defaults)
     assert [flag for flag in typed if "block-size" in flag] == ["--block-size=16"]
     assert "--block-size" not in serve_argv("base", "/adapter")

@@ -25,6 +25,7 @@ from pad_vllm.engines.override_methods import mix_in
 from pad_vllm.engines.shared.lm_head_rows import LmHeadRows
 from pad_vllm.engines.shared.model_fork import ForkedModel
 from pad_vllm.engines.shared.shared_rewards import SharedRewards
+from pad_vllm.serving.start import vocabulary
 from pad_vllm.serving.worker import guided_step, instance, logits_processor
 from pad_vllm.serving.worker.logits_processor import PADLogitsProcessor
 from pad_vllm.vllm_api.patches import draft_rows
@@ -77,6 +78,9 @@ def config(adapter, request):
             logits_processors=[PADLogitsProcessor],
             model_impl="auto",
             dtype=torch.float32,
+            get_vocab_size=lambda: V,
+            get_hidden_size=lambda: H,
+            skip_tokenizer_init=True,
             hf_text_config=SimpleNamespace(eos_token_id=None),
             try_get_generation_config=dict,
         ),
@@ -126,6 +130,7 @@ class V2:
             prompt_len=SimpleNamespace(
                 gpu=torch.ones(16, dtype=torch.int32), np=np.ones(16, dtype=np.int32)
             ),
+            prefill_len=SimpleNamespace(np=self.length),
         )
         self.processor = PADLogitsProcessor(config, states)
 
@@ -137,6 +142,7 @@ class V2:
 
     def verify(self, logits, drafted, limit):
         """A step whose requests have drafts: slot -> their tokens, in slices of at most `limit` rows."""
+        self.processor.apply_staged_writes()
         fed = [[int(self.tokens[s, self.length[s] - 1]), *drafted[s]] for s in self.order.tolist()]
         counts = [len(one) for one in fed]
         batch = SimpleNamespace(
@@ -161,9 +167,11 @@ class V2:
         draft_rows._with_batch_noted(slices, None, logits, batch)
 
     def apply(self, logits):
+        self.processor.apply_staged_writes()
         lengths = self.length[self.order]
         context = SimpleNamespace(
             idx_mapping_np=self.order,
+            input_ids=self.tokens[self.order, lengths - 1],
             pos=torch.from_numpy(lengths) - 1,
             seq_lens_upper_bound_np=lengths,
         )
@@ -268,6 +276,18 @@ def test_v2_rows_that_belong_to_no_known_request_stay_as_they_came(config, engin
     assert torch.equal(runner.apply(logits), before)
     assert runner.processor._failure_log.counts == {"engine failed": 1}
     assert outcomes(config, "a")[0]["unguided_tokens"] is None
+
+
+def test_rows_of_lm_head_that_are_no_token_are_no_candidates(config, engine, monkeypatch):
+    monkeypatch.setattr(vocabulary, "num_token_columns", lambda _: V - 10)
+    runner = V2(config)
+    fill(runner, HELPFUL, {"pad_weights": "helpful=1", "pad_top_k": 100}, None)
+    before = torch.randn(R, V)
+    before[:, -10:] += 5  # what the base itself would take
+    after = runner.apply(before.clone())
+    assert (after[:2, -10:] == -torch.inf).all()
+    assert (after[1] > -torch.inf).sum() == min(100, V - 10)
+    assert torch.equal(after[2:], before[2:])
 
 
 @pytest.mark.parametrize("nothing", [None, {}, {"kv_transfer_params": {"a": 1}, "other": 3}])
@@ -497,7 +517,7 @@ def test_what_fails_on_one_rank_leaves_the_same_rows_unguided_on_all(config, mon
     broken.clear()
     assert torch.equal(step(states, logits), guided)
     for runner in runners:
-        outcome = runner.processor._outcome_table.pop_outcome("a")
+        (outcome,) = runner.processor._outcome_table.pop_outcomes(["a"])
         assert outcome == {"guided_tokens": 2, "unguided_tokens": 1, "stopped": False}
 
 

@@ -26,12 +26,17 @@ def count(table, *rows, unguided=True):
     return table.had_unguided_step(where).tolist()
 
 
+def pop(table, key):
+    (outcome,) = table.pop_outcomes([key])
+    return outcome
+
+
 def test_all_rows_of_an_answer_are_added_up(table):
     rows = [table.assign_row("a"), table.assign_row("a"), table.assign_row("b")]
     assert count(table, *rows) == [True] * 3
     assert count(table, rows[0], unguided=False) == [True]
-    assert table.pop_outcome("a") == {"guided_tokens": 1, "unguided_tokens": 2, "stopped": False}
-    assert table.pop_outcome("b") == {"guided_tokens": 0, "unguided_tokens": 1, "stopped": False}
+    assert pop(table, "a") == {"guided_tokens": 1, "unguided_tokens": 2, "stopped": False}
+    assert pop(table, "b") == {"guided_tokens": 0, "unguided_tokens": 1, "stopped": False}
 
 
 def test_rows_of_reasoning_are_counted_apart(table):
@@ -39,27 +44,37 @@ def test_rows_of_reasoning_are_counted_apart(table):
     table.count_step(rows, torch.tensor([False, True]), torch.tensor([True, False]))
     table.count_step(rows, torch.tensor([False, False]), torch.tensor([False, False]))
     table.count_step(rows, torch.tensor([True, False]))
-    assert table.pop_outcome("a") == {
+    assert pop(table, "a") == {
         "guided_tokens": 1,
         "unguided_tokens": 1,
         "stopped": False,
         "reasoning_rows": 1,
     }
-    assert table.pop_outcome("b") == {"guided_tokens": 2, "unguided_tokens": 1, "stopped": False}
+    assert pop(table, "b") == {"guided_tokens": 2, "unguided_tokens": 1, "stopped": False}
     assert table.total_unguided_rows() == 2
+
+
+def test_several_are_returned_in_the_order_in_which_they_are_asked_for(table):
+    for key in ("a", "b", "b"):
+        count(table, table.assign_row(key))
+    table.set_unknown(table.assign_row("lost"))
+    counts = table.pop_outcomes(["b", "nobody", "lost", "a"])
+    assert [one and one["unguided_tokens"] for one in counts] == [2, None, None, 1]
+    assert counts[1] is None
+    assert counts[2] == UNKNOWN
 
 
 def test_an_outcome_is_returned_once(table):
     table.assign_row("a")
-    assert table.pop_outcome("a")["unguided_tokens"] == 0
-    assert table.pop_outcome("a") is None
+    assert pop(table, "a")["unguided_tokens"] == 0
+    assert pop(table, "a") is None
 
 
 def test_an_outcome_says_whether_the_answer_was_stopped(table):
     row = torch.tensor([table.assign_row("a")])
     table.count_stopped(row, torch.tensor([True]))
     table.count_stopped(row, torch.tensor([True]))  # a step that ran ahead
-    assert table.pop_outcome("a")["stopped"] is True
+    assert pop(table, "a")["stopped"] is True
 
 
 @pytest.mark.parametrize("asked", ["before it leaves", "after", "never", "cannot be"])
@@ -70,11 +85,11 @@ def test_rows_are_reused_and_start_from_zero(table, asked):
         assert count(table, row, unguided=False) == [False]
         count(table, row)
         if asked == "before it leaves":
-            assert table.pop_outcome(key)["unguided_tokens"] == 1
+            assert pop(table, key)["unguided_tokens"] == 1
         table.on_left_batch(row)
         if asked == "after":
-            assert table.pop_outcome(key)["unguided_tokens"] == 1
-    assert table.pop_outcome("answer 0") is None
+            assert pop(table, key)["unguided_tokens"] == 1
+    assert pop(table, "answer 0") is None
 
 
 def test_a_row_in_the_batch_is_never_pushed_out(table):
@@ -82,21 +97,21 @@ def test_a_row_in_the_batch_is_never_pushed_out(table):
     for number in range(40):
         table.on_left_batch(table.assign_row(f"gone {number}"))
     count(table, stays)
-    assert table.pop_outcome("stays")["unguided_tokens"] == 1
+    assert pop(table, "stays")["unguided_tokens"] == 1
 
 
 def test_an_answer_set_to_unknown_is_unknown(table):
     row = table.assign_row("a")
     table.set_unknown(row)
     table.on_left_batch(row)
-    assert table.pop_outcome("a") == UNKNOWN
+    assert pop(table, "a") == UNKNOWN
 
 
 def test_an_unknown_answer_stays_unknown_when_more_of_its_rows_follow(table):
     table.set_unknown(table.assign_row("a"))
     for _ in range(40):  # each preemption brings another
         table.on_left_batch(table.assign_row("a"))
-    assert table.pop_outcome("a") == UNKNOWN
+    assert pop(table, "a") == UNKNOWN
 
 
 def test_the_number_of_unknown_answers_is_bounded(table):
@@ -137,12 +152,12 @@ def test_the_steps_of_an_explained_answer_are_returned_once_and_in_order(table):
         table.add_explanations(explaining(other, one, indices=(1,)), where, ids, ids.float())
     later = table.assign_row("a")  # after a preemption
     add_explanation(table, later, 2, 7)
-    assert table.pop_outcome("a")["steps"] == [
+    assert pop(table, "a")["steps"] == [
         (0, [3, 4, 5], [3.0, 4.0, 5.0]),
         (1, [2, 3], [2.0, 3.0]),
         (2, [7], [7.0]),
     ]
-    assert "steps" not in table.pop_outcome("b")
+    assert "steps" not in pop(table, "b")
 
 
 @pytest.mark.parametrize(
@@ -156,14 +171,14 @@ def test_no_answer_gets_the_steps_of_the_answer_that_had_its_row_before(table, h
     row = table.assign_row(None if how == "without key" else "a")
     add_explanation(table, row, 0, 1, 2)
     if how == "asked while it runs on":
-        assert len(table.pop_outcome("a")["steps"]) == 1
+        assert len(pop(table, "a")["steps"]) == 1
     if how == "forgotten":
         table.set_unknown(row)
     add_explanation(table, row, 1, 3, 4)
     table.on_left_batch(row)
     after = table.assign_row("b")
     assert after == row
-    assert "steps" not in table.pop_outcome("b")
+    assert "steps" not in pop(table, "b")
     assert not table._explanations._owners
 
 

@@ -28,9 +28,23 @@ KNOWN = reasoning_markers.ReasoningMarkers(THINK, END)
 )
 def test_a_text_is_inside_from_its_last_think_to_the_end_of_it(text, found):
     behind = [THINK, THINK]  # what a row had before, and others' longer texts
-    tokens = torch.tensor([[*text, *behind], [0] * (len(text) + 2)], dtype=torch.int32)
-    texts = AnswerTokens(tokens, torch.tensor([1, 1]), torch.tensor([len(text), 2]))
-    assert reasoning_rows.inside_reasoning(texts, KNOWN).tolist() == [found, False]
+    for split in range(len(text) + 1):  # wherever the prompt ends and the answer begins
+        prompt, answer = text[:split], text[split:]
+        states = SimpleNamespace(
+            device=torch.device("cpu"),
+            max_num_reqs=3,
+            prompt_len=SimpleNamespace(np=[0, len(prompt), 0]),
+            all_token_ids=SimpleNamespace(
+                gpu=torch.tensor([[0] * 9, ([*prompt, *behind] + [0] * 9)[:9]])
+            ),
+        )
+        rows = reasoning_rows.ReasoningRows(states, KNOWN)
+        rows.read_prompt(1)
+        tokens = torch.zeros(3, 10, dtype=torch.int32)
+        tokens[1] = torch.tensor(([THINK, *answer, *behind] + [0] * 9)[:10])
+        slots, start = torch.tensor([1, 0]), torch.ones(2, dtype=torch.int64)
+        answers = AnswerTokens(tokens, start, start + torch.tensor([len(answer), 0]), slots)
+        assert rows.inside(answers, slots).tolist() == [found, False]
 
 
 def config(start, end):
