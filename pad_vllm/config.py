@@ -91,6 +91,11 @@ class PADConfig:
     and are served by `shared`. Requests without a name are guided by `adapter`.
     """
 
+    adapter_root: _Text = ""
+    """Folder below which clients may have adapters loaded while the server runs; empty: the folders that hold
+    `adapter` and `adapters`.
+    """
+
     engine: Annotated[
         Literal["shared", "resident", "ray"], Field(description="shared, resident, ray")
     ] = "shared"

@@ -33,6 +33,7 @@ def test_every_setting_is_read():
     given = {
         "engine": "ray",
         "adapters": {"work": "/b"},
+        "adapter_root": "/c",
         "backbone": "org/model",
         "device": "cuda:1",
         "cache_gib": 0.5,

@@ -22,6 +22,9 @@ from pad_vllm.adapter.json_fields import (
 )
 from pad_vllm.wording import listed
 
+_HIGHEST = {"hidden_size": 1 << 20, "num_layers": 10_000, "vocab_size": 1 << 27}
+"""Far above any model: what a file says is counted up to before it is compared with a model's."""
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -64,8 +67,8 @@ class Backbone:
             names,
             "at least one architecture name",
         )
-        for name in ("hidden_size", "num_layers", "vocab_size"):
-            require_integer(f"backbone.{name}", getattr(self, name), 1)
+        for name, highest in _HIGHEST.items():
+            require_integer(f"backbone.{name}", getattr(self, name), 1, highest)
         fingerprint = self.fingerprint
         require_field(
             fingerprint is None

@@ -22,6 +22,7 @@ from pad_vllm.adapter.manifest import CONFIG_FILE
 from pad_vllm.adapter.shape_checks import require_prefix_shapes
 from pad_vllm.config import PADConfig
 from pad_vllm.params import RequestLimits
+from pad_vllm.serving.frontend.adapter_roots import AdapterRoots
 from pad_vllm.serving.start import instruction_settings, served_adapters
 from pad_vllm.serving.start.served_adapters import ADD_ADAPTER_RPC, REMOVE_ADAPTER_RPC
 from pad_vllm.vllm_api.patches.outcome_rpc import call_all_workers
@@ -72,6 +73,7 @@ class AdapterRegistry:
         self.limits = served_adapters.served_limits(pad)
         """Of the adapter that guides requests without `pad_adapter`; `other_adapters` has the others."""
         self._pad, self._base, self._loras = pad, base, loras
+        self._roots = AdapterRoots(pad)
         self._removed: list[RemovedAdapter] = []
         self._change_lock = asyncio.Lock()
 
@@ -81,9 +83,12 @@ class AdapterRegistry:
 
     def handles_path(self, path: str) -> bool:
         """Whether a request to load this folder is for PAD: it holds a PAD adapter, or the server has no
-        LoRAs of vLLM's, so that it can be meant for nothing else.
+        LoRAs of vLLM's, so that it can be meant for nothing else. Outside of the allowed folders nothing is
+        looked at.
         """
-        return not self._loras or (Path(path).expanduser() / CONFIG_FILE).is_file()
+        if not self._loras:
+            return True
+        return self._roots.has(path) and (Path(path).expanduser() / CONFIG_FILE).is_file()
 
     async def load(self, engine: Any, name: str, path: str, *, replacing: bool = False) -> None:
         """Load an adapter on all workers, and let requests name it from then on.
@@ -95,8 +100,9 @@ class AdapterRegistry:
             replacing: whether an adapter of this name may be served already, which is then removed.
 
         Raises:
-            ValueError: the engine is not `shared`, the name is taken, the server sleeps, the adapter is
-                broken (AdapterError) or does not fit beside the first one, or a worker cannot load it.
+            ValueError: the engine is not `shared`, the name is taken, the server sleeps, the folder is not
+                an allowed one, the adapter is broken or does not fit beside the first one, or a worker cannot
+                load it.
         """
         if self._pad.engine != "shared":
             raise ValueError(
@@ -116,13 +122,19 @@ class AdapterRegistry:
                 )
             if await engine.is_sleeping():
                 raise ValueError("the server sleeps; accepted: an awake one. Wake it up first")
-            adapter = await asyncio.to_thread(self._load_mergeable, path)
-            await self._free_unused(engine)
-            limits = self._assign_dimensions(name, adapter)
-            await self._add_on_workers(engine, limits, adapter)
+            with self._roots.adapter_folder(path) as folder:
+                adapter = await asyncio.to_thread(self._load_mergeable, folder)
+                await self._free_unused(engine)
+                limits = self._assign_dimensions(name, adapter)
+                await self._add_on_workers(engine, limits, adapter)
             self._stop_serving(name)
             self._set_others({**self.limits.other_adapters, name: limits})
-        logger.info("PAD: adapter %s, %s, from %s", name, listed(limits.dimensions), path)
+        logger.info(
+            "PAD: adapter %s, %s, from %s",
+            short_repr(name),
+            listed(limits.dimensions),
+            short_repr(path),
+        )
 
     async def unload(self, engine: Any, name: str) -> None:
         """Refuse new requests that name the adapter. Raises ValueError where no adapter has this name."""
@@ -133,10 +145,10 @@ class AdapterRegistry:
                 )
             self._stop_serving(name)
             await self._free_unused(engine)
-        logger.info("PAD: adapter %s is removed", name)
+        logger.info("PAD: adapter %s is removed", short_repr(name))
 
-    def _load_mergeable(self, path: str) -> Adapter:
-        first, adapter = load_adapter(self._pad.adapter), load_adapter(Path(path).expanduser())
+    def _load_mergeable(self, folder: Path) -> Adapter:
+        first, adapter = load_adapter(self._pad.adapter), load_adapter(folder)
         require_mergeable([AdapterPart(first, {}), AdapterPart(adapter, {})])
         require_prefix_shapes(adapter, self._base)
         if self._pad.instructions and adapter.config.prefixes is not None:
@@ -213,7 +225,9 @@ class AdapterRegistry:
             engine, REMOVE_ADAPTER_RPC, key, dimensions.start, dimensions.size, num_dimensions
         )
         for message in failures:
-            logger.warning("PAD: a worker keeps the removed adapter %s: %s", key, message)
+            logger.warning(
+                "PAD: a worker keeps the removed adapter %s: %s", short_repr(key), message
+            )
 
 
 def _dimension_range(limits: RequestLimits) -> DimensionRange:

@@ -73,7 +73,7 @@ async def _load(original: Any, models: Any, request: Any, *args: Any, **kwargs: 
         return await original(models, request, *args, **kwargs)
     if not envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING:  # --lora-modules: there may be several front ends
         return _refusal(
-            f"{path} is an adapter of PAD's, and --lora-modules takes LoRAs; accepted: "
+            f"{short_repr(path)} is an adapter of PAD's, and --lora-modules takes LoRAs; accepted: "
             f"""additional_config {{"pad": {{"adapters": {{"{name}": "{path}"}}}}}}"""
         )
     if models.is_base_model(name) or name in models.lora_requests:
@@ -82,7 +82,7 @@ async def _load(original: Any, models: Any, request: Any, *args: Any, **kwargs: 
         await adapters.load(models.engine_client, name, path, replacing=request.load_inplace)
     except (ValueError, OSError) as error:
         return _refusal(str(error))
-    return f"Success: PAD adapter '{name}' added successfully."
+    return f"Success: PAD adapter {short_repr(name)} added successfully."
 
 
 async def _unload(original: Any, models: Any, request: Any) -> Any:
@@ -93,7 +93,7 @@ async def _unload(original: Any, models: Any, request: Any) -> Any:
         await adapters.unload(models.engine_client, request.lora_name)
     except ValueError as error:  # another client was faster
         return _refusal(str(error))
-    return f"Success: PAD adapter '{request.lora_name}' removed successfully."
+    return f"Success: PAD adapter {short_repr(request.lora_name)} removed successfully."
 
 
 def _refusal(message: str) -> Any:

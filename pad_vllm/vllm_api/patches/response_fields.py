@@ -34,24 +34,34 @@ def patch_responses() -> None:
     batch = f"{_SERVING}.chat_completion.batch_serving", "OpenAIServingChatBatch"
     completion = f"{_SERVING}.completion.serving", "OpenAIServingCompletion"
     responses = f"{_SERVING}.responses.serving", "OpenAIServingResponses"
-    _wrap(*chat, "chat_completion_full_generator", _chat_response)
-    _wrap(*chat, "chat_completion_stream_generator", _stream)
-    _wrap(*batch, "chat_completion_full_generator_batch", _chat_batch_response)
-    _wrap(*completion, "completion_stream_generator", _stream)
-    _wrap(*completion, "request_output_to_completion_response", _completion_response)
-    _wrap(*responses, "_generate_with_builtin_tools", _with_watched_context)
-    _wrap(*responses, "responses_full_generator", _responses_response)
+    outputs = "result_generator"
+    _wrap(*chat, "chat_completion_full_generator", outputs, _chat_response)
+    _wrap(*chat, "chat_completion_stream_generator", outputs, _stream)
+    _wrap(*batch, "chat_completion_full_generator_batch", "generators", _chat_batch_response)
+    _wrap(*completion, "completion_stream_generator", outputs, _stream)
+    _wrap(
+        *(*completion, "request_output_to_completion_response"),
+        *("final_res_batch", _completion_response),
+    )
+    _wrap(*responses, "_generate_with_builtin_tools", "context", _with_watched_context)
+    _wrap(*responses, "responses_full_generator", "context", _responses_response)
 
 
-def _wrap(module: str, cls: str, method: str, wrapper: Callable[[Any, Any], Any]) -> None:
-    """Replace a method by `wrapper(original without arguments, arguments by name)`."""
+def _wrap(
+    module: str, cls: str, method: str, argument: str, wrapper: Callable[[Any, Any], Any]
+) -> None:
+    """Replace a method by `wrapper(original without arguments, arguments by name)`, which reads `argument`.
+    A method that this vLLM lacks, or one without that argument, stays as it is, with a warning.
+    """
     try:
         owner = getattr(import_module(module), cls)
     except (ImportError, AttributeError):
         owner = None
-    if not hasattr(owner, method):
+    original = getattr(owner, method, None)
+    if original is None or argument not in inspect.signature(original).parameters:
         logger.warning(
-            "PAD: this vLLM has no %s.%s; responses made there have no field `pad`", cls, method
+            "PAD: this vLLM has no %s.%s(%s); responses made there have no field `pad`",
+            *(cls, method, argument),
         )
         return
     wrap_method(owner, method, _with_named_arguments(wrapper))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +14,7 @@ pytest.importorskip("vllm")
 
 from pad_vllm.config import PADConfig
 from pad_vllm.params import parse_guidance
+from pad_vllm.serving.frontend import adapter_roots
 from pad_vllm.serving.frontend.adapter_registry import AdapterRegistry
 from pad_vllm.serving.worker.runtime_adapter_updates import ADD_ADAPTER_RPC, REMOVE_ADAPTER_RPC
 
@@ -137,7 +140,14 @@ def test_where_one_worker_fails_all_let_go(registry, engine, folders):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("forked", "has a trunk"), ("foreign", "another backbone"), ("nothing", "does not exist")],
+    [
+        ("forked", "has a trunk"),
+        ("foreign", "another backbone"),
+        (
+            "nothing",
+            "lora_path is '/no/such/folder', and this server loads adapters from elsewhere",
+        ),
+    ],
 )
 def test_what_cannot_stand_beside_the_own_one_reaches_no_worker(
     registry, engine, folders, name, said
@@ -145,6 +155,41 @@ def test_what_cannot_stand_beside_the_own_one_reaches_no_worker(
     with pytest.raises(ValueError, match=said):
         load(registry, engine, "more", folders.get(name, "/no/such/folder"))
     assert engine.calls == []
+
+
+def test_a_client_learns_nothing_of_other_folders_and_no_path(registry, engine, folders, tmp_path):
+    (tmp_path / "secret").mkdir()
+    root = Path(folders["own"]).parent
+    link, missing = root / "link", root / "missing"
+    link.symlink_to(tmp_path)
+    said = []
+    for path in (tmp_path, tmp_path / "no", root, link, root / ".." / tmp_path.name):
+        with pytest.raises(ValueError, match="loads adapters from elsewhere") as refusal:
+            load(registry, engine, "more", str(path))
+        said.append(str(refusal.value).replace(str(path), ""))
+    assert len(set(said)) == 1
+    assert "secret" not in said[0]
+    (missing).mkdir()
+    with pytest.raises(ValueError, match="pad_config.json") as refusal:
+        load(registry, engine, "more", str(missing))
+    assert str(root) not in str(refusal.value).replace(str(missing), "")
+    assert engine.calls == []
+
+
+def test_an_allowed_folder_may_be_named_and_what_is_too_large_is_not_read(
+    engine, folders, tmp_path, monkeypatch
+):
+    pad = PADConfig(adapter=folders["own"], adapter_root=str(tmp_path))
+    registry = AdapterRegistry(pad, BASE, loras=False)
+    with pytest.raises(ValueError, match="loads adapters from elsewhere"):
+        load(registry, engine, "work", folders["work"])
+    shutil.copytree(folders["work"], tmp_path / "work")
+    monkeypatch.setattr(adapter_roots, "MAX_ADAPTER_BYTES", 100)
+    with pytest.raises(ValueError, match="bytes; accepted: 100 at most"):
+        load(registry, engine, "work", str(tmp_path / "work"))
+    monkeypatch.undo()
+    load(registry, engine, "work", str(tmp_path / "work"))
+    assert registry.has("work")
 
 
 def test_nothing_is_loaded_into_a_server_that_sleeps(registry, engine, folders):

@@ -15,6 +15,7 @@ from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 
+from pad_vllm.vllm_api.patches import response_fields
 from pad_vllm.vllm_api.patches.response_fields import patch_responses
 
 DONE = "data: [DONE]\n\n"
@@ -153,3 +154,19 @@ def test_prompts_of_a_stream_are_explained_in_their_order_whichever_ends_first(m
     *_, last, _ = asyncio.run(read())
     (first,), (second,) = json.loads(last.removeprefix("data: "))["pad"]["explained"]
     assert (first["token"], second["token"]) == ("0", "1")
+
+
+def test_a_method_whose_argument_has_another_name_stays_as_it_is(monkeypatch):
+    class Chat:
+        async def chat_completion_full_generator(self, request, outputs):
+            return request, outputs
+
+    before = Chat.chat_completion_full_generator
+    module = SimpleNamespace(OpenAIServingChat=Chat)
+    monkeypatch.setattr(response_fields, "import_module", lambda _: module)
+    said = []
+    monkeypatch.setattr(response_fields.logger, "warning", lambda form, *a: said.append(form % a))
+    patch_responses()
+    assert Chat.chat_completion_full_generator is before
+    missing = "no OpenAIServingChat.chat_completion_full_generator(result_generator)"
+    assert any(missing in warning for warning in said)
