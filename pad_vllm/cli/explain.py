@@ -14,6 +14,7 @@ from rich.text import Text
 from pad_vllm.catalog.name_resolution import resolve_adapter
 from pad_vllm.cli.error_reporting import report_errors
 from pad_vllm.cli.shared_options import AdapterArgument, BackboneOption, sampling_dtype
+from pad_vllm.cli.terminal_text import shown
 
 if TYPE_CHECKING:
     from pad_vllm.guidance_outcome import TokenExplanation
@@ -78,7 +79,7 @@ def coloured_answer(tokens: Sequence[TokenExplanation]) -> Text:
     """The answer with each token coloured by its reward, and changed ones underlined."""
     text = Text()
     for token in tokens:
-        text.append(token["token"], style=_style(token))
+        text.append(shown(token["token"]), style=_style(token))
     return text
 
 

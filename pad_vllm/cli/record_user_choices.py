@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.panel import Panel
-from rich.text import Text
 
 from pad_vllm.cli.error_reporting import report_errors
 from pad_vllm.cli.shared_options import JsonLinesOutput
+from pad_vllm.cli.terminal_text import terminal_text
 
 if TYPE_CHECKING:
     from pad_vllm.text.conversation import Conversation
@@ -63,9 +63,9 @@ def _text(prompt: Conversation) -> str:
 def _ask(title: str, prompt: str, first: str, second: str) -> str:
     """Show a prompt and two answers; "1", "2", SKIP or STOP, as typed."""
     console = Console()
-    console.print(Panel(Text(prompt), title=title))
+    console.print(Panel(terminal_text(prompt), title=title))
     for name, text in (("1", first), ("2", second)):
-        console.print(Panel(Text(text), title=name, title_align="left"))
+        console.print(Panel(terminal_text(text), title=name, title_align="left"))
     while True:
         answer = str(typer.prompt(f"Better: 1, 2, or {SKIP} to skip, {STOP} to stop")).strip()
         if answer in {"1", "2", SKIP, STOP}:
