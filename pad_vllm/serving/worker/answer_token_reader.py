@@ -9,6 +9,7 @@ vLLM.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,10 +44,15 @@ class V2AnswerTokenReader:
     def __init__(self, states: Any) -> None:
         """states: V2's LogitsProcRequestState."""
         self._states = states
-        # Column 0 takes the tokens of prompts; an answer begins at column 1.
-        size = states.max_num_reqs, 1 + _INITIAL_TOKENS
-        self._answers = torch.zeros(size, dtype=torch.int32, device=states.device)
         self._is_guided = np.zeros(states.max_num_reqs, dtype=bool)
+
+    @cached_property
+    def _answers(self) -> Tensor:
+        """[slots, place] int32. Column 0 takes the tokens of prompts; an answer begins at column 1. Not
+        allocated with the model (outcome_table.py).
+        """
+        size = self._states.max_num_reqs, 1 + _INITIAL_TOKENS
+        return torch.zeros(size, dtype=torch.int32, device=self._states.device)
 
     def add_request(self, slot: int, *, is_guided: bool) -> None:
         """A request enters the slot. One that is guided is read by `read_earlier_tokens`."""

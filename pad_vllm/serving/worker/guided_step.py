@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -46,14 +47,22 @@ class StepTools:
     num_token_columns: int
     """Leading columns of the logits that may be candidates (start/vocabulary.py)."""
 
-    eos_token_ids: Tensor
-    """[E] int64 on the device, from start/eos_tokens.py: the min-p guard leaves these tokens alone."""
+    device: torch.device
+    """Of the logits."""
+
+    end_tokens: tuple[int, ...]
+    """From start/eos_tokens.py: the min-p guard leaves these tokens alone."""
 
     forced_eos_token_id: int | None
     """The token that ends a row without rewards (`on_failure` "stop"); None if such a row continues."""
 
     reasoning_rows: ReasoningRows | None
     """Given if reasoning stays unguided (`reasoning` "unguided")."""
+
+    @cached_property
+    def eos_token_ids(self) -> Tensor:
+        """[E] int64, `end_tokens` on the device. Not allocated with the model (outcome_table.py)."""
+        return torch.tensor(self.end_tokens, dtype=torch.int64, device=self.device)
 
 
 class ScoredCandidates(NamedTuple):

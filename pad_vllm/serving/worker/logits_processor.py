@@ -311,7 +311,6 @@ def _step_tools(
         pad.max_top_k,
     )
     outcome_table = OutcomeTable(device, config.scheduler_config.max_num_seqs, pad.max_top_k)
-    eos_token_ids = torch.tensor(eos_tokens.eos_token_ids(config), dtype=torch.int64, device=device)
     forced_eos_token_id = reasoning_rows = None
     if pad.on_failure == "stop":
         forced_eos_token_id = eos_tokens.required_eos_token_id(config)
@@ -324,7 +323,8 @@ def _step_tools(
         step_counters=StepCounters(device, instance.failure_log, outcome_table),
         token_reader=token_reader,
         num_token_columns=num_token_columns,
-        eos_token_ids=eos_token_ids,
+        device=device,
+        end_tokens=tuple(eos_tokens.eos_token_ids(config)),
         forced_eos_token_id=forced_eos_token_id,
         reasoning_rows=reasoning_rows,
     )

@@ -8,6 +8,7 @@ which the front end gives a request (vllm_api/patches/outcome_rpc.py). Counts st
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -33,24 +34,33 @@ class OutcomeTable:
     def __init__(
         self, device: torch.device, max_batch_rows: int, max_candidates: int = 100
     ) -> None:
-        """Allocate the buffers.
+        """Start with no answers; buffers are allocated with the first.
 
         Args:
             device: where the logits are.
             max_batch_rows: the most requests that a batch has.
             max_candidates: the most candidates that a request may ask for (`max_top_k`).
         """
-        size = 2 * max_batch_rows + _SPARE_ROWS
-        # Guided, unguided and reasoning rows; whether it was stopped.
-        self._counts = torch.zeros(size, 4, dtype=torch.int32, device=device)
-        self._total_unguided = torch.zeros((), dtype=torch.int64, device=device)
+        self._device, self._size = device, 2 * max_batch_rows + _SPARE_ROWS
         self._pending = PendingSteps()  # outcome rows [G] int64, how each was guided [G]
-        self._free_rows = list(range(size))
+        self._free_rows = list(range(self._size))
         self._key_of_row: dict[int, str | None] = {}  # None if the front end will not ask
         self._rows_of_key: dict[str, list[int]] = {}
         self._explanations = ExplanationBuffer(device, max_candidates)
         self._left_batch: dict[int, None] = {}  # rows whose request left the batch, oldest first
         self._unknown_keys: dict[str, None] = {}  # keys of unknown outcomes, oldest first
+
+    # With the first request, not with the model: level 2 of vLLM's sleep mode discards what was allocated
+    # then.
+
+    @cached_property
+    def _counts(self) -> Tensor:
+        """[size, 4] int32: guided, unguided and reasoning rows; whether the answer was stopped."""
+        return torch.zeros(self._size, 4, dtype=torch.int32, device=self._device)
+
+    @cached_property
+    def _total_unguided(self) -> Tensor:
+        return torch.zeros((), dtype=torch.int64, device=self._device)
 
     def assign_row(self, outcome_key: str | None) -> int:
         """A free outcome row for a request of the answer with this key; None if no one will ask for it."""

@@ -6,6 +6,7 @@ bool.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,9 +22,12 @@ class ReasoningRows:
     def __init__(self, states: Any, markers: ReasoningMarkers) -> None:
         """states: V2's LogitsProcRequestState."""
         self._states, self._markers = states, markers
-        self._begins_inside = torch.zeros(
-            states.max_num_reqs, dtype=torch.bool, device=states.device
-        )
+
+    @cached_property
+    def _begins_inside(self) -> Tensor:
+        """[slots] bool. Not allocated with the model (outcome_table.py)."""
+        size = self._states.max_num_reqs
+        return torch.zeros(size, dtype=torch.bool, device=self._states.device)
 
     def read_prompt(self, slot: int) -> None:
         """Once the prompt of the slot's new request is on the device, and before its first step."""

@@ -7,6 +7,7 @@ the device stay on it until they are reported. Imports no vLLM.
 from __future__ import annotations
 
 from collections import Counter, deque
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,10 +35,15 @@ class StepCounters:
             outcome_table: counts the rows that stayed unguided for whatever reason.
         """
         self._failure_log, self._outcome_table = failure_log, outcome_table
-        self._rows = torch.zeros(2, dtype=torch.int64, device=device)  # guided, changed
+        self._device = device
         self._pending = PendingSteps()  # unguided, changed: [G] bool each
         self._seconds: deque[float] = deque(maxlen=_MAX_STEP_TIMES)
         self._reported_failures: Counter[Any] = Counter()
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        """[2] int64, guided and changed. Not allocated with the model (outcome_table.py)."""
+        return torch.zeros(2, dtype=torch.int64, device=self._device)
 
     def count_step(self, unguided: Tensor, changed: Tensor, seconds: float) -> None:
         """Count one step. Does not wait for the device.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -612,6 +612,21 @@ def test_v2_says_which_requests_it_guides_and_forgets_a_slots_last_one(config):
     assert runner.add(5, HELPFUL) is True
     assert runner.add(5, None) is False
     assert len(runner.processor._slots) == 0
+
+
+def test_nothing_is_allocated_with_the_model(runner):
+    """vLLM makes V2's processors while it loads the model, and discards what was allocated then."""
+    seen, unseen = set(), [runner.processor]
+    while unseen:
+        one = unseen.pop()
+        if id(one) in seen or isinstance(one, type | ModuleType | torch.device):
+            continue
+        seen.add(id(one))
+        assert not isinstance(one, torch.Tensor) or one is getattr(runner, "tokens", None)
+        inside = vars(one) if hasattr(one, "__dict__") else {}
+        unseen += [value for name, value in inside.items() if name not in {"_v2_states", "_states"}]
+        unseen += one if isinstance(one, list | tuple | set) else ()
+        unseen += one.values() if isinstance(one, dict) else ()
 
 
 def test_greedy_requests_need_it_too(runner):
