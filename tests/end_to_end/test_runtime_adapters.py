@@ -207,10 +207,12 @@ def only_xargs(asked):
     return {"vllm_xargs": asked["vllm_xargs"], "stream": True}
 
 
-def test_what_cannot_be_loaded_says_why(url, made, tmp_path):
-    _, _, folders, loras = made
-    (tmp_path / "pad_config.json").write_text("{")
-    assert "not valid JSON" in refusal(load(url, "broken", tmp_path))
+def test_what_cannot_be_loaded_says_why(url, made):
+    root, _, folders, loras = made
+    broken = root / "broken"
+    broken.mkdir()
+    (broken / "pad_config.json").write_text("{")
+    assert "not valid JSON" in refusal(load(url, "broken", broken))
     assert "a served model; accepted: another name" in refusal(load(url, "a", folders["work"]))
     assert load(url, "mine", folders["work"]).status_code == 200
     assert "is served already" in refusal(load(url, "mine", folders["work"]))
