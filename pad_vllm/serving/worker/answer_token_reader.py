@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pad_vllm.engines.reward_engine import GuidedRequest
 from pad_vllm.guidance import AnswerTokens
+from pad_vllm.serving.worker import device_buffers
 from pad_vllm.serving.worker.batch_slots import GuidedRows
 
 _INITIAL_TOKENS = 256  # what a copy has place for at first; it doubles
@@ -48,11 +49,9 @@ class V2AnswerTokenReader:
 
     @cached_property
     def _answers(self) -> Tensor:
-        """[slots, place] int32. Column 0 takes the tokens of prompts; an answer begins at column 1. Not
-        allocated with the model (outcome_table.py).
-        """
+        """[slots, place] int32. Column 0 takes the tokens of prompts; an answer begins at column 1."""
         size = self._states.max_num_reqs, 1 + _INITIAL_TOKENS
-        return torch.zeros(size, dtype=torch.int32, device=self._states.device)
+        return device_buffers.zeros(*size, dtype=torch.int32, device=self._states.device)
 
     def add_request(self, slot: int, *, is_guided: bool) -> None:
         """A request enters the slot. One that is guided is read by `read_earlier_tokens`."""
@@ -95,7 +94,10 @@ class V2AnswerTokenReader:
         """Make place for answers of so many tokens; doubles it where it grows."""
         size, width = self._answers.shape
         if num_tokens >= width:
-            grown = self._answers.new_zeros(size, max(2 * width, num_tokens + 1))
+            width_needed = max(2 * width, num_tokens + 1)
+            grown = device_buffers.zeros(
+                size, width_needed, dtype=torch.int32, device=self._states.device
+            )
             grown[:, :width] = self._answers
             self._answers = grown
 

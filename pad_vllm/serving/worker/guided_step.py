@@ -61,7 +61,7 @@ class StepTools:
 
     @cached_property
     def eos_token_ids(self) -> Tensor:
-        """[E] int64, `end_tokens` on the device. Not allocated with the model (outcome_table.py)."""
+        """[E] int64, `end_tokens` on the device. Not allocated with the model (device_buffers.py)."""
         return torch.tensor(self.end_tokens, dtype=torch.int64, device=self.device)
 
 

@@ -229,7 +229,7 @@ def _shared_engine(loaded: LoadedModel) -> RewardEngine:
 
 def _instructed_fork(loaded: LoadedModel, fork_layer: int) -> InstructedFork:
     """The fork of a base whose requests may say what they prefer in a sentence."""
-    from pad_vllm.vllm_api.instruction_forward import InstructionForward  # not in older vLLMs
+    from pad_vllm.vllm_api.instruction_forward import InstructionForward
 
     limits = instruction_settings.instruction_limits(loaded.pad)
     learned = LearnedPrefixes()

