@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pad_vllm.steering.evaluation_prompts import JUDGE_PROMPTS, STEERING_PROMPTS
+
 ROOT = Path(__file__).parents[2]
 """Of the checkout: where the scripts are run."""
 
@@ -47,16 +49,27 @@ def make_parser(
 def add_prompts_option(parser: argparse.ArgumentParser) -> None:
     """--prompts, for a script that has prompts answered; --steering is its older spelling."""
     parser.add_argument(
-        "--prompts", "--steering", type=Path, required=True, help="prompts that are answered"
+        *("--prompts", "--steering"),
+        type=Path,
+        default=STEERING_PROMPTS,
+        help="prompts that are answered (default: 60 that ship with the package)",
+    )
+
+
+def add_judge_prompts_option(parser: argparse.ArgumentParser) -> None:
+    """--judge-prompts, on whose answers judges are fitted."""
+    parser.add_argument(
+        "--judge-prompts",
+        type=Path,
+        default=JUDGE_PROMPTS,
+        help="other prompts, for the judges (default: 40 that ship with the package)",
     )
 
 
 def add_judging_options(parser: argparse.ArgumentParser, *, tokens: int) -> None:
     """What `AnswerExperiment.from_arguments` reads; tokens: default length of an answer."""
     add_prompts_option(parser)
-    parser.add_argument(
-        "--judge-prompts", type=Path, required=True, help="other prompts, for the judges"
-    )
+    add_judge_prompts_option(parser)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--tokens", type=int, default=tokens)
     parser.add_argument("--dimensions", nargs="+", help="default: all of the adapter's")

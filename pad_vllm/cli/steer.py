@@ -35,20 +35,26 @@ def steer(
         ),
     ],
     prompts: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             metavar="FILE",
             help='Prompts to answer and judge: .jsonl of {"prompt": text or messages}, or .txt with a '
-            "prompt per line. Use prompts that the adapter was not trained on.",
+            "prompt per line (default: 60 that ship with the package). Use prompts that the adapter was not "
+            "trained on.",
         ),
-    ],
+    ] = None,
     judge_prompts: Annotated[
         Path | None,
         typer.Option(
+            metavar="FILE",
             help="Other prompts, answered to fit a judge of meaning for each dimension that has an "
-            "instruction."
+            "instruction (default: 40 that ship with the package).",
         ),
     ] = None,
+    meaning: Annotated[
+        bool,
+        typer.Option("--meaning/--no-meaning", help="Judge by meaning, by --judge-prompts."),
+    ] = True,
     beside: Annotated[
         list[str] | None,
         typer.Option(
@@ -125,6 +131,7 @@ def steer(
     show whether the text stays fluent.
     """
     with report_errors():
+        from pad_vllm.steering.evaluation_prompts import JUDGE_PROMPTS, STEERING_PROMPTS
         from pad_vllm.steering.guided_answers import DecodingSettings
         from pad_vllm.steering.steering_report import SteeringSettings, measure_steering
         from pad_vllm.training.sampling.sample_responses import read_prompts
@@ -136,8 +143,8 @@ def steer(
         settings = SteeringSettings(
             base=base,
             adapter=str(folder),
-            prompts=read_prompts(prompts),
-            judge_prompts=read_prompts(judge_prompts) if judge_prompts else (),
+            prompts=read_prompts(prompts or STEERING_PROMPTS),
+            judge_prompts=read_prompts(judge_prompts or JUDGE_PROMPTS) if meaning else (),
             other_adapters=_other_adapters(beside or ()),
             betas=beta or (),
             other_betas=beside_beta or (),

@@ -67,8 +67,12 @@ def mix(first, second, third):
         ask(a),
         ask(a, one),
         ask(a, {"pad_weights": f"{first}=-1", "pad_beta": 4, "pad_explain": True}),
-        ask(b, {"pad_weights": [f"{second}=1", f"{third}=0.5"], "pad_top_k": 3}),
-        ask(c, {"pad_weights": json.dumps({third: 2}), "pad_beta": 3, "pad_top_k": 50}),
+        # Guards that read the answers, which a preemption takes out of the batch and drafts run ahead of.
+        ask(
+            b,
+            {"pad_weights": [f"{second}=1", f"{third}=0.5"], "pad_top_k": 3} | {"pad_no_repeat": 2},
+        ),
+        ask(c, {"pad_weights": json.dumps({third: 2}), "pad_beta": 3} | {"pad_no_repeat": 3}),
         ask(d),
     ]
 
@@ -76,7 +80,7 @@ def mix(first, second, third):
 def sampled(guidance):
     """n > 1 and seeds: twice the same, another seed, and the same heat without guidance."""
     hot = {"n": 3, "temperature": 1.5, "logprobs": 3}
-    few = {**guidance, "pad_top_k": 3}
+    few = {**guidance, "pad_top_k": 3, "pad_no_repeat": 2}
     return [
         ask(ENDINGS[0], few, seed=7, **hot),
         ask(ENDINGS[0], few, seed=7, **hot),

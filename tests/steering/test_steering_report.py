@@ -51,6 +51,23 @@ def adapter(tmp_path, monkeypatch):
     return base, tmp_path / "instructed", batches
 
 
+def test_by_default_the_prompts_that_ship_are_answered(monkeypatch, adapter, tmp_path):
+    from typer.testing import CliRunner
+
+    from pad_vllm.steering import steering_report
+
+    base, folder, _ = adapter
+    measured = []
+    monkeypatch.setattr(
+        steering_report, "measure_steering", lambda settings, *_: measured.append(settings) or {}
+    )
+    for flags in ([], ["--no-meaning"]):
+        result = CliRunner().invoke(app, ["steer", str(folder), "--base", str(base), *flags])
+        assert result.exit_code == 0, result.output
+    assert [len(one.prompts) for one in measured] == [60, 60]
+    assert [len(one.judge_prompts) for one in measured] == [40, 0]
+
+
 def test_all_conditions_and_judges_are_in_the_file(adapter, tmp_path):
     pytest.importorskip("sklearn")
     from typer.testing import CliRunner
@@ -209,6 +226,7 @@ def test_the_old_spelling_does_the_same_and_says_what_it_is_now(adapter, tmp_pat
     base, folder, batches = adapter
     (tmp_path / "p.txt").write_text("one\n")
     options = ["--base", str(base), "--no-mixes", "--temperature", "0", "--beta", "2"]
+    options += ["--no-meaning"]
     now = ["steer", str(folder), "--prompts", str(tmp_path / "p.txt"), *options]
     before = ["evaluate", str(folder), "--steering", str(tmp_path / "p.txt"), *options]
     new, old = (CliRunner().invoke(app, arguments) for arguments in (now, before))
