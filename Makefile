@@ -55,8 +55,8 @@ test: setup smollm2  ## fast and engine tests, in one run
 exhaustive: setup models  ## load tests of minutes each: thousands of requests
 	@$(PYTEST) -m exhaustive
 
-demo: setup smollm2  ## see the same prompt under different preferences
-	@$(PYTHON_BIN) examples/demo.py
+demo: setup smollm2  ## see the same prompt under different preferences (BASE=qwen2.5-coder-0.5b: a better base)
+	@$(PYTHON_BIN) examples/demo.py $(if $(BASE),--base $(BASE))
 
 train-demo: setup smollm2  ## train an adapter on a small slice and serve it, in minutes
 	@$(PYTHON_BIN) examples/train_demo.py

@@ -1,9 +1,10 @@
 """Eight prompts, many preferences, one batch: starts a real server with PAD and shows its answers.
 
-    make demo        (or: python examples/demo.py [--prompt TEXT] [--beta B] [--own SENTENCE])
+    make demo        (or: python examples/demo.py [--base NAME] [--prompt TEXT] [--beta B] [--own SENTENCE])
 
 Starts `pad-vllm serve` on a free port and sends all requests at once through the OpenAI client: unguided,
-with an instruction in the prompt, and guided. Prints the first prompt's answers and the mean scores of all
+with an instruction in the prompt, guided by weights and, on a base whose adapter has them, by learned
+prefixes. Prints the first prompt's answers and the mean scores of all
 eight; streams one answer, times guided against unguided requests, sends an invalid request on purpose, stops
 the server, and colours one answer by the reward of each token. With --own, or if you type a sentence at the
 terminal: trains a dimension of your own from that sentence in minutes, and shows an answer guided by it.
@@ -41,6 +42,7 @@ from pad_vllm.evaluation.lexical_scorers import lexical_scores
 from pad_vllm.steering.comparison_conditions import instructions_of
 
 MODEL = "smollm2-135m"
+NAME = "demo"  # of the served model
 PROMPT = "What should I know before I get a dog?"
 OTHER_PROMPTS = (
     "How do I start running?",
@@ -77,20 +79,30 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def server(log: Path, adapter: str = "demo", *flags: str) -> Iterator[str]:
+def server(log: Path, adapter: str = "demo", *flags: str, base: str = MODEL) -> Iterator[str]:
     """Starts a server, gives its base URL, and stops its whole process group at the end.
 
     Args:
         log: File for the server's output.
         adapter: Folder of the adapter, or `demo`.
         flags: More flags of `pad-vllm serve`.
+        base: The model that answers.
 
     Raises:
         DemoError: The server does not start.
     """
     port = free_port()
-    command = [sys.executable, "-m", "pad_vllm", "serve", MODEL, "--adapter", adapter, *flags]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "1024"]
+    command = [sys.executable, "-m", "pad_vllm", "serve", base, "--adapter", adapter, *flags]
+    command += [
+        "--served-model-name",
+        NAME,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--max-model-len",
+        "1024",
+    ]
     # float32, because in bfloat16 an answer may depend on the other requests of its batch, and answers are
     # compared here. Eager, because the first start of a compiled server takes minutes.
     command += ["--max-num-seqs", "16", "--dtype", "float32", "--enforce-eager"]
@@ -151,21 +163,29 @@ class Variant:
     name: str  # in the printed table
     instruction: str = ""
     weights: str | None = None  # pad_weights; None: unguided
+    prefix: str | None = None  # a learned prefix's name, at the server's default strength
 
     def request(self, prompt: str, beta: float) -> dict[str, Any]:
         """The request for an answer to `prompt` of up to 48 tokens."""
         text = f"{prompt}\n\n{self.instruction}" if self.instruction else prompt
-        return chat_request(text, self.weights, beta, 48)
+        request = chat_request(text, self.weights, beta, 48)
+        if self.prefix is not None:
+            request["extra_body"] = {"vllm_xargs": {"pad_preference": self.prefix}}
+        return request
 
 
 def variants(config: AdapterConfig) -> list[Variant]:
-    """Unguided; each dimension by its instruction, if it has one; each guided; two at once; one opposite."""
+    """Unguided; each dimension by its instruction, if it has one; each guided, by weights and by its learned
+    prefix, if it has one; two at once; one opposite.
+    """
     instructions, names = instructions_of(config), config.dimensions
+    prefixes = () if config.prefixes is None else config.prefixes.digests
     pair = f"{names[0]}=1,{names[1]}=1"
     return [
         Variant("unguided"),
         *(Variant(f"told {name}", instructions[name]) for name in names if name in instructions),
         *(Variant(f"{name}=1", weights=f"{name}=1") for name in names),
+        *(Variant(f"prefix {name}", prefix=name) for name in names if name in prefixes),
         Variant(pair, weights=pair),
         Variant(f"{names[0]}=-1", weights=f"{names[0]}=-1"),
     ]
@@ -186,7 +206,7 @@ def chat_request(
         Keyword arguments, with greedy decoding.
     """
     request: dict[str, Any] = {
-        "model": MODEL,
+        "model": NAME,
         "messages": [{"role": "user", "content": prompt}],
         "temperature": 0,
         "max_tokens": tokens,
@@ -230,25 +250,24 @@ def require_moved(texts: dict[str, list[str]], dimensions: tuple[str, ...]) -> N
     texts: name of the variant -> answers. Raises DemoError where guidance moved a score the wrong way.
     """
     table = Table(title="mean over eight prompts")
-    for column in ("dimension", "scorer", "unguided", "told", "guided"):
+    for column in ("dimension", "scorer", "unguided", "told", "guided", "learned prefix"):
         table.add_column(column)
     wrong = []
     for name in dimensions:
         if name not in CHECKS:
             continue
         scorer, sign = CHECKS[name]
-        unguided, instructed, guided = (
+        means = [
             statistics.fmean(lexical_scores(text, (scorer,))[0] for text in texts[variant])
             if variant in texts
             else None
-            for variant in ("unguided", f"told {name}", f"{name}=1")
-        )
-        assert unguided is not None
-        assert guided is not None
-        means = (unguided, instructed, guided)
+            for variant in ("unguided", f"told {name}", f"{name}=1", f"prefix {name}")
+        ]
         cells = ("" if value is None else f"{value:.2f}" for value in means)
         table.add_row(name, f"{'more' if sign > 0 else 'less'} {scorer}", *cells)
-        if sign * (guided - unguided) <= 0:
+        unguided, _, *guided = means
+        assert unguided is not None
+        if any(value is not None and sign * (value - unguided) <= 0 for value in guided):
             wrong.append(name)
     console.print(table)
     if wrong:
@@ -350,10 +369,11 @@ async def require_refusal(client: AsyncOpenAI, prompt: str, beta: float) -> None
         raise DemoError("an unknown preference was not refused")
 
 
-def print_coloured_answer(prompt: str, beta: float, weights: str, answer: str) -> None:
+def print_coloured_answer(base: str, prompt: str, beta: float, weights: str, answer: str) -> None:
     """Prints a guided answer, each token coloured by its reward.
 
     Args:
+        base: The model that answered.
         prompt: The user's turn.
         beta: Strength that the answer was guided with.
         weights: pad_weights of the answer.
@@ -363,8 +383,8 @@ def print_coloured_answer(prompt: str, beta: float, weights: str, answer: str) -
     from pad_vllm.steering.token_explanation import ExplanationRequest, explain_answer
 
     request = ExplanationRequest(
-        adapter=resolve_adapter("demo"),
-        base=MODEL,
+        adapter=resolve_adapter("demo", base),
+        base=base,
         prompt=prompt,
         weights=weights,
         beta=beta,
@@ -378,16 +398,16 @@ def print_coloured_answer(prompt: str, beta: float, weights: str, answer: str) -
     console.print(coloured_answer(explained))
 
 
-def train_own_dimension(instruction: str) -> None:
+def train_own_dimension(base: str, instruction: str) -> None:
     """Trains a dimension `own` from an instruction, and shows an answer guided by it."""
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder) / "own")
-        command = [sys.executable, "-m", "pad_vllm", "train", MODEL, "--teacher", "prompt"]
+        command = [sys.executable, "-m", "pad_vllm", "train", base, "--teacher", "prompt"]
         command += ["--dimension", f"own={instruction}", "--answers", "60", "--out", out]
         start = time.monotonic()
         subprocess.run(command, check=True)
         console.print(f"\ntrained in {time.monotonic() - start:.0f} s")
-        command = [sys.executable, "-m", "pad_vllm", "explain", out, PROMPT, "--base", MODEL]
+        command = [sys.executable, "-m", "pad_vllm", "explain", out, PROMPT, "--base", base]
         subprocess.run([*command, "--weights", "own=1"], check=True)
 
 
@@ -405,6 +425,7 @@ def own_instruction(given: str | None) -> str:
 def main() -> int:
     """Runs the demo; 0 if all steps succeeded."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", default=MODEL, help="a model that an adapter ships for")
     parser.add_argument("--prompt", default=PROMPT)
     parser.add_argument("--beta", type=float, help="strength of guidance (default: the adapter's)")
     parser.add_argument(
@@ -412,16 +433,20 @@ def main() -> int:
     )
     args = parser.parse_args()
     start = time.monotonic()
-    config = read_config(resolve_adapter("demo"))
+    config = read_config(resolve_adapter("demo", args.base))
     beta = config.beta if args.beta is None else args.beta
+    flags = [] if config.prefixes is None else ["--instructions"]
     try:
-        with tempfile.TemporaryDirectory() as folder, server(Path(folder) / "server.log") as url:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            server(Path(folder) / "server.log", "demo", *flags, base=args.base) as url,
+        ):
             weights, answer = asyncio.run(send_and_print(url, args.prompt, beta, config))
         console.print("\nthe server is stopped")
-        print_coloured_answer(args.prompt, beta, weights, answer)
+        print_coloured_answer(args.base, args.prompt, beta, weights, answer)
         console.print(f"\ndemo finished in {time.monotonic() - start:.0f} s")
         if instruction := own_instruction(args.own):
-            train_own_dimension(instruction)
+            train_own_dimension(args.base, instruction)
     except (DemoError, subprocess.CalledProcessError) as error:
         console.print(f"[red]demo failed:[/red] {error}")
         return 1

@@ -10,8 +10,11 @@ from pathlib import Path
 
 from pad_vllm.catalog import model_downloads
 
-DEMO_ADAPTER_FOLDER = Path(__file__).parent / "smollm2-135m-demo"
-"""The adapter that ships with the package, for smollm2-135m."""
+DEMO_BASE = "smollm2-135m"
+"""The base of the adapter `demo`, where no other base is named."""
+
+_SHIPPED = Path(__file__).parent
+"""Has the folder `BASE-demo` of each adapter that ships with the package."""
 
 
 def resolve_base(base: str) -> str:
@@ -48,15 +51,36 @@ def _downloadable_name(base: str) -> str | None:
     return base if base in model_downloads.DOWNLOADABLE_MODELS else titles.get(base)
 
 
-def resolve_adapter(adapter: str) -> str:
-    """The absolute folder of an adapter; `demo` is the adapter that ships with the package.
+def resolve_adapter(adapter: str, base: str | None = None) -> str:
+    """The absolute folder of an adapter; `demo` is the one that ships with the package for `base`.
 
-    Raises ValueError where the folder holds no adapter.
+    Args:
+        adapter: a folder, or `demo`.
+        base: as in `resolve_base`; None, or a base for which no adapter ships: DEMO_BASE.
+
+    Raises:
+        ValueError: the folder holds no adapter.
     """
-    folder = DEMO_ADAPTER_FOLDER if adapter == "demo" else Path(adapter).expanduser().absolute()
+    folder = Path(adapter).expanduser().absolute()
+    if adapter == "demo":
+        folder = _shipped_adapters().get(_name_of(base), _shipped_adapters()[DEMO_BASE])
     if not (folder / "pad_config.json").is_file():
         raise ValueError(
             f"adapter {adapter!r}: {folder} holds no pad_config.json. Accepted: an adapter folder "
-            "that `pad-vllm train` wrote, or `demo`, the one shipped for smollm2-135m"
+            "that `pad-vllm train` wrote, or `demo`, the one shipped for "
+            f"{' or '.join(_shipped_adapters())}"
         )
     return str(folder)
+
+
+def _shipped_adapters() -> dict[str, Path]:
+    """Name of the base -> folder."""
+    folders = sorted(_SHIPPED.glob("*-demo"))
+    return {folder.name.removesuffix("-demo"): folder for folder in folders}
+
+
+def _name_of(base: str | None) -> str:
+    """The name by which `pad-vllm models` knows a base, given by name, by title, or as the fetched folder."""
+    if base is None:
+        return DEMO_BASE
+    return _downloadable_name(base) or Path(base).name

@@ -31,7 +31,9 @@ def check(
             servable_engines,
         )
 
-        findings = compatibility_findings(resolve_base(base), resolve_adapter(adapter), backbone)
+        findings = compatibility_findings(
+            resolve_base(base), resolve_adapter(adapter, base), backbone
+        )
     table = Table("", "for", "check", "detail")
     for finding in findings:
         answer = "[green]ok[/]" if finding.ok else "[red]no[/]"

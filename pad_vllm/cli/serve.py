@@ -82,7 +82,7 @@ def serve(
                 f"BASE comes first, found {base}. Type: pad-vllm serve BASE {base} ..."
             )
         resolved = resolve_base(base)
-        folder = None if adapter is None else resolve_adapter(adapter)
+        folder = None if adapter is None else resolve_adapter(adapter, base)
         if folder is not None:
             fetch_reward_backbone(engine, folder)
         argv = serve_argv(

@@ -138,7 +138,7 @@ def steer(
 
         if engine not in ENGINES:
             raise ValueError(f"--engine {engine}: accepted are {listed(ENGINES)}")
-        folder, dtype = Path(resolve_adapter(adapter)), sampling_dtype()
+        folder, dtype = Path(resolve_adapter(adapter, base)), sampling_dtype()
         fetch_reward_backbone(engine, folder)
         settings = SteeringSettings(
             base=base,

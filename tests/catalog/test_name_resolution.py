@@ -29,11 +29,17 @@ def test_an_adapter_becomes_an_absolute_folder(monkeypatch, tmp_path):
     assert resolve_adapter("mine") == str(tmp_path / "mine")
 
 
-def test_demo_is_the_adapter_in_the_package(monkeypatch, tmp_path):
-    (tmp_path / "pad_config.json").touch()
-    monkeypatch.setattr(name_resolution, "DEMO_ADAPTER_FOLDER", tmp_path)
+def test_demo_is_the_adapter_in_the_package_for_the_base(monkeypatch, tmp_path):
+    for name in ("smollm2-135m-demo", "qwen2.5-coder-0.5b-demo"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "pad_config.json").touch()
+    monkeypatch.setattr(name_resolution, "_SHIPPED", tmp_path)
+    small, larger = str(tmp_path / "smollm2-135m-demo"), str(tmp_path / "qwen2.5-coder-0.5b-demo")
 
-    assert resolve_adapter("demo") == str(tmp_path)
+    assert resolve_adapter("demo") == resolve_adapter("demo", "smollm2-135m") == small
+    assert resolve_adapter("demo", "org/other") == small  # refused later, by its name
+    for base in ("qwen2.5-coder-0.5b", "Qwen2.5-Coder-0.5B-Instruct", "/cache/qwen2.5-coder-0.5b"):
+        assert resolve_adapter("demo", base) == larger
 
 
 def test_a_folder_without_an_adapter_is_refused(tmp_path):

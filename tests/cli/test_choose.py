@@ -7,7 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from pad_vllm.catalog.name_resolution import DEMO_ADAPTER_FOLDER
+from pad_vllm.catalog.name_resolution import resolve_adapter
 from pad_vllm.cli import app as cli
 from pad_vllm.training.user_choices import read_choices
 
@@ -55,7 +55,7 @@ def test_choices_are_kept_with_what_guided_them_and_the_rest_is_asked_the_next_t
 def test_what_was_chosen_is_what_fit_reads(files):
     samples, out = files
     run("choose", samples, "--out", out, typed="1\n" * 4)
-    result = run("fit", "smollm2-135m", out, "--adapter", DEMO_ADAPTER_FOLDER)
+    result = run("fit", "smollm2-135m", out, "--adapter", resolve_adapter("demo"))
     assert result.exit_code == 0, result.output
     weights = result.output.splitlines()[-1].split('"')[1]
     found = {name: float(w) for name, w in (pair.split("=") for pair in weights.split(","))}

@@ -17,7 +17,7 @@ import typer
 from typer.testing import CliRunner
 
 from pad_vllm.adapter.manifest import read_config
-from pad_vllm.catalog.name_resolution import DEMO_ADAPTER_FOLDER
+from pad_vllm.catalog.name_resolution import resolve_adapter
 from pad_vllm.cli.sample_training_responses import sample as sample_command
 from pad_vllm.cli.score import score as score_command
 from pad_vllm.params import RequestLimits, parse_guidance
@@ -249,7 +249,7 @@ def test_the_command_draws_from_a_guided_base(prompts, tmp_path, out, guidable, 
     argv = ["sample", "base", "--prompts", text, "--out", str(out), "--max-model-len", "228"]
     result = CliRunner().invoke(commands(), [*argv, "--adapter", "demo", "-n", "2"])
     assert result.exit_code == 0, result.output
-    dimensions = read_config(DEMO_ADAPTER_FOLDER).dimensions
+    dimensions = read_config(resolve_adapter("demo")).dimensions
     given = records(out)[0].responses[0].guided_by["pad_weights"]
     assert {pair.split("=")[0] for pair in given.split(",")} <= set(dimensions)
 
