@@ -329,7 +329,7 @@ async def send_and_print(
     texts = {v.name: answers[i * size : (i + 1) * size] for i, v in enumerate(all_variants)}
     console.print(f"\n[bold]{prompt}[/bold]")
     print_answers({name: row[0] for name, row in texts.items()})
-    guided_variants = [variant for variant in all_variants if variant.weights]
+    guided_variants = [v for v in all_variants if v.weights or v.prefix]
     unchanged = [v.name for v in guided_variants if texts[v.name][0] == texts["unguided"][0]]
     if unchanged:
         raise DemoError(f"these preferences changed nothing: {', '.join(unchanged)}")
