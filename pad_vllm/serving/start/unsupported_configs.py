@@ -64,6 +64,11 @@ def _require_tested_drafts(speculative_config: Any) -> None:
             f"pad_vllm does not support speculative decoding by {speculative_config.method!r} yet; accepted: "
             f"{listed(DRAFT_METHODS)}. Set 'method' in --speculative-config to one of these, or drop it."
         )
+    if getattr(speculative_config, "enable_adaptive_verification", False):
+        raise ValueError(
+            "pad_vllm does not support enable_adaptive_verification yet, by which a step verifies fewer "
+            "drafts than were scheduled: drop it from --speculative-config."
+        )
     rejection = getattr(speculative_config, "rejection_sample_method", "standard")
     if rejection != "standard":
         raise ValueError(

@@ -331,6 +331,12 @@ def test_drafts_that_are_accepted_otherwise_than_by_the_guided_distribution_are_
         admission.make_admission(config(**given))
 
 
+def test_drafts_that_a_step_may_leave_out_are_refused(config):
+    given = drafting(method="ngram", enable_adaptive_verification=True)
+    with pytest.raises(ValueError, match="enable_adaptive_verification yet.*drop it"):
+        admission.make_admission(config(**given))
+
+
 def test_layers_that_vllm_prefetches_would_bypass_the_fork_and_are_refused(config):
     assert admission.make_admission(config(offload_config=offload())) is not None
     with pytest.raises(ValueError, match="not support weight offloading yet"):
