@@ -1,7 +1,7 @@
 """Prompts that ship for evaluations: advice, explanations, mail, stories, code, lists, opinions, small talk.
 
-The kinds are mixed, so that the first prompts of a file stand for all of them. None is a prompt that ships for
-training (training/distillation/prompts.txt), so an adapter trained on those is evaluated on others.
+The kinds are mixed, so that the first prompts of a file stand for all of them. None is a prompt that ships
+for training (training/distillation/prompts.txt), so an adapter trained on those is evaluated on others.
 """
 
 from __future__ import annotations
