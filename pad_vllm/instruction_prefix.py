@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from pad_vllm.instruction import InstructionTokens
-from pad_vllm.persrm import decoder_slice
+from pad_vllm.persrm import decoder_slice, require_decoder_layers
 
 
 class InstructionPrefix(NamedTuple):
@@ -48,9 +48,12 @@ class InstructedBackbone:
             fork_layer: 0 to L - 1, the first layer that reads instructions.
 
         Raises:
-            ValueError: the backbone does not have this layer, or a layer from there up has sliding-window
-                attention, in which a long text would leave the instruction behind.
+            ValueError: the backbone does not have this layer, is no text model, or a layer from there up has
+                sliding-window attention, in which a long text would leave the instruction behind.
         """
+        require_decoder_layers(
+            backbone, f"an instruction from layer {fork_layer} up", "heads only, without a prefix"
+        )
         num_layers = backbone.config.num_hidden_layers
         if not 0 <= fork_layer < num_layers:
             raise ValueError(f"fork_layer {fork_layer}: this backbone accepts 0..{num_layers - 1}")

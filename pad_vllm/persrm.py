@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,10 +54,12 @@ class PersRM(nn.Module):
             constants: whether a head also has a constant vector, `head_C`.
 
         Raises:
-            ValueError: the backbone does not have this fork layer.
+            ValueError: the backbone does not have this fork layer, or can only carry heads.
         """
         super().__init__()
-        num_layers = backbone.config.num_hidden_layers
+        # Of a model that reads images too, its language model's.
+        config = backbone.config.get_text_config()
+        num_layers = config.num_hidden_layers
         if not 0 <= fork_layer <= num_layers:
             raise ValueError(f"fork_layer {fork_layer}: this backbone accepts 0..{num_layers}")
         self.fork_layer = fork_layer
@@ -65,6 +68,9 @@ class PersRM(nn.Module):
         self.heads_only = fork_layer == num_layers
         self.lora: Any = None
         if not self.heads_only:
+            require_decoder_layers(
+                backbone, f"fork_layer {fork_layer}", f"heads only, fork_layer {num_layers}"
+            )
             self.lora = _with_lora(
                 backbone,
                 layers=range(fork_layer, num_layers),
@@ -73,7 +79,7 @@ class PersRM(nn.Module):
                 modules=lora_modules,
             )
         self.backbone = backbone
-        hidden_size = backbone.config.hidden_size
+        hidden_size = config.hidden_size
         D = len(self.dimensions)
         self.head_A = nn.Parameter(torch.randn(D, head_rank, hidden_size) / hidden_size**0.5)
         self.head_B = nn.Parameter(torch.zeros(D, hidden_size, head_rank))
@@ -260,6 +266,42 @@ class PersRM(nn.Module):
         """
         z, ids = self.base_logits(h_B).topk(top_k)
         return z + beta * self.rewards(h_B, h_T, ids, w), ids
+
+
+def load_causal_lm(name: str | Path, **settings: Any) -> Any:
+    """A checkpoint's causal language model from Transformers, to be a PersRM's backbone.
+
+    One that reads images too is opened whole, where Transformers has no class for its text alone.
+
+    Args:
+        name: folder or hub name.
+        **settings: of `from_pretrained`.
+    """
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
+
+    is_text = type(AutoConfig.from_pretrained(name)) in MODEL_FOR_CAUSAL_LM_MAPPING
+    opener = AutoModelForCausalLM if is_text else AutoModelForImageTextToText
+    return opener.from_pretrained(name, **settings)
+
+
+def require_decoder_layers(backbone: Any, asked: str, way_out: str) -> None:
+    """Raises ValueError for a Transformers model that keeps its decoder layers elsewhere than most do.
+
+    Args:
+        backbone: the model.
+        asked: what needs to run some of its layers alone.
+        way_out: what is accepted instead.
+    """
+    if not hasattr(getattr(backbone, "model", None), "layers"):
+        raise ValueError(
+            f"{asked}: {type(backbone).__name__} is not a text model with its layers in `model.layers`, so "
+            f"they cannot run as two streams; accepted: {way_out}."
+        )
 
 
 def _with_lora(

@@ -13,7 +13,8 @@ from pad_vllm.adapter.adapter_folder import load_adapter, save_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.adapter.manifest import FORMAT_1, AdapterConfig
 from pad_vllm.adapter.peft_lora import LoRA
-from pad_vllm.persrm import PersRM
+from pad_vllm.instruction_prefix import InstructedBackbone
+from pad_vllm.persrm import PersRM, load_causal_lm
 
 DIMENSIONS = ("helpful", "humor")
 IDS = torch.randint(3, 259, (2, 3 * tiny.WINDOW), generator=torch.Generator().manual_seed(3))
@@ -180,3 +181,29 @@ def test_constants_stand_above_a_lower_fork_too(tmp_path):
         more = model.rewards(*hidden, IDS[..., None], w) - bare.rewards(*hidden, IDS[..., None], w)
         expected = model.embeddings(IDS) @ (w @ loaded.head_C)
     torch.testing.assert_close(more[..., 0], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", tiny.VISION_LANGUAGE)
+def test_heads_on_a_model_that_reads_images_too(name, tmp_path):
+    tiny.vision_language_model(name).save_pretrained(tmp_path)
+    backbone = load_causal_lm(tmp_path, dtype=torch.float32)
+    assert Backbone.from_checkpoint(tmp_path).num_layers == 4
+    model = PersRM(backbone, fork_layer=4, dimensions=DIMENSIONS).eval()
+    assert model.head_A.shape == (2, 16, 64)
+    with torch.no_grad():
+        h_B, h_T = model.hidden(IDS)
+        expected = tiny.vision_language_model(name)(input_ids=IDS).logits
+    assert torch.equal(h_B, h_T)
+    torch.testing.assert_close(model.base_logits(h_B), expected, **EXACT)
+
+
+def test_a_trunk_or_an_instruction_on_a_model_that_reads_images_too_is_refused():
+    backbone = tiny.vision_language_model("gemma3")
+    with pytest.raises(
+        ValueError, match="fork_layer 3: Gemma3ForConditional.*: heads only, fork_layer 4"
+    ):
+        PersRM(backbone, fork_layer=3, dimensions=DIMENSIONS)
+    with pytest.raises(
+        ValueError, match="instruction from layer 3 up: Gemma3ForCond.*without a prefix"
+    ):
+        InstructedBackbone(backbone, 3)

@@ -61,6 +61,68 @@ OTHERS: dict[str, dict[str, Any]] = {
 logits are not lm_head times the hidden state.
 """
 
+SIGLIP = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,  # four tokens an image
+    "vision_use_head": False,
+}
+VISION_LANGUAGE: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "text_config": {
+            **COMMON,
+            **GEMMA3,
+            "model_type": "gemma3_text",
+            "layer_types": [SLIDING, SLIDING, SLIDING, FULL],
+        },
+        "vision_config": SIGLIP,
+        "mm_tokens_per_image": 4,
+        "boi_token_index": 326,
+        "eoi_token_index": 327,
+        "image_token_index": 328,
+        "tie_word_embeddings": True,
+    },
+    "qwen2_5_vl": {
+        "text_config": {
+            **COMMON,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "rope_parameters": {
+                "rope_type": "default",
+                "mrope_section": [4, 6, 6],
+                "rope_theta": 10000.0,
+            },
+        },
+        "vision_config": {
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+        },
+        "image_token_id": 328,
+        "video_token_id": 329,
+        "vision_start_token_id": 326,
+        "vision_end_token_id": 327,
+        "tie_word_embeddings": False,
+    },
+}
+"""model_type -> its config: models that read images, whose lm_head vLLM keeps in their language model."""
+
+IMAGE_TOKENS = {
+    "boi_token": "<start_of_image>",
+    "eoi_token": "<end_of_image>",
+    "image_token": "<image_soft_token>",
+}
+"""Attribute of Gemma 3's tokenizer -> token, in the order of their ids, 326 to 328."""
+
+LINE_ENDS = ["\n", "\n\n", "\n\n\n", "\n\n\n\n"]
+"""Ids 329 to 332: vLLM looks them up in Gemma 3's vocabulary."""
+
 _CHAT = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -137,6 +199,45 @@ def checkpoint(family: str, folder: Path, words: Any = None) -> Path:
     return folder
 
 
+def vision_language_model(name: str) -> Any:
+    """One of VISION_LANGUAGE, float32, random weights, norms and biases included."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    torch.manual_seed(0)
+    settings = AutoConfig.for_model(name, **VISION_LANGUAGE[name])
+    made = AutoModelForImageTextToText.from_config(settings, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    return made
+
+
+def vision_language_checkpoint(folder: Path) -> Path:
+    """A Gemma 3 that reads images, with tokenizer and processor, as a folder that Transformers and vLLM
+    open.
+    """
+    from safetensors.torch import load_file, save_file
+    from transformers import Gemma3Processor
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+    vision_language_model("gemma3").save_pretrained(folder)
+    # The tower under the names of published checkpoints, which vLLM reads and Transformers does too.
+    weights = folder / "model.safetensors"
+    named = {
+        name.replace("vision_tower.", "vision_tower.vision_model.", 1): tensor
+        for name, tensor in load_file(weights).items()
+    }
+    save_file(named, weights, metadata={"format": "pt"})
+    size = {"height": SIGLIP["image_size"], "width": SIGLIP["image_size"]}
+    words = tokenizer([*IMAGE_TOKENS.values(), *LINE_ENDS], IMAGE_TOKENS)
+    # Pillow's: the other one needs torchvision.
+    images = Gemma3ImageProcessorPil(size=size)
+    Gemma3Processor(images, words, image_seq_length=4).save_pretrained(folder)
+    return folder
+
+
 def write_lora(checkpoint: Path, folder: Path, seed: int = 0) -> Path:
     """A random LoRA of the base in `checkpoint`, as PEFT writes one."""
     import torch
@@ -154,15 +255,18 @@ def write_lora(checkpoint: Path, folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def tokenizer() -> Any:
-    """A token for every byte, and so many that no text has as `model` has rows, with a chat template."""
+def tokenizer(last: Sequence[str] = (), named: dict[str, str] | None = None) -> Any:
+    """A token for every byte, and so many that no text has as `model` has rows, with a chat template.
+
+    last: the tokens with the highest ids; named: attribute -> one of them.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     special = ["<bos>", "<eos>", "<pad>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     unused = [f"{first}{second}" for first in "abcdefgh" for second in "abcdefghij"]
-    tokens = [*special, *alphabet, *unused][:333]
+    tokens = [*[*special, *alphabet, *unused][: 333 - len(last)], *last]
     vocab = {token: index for index, token in enumerate(tokens)}
     bytewise = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -173,6 +277,7 @@ def tokenizer() -> Any:
         eos_token="<eos>",
         pad_token="<pad>",
         chat_template=_CHAT,
+        extra_special_tokens=named or {},
     )
 
 

@@ -87,17 +87,16 @@ def fit(
 def _load_model(base: str, folder: str, template: str | None) -> tuple[PersRM, Any]:
     """The adapter in `folder` on its base, and the base's tokenizer. Warns of another base."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     from pad_vllm.adapter.adapter_folder import load_adapter
     from pad_vllm.adapter.backbone.backbone import Backbone, require_same_backbone
     from pad_vllm.adapter.backbone.weight_fingerprint import local_checkpoint
-    from pad_vllm.persrm import PersRM
+    from pad_vllm.persrm import PersRM, load_causal_lm
     from pad_vllm.text.chat_template import load_chat_tokenizer
 
     adapter = load_adapter(folder)
     tokenizer = load_chat_tokenizer(base, base, template or adapter.config.chat_template)
-    backbone = AutoModelForCausalLM.from_pretrained(base)
+    backbone = load_causal_lm(base)
     checkpoint = local_checkpoint(base)
     served = (
         Backbone.from_hf_config(backbone.config, name=base)

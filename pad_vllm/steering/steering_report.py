@@ -277,11 +277,11 @@ def _load_judges(
     instructions: Mapping[str, str],
     classifiers: Mapping[str, InstructionClassifier],
 ) -> dimension_judges.DimensionJudges:
-    from transformers import AutoModelForCausalLM
+    from pad_vllm.persrm import load_causal_lm
 
     folder = Path(resolve_base(base))
     return dimension_judges.DimensionJudges(
-        model=AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval(),
+        model=load_causal_lm(folder, dtype="float32").eval(),
         tokenizer=load_chat_tokenizer(folder, base, template),
         instructions=instructions,
         classifiers=classifiers,

@@ -23,7 +23,7 @@ from pad_vllm.catalog.name_resolution import resolve_base
 from pad_vllm.config import PADConfig
 from pad_vllm.guidance_outcome import TokenExplanation, token_explanations
 from pad_vllm.params import Guidance, parse_guidance
-from pad_vllm.persrm import PersRM
+from pad_vllm.persrm import PersRM, load_causal_lm
 from pad_vllm.serving.start.served_adapters import adapter_limits
 from pad_vllm.steering.comparison_conditions import Condition
 from pad_vllm.steering.guided_answers import AnswerBatch, DecodingSettings, draw_answers
@@ -65,8 +65,6 @@ def explain_answer(request: ExplanationRequest) -> list[TokenExplanation]:
 
     Raises ValueError for weights that the adapter does not have, and where base or adapter cannot be loaded.
     """
-    from transformers import AutoModelForCausalLM
-
     adapter, folder = load_adapter(request.adapter), Path(resolve_base(request.base))
     require_same_backbone(adapter.config.backbone, Backbone.from_checkpoint(folder))
     guidance_arguments = _parse_guidance(request, adapter.config)
@@ -76,9 +74,7 @@ def explain_answer(request: ExplanationRequest) -> list[TokenExplanation]:
         answer = _draw_answer(request, guidance_arguments, adapter.config, messages)
     else:
         answer = tokenizer(request.answer, add_special_tokens=False)["input_ids"]
-    model = PersRM.from_adapter(
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), adapter
-    )
+    model = PersRM.from_adapter(load_causal_lm(folder, dtype=torch.float32), adapter)
     return explain_tokens(
         model,
         tokenizer,

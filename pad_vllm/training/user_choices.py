@@ -208,7 +208,9 @@ def fit_choices(
 
     if len(choices) < MIN_CHOICES:
         raise ValueError(f"{len(choices)} choices; accepted: at least {MIN_CHOICES}. Add lines.")
-    max_tokens = getattr(model.backbone.config, "max_position_embeddings", math.inf)
+    max_tokens = getattr(
+        model.backbone.config.get_text_config(), "max_position_embeddings", math.inf
+    )
     sequences = [
         sequence for choice in choices for sequence in _sequences(tokenizer, choice, max_tokens)
     ]

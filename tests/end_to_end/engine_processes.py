@@ -49,14 +49,12 @@ ENV = {
 V2_ENV = {"VLLM_USE_V2_MODEL_RUNNER": "1"}
 if ON_GPU:  # where V2 is what vLLM takes by itself
     ENV["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-else:  # Triton's interpreter, and a driver that says it is there
-    V2_ENV |= {
-        "TRITON_INTERPRET": "1",
-        # In front of what is there: pad_vllm may be found through it.
-        "PYTHONPATH": os.pathsep.join(
-            filter(None, (str(HERE / "v2_site"), os.environ.get("PYTHONPATH")))
-        ),
-    }
+else:  # what engine_site stands in for: a driver under Triton's interpreter, and torchvision's name
+    V2_ENV["TRITON_INTERPRET"] = "1"
+    # In front of what is there: pad_vllm may be found through it.
+    ENV["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (str(HERE / "engine_site"), os.environ.get("PYTHONPATH")))
+    )
 
 
 SLOTS = 2
@@ -95,7 +93,8 @@ def engine(
     job:
         llm: keyword arguments of vllm.LLM, from `plain` or `pad`
         requests: [{"prompt": text or token ids | "messages": chat, "sampling": SamplingParams'
-            keyword arguments; structured_outputs is a mapping, "lora": [name, number, folder]}]
+            keyword arguments; structured_outputs is a mapping, "lora": [name, number, folder],
+            "image": path of a picture that the prompt, a text, has a place for}]
         rounds: further batches of requests, run one after the other on the same engine
         calls: [method, keyword arguments] of the worker, or of engine_runner.py, before each of the rounds
         record: true notes the candidates of every guided row (one process only, no partial prefill);

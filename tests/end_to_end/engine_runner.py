@@ -303,6 +303,10 @@ def _prompt(request: dict[str, Any], tokenizer: Any) -> Any:
         )
         return {"prompt_token_ids": ids}
     prompt = request["prompt"]
+    if "image" in request:
+        from PIL import Image
+
+        return {"prompt": prompt, "multi_modal_data": {"image": Image.open(request["image"])}}
     return prompt if isinstance(prompt, str) else {"prompt_token_ids": prompt}
 
 

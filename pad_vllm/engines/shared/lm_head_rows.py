@@ -1,8 +1,8 @@
 """The rows of a served model's lm_head: e in the rule, from which rewards are computed.
 
-In: a loaded vLLM model of any architecture. Out: the plain matrix [V, H], or under tensor parallelism this
-rank's rows of it; or a ForkError where there is none, or where the logits are something other than its rows
-times the hidden state. Knows no adapter's tensors.
+In: a loaded vLLM model of any architecture, also one that reads images. Out: the plain matrix [V, H], or
+under tensor parallelism this rank's rows of it; or a ForkError where there is none, or where the logits are
+something other than its rows times the hidden state. Knows no adapter's tensors.
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ _LARGEST = 100.0
 
 _SLACK = 0.01 * _LARGEST
 """Twice what rounding a logit of this size to bfloat16 changes."""
+
+
+_OWN_REWARD_MODEL = (
+    "guide this one, if it reads text alone, by a model beside it: engine 'resident' or 'ray'"
+)
+"""A way out: the other engines refuse a base that reads images."""
 
 
 class ForkError(ValueError):
@@ -63,15 +69,15 @@ def plain_lm_head_rows(model: Any, backbone: Backbone) -> LmHeadRows:
 
     Raises ForkError where it is not: on every rank, where one rank finds so.
     """
-    head = getattr(model, "lm_head", None)
+    head = _lm_head(model)
     weight = getattr(head, "weight", None)
     if weight is None or weight.dtype not in _PLAIN_TYPES or weight.ndim != 2:
         kind = type(getattr(head, "quant_method", head)).__name__
         raise ForkError(
-            f"the served model's lm_head is missing, quantised or not a plain matrix ({kind}), and rewards "
-            "are read from its rows; accepted are float32, bfloat16 and float16. Serve a copy that leaves "
-            "lm_head as it is (most methods do), or guide this one with a reward model of its own: engine "
-            "'resident' or 'ray'"
+            f"the served model's lm_head is missing, quantised or not a plain matrix ({kind}; looked for in "
+            f"{type(model).__name__} and its language model), and rewards are read from its rows; accepted "
+            "are float32, bfloat16 and float16. Serve a copy that leaves lm_head as it is (most methods do), "
+            f"or {_OWN_REWARD_MODEL}"
         )
     rows = LmHeadRows(weight, getattr(head, "tp_rank", 0), getattr(head, "tp_size", 1))
     num_rows = rows.tp_size * weight.shape[0]
@@ -84,6 +90,21 @@ def plain_lm_head_rows(model: Any, backbone: Backbone) -> LmHeadRows:
     return rows
 
 
+def _lm_head(model: Any) -> Any:
+    """The model's lm_head, or that of its language model, where it is a wrapper that reads images or sounds
+    too (vLLM's SupportsMultiModal). None where there is none. That the logits are made of it is not taken for
+    granted: `_require_plain_logits` compares them.
+    """
+    head = getattr(model, "lm_head", None)
+    if head is not None or not hasattr(model, "get_language_model"):
+        return head
+    try:
+        language_model = model.get_language_model()
+    except NotImplementedError:
+        return None
+    return getattr(language_model, "lm_head", None)
+
+
 def _require_plain_logits(model: Any, rows: LmHeadRows, vocab_size: int) -> None:
     difference = _max_over_ranks(_largest_difference(model, rows, vocab_size))
     if not difference <= _SLACK:
@@ -91,7 +112,7 @@ def _require_plain_logits(model: Any, rows: LmHeadRows, vocab_size: int) -> None
             f"the logits of the served {type(model).__name__} are not lm_head times the hidden state: of "
             f"random states whose largest logit is {_LARGEST:g} they differ by {difference:.3g} (a soft cap, "
             "a scale or a norm), so rewards would be in another unit than logits. Serve a model without "
-            "one, or guide this one with a reward model of its own: engine 'resident' or 'ray'"
+            f"one, or {_OWN_REWARD_MODEL}"
         )
 
 

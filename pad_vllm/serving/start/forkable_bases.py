@@ -23,7 +23,7 @@ def require_forkable_architecture(architectures: Sequence[str], base: str) -> No
         raise ValueError(
             f"pad_vllm's shared engine cannot fork {listed(unknown) if unknown else base}; it serves "
             f"{listed(SUPPORTED_ARCHITECTURES)}. Use a base of these with an adapter trained on it, or an "
-            "adapter with heads only (its fork is at the top), which forks nothing."
+            "adapter with heads only (its fork is at the top) and no instructions, which forks nothing."
         )
 
 

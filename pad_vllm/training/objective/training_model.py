@@ -17,19 +17,15 @@ from pad_vllm.adapter.adapter_folder import save_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.adapter.manifest import AdapterConfig, format_version_for
 from pad_vllm.adapter.peft_lora import EMPTY_LORA, LoRA
-from pad_vllm.persrm import PersRM
+from pad_vllm.persrm import PersRM, load_causal_lm
 from pad_vllm.training.settings import Settings
 
 
 def load_backbone(folder: Path, dtype: str) -> Any:
     """The base as training runs it, a Transformers model on the CPU. dtype: "float32" or "bfloat16"."""
-    from transformers import AutoModelForCausalLM
-
     # On a CPU the backward pass of SDPA takes three times as long as that of eager attention.
     attention = "sdpa" if torch.cuda.is_available() else "eager"
-    return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation=attention
-    )
+    return load_causal_lm(folder, dtype=getattr(torch, dtype), attn_implementation=attention)
 
 
 def untrained_persrm(backbone: Any, dimensions: tuple[str, ...], settings: Settings) -> PersRM:
@@ -43,7 +39,7 @@ def untrained_persrm(backbone: Any, dimensions: tuple[str, ...], settings: Setti
     Returns:
         The PersRM.
     """
-    layers = backbone.config.num_hidden_layers
+    layers = backbone.config.get_text_config().num_hidden_layers
     fork = settings.fork_layer
     if fork is None:
         fork = layers if settings.heads_only_by_default else layers - max(round(layers * 0.27), 1)

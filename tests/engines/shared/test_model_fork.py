@@ -94,6 +94,45 @@ def test_logits_that_are_not_the_head_times_the_hidden_state_are_refused(strange
     assert "engine 'resident' or 'ray'" in message
 
 
+class Wrapper(nn.Module):
+    """As vLLM keeps a model that reads images too: its lm_head is in its language model."""
+
+    def __init__(self, language_model):
+        super().__init__()
+        self.language_model = language_model
+
+    def get_language_model(self):
+        if self.language_model is None:
+            raise NotImplementedError
+        return self.language_model
+
+    def compute_logits(self, hidden_states):
+        return self.language_model.compute_logits(hidden_states)
+
+
+def test_the_head_of_a_wrapped_language_model_is_found_and_its_logits_checked():
+    model, inner = Wrapper(Something()), Something(lambda z: z * 2)
+    engine = fork_model(model, heads(), None)
+    h, ids, w = torch.randn(2, H), torch.tensor([[1, 2], [3, 4]]), torch.eye(2)
+    assert torch.equal(model.compute_logits(h), Something().compute_logits(h))
+    found = engine.rewards(
+        StepCandidates(num_logits_rows=2, rows=torch.arange(2), ids=ids, w=w, requests=[])
+    )
+    e = model.language_model.lm_head.weight[ids]
+    d_w = guidance.reward_direction(h, h, w, *heads().heads)
+    torch.testing.assert_close(found, guidance.rewards(d_w, e))
+    with pytest.raises(ForkError, match="logits of the served Wrapper are not lm_head times"):
+        fork_model(Wrapper(inner), heads(), None)
+
+
+def test_a_wrapper_without_a_language_model_or_head_is_refused():
+    headless = Something()
+    headless.lm_head = None
+    for language_model in (None, headless):
+        with pytest.raises(ForkError, match="lm_head is missing, .*Wrapper and its language model"):
+            fork_model(Wrapper(language_model), heads(), None)
+
+
 def test_a_missing_or_other_head_is_refused():
     model = Something()
     model.lm_head = None

@@ -1,13 +1,23 @@
-"""Lets vLLM's V2 model runner run on a CPU: gives Triton a driver that says it is active, and its
-interpreter what a GPU's compiler has.
+"""Lets vLLM's V2 model runner, and models that read images, run where there is no GPU.
 
-For TRITON_INTERPRET=1, under which kernels run as Python and no driver is ever asked to launch one.
-Python imports this by itself where the folder is on PYTHONPATH, in every process.
+V2: gives Triton a driver that says it is active, and its interpreter what a GPU's compiler has; for
+TRITON_INTERPRET=1, under which kernels run as Python and no driver is ever asked to launch one. Images: see
+below. Python imports this by itself where the folder is on PYTHONPATH, in every process.
 """
 
 import functools
+import importlib.util
 import inspect
 import os
+import sys
+import types
+
+if importlib.util.find_spec("torchvision") is None:
+    # vLLM's models import classes of Transformers' whose files import this name, where Transformers, which
+    # finds no torchvision, runs others that use Pillow. Nothing is ever called in it.
+    v2 = types.ModuleType("torchvision.transforms.v2")
+    v2.functional = types.ModuleType("torchvision.transforms.v2.functional")
+    sys.modules[v2.__name__], sys.modules[v2.functional.__name__] = v2, v2.functional
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     from triton.backends import Backend, backends
