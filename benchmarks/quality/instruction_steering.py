@@ -32,7 +32,7 @@ from benchmarks.paper.peer_logits_processors import TwoContextsProcessor
 from benchmarks.paper.transformers_decoding import TransformersDecoding
 from benchmarks.quality.instruction_depth import INSTRUCTIONS
 from pad_vllm.adapter.manifest import read_config
-from pad_vllm.catalog.name_resolution import resolve_base
+from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
 from pad_vllm.evaluation.sentence_embeddings import embed
 from pad_vllm.evaluation.win_rates_and_fluency import (
     perplexity,
@@ -251,6 +251,8 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> None:
     """See the module's docstring."""
     args = _parser().parse_args()
+    if args.adapter:
+        args.adapter = resolve_adapter(args.adapter, args.base)
     cache = AnswerCache(args.kept or args.out.with_suffix(".answers.jsonl"))
     prompts = read_prompts(args.prompts)[: args.limit]
     judge_prompts = read_prompts(args.judge_prompts)

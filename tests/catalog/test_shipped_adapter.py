@@ -1,36 +1,60 @@
-"""The adapter that ships: whole, small, and the same wherever it was made."""
+"""The adapters that ship: whole, small, and the same wherever they were made."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
+
 from pad_vllm.adapter.adapter_folder import load_adapter
+from pad_vllm.catalog.model_downloads import DOWNLOADABLE_MODELS
 from pad_vllm.catalog.name_resolution import resolve_adapter
 
-FOLDER = Path(resolve_adapter("demo"))
+BASES = ("smollm2-135m", "qwen2.5-coder-0.5b")
 
 
-def test_it_loads_and_no_dimension_has_a_head_of_zeros():
-    adapter = load_adapter(FOLDER)
+@pytest.fixture(params=BASES)
+def base(request):
+    return request.param
+
+
+@pytest.fixture
+def folder(base):
+    return Path(resolve_adapter("demo", base))
+
+
+def test_it_loads_and_no_dimension_has_a_head_of_zeros(folder, base):
+    adapter = load_adapter(folder)
     assert adapter.config.heads_only
+    assert adapter.config.backbone.architectures == (DOWNLOADABLE_MODELS[base].architecture,)
     assert len(adapter.config.dimensions) == len(adapter.head_B)
     assert adapter.head_B.flatten(1).any(-1).all()
     assert adapter.config.no_repeat
 
 
-def test_its_card_has_a_steering_section():
-    card = (FOLDER / "README.md").read_text("utf-8")
+def test_the_larger_bases_has_a_learned_prefix_of_each_dimension():
+    adapter = load_adapter(resolve_adapter("demo", "qwen2.5-coder-0.5b"))
+    assert set(adapter.prefixes) == set(adapter.config.dimensions)
+
+
+def test_its_card_says_what_each_dimension_does(folder, base):
+    card = (folder / "README.md").read_text("utf-8")
     assert "## Steering" in card
-    for name in load_adapter(FOLDER).config.dimensions:
-        assert f"| PAD +{name} |" in card
-        assert f"| PAD -{name} |" in card
+    for name in load_adapter(folder).config.dimensions:
+        if base == "smollm2-135m":
+            assert f"| PAD +{name} |" in card
+            assert f"| PAD -{name} |" in card
+        else:
+            assert re.search(rf"\| learned prefix \| 1.5 \| 0 \| {name} \|", card)
+            assert re.search(rf"\| heads only \| 0.8 \| 0.15 \| {name} \|", card)
 
 
-def test_no_file_names_a_folder_of_the_machine_that_made_it():
-    for file in FOLDER.glob("*.[jm][sd]*"):
+def test_no_file_names_a_folder_of_the_machine_that_made_it(folder):
+    for file in folder.rglob("*.[jm][sd]*"):
         assert not re.search(r"[\"' =](/|~|[A-Z]:\\)\w", file.read_text("utf-8")), file
 
 
-def test_it_is_small():
-    assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 8 * 2**20
+def test_it_is_small(folder):
+    limit = 8 if folder.name.startswith("smollm2") else 4
+    assert sum(file.stat().st_size for file in folder.rglob("*")) < limit * 2**20
