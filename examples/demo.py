@@ -8,7 +8,8 @@ prefixes. Prints the first prompt's answers and the mean scores of all
 eight; streams one answer, times guided against unguided requests, sends an invalid request on purpose, stops
 the server, and colours one answer by the reward of each token. With --own, or if you type a sentence at the
 terminal: trains a dimension of your own from that sentence in minutes, and shows an answer guided by it.
-Exits 1 if a step failed, or if guidance by a dimension lowers its mean score over the eight prompts.
+Exits 1 if a step failed, or if guidance by a dimension moves its mean score over the eight prompts the wrong
+way, where the instruction in the prompt moves it the right way.
 """
 
 from __future__ import annotations
@@ -265,8 +266,10 @@ def require_moved(texts: dict[str, list[str]], dimensions: tuple[str, ...]) -> N
         ]
         cells = ("" if value is None else f"{value:.2f}" for value in means)
         table.add_row(name, f"{'more' if sign > 0 else 'less'} {scorer}", *cells)
-        unguided, _, *guided = means
+        unguided, instructed, *guided = means
         assert unguided is not None
+        if instructed is not None and sign * (instructed - unguided) <= 0:
+            continue  # of this base the scorer says nothing: its instructed answers go the other way too
         if any(value is not None and sign * (value - unguided) <= 0 for value in guided):
             wrong.append(name)
     console.print(table)
