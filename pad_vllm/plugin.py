@@ -20,7 +20,7 @@ def register() -> None:
 
         register_with_vllm()
     except Exception as error:
-        plugin_state.set_failure(error)
+        plugin_state.set_outcome(error)
         logger.exception("PAD is off: it cannot work with this vLLM; `pad-vllm check` says more")
     else:
-        plugin_state.set_failure(None)
+        plugin_state.set_outcome(None)

@@ -11,9 +11,8 @@ from pad_vllm.vllm_api import plugin_state
 
 
 @pytest.fixture(autouse=True)
-def as_before():
-    yield
-    plugin_state.set_failure(None)
+def nothing_registered(monkeypatch):
+    monkeypatch.setattr(plugin_state, "_outcomes", [])
 
 
 def fail():
@@ -40,3 +39,10 @@ def test_a_list_of_plugins_without_it_is_refused_by_name(monkeypatch, allowed, w
         return
     with pytest.raises(ImportError, match=f"VLLM_PLUGINS={allowed} keeps.*add pad to it"):
         _ = pad_vllm.PADLogitsProcessor
+
+
+def test_who_registers_by_hand_needs_no_list_of_plugins(monkeypatch):
+    monkeypatch.setenv("VLLM_PLUGINS", "other")
+    monkeypatch.setattr(registration, "register_with_vllm", lambda: None)
+    plugin.register()
+    _ = pad_vllm.PADLogitsProcessor

@@ -84,7 +84,7 @@ def measure(num_rows: int, context: int, drafts: int, args: argparse.Namespace) 
     reader = V2AnswerTokenReader(request_states(num_rows, context, args.answer))
     for slot in range(num_rows):
         batch.assign(slot, guided_request(args.dimensions))
-        reader.add_request(slot, is_guided=True)
+        reader.add_request(slot, is_read=True)
         reader.read_earlier_tokens(slot)
 
     def changed_rows(number: int) -> Any:

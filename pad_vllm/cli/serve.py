@@ -14,7 +14,7 @@ from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
 from pad_vllm.cli.error_reporting import report_errors
 from pad_vllm.cli.shared_options import BaseArgument, fetch_reward_backbone
 from pad_vllm.serving.launch.installed_vllm_checks import is_cpu_build
-from pad_vllm.serving.launch.serve_arguments import has_flag, serve_argv
+from pad_vllm.serving.launch.serve_arguments import has_flag, num_ranks, serve_argv
 
 _CPU_BLOCK_SIZE = 32
 """Tokens of a KV block where instructions are served: a sentence fills one, where vLLM's 128 on CPUs hold it
@@ -22,8 +22,8 @@ many times, and learned prefixes are multiples of it.
 """
 
 _CPU_CACHE_BYTES = 4 << 30
-"""The most that the KV cache takes on a CPU by default: vLLM's own default is all but 8% of the machine's
-memory, and a server does not start where less is free.
+"""The most that a rank's KV cache takes on a CPU by default: vLLM's own default is all but 8% of the
+machine's memory, and a server does not start where less is free.
 """
 
 
@@ -103,14 +103,16 @@ def serve(
 def _cpu_defaults(user_flags: Sequence[str], instructions: bool) -> dict[str, str]:
     """Flags for vLLM on a CPU: flag -> value. Prints the KV cache's size where it is one of them."""
     defaults = {"--block-size": str(_CPU_BLOCK_SIZE)} if instructions else {}
+    # --config names a file that may say it.
     says_memory = any(
         has_flag(user_flags, flag)
-        for flag in ("--kv-cache-memory-bytes", "--gpu-memory-utilization")
+        for flag in ("--kv-cache-memory-bytes", "--gpu-memory-utilization", "--config")
     )
     if not says_memory and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
         import psutil  # comes with vLLM
 
-        num_bytes = min(_CPU_CACHE_BYTES, psutil.virtual_memory().available // 4)
+        share = psutil.virtual_memory().available // (4 * num_ranks(user_flags))
+        num_bytes = min(_CPU_CACHE_BYTES, share)
         defaults["--kv-cache-memory-bytes"] = str(num_bytes)
         typer.echo(
             f"KV cache: {num_bytes / 2**30:.1f} GiB; --kv-cache-memory-bytes says otherwise",

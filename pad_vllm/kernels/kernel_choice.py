@@ -24,8 +24,11 @@ logger = logging.getLogger(__name__)
 class StepSizes(NamedTuple):
     """What the kernels of a served model are compiled for."""
 
-    vocabulary: int = 3008
-    """Columns of the logits that may be candidates."""
+    columns: int = 3008
+    """Of the logits."""
+
+    token_columns: int = 3000
+    """The leading ones, which may be candidates."""
 
     hidden_size: int = 64
     dtype: torch.dtype = torch.bfloat16
@@ -84,7 +87,7 @@ def agrees_with_guidance(kernels: ModuleType, device: torch.device, sizes: StepS
 
 def _candidate_counts(sizes: StepSizes) -> Iterator[int]:
     """Powers of two, by which kernels are compiled, up to the one that holds the most candidates."""
-    most = min(sizes.max_candidates, sizes.vocabulary)
+    most = min(sizes.max_candidates, sizes.token_columns)
     return itertools.takewhile(lambda k: k < 2 * most, (2**power for power in range(32)))
 
 
@@ -97,17 +100,17 @@ def _run_step(
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=source, device="cpu").to(device)
 
-    vocabulary, hidden_size, dtype, _ = sizes
-    logits = random(_ROWS, vocabulary) * 3
+    columns, token_columns, hidden_size, dtype, _ = sizes
+    logits = random(_ROWS, columns) * 3
     rows = torch.tensor([0, 2, 3], device=device)
-    text = torch.randint(vocabulary, (_GUIDED, 48), generator=source, device="cpu")
+    text = torch.randint(token_columns, (_GUIDED, 48), generator=source, device="cpu")
     text = text.to(device, torch.int32)
     three = torch.ones_like(rows) * 3
     # Of the dtypes that V2's tensors have, so that no other kernel is compiled for a first request.
     answer = guidance.AnswerTokens(
         tokens=text, start=three, stop=three * 12, text_index=three.cumsum(0) // 3 - 1
     )
-    z, ids = rule.candidates(logits, rows, k)
+    z, ids = rule.candidates(logits[:, :token_columns], rows, k)
     num_embeddings = 64
     reward = rule.token_rewards(
         random(_GUIDED, hidden_size),
@@ -124,7 +127,8 @@ def _run_step(
         rule.capped_candidates(z, ids, min_p=min_p, answer=answer, **n),
     )
     returned = [z, ids, reward, *(capped for capped in guards if capped is not None)]
-    for capped in guards:
+    some = rows == rows[0]
+    for capped, excluded in [*((capped, None) for capped in guards), (guards[-1], some)]:
         written = logits.clone()
         result = rule.guide(
             written,
@@ -135,6 +139,7 @@ def _run_step(
             beta=min_p * 10,
             top_k=three * 3,
             capped=capped,
+            excluded=excluded,
         )
         returned += [written, *result]
     return tuple(returned)

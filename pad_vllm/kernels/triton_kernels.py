@@ -29,7 +29,7 @@ _LOWEST_KEY = tl.constexpr(-0x7FFFFFFFFFFFFFFF)  # ranks below the key of every 
 
 # Arguments that differ from batch to batch: a kernel is not compiled anew for their values, or for how their
 # tensors are aligned, while requests wait.
-_NOT_SPECIALIZED = ["num_chosen", "k", "K", "num_eos_token_ids"]
+_NOT_SPECIALIZED = ["num_chosen", "k", "K", "num_eos_token_ids", "text_stride"]
 _NOT_ALIGNED = [
     *("rows", "beta", "top_k", "min_p", "n", "start", "stop"),
     *("text_index", "excluded", "ids"),
@@ -215,7 +215,7 @@ def _find_capped(
     capped,
     K,
     num_eos_token_ids,
-    stride,
+    text_stride,
     SLOTS: tl.constexpr,
     SPAN: tl.constexpr,
     MIN_P: tl.constexpr,
@@ -235,7 +235,7 @@ def _find_capped(
             below = below & (token != tl.load(eos_token_ids + which))
         is_capped = is_capped | below
     if NO_REPEAT:
-        text = tokens + (tl.load(text_index + row) if INDEXED else row) * stride
+        text = tokens + (tl.load(text_index + row) if INDEXED else row) * text_stride
         size, begin = tl.load(n + row).to(tl.int32), tl.load(start + row).to(tl.int32)
         end = tl.load(stop + row).to(tl.int32)
         first = tl.where(

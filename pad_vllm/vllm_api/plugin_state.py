@@ -11,25 +11,26 @@ import os
 PLUGIN_NAME = "pad"
 """Of the entry point in group vllm.general_plugins."""
 
-_failures: list[Exception] = []
+_outcomes: list[Exception | None] = []  # of the last `register` in this process, if there was one
 
 
-def set_failure(error: Exception | None) -> None:
-    """Say how the last `register` went; None for well."""
-    _failures[:] = [] if error is None else [error]
+def set_outcome(error: Exception | None) -> None:
+    """Say how `register` went; None for well."""
+    _outcomes[:] = [error]
 
 
 def require_registered() -> None:
-    """Raise ImportError where vLLM does not load PAD's plugin, or where it failed in this process: vLLM would
-    end at an unknown load format, with no word of why.
+    """Raise ImportError where PAD's plugin failed in this process, or where vLLM does not load it and nobody
+    else did: vLLM would end at an unknown load format, with no word of why.
     """
-    if (excluded := why_excluded()) is not None:
+    for error in _outcomes:
+        if error is not None:
+            raise ImportError(
+                "PAD is off in this process, since it cannot work with this vLLM: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    if not _outcomes and (excluded := why_excluded()) is not None:
         raise ImportError(excluded)
-    for error in _failures:
-        raise ImportError(
-            "PAD is off in this process, since it cannot work with this vLLM: "
-            f"{type(error).__name__}: {error}"
-        ) from error
 
 
 def why_excluded() -> str | None:

@@ -9,7 +9,12 @@ from vllm.v1.engine.input_processor import InputProcessor
 
 from pad_vllm.vllm_api.front_end_interface import request_check_method
 from pad_vllm.vllm_api.vllm_names import Attention, BaseModelLoader, init_logger
-from pad_vllm.vllm_api.vllm_versions import ACCEPTED_IN_WORDS, IncompatibleVLLM, is_accepted
+from pad_vllm.vllm_api.vllm_versions import (
+    ACCEPTED_IN_WORDS,
+    IncompatibleVLLM,
+    is_accepted,
+    is_between_releases,
+)
 
 logger = init_logger(__name__)
 
@@ -20,7 +25,7 @@ def require_vllm_internals() -> None:
     """
     if not is_accepted(vllm.__version__):
         message = f"this is vLLM {vllm.__version__}, and pad_vllm accepts vLLM {ACCEPTED_IN_WORDS}"
-        if "dev" not in vllm.__version__:
+        if not is_between_releases(vllm.__version__):
             raise IncompatibleVLLM(f"{message}. Install one of these.")
         logger.warning("PAD: %s; this build between releases was not looked at", message)
     required = [

@@ -28,5 +28,10 @@ def is_accepted(version: str) -> bool:
     return minor is not None and minor[0] in ACCEPTED_VERSIONS
 
 
+def is_between_releases(version: str) -> bool:
+    """Whether it is a build of vLLM's sources, such as `0.1.dev1+gabc`: its number says little."""
+    return "dev" in version
+
+
 class IncompatibleVLLM(RuntimeError):
     """The installed vLLM lacks an interface that PAD uses, or has it in another form."""

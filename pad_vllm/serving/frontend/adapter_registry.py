@@ -18,11 +18,10 @@ from weakref import ref
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.combine_adapters import AdapterPart, require_mergeable
-from pad_vllm.adapter.manifest import CONFIG_FILE
 from pad_vllm.adapter.shape_checks import require_prefix_shapes
 from pad_vllm.config import PADConfig
 from pad_vllm.params import RequestLimits
-from pad_vllm.serving.frontend.adapter_roots import AdapterRoots
+from pad_vllm.serving.frontend.adapter_roots import AdapterRoots, require_small
 from pad_vllm.serving.start import instruction_settings, served_adapters
 from pad_vllm.serving.start.served_adapters import ADD_ADAPTER_RPC, REMOVE_ADAPTER_RPC
 from pad_vllm.vllm_api.patches.outcome_rpc import call_all_workers
@@ -88,7 +87,7 @@ class AdapterRegistry:
         """
         if not self._loras:
             return True
-        return self._roots.has(path) and (Path(path).expanduser() / CONFIG_FILE).is_file()
+        return self._roots.has_adapter(path)
 
     async def load(self, engine: Any, name: str, path: str, *, replacing: bool = False) -> None:
         """Load an adapter on all workers, and let requests name it from then on.
@@ -148,6 +147,7 @@ class AdapterRegistry:
         logger.info("PAD: adapter %s is removed", short_repr(name))
 
     def _load_mergeable(self, folder: Path) -> Adapter:
+        require_small(folder)
         first, adapter = load_adapter(self._pad.adapter), load_adapter(folder)
         require_mergeable([AdapterPart(first, {}), AdapterPart(adapter, {})])
         require_prefix_shapes(adapter, self._base)

@@ -7,10 +7,13 @@ limited before it is read.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pad_vllm.adapter.adapter_folder import ADAPTER_FILES, PREFIXES_FOLDER
+from pad_vllm.adapter.manifest import CONFIG_FILE
 from pad_vllm.config import PADConfig
 from pad_vllm.wording import short_repr
 
@@ -20,50 +23,74 @@ MAX_ADAPTER_BYTES = 1 << 30
 
 class AdapterRoots:
     """The folders below which adapters may be loaded: `adapter_root`, or else those that hold the adapters
-    which the server started with.
+    which the server started with. A whole disk is no such folder.
     """
 
     def __init__(self, pad: PADConfig) -> None:
         """Nothing is read."""
         served = [path for path in (pad.adapter, *pad.adapters.values()) if path]
-        named = [pad.adapter_root] if pad.adapter_root else [str(Path(p).parent) for p in served]
-        self._roots = tuple({Path(path).expanduser().resolve(): None for path in named})
+        resolved = [Path(path).expanduser().resolve() for path in served]
+        named = [Path(pad.adapter_root).expanduser().resolve()] if pad.adapter_root else []
+        parents = [path.parent for path in resolved if path.parent != path.parent.parent]
+        self._roots = tuple(dict.fromkeys(named or parents))
+        self._served = (*served, *map(str, resolved))
 
-    def has(self, path: str) -> bool:
+    def has_folder(self, path: str) -> bool:
         """Whether `path` is below an allowed folder, where its links lead to."""
-        folder = Path(path).expanduser().resolve()
-        return any(root in folder.parents for root in self._roots)
+        folder = _resolved(path)
+        return folder is not None and any(root in folder.parents for root in self._roots)
+
+    def has_adapter(self, path: str) -> bool:
+        """Whether there is an adapter in a folder that may be loaded; others are not looked at."""
+        try:
+            return self.has_folder(path) and (Path(path) / CONFIG_FILE).is_file()
+        except OSError:
+            return False
 
     @contextmanager
     def adapter_folder(self, path: str) -> Iterator[Path]:
-        """The folder that a client named. What is raised inside tells no path but the client's own.
+        """The folder that a client named. A ValueError or OSError that is raised inside becomes a ValueError
+        which tells no path but the client's own.
 
-        Raises ValueError: it is not below an allowed folder, or has more than MAX_ADAPTER_BYTES.
+        Raises ValueError: it is not below an allowed folder.
         """
-        if not self.has(path):
+        folder = _resolved(path)
+        if folder is None or not self.has_folder(path):
             raise ValueError(
                 f"lora_path is {short_repr(path)}, and this server loads adapters from elsewhere; accepted: "
                 "a folder below its setting adapter_root, which is by default the folder that holds the "
                 "adapter it was started with"
             )
-        folder = Path(path).expanduser().resolve()
         try:
-            _require_small(folder)
             yield folder
         except (ValueError, OSError) as error:
             raise ValueError(self._without_paths(str(error), folder, path)) from error
 
     def _without_paths(self, message: str, folder: Path, path: str) -> str:
         message = message.replace(str(folder), path)
+        for served in sorted(self._served, key=len, reverse=True):
+            message = message.replace(served, "the served adapter")
         for root in self._roots:
-            message = message.replace(str(root), "adapter_root")
+            message = message.replace(f"{root}{os.sep}", f"adapter_root{os.sep}")
         return message
 
 
-def _require_small(folder: Path) -> None:
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+def require_small(folder: Path) -> None:
+    """Raise ValueError where an adapter's files have more than MAX_ADAPTER_BYTES."""
+    files = [*(folder / name for name in ADAPTER_FILES), *folder.glob(f"{PREFIXES_FOLDER}/*/*")]
+    size = sum(file.stat().st_size for file in files if file.is_file())
     if size > MAX_ADAPTER_BYTES:
         raise ValueError(
             f"the adapter has {size} bytes; accepted: {MAX_ADAPTER_BYTES} at most. Name it in "
             "additional_config['pad']['adapters'] and start the server again"
         )
+
+
+def _resolved(path: str) -> Path | None:
+    """Where a client's path leads; None where it leads nowhere: a loop of links, a NUL, a name too long.
+    `~` is a name like any other.
+    """
+    try:
+        return Path(path).resolve()
+    except (OSError, ValueError, RuntimeError):
+        return None

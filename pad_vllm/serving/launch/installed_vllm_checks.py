@@ -16,6 +16,7 @@ from pad_vllm.vllm_api.vllm_versions import (
     PACKAGES,
     TESTED_VERSIONS,
     is_accepted,
+    is_between_releases,
 )
 from pad_vllm.wording import listed
 
@@ -57,6 +58,8 @@ def _check_version() -> str:
             f"pip uninstall both, then install one. {_INSTALL}"
         )
     ((package, number),) = versions.items()
+    if not is_accepted(number) and is_between_releases(number):
+        return f"{package} {number}; a build between releases, which was not looked at"
     if not is_accepted(number):
         raise ValueError(f"{package} {number}; accepted are {ACCEPTED_IN_WORDS}. {_INSTALL}")
     return f"{package} {number}"

@@ -12,6 +12,13 @@ from typing import Any, NamedTuple
 
 from pad_vllm.config import LOAD_FORMAT, LOGITS_PROCESSOR, PAD_KEY, PADConfig
 
+_PARALLEL_FLAGS = (
+    ("--tensor-parallel-size", "-tp"),
+    ("--pipeline-parallel-size", "-pp"),
+    ("--data-parallel-size", "-dp"),
+)
+"""By which vLLM is asked for several workers, whole and short."""
+
 
 class FlagOccurrence(NamedTuple):
     """One occurrence of a flag on the command line."""
@@ -81,6 +88,17 @@ def has_flag(user_flags: Iterable[str], name: str) -> bool:
     return bool(_split_off(list(user_flags), name)[0])
 
 
+def num_ranks(user_flags: Iterable[str]) -> int:
+    """How many workers the user's flags ask for; a number that cannot be read counts as one."""
+    flags, count = list(user_flags), 1
+    for names in _PARALLEL_FLAGS:
+        for name in names:
+            for flag in _split_off(flags, name)[0]:
+                if flag.values[0].isdigit():
+                    count *= max(int(flag.values[0]), 1)
+    return count
+
+
 def _split_off(
     args: list[str], name: str, *, many: bool = False
 ) -> tuple[list[FlagOccurrence], list[str]]:
@@ -111,7 +129,11 @@ def _split_off(
 
 
 def _abbreviates(option: str, name: str) -> bool:
-    """Whether argparse reads the option as this flag: whole, or cut short, such as --load-form."""
+    """Whether argparse reads the option as this flag: whole, or cut short, such as --load-form. Short ones,
+    such as -tp, are not cut.
+    """
+    if not name.startswith("--"):
+        return option == name
     first_word = "--" + name.removeprefix("--").partition("-")[0]
     return name.startswith(option) and option.startswith(first_word)
 

@@ -45,17 +45,21 @@ class V2AnswerTokenReader:
     def __init__(self, states: Any) -> None:
         """states: V2's LogitsProcRequestState."""
         self._states = states
-        self._is_guided = np.zeros(states.max_num_reqs, dtype=bool)
+        self._is_read = np.zeros(states.max_num_reqs, dtype=bool)
 
     @cached_property
     def _answers(self) -> Tensor:
-        """[slots, place] int32. Column 0 takes the tokens of prompts; an answer begins at column 1."""
+        """[slots, place] int32. An answer begins at column 1; column 0 takes tokens of prompts, and nothing
+        reads it.
+        """
         size = self._states.max_num_reqs, 1 + _INITIAL_TOKENS
         return device_buffers.zeros(*size, dtype=torch.int32, device=self._states.device)
 
-    def add_request(self, slot: int, *, is_guided: bool) -> None:
-        """A request enters the slot. One that is guided is read by `read_earlier_tokens`."""
-        self._is_guided[slot] = is_guided
+    def add_request(self, slot: int, *, is_read: bool) -> None:
+        """A request enters the slot; is_read: whether anything depends on its answer's tokens. If so,
+        `read_earlier_tokens` comes before its first step.
+        """
+        self._is_read[slot] = is_read
 
     def read_earlier_tokens(self, slot: int) -> None:
         """Once the slot's new request is on the device: what it has answered already, before a preemption."""
@@ -67,14 +71,16 @@ class V2AnswerTokenReader:
             self._answers[slot, 1 : 1 + stop - start] = answer
 
     def read(self, guided: GuidedRows, ctx: Any) -> AnswerTokens:
-        """The answers, by slot. Call it once in each step (or slice of one) of a request whose answer is
-        read: it takes in what the step was fed. Does not wait for the device.
+        """Write what the step was fed, and return the answers, by slot. Does not wait for the device.
+
+        A step (or slice of one) in which this is not called leaves a gap in the answers of its rows. A row
+        whose request is not read gets some tokens of its slot.
         """
-        length = self.num_tokens(guided, ctx)
         longest = self._longest_answer(ctx)
         self._reserve(longest)
+        length = self.num_tokens(guided, ctx).clamp(min=0, max=longest)
         fed = ctx.input_ids.index_select(0, guided.rows).to(torch.int32)
-        self._answers.index_put_((guided.slots, length.clamp(min=0)), fed)
+        self._answers.index_put_((guided.slots, length), fed)
         tokens = self._answers[:, : longest + 1]
         return AnswerTokens(tokens, torch.ones_like(length), length + 1, guided.slots)
 
@@ -85,10 +91,12 @@ class V2AnswerTokenReader:
         return length
 
     def _longest_answer(self, ctx: Any) -> int:
-        """At least the most tokens of a guided answer, from what the host knows."""
+        """At least the most tokens of an answer that is read, from what the host knows."""
         slots = ctx.idx_mapping_np
-        lengths = ctx.seq_lens_upper_bound_np - self._states.prompt_len.np[slots]
-        return max(int(lengths[self._is_guided[slots]].max(initial=0)), 0)
+        # Where a captured graph pads the batch, this array is longer than the batch.
+        bounds = ctx.seq_lens_upper_bound_np[: len(slots)]
+        lengths = bounds - self._states.prompt_len.np[slots]
+        return max(int(lengths[self._is_read[slots]].max(initial=0)), 0)
 
     def _reserve(self, num_tokens: int) -> None:
         """Make place for answers of so many tokens; doubles it where it grows."""

@@ -98,6 +98,7 @@ class GuidedStep:
             ctx: V2's batch layout, None on V1.
         """
         self._tools, self._logits, self._guided = tools, logits, guided
+        # Candidates are found among these columns; a guided row is written whole.
         self._token_logits = logits[:, : tools.num_token_columns]
         self._logits_rows, self._ctx = logits_rows, ctx
         self._failure_log = tools.instance.failure_log
@@ -138,11 +139,11 @@ class GuidedStep:
 
     def _score_candidates(self) -> ScoredCandidates:
         """All that may fail on one rank and not on another, before the ranks' rewards are summed."""
+        answers = self._read_answers()  # first: it also writes what this step was fed
         z, ids = self._tools.rule.candidates(
             self._token_logits, self._guided.rows, self._guided.max_top_k
         )
         reward_share, seconds = self._reward_share(ids)
-        answers = self._read_answers()
         return ScoredCandidates(
             z=z,
             ids=ids,

@@ -238,7 +238,7 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         request = self._guided_request(sampling_params)
         self._assign(req_idx, request)
         if self._v2_tokens is not None:
-            self._v2_tokens.add_request(req_idx, is_guided=request is not None)
+            self._v2_tokens.add_request(req_idx, is_read=self._reads_answer(request))
         if request is not None:
             self._v2_unread.append((req_idx, request))
         return request is not None
@@ -267,14 +267,20 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         except Exception as error:  # noqa: BLE001, it would end the server and all its requests
             self._failure_log.add("late start", 1, _LATE_START, error)
 
+    def _reads_answer(self, request: GuidedRequest | None) -> bool:
+        """Whether a step of the request depends on the tokens of its answer."""
+        if request is None:
+            return False
+        return bool(request.guidance.no_repeat) or self._tools.reasoning_rows is not None
+
     def _read_v2_request(self, slot: int, request: GuidedRequest) -> None:
         if self._reads_tokens:
             self._announce_request(request, partial(self._read_v2_tokens, slot))
         try:
-            if self._v2_tokens is not None:
-                self._v2_tokens.read_earlier_tokens(slot)
             if self._tools.reasoning_rows is not None:
                 self._tools.reasoning_rows.read_prompt(slot)
+            if self._v2_tokens is not None and self._reads_answer(request):
+                self._v2_tokens.read_earlier_tokens(slot)
         except Exception as error:  # noqa: BLE001, it would end the server and all its requests
             message = "a request's earlier tokens could not be read: guards may miss them"
             self._failure_log.add("text lost", 1, message, error)
@@ -305,6 +311,7 @@ def _step_tools(
     instance = get_or_create_instance(config.instance_id)
     num_token_columns = vocabulary.num_token_columns(config)
     sizes = kernel_choice.StepSizes(
+        config.model_config.get_vocab_size(),
         num_token_columns,
         config.model_config.get_hidden_size(),
         config.model_config.dtype,

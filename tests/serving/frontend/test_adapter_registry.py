@@ -163,10 +163,14 @@ def test_a_client_learns_nothing_of_other_folders_and_no_path(registry, engine, 
     link, missing = root / "link", root / "missing"
     link.symlink_to(tmp_path)
     said = []
-    for path in (tmp_path, tmp_path / "no", root, link, root / ".." / tmp_path.name):
+    loop = root / "loop"
+    loop.symlink_to(loop)
+    odd = (loop, "~nobody/x", "a\0b", "x" * 5000)
+    for path in (tmp_path, tmp_path / "no", root, link, root / ".." / tmp_path.name, *odd):
         with pytest.raises(ValueError, match="loads adapters from elsewhere") as refusal:
             load(registry, engine, "more", str(path))
-        said.append(str(refusal.value).replace(str(path), ""))
+        said.append(str(refusal.value).partition(", and this server")[2])
+        assert not AdapterRegistry(registry._pad, BASE, loras=True).handles_path(str(path))
     assert len(set(said)) == 1
     assert "secret" not in said[0]
     (missing).mkdir()
@@ -174,6 +178,12 @@ def test_a_client_learns_nothing_of_other_folders_and_no_path(registry, engine, 
         load(registry, engine, "more", str(missing))
     assert str(root) not in str(refusal.value).replace(str(missing), "")
     assert engine.calls == []
+
+
+def test_a_whole_disk_is_not_allowed_by_where_the_own_adapter_lies():
+    roots = adapter_roots.AdapterRoots(PADConfig(adapter="/adapter"))
+    assert not roots.has_folder("/etc/ssl")
+    assert adapter_roots.AdapterRoots(PADConfig(adapter="/a/b")).has_folder("/a/c")
 
 
 def test_an_allowed_folder_may_be_named_and_what_is_too_large_is_not_read(

@@ -605,7 +605,7 @@ def test_an_unknown_vllm_ends_only_engines_that_ask_for_pad(monkeypatch, caplog)
         raise IncompatibleVLLM("Attention.__init__ has no parameter 'prefix'")
 
     monkeypatch.setattr(registration, "require_vllm_internals", probe)
-    monkeypatch.setattr(plugin_state, "_failures", [])
+    monkeypatch.setattr(plugin_state, "_outcomes", [])
     with caplog.at_level(logging.ERROR):
         plugin.register()
 

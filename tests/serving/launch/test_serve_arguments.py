@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pad_vllm.config import LOGITS_PROCESSOR
-from pad_vllm.serving.launch.serve_arguments import serve_argv
+from pad_vllm.serving.launch.serve_arguments import num_ranks, serve_argv
 
 
 def config_of(argv):
@@ -137,6 +137,19 @@ def test_a_fetched_model_is_served_under_its_short_name_unless_told_otherwise():
 
     assert named[-2:] == ["--served-model-name", "tiny"]
     assert "tiny" not in told
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], 1),
+        (["-tp", "2", "--max-num-seqs", "8"], 2),
+        (["--tensor-parallel-size=2", "--data_parallel_size", "3"], 6),
+        (["-tp", "many", "-pp", "2"], 2),
+    ],
+)
+def test_ranks_are_counted(flags, expected):
+    assert num_ranks(flags) == expected
 
 
 def test_a_default_is_said_unless_the_user_says_something():

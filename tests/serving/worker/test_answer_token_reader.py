@@ -85,7 +85,8 @@ def v2_step(reader, prompts, fed, places, slots=None):
         idx_mapping_np=requests,
         input_ids=torch.tensor(fed, dtype=torch.int32),
         pos=torch.tensor(places),
-        seq_lens_upper_bound_np=np.array([last[slot] + 1 for slot in requests]),
+        # A captured graph pads the batch, and this array with it.
+        seq_lens_upper_bound_np=np.array([*(last[slot] + 1 for slot in requests), 0, 0]),
     )
     answers = reader.read(guided, ctx)
     rows = zip(answers.row_tokens().tolist(), answers.start, answers.stop, strict=True)
@@ -95,7 +96,7 @@ def v2_step(reader, prompts, fed, places, slots=None):
 def v2_reader(prompts, texts):
     reader = V2AnswerTokenReader(v2_states(prompts, texts))
     for slot in range(len(prompts)):
-        reader.add_request(slot, is_guided=True)
+        reader.add_request(slot, is_read=True)
         reader.read_earlier_tokens(slot)
     return reader
 
@@ -112,7 +113,7 @@ def test_v2_a_request_that_returns_has_what_it_had_answered():
     prompts = [2, 1]
     reader = v2_reader(prompts, [[1, 2, 7, 8], [4]])
     assert v2_step(reader, prompts, [8, 4], [3, 0]) == [[7, 8], []]
-    reader.add_request(0, is_guided=True)  # another one enters the slot
+    reader.add_request(0, is_read=True)  # another one enters the slot
     reader._states.prefill_len.np[0] = 2
     reader.read_earlier_tokens(0)
     assert v2_step(reader, prompts, [2, 5], [1, 1]) == [[], [5]]
@@ -136,13 +137,20 @@ def test_v2_answers_have_place_however_long_they_get_and_unguided_ones_take_none
         expected.append(place % 251)
         rows = v2_step(reader, prompts, [place % 251, 3], [place, 1])
         assert rows == [expected, [3]]
-    reader.add_request(1, is_guided=False)
+    reader.add_request(1, is_read=False)
     width = reader._answers.shape[1]
     ctx = SimpleNamespace(
         idx_mapping_np=np.array([0, 1]),
-        seq_lens_upper_bound_np=np.array([701, 20_000]),
+        seq_lens_upper_bound_np=np.array([702, 20_000]),
         input_ids=torch.tensor([5]),
         pos=torch.tensor([700]),
     )
     reader.read(SimpleNamespace(rows=torch.tensor([0]), slots=torch.tensor([0])), ctx)
+    assert reader._answers.shape[1] == width
+    # Guided without such a guard: it stands in the step, and takes no place.
+    ctx.input_ids, ctx.pos = torch.tensor([6, 9]), torch.tensor([701, 19_999])
+    both = SimpleNamespace(rows=torch.tensor([0, 1]), slots=torch.tensor([0, 1]))
+    answers = reader.read(both, ctx)
+    assert answers.row_tokens()[0, answers.start[0] : answers.stop[0]].tolist()[-2:] == [5, 6]
+    assert int(answers.stop.max()) <= answers.tokens.shape[1]
     assert reader._answers.shape[1] == width

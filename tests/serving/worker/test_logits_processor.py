@@ -173,7 +173,7 @@ class V2:
             idx_mapping_np=self.order,
             input_ids=self.tokens[self.order, lengths - 1],
             pos=torch.from_numpy(lengths) - 1,
-            seq_lens_upper_bound_np=lengths,
+            seq_lens_upper_bound_np=np.append(lengths, 0),  # as padded for a captured graph
         )
         return self.processor.apply(logits, context)
 
