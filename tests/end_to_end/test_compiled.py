@@ -25,6 +25,7 @@ def families(tmp_path_factory):
     return run_families(root, FORKS, lambda _: None, enforce_eager=False)
 
 
+@pytest.mark.exhaustive  # compiled whole, on V1; below V2 is compiled as on a GPU
 @pytest.mark.parametrize("family", FORKS)
 def test_a_small_compiled_model_says_what_its_twin_says(families, family):
     base, adapter, requests, result = families[family]
