@@ -210,7 +210,7 @@ def only_xargs(asked):
 def test_what_cannot_be_loaded_says_why(url, made):
     root, _, folders, loras = made
     broken = root / "broken"
-    broken.mkdir()
+    broken.mkdir(exist_ok=True)
     (broken / "pad_config.json").write_text("{")
     assert "not valid JSON" in refusal(load(url, "broken", broken))
     assert "a served model; accepted: another name" in refusal(load(url, "a", folders["work"]))
