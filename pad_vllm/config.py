@@ -67,8 +67,8 @@ class PADConfig:
     fork_layer: Annotated[int | None, Field(ge=0, description="the number of a layer, from 0")] = (
         None
     )
-    """With `instructions`: the first layer that reads them; None: a third to 0.4 of the layers up, by
-    the base's architecture (serving/start/instruction_settings.py).
+    """With `instructions`: the first layer that reads them; None: from 0.4 of the layers up
+    (serving/start/instruction_settings.py).
     """
 
     max_instructions: Annotated[

@@ -14,17 +14,15 @@ from pad_vllm.engines.shared.instruction_stream import InstructionLimits
 from pad_vllm.vllm_api.prefixed_attention import require_row_to_request
 from pad_vllm.vllm_api.vllm_names import VllmConfig
 
-DEPTHS = {"LlamaForCausalLM": 1 / 3, "Qwen2ForCausalLM": 0.4}
-"""Architecture -> the share of its layers above which an instruction enters (benchmarks/README.md)."""
-
 DEFAULT_DEPTH = 0.4
-"""That of an architecture which was not measured."""
+"""The share of a base's layers above which an instruction enters, measured on a Llama and two Qwen2
+(benchmarks/README.md).
+"""
 
 
 def default_fork_layer(backbone: Backbone) -> int:
     """The fork layer of a server that names none."""
-    depths = [DEPTHS.get(name, DEFAULT_DEPTH) for name in backbone.architectures]
-    return round(min(depths, default=DEFAULT_DEPTH) * backbone.num_layers)
+    return round(DEFAULT_DEPTH * backbone.num_layers)
 
 
 def fork_layer(pad: PADConfig, adapter: AdapterConfig) -> int:

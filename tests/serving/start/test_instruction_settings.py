@@ -46,8 +46,8 @@ def test_without_instructions_the_adapter_says_where_the_fork_is(forked_at):
 @pytest.mark.parametrize(
     ("architecture", "num_layers", "layer"),
     [
-        ("LlamaForCausalLM", 30, 10),
-        ("LlamaForCausalLM", 32, 11),
+        ("LlamaForCausalLM", 30, 12),
+        ("LlamaForCausalLM", 32, 13),
         ("Qwen2ForCausalLM", 24, 10),
         ("Qwen2ForCausalLM", 28, 11),
         ("Qwen3ForCausalLM", 36, 14),
@@ -70,7 +70,7 @@ def test_it_may_be_said(layer):
 def test_a_layer_that_the_base_does_not_have_is_refused_with_those_it_has(layer):
     pad = PADConfig(instructions=True, fork_layer=layer)
     with pytest.raises(
-        ValueError, match=f"'fork_layer'.* is {layer}; .*: 0 to 9. Leave it out for 3"
+        ValueError, match=f"'fork_layer'.* is {layer}; .*: 0 to 9. Leave it out for 4"
     ):
         instruction_settings.fork_layer(pad, adapter())
 
