@@ -17,7 +17,7 @@ from mixed_requests import greedy
 
 pytestmark = [pytest.mark.engine, pytest.mark.exhaustive]
 
-TOKENS = 32
+TOKENS = 192  # as many as take longer than to load an adapter
 PROMPT = [3 + 7 * place % 256 for place in range(12)]
 LORA = {
     "enable_lora": True,
