@@ -4,9 +4,9 @@
 
 Starts `pad-vllm serve` on a free port and sends all requests at once through the OpenAI client: unguided,
 with an instruction in the prompt, guided by weights and, on a base whose adapter has them, by learned
-prefixes. Prints the first prompt's answers and the mean scores of all
-eight; streams one answer, times guided against unguided requests, sends an invalid request on purpose, stops
-the server, and colours one answer by the reward of each token. With --own, or if you type a sentence at the
+prefixes. Prints the first prompt's answers and the mean scores of all eight; streams one answer, times guided
+against unguided requests, sends an invalid request on purpose, stops the server, and colours one answer by
+the reward of each token. With --own, or if you type a sentence at the
 terminal: trains a dimension of your own from that sentence in minutes, and shows an answer guided by it.
 Exits 1 if a step failed, or if guidance by a dimension moves its mean score over the eight prompts the wrong
 way, where the instruction in the prompt moves it the right way.

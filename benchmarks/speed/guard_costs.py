@@ -55,7 +55,6 @@ def step_context(num_rows: int, context: int, drafts: int) -> tuple[np.ndarray, 
     offsets = torch.arange(drafts + 1).repeat(num_rows)
     return slots, SimpleNamespace(
         idx_mapping_np=np.arange(num_rows, dtype=np.int32),
-        expanded_local_pos=offsets,
         input_ids=torch.randint(VOCABULARY, (len(slots),), dtype=torch.int32),
         pos=context - 1 - drafts + offsets,
         seq_lens_upper_bound_np=np.full(num_rows, context, dtype=np.int32),

@@ -61,14 +61,16 @@ def resolve_adapter(adapter: str, base: str | None = None) -> str:
     Raises:
         ValueError: the folder holds no adapter.
     """
-    folder = Path(adapter).expanduser().absolute()
+    shipped = _shipped_adapters()
     if adapter == "demo":
-        folder = _shipped_adapters().get(_name_of(base), _shipped_adapters()[DEMO_BASE])
+        folder = shipped.get(_name_of(base), shipped[DEMO_BASE])
+    else:
+        folder = Path(adapter).expanduser().absolute()
     if not (folder / "pad_config.json").is_file():
         raise ValueError(
             f"adapter {adapter!r}: {folder} holds no pad_config.json. Accepted: an adapter folder "
             "that `pad-vllm train` wrote, or `demo`, the one shipped for "
-            f"{' or '.join(_shipped_adapters())}"
+            f"{' or '.join(shipped)}"
         )
     return str(folder)
 

@@ -223,20 +223,25 @@ def test_pad_vllm_serve_ends_with_the_reason_on_the_terminal(base, good, tmp_pat
     assert "Copy it again." in reason
 
 
+def run_with_plugins(code, allowed):
+    """Python code in a process of its own, where vLLM loads these plugins."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**environment(), "VLLM_PLUGINS": allowed},
+        cwd=os.sep,
+    )
+
+
 def test_without_its_plugin_an_engine_ends_with_the_reason(base, good):
     code = (
         "from vllm import LLM;"
         f"LLM({str(base)!r}, load_format='pad', logits_processors=['pad_vllm:PADLogitsProcessor'],"
         f"additional_config={{'pad': {{'adapter': {str(good)!r}}}}})"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**environment(), "VLLM_PLUGINS": "other"},
-        cwd=os.sep,
-    )
+    done = run_with_plugins(code, "other")
     assert done.returncode
     assert "VLLM_PLUGINS=other keeps vLLM from loading PAD. Unset it" in done.stderr
 
@@ -249,13 +254,6 @@ def test_an_installed_pad_vllm_leaves_other_engines_alone():
         "print(type(get_model_loader(LoadConfig(load_format='pad'))).__name__,"
         "type(get_model_loader(LoadConfig())).__name__)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**environment(), "VLLM_PLUGINS": "pad"},
-        cwd=os.sep,
-    )
-
+    done = run_with_plugins(code, "pad")
+    done.check_returncode()
     assert done.stdout.split()[-2:] == ["PADModelLoader", "DefaultModelLoader"]

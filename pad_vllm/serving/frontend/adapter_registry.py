@@ -85,9 +85,7 @@ class AdapterRegistry:
         LoRAs of vLLM's, so that it can be meant for nothing else. Outside of the allowed folders nothing is
         looked at.
         """
-        if not self._loras:
-            return True
-        return self._roots.has_adapter(path)
+        return not self._loras or self._roots.has_adapter(path)
 
     async def load(self, engine: Any, name: str, path: str, *, replacing: bool = False) -> None:
         """Load an adapter on all workers, and let requests name it from then on.

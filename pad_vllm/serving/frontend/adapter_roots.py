@@ -35,15 +35,22 @@ class AdapterRoots:
         self._roots = tuple(dict.fromkeys(named or parents))
         self._served = (*served, *map(str, resolved))
 
-    def has_folder(self, path: str) -> bool:
-        """Whether `path` is below an allowed folder, where its links lead to."""
-        folder = _resolved(path)
-        return folder is not None and any(root in folder.parents for root in self._roots)
+    def allowed_folder(self, path: str) -> Path | None:
+        """Where a client's path leads, if that is below an allowed folder. `~` is a name like any other.
+
+        None also where it leads nowhere: a loop of links, a NUL, a name too long.
+        """
+        try:
+            folder = Path(path).resolve()
+        except (OSError, ValueError, RuntimeError):
+            return None
+        return folder if any(root in folder.parents for root in self._roots) else None
 
     def has_adapter(self, path: str) -> bool:
         """Whether there is an adapter in a folder that may be loaded; others are not looked at."""
+        folder = self.allowed_folder(path)
         try:
-            return self.has_folder(path) and (Path(path) / CONFIG_FILE).is_file()
+            return folder is not None and (folder / CONFIG_FILE).is_file()
         except OSError:
             return False
 
@@ -54,8 +61,8 @@ class AdapterRoots:
 
         Raises ValueError: it is not below an allowed folder.
         """
-        folder = _resolved(path)
-        if folder is None or not self.has_folder(path):
+        folder = self.allowed_folder(path)
+        if folder is None:
             raise ValueError(
                 f"lora_path is {short_repr(path)}, and this server loads adapters from elsewhere; accepted: "
                 "a folder below its setting adapter_root, which is by default the folder that holds the "
@@ -84,13 +91,3 @@ def require_small(folder: Path) -> None:
             f"the adapter has {size} bytes; accepted: {MAX_ADAPTER_BYTES} at most. Name it in "
             "additional_config['pad']['adapters'] and start the server again"
         )
-
-
-def _resolved(path: str) -> Path | None:
-    """Where a client's path leads; None where it leads nowhere: a loop of links, a NUL, a name too long.
-    `~` is a name like any other.
-    """
-    try:
-        return Path(path).resolve()
-    except (OSError, ValueError, RuntimeError):
-        return None

@@ -58,11 +58,11 @@ def _check_version() -> str:
             f"pip uninstall both, then install one. {_INSTALL}"
         )
     ((package, number),) = versions.items()
-    if not is_accepted(number) and is_between_releases(number):
+    if is_accepted(number):
+        return f"{package} {number}"
+    if is_between_releases(number):
         return f"{package} {number}; a build between releases, which was not looked at"
-    if not is_accepted(number):
-        raise ValueError(f"{package} {number}; accepted are {ACCEPTED_IN_WORDS}. {_INSTALL}")
-    return f"{package} {number}"
+    raise ValueError(f"{package} {number}; accepted are {ACCEPTED_IN_WORDS}. {_INSTALL}")
 
 
 def _installed_version(package: str) -> str | None:

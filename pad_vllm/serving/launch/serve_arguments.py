@@ -7,15 +7,16 @@ PAD's three flags merged into the user's own. Starts nothing, and imports neithe
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pad_vllm.config import LOAD_FORMAT, LOGITS_PROCESSOR, PAD_KEY, PADConfig
 
 _PARALLEL_FLAGS = (
-    ("--tensor-parallel-size", "-tp"),
-    ("--pipeline-parallel-size", "-pp"),
-    ("--data-parallel-size", "-dp"),
+    *("--tensor-parallel-size", "-tp"),
+    *("--pipeline-parallel-size", "-pp"),
+    *("--data-parallel-size", "-dp"),
 )
 """By which vLLM is asked for several workers, whole and short."""
 
@@ -90,13 +91,9 @@ def has_flag(user_flags: Iterable[str], name: str) -> bool:
 
 def num_ranks(user_flags: Iterable[str]) -> int:
     """How many workers the user's flags ask for; a number that cannot be read counts as one."""
-    flags, count = list(user_flags), 1
-    for names in _PARALLEL_FLAGS:
-        for name in names:
-            for flag in _split_off(flags, name)[0]:
-                if flag.values[0].isdigit():
-                    count *= max(int(flag.values[0]), 1)
-    return count
+    flags = list(user_flags)
+    found = [flag for name in _PARALLEL_FLAGS for flag in _split_off(flags, name)[0]]
+    return math.prod(max(int(f.values[0]), 1) for f in found if f.values[0].isdigit())
 
 
 def _split_off(

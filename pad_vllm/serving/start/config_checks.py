@@ -167,16 +167,21 @@ def make_token_aligner(config: VllmConfig, pad: PADConfig) -> TokenAligner:
     return TokenAligner(base, persrm, eos_token_ids=eos_tokens.eos_token_ids(config))
 
 
-def base_tokenizer(config: VllmConfig, pad: PADConfig) -> Any:
-    """The base's tokenizer, with the chat template that it is served with."""
+def plain_base_tokenizer(config: VllmConfig) -> Any:
+    """The base's tokenizer as its folder has it."""
     from transformers import AutoTokenizer
 
     model = config.model_config
-    base = AutoTokenizer.from_pretrained(
+    return AutoTokenizer.from_pretrained(
         model.tokenizer,
         revision=model.tokenizer_revision,
         trust_remote_code=model.trust_remote_code,
     )
+
+
+def base_tokenizer(config: VllmConfig, pad: PADConfig) -> Any:
+    """The base's tokenizer, with the chat template that it is served with."""
+    base = plain_base_tokenizer(config)
     if pad.chat_template:
         setting = "additional_config['pad']['chat_template']"
         base.chat_template = read_chat_template(pad.chat_template, setting)

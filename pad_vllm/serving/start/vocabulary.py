@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 
-from transformers import AutoTokenizer
-
+from pad_vllm.serving.start import config_checks
 from pad_vllm.vllm_api.vllm_names import VllmConfig
 
 logger = logging.getLogger(__name__)
@@ -26,12 +25,7 @@ def num_token_columns(config: VllmConfig) -> int:
     if model.skip_tokenizer_init:
         return num_columns
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            model.tokenizer,
-            revision=model.tokenizer_revision,
-            trust_remote_code=model.trust_remote_code,
-        )
-        last_token = max(tokenizer.get_vocab().values())
+        last_token = max(config_checks.plain_base_tokenizer(config).get_vocab().values())
     except Exception as error:  # noqa: BLE001, a tokenizer of any kind, and no answer depends on it
         logger.warning(
             "PAD: all %d columns of the logits may be candidates, since the tokenizer %r, which would say "

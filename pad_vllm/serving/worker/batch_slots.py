@@ -74,8 +74,8 @@ class BatchSlots:
     def remove(self, slot: int) -> None:
         """The slot's request leaves."""
         self._rows_by_layout.clear()
+        self._numbers.clear(slot)
         if (request := self._requests.pop(slot, None)) is not None:
-            self._numbers.clear(slot)
             self._on_left_batch(request)
 
     def move(self, source: int, target: int, *, swap: bool) -> None:
@@ -87,8 +87,6 @@ class BatchSlots:
             swap: whether the target's request moves to the source. Otherwise it leaves the batch.
         """
         moved, replaced = self._requests.pop(source, None), self._requests.pop(target, None)
-        self._numbers.clear(source)
-        self._numbers.clear(target)
         if replaced is not None and not swap:
             self._on_left_batch(replaced)
         self.assign(source, replaced if swap else None)

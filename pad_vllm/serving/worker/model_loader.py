@@ -29,6 +29,7 @@ from pad_vllm.serving.worker.instance import Instance, get_or_create_instance, r
 from pad_vllm.serving.worker.runtime_adapter_updates import add_adapter_methods
 from pad_vllm.version import __version__
 from pad_vllm.vllm_api.forward_metadata import last_token_indices
+from pad_vllm.vllm_api.instruction_forward import InstructionForward
 from pad_vllm.vllm_api.parallel_ranks import computes_logits, tp_rank_and_size
 from pad_vllm.vllm_api.patches.attention_record import AttentionRecord, recorded_attention
 from pad_vllm.vllm_api.patches.outcome_rpc import (
@@ -229,8 +230,6 @@ def _shared_engine(loaded: LoadedModel) -> RewardEngine:
 
 def _instructed_fork(loaded: LoadedModel, fork_layer: int) -> InstructedFork:
     """The fork of a base whose requests may say what they prefer in a sentence."""
-    from pad_vllm.vllm_api.instruction_forward import InstructionForward
-
     limits = instruction_settings.instruction_limits(loaded.pad)
     learned = LearnedPrefixes()
     read = InstructionForward(loaded.model, loaded.config, limits.num_reserved_blocks, learned.find)

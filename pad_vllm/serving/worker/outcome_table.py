@@ -7,7 +7,7 @@ which the front end gives a request (vllm_api/patches/outcome_rpc.py). Counts st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -142,22 +142,21 @@ class OutcomeTable:
         device, once for all of them (and once for each answer with `pad_explain`).
         """
         self._count_pending()
-        rows_of_key = {key: self._rows_of_key.get(key, []) for key in outcome_keys}
-        rows = [row for rows in rows_of_key.values() for row in rows]
+        rows = [row for key in outcome_keys for row in self._rows_of_key.get(key, ())]
         counts_of_row = dict(zip(rows, self._counts[rows].tolist() if rows else (), strict=True))
-        return [
-            self._pop_outcome(key, [counts_of_row[row] for row in rows_of_key[key]])
-            for key in outcome_keys
-        ]
+        return [self._pop_outcome(key, counts_of_row) for key in outcome_keys]
 
-    def _pop_outcome(self, outcome_key: str, counts: Sequence[Sequence[int]]) -> Outcome | None:
-        """counts: of each of the answer's rows, on the host."""
+    def _pop_outcome(
+        self, outcome_key: str, counts_of_row: Mapping[int, Sequence[int]]
+    ) -> Outcome | None:
+        """counts_of_row: outcome row -> its counts, on the host."""
         was_unknown = outcome_key in self._unknown_keys
         self._unknown_keys.pop(outcome_key, None)
         rows = self._rows_of_key.get(outcome_key)
         if rows is None:
             return unknown_outcome() if was_unknown else None
-        guided, unguided, reasoning, stopped = map(sum, zip(*counts, strict=True))
+        counts = zip(*(counts_of_row[row] for row in rows), strict=True)
+        guided, unguided, reasoning, stopped = map(sum, counts)
         outcome: Outcome = {
             "guided_tokens": guided,
             "unguided_tokens": unguided,

@@ -34,15 +34,12 @@ def patch_responses() -> None:
     batch = f"{_SERVING}.chat_completion.batch_serving", "OpenAIServingChatBatch"
     completion = f"{_SERVING}.completion.serving", "OpenAIServingCompletion"
     responses = f"{_SERVING}.responses.serving", "OpenAIServingResponses"
-    outputs = "result_generator"
+    outputs, single = "result_generator", "request_output_to_completion_response"
     _wrap(*chat, "chat_completion_full_generator", outputs, _chat_response)
     _wrap(*chat, "chat_completion_stream_generator", outputs, _stream)
     _wrap(*batch, "chat_completion_full_generator_batch", "generators", _chat_batch_response)
     _wrap(*completion, "completion_stream_generator", outputs, _stream)
-    _wrap(
-        *(*completion, "request_output_to_completion_response"),
-        *("final_res_batch", _completion_response),
-    )
+    _wrap(*completion, single, "final_res_batch", _completion_response)
     _wrap(*responses, "_generate_with_builtin_tools", "context", _with_watched_context)
     _wrap(*responses, "responses_full_generator", "context", _responses_response)
 
@@ -61,7 +58,9 @@ def _wrap(
     if original is None or argument not in inspect.signature(original).parameters:
         logger.warning(
             "PAD: this vLLM has no %s.%s(%s); responses made there have no field `pad`",
-            *(cls, method, argument),
+            cls,
+            method,
+            argument,
         )
         return
     wrap_method(owner, method, _with_named_arguments(wrapper))

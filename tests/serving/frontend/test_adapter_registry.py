@@ -182,8 +182,8 @@ def test_a_client_learns_nothing_of_other_folders_and_no_path(registry, engine, 
 
 def test_a_whole_disk_is_not_allowed_by_where_the_own_adapter_lies():
     roots = adapter_roots.AdapterRoots(PADConfig(adapter="/adapter"))
-    assert not roots.has_folder("/etc/ssl")
-    assert adapter_roots.AdapterRoots(PADConfig(adapter="/a/b")).has_folder("/a/c")
+    assert not roots.allowed_folder("/etc/ssl")
+    assert adapter_roots.AdapterRoots(PADConfig(adapter="/a/b")).allowed_folder("/a/c")
 
 
 def test_an_allowed_folder_may_be_named_and_what_is_too_large_is_not_read(

@@ -157,7 +157,6 @@ class V2:
                 rows = slice(*batch.cu_num_logits_np[[first, last]])
                 context = SimpleNamespace(
                     idx_mapping_np=self.order[first:last],
-                    expanded_local_pos=torch.tensor(offsets[rows]),
                     input_ids=inputs[rows],
                     pos=torch.from_numpy(lengths[rows]) - 1,
                     seq_lens_upper_bound_np=(self.length[self.order] + counts)[first:last],
