@@ -95,8 +95,8 @@ class IndependentJudges:
         Returns:
             Judge -> a score of each answer.
         """
-        # Prompts, instruction and losses are for the instructed base, which is no judge here.
-        scores = self.judges.scores(dimension, (), answers, "", (), embedded)
+        # Without a reading the instructed base is no judge.
+        scores = self.judges.scores(dimension, [answer.text for answer in answers], embedded)
         names = self.judge_names(dimension)
         return {judge: values for judge, values in scores.items() if judge in names}
 

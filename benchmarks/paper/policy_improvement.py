@@ -98,7 +98,7 @@ def draw_by_rule(
 
     def with_losses(answers: list[DrawnAnswer]) -> list[DrawnAnswer]:
         losses = base_judges.losses(prompts, answers, unguided.instruction)
-        return [replace(a, loss=loss) for a, (loss, _) in zip(answers, losses, strict=True)]
+        return [replace(a, loss=loss.nats) for a, loss in zip(answers, losses, strict=True)]
 
     yield (), "unguided", with_losses(decoding.draw(prompts, unguided))
     models, eos_token_ids = [*values.values()], [decoding.tokenizer.eos_token_id]

@@ -20,14 +20,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.common import arguments
 from benchmarks.common.answer_cache import AnswerCache
 from benchmarks.common.independent_judges import mean_and_interval, percent_with_interval
-from benchmarks.common.prompt_intervals import statistic_and_interval
 from benchmarks.paper.peer_logits_processors import TwoContextsProcessor
 from benchmarks.paper.transformers_decoding import TransformersDecoding
 from benchmarks.quality.instruction_depth import INSTRUCTIONS
@@ -35,6 +33,7 @@ from pad_vllm.adapter.manifest import read_config
 from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
 from pad_vllm.evaluation.sentence_embeddings import embed
 from pad_vllm.evaluation.win_rates_and_fluency import (
+    AnswerLoss,
     perplexity,
     repeated_ngram_share,
     wins_by_prompt,
@@ -52,6 +51,7 @@ from pad_vllm.steering.guided_answers import (
     DecodingSettings,
     DrawnAnswer,
 )
+from pad_vllm.steering.way import AnswerReading, way_and_interval
 from pad_vllm.text.chat_template import load_chat_tokenizer
 from pad_vllm.training.sampling.sample_responses import read_prompts
 
@@ -116,7 +116,7 @@ class AnswerMeasures:
         self._judges, self._prompts = judges, prompts
         self._plain: dict[str, _Measured] = {}
         self._told: dict[str, _Measured] = {}
-        self._known: dict[Any, list[tuple[float, int]]] = {}
+        self._known: dict[Any, list[AnswerLoss]] = {}
 
     def set_references(
         self, name: str, plain: Sequence[DrawnAnswer], told: Sequence[DrawnAnswer]
@@ -130,9 +130,7 @@ class AnswerMeasures:
         wins = wins_by_prompt(measured.scores, plain.scores)
         over_told = wins_by_prompt(measured.scores, told.scores)
         return {
-            "way": statistic_and_interval(
-                list(zip(plain.gaps, told.gaps, measured.gaps, strict=True)), _way
-            ),
+            "way": way_and_interval(plain.reading, told.reading, measured.reading),
             "meaning": mean_and_interval(wins),
             "meaning_over_told": mean_and_interval(over_told),
             "perplexity": round(measured.perplexity / plain.perplexity, 3),
@@ -144,17 +142,14 @@ class AnswerMeasures:
         losses, instructed = self._losses(answers, ""), self._losses(answers, INSTRUCTIONS[name])
         texts = [answer.text for answer in answers]
         return _Measured(
-            gaps=[
-                (plain - told) / max(count, 1)
-                for (plain, count), (told, _) in zip(losses, instructed, strict=True)
-            ],
+            reading=AnswerReading(losses, instructed),
             scores=self._judges.classifiers[name](embed(texts)),
             perplexity=perplexity(losses),
             repeated=statistics.mean(map(repeated_ngram_share, texts)),
             words=statistics.mean(len(text.split()) for text in texts),
         )
 
-    def _losses(self, answers: Sequence[DrawnAnswer], instruction: str) -> list[tuple[float, int]]:
+    def _losses(self, answers: Sequence[DrawnAnswer], instruction: str) -> list[AnswerLoss]:
         key = instruction, tuple(answer.token_ids for answer in answers)
         if key not in self._known:
             unknown = [replace(answer, loss=None) for answer in answers]
@@ -164,19 +159,11 @@ class AnswerMeasures:
 
 @dataclass(frozen=True)
 class _Measured:
-    gaps: list[float]
-    """By prompt: log-probability a token under the instructed base, less that under the base."""
-
+    reading: AnswerReading
     scores: list[float]
     perplexity: float
     repeated: float
     words: float
-
-
-def _way(means: np.ndarray) -> np.ndarray:
-    """Of mean gaps [..., 3] of plain, told and other answers -> [...]."""
-    plain, told, measured = np.moveaxis(means, -1, 0)
-    return (measured - plain) / (told - plain)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:

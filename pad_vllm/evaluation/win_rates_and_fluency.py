@@ -8,11 +8,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
+
+START_TOKENS = 4
+"""Tokens that an answer starts with: the rest follows from them."""
+
+
+class AnswerLoss(NamedTuple):
+    """What a model makes of one answer after its prompt."""
+
+    nats: float
+    """Summed negative log-likelihood."""
+
+    tokens: int
+    """Their number."""
+
+    start: float = 0.0
+    """Of the answer's START_TOKENS first tokens the one that the model finds least likely: its
+    log-probability less that of the most likely token there; 0 is the most likely one.
+    """
 
 
 def win_rate(scores: Sequence[float], against: Sequence[float]) -> float:
@@ -31,7 +49,7 @@ def repeated_ngram_share(text: str, n: int = 4) -> float:
 @torch.no_grad()
 def answer_losses(
     model: Any, pairs: Sequence[tuple[list[int], list[int]]], batch: int = 16
-) -> list[tuple[float, int]]:
+) -> list[AnswerLoss]:
     """The loss of each answer after its prompt.
 
     Args:
@@ -40,10 +58,10 @@ def answer_losses(
         batch: Number of pairs in one forward pass.
 
     Returns:
-        (summed negative log-likelihood in nats, number of tokens) per answer, in the order of `pairs`.
+        One per answer, in the order of `pairs`.
     """
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
-    losses: dict[int, tuple[float, int]] = {}
+    losses: dict[int, AnswerLoss] = {}
     for start in range(0, len(order), batch):
         chunk = order[start : start + batch]
         ids = [torch.tensor(pairs[i][0] + pairs[i][1], device=model.device) for i in chunk]
@@ -54,14 +72,21 @@ def answer_losses(
             logits = model.lm_head(hidden[row, first : first + len(answer)]).float()
             target = torch.tensor(answer, dtype=torch.long, device=logits.device)
             loss = torch.nn.functional.cross_entropy(logits, target, reduction="sum")
-            losses[i] = (loss.item(), len(answer))
+            losses[i] = AnswerLoss(loss.item(), len(answer), _start(logits, target))
     return [losses[i] for i in range(len(pairs))]
 
 
-def perplexity(losses: Sequence[tuple[float, int]]) -> float:
+def _start(logits: torch.Tensor, target: torch.Tensor) -> float:
+    """AnswerLoss.start of an answer's tokens [n], with the logits [n, V] before each."""
+    first, tokens = logits[:START_TOKENS], target[:START_TOKENS]
+    gaps = first.gather(1, tokens.unsqueeze(1)).squeeze(1) - first.amax(1)
+    return min(gaps.tolist(), default=0.0)
+
+
+def perplexity(losses: Sequence[AnswerLoss]) -> float:
     """exp of the mean loss per token over all answers. losses: as from `answer_losses`."""
-    tokens = sum(count for _, count in losses)
-    return math.exp(sum(loss for loss, _ in losses) / max(tokens, 1))
+    tokens = sum(loss.tokens for loss in losses)
+    return math.exp(sum(loss.nats for loss in losses) / max(tokens, 1))
 
 
 def wins_by_prompt(scores: Sequence[float], against: Sequence[float]) -> list[float]:

@@ -20,7 +20,7 @@ from pad_vllm.evaluation.instruction_classifier import (
 )
 from pad_vllm.evaluation.lexical_scorers import LEXICAL_JUDGES, LEXICAL_SCORERS
 from pad_vllm.evaluation.sentence_embeddings import embed
-from pad_vllm.evaluation.win_rates_and_fluency import answer_losses
+from pad_vllm.evaluation.win_rates_and_fluency import AnswerLoss, answer_losses
 from pad_vllm.steering.comparison_conditions import instructed_conditions, unguided_condition
 from pad_vllm.steering.guided_answers import (
     AnswerBatch,
@@ -30,6 +30,7 @@ from pad_vllm.steering.guided_answers import (
     draw_answers,
     known_losses,
 )
+from pad_vllm.steering.way import AnswerReading
 from pad_vllm.text.chat_template import chat_token_ids
 from pad_vllm.text.preference_text import with_instruction
 
@@ -61,7 +62,7 @@ class DimensionJudges:
         answers: Sequence[DrawnAnswer],
         drawn_with: str,
         instruction: str = "",
-    ) -> list[tuple[float, int]]:
+    ) -> list[AnswerLoss]:
         """Losses of the answers under the base, with an instruction in its prompt or without.
 
         Args:
@@ -73,7 +74,7 @@ class DimensionJudges:
             instruction: Instruction in the base's prompt; empty for the plain base.
 
         Returns:
-            (summed negative log-likelihood in nats, number of tokens) per answer.
+            One per answer.
         """
         if drawn_with == instruction and (losses := known_losses(answers)):
             return losses
@@ -89,38 +90,30 @@ class DimensionJudges:
     def scores(
         self,
         dimension: str,
-        prompts: Conversations,
-        answers: Sequence[DrawnAnswer],
-        drawn_with: str,
-        plain_losses: Sequence[tuple[float, int]],
+        texts: Sequence[str],
         embeddings: np.ndarray,
+        reading: AnswerReading | None = None,
     ) -> dict[str, list[float]]:
-        """Scores of the answers by each judge of a dimension.
+        """Scores of answers by each judge of a dimension.
 
         Args:
             dimension: Dimension to judge by.
-            prompts: The prompt of each answer; only the teacher reads them.
-            answers: Answers to judge.
-            drawn_with: Instruction that the answers were drawn with, empty for none.
-            plain_losses: `losses` of the answers under the plain base.
-            embeddings: [n, E] sentence embeddings of the answers.
+            texts: The answers.
+            embeddings: [n, E], their sentence embeddings.
+            reading: What the teacher judges by; None leaves it out.
 
         Returns:
             Judge -> score of each answer.
         """
-        texts = [answer.text for answer in answers]
         scores = {
             name: [LEXICAL_SCORERS[name](text) for text in texts]
             for name in LEXICAL_JUDGES.get(dimension, ())
         }
         if dimension in self.classifiers:
             scores[MEANING_JUDGE] = self.classifiers[dimension](embeddings)
-        if dimension in self.instructions:
-            instructed = self.losses(prompts, answers, drawn_with, self.instructions[dimension])
-            scores[TEACHER_JUDGE] = [
-                plain[0] - with_it[0]
-                for plain, with_it in zip(plain_losses, instructed, strict=True)
-            ]
+        if reading is not None:
+            pairs = zip(reading.plain, reading.instructed, strict=True)
+            scores[TEACHER_JUDGE] = [plain.nats - instructed.nats for plain, instructed in pairs]
         return scores
 
 

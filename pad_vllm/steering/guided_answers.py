@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pad_vllm.evaluation.win_rates_and_fluency import START_TOKENS, AnswerLoss
 from pad_vllm.serving.launch import offline_engine
 from pad_vllm.steering.comparison_conditions import Condition
 from pad_vllm.text.conversation import Conversation
@@ -32,10 +33,17 @@ class DrawnAnswer:
     included; None: not known.
     """
 
+    start: float = 0.0
+    """AnswerLoss.start under the same base and prompt, where the loss is known."""
 
-def known_losses(answers: Sequence[DrawnAnswer]) -> list[tuple[float, int]]:
-    """(negative log-likelihood in nats, number of tokens) of the answers that have a loss."""
-    return [(answer.loss, len(answer.token_ids)) for answer in answers if answer.loss is not None]
+
+def known_losses(answers: Sequence[DrawnAnswer]) -> list[AnswerLoss]:
+    """Of the answers that have a loss."""
+    return [
+        AnswerLoss(answer.loss, len(answer.token_ids), answer.start)
+        for answer in answers
+        if answer.loss is not None
+    ]
 
 
 @dataclass(frozen=True)
@@ -119,8 +127,12 @@ def _draw_answers(batch: AnswerBatch) -> list[list[list[DrawnAnswer]]]:
 
 
 def _answer(completion: Any, loss_known: bool) -> DrawnAnswer:
-    loss = -float(completion.cumulative_logprob) if loss_known else None
-    return DrawnAnswer(completion.text, tuple(completion.token_ids), loss)
+    text, ids = completion.text, tuple(completion.token_ids)
+    if not loss_known:
+        return DrawnAnswer(text, ids)
+    first = zip(ids, completion.logprobs[:START_TOKENS], strict=False)
+    gaps = [known[i].logprob - max(one.logprob for one in known.values()) for i, known in first]
+    return DrawnAnswer(text, ids, -float(completion.cumulative_logprob), min(gaps, default=0.0))
 
 
 def _engine_arguments(batch: AnswerBatch) -> dict[str, Any]:
@@ -146,6 +158,6 @@ def _sampling_params(decoding: DecodingSettings, condition: Condition) -> Any:
         temperature=decoding.temperature,
         top_k=decoding.top_k if decoding.temperature else 0,
         max_tokens=decoding.tokens,
-        logprobs=0,  # of the sampled token alone
+        logprobs=1,  # of the sampled token and of the most likely one
         extra_args=condition.extra_args(),
     )

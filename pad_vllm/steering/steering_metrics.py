@@ -1,12 +1,13 @@
 """Metrics of each condition's answers, compared with the unguided ones.
 
 In: answers by condition, DimensionJudges. Out: a record per condition, plain JSON: share of prompts won, by
-judge, with 95% intervals; repeated 4-grams; perplexity, relevance and words relative to the unguided answers.
+judge, and the way, with 95% intervals; derailed starts; repeated 4-grams; perplexity, relevance and words
+relative to the unguided answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pad_vllm.evaluation.sentence_embeddings import embed, relevance
@@ -19,6 +20,7 @@ from pad_vllm.evaluation.win_rates_and_fluency import (
 from pad_vllm.steering.comparison_conditions import Condition
 from pad_vllm.steering.dimension_judges import DimensionJudges
 from pad_vllm.steering.guided_answers import Conversations, DrawnAnswer
+from pad_vllm.steering.way import AnswerReading, way_and_interval
 
 ConditionRecord = dict[str, Any]
 """Metrics of one condition, as result files store them."""
@@ -70,6 +72,7 @@ class ConditionMetrics:
             "relevance": round(measured.relevance / plain.relevance, 3),
             "words": round(measured.words / max(plain.words, 1e-9), 3),
         }
+        record |= _ways(condition.aims, measured, plain, instructed)
         first_aim = next(iter(condition.aims), "")
         prompting = instructed.get(first_aim) if condition.weights else None
         if condition.instruction and prompting is not None:
@@ -77,6 +80,25 @@ class ConditionMetrics:
                 d: _wins(measured.scores(d), prompting.scores(d)) for d in condition.aims
             }
         return record
+
+
+def _ways(
+    aims: Iterable[str],
+    measured: _MeasuredAnswers,
+    plain: _MeasuredAnswers,
+    instructed: Mapping[str, _MeasuredAnswers],
+) -> dict[str, Any]:
+    """The way by dimension, and derailed starts, of a condition that aims at dimensions with a teacher."""
+    ways, derailed = {}, []
+    for dimension in aims:
+        told = instructed.get(dimension)
+        readings = [m.reading(dimension) for m in (plain, told, measured) if m is not None]
+        known = [reading for reading in readings if reading is not None]
+        if len(known) == len(("plain", "told", "measured")):
+            ways[dimension] = way_and_interval(*known)
+            derailed.append(known[-1].derailed())
+    # Of two aims either's base may begin like that.
+    return {"way": ways} | ({"derailed": round(min(derailed), 4)} if derailed else {})
 
 
 class _MeasuredAnswers:
@@ -97,19 +119,27 @@ class _MeasuredAnswers:
         cosines = relevance(metrics.prompt_embeddings, self.embeddings)
         self.relevance = sum(cosines) / len(cosines)
         self._scores: dict[str, dict[str, list[float]]] = {}
+        self._readings: dict[str, AnswerReading] = {}
 
     def scores(self, dimension: str) -> dict[str, list[float]]:
         """Judge -> score of each answer."""
         if dimension not in self._scores:
+            texts, reading = [answer.text for answer in self.answers], self.reading(dimension)
             self._scores[dimension] = self.metrics.judges.scores(
-                dimension,
-                self.metrics.prompts,
-                self.answers,
-                drawn_with=self.instruction,
-                plain_losses=self.losses,
-                embeddings=self.embeddings,
+                dimension, texts, self.embeddings, reading
             )
         return self._scores[dimension]
+
+    def reading(self, dimension: str) -> AnswerReading | None:
+        """What the base and the teacher of a dimension make of the answers; None: it has no teacher."""
+        judges = self.metrics.judges
+        if dimension not in judges.instructions:
+            return None
+        if dimension not in self._readings:
+            instruction = judges.instructions[dimension]
+            told = judges.losses(self.metrics.prompts, self.answers, self.instruction, instruction)
+            self._readings[dimension] = AnswerReading(self.losses, told)
+        return self._readings[dimension]
 
 
 def _wins(
@@ -126,15 +156,31 @@ def _wins(
 def metrics_table(records: Sequence[ConditionRecord]) -> list[str]:
     """Lines of a Markdown table with a row per condition."""
     lines = [
-        "| condition | beta | wins in percent, by judge | repeated | perplexity | relevance | words |",
-        "| --- | ---: | --- | ---: | ---: | ---: | ---: |",
+        (
+            "| condition | beta | wins in percent, by judge | way | derailed | repeated | perplexity "
+            "| relevance | words |"
+        ),
+        "| --- | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for record in records:
         beta = f"{record['beta']:g}" if record["beta"] else ""
         ratios = (f"{record[key]:.2f}x" for key in ("perplexity", "relevance", "words"))
-        cells = [record["name"], beta, _wins_cell(record), f"{record['repeated']:.1%}", *ratios]
+        shares = [_percent(record.get("derailed")), _percent(record["repeated"])]
+        cells = [record["name"], beta, _wins_cell(record), _way_cell(record), *shares, *ratios]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
+
+
+def _way_cell(record: ConditionRecord) -> str:
+    several = len(record["aims"]) > 1
+    return "; ".join(
+        (f"{dimension}: " if several else "") + "{:.2f} ({:.2f} to {:.2f})".format(*way)
+        for dimension, way in record["way"].items()
+    )
 
 
 def _wins_cell(record: ConditionRecord) -> str:

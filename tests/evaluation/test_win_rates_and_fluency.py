@@ -29,10 +29,15 @@ def test_repetition_counts_ngrams_that_occur_earlier():
 def test_perplexity_is_the_models_own():
     model = tiny.model("llama")
     prompt, answer = [3, 4, 5], [6, 7, 8, 9]
-    (total, count), _ = answer_losses(model, [(prompt, answer), ([3], [4, 5])])
+    loss, _ = answer_losses(model, [(prompt, answer), ([3], [4, 5])])
     logits = model(torch.tensor([prompt + answer])).logits[0, 2:-1]
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor(answer)).item()
-    assert perplexity([(total, count)]) == pytest.approx(math.exp(expected), rel=1e-4)
+    assert perplexity([loss]) == pytest.approx(math.exp(expected), rel=1e-4)
+    log_p = logits.log_softmax(-1)
+    least_likely = min(
+        (row[token] - row.max()).item() for row, token in zip(log_p, answer, strict=True)
+    )
+    assert loss.start == pytest.approx(least_likely, rel=1e-4)
 
 
 def test_token_ids_are_made_on_the_models_device():

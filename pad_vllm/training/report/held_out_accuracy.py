@@ -196,4 +196,4 @@ class _PromptedBase:
         pairs = [(list(prompt), list(ids)) for ids in responses]
         with self.model.adapter_off():
             losses = answer_losses(self.model.backbone, pairs)
-        return torch.tensor([nll for nll, _ in losses])
+        return torch.tensor([loss.nats for loss in losses])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+from pad_vllm.evaluation.win_rates_and_fluency import AnswerLoss
 from pad_vllm.training.report import held_out_accuracy
 
 
@@ -13,7 +14,7 @@ def test_the_losses_of_a_prompt_are_computed_once_and_only_the_last_ones_are_kep
 
     def losses(_backbone, pairs):
         asked.append(pairs)
-        return [(float(sum(ids)), len(ids)) for _, ids in pairs]
+        return [AnswerLoss(float(sum(ids)), len(ids)) for _, ids in pairs]
 
     monkeypatch.setattr(held_out_accuracy, "answer_losses", losses)
     monkeypatch.setattr(held_out_accuracy, "CACHED_PROMPTS", 3)
