@@ -30,7 +30,7 @@ setup(
         "safetensors>=0.6",
         "torch>=2.10",
         "transformers>=5.16",
-        "typer>=0.15",
+        "typer>=0.19",
     ],
     extras_require={
         # One of these two, never both: they fill the same `vllm` folder.

@@ -88,15 +88,18 @@ class InstructionDefaults:
     no_repeat: int = 3
     min_p: float = 0.03
 
-    def of_learned_prefix(self) -> "InstructionDefaults":
-        """Those of a request that names a learned prefix and no weights. Its rewards are known better: at an
-        answer's first token nearly all of what the instructed base would say (benchmarks/README.md).
+    def of_learned_prefix(self, beta: float | None) -> "InstructionDefaults":
+        """Those of a request that names a learned prefix and no weights; beta: the prefix's own, if any.
+
+        Its rewards are known better: at an answer's first token nearly all of what the instructed base would
+        say (benchmarks/README.md).
         """
-        return replace(self, beta=min(self.beta, LEARNED_PREFIX_BETA), min_p=0.0)
+        default = min(self.beta, LEARNED_PREFIX_BETA) if beta is None else beta
+        return replace(self, beta=default, min_p=0.0)
 
 
 LEARNED_PREFIX_BETA = 1.5
-"""Default strength of a learned prefix."""
+"""Default strength of a learned prefix that brings none."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,9 @@ class RequestLimits:
     prefixes: Mapping[str, LearnedInstruction] = field(default_factory=dict)
     """The adapter's learned prefixes, by the name that a request gives as `pad_preference`."""
 
+    prefix_betas: Mapping[str, float] = field(default_factory=dict)
+    """Default strengths of those that bring one."""
+
     worker_key: str | None = None
     """The name by which the workers know the adapter; None where it is the one that a client gives."""
 
@@ -147,8 +153,9 @@ class RequestLimits:
     """The limits of the other adapters, by the name that a request gives."""
 
     def __post_init__(self) -> None:
+        strongest = max(map(abs, (self.beta, *self.prefix_betas.values())))
         for name, default, limit in (
-            ("beta", abs(self.beta), self.max_beta),
+            ("beta", strongest, self.max_beta),
             ("top_k", self.top_k, self.max_top_k),
         ):
             if default > limit:
@@ -232,8 +239,9 @@ def _defaults(
         raise _no_weights(arguments.names, takes_instructions=takes_instructions)
     if not arguments.preference or limits.instructions is None:
         return limits
-    is_learned_alone = arguments.weights is None and arguments.preference in limits.prefixes
-    return limits.instructions.of_learned_prefix() if is_learned_alone else limits.instructions
+    if arguments.weights is not None or arguments.preference not in limits.prefixes:
+        return limits.instructions
+    return limits.instructions.of_learned_prefix(limits.prefix_betas.get(arguments.preference))
 
 
 def _instruction(extra_args: Mapping[str, object] | None) -> Instruction | None:

@@ -81,17 +81,24 @@ class Adapter:
             digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
         return digest.hexdigest()
 
-    def with_prefixes(self, fork_layer: int, prefixes: Mapping[str, LearnedPrefix]) -> Adapter:
+    def with_prefixes(
+        self,
+        fork_layer: int,
+        prefixes: Mapping[str, LearnedPrefix],
+        betas: Mapping[str, float] | None = None,
+    ) -> Adapter:
         """A copy with these learned prefixes and no others.
 
         Args:
             fork_layer: first layer that reads them.
             prefixes: by name, of one length; one at least.
+            betas: default strength of some of them, by name.
         """
         listed_prefixes = PrefixConfig(
             fork_layer,
             next(iter(prefixes.values())).num_tokens,
             {name: prefix.digest for name, prefix in prefixes.items()},
+            dict(betas or {}),
         )
         config = replace(self.config, format_version=FORMAT_3, prefixes=listed_prefixes)
         return replace(self, config=config, prefixes=prefixes)

@@ -91,13 +91,17 @@ def _with_merged_prefixes(adapter: Adapter, parts: Sequence[AdapterPart]) -> Ada
     Raises AdapterError where fork layers or lengths differ.
     """
     merged: dict[str, LearnedPrefix] = {}
-    shapes = {}
+    shapes, betas = {}, {}
     for part in parts:
         config = part.adapter.config.prefixes
         for name, prefix in part.selected_prefixes.items():
             assert config is not None
             shapes[config.fork_layer, config.num_tokens] = part.adapter.path
-            merged.setdefault(name, prefix)
+            if name in merged:
+                continue
+            merged[name] = prefix
+            if name in config.betas:
+                betas[name] = config.betas[name]
     if len(shapes) > 1:
         described = (f"{path}: {layer} and {tokens}" for (layer, tokens), path in shapes.items())
         raise AdapterError(
@@ -107,7 +111,7 @@ def _with_merged_prefixes(adapter: Adapter, parts: Sequence[AdapterPart]) -> Ada
     if not merged:
         return adapter
     ((fork_layer, _),) = shapes
-    return adapter.with_prefixes(fork_layer, merged)
+    return adapter.with_prefixes(fork_layer, merged, betas)
 
 
 def _summed_head(parts: Sequence[AdapterPart], name: str) -> tuple[Tensor, Tensor, Tensor]:

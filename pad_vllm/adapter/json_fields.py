@@ -7,7 +7,7 @@ value, what is accepted and what to do. This module knows no particular format.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pad_vllm.wording import did_you_mean, listed, short_repr
 
@@ -95,7 +95,7 @@ def require_integer(name: str, value: object, low: int, high: int | None = None)
     require_field(in_range, name, value, accepted)
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a JSON value is a number. Booleans are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 

@@ -55,6 +55,9 @@ class PrefixConfig:
     digests: dict[str, str]
     """Name -> LearnedPrefix.digest."""
 
+    betas: dict[str, float] = field(default_factory=dict)
+    """Name -> default strength; a prefix without one has the server's (params.LEARNED_PREFIX_BETA)."""
+
     def __post_init__(self) -> None:
         require_integer("prefixes.fork_layer", self.fork_layer, 0)
         require_integer("prefixes.num_tokens", self.num_tokens, 1)
@@ -64,6 +67,19 @@ class PrefixConfig:
             valid and digests, "prefixes.digests", digests, "an object of name and sha256"
         )
         _require_dimensions(tuple(digests))
+        betas = self.betas
+        require_field(
+            isinstance(betas, dict)
+            and all(name in digests and _is_strength(beta) for name, beta in betas.items()),
+            "prefixes.betas",
+            betas,
+            f"an object of a prefix's name and a number from -{MAX_BETA:g} to {MAX_BETA:g}",
+        )
+        object.__setattr__(self, "betas", {name: float(beta) for name, beta in betas.items()})
+
+
+def _is_strength(value: object) -> bool:
+    return is_number(value) and abs(value) <= MAX_BETA
 
 
 def _is_digest(value: object) -> bool:
@@ -126,8 +142,8 @@ class AdapterConfig:
         require_integer("fork_layer", self.fork_layer, 0, highest_fork)
         _require_dimensions(self.dimensions)
         require_integer("head_rank", self.head_rank, 1)
-        beta_valid = is_number(self.beta) and abs(self.beta) <= MAX_BETA
-        require_field(beta_valid, "beta", self.beta, f"a number from -{MAX_BETA:g} to {MAX_BETA:g}")
+        accepted = f"a number from -{MAX_BETA:g} to {MAX_BETA:g}"
+        require_field(_is_strength(self.beta), "beta", self.beta, accepted)
         require_integer("top_k", self.top_k, 1, self.backbone.vocab_size)
         require_field(isinstance(self.training, dict), "training", self.training, "a JSON object")
         require_field(
@@ -170,6 +186,8 @@ class AdapterConfig:
         # Unused optional fields are left out: the text, and so the digest, stays that of the releases
         # before these fields existed.
         values = _without_unused(fields, _OPTIONAL)
+        if self.prefixes is not None:
+            values["prefixes"] = _without_unused(fields["prefixes"], _PREFIXES_OPTIONAL)
         backbone = {_BACKBONE_KEYS[name]: value for name, value in fields["backbone"].items()}
         values["backbone"] = _without_unused(backbone, _BACKBONE_OPTIONAL)
         try:
@@ -199,13 +217,16 @@ class AdapterConfig:
         if (prefixes := raw.get("prefixes")) is not None:
             require_field(isinstance(prefixes, dict), "prefixes", prefixes, "an object")
             fields = [field.name for field in dataclasses.fields(PrefixConfig)]
-            require_keys("prefixes.", prefixes, fields)
+            require_keys("prefixes.", {**_PREFIXES_OPTIONAL, **prefixes}, fields)
             parts["prefixes"] = PrefixConfig(**prefixes)
         return cls(**{**raw, **parts})
 
 
 _OPTIONAL: dict[str, Any] = {"no_repeat": 0, "min_p": 0.0, "chat_template": None, "prefixes": None}
 """Keys that pad_config.json may leave out, and their values then."""
+
+_PREFIXES_OPTIONAL: dict[str, Any] = {"betas": {}}
+"""The same for its object `prefixes`."""
 
 _BACKBONE_OPTIONAL: dict[str, Any] = {"landmarks": None}
 """The same for its object `backbone`."""

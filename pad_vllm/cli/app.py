@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from pad_vllm.cli.check import check
+from pad_vllm.cli.dose import dose
 from pad_vllm.cli.evaluate import evaluate
 from pad_vllm.cli.explain import explain
 from pad_vllm.cli.fit import fit
@@ -33,7 +34,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for command in (models, check, sample, score, train, merge, evaluate, steer, explain, choose, fit):
+for command in (
+    *(models, check, sample, score, train, dose, merge),
+    *(evaluate, steer, explain, choose, fit),
+):
     app.command()(command)
 # `serve` passes all other arguments on to vLLM.
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(serve)

@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
 
@@ -96,6 +96,14 @@ def fetch_reward_backbone(engine: str | None, adapter: str | Path) -> None:
     """
     if engine not in (None, "shared"):
         resolve_base(read_config(adapter).backbone.name)
+
+
+DtypeOption = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"] | None,
+    typer.Option(
+        help="Type in which the base answers and reads (default: its own on a GPU, float32 on a CPU).",
+    ),
+]
 
 
 def sampling_dtype() -> str:

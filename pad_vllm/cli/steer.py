@@ -14,6 +14,7 @@ from pad_vllm.cli.error_reporting import report_errors
 from pad_vllm.cli.shared_options import (
     AdapterArgument,
     ChatTemplateOption,
+    DtypeOption,
     chat_template_text,
     command_line_as_typed,
     fetch_reward_backbone,
@@ -113,6 +114,7 @@ def steer(
             "the judges' time.",
         ),
     ] = True,
+    dtype: DtypeOption = None,
     card: Annotated[
         bool, typer.Option("--card", help="Write the results into the adapter's README.md.")
     ] = False,
@@ -138,7 +140,7 @@ def steer(
 
         if engine not in ENGINES:
             raise ValueError(f"--engine {engine}: accepted are {listed(ENGINES)}")
-        folder, dtype = Path(resolve_adapter(adapter, base)), sampling_dtype()
+        folder = Path(resolve_adapter(adapter, base))
         fetch_reward_backbone(engine, folder)
         settings = SteeringSettings(
             base=base,
@@ -150,7 +152,7 @@ def steer(
             other_betas=beside_beta or (),
             prefix_betas=prefix_beta or (),
             decodings=tuple(
-                DecodingSettings(temperature=value, tokens=tokens, dtype=dtype)
+                DecodingSettings(temperature=value, tokens=tokens, dtype=dtype or sampling_dtype())
                 for value in temperature or _DEFAULT_TEMPERATURES
             ),
             mixes=mixes,

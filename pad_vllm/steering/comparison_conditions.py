@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pad_vllm.adapter.manifest import AdapterConfig, training_sections
+from pad_vllm.adapter.manifest import AdapterConfig, PrefixConfig, training_sections
+from pad_vllm.params import LEARNED_PREFIX_BETA
 
 
 @dataclass(frozen=True)
@@ -138,24 +139,31 @@ def instructed_and_guided_conditions(
     ]
 
 
-def prefix_conditions(names: Sequence[str], betas: Sequence[float]) -> list[Condition]:
+def prefix_conditions(
+    prefixes: PrefixConfig, dimensions: Sequence[str], betas: Sequence[float]
+) -> list[Condition]:
     """Guidance by each learned prefix.
 
     Args:
-        names: Of the adapter's prefixes; each is judged as the dimension of its name.
-        betas: Strengths; each gives conditions of its own.
+        prefixes: The adapter's.
+        dimensions: Those that may be judged: a prefix is judged as the dimension of its name.
+        betas: Strengths; each gives conditions of its own. Empty: each prefix's default.
 
     Returns:
         A condition per strength, prefix and sign, in that order.
     """
+    names = [name for name in prefixes.digests if name in dimensions]
+    strengths = [dict.fromkeys(names, beta) for beta in betas] or [
+        {name: prefixes.betas.get(name, LEARNED_PREFIX_BETA) for name in names}
+    ]
     return [
         Condition(
             f"prefix {_sign(sign)}{name}",
-            beta=beta,
+            beta=by_name[name],
             aims={name: sign},
-            request_arguments={"pad_preference": name, "pad_beta": sign * beta},
+            request_arguments={"pad_preference": name, "pad_beta": sign * by_name[name]},
         )
-        for beta, name, sign in itertools.product(betas, names, (1, -1))
+        for by_name, name, sign in itertools.product(strengths, names, (1, -1))
     ]
 
 

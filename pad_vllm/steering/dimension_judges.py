@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pad_vllm.catalog.name_resolution import resolve_base
 from pad_vllm.evaluation.instruction_classifier import (
     InstructionClassifier,
     fit_instruction_classifier,
@@ -31,7 +33,7 @@ from pad_vllm.steering.guided_answers import (
     known_losses,
 )
 from pad_vllm.steering.way import AnswerReading
-from pad_vllm.text.chat_template import chat_token_ids
+from pad_vllm.text.chat_template import chat_token_ids, load_chat_tokenizer
 from pad_vllm.text.preference_text import with_instruction
 
 TEACHER_JUDGE, MEANING_JUDGE = "teacher", "meaning"
@@ -45,7 +47,7 @@ class DimensionJudges:
     """Scores answers by all judges that a dimension has."""
 
     model: Any
-    """The base, a Transformers model in float32."""
+    """The base, a Transformers model in the dtype that the answers were drawn in."""
 
     tokenizer: Any
     """The base's, with a chat template."""
@@ -69,8 +71,7 @@ class DimensionJudges:
             prompts: The prompt of each answer.
             answers: Answers to judge.
             drawn_with: Instruction that the answers were drawn with, empty for none. If it equals
-                `instruction`, the losses that the engine gave are returned where they are known
-                (float32).
+                `instruction`, the losses that the engine gave are returned where they are known.
             instruction: Instruction in the base's prompt; empty for the plain base.
 
         Returns:
@@ -115,6 +116,24 @@ class DimensionJudges:
             pairs = zip(reading.plain, reading.instructed, strict=True)
             scores[TEACHER_JUDGE] = [plain.nats - instructed.nats for plain, instructed in pairs]
         return scores
+
+
+def load_judges(
+    base: str,
+    decoding: DecodingSettings,
+    instructions: Mapping[str, str],
+    classifiers: Mapping[str, InstructionClassifier] | None = None,
+) -> DimensionJudges:
+    """Judges of answers that were drawn from `base` by `decoding`; the other arguments are their fields."""
+    from pad_vllm.persrm import load_causal_lm
+
+    folder = Path(resolve_base(base))
+    return DimensionJudges(
+        model=load_causal_lm(folder, dtype=decoding.dtype).eval(),
+        tokenizer=load_chat_tokenizer(folder, base, decoding.chat_template),
+        instructions=instructions,
+        classifiers=classifiers or {},
+    )
 
 
 def judge_accuracies(classifiers: Mapping[str, InstructionClassifier]) -> dict[str, float]:

@@ -59,7 +59,7 @@ class DecodingSettings:
 
     seed: int = 0
     dtype: str = "auto"
-    """Of the engine, as vLLM takes it. Losses are known for float32 alone."""
+    """Of the engine, as vLLM takes it; judges read with the base in the same."""
 
     chat_template: str | None = None
     """Text of a Jinja template; None: the base's own."""
@@ -119,17 +119,14 @@ def _draw_answers(batch: AnswerBatch) -> list[list[list[DrawnAnswer]]]:
     for decoding in batch.decodings:
         params = [_sampling_params(decoding, c) for c in conditions for _ in batch.prompts]
         outputs = llm.chat(conversations, params, chat_template=decoding.chat_template)
-        losses_known = decoding.dtype == "float32"  # the dtype that judges compute losses in
-        answers = [_answer(output.outputs[0], losses_known) for output in outputs]
+        answers = [_answer(output.outputs[0]) for output in outputs]
         starts = range(0, len(answers), num_prompts)
         by_decoding.append([answers[start : start + num_prompts] for start in starts])
     return by_decoding
 
 
-def _answer(completion: Any, loss_known: bool) -> DrawnAnswer:
+def _answer(completion: Any) -> DrawnAnswer:
     text, ids = completion.text, tuple(completion.token_ids)
-    if not loss_known:
-        return DrawnAnswer(text, ids)
     first = zip(ids, completion.logprobs[:START_TOKENS], strict=False)
     gaps = [known[i].logprob - max(one.logprob for one in known.values()) for i, known in first]
     return DrawnAnswer(text, ids, -float(completion.cumulative_logprob), min(gaps, default=0.0))

@@ -91,12 +91,11 @@ def _ways(
     """The way by dimension, and derailed starts, of a condition that aims at dimensions with a teacher."""
     ways, derailed = {}, []
     for dimension in aims:
-        told = instructed.get(dimension)
-        readings = [m.reading(dimension) for m in (plain, told, measured) if m is not None]
-        known = [reading for reading in readings if reading is not None]
-        if len(known) == len(("plain", "told", "measured")):
-            ways[dimension] = way_and_interval(*known)
-            derailed.append(known[-1].derailed())
+        reading, of_plain = measured.reading(dimension), plain.reading(dimension)
+        of_told = instructed[dimension].reading(dimension) if dimension in instructed else None
+        if reading is not None and of_plain is not None and of_told is not None:
+            ways[dimension] = way_and_interval(of_plain, of_told, reading)
+            derailed.append(reading.derailed())
     # Of two aims either's base may begin like that.
     return {"way": ways} | ({"derailed": round(min(derailed), 4)} if derailed else {})
 

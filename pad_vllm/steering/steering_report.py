@@ -6,30 +6,24 @@ are fitted on. Out: records and a table per decoding, the judges' accuracies, an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pad_vllm.adapter.manifest import AdapterConfig, read_config
-from pad_vllm.catalog.name_resolution import resolve_base
 from pad_vllm.evaluation.instruction_classifier import InstructionClassifier
-from pad_vllm.params import LEARNED_PREFIX_BETA
 from pad_vllm.steering import comparison_conditions, dimension_judges
+from pad_vllm.steering.answer_file import read_or_draw
 from pad_vllm.steering.comparison_conditions import Condition
 from pad_vllm.steering.guided_answers import (
     AnswerBatch,
     Conversations,
     DecodingSettings,
-    DrawnAnswer,
-    draw_answers,
 )
 from pad_vllm.steering.steering_metrics import ConditionMetrics, metrics_table
-from pad_vllm.text.chat_template import load_chat_tokenizer
 
 PrintLine = Callable[[str], None]
-_ANSWER_FILE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,7 @@ class SteeringSettings:
     """Strengths of each other adapter; empty: its default alone."""
 
     prefix_betas: Sequence[float] = ()
-    """Strengths of the adapter's learned prefixes, if it has any; empty: their default alone."""
+    """Strengths of the adapter's learned prefixes, if it has any; empty: their defaults alone."""
 
     decodings: Sequence[DecodingSettings] = (DecodingSettings(), DecodingSettings(temperature=0.7))
     mixes: bool = True
@@ -89,25 +83,6 @@ class SteeringSettings:
         template = {} if self.chat_template is None else {"chat_template": self.chat_template}
         return {"engine": self.engine, **template}
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain JSON that identifies the settings in files of answers, whose keys do not change."""
-        return {
-            "base": self.base,
-            "adapter": self.adapter,
-            "prompts": [prompt.to_json() for prompt in self.prompts],
-            "judge_prompts": [prompt.to_json() for prompt in self.judge_prompts],
-            "beside": dict(self.other_adapters),
-            "betas": list(self.betas),
-            "beside_betas": list(self.other_betas),
-            "decodings": [asdict(decoding) for decoding in self.decodings],
-            "mixes": self.mixes,
-            "on_top": self.on_top,
-            "teacher": self.teacher,
-            "told": dict(self.instructions),
-            "engine": self.engine,
-            "chat_template": self.chat_template,
-        }
-
 
 def measure_steering(
     settings: SteeringSettings, print_line: PrintLine, answer_file: Path | None = None
@@ -133,14 +108,11 @@ def measure_steering(
     settings = replace(settings, decodings=decodings)
     instructions = comparison_conditions.instructions_of(config, settings.instructions)
     by_adapter = conditions_by_adapter(settings, config, instructions)
-    answers = _stored_or_drawn_answers(settings, by_adapter, answer_file)
+    answers = read_or_draw(_batches(settings, by_adapter), answer_file)
     conditions = [condition for group in by_adapter.values() for condition in group]
     classifiers = _fit_classifiers(settings, instructions, print_line)
-    judges = _load_judges(
-        settings.base,
-        template=template,
-        instructions=instructions if settings.teacher else {},
-        classifiers=classifiers,
+    judges = dimension_judges.load_judges(
+        settings.base, decodings[0], instructions if settings.teacher else {}, classifiers
     )
     metrics = ConditionMetrics(judges, settings.prompts)
     results = []
@@ -184,9 +156,8 @@ def conditions_by_adapter(
             "PAD", instructions, (betas[0] / 2, betas[0])
         )
     if config.prefixes is not None and settings.engine == "shared":
-        prefixes = [name for name in config.prefixes.digests if name in names]
         conditions += comparison_conditions.prefix_conditions(
-            prefixes, settings.prefix_betas or [LEARNED_PREFIX_BETA]
+            config.prefixes, names, settings.prefix_betas
         )
     if settings.mixes:
         conditions += comparison_conditions.mixed_conditions("PAD", names, betas[0])
@@ -201,39 +172,11 @@ def conditions_by_adapter(
     return by_adapter
 
 
-def _stored_or_drawn_answers(
-    settings: SteeringSettings,
-    by_adapter: Mapping[str, Sequence[Condition]],
-    answer_file: Path | None,
-) -> list[list[list[DrawnAnswer]]]:
-    """[decoding][condition][prompt], from the file if it holds the answers to the same question."""
-    question = _question(settings, by_adapter)
-    if answer_file is not None and answer_file.is_file():
-        stored = json.loads(answer_file.read_text())
-        if stored["question"] == question:
-            return [
-                [[DrawnAnswer(text, tuple(ids), loss) for text, ids, loss in row] for row in rows]
-                for rows in stored["answers"]
-            ]
-    answers = _draw(settings, by_adapter)
-    if answer_file is not None:
-        plain = [[[(a.text, a.token_ids, a.loss) for a in row] for row in rows] for rows in answers]
-        answer_file.write_text(json.dumps({"question": question, "answers": plain}))
-    return answers
-
-
-def _question(settings: SteeringSettings, by_adapter: Mapping[str, Sequence[Condition]]) -> str:
-    """All that decides the answers, as JSON text."""
-    conditions = {folder: [c.as_json() for c in group] for folder, group in by_adapter.items()}
-    configs = [read_config(folder).to_json() for folder in by_adapter]
-    return json.dumps([_ANSWER_FILE_VERSION, settings.as_json(), configs, conditions])
-
-
-def _draw(
+def _batches(
     settings: SteeringSettings, by_adapter: Mapping[str, Sequence[Condition]]
-) -> list[list[list[DrawnAnswer]]]:
-    """[decoding][condition][prompt], by one engine per adapter."""
-    answers: list[list[list[DrawnAnswer]]] = [[] for _ in settings.decodings]
+) -> list[AnswerBatch]:
+    """One for the engine of each adapter."""
+    batches = []
     for folder, conditions in by_adapter.items():
         reads_prefixes = any("pad_preference" in c.request_arguments for c in conditions)
         more: dict[str, Any] = {"instructions": True} if reads_prefixes else {}
@@ -245,9 +188,8 @@ def _draw(
             decodings=settings.decodings,
             engine_settings={**settings.engine_settings, **more},
         )
-        for rows, drawn in zip(answers, draw_answers(batch), strict=True):
-            rows.extend(drawn)
-    return answers
+        batches.append(batch)
+    return batches
 
 
 def _fit_classifiers(
@@ -268,24 +210,6 @@ def _fit_classifiers(
         right = f"{classifier.accuracy:.0%}"
         print_line(f"{name}: the judge of meaning is right on {right} of its held-out pairs")
     return classifiers
-
-
-def _load_judges(
-    base: str,
-    *,
-    template: str | None,
-    instructions: Mapping[str, str],
-    classifiers: Mapping[str, InstructionClassifier],
-) -> dimension_judges.DimensionJudges:
-    from pad_vllm.persrm import load_causal_lm
-
-    folder = Path(resolve_base(base))
-    return dimension_judges.DimensionJudges(
-        model=load_causal_lm(folder, dtype="float32").eval(),
-        tokenizer=load_chat_tokenizer(folder, base, template),
-        instructions=instructions,
-        classifiers=classifiers,
-    )
 
 
 def _text_key(condition: Condition) -> str:

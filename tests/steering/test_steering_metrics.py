@@ -16,7 +16,8 @@ PROMPTS = [Conversation.model_validate(f"question {i}") for i in range(4)]
 class LengthJudges:
     """The longer answer is the kinder one, and the instructed base expects kind answers."""
 
-    instructions = {"kind": "Be kind."}
+    def __init__(self):
+        self.instructions = {"kind": "Be kind."}
 
     def losses(self, prompts, answers, drawn_with, instruction=""):
         start = -9.0 if instruction else -5.0

@@ -12,7 +12,7 @@ import tiny
 from pad_vllm.adapter.adapter_folder import load_adapter, save_adapter
 from pad_vllm.cli import shared_options
 from pad_vllm.cli.app import app
-from pad_vllm.steering import dimension_judges, steering_metrics, steering_report
+from pad_vllm.steering import answer_file, dimension_judges, steering_metrics, steering_report
 from pad_vllm.steering.guided_answers import DrawnAnswer
 
 INSTRUCTIONS = {"warm": "be warm", "brief": "be brief"}
@@ -42,7 +42,7 @@ def adapter(tmp_path, monkeypatch):
             for _ in decodings
         ]
 
-    monkeypatch.setattr(steering_report, "draw_answers", answers)
+    monkeypatch.setattr(answer_file, "draw_answers", answers)
     monkeypatch.setattr(dimension_judges, "draw_answers", answers)
     for module in (dimension_judges, steering_metrics):
         monkeypatch.setattr(
@@ -137,9 +137,9 @@ def test_another_base_is_guided_by_an_engine_with_a_backbone_of_its_own(
     (tmp_path / "prompts.txt").write_text("one\n")
     template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     (tmp_path / "plain.jinja").write_text(template)
-    answer, seen = steering_report.draw_answers, []
+    answer, seen = answer_file.draw_answers, []
     monkeypatch.setattr(
-        steering_report, "draw_answers", lambda batch: seen.append(batch) or answer(batch)
+        answer_file, "draw_answers", lambda batch: seen.append(batch) or answer(batch)
     )
     resolved = []
     monkeypatch.setattr(shared_options, "resolve_base", resolved.append)

@@ -75,7 +75,7 @@ def _with_unique_names(adapter: Adapter, index: int) -> Adapter:
     if learned is None:
         return renamed
     prefixes = {stem + name: prefix for name, prefix in adapter.prefixes.items()}
-    return renamed.with_prefixes(learned.fork_layer, prefixes)
+    return renamed.with_prefixes(learned.fork_layer, prefixes)  # strengths are the front end's
 
 
 def served_limits(pad: PADConfig) -> RequestLimits:
@@ -132,6 +132,7 @@ def adapter_limits(adapter: AdapterConfig, max_beta: float, max_top_k: int) -> R
         no_repeat=adapter.no_repeat,
         min_p=adapter.min_p,
         prefixes=_learned_instructions(adapter.prefixes),
+        prefix_betas=adapter.prefixes.betas if adapter.prefixes else {},
     )
 
 

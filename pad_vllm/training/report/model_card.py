@@ -39,6 +39,8 @@ def model_card_text(config: AdapterConfig, steering: Mapping[str, Any] | None) -
         for title, content in _sections(part).items():
             if content:
                 blocks += [f"{'###' if merged else '##'} {title}", *content]
+    if dose := config.training.get("dose"):
+        blocks += ["## Dose", *_dose_section(dose)]
     if steering:
         blocks += ["## Steering", *_steering_section(steering)]
     return "\n\n".join(blocks) + "\n"
@@ -254,6 +256,19 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     lines = [names, ["---", *["---:"] * (len(names) - 1)]]
     lines += [[cell.replace("|", "\\|") for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _dose_section(dose: Mapping[str, Any]) -> list[str]:
+    """How `pad-vllm dose` chose the strengths."""
+    legend = (
+        f"{dose['prompts']} prompts, temperature {dose['temperature']:g}, at most {dose['tokens']} tokens. "
+        "Way: how far the answers' mean log-probability under the base with the instruction in its prompt, "
+        "less that under the base, has come from unguided answers (0) to told ones (1). Perplexity: under the "
+        "base, relative to the unguided answers'. Repeated: share of repeated 4-grams. Derailed: share of answers "
+        "that begin as neither base would. Of each dimension the strength is taken that goes furthest and "
+        "costs no more than asking in the prompt; the heads are scaled so that the default beta means it."
+    )
+    return [f"    {dose['command']}", legend, "\n".join(dose["table"])]
 
 
 def _steering_section(result: Mapping[str, Any]) -> list[str]:
