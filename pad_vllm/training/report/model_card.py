@@ -263,10 +263,11 @@ def _dose_section(dose: Mapping[str, Any]) -> list[str]:
     legend = (
         f"{dose['prompts']} prompts, temperature {dose['temperature']:g}, at most {dose['tokens']} tokens. "
         "Way: how far the answers' mean log-probability under the base with the instruction in its prompt, "
-        "less that under the base, has come from unguided answers (0) to told ones (1). Perplexity: under the "
-        "base, relative to the unguided answers'. Repeated: share of repeated 4-grams. Derailed: share of answers "
-        "that begin as neither base would. Of each dimension the strength is taken that goes furthest and "
-        "costs no more than asking in the prompt; the heads are scaled so that the default beta means it."
+        "less that under the base, has come from unguided answers (0) to told ones (1). Perplexity: under "
+        "the base, relative to the unguided answers'. Repeated: share of repeated 4-grams. Derailed: share "
+        "of answers that begin as neither base would. Of each dimension the strength is taken that goes "
+        "furthest and costs no more than asking in the prompt; the heads are scaled so that the default "
+        "beta means it."
     )
     return [f"    {dose['command']}", legend, "\n".join(dose["table"])]
 
