@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pad_vllm.adapter.manifest import read_config
-from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
+from pad_vllm.catalog.name_resolution import resolve_adapter
 from pad_vllm.cli.error_reporting import report_errors, require_package
 from pad_vllm.cli.shared_options import (
     AdapterOption,
@@ -72,9 +72,7 @@ def fit(
         if answers_were_guided(user_choices):
             fitted = fit_guided_choices(user_choices, dimensions, strength=strength)
         else:
-            model, tokenizer = _load_model(
-                resolve_base(base), folder, chat_template_text(chat_template)
-            )
+            model, tokenizer = _load_model(base, folder, chat_template_text(chat_template))
             fitted = fit_choices(model, tokenizer, user_choices, strength=strength)
             typer.echo(_UNGUIDED_WARNING, err=True)
         _print_fit(fitted, dimensions)
@@ -86,29 +84,20 @@ def fit(
 
 def _load_model(base: str, folder: str, template: str | None) -> tuple[PersRM, Any]:
     """The adapter in `folder` on its base, and the base's tokenizer. Warns of another base."""
-    import torch
-
     from pad_vllm.adapter.adapter_folder import load_adapter
     from pad_vllm.adapter.backbone.backbone import Backbone, require_same_backbone
-    from pad_vllm.adapter.backbone.weight_fingerprint import local_checkpoint
-    from pad_vllm.persrm import PersRM, load_causal_lm
-    from pad_vllm.text.chat_template import load_chat_tokenizer
+    from pad_vllm.open_base import open_base
+    from pad_vllm.persrm import PersRM
 
     adapter = load_adapter(folder)
-    tokenizer = load_chat_tokenizer(base, base, template or adapter.config.chat_template)
-    backbone = load_causal_lm(base)
-    checkpoint = local_checkpoint(base)
-    served = (
-        Backbone.from_hf_config(backbone.config, name=base)
-        if checkpoint is None
-        else Backbone.from_checkpoint(checkpoint)
+    backbone, tokenizer, checkpoint = open_base(
+        base, chat_template=template or adapter.config.chat_template
     )
+    served = Backbone.from_checkpoint(checkpoint)
     # A mismatch only warns: weights for a quantised copy may be fitted on the original model.
     for warning in require_same_backbone(adapter.config.backbone, served, allow_mismatch=True):
         Console(stderr=True).print(f"[yellow]Warning:[/yellow] {escape(warning)}", soft_wrap=True)
-    model = PersRM.from_adapter(backbone, adapter)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device), tokenizer
+    return PersRM.from_adapter(backbone, adapter).to(backbone.device), tokenizer
 
 
 def _print_fit(fitted: WeightFit, dimensions: Sequence[str]) -> None:

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pad_vllm.catalog.name_resolution import resolve_base
 from pad_vllm.evaluation.instruction_classifier import (
     InstructionClassifier,
     fit_instruction_classifier,
@@ -23,6 +21,7 @@ from pad_vllm.evaluation.instruction_classifier import (
 from pad_vllm.evaluation.lexical_scorers import LEXICAL_JUDGES, LEXICAL_SCORERS
 from pad_vllm.evaluation.sentence_embeddings import embed
 from pad_vllm.evaluation.win_rates_and_fluency import AnswerLoss, answer_losses
+from pad_vllm.open_base import open_base
 from pad_vllm.steering.comparison_conditions import instructed_conditions, unguided_condition
 from pad_vllm.steering.guided_answers import (
     AnswerBatch,
@@ -33,7 +32,7 @@ from pad_vllm.steering.guided_answers import (
     known_losses,
 )
 from pad_vllm.steering.way import AnswerReading
-from pad_vllm.text.chat_template import chat_token_ids, load_chat_tokenizer
+from pad_vllm.text.chat_template import chat_token_ids
 from pad_vllm.text.preference_text import with_instruction
 
 TEACHER_JUDGE, MEANING_JUDGE = "teacher", "meaning"
@@ -125,15 +124,10 @@ def load_judges(
     classifiers: Mapping[str, InstructionClassifier] | None = None,
 ) -> DimensionJudges:
     """Judges of answers that were drawn from `base` by `decoding`; the other arguments are their fields."""
-    from pad_vllm.persrm import load_causal_lm
-
-    folder = Path(resolve_base(base))
-    return DimensionJudges(
-        model=load_causal_lm(folder, dtype=decoding.dtype).eval(),
-        tokenizer=load_chat_tokenizer(folder, base, decoding.chat_template),
-        instructions=instructions,
-        classifiers=classifiers or {},
+    model, tokenizer, _ = open_base(
+        base, dtype=decoding.dtype, chat_template=decoding.chat_template
     )
+    return DimensionJudges(model, tokenizer, instructions, classifiers or {})
 
 
 def judge_accuracies(classifiers: Mapping[str, InstructionClassifier]) -> dict[str, float]:

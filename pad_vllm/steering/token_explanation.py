@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,11 +18,11 @@ from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone, require_same_backbone
 from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.argument_names import BETA, WEIGHTS
-from pad_vllm.catalog.name_resolution import resolve_base
 from pad_vllm.config import PADConfig
 from pad_vllm.guidance_outcome import TokenExplanation, token_explanations
+from pad_vllm.open_base import base_folder, open_model
 from pad_vllm.params import Guidance, parse_guidance
-from pad_vllm.persrm import PersRM, load_causal_lm
+from pad_vllm.persrm import PersRM
 from pad_vllm.serving.start.served_adapters import adapter_limits
 from pad_vllm.steering.comparison_conditions import Condition
 from pad_vllm.steering.guided_answers import AnswerBatch, DecodingSettings, draw_answers
@@ -39,7 +38,7 @@ class ExplanationRequest:
     """Folder."""
 
     base: str
-    """The adapter's own backbone, under any name that `resolve_base` accepts."""
+    """The adapter's own backbone: a name of `pad-vllm models`, a folder or a hub name."""
 
     prompt: str
     """The user's turn."""
@@ -65,7 +64,7 @@ def explain_answer(request: ExplanationRequest) -> list[TokenExplanation]:
 
     Raises ValueError for weights that the adapter does not have, and where base or adapter cannot be loaded.
     """
-    adapter, folder = load_adapter(request.adapter), Path(resolve_base(request.base))
+    adapter, folder = load_adapter(request.adapter), base_folder(request.base)
     require_same_backbone(adapter.config.backbone, Backbone.from_checkpoint(folder))
     guidance_arguments = _parse_guidance(request, adapter.config)
     tokenizer = load_chat_tokenizer(folder, request.base, adapter.config.chat_template)
@@ -74,7 +73,8 @@ def explain_answer(request: ExplanationRequest) -> list[TokenExplanation]:
         answer = _draw_answer(request, guidance_arguments, adapter.config, messages)
     else:
         answer = tokenizer(request.answer, add_special_tokens=False)["input_ids"]
-    model = PersRM.from_adapter(load_causal_lm(folder, dtype=torch.float32), adapter)
+    backbone = open_model(folder)
+    model = PersRM.from_adapter(backbone, adapter).to(backbone.device)
     return explain_tokens(
         model,
         tokenizer,
@@ -139,14 +139,17 @@ def explain_tokens(
     """
     if not answer:
         return []
-    input_ids = torch.tensor([[*prompt, *answer][:-1]])
-    h_B, h_T = (h[0, len(prompt) - 1 :].float() for h in model.hidden(input_ids))
-    z, candidates = guidance.candidates(model.base_logits(h_B), torch.arange(len(h_B)), top_k)
+    device = model.head_A.device
+    input_ids = torch.tensor([[*prompt, *answer][:-1]], device=device)
+    h_B, h_T = (h[0, len(prompt) - 1 :] for h in model.hidden(input_ids))
+    every_row = torch.arange(len(h_B), device=device)
+    z, candidates = guidance.candidates(model.base_logits(h_B), every_row, top_k)
     # The answer's own token may not be a candidate: it is appended with logit -inf, so that the mean over
     # the candidates leaves it out.
-    ids = torch.cat([candidates, torch.tensor(answer).unsqueeze(-1)], -1)
+    ids = torch.cat([candidates, torch.tensor(answer, device=device).unsqueeze(-1)], -1)
     logits = torch.nn.functional.pad(z, (0, 1), value=guidance.NEG_INF)
-    rewards = model.rewards(h_B, h_T, ids, w.expand(len(h_B), -1))
-    centred = guidance.centred_rewards(logits, rewards, torch.full((len(z),), top_k))
+    rewards = model.rewards(h_B, h_T, ids, w.to(device).expand(len(h_B), -1))
+    wanted = torch.full((len(z),), top_k, device=device)
+    centred = guidance.centred_rewards(logits, rewards, wanted)
     steps = list(zip(range(len(answer)), ids.tolist(), centred.tolist(), strict=True))
     return token_explanations(steps, answer, tokenizer)

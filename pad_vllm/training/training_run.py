@@ -17,12 +17,17 @@ import torch
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.adapter_folder import require_replaceable, save_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone
+from pad_vllm.open_base import base_folder
 from pad_vllm.persrm import PersRM
 from pad_vllm.text.chat_template import load_chat_tokenizer
-from pad_vllm.training.data.prepare_data import checkpoint_folder
 from pad_vllm.training.loop.trainer import HistoryRow
 from pad_vllm.training.loop.training_log import TrainingLog
-from pad_vllm.training.objective.training_model import load_backbone, to_adapter, untrained_persrm
+from pad_vllm.training.objective.training_model import (
+    enable_checkpointing,
+    load_backbone,
+    to_adapter,
+    untrained_persrm,
+)
 from pad_vllm.training.provenance import git_revision, package_versions, peak_memory_gib
 from pad_vllm.training.report.model_card import model_card_text
 from pad_vllm.training.report.training_curves import plot_training_curves
@@ -63,7 +68,7 @@ class TrainingRun:
             folder if accelerator.process_index == 0 else None,
             accuracy_label=method_class.accuracy_label,
         )
-        checkpoint = checkpoint_folder(settings.base)
+        checkpoint = base_folder(settings.base)
         backbone = Backbone.from_checkpoint(checkpoint, settings.name)
         self.context = RunContext(
             settings=settings,
@@ -102,11 +107,11 @@ class TrainingRun:
     def _load_untrained_model(self, checkpoint: Path) -> PersRM:
         settings = self.settings
         torch.manual_seed(settings.recipe.seed)
-        backbone = load_backbone(checkpoint, settings.dtype)
-        model = untrained_persrm(backbone, self.method.dimensions, settings)
-        model = model.to(self.context.accelerator.device)
+        device = self.context.accelerator.device
+        backbone = load_backbone(checkpoint, settings.dtype, device)
+        model = untrained_persrm(backbone, self.method.dimensions, settings).to(device)
         if settings.recipe.checkpointing:
-            backbone.gradient_checkpointing_enable({"use_reentrant": False})
+            enable_checkpointing(backbone)
         return model
 
     def _to_adapter(self, results: dict[str, Any]) -> Adapter:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,19 +43,6 @@ class PreparedData:
     validation: list[PromptGroup]
     held_out: list[PromptGroup]
     report: DataReport
-
-
-def checkpoint_folder(base: str) -> Path:
-    """The folder of a base: a name of `pad-vllm models`, a folder, or a hub name, which is downloaded."""
-    from huggingface_hub import snapshot_download
-
-    from pad_vllm.catalog.name_resolution import resolve_base
-
-    resolved = resolve_base(base)
-    if Path(resolved).is_dir():
-        return Path(resolved)
-    patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-    return Path(snapshot_download(resolved, allow_patterns=patterns))
 
 
 def prepare_groups(settings: Settings, tokenizer: Any) -> PreparedData:

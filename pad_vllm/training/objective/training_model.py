@@ -17,15 +17,22 @@ from pad_vllm.adapter.adapter_folder import save_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.adapter.manifest import AdapterConfig, format_version_for
 from pad_vllm.adapter.peft_lora import EMPTY_LORA, LoRA
-from pad_vllm.persrm import PersRM, load_causal_lm
+from pad_vllm.open_base import Attention, open_model
+from pad_vllm.persrm import PersRM
 from pad_vllm.training.settings import Settings
 
 
-def load_backbone(folder: Path, dtype: str) -> Any:
-    """The base as training runs it, a Transformers model on the CPU. dtype: "float32" or "bfloat16"."""
+def load_backbone(folder: Path, dtype: str, device: torch.device) -> Any:
+    """The base as training runs it. dtype: "float32" or "bfloat16"."""
     # On a CPU the backward pass of SDPA takes three times as long as that of eager attention.
-    attention = "sdpa" if torch.cuda.is_available() else "eager"
-    return load_causal_lm(folder, dtype=getattr(torch, dtype), attn_implementation=attention)
+    attention: Attention = "eager" if device.type == "cpu" else "sdpa"
+    return open_model(folder, dtype=dtype, device=device, attention=attention)
+
+
+def enable_checkpointing(backbone: Any) -> None:
+    """Keep no activation inside the backbone's layers for the backward pass: each is computed again."""
+    backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    backbone.train()  # in eval mode Transformers keeps all of them; no family here has dropout
 
 
 def untrained_persrm(backbone: Any, dimensions: tuple[str, ...], settings: Settings) -> PersRM:

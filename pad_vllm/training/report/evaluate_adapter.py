@@ -18,9 +18,10 @@ from torch import Tensor
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone, require_same_backbone
+from pad_vllm.open_base import base_folder, default_device
 from pad_vllm.persrm import PersRM
 from pad_vllm.text.chat_template import load_chat_tokenizer
-from pad_vllm.training.data.prepare_data import PreparedData, checkpoint_folder, prepare_groups
+from pad_vllm.training.data.prepare_data import PreparedData, prepare_groups
 from pad_vllm.training.data.prompt_groups import PromptGroup
 from pad_vllm.training.data.synthetic_preferences import angle_to_nearest
 from pad_vllm.training.fit_weights import fit_weights
@@ -61,14 +62,15 @@ def evaluate_held_out(
         ValueError: Another backbone, an adapter that does not say how it was trained, one trained from
             instructions if there are no `data_specs`, or a dimension that the data does not score.
     """
-    checkpoint = checkpoint_folder(base)
+    checkpoint, device = base_folder(base), default_device()
     adapter = load_adapter(folder)
     require_same_backbone(adapter.config.backbone, Backbone.from_checkpoint(checkpoint))
     settings = _evaluation_settings(adapter, base, data_specs, unseen_dimensions)
     template = chat_template or adapter.config.chat_template
     tokenizer = load_chat_tokenizer(checkpoint, base, template)
     prepared = prepare_groups(settings, tokenizer)
-    model = PersRM.from_adapter(load_backbone(checkpoint, settings.dtype), adapter)
+    backbone = load_backbone(checkpoint, settings.dtype, device)
+    model = PersRM.from_adapter(backbone, adapter).to(device)
     identity = adapter.config.backbone.fingerprint or str(checkpoint)
     store = TrainingStore(model, tokenizer, settings, cache, identity)
     progress = TrainingLog(None).progress
