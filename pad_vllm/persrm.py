@@ -277,6 +277,18 @@ def load_causal_lm(name: str | Path, **settings: Any) -> Any:
         name: folder or hub name.
         **settings: of `from_pretrained`.
     """
+    return _opener(name).from_pretrained(name, **settings)
+
+
+def causal_lm_without_weights(name: str | Path) -> Any:
+    """The same model with whatever a new model has as weights, for its layers and sizes. name: as above."""
+    from transformers import AutoConfig
+
+    return _opener(name).from_config(AutoConfig.from_pretrained(name))
+
+
+def _opener(name: str | Path) -> Any:
+    """Transformers' class for a checkpoint."""
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
         AutoConfig,
@@ -285,8 +297,7 @@ def load_causal_lm(name: str | Path, **settings: Any) -> Any:
     )
 
     is_text = type(AutoConfig.from_pretrained(name)) in MODEL_FOR_CAUSAL_LM_MAPPING
-    opener = AutoModelForCausalLM if is_text else AutoModelForImageTextToText
-    return opener.from_pretrained(name, **settings)
+    return AutoModelForCausalLM if is_text else AutoModelForImageTextToText
 
 
 def require_decoder_layers(backbone: Any, asked: str, way_out: str) -> None:

@@ -86,7 +86,7 @@ def _load_model(base: str, folder: str, template: str | None) -> tuple[PersRM, A
     """The adapter in `folder` on its base, and the base's tokenizer. Warns of another base."""
     from pad_vllm.adapter.adapter_folder import load_adapter
     from pad_vllm.adapter.backbone.backbone import Backbone, require_same_backbone
-    from pad_vllm.open_base import open_base
+    from pad_vllm.opened_base import open_base
     from pad_vllm.persrm import PersRM
 
     adapter = load_adapter(folder)

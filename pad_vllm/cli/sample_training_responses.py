@@ -14,8 +14,10 @@ from pad_vllm.cli.shared_options import (
     BaseArgument,
     ChatTemplateOption,
     JsonLinesOutput,
+    VLLMOption,
     chat_template_text,
     sampling_dtype,
+    vllm_arguments,
 )
 from pad_vllm.params import parse_guidance
 
@@ -71,6 +73,7 @@ def sample(
         float | None,
         typer.Option(help="With --adapter: pad_beta of every response (default: the adapter's)."),
     ] = None,
+    vllm: VLLMOption = None,
 ) -> None:
     """Sample several responses to each prompt, through vLLM: of BASE itself, or guided by an adapter."""
     with report_errors():
@@ -93,6 +96,7 @@ def sample(
             max_model_len=max_model_len,
             chat_template=chat_template_text(chat_template),
             dtype=sampling_dtype(),
+            engine_arguments=vllm_arguments(vllm or ()),
         )
         counts = sample_responses(
             base,

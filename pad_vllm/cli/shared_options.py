@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import json
 import shlex
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -96,6 +97,36 @@ def fetch_reward_backbone(engine: str | None, adapter: str | Path) -> None:
     """
     if engine not in (None, "shared"):
         resolve_base(read_config(adapter).backbone.name)
+
+
+VLLMOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="An argument of the vLLM engine that draws answers, such as gpu_memory_utilization=0.8, "
+        "tensor_parallel_size=2 or quantization=fp8; once for each.",
+    ),
+]
+
+
+def vllm_arguments(texts: Sequence[str]) -> dict[str, Any]:
+    """Name -> value of the texts of --vllm; a value that is JSON is read as such.
+
+    Raises ValueError for a text without a name or a value.
+    """
+    arguments = {}
+    for name, text in name_value_pairs("--vllm", texts, "one value a name").items():
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        if not name.isidentifier() or text == "":
+            raise ValueError(
+                f"--vllm {name}={text}: NAME=VALUE is accepted, NAME an argument of vLLM such as "
+                "gpu_memory_utilization"
+            )
+        arguments[name] = value
+    return arguments
 
 
 DtypeOption = Annotated[

@@ -19,9 +19,11 @@ from pad_vllm.cli.shared_options import (
     BaseArgument,
     CacheOption,
     ChatTemplateOption,
+    VLLMOption,
     chat_template_text,
     command_line_as_typed,
     options_from_fields,
+    vllm_arguments,
     with_options,
 )
 from pad_vllm.cli.teacher_options import (
@@ -55,6 +57,7 @@ _OWN_PARAMETERS = (
     "teacher",
     "method",
     "recipe",
+    "vllm",
 )
 """Fields of Settings that are not made into options here: `train` has a parameter for each."""
 
@@ -122,6 +125,7 @@ def train(
     restart: RestartOption = False,
     trial: TrialOption = None,
     chat_template: ChatTemplateOption = None,
+    vllm: VLLMOption = None,
     **field_values: Any,
 ) -> None:
     """Train a reward adapter for BASE. If it is stopped, the same command resumes it."""
@@ -152,6 +156,7 @@ def train(
             out=str(out),
             dimensions=tuple(part.strip() for part in dimensions.split(",") if part.strip()),
             chat_template=chat_template_text(chat_template),
+            vllm=vllm_arguments(vllm or ()),
             teacher=distillation,
             method=method,
             recipe=Recipe(**{**recipe_values, **_recipe_choices(recipe or [])}),

@@ -21,7 +21,7 @@ from pad_vllm.evaluation.instruction_classifier import (
 from pad_vllm.evaluation.lexical_scorers import LEXICAL_JUDGES, LEXICAL_SCORERS
 from pad_vllm.evaluation.sentence_embeddings import embed
 from pad_vllm.evaluation.win_rates_and_fluency import AnswerLoss, answer_losses
-from pad_vllm.open_base import open_base
+from pad_vllm.opened_base import open_base
 from pad_vllm.steering.comparison_conditions import instructed_conditions, unguided_condition
 from pad_vllm.steering.guided_answers import (
     AnswerBatch,

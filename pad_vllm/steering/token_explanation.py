@@ -20,7 +20,7 @@ from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.argument_names import BETA, WEIGHTS
 from pad_vllm.config import PADConfig
 from pad_vllm.guidance_outcome import TokenExplanation, token_explanations
-from pad_vllm.open_base import base_folder, open_model
+from pad_vllm.opened_base import base_folder, open_model
 from pad_vllm.params import Guidance, parse_guidance
 from pad_vllm.persrm import PersRM
 from pad_vllm.serving.start.served_adapters import adapter_limits

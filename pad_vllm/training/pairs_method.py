@@ -48,6 +48,9 @@ class PairsMethod:
             model, context.tokenizer, context.settings, context.cache, context.backbone_identity
         )
 
+    def draw(self) -> None:
+        """The responses are the data's."""
+
     def gather(self) -> None:
         """Compute the fork activations of all responses, and the scores of next tokens."""
         fill_store_with(self.prepared, self.store, self.context)

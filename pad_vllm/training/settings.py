@@ -32,8 +32,10 @@ MethodName = Literal["pairs", "scores", "prompt"]
 
 METHOD_NAMES: tuple[str, ...] = get_args(MethodName)
 
-CHANGEABLE_SETTINGS = ("out", "strict", "prompted")
-"""Settings that may differ when an unfinished run is resumed: no trained weight depends on them."""
+CHANGEABLE_SETTINGS = ("out", "strict", "prompted", "vllm")
+"""Settings that may differ when an unfinished run is resumed: no trained weight depends on them, but for what
+was drawn already, which is kept.
+"""
 
 _FINITE = ConfigDict(allow_inf_nan=False)
 _Count = Annotated[int, Field(ge=1)]
@@ -196,6 +198,8 @@ class Settings:
         ),
     ] = 0.0
     chat_template: str | None = None  # text; None is the base's own
+    # arguments of the engine that draws the base's answers, by vLLM's names
+    vllm: dict[str, Any] = dataclasses.field(default_factory=dict)
     teacher: DistillationSettings | None = None  # with method prompt, and only there
     method: MethodName = "pairs"
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
@@ -240,6 +244,8 @@ class Settings:
         method = values.pop("method")
         if self.teacher is not None and self.teacher.prefix is None:
             del values["teacher"]["prefix"]  # as in the files of releases before it
+        if not self.vllm:
+            del values["vllm"]  # likewise
         return {**values, "by_credit": method == "scores"}
 
     @classmethod

@@ -38,7 +38,19 @@ class TrainingMethod(Protocol):
         """
 
     def attach_model(self, model: PersRM) -> None:
-        """Take the untrained model, on this worker's device, and open the store of its activations."""
+        """Take the untrained model and open the store of its activations.
+
+        Called twice: with a model without weights, on PyTorch's meta device, so that what does not fit is
+        refused before anything is drawn or loaded; then with the real one, on this worker's device.
+
+        Raises ValueError for a model that the method cannot train.
+        """
+
+    def draw(self) -> None:
+        """Draw what an engine of vLLM must answer, in a process that has ended when this returns.
+
+        Runs before the base is loaded: the engine takes nearly all of a GPU's memory.
+        """
 
     def gather(self) -> None:
         """Compute everything that `learn` and `evaluate` read of the frozen base, into the store."""

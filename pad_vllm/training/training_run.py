@@ -17,14 +17,17 @@ import torch
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.adapter_folder import require_replaceable, save_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone
-from pad_vllm.open_base import base_folder
+from pad_vllm.adapter.manifest import AdapterConfig
+from pad_vllm.opened_base import base_folder
 from pad_vllm.persrm import PersRM
 from pad_vllm.text.chat_template import load_chat_tokenizer
 from pad_vllm.training.loop.trainer import HistoryRow
 from pad_vllm.training.loop.training_log import TrainingLog
 from pad_vllm.training.objective.training_model import (
+    adapter_config,
     enable_checkpointing,
     load_backbone,
+    skeleton,
     to_adapter,
     untrained_persrm,
 )
@@ -45,7 +48,8 @@ _NOT_IN_TRAINING_SETTINGS = ("out", "recipe", "chat_template")
 class TrainingRun:
     """One worker's part of a run: its context, the model, and the method that trains it.
 
-    The constructor reads the data, loads the base and claims the run's folder; `train` does the rest.
+    The constructor reads the data, checks all that can be checked without the base's weights, and claims the
+    run's folder; `train` does the rest, and sets `model`.
 
     Args:
         settings: All choices of the run.
@@ -56,6 +60,8 @@ class TrainingRun:
         ValueError: Settings or data that cannot be trained with, an adapter's folder that may not be
             replaced, or a run's folder that holds a run with other settings.
     """
+
+    model: PersRM
 
     def __init__(self, settings: Settings, cache: Path, command: str) -> None:
         from accelerate import Accelerator
@@ -81,10 +87,11 @@ class TrainingRun:
             log=self.log,
         )
         self.method: TrainingMethod = method_class(self.context)
-        self.model = self._load_untrained_model(checkpoint)
-        self.method.attach_model(self.model)
+        self._checkpoint = checkpoint
         # Whatever would be refused after the training is refused now, before a run is begun.
-        self._to_adapter(results={})
+        without_weights = self._untrained_model(skeleton(checkpoint))
+        self.method.attach_model(without_weights)
+        self._config(without_weights, results={})
         require_replaceable(Path(settings.out).expanduser())
         if self.context.rank == 0:
             claim_run_folder(folder, settings)
@@ -92,30 +99,38 @@ class TrainingRun:
 
     def train(self) -> Adapter | None:
         """Train, evaluate and save. Returns the adapter on worker 0, None on the others."""
-        self.method.gather()
+        self.gather()
         history = self.method.learn()
         if self.context.rank:
             return None
         with self.context.timed("evaluation"), torch.no_grad():
             results = self.method.evaluate()
-        adapter = self._to_adapter(results)
+        adapter = to_adapter(self.model, self._config(self.model, results))
         self.method.save_control(adapter.config)
         adapter = self.method.complete(adapter)
         self._save(adapter, history)
         return adapter
 
-    def _load_untrained_model(self, checkpoint: Path) -> PersRM:
-        settings = self.settings
-        torch.manual_seed(settings.recipe.seed)
-        device = self.context.accelerator.device
-        backbone = load_backbone(checkpoint, settings.dtype, device)
-        model = untrained_persrm(backbone, self.method.dimensions, settings).to(device)
+    def gather(self) -> None:
+        """Compute all that training reads of the frozen base; sets `model`, untrained.
+
+        The base is loaded when an engine that draws answers has ended: each takes most of a GPU's memory.
+        """
+        self.method.draw()
+        settings, device = self.settings, self.context.accelerator.device
+        backbone = load_backbone(self._checkpoint, settings.dtype, device)
+        self.model = self._untrained_model(backbone).to(device)
         if settings.recipe.checkpointing:
             enable_checkpointing(backbone)
-        return model
+        self.method.attach_model(self.model)
+        self.method.gather()
 
-    def _to_adapter(self, results: dict[str, Any]) -> Adapter:
-        """The model as an adapter. results: what the method's `evaluate` returned."""
+    def _untrained_model(self, backbone: Any) -> PersRM:
+        torch.manual_seed(self.settings.recipe.seed)
+        return untrained_persrm(backbone, self.method.dimensions, self.settings)
+
+    def _config(self, model: PersRM, results: dict[str, Any]) -> AdapterConfig:
+        """pad_config.json of the adapter. results: what the method's `evaluate` returned."""
         settings, context = self.settings, self.context
         written = settings.as_dict()
         training = {
@@ -130,8 +145,8 @@ class TrainingRun:
             "seconds": {name: round(value) for name, value in context.seconds.items()},
             "peak_memory_gib": round(peak_memory_gib(), 2),
         }
-        return to_adapter(
-            self.model,
+        return adapter_config(
+            model,
             context.backbone,
             training,
             beta=settings.beta,

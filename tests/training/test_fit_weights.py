@@ -16,6 +16,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from pad_vllm import opened_base
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.manifest import read_config
 from pad_vllm.cli import fit as fit_command
@@ -318,7 +319,7 @@ def test_choices_between_guided_answers_that_are_none_are_refused(run, tmp_path,
 
 def test_an_adapter_of_another_shape_is_refused(run, folders, tmp_path, monkeypatch):
     other = tiny.checkpoint("gemma3", tmp_path / "gemma3")
-    monkeypatch.setattr(fit_command, "resolve_base", lambda base: str(other))
+    monkeypatch.setattr(opened_base, "resolve_base", lambda base: str(other))
     result = run(write(tmp_path / "choices.jsonl", [GOOD, GOOD]))
     assert result.exit_code == 1
     assert "the adapter was trained on" in result.stderr
@@ -327,7 +328,7 @@ def test_an_adapter_of_another_shape_is_refused(run, folders, tmp_path, monkeypa
 def test_other_weights_of_the_same_shape_are_warned_of(run, tmp_path, monkeypatch):
     other = tiny.checkpoint("llama", tmp_path / "other")
     tiny.model("llama", seed=1).save_pretrained(other)
-    monkeypatch.setattr(fit_command, "resolve_base", lambda base: str(other))
+    monkeypatch.setattr(opened_base, "resolve_base", lambda base: str(other))
     result = run(write(tmp_path / "choices.jsonl", [GOOD, {**GOOD, "chosen": "Welcome!"}]))
     assert result.exit_code == 0, result.stderr
     assert "Warning: the adapter was trained on" in result.stderr
@@ -360,7 +361,7 @@ def plain(tmp_path_factory):
 def test_a_base_without_a_chat_template_is_fitted_with_the_adapters_or_a_given_one(
     run, plain, folders, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(fit_command, "resolve_base", lambda base: str(plain))
+    monkeypatch.setattr(opened_base, "resolve_base", lambda base: str(plain))
     file = write(tmp_path / "choices.jsonl", [GOOD, {**GOOD, "chosen": "Welcome!"}])
     result = run(file)
     assert result.exit_code == 1

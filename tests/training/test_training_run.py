@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.cli.evaluate import evaluate as evaluate_command
 from pad_vllm.persrm import PersRM
+from pad_vllm.training import training_run
 from pad_vllm.training.data.prepare_data import prepare_groups
 from pad_vllm.training.data.synthetic_preferences import draw_preferences
 from pad_vllm.training.loop import trainer, training_checkpoint
@@ -29,6 +30,7 @@ from pad_vllm.training.objective.loss_module import (
 from pad_vllm.training.objective.pair_accuracy import preferences_to_test
 from pad_vllm.training.objective.training_model import untrained_persrm
 from pad_vllm.training.objective.training_store import TrainingStore
+from pad_vllm.training.pairs_method import PairsMethod
 from pad_vllm.training.report.evaluate_adapter import evaluate_held_out
 from pad_vllm.training.run_folder import run_folder
 from pad_vllm.training.settings import Recipe
@@ -236,6 +238,27 @@ def test_gradient_checkpointing_and_accumulation_change_no_loss(finished, root):
     found = json.loads((root / "frugal" / "history.json").read_text())
     for one, other in zip(found[1:], history[1:], strict=False):
         assert one["loss"] == pytest.approx(other["loss"], rel=2e-3)
+
+
+def test_the_base_is_loaded_when_the_engine_that_draws_has_ended(root, monkeypatch):
+    events = []
+    load = training_run.load_backbone
+    monkeypatch.setattr(PairsMethod, "draw", lambda self: events.append("draw"))
+    monkeypatch.setattr(
+        training_run, "load_backbone", lambda *args: events.append("load") or load(*args)
+    )
+    run = TrainingRun(planted.settings(root, "order"), root / "cache", "pad-vllm train ...")
+    assert events == []
+    run.gather()
+    assert events == ["draw", "load"]
+
+
+def test_a_fork_layer_that_the_base_lacks_is_refused_before_anything_is_drawn(root, monkeypatch):
+    monkeypatch.setattr(PairsMethod, "draw", lambda self: pytest.fail("drawn"))
+    settings = planted.settings(root, "refused", fork_layer=9)
+    with pytest.raises(ValueError, match=r"fork_layer 9: this backbone accepts 0\.\.4"):
+        TrainingRun(settings, root / "cache", "pad-vllm train ...")
+    assert not (run_folder(settings) / "settings.json").exists()
 
 
 def test_stated_preferences_are_in_the_prompt_and_the_only_ones_trained(root):

@@ -77,6 +77,9 @@ class CreditMethod:
             model, context.tokenizer, settings, context.cache, context.backbone_identity
         )
 
+    def draw(self) -> None:
+        """The responses are the data's."""
+
     def gather(self) -> None:
         """Compute the final hidden states and candidates of all responses."""
         fill_store_with(self.prepared, self.store, self.context)

@@ -95,14 +95,18 @@ class DistillationMethod:
                 context, model, self.instructions, self.distillation.prefix
             )
 
-    def gather(self) -> None:
-        """Compute answers, fork activations and the teacher's rewards, then the heads' closed form."""
+    def draw(self) -> None:
+        """Have the base answer the prompts, plainly and with an instruction."""
         context = self.context
         with context.timed("answers"):
             records = self._draw_answers()
         self.parts = self.builder.split(records, self.prompts.first_token_only)
         for name, count in self.parts.counts().items():
             context.log.write_line(f"{name:>22} {count:>6}")
+
+    def gather(self) -> None:
+        """Compute fork activations and the teacher's rewards, then the heads' closed form."""
+        context = self.context
         with context.timed("cache"):
             context.fill_store(self.store, self.parts.all(), with_targets=False)
         with context.timed("teacher"):
@@ -232,6 +236,7 @@ class DistillationMethod:
                 chat_template=settings.chat_template,
                 dtype=settings.dtype,  # in which the teacher reads them
                 enforce_eager=True,
+                engine_arguments=settings.vllm,
             )
             build = InstructedBuild(
                 tuple(text for instruction in self.instructions for text in instruction.sentences)

@@ -17,8 +17,8 @@ from pad_vllm.adapter.adapter_folder import save_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.adapter.manifest import AdapterConfig, format_version_for
 from pad_vllm.adapter.peft_lora import EMPTY_LORA, LoRA
-from pad_vllm.open_base import Attention, open_model
-from pad_vllm.persrm import PersRM
+from pad_vllm.opened_base import Attention, open_model
+from pad_vllm.persrm import PersRM, causal_lm_without_weights
 from pad_vllm.training.settings import Settings
 
 
@@ -27,6 +27,12 @@ def load_backbone(folder: Path, dtype: str, device: torch.device) -> Any:
     # On a CPU the backward pass of SDPA takes three times as long as that of eager attention.
     attention: Attention = "eager" if device.type == "cpu" else "sdpa"
     return open_model(folder, dtype=dtype, device=device, attention=attention)
+
+
+def skeleton(folder: Path) -> Any:
+    """The base without weights, on PyTorch's meta device: its layers and sizes, at no cost."""
+    with torch.device("meta"):
+        return causal_lm_without_weights(folder)
 
 
 def enable_checkpointing(backbone: Any) -> None:
@@ -61,21 +67,21 @@ def untrained_persrm(backbone: Any, dimensions: tuple[str, ...], settings: Setti
     )
 
 
-def to_adapter(
+def adapter_config(
     model: PersRM, backbone: Backbone, training: dict[str, Any], **defaults: Any
-) -> Adapter:
-    """The trained tensors as an adapter.
+) -> AdapterConfig:
+    """pad_config.json of a model's adapter.
 
     Args:
-        model: trained.
+        model: its tensors are not read.
         backbone: what the manifest says of the base.
         training: what the manifest says of the training; JSON.
         **defaults: of requests: beta, top_k, no_repeat, min_p, chat_template.
 
     Returns:
-        The adapter, on the CPU.
+        The config. Raises AdapterError for what the format does not accept.
     """
-    config = AdapterConfig(
+    return AdapterConfig(
         format_version=format_version_for(
             heads_only=model.heads_only, constants=model.head_C is not None
         ),
@@ -86,6 +92,10 @@ def to_adapter(
         training=training,
         **defaults,
     )
+
+
+def to_adapter(model: PersRM, config: AdapterConfig) -> Adapter:
+    """The trained tensors as an adapter, on the CPU; config: of `adapter_config`."""
     heads = (None if part is None else part.detach().cpu().clone() for part in model.heads)
     head_A, head_B, head_C = heads
     assert head_A is not None

@@ -18,7 +18,7 @@ from torch import Tensor
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone, require_same_backbone
-from pad_vllm.open_base import base_folder, default_device
+from pad_vllm.opened_base import base_folder, default_device
 from pad_vllm.persrm import PersRM
 from pad_vllm.text.chat_template import load_chat_tokenizer
 from pad_vllm.training.data.prepare_data import PreparedData, prepare_groups

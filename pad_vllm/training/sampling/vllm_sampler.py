@@ -8,8 +8,8 @@ files, scores or rewards.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from jinja2 import TemplateError
@@ -57,6 +57,9 @@ class SamplingOptions:
 
     adapter: str | None = None
     """An adapter's folder, for an engine that can guide."""
+
+    engine_arguments: Mapping[str, Any] = field(default_factory=dict)
+    """vLLM's others, such as gpu_memory_utilization; they go before those above."""
 
     def __post_init__(self) -> None:
         if self.max_tokens >= self.max_model_len:
@@ -115,6 +118,7 @@ def build_vllm_engine(base: str, sampling: SamplingOptions) -> tuple[ChatEngine,
         "seed": sampling.seed,
         "dtype": sampling.dtype,
         "enforce_eager": sampling.enforce_eager,
+        **sampling.engine_arguments,
     }
     params = offline_engine.sampling_params(
         n=sampling.n,

@@ -176,10 +176,11 @@ def test_without_a_file_the_prompts_that_ship_are_answered(root):
 
 
 def test_prompts_beyond_those_answered_teach_first_tokens(root):
-    method = started(root, "firsts").method
+    run = started(root, "firsts")
+    method = run.method
     assert len(method.prompts.answered) == 24
     assert len(method.prompts.first_token_only) == 16
-    method.gather()
+    run.gather()
     parts = method.parts
     assert all(one.response_ids == [[1]] for one in parts.first_tokens)
     example = method.stage_inputs()[1].example(0, 1, 0)

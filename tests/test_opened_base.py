@@ -7,8 +7,8 @@ import pytest
 import tiny
 import torch
 
-from pad_vllm import open_base as opening
-from pad_vllm.open_base import base_folder, default_dtype, open_base, open_model
+from pad_vllm import opened_base
+from pad_vllm.opened_base import base_folder, default_dtype, open_base, open_model
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_a_folder_and_a_hub_name_open_the_same_base(folder, monkeypatch):
 @pytest.mark.parametrize("dtype", [None, "bfloat16", "auto"])
 def test_the_type_is_the_devices_default_unless_one_is_asked_for(folder, dtype):
     model = open_model(folder, dtype=dtype)
-    expected = default_dtype(opening.default_device()) if dtype is None else dtype
+    expected = default_dtype(opened_base.default_device()) if dtype is None else dtype
     stored = torch.float32  # of the tiny checkpoint
     assert model.dtype == (stored if dtype == "auto" else getattr(torch, expected))
     assert default_dtype(torch.device("cpu")) == "float32"
@@ -37,7 +37,7 @@ def test_the_type_is_the_devices_default_unless_one_is_asked_for(folder, dtype):
 
 
 def test_the_model_goes_to_the_accelerator(folder, monkeypatch):
-    monkeypatch.setattr(opening, "default_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(opened_base, "default_device", lambda: torch.device("meta"))
     model = open_model(folder)
     assert {weight.device.type for weight in model.parameters()} == {"meta"}
     assert model.dtype == torch.bfloat16
