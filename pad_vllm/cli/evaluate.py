@@ -45,6 +45,13 @@ def evaluate(
     choices: Annotated[
         int, typer.Option(help="Pairs that an unseen dimension is fitted from.")
     ] = 200,
+    prompted: Annotated[
+        bool,
+        typer.Option(
+            "--prompted/--no-prompted",
+            help="Also measure the base with the preference in its prompt; takes minutes.",
+        ),
+    ] = True,
     chat_template: ChatTemplateOption = None,
     steering: Annotated[Path | None, typer.Option("--steering", hidden=True)] = None,
     **steer_options: Any,
@@ -72,6 +79,7 @@ def evaluate(
             unseen or [],
             choices,
             chat_template_text(chat_template),
+            prompted=prompted,
         )
     Console().print(_table(rows))
 

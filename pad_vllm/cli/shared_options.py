@@ -144,6 +144,13 @@ def sampling_dtype() -> str:
     return "auto" if torch.cuda.is_available() else "float32"
 
 
+def device_dtype() -> str:
+    """The type in which this machine trains and reads by default: bfloat16 on an accelerator."""
+    from pad_vllm.opened_base import default_device, default_dtype
+
+    return default_dtype(default_device())
+
+
 def options_from_fields(settings: Any, names: Collection[str]) -> list[inspect.Parameter]:
     """One command-line option per named field of a pydantic dataclass.
 

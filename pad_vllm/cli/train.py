@@ -22,6 +22,7 @@ from pad_vllm.cli.shared_options import (
     VLLMOption,
     chat_template_text,
     command_line_as_typed,
+    device_dtype,
     options_from_fields,
     vllm_arguments,
     with_options,
@@ -146,7 +147,9 @@ def train(
                 epochs=prefix_epochs,
             ),
         )
-        chosen = {**field_values, **defaults_not_typed(context, METHOD_DEFAULTS[method])}
+        require_package("peft")
+        defaults = {"dtype": device_dtype(), **METHOD_DEFAULTS[method]}
+        chosen = {**field_values, **defaults_not_typed(context, defaults)}
         recipe_values = {name: chosen.pop(name) for name in _RECIPE_OPTIONS}
         if method == "prompt":
             recipe_values |= PROMPT_RECIPE_DEFAULTS

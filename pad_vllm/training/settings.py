@@ -151,9 +151,12 @@ class Settings:
     ] = None
     lora_rank: Annotated[int, _at_least(1, "Rank of the trunk's LoRA.")] = 16
     head_rank: Annotated[int, _at_least(1, "Rank of the preference heads.")] = 16
-    dtype: Annotated[str, _with_help("Dtype of the frozen backbone: float32 or bfloat16.")] = (
-        "float32"
-    )
+    dtype: Annotated[
+        str,
+        _with_help(
+            "Dtype of the frozen backbone: float32 or bfloat16, the default on an accelerator."
+        ),
+    ] = "float32"
     max_prompt: Annotated[
         int, _at_least(1, "Maximal tokens of a prompt; longer ones are left out and counted.")
     ] = 256

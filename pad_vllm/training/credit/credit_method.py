@@ -139,7 +139,8 @@ class CreditMethod:
         self, groups: Sequence[PromptGroup], scores_before: Sequence[Sequence[Tensor]]
     ) -> StepStatistics:
         """The sums over the tokens of all workers' groups; each worker adds its own."""
-        statistics = StepStatistics.zeros(len(self.dimensions), self.model.head_A.shape[-1])
+        head_A = self.model.head_A
+        statistics = StepStatistics.zeros(len(self.dimensions), head_A.shape[-1], head_A.device)
         for number, (group, scores) in enumerate(zip(groups, scores_before, strict=True)):
             if number % 50 == 0:
                 self.context.log.progress("credit", number, len(groups))

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pad_vllm.persrm import PersRM
 from pad_vllm.training.objective.fork_cache import CachedResponse
+from pad_vllm.training.objective.singular_values import largest_singular_values
 
 STATE_PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0)
 """Penalties l of the state to choose from. The less the state tells beyond the constant, the larger the best
@@ -29,7 +30,7 @@ one: for scores that are sums over words, large.
 
 @dataclass(frozen=True)
 class PolicyGradientStep:
-    """The heads that one step makes, as an adapter has them. On the CPU, float32."""
+    """The heads that one step makes, as an adapter has them. Float32."""
 
     A: Tensor  # [D, r, H]
     B: Tensor  # [D, H, r]
@@ -54,7 +55,7 @@ class PolicyGradientStep:
 
 @dataclass
 class StepStatistics:
-    """Sums over tokens, from which the step is solved. On the CPU, float32."""
+    """Sums over tokens, from which the step is solved. On the model's device, float32."""
 
     tokens: Tensor  # [] number of tokens
     xx: Tensor  # [H + 1, H + 1] sum of x x^T, x = (h, 1)
@@ -62,14 +63,12 @@ class StepStatistics:
     policy_gradient: Tensor  # [D, H, H + 1] sum of r e~ x^T
 
     @classmethod
-    def zeros(cls, dimensions: int, hidden: int) -> StepStatistics:
-        """The sums over no tokens."""
-        return cls(
-            torch.zeros(()),
-            torch.zeros(hidden + 1, hidden + 1),
-            torch.zeros(hidden, hidden),
-            torch.zeros(dimensions, hidden, hidden + 1),
-        )
+    def zeros(
+        cls, dimensions: int, hidden: int, device: torch.device | None = None
+    ) -> StepStatistics:
+        """The sums over no tokens; device: None is the CPU."""
+        shapes = (), (hidden + 1, hidden + 1), (hidden, hidden), (dimensions, hidden, hidden + 1)
+        return cls(*(torch.zeros(shape, device=device) for shape in shapes))
 
     def add(
         self, model: PersRM, responses: Sequence[CachedResponse], credit: Tensor, temperature: float
@@ -89,10 +88,10 @@ class StepStatistics:
         x = _with_one(torch.cat([r.h_B for r in responses]))
         weighted = (e * p.unsqueeze(-1).sqrt()).flatten(0, 1)
         self.tokens += len(x)
-        self.xx += (x.T @ x).cpu()
-        self.covariance += (weighted.T @ weighted - mean.T @ mean).cpu()
+        self.xx += x.T @ x
+        self.covariance += weighted.T @ weighted - mean.T @ mean
         for dimension, r in enumerate(credit.to(x).T):
-            self.policy_gradient[dimension] += ((centred * r[:, None]).T @ x).cpu()
+            self.policy_gradient[dimension] += (centred * r[:, None]).T @ x
 
     def map_sums(self, function: Callable[[Tensor], Tensor]) -> StepStatistics:
         """`function` of every sum; Accelerate's reduce adds up those of all workers."""
@@ -150,7 +149,7 @@ def _with_one(h: Tensor) -> Tensor:
 
 
 def _add_to_diagonal(square: Tensor, value: Tensor) -> Tensor:
-    return square + value * torch.eye(len(square), dtype=square.dtype)
+    return square + torch.diag(value.expand(len(square)))
 
 
 def _cut_to_rank(M: Tensor, outputs: Tensor, inputs: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -159,10 +158,8 @@ def _cut_to_rank(M: Tensor, outputs: Tensor, inputs: Tensor, rank: int) -> tuple
     outputs, inputs: [H, H], the metric on both sides of M.
     """
     left, right = torch.linalg.cholesky(outputs), torch.linalg.cholesky(inputs)
-    U, S, Vt = torch.linalg.svd(left.T @ M @ right, full_matrices=False)
-    half = S[:, :rank].sqrt()
-    A = torch.linalg.solve_triangular(
-        right, half[..., None] * Vt[:, :rank], upper=False, left=False
-    )
-    B = torch.linalg.solve_triangular(left.T, U[..., :rank] * half[:, None], upper=True)
+    U, S, Vt = largest_singular_values(left.T @ M @ right, rank)
+    half = S.sqrt()
+    A = torch.linalg.solve_triangular(right, half[..., None] * Vt, upper=False, left=False)
+    B = torch.linalg.solve_triangular(left.T, U * half[:, None], upper=True)
     return A.float(), B.float()

@@ -106,9 +106,14 @@ class CriticStatistics:
 
     def add(self, prompt: CriticPrompt) -> None:
         """Add the tokens of a prompt's answers, of the dimensions whose scores are known."""
+        half, products = prompt.half, [h.T @ h for h in prompt.h]  # the same for all dimensions
         for answer, dimension in _scored_answers(prompt):
-            x, y, half = prompt.inputs(answer, dimension), prompt.y[answer, dimension], prompt.half
-            self.xx[half, dimension] += x.T @ x
+            x, y = prompt.inputs(answer, dimension), prompt.y[answer, dimension]
+            H, xx = prompt.h[answer].shape[-1], self.xx[half, dimension]
+            others = x[:, H:].T @ x
+            xx[:H, :H] += products[answer]
+            xx[H:] += others
+            xx[:H, H:] += others[:, :H].T
             self.xy[half, dimension] += x.sum(0) * y
             self.yy[half, dimension] += y**2 * len(x)
 

@@ -261,6 +261,7 @@ class DistillationMethod:
         statistics = RidgeStatistics.load(file)
         if statistics is None or not self.store.has_rewards(train[: int(statistics.examples)]):
             statistics = self._no_statistics()
+        statistics = statistics.to(self.model.head_A.device)
         self.store.collect_rewards(train, progress, statistics, file)
         statistics.save(file)
         others = [
@@ -273,11 +274,13 @@ class DistillationMethod:
             context.share_of(others), progress, self._no_statistics(), path=None
         )
         context.wait_for_all_workers()
-        every = [RidgeStatistics.load(path) or self._no_statistics() for path in files]
-        return sum(every[1:], start=every[0])
+        every = [RidgeStatistics.load(path) for path in files]
+        known = [one.to(self.model.head_A.device) for one in every if one is not None]
+        return sum(known, start=self._no_statistics())
 
     def _no_statistics(self) -> RidgeStatistics:
-        return RidgeStatistics.zeros(len(self.dimensions), self.model.head_A.shape[-1])
+        head_A = self.model.head_A
+        return RidgeStatistics.zeros(len(self.dimensions), head_A.shape[-1], head_A.device)
 
     def _best_penalties(self) -> list[float]:
         """For each dimension the ridge penalty whose map explains most on the validation prompts."""

@@ -9,6 +9,7 @@ Shapes: n tokens of an answer, K candidates, D dimensions, H hidden size.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,9 @@ from pad_vllm.training.settings import Settings
 
 _CHUNK = 16
 """Examples computed at a time: enough to batch similar lengths, few to lose when the run is killed."""
+
+_SECONDS_BETWEEN_SAVES = 120.0
+"""Of the statistics: what a killed run computes again, at most."""
 
 _BATCH = 16
 """Sequences of one forward."""
@@ -154,9 +158,11 @@ class DistillationStore(TrainingStore):
             examples: In the order in which they are added; the first `statistics.examples` are skipped.
             progress: Called before every few examples.
             statistics: Changed in place.
-            path: Where the statistics are saved after every few examples, so that a killed run goes on there.
-                None if only the rewards are needed: examples whose rewards are stored are then skipped too.
+            path: Where the statistics are saved every few minutes, so that a killed run goes on there; of a
+                large base they take hundreds of MB. None if only the rewards are needed: examples whose
+                rewards are stored are then skipped too.
         """
+        saved = time.monotonic()
         for start in range(int(statistics.examples), len(examples), _CHUNK):
             progress("the teacher's rewards", start, len(examples))
             chunk = examples[start : start + _CHUNK]
@@ -166,8 +172,9 @@ class DistillationStore(TrainingStore):
             for h, d, variance in self._ask_teacher(chunk, responses):
                 statistics.add(h, d, variance)
             statistics.examples += len(chunk)
-            if path is not None:
+            if path is not None and time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
                 statistics.save(path)
+                saved = time.monotonic()
 
     def responses(self, group: PromptGroup, *, with_targets: bool = False) -> list[CachedResponse]:
         """The answers of one example, on the model's device; with the teacher's rewards if `with_targets`."""
@@ -206,7 +213,7 @@ class DistillationStore(TrainingStore):
                 d = next(directions)
                 rewards.append(teacher_candidate_rewards(self.model, response, d))
                 variance = base_mean_square(rewards[-1], response.z_B)
-                yield response.h_B.float().cpu(), d.cpu(), variance.cpu()
+                yield response.h_B.float(), d, variance
             if self.settings.cached:
                 self.rewards_cache.write(
                     example, [{_TENSOR: tensor.half().cpu()} for tensor in rewards]

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pad_vllm.training.loop.training_checkpoint import save_tensors
+from pad_vllm.training.objective.singular_values import largest_singular_values
 
 RIDGE_PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Penalties to choose from, in mean squares of a coordinate of h_B. Few answers, or an instruction that the
@@ -30,7 +31,7 @@ _FILE_NAME_OF = {"examples": "lessons"}
 
 @dataclass
 class RidgeStatistics:
-    """The sums, on the CPU, float32."""
+    """The sums, on the device of what is added, float32."""
 
     examples: Tensor  # [] int64, how many examples are in the sums
     tokens: Tensor  # [] int64
@@ -40,15 +41,17 @@ class RidgeStatistics:
     power: Tensor  # [D] sum of the variances of the teacher's rewards over the candidates
 
     @classmethod
-    def zeros(cls, dimensions: int, hidden: int) -> RidgeStatistics:
-        """The sums over no tokens."""
+    def zeros(
+        cls, dimensions: int, hidden: int, device: torch.device | None = None
+    ) -> RidgeStatistics:
+        """The sums over no tokens; device: None is the CPU."""
         return cls(
             examples=torch.zeros((), dtype=torch.long),
             tokens=torch.zeros((), dtype=torch.long),
-            hh=torch.zeros(hidden, hidden),
-            dh=torch.zeros(dimensions, hidden, hidden),
-            d=torch.zeros(dimensions, hidden),
-            power=torch.zeros(dimensions),
+            hh=torch.zeros(hidden, hidden, device=device),
+            dh=torch.zeros(dimensions, hidden, hidden, device=device),
+            d=torch.zeros(dimensions, hidden, device=device),
+            power=torch.zeros(dimensions, device=device),
         )
 
     def add(self, h: Tensor, d: Tensor, power: Tensor) -> None:
@@ -64,6 +67,10 @@ class RidgeStatistics:
         self.dh += d.transpose(-1, -2) @ h
         self.d += d.sum(1)
         self.power += power.sum(0)
+
+    def to(self, device: torch.device) -> RidgeStatistics:
+        """The same sums on a device."""
+        return RidgeStatistics(*(tensor.to(device) for tensor in vars(self).values()))
 
     def __add__(self, other: RidgeStatistics) -> RidgeStatistics:
         """The sums over the tokens of both."""
@@ -113,13 +120,13 @@ class RidgeStatistics:
         root = self._root(penalty)
         # M L: its best approximation of low rank is that of M for whitened h.
         scaled = torch.linalg.solve_triangular(root, dh.T, upper=False).T
-        U, S, Vt = torch.linalg.svd(scaled, full_matrices=False)
-        half = S[:rank].sqrt()
-        A = torch.linalg.solve_triangular(root, half[:, None] * Vt[:rank], upper=False, left=False)
-        return A.float(), (U[:, :rank] * half).float()
+        U, S, Vt = largest_singular_values(scaled, rank)
+        half = S.sqrt()
+        A = torch.linalg.solve_triangular(root, half[:, None] * Vt, upper=False, left=False)
+        return A.float(), (U * half).float()
 
     def _root(self, penalty: float) -> Tensor:
         """[H, H] float64: L with L L^T = sum of h h^T, plus the penalty on the diagonal."""
         hh = self.hh.double()
         ridge = penalty * hh.diagonal().mean()
-        return torch.linalg.cholesky(hh + ridge * torch.eye(len(hh), dtype=hh.dtype))
+        return torch.linalg.cholesky(hh + torch.diag(ridge.expand(len(hh))))

@@ -33,6 +33,7 @@ from pad_vllm.training.objective.training_store import TrainingStore
 from pad_vllm.training.report.held_out_accuracy import (
     AccuracyRow,
     accuracy_entry,
+    accuracy_rows,
     accuracy_rows_with_prompted_base,
 )
 from pad_vllm.training.settings import Settings
@@ -46,6 +47,8 @@ def evaluate_held_out(
     unseen_dimensions: Sequence[str],
     fit_pairs: int,
     chat_template: str | None = None,
+    *,
+    prompted: bool = True,
 ) -> list[AccuracyRow]:
     """Rows for the adapter's dimensions and mixes, then one for each unseen dimension.
 
@@ -57,6 +60,7 @@ def evaluate_held_out(
         unseen_dimensions: Dimensions of the data that the adapter does not have.
         fit_pairs: Pairs of training prompts from which an unseen dimension's weights are fitted.
         chat_template: Text of a template; None is the adapter's, then the base's own.
+        prompted: Whether the base with the preference in its prompt is measured too; takes minutes.
 
     Raises:
         ValueError: Another backbone, an adapter that does not say how it was trained, one trained from
@@ -78,7 +82,12 @@ def evaluate_held_out(
     store.build(needed, 0, 1, progress, with_targets=False)
     dimensions = len(model.dimensions)
     held_out = [_with_first_dimensions(group, dimensions) for group in prepared.held_out]
-    rows = accuracy_rows_with_prompted_base(store, tokenizer, held_out, settings.recipe, progress)
+    if prompted:
+        rows = accuracy_rows_with_prompted_base(
+            store, tokenizer, held_out, settings.recipe, progress
+        )
+    else:
+        rows = accuracy_rows(store, held_out, settings.recipe)
     for index, name in enumerate(unseen_dimensions, dimensions):
         rows.append(_unseen_dimension_row(store, prepared, index, name, fit_pairs))
     return rows

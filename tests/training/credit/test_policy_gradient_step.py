@@ -66,6 +66,11 @@ def test_the_sums_are_those_of_every_token(model):
         assert torch.allclose(found, expected, atol=1e-3, rtol=1e-4)
 
 
+def test_sums_stay_on_the_models_device(model, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: pytest.fail("copied to the host"))
+    summed(model, [response(model, 3, 0)], torch.randn(3, 2))
+
+
 def test_sums_of_parts_are_the_sum_of_the_whole(model):
     rows = [response(model, n, n) for n in (3, 4)]
     credit = torch.randn(7, 2)

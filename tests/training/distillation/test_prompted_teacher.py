@@ -114,6 +114,7 @@ def test_sums_killed_in_between_go_on_where_they_stopped(
     model, settings, some, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(prompted_teacher, "_CHUNK", 1)
+    monkeypatch.setattr(prompted_teacher, "_SECONDS_BETWEEN_SAVES", -1.0)
     whole = collected(store(model, settings, tmp_path / "whole"), some)
     one = store(model, settings, tmp_path / "cut")
     one.build(some, 0, 1, nothing, with_targets=False)
@@ -129,6 +130,13 @@ def test_sums_killed_in_between_go_on_where_they_stopped(
     one.collect_rewards(some, nothing, again, tmp_path / "statistics")
     for name, value in vars(whole).items():
         assert torch.equal(value, getattr(again, name)), name
+
+
+def test_sums_that_take_seconds_are_not_written_before_the_end(model, settings, some, tmp_path):
+    one = store(model, settings, tmp_path / "cache")
+    one.build(some, 0, 1, nothing, with_targets=False)
+    one.collect_rewards(some, nothing, RidgeStatistics.zeros(2, 64), tmp_path / "statistics")
+    assert not (tmp_path / "statistics").exists()
 
 
 def test_another_instruction_has_rewards_of_its_own(model, settings, some, tmp_path):
