@@ -83,7 +83,7 @@ def dose(
         conversations = read_prompts(prompts or JUDGE_PROMPTS)[:limit]
         trial = DoseTrial(base, str(loaded.path), conversations, grid, decoding)
         out.mkdir(parents=True, exist_ok=True)
-        answers = trial.answers(out.with_name(f"{out.name}.answers.json"))
+        answers = trial.answers(out.with_name(f"{out.name}.answers.json"), typer.echo)
         rows = trial.rows(answers, load_judges(base, decoding, trial.instructions))
         chosen = choose_dose(rows)
         table = dose_table(rows, chosen)

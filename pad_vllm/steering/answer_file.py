@@ -7,7 +7,7 @@ other's. A file holds the answers to one question, by all that decides them; ano
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pad_vllm.adapter.manifest import read_config
@@ -17,13 +17,14 @@ _VERSION = 3
 
 
 def read_or_draw(
-    batches: Sequence[AnswerBatch], file: Path | None
+    batches: Sequence[AnswerBatch], file: Path | None, print_line: Callable[[str], None]
 ) -> list[list[list[DrawnAnswer]]]:
     """[decoding][condition][prompt] of all batches; an engine for each batch draws what the file has not.
 
     Args:
         batches: With the same prompts and decodings.
         file: Where answers are kept; None keeps none.
+        print_line: Told how many answers are drawn, if any are.
     """
     question = _question(batches)
     if file is not None and file.is_file():
@@ -33,6 +34,9 @@ def read_or_draw(
                 [[DrawnAnswer(text, tuple(ids), *rest) for text, ids, *rest in row] for row in rows]
                 for rows in stored["answers"]
             ]
+    longest = max(decoding.tokens for batch in batches for decoding in batch.decodings)
+    number = sum(batch.num_answers for batch in batches)
+    print_line(f"drawing {number:,} answers of at most {longest} tokens")
     by_batch = [draw_answers(batch) for batch in batches]
     answers = [
         [row for rows in of_decoding for row in rows] for of_decoding in zip(*by_batch, strict=True)

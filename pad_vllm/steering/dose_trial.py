@@ -7,7 +7,7 @@ for each dimension asked for in the prompt, whose costs are the limits. dose.py 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,9 +87,11 @@ class DoseTrial:
         settings = {"instructions": True} if config.prefixes else {}
         self.batch = AnswerBatch(base, adapter, prompts, conditions, [decoding], settings)
 
-    def answers(self, answer_file: Path | None) -> list[list[DrawnAnswer]]:
-        """[condition][prompt], from the file if it has them; answer_file: None keeps none."""
-        (answers,) = read_or_draw([self.batch], answer_file)
+    def answers(
+        self, answer_file: Path | None, print_line: Callable[[str], None]
+    ) -> list[list[DrawnAnswer]]:
+        """[condition][prompt], from the file if it has them. The arguments are `read_or_draw`'s."""
+        (answers,) = read_or_draw([self.batch], answer_file, print_line)
         return answers
 
     def rows(

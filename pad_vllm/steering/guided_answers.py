@@ -87,6 +87,11 @@ class AnswerBatch:
     engine_settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings in additional_config['pad'] in addition to the adapter."""
 
+    @property
+    def num_answers(self) -> int:
+        """How many the engine draws."""
+        return len(self.prompts) * len(self.conditions) * len(self.decodings)
+
     def as_json(self) -> dict[str, Any]:
         """Plain JSON of all that decides the answers, for files of answers, whose keys do not change."""
         return {

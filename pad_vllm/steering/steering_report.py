@@ -108,7 +108,7 @@ def measure_steering(
     settings = replace(settings, decodings=decodings)
     instructions = comparison_conditions.instructions_of(config, settings.instructions)
     by_adapter = conditions_by_adapter(settings, config, instructions)
-    answers = read_or_draw(_batches(settings, by_adapter), answer_file)
+    answers = read_or_draw(_batches(settings, by_adapter), answer_file, print_line)
     conditions = [condition for group in by_adapter.values() for condition in group]
     classifiers = _fit_classifiers(settings, instructions, print_line)
     judges = dimension_judges.load_judges(

@@ -19,6 +19,7 @@ from pad_vllm.training.data.prompt_groups import PromptGroup
 from pad_vllm.training.loop.training_log import TrainingLog
 from pad_vllm.training.objective.training_store import TrainingStore
 from pad_vllm.training.settings import Settings
+from pad_vllm.training.work_estimate import WorkEstimate
 
 Item = TypeVar("Item")
 
@@ -70,10 +71,17 @@ class RunContext:
             groups: All groups, the same on every worker.
             with_targets: Whether scores of alternative next tokens are needed too.
         """
+        self.announce("fork activations", store.work(groups))
         store.build(
             groups, self.rank, self.world_size, self.log.progress, with_targets=with_targets
         )
         self.wait_for_all_workers()
+
+    def announce(self, label: str, work: WorkEstimate) -> None:
+        """Log what a part of the run will take; raises ValueError where the disk has no room for it."""
+        line = work.announcement(label, self.cache)
+        if work.tokens:
+            self.log.write_line(line)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

@@ -55,6 +55,7 @@ from pad_vllm.training.objective.fork_cache import CachedResponse
 from pad_vllm.training.objective.training_model import save_bias_adapter, scale_heads_to_one_logit
 from pad_vllm.training.report.training_curves import SHARE_EXPLAINED, CurveLabels
 from pad_vllm.training.run_context import RunContext
+from pad_vllm.training.sampling.sample_responses import remaining_prompts
 from pad_vllm.training.sampling.vllm_sampler import SamplingOptions
 from pad_vllm.training.training_stages import train_two_stages
 
@@ -109,6 +110,7 @@ class DistillationMethod:
         context = self.context
         with context.timed("cache"):
             context.fill_store(self.store, self.parts.all(), with_targets=False)
+        context.announce("teacher", self.store.teacher_work(self.parts.all()))
         with context.timed("teacher"):
             self.statistics = self._collect_teacher_rewards()
         self.set_heads_to_closed_form()
@@ -227,7 +229,11 @@ class DistillationMethod:
     def _draw_answers(self) -> list[PreferenceRecord]:
         """The base's answers, drawn by worker 0; the run's folder keeps them for a resumed run."""
         file, settings = self.context.folder / "answers.jsonl", self.context.settings
-        if self.context.rank == 0:
+        missing = remaining_prompts(self.prompts.answered, file)
+        if self.context.rank == 0 and missing:
+            self.context.log.write_line(
+                f"answers: {2 * len(missing):,} to draw, of at most {settings.max_response} tokens"
+            )
             sampling = SamplingOptions(
                 n=2,
                 max_tokens=settings.max_response,

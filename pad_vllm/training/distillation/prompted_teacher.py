@@ -27,6 +27,7 @@ from pad_vllm.training.objective.candidate_rewards import base_mean_square, subt
 from pad_vllm.training.objective.fork_cache import CachedResponse, GroupTensorFiles
 from pad_vllm.training.objective.training_store import ProgressCallback, TrainingStore
 from pad_vllm.training.settings import Settings
+from pad_vllm.training.work_estimate import WorkEstimate
 
 _CHUNK = 16
 """Examples computed at a time: enough to batch similar lengths, few to lose when the run is killed."""
@@ -144,6 +145,19 @@ class DistillationStore(TrainingStore):
     def has_rewards(self, examples: Sequence[DistillationExample]) -> bool:
         """Whether the teacher's rewards of all examples are on disk (or the run keeps none there)."""
         return not self.settings.cached or not self.rewards_cache.missing(examples)
+
+    def teacher_work(self, examples: Sequence[DistillationExample]) -> WorkEstimate:
+        """What `collect_rewards` will take for those of the examples that have no rewards yet."""
+        cached = self.settings.cached
+        missing = [e for e in examples if not cached or not self.rewards_cache.path(e).exists()]
+        tokens = rewards = 0
+        for example in missing:
+            prompts = [ids for prompts in example.instructed_ids for ids in prompts]
+            for answer in example.response_ids:
+                tokens += sum(len(prompt) + len(answer) - 1 for prompt in prompts)
+                rewards += len(answer) * len(example.instructed_ids)
+        width = 2 if cached else 0  # they are stored in half precision
+        return WorkEstimate(tokens, width * rewards * self.settings.recipe.candidates)
 
     def collect_rewards(
         self,

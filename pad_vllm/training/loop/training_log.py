@@ -39,6 +39,8 @@ class TrainingLog:
         self.recent_losses: list[float] = []
         self.bars: Progress | None = None
         self.tasks: dict[str, Any] = {}
+        self.begun: dict[str, tuple[float, int]] = {}
+        """Label -> time and number done of its first call."""
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -61,7 +63,7 @@ class TrainingLog:
         if self.folder is None:
             return
         if not self.console.is_terminal:
-            self.write_line(f"{label}: {done} of {total}")
+            self.write_line(f"{label}: {done} of {total}{self._time_left(label, done, total)}")
             return
         if self.bars is None:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -70,6 +72,15 @@ class TrainingLog:
         if label not in self.tasks:
             self.tasks[label] = self.bars.add_task(label, total=total)
         self.bars.update(self.tasks[label], completed=done, total=total)
+
+    def _time_left(self, label: str, done: int, total: int) -> str:
+        """What is left at the speed since this label's first call; empty until something is done."""
+        now = time.monotonic()
+        first_time, first_done = self.begun.setdefault(label, (now, done))
+        if done <= first_done:
+            return ""
+        speed = (now - first_time) / (done - first_done)
+        return f", about {speed * (total - done) / 60:.1f} minutes left"
 
     def write_history_row(self, row: dict[str, Any], steps: int) -> None:
         """Write what a step of training showed. steps: of the stage."""

@@ -27,6 +27,7 @@ from pad_vllm.training.objective.fork_cache import (
 )
 from pad_vllm.training.objective.loss_module import trunk_hidden
 from pad_vllm.training.settings import Settings
+from pad_vllm.training.work_estimate import WorkEstimate
 
 _CHUNK = 32
 """Groups computed at a time: enough to batch similar lengths, few to lose when killed."""
@@ -73,6 +74,21 @@ class TrainingStore:
         )
         self.trunk_files: GroupTensorFiles | None = None
         """Set by `freeze_trunk`."""
+
+    def work(self, groups: Sequence[PromptGroup]) -> WorkEstimate:
+        """What `build` will take for those of the groups (of all workers) that have no file yet."""
+        if not self.settings.cached:
+            return WorkEstimate(0, 0)
+        lengths = [
+            (len(group.prompt_ids) + len(ids) - 1, len(ids))
+            for group in self.fork_files.missing(groups)
+            for ids in group.response_ids
+        ]
+        tokens, predicted = sum(total for total, _ in lengths), sum(n for _, n in lengths)
+        H, K = self.model.head_A.shape[-1], self.settings.recipe.candidates
+        width = 2 if self.settings.dtype == "bfloat16" else 4
+        states = predicted + (0 if self.model.heads_only else tokens)
+        return WorkEstimate(tokens, width * states * H + predicted * K * (width + 4))
 
     def build(
         self,

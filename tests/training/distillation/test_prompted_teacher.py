@@ -132,6 +132,29 @@ def test_sums_killed_in_between_go_on_where_they_stopped(
         assert torch.equal(value, getattr(again, name)), name
 
 
+def test_what_the_teacher_takes_is_known_before(model, settings, some, tmp_path, monkeypatch):
+    one = store(model, settings, tmp_path / "cache")
+    one.build(some, 0, 1, nothing, with_targets=False)
+    work = one.teacher_work(some)
+    read = []
+    plain = prompted_teacher.final_hidden_states
+    monkeypatch.setattr(
+        prompted_teacher,
+        "final_hidden_states",
+        lambda m, pairs: read.extend(len(p) + len(a) - 1 for p, a in pairs) or plain(m, pairs),
+    )
+    one.collect_rewards(some, nothing, RidgeStatistics.zeros(2, 64), None)
+    assert work.tokens == sum(read)
+    kept = [
+        tensor.numel() * tensor.element_size()
+        for example in some
+        for tensors in one.rewards_cache.read(example)
+        for tensor in tensors.values()
+    ]
+    assert work.num_bytes == sum(kept)
+    assert one.teacher_work(some) == (0, 0)
+
+
 def test_sums_that_take_seconds_are_not_written_before_the_end(model, settings, some, tmp_path):
     one = store(model, settings, tmp_path / "cache")
     one.build(some, 0, 1, nothing, with_targets=False)

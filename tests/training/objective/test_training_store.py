@@ -310,3 +310,20 @@ def test_two_scorers_of_very_different_scales_give_branch_losses_of_like_size(
             preference_loss.branch_loss(phi, w[None], scores, 1.0, 1.0) for w in torch.eye(2)
         )
         assert float(loud) == pytest.approx(float(quiet), rel=1e-3)
+
+
+@pytest.mark.parametrize("fork_layer", [2, 4])
+def test_what_a_build_takes_is_known_before(groups, tmp_path, fork_layer):
+    model = tiny.persrm("llama", fork_layer, ("kind", "curt"))
+    settings = Settings(
+        str(tmp_path), (), str(tmp_path), recipe=Recipe(candidates=5, branch_share=0.0)
+    )
+    store = TrainingStore(model, TOKENIZER, settings, tmp_path / "cache", "weights")
+    work = store.work(groups)
+    lengths = [len(g.prompt_ids) + len(ids) - 1 for g in groups for ids in g.response_ids]
+    assert work.tokens == sum(lengths)
+    store.build(groups, 0, 1, lambda *_: None, with_targets=False)
+    files = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*.safetensors"))
+    headers = 1000 * len(groups)
+    assert work.num_bytes <= files <= work.num_bytes + headers + 2 * sum(lengths)
+    assert store.work(groups) == (0, 0)

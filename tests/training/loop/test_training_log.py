@@ -1,0 +1,24 @@
+"""Lines of progress say how long the rest will take, from the speed so far."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from pad_vllm.training.loop import training_log
+from pad_vllm.training.loop.training_log import TrainingLog
+
+
+def test_the_time_left_is_by_the_speed_since_the_first_call(tmp_path, monkeypatch):
+    now = iter([100.0, 130.0, 160.0])
+    monkeypatch.setattr(training_log.time, "monotonic", lambda: next(now))
+    said = io.StringIO()
+    log = TrainingLog(tmp_path, Console(file=said))
+    for done in (20, 30, 40):  # 20 were there before this run: half a minute for each ten
+        log.progress("teacher", done, 100)
+    assert said.getvalue().splitlines() == [
+        "teacher: 20 of 100",
+        "teacher: 30 of 100, about 3.5 minutes left",
+        "teacher: 40 of 100, about 3.0 minutes left",
+    ]
