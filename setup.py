@@ -28,7 +28,7 @@ setup(
         "pydantic>=2",
         "rich>=13",
         "safetensors>=0.6",
-        "torch>=2.10",
+        "torch>=2.13",
         "transformers>=5.16",
         "typer>=0.19",
     ],

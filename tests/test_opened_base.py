@@ -32,8 +32,19 @@ def test_the_type_is_the_devices_default_unless_one_is_asked_for(folder, dtype):
     expected = default_dtype(opened_base.default_device()) if dtype is None else dtype
     stored = torch.float32  # of the tiny checkpoint
     assert model.dtype == (stored if dtype == "auto" else getattr(torch, expected))
-    assert default_dtype(torch.device("cpu")) == "float32"
-    assert default_dtype(torch.device("cuda")) == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("device", "capabilities", "expected"),
+    [
+        ("cpu", {"avx512_bf16": True, "amx_bf16": False}, "bfloat16"),
+        ("cpu", {"avx512_bf16": False, "avx2": True}, "float32"),
+        ("cuda", {}, "bfloat16"),
+    ],
+)
+def test_bfloat16_is_the_default_where_it_is_fast(monkeypatch, device, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert default_dtype(torch.device(device)) == expected
 
 
 def test_the_model_goes_to_the_accelerator(folder, monkeypatch):

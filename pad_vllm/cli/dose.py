@@ -14,7 +14,7 @@ from pad_vllm.cli.shared_options import (
     BackboneOption,
     DtypeOption,
     command_line_as_typed,
-    sampling_dtype,
+    device_dtype,
 )
 
 
@@ -77,7 +77,7 @@ def dose(
         decoding = DecodingSettings(
             temperature,
             tokens,
-            dtype=dtype or sampling_dtype(),
+            dtype=dtype or device_dtype(),
             chat_template=loaded.config.chat_template,
         )
         conversations = read_prompts(prompts or JUDGE_PROMPTS)[:limit]

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from pad_vllm.catalog.name_resolution import resolve_adapter
 from pad_vllm.cli.error_reporting import report_errors
-from pad_vllm.cli.shared_options import AdapterArgument, BackboneOption, sampling_dtype
+from pad_vllm.cli.shared_options import AdapterArgument, BackboneOption, device_dtype
 from pad_vllm.cli.terminal_text import shown
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def explain(
             beta=beta,
             answer=answer,
             max_tokens=tokens,
-            dtype=sampling_dtype(),
+            dtype=device_dtype(),
         )
         explained = explain_answer(request)
     console = Console(record=html is not None)

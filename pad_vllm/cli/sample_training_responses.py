@@ -16,7 +16,7 @@ from pad_vllm.cli.shared_options import (
     JsonLinesOutput,
     VLLMOption,
     chat_template_text,
-    sampling_dtype,
+    device_dtype,
     vllm_arguments,
 )
 from pad_vllm.params import parse_guidance
@@ -95,7 +95,7 @@ def sample(
             seed=seed,
             max_model_len=max_model_len,
             chat_template=chat_template_text(chat_template),
-            dtype=sampling_dtype(),
+            dtype=device_dtype(),
             engine_arguments=vllm_arguments(vllm or ()),
         )
         counts = sample_responses(

@@ -132,20 +132,14 @@ def vllm_arguments(texts: Sequence[str]) -> dict[str, Any]:
 DtypeOption = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"] | None,
     typer.Option(
-        help="Type in which the base answers and reads (default: its own on a GPU, float32 on a CPU).",
+        help="Type in which the base answers and reads (default: bfloat16; float32 on a CPU without "
+        "instructions for it).",
     ),
 ]
 
 
-def sampling_dtype() -> str:
-    """vLLM's dtype for drawing responses: float32 on CPUs, many of which are ten times slower in bfloat16."""
-    import torch
-
-    return "auto" if torch.cuda.is_available() else "float32"
-
-
 def device_dtype() -> str:
-    """The type in which this machine trains and reads by default: bfloat16 on an accelerator."""
+    """The type in which this machine draws, reads and trains by default."""
     from pad_vllm.opened_base import default_device, default_dtype
 
     return default_dtype(default_device())

@@ -17,9 +17,9 @@ from pad_vllm.cli.shared_options import (
     DtypeOption,
     chat_template_text,
     command_line_as_typed,
+    device_dtype,
     fetch_reward_backbone,
     name_value_pairs,
-    sampling_dtype,
 )
 from pad_vllm.config import ENGINES
 from pad_vllm.wording import listed
@@ -152,7 +152,7 @@ def steer(
             other_betas=beside_beta or (),
             prefix_betas=prefix_beta or (),
             decodings=tuple(
-                DecodingSettings(temperature=value, tokens=tokens, dtype=dtype or sampling_dtype())
+                DecodingSettings(temperature=value, tokens=tokens, dtype=dtype or device_dtype())
                 for value in temperature or _DEFAULT_TEMPERATURES
             ),
             mixes=mixes,

@@ -154,7 +154,8 @@ class Settings:
     dtype: Annotated[
         str,
         _with_help(
-            "Dtype of the frozen backbone: float32 or bfloat16, the default on an accelerator."
+            "Dtype of the frozen backbone: float32 or bfloat16 (default: bfloat16 where this machine has "
+            "instructions for it)."
         ),
     ] = "float32"
     max_prompt: Annotated[

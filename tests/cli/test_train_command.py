@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
+from pad_vllm import opened_base
 from pad_vllm.cli import app as cli
 from pad_vllm.cli import train as train_command
 from pad_vllm.training.settings import Recipe, Settings
@@ -36,9 +37,16 @@ def test_arguments_become_settings(asked):
     assert (workers, address) == (2, None)
 
 
-def test_without_options_the_defaults_are_those_of_settings(asked):
+@pytest.mark.parametrize("fast", ["float32", "bfloat16"])
+def test_without_options_the_defaults_are_those_of_settings_and_of_the_machine(
+    asked, monkeypatch, fast
+):
+    monkeypatch.setattr(opened_base, "default_dtype", lambda device: fast)
     assert run().exit_code == 0
-    assert asked[0][0] == Settings("base", ("jsonl=mine.jsonl",), "adapter")
+    assert run("--dtype", "float32", "--vllm", "gpu_memory_utilization=0.8").exit_code == 0
+    assert asked[0][0] == Settings("base", ("jsonl=mine.jsonl",), "adapter", dtype=fast)
+    assert (asked[1][0].dtype, asked[1][0].vllm) == ("float32", {"gpu_memory_utilization": 0.8})
+    assert "NAME=VALUE is accepted" in run("--vllm", "quantization").output
 
 
 @pytest.mark.parametrize(
