@@ -17,12 +17,20 @@ from pydantic import ValidationError
 
 from pad_vllm.adapter.manifest import DIMENSION_NAME
 from pad_vllm.text.conversation import Conversation, prompt_key
-from pad_vllm.training.data.data_spec import DataSpec, repeats_per_epoch
+from pad_vllm.training.data.data_spec import DataSpec, repeats_per_epoch, unknown_subset
 from pad_vllm.training.data.dataset_rows import read_rows
 from pad_vllm.training.data.jsonl import first_validation_error
+from pad_vllm.training.data.parsed_row import (
+    DUPLICATE,
+    EQUAL_ANSWERS,
+    MALFORMED,
+    TOO_FEW_ANSWERS,
+    ParsedRow,
+    UnusableRow,
+)
 from pad_vllm.training.data.preference_record import PreferenceRecord, Response
-from pad_vllm.training.data.published_dataset_columns import SOURCES, ParsedRow
-from pad_vllm.wording import short_repr
+from pad_vllm.training.data.published_dataset_columns import SOURCES
+from pad_vllm.wording import listed, short_repr
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,8 @@ class SourceReport:
     """Records; rows that share a prompt may be joined into one."""
 
     malformed: int = 0
+    """Rows that are no record, for whatever reason."""
+
     first_malformed: list[MalformedRow] = field(default_factory=list)
     """At most MAX_LISTED of them."""
 
@@ -65,11 +75,25 @@ class SourceReport:
     dropped_by_weight: int = 0
     """Records that a weight below 1 left out."""
 
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Reason (parsed_row.py) -> rows, answers or records that were left out for it."""
+
+    unread_columns: dict[str, None] = field(default_factory=dict)
+    """Columns that are not read, in the order of their first appearance."""
+
+    first_row: str = ""
+    """What the first row looks like, for messages."""
+
     MAX_LISTED: ClassVar[int] = 5
 
-    def add_malformed(self, row: MalformedRow) -> None:
-        """Count the row, and list it if it is one of the first."""
+    def leave_out(self, reason: str) -> None:
+        """Count one more row, answer or record that is left out."""
+        self.left_out[reason] = self.left_out.get(reason, 0) + 1
+
+    def add_malformed(self, row: MalformedRow, why: str = MALFORMED) -> None:
+        """Count the row, and list it if it is one of the first. why: the reason to count it by."""
         self.malformed += 1
+        self.leave_out(why)
         if len(self.first_malformed) < self.MAX_LISTED:
             self.first_malformed.append(row)
 
@@ -99,6 +123,28 @@ def read_source(
     return records, report
 
 
+def require_records(reports: Iterable[SourceReport], specs: Iterable[DataSpec]) -> None:
+    """Raise ValueError for a source without a record: what was expected, found and left out.
+
+    Args:
+        reports: of `read_source`.
+        specs: of the same sources, in the same order.
+    """
+    for report, spec in zip(reports, specs, strict=True):
+        if report.records:
+            continue
+        lines = [
+            f"data {spec.label!r}: none of its {report.read} rows is a record that can be learned from",
+            f"expected: {SOURCES[spec.name].form}",
+            f"found: {report.first_row or 'nothing'}",
+        ]
+        counts = [f"{reason} {count}" for reason, count in report.left_out.items()]
+        counts += [f"weight below 1 {report.dropped_by_weight}"] if report.dropped_by_weight else []
+        lines += [f"left out: {listed(counts)}"]
+        lines += [f"{row.file}:{row.line}: {row.reason}" for row in report.first_malformed]
+        raise ValueError("\n".join(lines))
+
+
 def scored_dimensions(records: Iterable[PreferenceRecord]) -> tuple[str, ...]:
     """Every dimension that some response has a score for, in the order of their first appearance."""
     return tuple(dict.fromkeys(d for record in records for r in record.responses for d in r.scores))
@@ -111,11 +157,12 @@ def _parsed_rows(spec: DataSpec, report: SourceReport, *, strict: bool) -> Itera
         spec.name,
         spec.path,
         str(source.hub_name),
-        source.subfolder_of.get(spec.dimensions[0]),
+        _subfolder(spec),
         source.split,
     )
     for file, line, row in rows:
         report.read += 1
+        report.first_row = report.first_row or _described(row)
         try:
             parsed = _parse(row, spec)
         except (KeyError, ValueError, RecursionError) as error:
@@ -125,9 +172,23 @@ def _parsed_rows(spec: DataSpec, report: SourceReport, *, strict: bool) -> Itera
                     f"{file}, line {line}: {reason}. Correct it, or leave strict out to "
                     "skip and count such records"
                 ) from error
-            report.add_malformed(MalformedRow(file, line, reason))
+            why = error.reason if isinstance(error, UnusableRow) else MALFORMED
+            report.add_malformed(MalformedRow(file, line, reason), why)
         else:
+            for reason in parsed.left_out:
+                report.leave_out(reason)
+            report.unread_columns.update(dict.fromkeys(parsed.unread_columns))
             yield parsed
+
+
+def _subfolder(spec: DataSpec) -> str | None:
+    """The folder of the spec's dimension. Raises ValueError if others have folders and it has none."""
+    subfolder_of, name = SOURCES[spec.name].subfolder_of, spec.dimensions[0]
+    if name not in subfolder_of and spec.path is not None:
+        for folder in subfolder_of.values():
+            if (spec.path / folder).is_dir():
+                raise ValueError(unknown_subset(spec.name, name))
+    return subfolder_of.get(name)
 
 
 def _parse(row: Any, spec: DataSpec) -> ParsedRow:
@@ -143,6 +204,15 @@ def _parse(row: Any, spec: DataSpec) -> ParsedRow:
     return parsed
 
 
+def _described(row: Any) -> str:
+    """The columns of a row; of a line that is no JSON object, its beginning."""
+    try:
+        fields = json.loads(row) if isinstance(row, str) else row
+    except (ValueError, RecursionError):
+        fields = row
+    return f"columns {listed(fields)}" if isinstance(fields, dict) else short_repr(fields)
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         return first_validation_error(error)
@@ -156,19 +226,23 @@ def _reason(error: Exception) -> str:
 def _join_rows(
     rows: Iterator[ParsedRow], which: Literal["no", "next", "all"]
 ) -> Iterator[ParsedRow]:
-    """Rows that share a prompt as one row; "all" reads all rows before the first is yielded."""
-    if which == "all":
-        by_prompt: dict[Conversation, list[ParsedRow]] = {}
-        for row in rows:
+    """Rows that share a prompt as one row; those that are joined over the whole file come last."""
+    if which == "next":
+        for _, group in groupby(rows, key=lambda row: row.prompt):
+            yield _joined(list(group))
+        return
+    by_prompt: dict[Conversation, list[ParsedRow]] = {}
+    for row in rows:
+        if which == "all" or row.one_of_several:
             by_prompt.setdefault(row.prompt, []).append(row)
-        groups: Iterable[list[ParsedRow]] = by_prompt.values()
-    elif which == "next":
-        groups = (list(group) for _, group in groupby(rows, key=lambda row: row.prompt))
-    else:
-        groups = ([row] for row in rows)
-    for group in groups:
-        responses = [response for row in group for response in row.responses]
-        yield ParsedRow(group[0].prompt, responses, group[0].scorers)
+        else:
+            yield row
+    yield from map(_joined, by_prompt.values())
+
+
+def _joined(rows: list[ParsedRow]) -> ParsedRow:
+    responses = [response for row in rows for response in row.responses]
+    return ParsedRow(rows[0].prompt, responses, rows[0].scorers)
 
 
 def _records(
@@ -181,10 +255,12 @@ def _records(
         report.merged_responses += len(row.responses) - len(responses)
         if len(responses) < 2:
             report.too_few_responses += 1
+            report.leave_out(EQUAL_ANSWERS if len(row.responses) > 1 else TOO_FEW_ANSWERS)
             continue
         identity = row.prompt, frozenset(response.text for response in responses)
         if identity in seen:
             report.duplicate_records += 1
+            report.leave_out(DUPLICATE)
             continue
         seen.add(identity)
         if repeats_per_epoch(spec.weight, prompt_key(row.prompt)):

@@ -59,9 +59,16 @@ class DataSpec:
                 f"data {text!r}: {name} needs a file or folder of {listed(FILE_FORMATS)}; "
                 f"write {name}=PATH"
             )
+        names = _dimensions(text, name, dimensions) if colon else SOURCES[name].dimensions
+        if (
+            not has_path
+            and SOURCES[name].subfolder_of
+            and names[0] not in SOURCES[name].subfolder_of
+        ):
+            raise ValueError(unknown_subset(name, names[0]))
         return cls(
             name=name,
-            dimensions=_dimensions(text, name, dimensions) if colon else SOURCES[name].dimensions,
+            dimensions=names,
             path=Path(path).expanduser() if has_path else None,
             weight=_weight(text, weight),
         )
@@ -93,6 +100,16 @@ def _dimensions(text: str, source: str, names: str) -> tuple[str, ...]:
             f"it out for {listed(SOURCES[source].dimensions)}"
         )
     return dimensions
+
+
+def unknown_subset(source: str, name: str) -> str:
+    """The message for a dimension that the source has no folder of."""
+    subfolder_of = SOURCES[source].subfolder_of
+    return (
+        f"data '{source}:{name}': {source} has no rows of {name!r}. Accepted: {listed(subfolder_of)} "
+        f"(its folders {listed(subfolder_of.values())}); for rows of another dimension name their file, "
+        f"{source}:{name}=FILE.{did_you_mean(name, subfolder_of)}"
+    )
 
 
 def _weight(text: str, number: str) -> float:

@@ -1,7 +1,8 @@
 """What each published preference data set calls its columns: the table `SOURCES`.
 
 In: one row as its file has it. Out: a `ParsedRow`; or a ValueError or KeyError that says what is malformed.
-Knows nothing of files, or of how rows become records.
+Files of a user's own, and data sets that have one of their formats, are read by row_formats.py. Knows nothing
+of files, or of how rows become records.
 """
 
 from __future__ import annotations
@@ -11,21 +12,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from pad_vllm.text.conversation import Conversation, Message
-from pad_vllm.training.data.preference_record import PreferenceRecord, Response
-from pad_vllm.wording import listed, short_repr
-
-
-@dataclass(frozen=True)
-class ParsedRow:
-    """What one row says, before rows of one prompt are joined and duplicates are dropped."""
-
-    prompt: Conversation
-    responses: list[Response]
-    scorers: Mapping[str, str] = field(default_factory=dict)
-    """Dimension -> the scorer that made its scores."""
+from pad_vllm.training.data.parsed_row import (
+    ParsedRow,
+    answer_text,
+    known_scores,
+    pair_responses,
+)
+from pad_vllm.training.data.preference_record import Response
+from pad_vllm.training.data.row_formats import ACCEPTED_FORMATS, parse_row_of_any_format
+from pad_vllm.wording import short_repr
 
 
 @dataclass(frozen=True)
@@ -38,6 +34,9 @@ class SourceFormat:
     dimensions: tuple[str, ...]
     """Names of the dimensions where the spec gives none."""
 
+    form: str
+    """What a row looks like, for messages."""
+
     hub_name: str | None = None
     """None: the data set is not on the hub, and a spec needs a path."""
 
@@ -49,7 +48,8 @@ class SourceFormat:
     """How many dimensions a spec may name; 0: the data names them itself."""
 
     join_rows: Literal["no", "next", "all"] = "no"
-    """Which rows with the same prompt become one record: none, adjacent ones, or all of the file."""
+    """Which rows with the same prompt become one record: those that are `one_of_several` (over the whole
+    file), adjacent ones, or all of the file."""
 
 
 def _text(row: dict[str, Any], column: str) -> str:
@@ -73,25 +73,12 @@ def _split_turns(text: str, marker: str) -> tuple[Message, ...]:
     )
 
 
-def _pair_responses(chosen: str, rejected: str, dimension: str) -> list[Response]:
-    return [
-        Response(text=chosen, scores={dimension: 1.0}),
-        Response(text=rejected, scores={dimension: 0.0}),
-    ]
-
-
-def _without_null(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_null(inner) for key, inner in value.items() if inner is not None}
-    return [_without_null(inner) for inner in value] if isinstance(value, list) else value
-
-
 def _helpsteer2(row: dict[str, Any], dimensions: tuple[str, ...]) -> ParsedRow:
     """nvidia/HelpSteer2: a response a row, scored 0 to 4; later turns of a prompt follow markers."""
     text = "<extra_id_1>User\n" + _text(row, "prompt")
-    scores = {name: row[name] for name in dimensions}
+    scores = known_scores({name: row[name] for name in dimensions})
     turns = _split_turns(text, r"\s*<extra_id_1>(User|Assistant)\n")
-    response = Response(text=_text(row, "response"), scores=scores)
+    response = Response(text=answer_text(row["response"], "response"), scores=scores)
     return ParsedRow(Conversation(turns), [response])
 
 
@@ -111,10 +98,8 @@ def _ric(row: dict[str, Any], dimensions: tuple[str, ...]) -> ParsedRow:
         name: row[name] if name in row else row.get(f"score{number}")
         for number, name in enumerate(dimensions, start=1)
     }
-    scores = {name: value for name, value in values.items() if value is not None}
-    if not scores:
-        raise ValueError(f"no score; columns {listed(dimensions)} or score1, ... are accepted")
-    return ParsedRow(Conversation(turns), [Response(text=_text(row, "response"), scores=scores)])
+    response = Response(text=answer_text(row["response"], "response"), scores=known_scores(values))
+    return ParsedRow(Conversation(turns), [response])
 
 
 def _saferlhf(row: dict[str, Any], dimensions: tuple[str, ...]) -> ParsedRow:
@@ -125,7 +110,7 @@ def _saferlhf(row: dict[str, Any], dimensions: tuple[str, ...]) -> ParsedRow:
             raise ValueError(f"{name}_response_id is {short_repr(winner)}; 0 and 1 are accepted")
     responses = [
         Response(
-            text=_text(row, f"response_{number}"),
+            text=answer_text(row[f"response_{number}"], f"response_{number}"),
             scores={name: float(winner == number) for name, winner in winners.items()},
         )
         for number in (0, 1)
@@ -143,50 +128,54 @@ def _hh_rlhf(row: dict[str, Any], dimensions: tuple[str, ...]) -> ParsedRow:
     )
     if chosen[:-1] != rejected[:-1] or {chosen[-1].role, rejected[-1].role} != {"assistant"}:
         raise ValueError("chosen and rejected must be the same up to their last Assistant turn")
-    responses = _pair_responses(chosen[-1].content, rejected[-1].content, dimensions[0])
-    return ParsedRow(Conversation(chosen[:-1]), responses)
+    texts = answer_text(chosen[-1].content, "chosen"), answer_text(rejected[-1].content, "rejected")
+    return ParsedRow(Conversation(chosen[:-1]), pair_responses(*texts, dimensions[0]))
 
 
-class _Pair(BaseModel):
-    """A row of a user's file that holds a chosen and a rejected response."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    prompt: Any
-    chosen: str
-    rejected: str
-    dimension: str | None = None
-
-
-def _user_file(row: dict[str, Any], dimensions: tuple[str, ...]) -> ParsedRow:
-    """A PreferenceRecord, or {"prompt", "chosen", "rejected", "dimension"}; null is as good as no key."""
-    fields = _without_null(row)
-    if "responses" not in fields:
-        pair = _Pair.model_validate(fields)
-        responses = _pair_responses(pair.chosen, pair.rejected, pair.dimension or dimensions[0])
-        fields = {"prompt": pair.prompt, "responses": responses}
-    record = PreferenceRecord.model_validate(fields)
-    return ParsedRow(record.prompt, record.responses, record.scorers)
-
+_ULTRAFEEDBACK = ("helpfulness", "honesty", "instruction_following", "truthfulness")
 
 SOURCES = {
     "helpsteer2": SourceFormat(
         _helpsteer2,
         ("helpfulness", "correctness", "coherence", "complexity", "verbosity"),
+        "columns prompt, response, helpfulness, correctness, coherence, complexity, verbosity",
         "nvidia/HelpSteer2",
         join_rows="next",
     ),
     # RiC saves all chosen responses first, then all rejected ones.
     "ric": SourceFormat(
-        _ric, ("harmless", "helpful", "humor"), max_dimension_names=8, join_rows="all"
+        _ric,
+        ("harmless", "helpful", "humor"),
+        "columns prompt, response and the dimensions' names, or score1, score2, ...; a response a row",
+        max_dimension_names=8,
+        join_rows="all",
     ),
-    "saferlhf": SourceFormat(_saferlhf, ("better", "safer"), "PKU-Alignment/PKU-SafeRLHF"),
+    "saferlhf": SourceFormat(
+        _saferlhf,
+        ("better", "safer"),
+        "columns prompt, response_0, response_1, better_response_id, safer_response_id",
+        "PKU-Alignment/PKU-SafeRLHF",
+    ),
     "hh-rlhf": SourceFormat(
         _hh_rlhf,
         ("harmless",),
+        "columns chosen, rejected: texts with Human: and Assistant: that differ in the last answer",
         "Anthropic/hh-rlhf",
         subfolder_of={"harmless": "harmless-base", "helpful": "helpful-base"},
         max_dimension_names=1,
     ),
-    "jsonl": SourceFormat(_user_file, ("preferred",), max_dimension_names=1),
+    "ultrafeedback": SourceFormat(
+        parse_row_of_any_format, _ULTRAFEEDBACK, ACCEPTED_FORMATS, "openbmb/UltraFeedback"
+    ),
+    "ultrafeedback-binarized": SourceFormat(
+        parse_row_of_any_format,
+        ("preferred",),
+        ACCEPTED_FORMATS,
+        "HuggingFaceH4/ultrafeedback_binarized",
+        split="train_prefs",
+        max_dimension_names=1,
+    ),
+    "jsonl": SourceFormat(
+        parse_row_of_any_format, ("preferred",), ACCEPTED_FORMATS, max_dimension_names=1
+    ),
 }

@@ -11,7 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pad_vllm.text.conversation import prompt_key
-from pad_vllm.training.data.data_sources import MalformedRow, read_source, scored_dimensions
+from pad_vllm.training.data.data_sources import (
+    MalformedRow,
+    read_source,
+    require_records,
+    scored_dimensions,
+)
 from pad_vllm.training.data.data_spec import DataSpec, repeats_per_epoch, weight_by_label
 from pad_vllm.training.data.preference_record import unit_hash
 from pad_vllm.training.data.published_dataset_columns import SOURCES
@@ -212,9 +217,12 @@ BAD = [
     ("jsonl", '{"prompt": "x", "resp', "not JSON"),
     ("jsonl", "[1]", "not a JSON object"),
     ("jsonl", {"prompt": "x", "responses": [{"text": "alone"}]}, "responses: List should have"),
-    ("jsonl", own(surprise=1), "surprise: Extra inputs"),
+    ("jsonl", {"text": "x", "score": 1}, "the columns score, text are those of no format"),
+    ("jsonl", {**own(), "responses": [{"text": t, "surprise": 1} for t in "ab"]}, "surprise: Extra inputs"),
     ("jsonl", own([{"role": "assistant", "content": "x"}]), "must end with a user turn"),
-    ("jsonl", {"prompt": "x", "chosen": "a"}, "rejected: Field required"),
+    ("jsonl", {"prompt": "x", "chosen": "a"}, "column 'rejected' is missing"),
+    ("jsonl", {"chosen": "a", "rejected": "b"}, "column 'prompt' is missing"),
+    ("jsonl", {"prompt": "x", "completion": "a", "label": "good"}, "label is 'good'; true and false"),
     ("jsonl", {**own(), "responses": [{"text": t, "scores": {"a b": 1}} for t in "ab"]}, "dimension 'a b'"),
     ("jsonl", '{"prompt": "x", "responses": [{"text": "a", "scores": {"k": NaN}}, {"text": "b"}]}', "finite"),
     ("helpsteer2", {"prompt": "x", "response": "y"}, "column 'helpfulness' is missing"),
@@ -233,6 +241,8 @@ GOOD = {
     "ric": [ric("x", "y", 1), ric("x", "z", 2)],
     "saferlhf": [safe()],
     "hh-rlhf": [hh("a", "b")],
+    "ultrafeedback": [{"instruction": "x", "completions": ["y", "z"], "ratings": [1, 2]}],
+    "ultrafeedback-binarized": [{"prompt": "x", "chosen": "y", "rejected": "z"}],
 }
 
 
@@ -348,6 +358,10 @@ def test_a_spec_is_name_dimension_path_and_weight(text, label, dimensions, path,
         ("hh-rlhf:", "'' is not accepted"),
         ("ric:a,a=x", "different"),
         ("hh-rlhf:a b", "letters, digits"),
+        (
+            "hh-rlhf:harmlessness",
+            "no rows of 'harmlessness'. Accepted: harmless, helpful.*Did you mean 'harmless'",
+        ),
     ],
 )
 def test_a_wrong_spec_is_refused_with_what_is_accepted(text, named):
@@ -370,8 +384,10 @@ def test_of_a_folder_the_train_files_are_read_in_order(tmp_path):
         lines(folder / name / "test.jsonl.gz", [hh("test", "b")])
     found, _ = records(f"hh-rlhf:helpful={folder}")
     assert [r.responses[0].text for r in found] == ["helpful-base"]
-    found, _ = records(f"hh-rlhf:kind={folder}")
-    assert [r.responses[0].text for r in found] == ["harmless-base", "helpful-base"]
+    found, _ = records(f"hh-rlhf:kind={folder / 'helpful-base'}")
+    assert [r.responses[0].scores for r in found] == [{"kind": 1}]
+    with pytest.raises(ValueError, match="no rows of 'kind'. Accepted: harmless, helpful"):
+        records(f"hh-rlhf:kind={folder}")
 
 
 def test_paths_that_hold_no_data_are_refused_by_name(tmp_path):
@@ -395,7 +411,7 @@ def test_paths_that_hold_no_data_are_refused_by_name(tmp_path):
         ("saferlhf", ("PKU-Alignment/PKU-SafeRLHF", None)),
         ("hh-rlhf", ("Anthropic/hh-rlhf", "harmless-base")),
         ("hh-rlhf:helpful", ("Anthropic/hh-rlhf", "helpful-base")),
-        ("hh-rlhf:better", ("Anthropic/hh-rlhf", None)),
+        ("ultrafeedback", ("openbmb/UltraFeedback", None)),
     ],
 )
 def test_without_a_path_the_hub_is_asked_for_the_train_split(text, expected, monkeypatch):
@@ -418,6 +434,31 @@ def test_a_hub_out_of_reach_is_an_error_that_names_the_way_out(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load)
     with pytest.raises(OSError, match="HelpSteer2 could not be opened.*helpsteer2=PATH"):
         records("helpsteer2")
+
+
+def test_of_a_file_that_is_refused_the_error_says_what_was_expected_and_what_was_found(tmp_path):
+    file = lines(tmp_path / "chats.jsonl", [{"messages": [], "id": n} for n in range(7)])
+    spec = DataSpec.parse(f"jsonl={file}")
+    found, report = read_source(spec)
+    assert not found
+    with pytest.raises(ValueError, match="none of its 7 rows is a record") as refused:
+        require_records([report], [spec])
+    _, expected, was, left_out, *first = str(refused.value).split("\n")
+    assert expected.startswith('expected: {"prompt", "responses"')
+    assert was == "found: columns messages, id"
+    assert left_out == "left out: malformed 7"
+    assert first[0] == f"{file}:1: the columns id, messages are those of no format"
+    assert len(first) == 5
+
+
+def test_an_empty_file_and_one_of_equal_answers_are_refused_with_the_reason(tmp_path):
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    tied = lines(tmp_path / "tied.jsonl", [{"prompt": "x", "chosen": "a", "rejected": "a"}] * 3)
+    for file, reason in ((empty, "found: nothing"), (tied, "left out: equal answers 3")):
+        spec = DataSpec.parse(f"jsonl={file}")
+        with pytest.raises(ValueError, match=reason):
+            require_records([read_source(spec)[1]], [spec])
 
 
 def test_every_source_with_a_hub_name_has_dimensions_and_a_parser():
