@@ -28,9 +28,10 @@ Item = TypeVar("Item")
 class RunContext:
     """One worker's view of a run."""
 
-    settings: Settings
+    settings: Settings  # the run's; reading the data fills in what is chosen by the data
     tokenizer: Any  # the base's, with the run's chat template
     backbone: Backbone  # names and sizes of the base
+    context_tokens: int | None  # tokens that the base reads at most; None: unknown
     backbone_identity: str  # fingerprint of the base's weights; part of the cache files' names
     cache: Path  # folder of fork activations, shared between runs
     accelerator: Any  # accelerate.Accelerator

@@ -9,30 +9,37 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pad_vllm.training.data.data_report import DataReport
-from pad_vllm.training.data.prepare_data import PreparedData, prepare_groups
+from pad_vllm.training.data.prepare_data import PreparedData, TrainedBase, prepare_groups
 from pad_vllm.training.objective.training_store import TrainingStore
 from pad_vllm.training.run_context import RunContext
 
 
 def read_scored_data(context: RunContext) -> PreparedData:
-    """The run's groups. Raises ValueError if a requested dimension has no two different scores."""
-    prepared = prepare_groups(context.settings, context.tokenizer)
+    """The run's groups, with a report in the log; what the data decides goes into the context's settings.
+
+    Raises ValueError if a requested dimension has no two different scores.
+    """
+    base = TrainedBase(context.backbone.fingerprint, context.context_tokens)
+    prepared = prepare_groups(context.settings, context.tokenizer, base)
     _require_scored_dimensions(context.settings.dimensions, prepared.report)
+    context.settings = prepared.settings
+    for row in prepared.report.table_rows():
+        context.log_table_row(row)
+    for line in prepared.report.malformed_lines():
+        context.log.write_line(f"malformed: {line}")
+    for line in [*prepared.report.remarks(), *prepared.remarks]:
+        context.log.write_line(line)
     return prepared
 
 
 def fill_store_with(prepared: PreparedData, store: TrainingStore, context: RunContext) -> None:
-    """Log what was read, then compute the activations of all groups.
+    """Compute the activations of all groups.
 
     Args:
         prepared: The run's groups.
         store: The store of the run's model.
         context: The run.
     """
-    for row in prepared.report.table_rows():
-        context.log_table_row(row)
-    for line in prepared.report.malformed_lines():
-        context.log.write_line(f"malformed: {line}")
     with context.timed("cache"):
         context.fill_store(store, prepared.train, with_targets=True)
         evaluated = [*prepared.validation, *prepared.held_out]

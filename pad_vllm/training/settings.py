@@ -162,8 +162,14 @@ class Settings:
         int, _at_least(1, "Maximal tokens of a prompt; longer ones are left out and counted.")
     ] = 256
     max_response: Annotated[
-        int, _at_least(2, "Maximal tokens of a response; longer ones are cut and counted.")
-    ] = 128
+        int | None,
+        _at_least(
+            2,
+            "Maximal tokens of a response; longer ones are cut and counted, and have no score but what a "
+            "lexical scorer gives the rest (default: by the data, the 99th percentile of the responses' "
+            "lengths, within BASE's context).",
+        ),
+    ] = None
     validation: Annotated[float, _with_help("Share of the prompts for early stopping.")] = 0.1
     held_out: Annotated[
         float, _with_help("Share of the prompts for the results in the model card.")
@@ -233,6 +239,11 @@ class Settings:
     def heads_only_by_default(self) -> bool:
         """Whether the run trains heads only, without a trunk, if `fork_layer` is None."""
         return self.method != "pairs"
+
+    @property
+    def drawn_tokens(self) -> int:
+        """Most tokens of an answer that method prompt draws: there are no lengths yet to choose it by."""
+        return 128 if self.max_response is None else self.max_response
 
     def without_branches(self) -> Settings:
         """These settings for a method that compares no next tokens: no alternative tokens are scored."""

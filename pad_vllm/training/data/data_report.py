@@ -6,12 +6,13 @@ In: the reports of reading and grouping, and the parts. Out: a table; JSON; line
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pad_vllm.training.data.data_sources import SourceReport
 from pad_vllm.training.data.group_builder import GroupingCounts
 from pad_vllm.training.data.prompt_groups import PART_NAMES, PromptGroup
+from pad_vllm.training.data.response_limit import ResponseLimit
 
 
 @dataclass
@@ -27,12 +28,15 @@ class DataReport:
     prompts: dict[str, int]
     """Part (train, validation, held out) -> different prompts in it."""
 
+    response_limit: ResponseLimit
+
     @classmethod
     def from_parts(
         cls,
         source_reports: Iterable[SourceReport],
         grouping: Mapping[str, GroupingCounts],
         parts: tuple[Sequence[PromptGroup], Sequence[PromptGroup], Sequence[PromptGroup]],
+        response_limit: ResponseLimit,
     ) -> DataReport:
         """Count the prompts of each part.
 
@@ -40,6 +44,7 @@ class DataReport:
             source_reports: of `read_source`, one a source.
             grouping: of `build_groups`.
             parts: of `split_by_key`: (train, validation, held out).
+            response_limit: what the answers were cut to.
 
         Returns:
             The report.
@@ -48,27 +53,37 @@ class DataReport:
             name: len({group.prompt_key for group in part})
             for name, part in zip(PART_NAMES, parts, strict=True)
         }
-        return cls({report.source: report for report in source_reports}, grouping, prompts)
+        by_source = {report.source: report for report in source_reports}
+        return cls(by_source, grouping, prompts, response_limit)
 
     def as_dict(self) -> dict[str, Any]:
         """The counts as the model card has them."""
         head, *rows = self.table_rows()
-        sources = [
+        sources: list[dict[str, Any]] = [
             {"name": name} | {k: int(v) for k, v in zip(head[1:], counts, strict=True)}
             for name, *counts in rows
         ]
-        return {"prompts": self.prompts, "sources": sources}
+        for source in sources:
+            report = self.source_reports.get(str(source["name"]))
+            if report is not None and report.left_out:
+                source["left_out"] = report.left_out
+        return {
+            "prompts": self.prompts,
+            "sources": sources,
+            "response_limit": asdict(self.response_limit),
+        }
 
     def table_rows(self) -> list[tuple[str, ...]]:
         """A table, its head first: a row for each source; the last columns are pairs, by dimension."""
         names = list(dict.fromkeys(n for counts in self.grouping.values() for n in counts.pairs))
         head = ("source", "read", "malformed", "duplicate", "single", "long", "refused", "cut")
-        table = [(*head, "uninformative", "groups", *names)]
+        table = [(*head, "same", "unlabelled", "uninformative", "groups", *names)]
         for source in dict.fromkeys([*self.source_reports, *self.grouping]):
             read = self.source_reports.get(source, SourceReport(source))
             counts = self.grouping.get(source, GroupingCounts())
             numbers = [read.read, read.malformed, read.duplicate_records, read.too_few_responses]
             numbers += [counts.long_prompts, counts.refused_prompts, counts.cut_responses]
+            numbers += [counts.duplicate_responses, counts.unlabelled_responses]
             numbers += [counts.uninformative, counts.groups]
             numbers += [counts.pairs.get(name, 0) for name in names]
             table.append((source, *map(str, numbers)))
@@ -78,3 +93,14 @@ class DataReport:
         """`file:line: reason` of the first malformed rows of each source."""
         for report in self.source_reports.values():
             yield from (f"{row.file}:{row.line}: {row.reason}" for row in report.first_malformed)
+
+    def remarks(self) -> Iterator[str]:
+        """What was left out of each source, by reason; columns that were not read; what was cut."""
+        for report in self.source_reports.values():
+            if report.left_out:
+                counts = ", ".join(f"{reason} {count}" for reason, count in report.left_out.items())
+                yield f"{report.source}: left out: {counts}"
+            if report.unread_columns:
+                yield f"{report.source}: columns that are not read: {', '.join(report.unread_columns)}"
+        unlabelled = sum(counts.unlabelled_responses for counts in self.grouping.values())
+        yield from self.response_limit.lines(unlabelled)

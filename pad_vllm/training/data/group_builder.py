@@ -7,7 +7,7 @@ from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -42,11 +42,40 @@ class GroupingCounts:
     duplicate_responses: int = 0
     """Responses dropped: after the cut another one has the same tokens."""
 
+    unlabelled_responses: int = 0
+    """Responses dropped: they were cut, and no scorer of theirs can score what is left."""
+
     uninformative: int = 0
     """Records dropped: no dimension scores two of their responses differently."""
 
     pairs: dict[str, int] = field(default_factory=dict)
     """Dimension -> pairs of whole responses with known and different scores."""
+
+    def add(self, other: GroupingCounts) -> None:
+        """Add the counts of another source."""
+        for name, value in vars(other).items():
+            if isinstance(value, int):
+                setattr(self, name, getattr(self, name) + value)
+        for dimension, pairs in other.pairs.items():
+            self.pairs[dimension] = self.pairs.get(dimension, 0) + pairs
+
+
+def with_token_ids(
+    records: Iterable[PreferenceRecord], tokenizer: Any
+) -> Iterator[PreferenceRecord]:
+    """The records, every response with its token ids; those of an engine stay as they were sampled.
+
+    The end-of-sequence token that ends the model's turn is the last one.
+    """
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    for record in records:
+        responses = []
+        for response in record.responses:
+            ids = response.token_ids
+            if not ids:
+                ids = [*tokenizer(response.text, add_special_tokens=False)["input_ids"], *end]
+            responses.append(response.model_copy(update={"token_ids": ids}))
+        yield record.model_copy(update={"responses": responses})
 
 
 def build_groups(
@@ -65,7 +94,7 @@ def build_groups(
         tokenizer: the base's, with a chat template.
         dimensions: names of the D dimensions of the groups' scores.
         max_prompt: tokens; records with a longer prompt are dropped.
-        max_response: tokens; longer responses are cut.
+        max_response: tokens; longer responses are cut, and have no score but what a scorer gives the rest.
         weight_of_source: label -> weight (`data_spec.weight_by_label`); 1 for a source that is not in it.
 
     Returns:
@@ -74,7 +103,7 @@ def build_groups(
     builder = _GroupBuilder(tokenizer, dimensions, max_prompt, max_response)
     counts_of: dict[str, GroupingCounts] = {}
     groups = []
-    for record in records:
+    for record in with_token_ids(records, tokenizer):
         counts = counts_of.setdefault(
             record.source, GroupingCounts(pairs=dict.fromkeys(dimensions, 0))
         )
@@ -106,14 +135,25 @@ class _GroupBuilder:
         prefix_scorers = self._prefix_scorers(record)
         scorer_of = {d: name for d, name in enumerate(prefix_scorers) if name is not None}
         scores_by_ids: dict[tuple[int, ...], Tensor] = {}
-        for response in record.responses:
+        seen = set()
+        # Whole ones first: of two with the same tokens the whole one is kept, which has its score.
+        for response in sorted(record.responses, key=lambda one: self._response_ids(one)[1]):
             ids, was_cut = self._response_ids(response)
             counts.cut_responses += was_cut
-            if tuple(ids) in scores_by_ids:
+            if tuple(ids) in seen:
                 counts.duplicate_responses += 1
                 continue
+            seen.add(tuple(ids))
             known = torch.tensor([response.scores.get(name, torch.nan) for name in self.dimensions])
+            if was_cut:  # a score belongs to the whole: only a scorer can tell that of what is left
+                known = _known_where(known, scorer_of)
+                if known.isnan().all():
+                    counts.unlabelled_responses += 1
+                    continue
             scores_by_ids[tuple(ids)] = self._scores(ids, known, scorer_of, was_cut=was_cut)
+        if not scores_by_ids:
+            counts.uninformative += 1
+            return None
         scores = torch.stack(list(scores_by_ids.values()))
         if not sum(_count_pairs(scores.flatten(1))):
             counts.uninformative += 1
@@ -140,12 +180,8 @@ class _GroupBuilder:
         return ids
 
     def _response_ids(self, response: Response) -> tuple[list[int], bool]:
-        """Token ids, with the end-of-sequence token that ends the model's turn, and whether they were cut."""
-        ids = list(response.token_ids or [])
-        if not ids:
-            ids += self.tokenizer(response.text, add_special_tokens=False)["input_ids"]
-            if self.tokenizer.eos_token_id is not None:
-                ids.append(self.tokenizer.eos_token_id)
+        """Token ids of a response of `with_token_ids`, and whether they were cut."""
+        ids = response.token_ids or []
         return ids[: self.max_response], len(ids) > self.max_response
 
     def _prefix_scorers(self, record: PreferenceRecord) -> tuple[str | None, ...]:
@@ -177,6 +213,14 @@ class _GroupBuilder:
             text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
             scores[list(scorer_of)] = torch.tensor(lexical_scores(text, tuple(scorer_of.values())))
         return torch.where(known.isnan(), known, scores)
+
+
+def _known_where(known: Tensor, scorer_of: Mapping[int, str]) -> Tensor:
+    """known [D], NaN in the dimensions that have no scorer of prefixes."""
+    kept = torch.full_like(known, torch.nan)
+    for dimension in scorer_of:
+        kept[dimension] = known[dimension]
+    return kept
 
 
 def _count_pairs(scores: Tensor) -> list[int]:

@@ -29,6 +29,21 @@ class Response(_StrictModel):
     """The request's arguments, such as `pad_weights`; empty if the base sampled it without guidance."""
 
 
+class Drawing(_StrictModel):
+    """Which model drew a record's answers, and how."""
+
+    base: str
+    """As it was named."""
+
+    fingerprint: str | None = None
+    """Of its weights (`weight_fingerprint.fingerprint`); None: there were none to read."""
+
+    temperature: float
+    top_k: int
+    max_tokens: int
+    seed: int
+
+
 class PreferenceRecord(_StrictModel):
     """A conversation that ends with the user's message, and the responses to it."""
 
@@ -42,6 +57,9 @@ class PreferenceRecord(_StrictModel):
     scorers: dict[str, str] = {}
     """Dimension -> the scorer that made the scores (evaluation/scorer_specs.py). Training asks those of
     them that run locally about prefixes of the responses, too."""
+
+    drawn_by: Drawing | None = None
+    """What `pad-vllm sample` knows of its answers; None: others' answers, and files of earlier releases."""
 
 
 def unit_hash(key: str) -> float:

@@ -6,8 +6,9 @@ come from the training prompts alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from pad_vllm.text.chat_template import chat_token_ids
 from pad_vllm.text.conversation import Conversation
 from pad_vllm.text.preference_text import with_preference
 from pad_vllm.training.data.data_report import DataReport
-from pad_vllm.training.data.data_sources import read_source, scored_dimensions
+from pad_vllm.training.data.data_sources import read_source, require_records, scored_dimensions
 from pad_vllm.training.data.data_spec import DataSpec, weight_by_label
-from pad_vllm.training.data.group_builder import build_groups
+from pad_vllm.training.data.drawn_answers import drawn_temperature, require_unguided
+from pad_vllm.training.data.group_builder import GroupingCounts, build_groups, with_token_ids
 from pad_vllm.training.data.preference_record import PreferenceRecord, unit_hash
 from pad_vllm.training.data.prompt_groups import (
     PART_NAMES,
@@ -28,8 +30,21 @@ from pad_vllm.training.data.prompt_groups import (
     score_spreads,
     split_by_key,
 )
+from pad_vllm.training.data.response_limit import ResponseLimit
 from pad_vllm.training.data.synthetic_preferences import describe_weights, draw_for_known
 from pad_vllm.training.settings import Settings
+from pad_vllm.wording import listed
+
+
+@dataclass(frozen=True)
+class TrainedBase:
+    """What of the base decides which data it can be trained on."""
+
+    fingerprint: str | None
+    """Of its weights; None: unknown."""
+
+    context: int | None
+    """Most tokens of a text; None: unknown."""
 
 
 @dataclass(frozen=True)
@@ -43,30 +58,58 @@ class PreparedData:
     validation: list[PromptGroup]
     held_out: list[PromptGroup]
     report: DataReport
+    settings: Settings
+    """The run's, with what the data decides: max_response, and the temperature of method scores."""
+
+    remarks: list[str]
+    """Lines for the log."""
 
 
-def prepare_groups(settings: Settings, tokenizer: Any) -> PreparedData:
+def context_tokens(checkpoint: Path) -> int | None:
+    """Most tokens that the model in a checkpoint's folder reads; None if its config does not say."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False).get_text_config()
+    return getattr(config, "max_position_embeddings", None)
+
+
+def prepare_groups(
+    settings: Settings, tokenizer: Any, base: TrainedBase | None = None
+) -> PreparedData:
     """Read, tokenize, split and scale the data that settings name.
 
-    Raises ValueError for data that cannot be used: a wrong spec, under `strict` a malformed row, a part
-    without prompts, guided responses where credit is learned.
+    Args:
+        settings: the run's.
+        tokenizer: the base's, with a chat template.
+        base: what is trained; None: nothing is, so that answers of any model are accepted.
+
+    Raises:
+        ValueError: data that cannot be used: a wrong spec, a source without records, under `strict` a
+            malformed row, a part without prompts, answers of others where credit is learned.
     """
     specs = [DataSpec.parse(text) for text in settings.data]
     reads = [read_source(s, strict=settings.strict, limit=settings.limit) for s in specs]
+    source_reports = [report for _, report in reads]
+    require_records(source_reports, specs)
     records = [record for source_records, _ in reads for record in source_records]
-    if settings.method == "scores":
-        _require_unguided(records)
+    settings, remarks = _with_drawn_temperature(settings, records, base)
+    records = list(with_token_ids(records, tokenizer))
+    lengths = [len(one.token_ids or ()) for record in records for one in record.responses]
+    context = None if base is None else base.context
+    limit = ResponseLimit.choose(lengths, settings.max_response, settings.max_prompt, context)
+    settings = replace(settings, max_response=limit.tokens)
     dimensions = tuple(settings.dimensions or scored_dimensions(records))
     groups, grouping = build_groups(
         records,
         tokenizer,
         dimensions,
         max_prompt=settings.max_prompt,
-        max_response=settings.max_response,
+        max_response=limit.tokens,
         weight_of_source=weight_by_label(specs),
     )
+    require_groups(groups, grouping, dimensions, settings)
     parts = split_groups(groups, settings)
-    report = DataReport.from_parts([source_report for _, source_report in reads], grouping, parts)
+    report = DataReport.from_parts(source_reports, grouping, parts, limit)
     spreads = score_spreads(parts[0])
     train, validation, held_out = (divide_by_spread(part, spreads) for part in parts)
     if settings.text_preferences:
@@ -77,7 +120,55 @@ def prepare_groups(settings: Settings, tokenizer: Any) -> PreparedData:
                 group, settings.text_preferences, tokenizer, dimensions
             )
         ]
-    return PreparedData(dimensions, train, validation, held_out, report)
+    return PreparedData(dimensions, train, validation, held_out, report, settings, remarks)
+
+
+def _with_drawn_temperature(
+    settings: Settings, records: Sequence[PreferenceRecord], base: TrainedBase | None
+) -> tuple[Settings, list[str]]:
+    """The settings with the temperature of the answers, and remarks; for a base also checks who drew them."""
+    if settings.method != "scores":
+        return settings, []
+    require_unguided(records)
+    if base is None:
+        return settings, []
+    recipe = settings.recipe
+    temperature, remarks = drawn_temperature(records, base.fingerprint, recipe.temperature)
+    return replace(settings, recipe=replace(recipe, temperature=temperature)), remarks
+
+
+def require_groups(
+    groups: Sequence[PromptGroup],
+    grouping: Mapping[str, GroupingCounts],
+    dimensions: Sequence[str],
+    settings: Settings,
+) -> None:
+    """Raise ValueError where no record became a group, with the reasons.
+
+    Args:
+        groups: of `build_groups`.
+        grouping: its counts.
+        dimensions: names of what is learned.
+        settings: the run's; messages name their limits.
+    """
+    if groups:
+        return
+    total = GroupingCounts()
+    for counts in grouping.values():
+        total.add(counts)
+    reasons = {
+        f"prompts longer than --max-prompt {settings.max_prompt}": total.long_prompts,
+        "prompts that the chat template refuses": total.refused_prompts,
+        f"records without two different scores of {listed(dimensions)}": total.uninformative,
+        f"answers that were cut at --max-response {settings.max_response}, with scores of the whole": (
+            total.unlabelled_responses
+        ),
+    }
+    named = [f"{count} {reason}" for reason, count in reasons.items() if count]
+    raise ValueError(
+        f"none of the records of {listed(grouping)} can be trained on: {'; '.join(named)}. Raise the limits, "
+        "or give data that scores two answers to a prompt differently"
+    )
 
 
 def split_groups(
@@ -126,13 +217,3 @@ def with_stated_preferences(
             )
         )
     return stated
-
-
-def _require_unguided(records: Sequence[PreferenceRecord]) -> None:
-    """Raises ValueError for guided responses: credit is what a token of the base's own sample was worth."""
-    guided = sum(bool(response.guided_by) for record in records for response in record.responses)
-    if guided:
-        raise ValueError(
-            f"{guided} responses were drawn under guidance; --teacher scores accepts the base's own. Leave "
-            "their files out, or use --teacher pairs"
-        )

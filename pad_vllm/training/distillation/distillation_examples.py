@@ -59,7 +59,7 @@ class ExampleBuilder:
 
     Args:
         tokenizer: The base's, with the run's chat template.
-        settings: Their max_prompt, max_response, validation and held_out are used.
+        settings: Their max_prompt, drawn_tokens, validation and held_out are used.
         instructions: One for each dimension.
     """
 
@@ -73,8 +73,8 @@ class ExampleBuilder:
         return self._example(prompt, [[0]]) is not None
 
     def from_record(self, record: PreferenceRecord) -> DistillationExample | None:
-        """An example of a prompt and its drawn answers, which are cut to `max_response` tokens."""
-        limit = self.settings.max_response
+        """An example of a prompt and its drawn answers, which are cut to `drawn_tokens`."""
+        limit = self.settings.drawn_tokens
         ids = [list(response.token_ids or [])[:limit] for response in record.responses]
         return self._example(record.prompt, ids)
 

@@ -55,7 +55,7 @@ from pad_vllm.training.objective.fork_cache import CachedResponse
 from pad_vllm.training.objective.training_model import save_bias_adapter, scale_heads_to_one_logit
 from pad_vllm.training.report.training_curves import SHARE_EXPLAINED, CurveLabels
 from pad_vllm.training.run_context import RunContext
-from pad_vllm.training.sampling.sample_responses import remaining_prompts
+from pad_vllm.training.sampling.sample_responses import failed_prompts_path, remaining_prompts
 from pad_vllm.training.sampling.vllm_sampler import SamplingOptions
 from pad_vllm.training.training_stages import train_two_stages
 
@@ -236,9 +236,9 @@ class DistillationMethod:
             )
             sampling = SamplingOptions(
                 n=2,
-                max_tokens=settings.max_response,
+                max_tokens=settings.drawn_tokens,
                 seed=settings.recipe.seed,
-                max_model_len=settings.max_prompt + settings.max_response,
+                max_model_len=settings.max_prompt + settings.drawn_tokens,
                 chat_template=settings.chat_template,
                 dtype=settings.dtype,  # in which the teacher reads them
                 enforce_eager=True,
@@ -249,7 +249,14 @@ class DistillationMethod:
             )
             draw_in_subprocess(settings.base, self.prompts.answered, file, sampling, build)
         self.context.wait_for_all_workers()
-        return list(jsonl.read_lines(file, PreferenceRecord.model_validate_json))
+        records = list(jsonl.read_lines(file, PreferenceRecord.model_validate_json))
+        if not records:
+            failed = failed_prompts_path(file)
+            raise ValueError(
+                f"the base gave no prompt of {self.prompts.file} two different answers; the reasons are in "
+                f"{failed}. Correct what they name, and remove that file to try again"
+            )
+        return records
 
     def _collect_teacher_rewards(self) -> RidgeStatistics:
         """Put the teacher's rewards of all examples into the store.

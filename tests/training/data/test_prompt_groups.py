@@ -24,6 +24,7 @@ from pad_vllm.training.data.prompt_groups import (
     score_spreads,
     split_by_key,
 )
+from pad_vllm.training.data.response_limit import ResponseLimit
 
 LIMITS = {"max_prompt": 200, "max_response": 300}
 TOKENIZER = tiny.tokenizer()
@@ -102,7 +103,7 @@ def test_a_beginning_longer_than_the_response_is_the_response():
     assert group.scores[0].flatten().tolist() == pytest.approx([0.7] * (len(PREFIX_LENGTHS) + 1))
 
 
-def test_a_response_that_was_cut_is_counted_and_scored_as_what_is_left():
+def test_a_response_that_was_cut_is_counted_and_has_no_score_but_that_of_what_is_left():
     long = "Good. " * 10 + "Awful, bad, hated. " * 10
     scorers = {"positive": "positive"}
     one = record(
@@ -113,7 +114,36 @@ def test_a_response_that_was_cut_is_counted_and_scored_as_what_is_left():
     assert TOKENIZER.decode(group.response_ids[1]) == long[:60]
     assert group.response_ids[0][-1] == EOS
     assert group.scores[1, -1, 0] == pytest.approx(lexical_scores(long[:60], ("positive",))[0])
-    assert group.scores[1, -1, 1] == 1
+    assert group.scores[1, :, 1].isnan().all()  # kind was said of the whole
+    assert group.scores[0, -1, 1] == 0
+    assert lengths.unlabelled_responses == 0
+
+
+def test_a_cut_response_that_no_scorer_can_score_is_left_out_and_counted():
+    rated = [("x" * 40, {"verbosity": 4}), ("x" * 12, {"verbosity": 1}), ("y", {"verbosity": 0})]
+    [group], lengths = loaded(record(*rated), dimensions=("verbosity",), max_response=20)
+    assert [TOKENIZER.decode(ids[:-1]) for ids in group.response_ids] == ["x" * 12, "y"]
+    assert (lengths.cut_responses, lengths.unlabelled_responses) == (1, 1)
+
+
+def test_two_answers_that_the_cut_made_one_text_are_never_a_pair_of_two_labels():
+    rated = [("x" * 40, {"verbosity": 4}), ("x" * 30, {"verbosity": 1})]
+    groups, lengths = loaded(record(*rated), dimensions=("verbosity",), max_response=20)
+    assert not groups
+    assert (lengths.cut_responses, lengths.duplicate_responses) == (2, 1)
+    assert (lengths.unlabelled_responses, lengths.uninformative) == (1, 1)
+
+
+def test_of_a_whole_response_and_a_cut_one_with_the_same_tokens_the_whole_one_keeps_its_score():
+    drawn = [
+        {"text": "abc", "token_ids": [7, 8, 9], "scores": {"kind": 1}},
+        {"text": "ab", "token_ids": [7, 8], "scores": {"kind": 0}},
+        {"text": "d", "token_ids": [5], "scores": {"kind": 1}},
+    ]
+    [group], lengths = loaded(record(responses=drawn), max_response=2)
+    assert group.response_ids == [[7, 8], [5]]
+    assert group.scores[:, -1, 0].tolist() == [0, 1]
+    assert lengths.duplicate_responses == 1
 
 
 def test_long_prompts_are_dropped_and_counted():
@@ -124,11 +154,12 @@ def test_long_prompts_are_dropped_and_counted():
 
 
 def test_responses_that_the_cut_made_the_same_are_one():
-    texts = [("same start, yes", {"kind": 1}), ("same start, no", {"kind": 0}), ("c", {"kind": 0})]
-    [group], lengths = loaded(record(*texts), max_response=10)
+    texts = [("good day, yes", {"kind": 1}), ("good day, no", {"kind": 0}), ("c", {"kind": 0})]
+    one = record(*texts, scorers={"kind": "positive"})
+    [group], lengths = loaded(one, max_response=8)
     assert len(group.response_ids) == 2
     assert (lengths.duplicate_responses, lengths.cut_responses) == (1, 2)
-    none, lengths = loaded(record(*texts[:2]), max_response=10)
+    none, lengths = loaded(record(*texts[:2], scorers={"kind": "positive"}), max_response=8)
     assert not none
     assert lengths.uninformative == 1
 
@@ -226,7 +257,8 @@ def test_the_report_is_json_and_a_table_with_a_row_a_source():
     read = SourceReport("s", read=4, records=1, duplicate_records=2)
     read.add_malformed(MalformedRow("mine.jsonl", 3, "not JSON"))
     empty = SourceReport("empty")
-    report = DataReport.from_parts([read, empty], lengths, (groups, [], []))
+    limit = ResponseLimit(300, "as asked for", 3, 0, 2)
+    report = DataReport.from_parts([read, empty], lengths, (groups, [], []), limit)
     assert json.loads(json.dumps(dataclasses.asdict(report)))["prompts"] == {
         "train": 1,
         "validation": 0,
@@ -238,3 +270,7 @@ def test_the_report_is_json_and_a_table_with_a_row_a_source():
     assert (found["read"], found["malformed"], found["duplicate"]) == ("4", "1", "2")
     assert (found["groups"], found["kind"], found["never"]) == ("1", "2", "0")
     assert list(report.malformed_lines()) == ["mine.jsonl:3: not JSON"]
+    first, *_ = report.remarks()
+    assert first == "s: left out: malformed 1"
+    assert report.as_dict()["sources"][0]["left_out"] == {"malformed": 1}
+    assert report.as_dict()["response_limit"]["tokens"] == 300

@@ -23,8 +23,8 @@ from pad_vllm.cli.score import score as score_command
 from pad_vllm.params import RequestLimits, parse_guidance
 from pad_vllm.text.conversation import Conversation, prompt_key
 from pad_vllm.training.data import jsonl
+from pad_vllm.training.data.drawn_answers import require_unguided
 from pad_vllm.training.data.preference_record import PreferenceRecord, Response
-from pad_vllm.training.data.prepare_data import _require_unguided
 from pad_vllm.training.sampling import guided_sampling
 from pad_vllm.training.sampling.sample_responses import (
     failed_prompts_path,
@@ -258,7 +258,7 @@ def test_credit_takes_the_bases_own_draw_alone():
     drawn = Response(text="a", guided_by={"pad_weights": "kind=1"})
     record = PreferenceRecord(prompt="Hi", responses=[drawn, Response(text="b")])
     with pytest.raises(ValueError, match="1 responses were drawn under guidance"):
-        _require_unguided([record])
+        require_unguided([record])
 
 
 class Pretrained(Echo):
