@@ -71,7 +71,8 @@ OutOption = Annotated[Path, typer.Option(help="Folder of the adapter.")]
 DataOption = Annotated[
     list[str] | None,
     typer.Option(
-        help="NAME[:DIMENSION][=PATH]\\[@WEIGHT] of helpsteer2, ric, saferlhf, hh-rlhf or jsonl; "
+        help="NAME[:DIMENSION][=PATH]\\[@WEIGHT] of helpsteer2, ric, saferlhf, hh-rlhf, ultrafeedback, "
+        "ultrafeedback-binarized or jsonl (records, TRL's pairs, chats and thumbs, ratings); "
         "repeat it for more sources. WEIGHT: how often an epoch sees the source. Not with "
         "--teacher prompt."
     ),

@@ -25,7 +25,7 @@ from pad_vllm.training.report.held_out_accuracy import (
 )
 from pad_vllm.training.report.training_curves import PAIR_ACCURACY, CurveLabels
 from pad_vllm.training.run_context import RunContext
-from pad_vllm.training.scored_data import fill_store_with, read_scored_data
+from pad_vllm.training.scored_data import fill_store_with, read_scored_data, sources_read
 from pad_vllm.training.training_stages import train_two_stages
 
 
@@ -84,6 +84,10 @@ class PairsMethod:
     def describe_data(self) -> dict[str, Any]:
         """Records, groups and prompts of each source."""
         return self.prepared.report.as_dict()
+
+    def made_from(self) -> dict[str, Any]:
+        """Digests of the files of each source."""
+        return sources_read(self.prepared)
 
     def complete(self, adapter: Adapter) -> Adapter:
         """The adapter has all that was learned."""

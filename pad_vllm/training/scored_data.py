@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from pad_vllm.training.data.data_report import DataReport
 from pad_vllm.training.data.prepare_data import PreparedData, TrainedBase, prepare_groups
@@ -30,6 +31,16 @@ def read_scored_data(context: RunContext) -> PreparedData:
     for line in [*prepared.report.remarks(), *prepared.remarks]:
         context.log.write_line(line)
     return prepared
+
+
+def sources_read(prepared: PreparedData) -> dict[str, Any]:
+    """Source -> file -> digest of its content; and the hub's commits."""
+    reports = prepared.report.source_reports
+    revisions = {name: report.revision for name, report in reports.items() if report.revision}
+    return {
+        "data": {name: report.digests for name, report in reports.items()},
+        "revisions": revisions,
+    }
 
 
 def fill_store_with(prepared: PreparedData, store: TrainingStore, context: RunContext) -> None:

@@ -18,7 +18,7 @@ from pad_vllm.training.run_context import RunContext
 
 class TrainingMethod(Protocol):
     """One way to train an adapter. The run calls the constructor and the methods in the order written here,
-    each once, but `describe_data`, which it may call at any time.
+    each once, but `describe_data` and `made_from`, which it may call at any time.
     """
 
     accuracy_label: ClassVar[str]
@@ -70,6 +70,11 @@ class TrainingMethod(Protocol):
 
     def describe_data(self) -> dict[str, Any]:
         """What the adapter was trained on: `training.data` of pad_config.json."""
+
+    def made_from(self) -> dict[str, Any]:
+        """What the method reads, as JSON that changes with its content: digests of files, how answers are
+        drawn. An unfinished run goes on only if it is the same. The key `revisions` is not compared.
+        """
 
     def complete(self, adapter: Adapter) -> Adapter:
         """The adapter with what was learned beside its trunk and heads; the same one where there is nothing.

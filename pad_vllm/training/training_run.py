@@ -37,6 +37,11 @@ from pad_vllm.training.report.model_card import model_card_text
 from pad_vllm.training.report.training_curves import plot_training_curves
 from pad_vllm.training.run_context import RunContext
 from pad_vllm.training.run_folder import claim_run_folder, run_folder
+from pad_vllm.training.run_inputs import (
+    hub_revision,
+    start_anew_where_changed,
+    tokenizer_digest,
+)
 from pad_vllm.training.settings import Settings
 from pad_vllm.training.training_method import TrainingMethod
 from pad_vllm.training.training_methods import METHODS
@@ -75,7 +80,7 @@ class TrainingRun:
             folder if accelerator.process_index == 0 else None,
             accuracy_label=method_class.accuracy_label,
         )
-        checkpoint = base_folder(settings.base)
+        self._checkpoint = checkpoint = base_folder(settings.base)
         backbone = Backbone.from_checkpoint(checkpoint, settings.name)
         self.context = RunContext(
             settings=settings,
@@ -89,7 +94,6 @@ class TrainingRun:
             log=self.log,
         )
         self.method: TrainingMethod = method_class(self.context)
-        self._checkpoint = checkpoint
         # Whatever would be refused after the training is refused now, before a run is begun.
         without_weights = self._untrained_model(skeleton(checkpoint))
         self.method.attach_model(without_weights)
@@ -97,6 +101,8 @@ class TrainingRun:
         require_replaceable(Path(settings.out).expanduser())
         if self.context.rank == 0:
             claim_run_folder(folder, settings)
+            for line in start_anew_where_changed(folder, self._made_from()):
+                self.log.write_line(line)
         self.context.wait_for_all_workers()
 
     def train(self) -> Adapter | None:
@@ -131,6 +137,17 @@ class TrainingRun:
         torch.manual_seed(self.settings.recipe.seed)
         return untrained_persrm(backbone, self.method.dimensions, self.settings)
 
+    def _made_from(self) -> dict[str, Any]:
+        """What an unfinished run must be made from to go on, and where it came from."""
+        context, made_from = self.context, self.method.made_from()
+        revisions = {"base": hub_revision(self._checkpoint), **made_from.pop("revisions", {})}
+        return {
+            "base": context.backbone_identity,
+            "tokenizer": tokenizer_digest(context.tokenizer),
+            **made_from,
+            "revisions": {name: revision for name, revision in revisions.items() if revision},
+        }
+
     def _config(self, model: PersRM, results: dict[str, Any]) -> AdapterConfig:
         """pad_config.json of the adapter. results: what the method's `evaluate` returned."""
         context, settings = self.context, self.context.settings
@@ -143,6 +160,7 @@ class TrainingRun:
             "recipe": asdict(settings.recipe),
             "seed": settings.recipe.seed,
             "data": self.method.describe_data(),
+            "made_from": self._made_from(),
             **results,
             "seconds": {name: round(value) for name, value in context.seconds.items()},
             "peak_memory_gib": round(peak_memory_gib(), 2),

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby, islice
+from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar, Literal
 
@@ -17,8 +18,9 @@ from pydantic import ValidationError
 
 from pad_vllm.adapter.manifest import DIMENSION_NAME
 from pad_vllm.text.conversation import Conversation, prompt_key
+from pad_vllm.training.data.content_digest import RowDigest, file_digest
 from pad_vllm.training.data.data_spec import DataSpec, repeats_per_epoch, unknown_subset
-from pad_vllm.training.data.dataset_rows import read_rows
+from pad_vllm.training.data.dataset_rows import dataset_revision, read_rows
 from pad_vllm.training.data.jsonl import first_validation_error
 from pad_vllm.training.data.parsed_row import (
     DUPLICATE,
@@ -81,6 +83,12 @@ class SourceReport:
     unread_columns: dict[str, None] = field(default_factory=dict)
     """Columns that are not read, in the order of their first appearance."""
 
+    digests: dict[str, str] = field(default_factory=dict)
+    """File, or the data set's name on the hub -> digest of its content, of the hub's of the rows read."""
+
+    revision: str | None = None
+    """The hub's commit; None: a local file, or unknown."""
+
     first_row: str = ""
     """What the first row looks like, for messages."""
 
@@ -116,10 +124,13 @@ def read_source(
         OSError: the hub could not be opened.
     """
     report = SourceReport(spec.label)
-    rows = _parsed_rows(spec, report, strict=strict)
+    hub_digest = RowDigest()
+    rows = _parsed_rows(_rows(spec, report, hub_digest), spec, report, strict=strict)
     joined = _join_rows(rows, SOURCES[spec.name].join_rows)
     records = list(islice(_records(joined, spec, report), limit))
     report.records = len(records)
+    if spec.path is None:
+        report.digests = {str(SOURCES[spec.name].hub_name): hub_digest.value()}
     return records, report
 
 
@@ -150,16 +161,27 @@ def scored_dimensions(records: Iterable[PreferenceRecord]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(d for record in records for r in record.responses for d in r.scores))
 
 
-def _parsed_rows(spec: DataSpec, report: SourceReport, *, strict: bool) -> Iterator[ParsedRow]:
-    """The rows that are not malformed; counts all in the report."""
+def _rows(
+    spec: DataSpec, report: SourceReport, hub_digest: RowDigest
+) -> Iterator[tuple[str, int, Any]]:
+    """The rows of `read_rows`; notes in the report what they were read from."""
     source = SOURCES[spec.name]
-    rows = read_rows(
-        spec.name,
-        spec.path,
-        str(source.hub_name),
-        _subfolder(spec),
-        source.split,
-    )
+    hub_name, subfolder = str(source.hub_name), _subfolder(spec)
+    if spec.path is None:
+        report.revision = dataset_revision(hub_name)
+        rows = read_rows(spec.name, None, hub_name, subfolder, source.split, report.revision)
+        yield from hub_digest.over(rows)
+        return
+    for file, line, row in read_rows(spec.name, spec.path, hub_name, subfolder, source.split):
+        if file not in report.digests:
+            report.digests[file] = file_digest(Path(file))
+        yield file, line, row
+
+
+def _parsed_rows(
+    rows: Iterator[tuple[str, int, Any]], spec: DataSpec, report: SourceReport, *, strict: bool
+) -> Iterator[ParsedRow]:
+    """The rows that are not malformed; counts all in the report."""
     for file, line, row in rows:
         report.read += 1
         report.first_row = report.first_row or _described(row)
@@ -269,6 +291,7 @@ def _records(
                 responses=responses,
                 source=spec.label,
                 scorers=dict(row.scorers),
+                drawn_by=row.drawn_by,
             )
         else:
             report.dropped_by_weight += 1

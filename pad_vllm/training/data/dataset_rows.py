@@ -33,6 +33,7 @@ def read_rows(
     hub_name: str,
     subfolder: str | None,
     split: str,
+    revision: str | None = None,
 ) -> Iterator[tuple[str, int, Any]]:
     """The rows of `path`, or of the hub's data set if it is None.
 
@@ -42,6 +43,7 @@ def read_rows(
         hub_name: the data set's name on the hub.
         subfolder: the part of the hub's repository, or of a local folder that has it, to read.
         split: the hub's split; of a folder, only the files that have it in their names, if any has.
+        revision: the hub's commit; None: the newest.
 
     Yields:
         (file or hub name, line or row number from 1, a line's text or a parsed row). Blank lines are
@@ -52,7 +54,7 @@ def read_rows(
         OSError: the hub could not be opened.
     """
     if path is None:
-        dataset = _hub_rows(source_name, hub_name, subfolder, split)
+        dataset = _hub_rows(source_name, hub_name, subfolder, split, revision)
         yield from ((hub_name, number, row) for number, row in enumerate(dataset, start=1))
         return
     for file in _files(path, subfolder, split):
@@ -61,11 +63,24 @@ def read_rows(
                 yield str(file), number, row
 
 
-def _hub_rows(source_name: str, hub_name: str, subfolder: str | None, split: str) -> Any:
-    from datasets import load_dataset
+def dataset_revision(hub_name: str) -> str | None:
+    """The newest commit of a data set on the hub; None if the hub does not say."""
+    from huggingface_hub import HfApi
 
     try:
-        return load_dataset(hub_name, data_dir=subfolder, split=split, streaming=True)
+        return HfApi().dataset_info(hub_name, timeout=10).sha
+    except (OSError, ValueError):
+        return None
+
+
+def _hub_rows(
+    source_name: str, hub_name: str, subfolder: str | None, split: str, revision: str | None
+) -> Any:
+    from datasets import load_dataset
+
+    pinned = {} if revision is None else {"revision": revision}
+    try:
+        return load_dataset(hub_name, data_dir=subfolder, split=split, streaming=True, **pinned)
     except OSError as error:
         raise OSError(
             f"data {source_name!r}: {hub_name} could not be opened ({error}). Without the hub, fetch "

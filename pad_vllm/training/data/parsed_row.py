@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pad_vllm.text.conversation import Conversation
-from pad_vllm.training.data.preference_record import Response
+from pad_vllm.training.data.preference_record import Drawing, Response
 from pad_vllm.wording import listed, short_repr
 
 MALFORMED = "malformed"
@@ -47,6 +47,7 @@ class ParsedRow:
     left_out: tuple[str, ...] = ()
     """For each answer of the row that is not among `responses`: the reason."""
 
+    drawn_by: Drawing | None = None
     unread_columns: tuple[str, ...] = ()
 
 

@@ -107,8 +107,13 @@ def prepare_groups(
         max_response=limit.tokens,
         weight_of_source=weight_by_label(specs),
     )
-    require_groups(groups, grouping, dimensions, settings)
-    parts = split_groups(groups, settings)
+    if not groups:
+        raise ValueError(
+            f"none of the records of {listed(grouping)} can be trained on: "
+            f"{_left_out(grouping, dimensions, settings)}. Raise the limits, or give data that scores two "
+            "answers to a prompt differently"
+        )
+    parts = split_groups(groups, settings, _left_out(grouping, dimensions, settings))
     report = DataReport.from_parts(source_reports, grouping, parts, limit)
     spreads = score_spreads(parts[0])
     train, validation, held_out = (divide_by_spread(part, spreads) for part in parts)
@@ -137,50 +142,45 @@ def _with_drawn_temperature(
     return replace(settings, recipe=replace(recipe, temperature=temperature)), remarks
 
 
-def require_groups(
-    groups: Sequence[PromptGroup],
-    grouping: Mapping[str, GroupingCounts],
-    dimensions: Sequence[str],
-    settings: Settings,
-) -> None:
-    """Raise ValueError where no record became a group, with the reasons.
-
-    Args:
-        groups: of `build_groups`.
-        grouping: its counts.
-        dimensions: names of what is learned.
-        settings: the run's; messages name their limits.
-    """
-    if groups:
-        return
+def _left_out(
+    grouping: Mapping[str, GroupingCounts], dimensions: Sequence[str], settings: Settings
+) -> str:
+    """What `build_groups` left out and why, in words."""
     total = GroupingCounts()
     for counts in grouping.values():
         total.add(counts)
+    cut = (
+        f"answers that were cut at --max-response {settings.max_response}, with scores of the whole"
+    )
     reasons = {
         f"prompts longer than --max-prompt {settings.max_prompt}": total.long_prompts,
         "prompts that the chat template refuses": total.refused_prompts,
         f"records without two different scores of {listed(dimensions)}": total.uninformative,
-        f"answers that were cut at --max-response {settings.max_response}, with scores of the whole": (
-            total.unlabelled_responses
-        ),
+        cut: total.unlabelled_responses,
     }
-    named = [f"{count} {reason}" for reason, count in reasons.items() if count]
-    raise ValueError(
-        f"none of the records of {listed(grouping)} can be trained on: {'; '.join(named)}. Raise the limits, "
-        "or give data that scores two answers to a prompt differently"
-    )
+    return "; ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
 
 
 def split_groups(
-    groups: Sequence[AnyGroup], settings: Settings
+    groups: Sequence[AnyGroup], settings: Settings, left_out: str = ""
 ) -> tuple[list[AnyGroup], list[AnyGroup], list[AnyGroup]]:
-    """(Training, validation, held-out) groups. Raises ValueError if a part has none."""
+    """(Training, validation, held-out) groups.
+
+    Args:
+        groups: of all parts.
+        settings: have the parts' shares.
+        left_out: what did not become a group, and why, for messages.
+
+    Raises:
+        ValueError: a part has none.
+    """
     parts = split_by_key(groups, settings.validation, settings.held_out)
     for name, part in zip(PART_NAMES, parts, strict=True):
         if not part:
             raise ValueError(
-                f"no prompt is left for the {name} part, of {len(groups)} in all; give more data, "
-                "raise --max-prompt, or change --validation and --held-out"
+                f"no prompt is left for the {name} part, of {len(groups)} in all"
+                f"{' (left out: ' + left_out + ')' if left_out else ''}; give more data, raise --max-prompt, "
+                "or change --validation and --held-out"
             )
     return parts
 

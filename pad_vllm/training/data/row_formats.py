@@ -79,7 +79,13 @@ def _record(row: dict[str, Any], _: tuple[str, ...]) -> ParsedRow:
     record = PreferenceRecord.model_validate(fields)
     blank = len(responses) - len(record.responses)
     left_out = (EMPTY_ANSWER,) * blank
-    return ParsedRow(record.prompt, record.responses, record.scorers, left_out=left_out)
+    return ParsedRow(
+        record.prompt,
+        record.responses,
+        record.scorers,
+        left_out=left_out,
+        drawn_by=record.drawn_by,
+    )
 
 
 def _is_blank_response(response: Any) -> bool:

@@ -13,6 +13,7 @@ mean direction, without any state.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.persrm import PersRM
 from pad_vllm.training.data import jsonl
+from pad_vllm.training.data.content_digest import file_digest
 from pad_vllm.training.data.preference_record import PreferenceRecord
 from pad_vllm.training.distillation.distillation_dataset import DistillationDataset
 from pad_vllm.training.distillation.distillation_examples import (
@@ -60,6 +62,8 @@ from pad_vllm.training.sampling.vllm_sampler import SamplingOptions
 from pad_vllm.training.training_stages import train_two_stages
 
 _NUM_FIRST_TOKENS = 1  # tokens of an answer that count
+_DRAWN_BY = ("n", "max_tokens", "temperature", "top_k", "seed", "dtype")
+"""Sampling options on which the answers depend; the chat template is the tokenizer's."""
 
 
 class DistillationMethod:
@@ -167,6 +171,14 @@ class DistillationMethod:
         )
         return {"described": described, "prompts": self.parts.counts()}
 
+    def made_from(self) -> dict[str, Any]:
+        """A digest of the prompts, and how their answers are drawn."""
+        drawn = asdict(self._sampling())
+        return {
+            "prompts": {str(self.prompts.file): file_digest(self.prompts.file)},
+            "sampling": {name: drawn[name] for name in _DRAWN_BY},
+        }
+
     def complete(self, adapter: Adapter) -> Adapter:
         """The adapter with the learned prefixes, if the run has any."""
         if self.distillation.prefix is None:
@@ -232,22 +244,12 @@ class DistillationMethod:
         missing = remaining_prompts(self.prompts.answered, file)
         if self.context.rank == 0 and missing:
             self.context.log.write_line(
-                f"answers: {2 * len(missing):,} to draw, of at most {settings.max_response} tokens"
-            )
-            sampling = SamplingOptions(
-                n=2,
-                max_tokens=settings.drawn_tokens,
-                seed=settings.recipe.seed,
-                max_model_len=settings.max_prompt + settings.drawn_tokens,
-                chat_template=settings.chat_template,
-                dtype=settings.dtype,  # in which the teacher reads them
-                enforce_eager=True,
-                engine_arguments=settings.vllm,
+                f"answers: {2 * len(missing):,} to draw, of at most {settings.drawn_tokens} tokens"
             )
             build = InstructedBuild(
                 tuple(text for instruction in self.instructions for text in instruction.sentences)
             )
-            draw_in_subprocess(settings.base, self.prompts.answered, file, sampling, build)
+            draw_in_subprocess(settings.base, self.prompts.answered, file, self._sampling(), build)
         self.context.wait_for_all_workers()
         records = list(jsonl.read_lines(file, PreferenceRecord.model_validate_json))
         if not records:
@@ -257,6 +259,20 @@ class DistillationMethod:
                 f"{failed}. Correct what they name, and remove that file to try again"
             )
         return records
+
+    def _sampling(self) -> SamplingOptions:
+        """How the answers are drawn."""
+        settings = self.context.settings
+        return SamplingOptions(
+            n=2,
+            max_tokens=settings.drawn_tokens,
+            seed=settings.recipe.seed,
+            max_model_len=settings.max_prompt + settings.drawn_tokens,
+            chat_template=settings.chat_template,
+            dtype=settings.dtype,  # in which the teacher reads them
+            enforce_eager=True,
+            engine_arguments=settings.vllm,
+        )
 
     def _collect_teacher_rewards(self) -> RidgeStatistics:
         """Put the teacher's rewards of all examples into the store.

@@ -19,6 +19,8 @@ _COUNTS = (
     "long",
     "refused",
     "cut",
+    "same",
+    "unlabelled",
     "uninformative",
     "groups",
 )
@@ -136,6 +138,17 @@ def _data_section(data: Mapping[str, Any]) -> list[str]:
             [source.get("name", ""), *(_count(source.get(c)) for c in counts)] for source in sources
         ]
         blocks.append(_table(["source", *(name.replace("_", " ") for name in counts)], rows))
+    blocks += [
+        f"{source.get('name', '')}: left out: {_names_and_values(source['left_out'])}."
+        for source in sources
+        if source.get("left_out")
+    ]
+    if limit := data.get("response_limit"):
+        blocks.append(
+            f"Answers were read up to {limit['tokens']:,} tokens ({limit['origin']}); {limit['cut']:,} of "
+            f"{limit['answers']:,} were longer and were cut. Same: after the cut another answer has the same "
+            "tokens. Unlabelled: cut, and left out, since its scores are of the whole answer."
+        )
     return blocks
 
 

@@ -16,13 +16,16 @@ from typing import Any
 
 from pad_vllm.text.conversation import Conversation, require_known_roles
 from pad_vllm.training.data import jsonl
+from pad_vllm.training.data.preference_record import Drawing
 from pad_vllm.training.progress_bar import progress_bar
 from pad_vllm.training.sampling.vllm_sampler import (
     EngineBuilder,
     ResponseSampler,
     SamplingOptions,
     build_vllm_engine,
+    drawing,
 )
+from pad_vllm.wording import listed
 
 _FORMS = '{"prompt": text} or {"prompt": [{"role": "user", "content": text}, ...]}, user turn last'
 
@@ -109,14 +112,18 @@ def sample_responses(
         How many prompts were sampled, were there before, and failed.
 
     Raises:
-        ValueError: a line of the files is no prompt; the base has no chat template.
+        ValueError: a line of the files is no prompt; the base has no chat template; `out` has answers that
+            were drawn by another base or in another way.
     """
     remaining = remaining_prompts(prompts, out)
+    sampling = sampling or SamplingOptions()
+    if remaining:
+        _require_drawn_alike(out, drawing(base, sampling))
     counts = SamplingCounts(already_done=len(prompts) - len(remaining))
     if not remaining:
         return counts
     texts = [prompt.to_json() for prompt in remaining]
-    sampler = (base, sampling or SamplingOptions(), build)
+    sampler = (base, sampling, build)
     results = (
         _sample_through_ray(texts, batch_size, ray_actors, sampler)
         if ray_actors
@@ -124,6 +131,24 @@ def sample_responses(
     )
     _append_results(results, out, counts, total=len(prompts))
     return counts
+
+
+def _require_drawn_alike(out: Path, now: Drawing) -> None:
+    """Raise ValueError if a line of `out` says that its answers were drawn otherwise."""
+    for line in jsonl.read_lines(out, bytes):
+        stated = json.loads(line).get("drawn_by")
+        if not stated:  # of an earlier release
+            continue
+        before = Drawing.model_validate(stated)
+        same_weights = "base" if None in (before.fingerprint, now.fingerprint) else "fingerprint"
+        compared = ("temperature", "top_k", "max_tokens", same_weights)
+        names = [name for name in compared if getattr(before, name) != getattr(now, name)]
+        if names:
+            each = (f"{n} was {getattr(before, n)}, now {getattr(now, n)}" for n in names)
+            raise ValueError(
+                f"{out} has answers that were drawn otherwise: {listed(each)}. Ask for the same, or give "
+                "another --out"
+            )
 
 
 def _append_results(

@@ -14,10 +14,12 @@ from typing import Any, Protocol
 
 from jinja2 import TemplateError
 
+from pad_vllm.adapter.backbone.weight_fingerprint import fingerprint, local_checkpoint
+from pad_vllm.catalog.name_resolution import resolve_local_base
 from pad_vllm.text.chat_template import chat_token_ids, with_chat_template
 from pad_vllm.text.conversation import Conversation
 from pad_vllm.training.data.jsonl import record_to_line
-from pad_vllm.training.data.preference_record import PreferenceRecord, Response
+from pad_vllm.training.data.preference_record import Drawing, PreferenceRecord, Response
 
 Messages = list[dict[str, str]]
 """A conversation as vLLM's `LLM.chat` takes it."""
@@ -129,6 +131,24 @@ def build_vllm_engine(base: str, sampling: SamplingOptions) -> tuple[ChatEngine,
     return offline_engine.offline_llm(base, llm, sampling.adapter), params
 
 
+def drawing(base: str, sampling: SamplingOptions) -> Drawing:
+    """What records say of how they were drawn. The base is fingerprinted if it is on this machine."""
+    weights = None
+    try:
+        if checkpoint := local_checkpoint(resolve_local_base(base)):
+            weights = fingerprint(checkpoint)
+    except ValueError:  # not fetched yet, or no safetensors
+        pass
+    return Drawing(
+        base=base,
+        fingerprint=weights,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        max_tokens=sampling.max_tokens,
+        seed=sampling.seed,
+    )
+
+
 class ResponseSampler:
     """Samples responses with one engine, batch by batch. Can be the class of Ray Data's `map_batches`."""
 
@@ -147,6 +167,7 @@ class ResponseSampler:
         """
         self.sampling = sampling
         self.engine, self.params = build(base, sampling)
+        self.drawn_by = drawing(base, sampling)  # the engine has fetched the base
         self.tokenizer = with_chat_template(
             self.engine.get_tokenizer(), base, sampling.chat_template
         )
@@ -173,7 +194,10 @@ class ResponseSampler:
                 line = {"prompt": prompt.messages(), "declined": reason}
                 lines.append(json.dumps(line, ensure_ascii=False))
             else:
-                lines.append(record_to_line(PreferenceRecord(prompt=prompt, responses=responses)))
+                record = PreferenceRecord(
+                    prompt=prompt, responses=responses, drawn_by=self.drawn_by
+                )
+                lines.append(record_to_line(record))
         return {"line": lines, "failed": failed}
 
     def _chat(self, conversations: list[Messages]) -> Any:

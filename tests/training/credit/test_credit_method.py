@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import planted_preferences as planted
 import pytest
 import torch
 
 from pad_vllm.adapter.adapter_folder import load_adapter
+from pad_vllm.adapter.backbone.weight_fingerprint import fingerprint
 from pad_vllm.training.credit.credit_method import CreditMethod
 from pad_vllm.training.pairs_method import PairsMethod
 from pad_vllm.training.report.evaluate_adapter import evaluate_held_out
@@ -94,6 +98,35 @@ def test_what_one_step_cannot_learn_is_refused(root, changes, message):
     with pytest.raises(ValueError, match=message):
         TrainingRun(settings(root, "refused", **changes), root / "cache", "pad-vllm train ...")
     assert not (root / "refused.run" / "settings.json").exists()
+
+
+def drawn(root, name, **drawn_by):
+    """Settings of a run over the same data, whose lines say how they were drawn."""
+    fields = {"base": "a-model", "temperature": 0.6, "top_k": 20, "max_tokens": 64, "seed": 0}
+    file = root / f"{name}.jsonl"
+    with file.open("w") as out:
+        for line in (root / "data.jsonl").read_text().splitlines():
+            out.write(json.dumps({**json.loads(line), "drawn_by": {**fields, **drawn_by}}) + "\n")
+    return dataclasses.replace(settings(root, name), data=(f"jsonl={file}",))
+
+
+def test_the_temperature_and_the_limit_are_the_datas_and_stand_on_the_card(root, adapter):
+    own = drawn(root, "own", fingerprint=fingerprint(root / "base"))
+    training = TrainingRun(own, root / "cache", "pad-vllm train ...").train().config.training
+    assert training["recipe"]["temperature"] == 0.6
+    assert adapter.config.training["recipe"]["temperature"] == 0.8  # nothing said which
+    assert training["settings"]["max_response"] == training["data"]["response_limit"]["longest"]
+    assert training["made_from"]["base"] == fingerprint(root / "base")
+    assert training["made_from"]["data"][own.data[0]].keys() == {str(root / "own.jsonl")}
+
+
+def test_answers_that_the_base_did_not_draw_are_refused_before_anything_is_trained(root, adapter):
+    foreign = drawn(root, "foreign", fingerprint="sha256:" + "0" * 64)
+    with pytest.raises(
+        ValueError, match="drawn by another model than the base .a-model, sha256:000"
+    ):
+        TrainingRun(foreign, root / "cache", "pad-vllm train ...")
+    assert not (root / "foreign.run" / "settings.json").exists()
 
 
 def test_a_trace_is_between_nothing_and_all():

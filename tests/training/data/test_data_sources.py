@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 
 import datasets
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pad_vllm.text.conversation import prompt_key
+from pad_vllm.training.data import data_sources
 from pad_vllm.training.data.data_sources import (
     MalformedRow,
     read_source,
@@ -28,6 +30,7 @@ HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosit
 def _offline(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(data_sources, "dataset_revision", lambda name: None)
 
 
 def lines(path, rows):
@@ -425,6 +428,26 @@ def test_without_a_path_the_hub_is_asked_for_the_train_split(text, expected, mon
     assert found[0].source == text
     assert report.first_malformed[0].file == expected[0]
     assert report.first_malformed[0].line == 1
+
+
+def test_a_source_says_what_it_was_read_from(tmp_path, monkeypatch):
+    file = lines(tmp_path / "mine.jsonl", [own()])
+    _, report = records(f"jsonl={file}")
+    content = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert report.digests == {str(file): f"sha256:{content}"}
+    rows, asked = GOOD["saferlhf"], []
+
+    def load(hub, **options):
+        asked.append(options["revision"])
+        return iter(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(data_sources, "dataset_revision", lambda name: "0123abcd")
+    _, first = records("saferlhf")
+    assert (first.revision, asked) == ("0123abcd", ["0123abcd"])
+    assert records("saferlhf")[1].digests == first.digests
+    rows = [safe(better=1)]
+    assert records("saferlhf")[1].digests != first.digests
 
 
 def test_a_hub_out_of_reach_is_an_error_that_names_the_way_out(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -68,6 +69,19 @@ def test_a_limit_that_leaves_no_pair_is_an_error_that_says_so(tmp_path):
     ) as refused:
         prepare_groups(settings, tiny.tokenizer())
     assert "60 records without two different scores of verbosity" in str(refused.value)
+
+
+def test_a_part_without_prompts_says_what_was_left_out(tmp_path):
+    file = tmp_path / "data.jsonl"
+    settings = written(tmp_path)
+    pair = '{"prompt": "x", "chosen": "a", "rejected": "b"}'
+    lines = [*file.read_text().splitlines()[:2], pair]
+    file.write_text("\n".join(lines) + "\n")
+    settings = dataclasses.replace(settings, dimensions=("verbosity",))
+    with pytest.raises(
+        ValueError, match="of 2 in all .left out: 1 records without two different scores"
+    ):
+        prepare_groups(settings, tiny.tokenizer())
 
 
 def test_nothing_left_names_its_reason(tmp_path):

@@ -11,12 +11,13 @@ import torch
 from planted_preferences import kill, require_equal
 
 from pad_vllm.adapter.adapter_folder import load_adapter
-from pad_vllm.training.distillation import prompted_teacher
+from pad_vllm.training.distillation import distillation_method, prompted_teacher
 from pad_vllm.training.distillation.distillation_method import DistillationMethod
 from pad_vllm.training.distillation.ridge_statistics import RIDGE_PENALTIES
 from pad_vllm.training.objective.candidate_rewards import linear_map_rewards, persrm_rewards
 from pad_vllm.training.pairs_method import PairsMethod
 from pad_vllm.training.report.evaluate_adapter import evaluate_held_out
+from pad_vllm.training.sampling.vllm_sampler import SamplingOptions
 from pad_vllm.training.settings import Settings
 from pad_vllm.training.training_methods import METHODS
 from pad_vllm.training.training_run import TrainingRun
@@ -72,6 +73,48 @@ def test_a_planted_teacher_is_learned_and_the_constant_direction_learns_what_is_
     assert brief["constant"] > 0.99
     assert brief["trained"] > 0.9
     assert {row["stage"] for row in history} == {1, 2}
+
+
+def test_answers_are_drawn_anew_where_the_prompts_or_the_sampling_changed(root, monkeypatch):
+    asked = root / "asked.txt"
+    asked.write_text("".join(f"question {n}\n" for n in range(40)))
+    answers = root / "changed.run" / "answers.jsonl"
+
+    def start():
+        started(root, "changed", teacher={"prompts": str(asked)})
+        return answers.read_text()
+
+    drawn = start()
+    answers.write_text(drawn + drawn)
+
+    def go_on():
+        settings = tiny_examples.settings(root, "changed", teacher={"prompts": str(asked)})
+        TrainingRun(settings, root / "cache", "pad-vllm train ...")
+
+    go_on()
+    assert answers.read_text() == drawn + drawn
+    asked.write_text("".join(f"question {n}\n" for n in range(41)))
+    go_on()
+    assert not answers.exists()
+    start()
+    monkeypatch.setattr(
+        distillation_method, "SamplingOptions", partial(SamplingOptions, temperature=0.5)
+    )
+    go_on()
+    assert not answers.exists()
+    log = (root / "changed.run" / "log.txt").read_text()
+    assert f"prompts {asked} has changed since this run was begun" in log
+    assert "sampling temperature has changed since this run was begun (0.8, now 0.5)" in log
+
+
+def test_a_base_that_gave_no_answers_is_an_error_that_says_where_the_reasons_are(root, monkeypatch):
+    run = started(root, "silent")
+    run.context.folder.joinpath("answers.jsonl").write_text("")
+    monkeypatch.setattr(distillation_method, "draw_in_subprocess", lambda *_: None)
+    with pytest.raises(
+        ValueError, match=r"no prompt of .*two different answers.*answers\.declined\.jsonl"
+    ):
+        run.train()
 
 
 def test_training_lowers_the_loss_and_raises_the_shares_from_nothing(root):

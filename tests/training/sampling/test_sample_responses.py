@@ -16,6 +16,7 @@ import tiny
 import typer
 from typer.testing import CliRunner
 
+from pad_vllm.adapter.backbone.weight_fingerprint import fingerprint
 from pad_vllm.adapter.manifest import read_config
 from pad_vllm.catalog.name_resolution import resolve_adapter
 from pad_vllm.cli.sample_training_responses import sample as sample_command
@@ -31,6 +32,7 @@ from pad_vllm.training.sampling.sample_responses import (
     read_prompts,
     sample_responses,
 )
+from pad_vllm.training.sampling.score_responses import score_file
 from pad_vllm.training.sampling.vllm_sampler import SamplingOptions
 
 ROOMY = SamplingOptions(n=3, max_tokens=20, max_model_len=120)
@@ -279,6 +281,35 @@ def test_a_base_without_a_chat_template_is_drawn_from_with_a_given_one(prompts, 
     assert engine.template == given.chat_template
     assert len(records(out)) == 3
     assert list(jsonl.read_lines(failed_prompts_path(out)))[-1]["declined"].startswith("250 tokens")
+
+
+def test_every_record_says_which_weights_drew_it_and_how(prompts, out, tmp_path):
+    base = tiny.checkpoint("llama", tmp_path / "base")
+    given = replace(ROOMY, temperature=0.6, top_k=7, seed=3)
+    sample_responses(str(base), prompts, out, given, build=building(Echo()))
+    (drawn_by,) = {record.drawn_by for record in records(out)}
+    assert drawn_by.fingerprint == fingerprint(base)
+    assert (drawn_by.base, drawn_by.temperature, drawn_by.top_k) == (str(base), 0.6, 7)
+    assert (drawn_by.max_tokens, drawn_by.seed) == (20, 3)
+    score_file(out, out.with_name("scored.jsonl"), ["positive"])
+    assert {record.drawn_by for record in records(out.with_name("scored.jsonl"))} == {drawn_by}
+
+
+def test_a_file_of_answers_goes_on_only_as_it_was_begun(prompts, out):
+    sample_responses("base", prompts[:2], out, ROOMY, build=building(Echo()))
+    hotter = replace(ROOMY, temperature=1.0)
+    for base, sampling, message in (
+        ("base", hotter, "temperature was 0.8, now 1.0. Ask for the same, or give another --out"),
+        ("other", ROOMY, "base was base, now other"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample_responses(base, prompts, out, sampling, build=building(Echo()))
+    old = "".join(
+        json.dumps({k: v for k, v in json.loads(line).items() if k != "drawn_by"}) + "\n"
+        for line in out.read_text("utf-8").splitlines()
+    )
+    out.write_text(old, "utf-8")  # of a release that did not say
+    assert sample_responses("base", prompts, out, hotter, build=building(Echo())).sampled == 1
 
 
 def test_a_killed_run_continues_with_the_prompts_it_had_not_written(prompts, out):
