@@ -52,6 +52,28 @@ def wrapped(backend, chat_template, **special):
     return tokenizer
 
 
+QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@functools.cache
+def split_as_qwen():
+    """ByteLevel with Qwen's own words."""
+    cut = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    vocab, merges = trained(cut, normalizers.NFC(), pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    backend.pre_tokenizer, backend.decoder = cut, decoders.ByteLevel()
+    backend.normalizer = normalizers.NFC()
+    return wrapped(backend, CHAT)
+
+
 @functools.cache
 def bytewise(prefix=False, chat_template=CHAT):
     """ByteLevel, as GPT-2, Llama-3 and Qwen: words are cut first, digits by three."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from pad_vllm.text.common_start import common_start_length
+from pad_vllm.text.word_starts import WordStarts
 
 TokenChange = tuple[int, tuple[int, ...]]
 """(number of kept tokens, added tokens): the tokens become tokens[:number] + added."""
@@ -43,7 +44,10 @@ class TokenEdit(NamedTuple):
     """Token ids after the kept ones."""
 
     spans: list[Span]
-    """Their spans in the new text."""
+    """Their spans in the text from the character `begin` on."""
+
+    begin: int = 0
+    """Where the encoded window begins, if it is the start of a word."""
 
 
 class WindowEncoder:
@@ -54,6 +58,7 @@ class WindowEncoder:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        self.word_starts = WordStarts(backend)
         self._cache: dict[str, tuple[list[int], list[Span]]] = {}
         self._cached_characters = 0
         added = backend.get_added_tokens_decoder().values()
@@ -92,8 +97,9 @@ class WindowEncoder:
 class EncodedAnswer:
     """A text and its tokens, which after every edit are those of the whole text.
 
-    Only a window of the text is encoded, which begins some tokens before the change. From where four of its
-    tokens agree with the known ones in ids and spans, its tokens replace the known ones.
+    Only a window of the text is encoded. Where it can begin at the start of a word (word_starts.py), its
+    tokens replace the known ones. Otherwise it begins some tokens before the change, and its tokens replace
+    the known ones from where four of them agree in ids and spans.
     """
 
     def __init__(self, encoder: WindowEncoder) -> None:
@@ -106,11 +112,37 @@ class EncodedAnswer:
         """What each splice of the text would do to the tokens. Changes nothing."""
         no_change = TextSplice(len(self.text), "")
         edits = {no_change: TokenEdit(no_change, len(self.ids), [], [])}
+        edits.update(self._word_edits([s for s in dict.fromkeys(splices) if s not in edits]))
         look_back = _FIRST_LOOK_BACK
         while missing := [s for s in dict.fromkeys(splices) if s not in edits]:
             edits.update(self._window_edits(missing, look_back))
             look_back *= 2
         return [edits[splice] for splice in splices]
+
+    def _word_edits(self, splices: list[TextSplice]) -> dict[TextSplice, TokenEdit]:
+        """The edits by windows that begin at the start of a word, where there is one near the change."""
+        starts: dict[tuple[int, bool], tuple[int, int] | None] = {}
+        windows, texts = [], []
+        for splice in splices:
+            change = (splice.num_kept, splice.text.startswith(" "))
+            if change not in starts:
+                starts[change] = self._word_start(*change)
+            if (start := starts[change]) is not None:
+                windows.append((splice, *start))
+                texts.append(self.text[start[0] : splice.num_kept] + splice.text)
+        return {
+            splice: TokenEdit(splice, num_kept, ids, spans, begin)
+            for (splice, begin, num_kept), (ids, spans) in zip(
+                windows, self._encoder(texts), strict=True
+            )
+        }
+
+    def _word_start(self, change: int, blank_follows: bool) -> tuple[int, int] | None:
+        """The last start of a word up to the character `change`, and the number of tokens before it."""
+        begin = self._encoder.word_starts.last(self.text, change, blank_follows)
+        if begin is None:
+            return None
+        return begin, bisect_right(self.spans, begin, key=lambda span: span[1])
 
     def _window_edits(
         self, splices: list[TextSplice], look_back: int
@@ -145,7 +177,8 @@ class EncodedAnswer:
         """Change text and tokens."""
         self.text = self.text[: edit.splice.num_kept] + edit.splice.text
         self.ids[edit.num_kept :] = edit.ids
-        self.spans[edit.num_kept :] = edit.spans
+        begin = edit.begin
+        self.spans[edit.num_kept :] = [(start + begin, end + begin) for start, end in edit.spans]
 
     def _window_start(self, limit: int, look_back: int) -> int:
         """Index of a window's first token: `look_back` before the character `limit`, where a character

@@ -7,9 +7,11 @@ models or rewards; imports neither torch nor vLLM.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+from pad_vllm.text.change_cache import ChangeCache, RelativeChange
 from pad_vllm.text.common_start import common_start_length
 from pad_vllm.text.conversation_from_prompt import ChatTemplateReader, persrm_prompt_ids
 from pad_vllm.text.incremental_encoding import EncodedAnswer, TextSplice, TokenChange, WindowEncoder
@@ -38,12 +40,14 @@ class TokenAligner:
         self._template = ChatTemplateReader(base)
         if self.same_tokens:
             return
-        self._encoder = WindowEncoder(persrm.backend_tokenizer)
-        self._decoder = TokenDecoder(base.backend_tokenizer)
         base_ends = {base.eos_token_id, self._template.end_of_turn, *eos_token_ids}
-        self._base_ends = frozenset(base_ends - {None})
         end_of_turn = ChatTemplateReader(persrm).end_of_turn
-        self._persrm_end = persrm.eos_token_id if end_of_turn is None else end_of_turn
+        persrm_end = persrm.eos_token_id if end_of_turn is None else end_of_turn
+        self._tokenizers = _TokenizerPair(
+            decoder=TokenDecoder(base.backend_tokenizer),
+            encoder=WindowEncoder(persrm.backend_tokenizer),
+            ends=dict.fromkeys(base_ends - {None}, () if persrm_end is None else (persrm_end,)),
+        )
 
     def start(self, prompt_ids: Sequence[int], preference: str = "") -> AlignedTokens:
         """Translate a request's prompt.
@@ -58,9 +62,7 @@ class TokenAligner:
         prompt = persrm_prompt_ids(self._persrm, conversation, preference)
         if self.same_tokens:
             return AlignedTokens(prompt)
-        end: tuple[int, ...] = () if self._persrm_end is None else (self._persrm_end,)
-        ends = dict.fromkeys(self._base_ends, end)
-        return _ReencodedTokens(prompt, self._decoder, self._encoder, ends)
+        return _ReencodedTokens(prompt, self._tokenizers)
 
 
 class AlignedTokens:
@@ -85,24 +87,41 @@ class AlignedTokens:
         return [(len(self.tokens), (token,)) for token in ids]
 
 
+@dataclass(frozen=True)
+class _TokenizerPair:
+    """What all requests share."""
+
+    decoder: TokenDecoder  # of the base's tokens
+    encoder: WindowEncoder  # to the PersRM's tokens
+    ends: Mapping[
+        int, tuple[int, ...]
+    ]  # base tokens that end the turn -> the PersRM's tokens for it
+    changes: ChangeCache = field(default_factory=ChangeCache)
+
+
+class _Word(NamedTuple):
+    """The end of an answer, from the start of its last word: it decides what a candidate changes."""
+
+    text: str
+    num_final: int  # of its characters, as in _ReencodedTokens
+    tail: UndecodedTail
+
+
+_NEW_WORD = "new word"
+"""The context of a candidate that begins a word: it changes nothing before it, whatever that is."""
+
+
 class _ReencodedTokens(AlignedTokens):
     """One request whose answer is decoded, and encoded again for the PersRM."""
 
-    def __init__(
-        self,
-        prompt: Sequence[int],
-        decoder: TokenDecoder,
-        encoder: WindowEncoder,
-        ends: dict[int, tuple[int, ...]],
-    ) -> None:
-        """prompt: the PersRM's; ends: base tokens that end the turn -> the PersRM's tokens for it."""
+    def __init__(self, prompt: Sequence[int], tokenizers: _TokenizerPair) -> None:
+        """prompt: the PersRM's."""
         super().__init__(prompt)
         self._prompt_length = len(self.tokens)
-        self._decoder = decoder
-        self._ends = ends
-        self._answer = EncodedAnswer(encoder)
+        self._tokenizers, self._decoder = tokenizers, tokenizers.decoder
+        self._answer = EncodedAnswer(tokenizers.encoder)
         self._num_final = 0  # characters of the answer that no later byte can change
-        self._tail = decoder.initial_tail
+        self._tail = self._decoder.initial_tail
 
     def extend(self, ids: Sequence[int]) -> None:
         text, tail = self._decoder.decode(self._tail, ids)
@@ -116,18 +135,50 @@ class _ReencodedTokens(AlignedTokens):
         self.num_unchanged = min(self.num_unchanged, num_kept)
 
     def candidate_changes(self, ids: Sequence[int]) -> list[TokenChange]:
+        cache, word = self._tokenizers.changes, self._last_word()
+        of_word = {} if word is None else cache.known(word)
+        of_new_word = cache.known(_NEW_WORD) if self._may_begin_word() else {}
+        changes = {
+            token: change
+            for token in ids
+            if (change := of_new_word.get(token) or of_word.get(token)) is not None
+        }
+        unknown = [token for token in dict.fromkeys(ids) if token not in changes]
+        if unknown:
+            changes.update(zip(unknown, self._encoded_changes(unknown, word), strict=True))
+        length = len(self.tokens)
+        return [(length - taken_back, added) for taken_back, added in map(changes.__getitem__, ids)]
+
+    def _encoded_changes(self, ids: Sequence[int], word: _Word | None) -> list[RelativeChange]:
+        """What each of the base's token ids changes, which is remembered where `word` decides it."""
+        cache, ends = self._tokenizers.changes, self._tokenizers.ends
         splices = [
-            self._splice(*self._decoder.decode(self._tail, () if token in self._ends else (token,)))
+            self._splice(*self._decoder.decode(self._tail, () if token in ends else (token,)))
             for token in ids
         ]
         changes = []
         for token, edit in zip(ids, self._answer.edits(splices), strict=True):
-            if token in self._ends:
-                changes.append((len(self.tokens), self._ends[token]))
-            else:
-                num_kept, added = self._answer.as_token_change(edit)
-                changes.append((self._prompt_length + num_kept, added))
+            num_kept, added = self._answer.as_token_change(edit)
+            change = len(self._answer.ids) - num_kept, ends.get(token, added)
+            changes.append(change)
+            if edit.begin == len(self._answer.text) and self._may_begin_word():
+                cache.add(_NEW_WORD, token, change)
+            elif word is not None:
+                cache.add(word, token, change)
         return changes
+
+    def _last_word(self) -> _Word | None:
+        """The end of the answer; None where no start of a word is near."""
+        text, final = self._answer.text, self._num_final
+        begin = self._tokenizers.encoder.word_starts.last(text, final, blank_follows=False)
+        return None if begin is None else _Word(text[begin:], final - begin, self._tail)
+
+    def _may_begin_word(self) -> bool:
+        """Whether a candidate that begins with a blank begins a word, and nothing before it is undecoded."""
+        text, nothing = self._answer.text, UndecodedTail(b"", 0)
+        return self._tail == nothing and self._tokenizers.encoder.word_starts.ends_before_blank(
+            text
+        )
 
     def _splice(self, text: str, tail: UndecodedTail) -> TextSplice:
         """The change of the answer's text by newly final `text` and a new tail."""

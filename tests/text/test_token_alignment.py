@@ -13,10 +13,18 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tokenizers import CHAT, CORPUS, bytewise, lossy, sentencepiece, wrapped
+from tiny_tokenizers import (
+    CHAT,
+    CORPUS,
+    bytewise,
+    lossy,
+    sentencepiece,
+    split_as_qwen,
+    wrapped,
+)
 from tokenizers import Tokenizer, decoders, models
 
-from pad_vllm.text import incremental_encoding
+from pad_vllm.text import change_cache, incremental_encoding
 from pad_vllm.text.conversation_from_prompt import persrm_prompt_ids
 from pad_vllm.text.token_alignment import TokenAligner
 from pad_vllm.text.token_texts import TokenDecoder
@@ -29,12 +37,27 @@ TINY = {
     "llama": functools.partial(sentencepiece, 1),
     "lossy": lossy,
 }
+QWEN_PAIRS = [("gemma", "qwen"), ("qwen", "gemma"), ("llama", "qwen"), ("qwen", "bytewise")]
 PAIRS = [(base, persrm) for base in TINY for persrm in TINY if base != persrm]
+TINY["qwen"] = split_as_qwen
+PAIRS += QWEN_PAIRS
 
 
 @functools.cache
 def aligner_of(base, persrm):
     return TokenAligner(TINY[base](), TINY[persrm]())
+
+
+def without_caches(aligner):
+    """An aligner that looks at a longer end of the text, and remembers no candidate."""
+    aligner._tokenizers.encoder.word_starts._before_blank = frozenset()
+    aligner._tokenizers.changes.add = lambda *_: None
+    return aligner
+
+
+@functools.cache
+def plain_aligner_of(base, persrm):
+    return without_caches(TokenAligner(TINY[base](), TINY[persrm]()))
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +67,12 @@ def real(smollm2, gemma3):
 
     smol, gemma = (AutoTokenizer.from_pretrained(folder) for folder in (smollm2, gemma3))
     return [(TokenAligner(smol, gemma), smol, gemma), (TokenAligner(gemma, smol), gemma, smol)]
+
+
+@pytest.fixture(scope="module")
+def real_plain(real):
+    """The same aligners without caches."""
+    return [without_caches(TokenAligner(base, persrm)) for _, base, persrm in real]
 
 
 WORDS = st.sampled_from(
@@ -123,9 +152,13 @@ def follows(aligner, base, persrm, ids, sizes):
         aligned.extend(piece)
         text = aligned._answer.text
         assert aligned.tokens == prompt + persrm.encode(text, add_special_tokens=False)
-        held = "\ufffd" if aligner._decoder._bytewise and aligned._tail.pending_bytes else ""
+        held = (
+            "\ufffd"
+            if aligner._tokenizers.decoder._bytewise and aligned._tail.pending_bytes
+            else ""
+        )
         assert text + held == complete(base, ids[:done])
-        if len(piece) == 1 and piece[0] not in aligner._base_ends:
+        if len(piece) == 1 and piece[0] not in aligner._tokenizers.ends:
             assert applied(before, changes[0]) == aligned.tokens
 
 
@@ -138,6 +171,66 @@ SIZES = st.lists(st.sampled_from([1, 1, 1, 2, 7]), min_size=1, max_size=5)
 def test_the_tokens_are_those_of_the_whole_text_after_any_base_tokens(base, persrm, data):
     ids = data.draw(token_lists(TINY[base]()))
     follows(aligner_of(base, persrm), TINY[base](), TINY[persrm](), ids, data.draw(SIZES))
+
+
+def same_changes(cached, plain, base, persrm, ids, candidates):
+    """Every candidate at every token: as without caches, and as the encoding of the whole text."""
+    ours, theirs = (one.start(base.encode("Hi")) for one in (cached, plain))
+    prompt = list(ours.tokens)
+    for number, token in enumerate(ids):
+        asked = [token, *candidates[number % 3 :]]
+        changes = ours.candidate_changes(asked)
+        assert changes == theirs.candidate_changes(asked)
+        assert changes == ours.candidate_changes(asked), "the second time"
+        for candidate, change in zip(asked, changes, strict=True):
+            if candidate not in cached._tokenizers.ends:
+                splice = ours._splice(*ours._decoder.decode(ours._tail, [candidate]))
+                text = ours._answer.text[: splice.num_kept] + splice.text
+                whole = prompt + persrm.encode(text, add_special_tokens=False)
+                assert applied(ours.tokens, change) == whole
+        ours.extend([token])
+        theirs.extend([token])
+        assert ours.tokens == theirs.tokens
+
+
+@pytest.mark.parametrize(("base", "persrm"), PAIRS)
+@settings(deadline=None, max_examples=8)
+@given(data=st.data())
+def test_cached_changes_are_those_that_encoding_the_text_gives(base, persrm, data):
+    aligners = aligner_of(base, persrm), plain_aligner_of(base, persrm)
+    ids, candidates = (data.draw(token_lists(TINY[base]())) for _ in range(2))
+    same_changes(*aligners, TINY[base](), TINY[persrm](), ids[:24], candidates[:8])
+
+
+def test_a_candidate_that_begins_a_word_is_encoded_once_for_all_texts(monkeypatch):
+    base, aligner = TINY["bytewise"](), TokenAligner(TINY["bytewise"](), TINY["qwen"]())
+    encode, encoded = incremental_encoding.WindowEncoder.__call__, []
+
+    def recorded(encoder, texts):
+        encoded.extend(texts)
+        return encode(encoder, texts)
+
+    monkeypatch.setattr(incremental_encoding.WindowEncoder, "__call__", recorded)
+    words = [i for i in range(len(base)) if base.decode([i]).startswith(" d")]
+    found = []
+    for text in ("The dog", "cats aren't barking"):
+        aligned = aligner.start(base.encode("Hi"))
+        aligned.extend(base.encode(text, add_special_tokens=False))
+        encoded.clear()
+        found.append([added for _, added in aligned.candidate_changes(words)])
+        assert len(encoded) == (len(words) if text == "The dog" else 0)
+    assert found[0] == found[1]
+
+
+def test_as_many_changes_are_remembered_as_there_may_be(monkeypatch):
+    monkeypatch.setattr(change_cache, "MAX_CHANGES", 50)
+    base, aligner = TINY["bytewise"](), TokenAligner(TINY["bytewise"](), TINY["gemma"]())
+    aligned, remembered = aligner.start(base.encode("Hi")), aligner._tokenizers.changes._changes
+    for token in base.encode(" ".join(CORPUS), add_special_tokens=False):
+        aligned.candidate_changes(range(30, 50))
+        aligned.extend([token])
+        assert sum(map(len, remembered.values())) <= 50
+    assert remembered
 
 
 @pytest.mark.parametrize("persrm", [name for name in TINY if name != "bytewise"])
@@ -269,9 +362,9 @@ def test_only_the_end_of_a_long_answer_is_encoded_again():
     follower = TokenAligner(base, TINY["llama"]())
     aligned = follower.start([])
     aligned.extend(base.encode(" ".join(CORPUS) * 30, add_special_tokens=False))
-    follower._encoder._cache.clear()
+    follower._tokenizers.encoder._cache.clear()
     aligned.candidate_changes(range(20, 40))
-    assert max(map(len, follower._encoder._cache)) < 150 < len(aligned._answer.text) / 50
+    assert max(map(len, follower._tokenizers.encoder._cache)) < 150 < len(aligned._answer.text) / 50
 
 
 @pytest.mark.exhaustive
@@ -281,6 +374,16 @@ def test_only_the_end_of_a_long_answer_is_encoded_again():
 def test_real_tokenizers_follow_each_other(real, data):
     for one, base, persrm in real:
         follows(one, base, persrm, data.draw(token_lists(base)), data.draw(SIZES))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.engine
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_cached_changes_of_real_tokenizers_are_those_of_the_whole_text(real, real_plain, data):
+    for (cached, base, persrm), plain in zip(real, real_plain, strict=True):
+        ids, candidates = (data.draw(token_lists(base)) for _ in range(2))
+        same_changes(cached, plain, base, persrm, ids[:24], candidates[:8])
 
 
 @pytest.mark.exhaustive
