@@ -169,8 +169,9 @@ class PADConfig:
     on_failure: Annotated[Literal["unguided", "stop"], Field(description="unguided, stop")] = (
         "unguided"
     )
-    """What happens to a row whose rewards do not come, from a dead or late actor: it goes on `unguided`, or
-    its answer ends (`stop`).
+    """What happens to a row whose rewards do not come, from a dead or late actor, or as its prompt is not
+    translated for the reward model yet: it goes on `unguided`, or its answer ends (`stop`). A step waits for
+    prompts for a quarter of a second, with `stop` for ten seconds, and not while one is late already.
     """
 
     reasoning: Annotated[Literal["guided", "unguided"], Field(description="guided, unguided")] = (

@@ -395,22 +395,15 @@ def _row_ceilings(logits: Tensor, rows: Tensor, cleared: Tensor) -> Tensor:
     return ceilings.index_put_((rows,), torch.where(cleared, NEG_INF, -NEG_INF).to(logits.dtype))
 
 
-def force_end_token(logits: Tensor, rows: Tensor, token: int, ending: Tensor) -> Tensor:
+def force_end_token(logits: Tensor, rows: Tensor, token: int, ending: Tensor) -> None:
     """Leave the ending rows no token but `token`, which ends the answer; in place.
-
-    A row where this token arrives as -inf (a grammar, min_tokens) may not end yet, and stays as it came.
 
     Args:
         logits: [R, V] float32.
         rows: [G] int64 indices of the guided rows.
         token: id of the end token.
-        ending: [G] bool, the rows that are to end.
-
-    Returns:
-        [G] bool, the rows that do end.
+        ending: [G] bool, the rows that end.
     """
     end_logits = logits[rows, token]
-    ends = ending & end_logits.isfinite()
-    logits.clamp_(max=_row_ceilings(logits, rows, ends.unsqueeze(-1)))
-    logits[rows, token] = end_logits.masked_fill(ends, 0.0)
-    return ends
+    logits.clamp_(max=_row_ceilings(logits, rows, ending.unsqueeze(-1)))
+    logits[rows, token] = end_logits.masked_fill(ending, 0.0)

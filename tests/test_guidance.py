@@ -251,14 +251,12 @@ def test_rewards_of_many_candidates_are_gathered_in_bounded_pieces(monkeypatch):
     torch.testing.assert_close(guidance.token_rewards(d_w, ids, embedding), expected)
 
 
-def test_a_row_ends_only_where_what_came_before_lets_it_end():
+def test_a_row_that_ends_has_no_token_but_its_end_and_no_other_row_changes():
     logits = torch.randn(4, 6)
-    logits[1, 5] = NEG_INF  # a grammar, or min_tokens, that goes on
+    logits[0, 5] = NEG_INF  # not among the candidates that guidance left
     before = logits.clone()
-    ended = guidance.force_end_token(
-        logits, torch.tensor([0, 1, 3]), 5, torch.tensor([True, True, False])
-    )
-    assert ended.tolist() == [True, False, False]
+    rows, ending = torch.tensor([0, 1, 3]), torch.tensor([True, False, False])
+    guidance.force_end_token(logits, rows, 5, ending)
     assert logits[0].tolist() == [NEG_INF] * 5 + [0.0]
     assert torch.equal(logits[1:], before[1:])
 

@@ -17,6 +17,7 @@ Reason = Literal[
     "engine failed",
     "not finite",  # a NaN or inf reward
     "text lost",  # the engine does not know all tokens of the row
+    "late prompt",  # not translated for the reward model yet
     "no room",  # in the reward model's cache or positions
     "late actor",
     "lost actor",  # dead, restarting, or it raised an error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pad_vllm.engines.failure_log import FailureLog
+from pad_vllm.engines.prompt_reader import LONGEST_WAIT_S, PromptReader
 from pad_vllm.engines.reward_engine import (
     GuidedRequest,
     RewardEngine,
@@ -52,7 +53,7 @@ class ResidentRowState:
     """How many of the base's tokens are in the aligned tokens."""
 
     def aligned(self, tokens: Sequence[int]) -> AlignedTokens:
-        """The PersRM's tokens for all of the base's `tokens`; waits until the prompt has been translated."""
+        """The PersRM's tokens for all of the base's `tokens`, once the prompt has been translated."""
         aligned = self.opened.result()
         if self.num_read < len(tokens):
             aligned.extend(tokens[self.num_read :])
@@ -71,6 +72,7 @@ class ResidentRewards(RewardEngine):
         *,
         start_early: Callable[[Sequence[ScoringRequest]], None] | None = None,
         last_token_indices: Callable[[], Tensor | None] = lambda: None,
+        longest_prompt_wait_s: float = LONGEST_WAIT_S["unguided"],
     ) -> None:
         """Make an engine without requests.
 
@@ -82,12 +84,12 @@ class ResidentRewards(RewardEngine):
                 before, so that the reward model prefills at the same time; None for a scorer that cannot.
             last_token_indices: [rows] int64, the index of each row's last token among the [T] tokens of the
                 forward that starts; None where it is not known.
+            longest_prompt_wait_s: longest time that a step waits for prompts that are not translated yet.
         """
-        self._aligner, self.scorer, self.failure_log = aligner, scorer, failure_log
+        self.scorer, self.failure_log = scorer, failure_log
         self._start_early, self._last_token_indices = start_early, last_token_indices
         self._batch: Mapping[int, GuidedRequest] = {}
-        # One thread: prompts are translated one by one, while the base's forwards run.
-        self._prompts = ThreadPoolExecutor(1, "pad-prompts")
+        self._prompts = PromptReader(aligner, longest_prompt_wait_s)
         self._keys = itertools.count()
         self._fed_tokens: Tensor | None = None
 
@@ -97,7 +99,7 @@ class ResidentRewards(RewardEngine):
 
     def _open(self, request: GuidedRequest) -> ResidentRowState:
         prompt = request.tokens[: request.num_prompt_tokens]
-        opened = self._prompts.submit(self._aligner.start, prompt, request.guidance.preference)
+        opened = self._prompts.submit(prompt, request.guidance.preference)
         state = ResidentRowState(next(self._keys), opened, len(prompt))
         # Once a request has left, its prompt delays no request that came later.
         finalize(state, opened.cancel)
@@ -167,7 +169,8 @@ class ResidentRewards(RewardEngine):
             return None
         # One transfer, [G, 2 + K]: token id, position, candidates.
         numbers = torch.cat((fed_tokens.index_select(0, step.rows), step.ids), 1).tolist()
-        requests, scored, unsampled = [], [], []
+        self._wait_for_prompts(step.requests, numbers)
+        requests, scored, unsampled, num_late = [], [], [], 0
         for index, (guided, (token, position, *ids)) in enumerate(
             zip(step.requests, numbers, strict=True)
         ):
@@ -177,11 +180,16 @@ class ResidentRewards(RewardEngine):
                 message = "a request's text was lost: its row stays unguided"
                 self.failure_log.add("text lost", 1, message, error)
                 continue
-            if request is None:
-                unsampled.append(index)
-            else:
+            if request is not None:
                 requests.append(request)
                 scored.append(index)
+            elif _needs_rewards(guided, position):
+                num_late += 1
+            else:
+                unsampled.append(index)
+        if num_late:
+            message = "prompts are not translated yet: their rows stay unguided until they are"
+            self.failure_log.add("late prompt", num_late, message)
         result = torch.full(step.ids.shape, NAN, device=step.ids.device)
         result[unsampled] = 0.0
         if requests:
@@ -191,23 +199,34 @@ class ResidentRewards(RewardEngine):
             step.requests[index].engine_state.opened.result().reset_unchanged()
         return result
 
+    def _wait_for_prompts(
+        self, requests: Sequence[GuidedRequest], numbers: Sequence[Sequence[int]]
+    ) -> None:
+        """Give the prompts of the rows that are sampled now a bounded time; numbers: as in `rewards`."""
+        needed = []
+        for request, (token, position, *_) in zip(requests, numbers, strict=True):
+            if position > len(request.tokens):
+                continue  # its text is lost, which `_request_for` reports
+            translated = self._note_input(request, token, position)
+            if not translated and _needs_rewards(request, position):
+                needed.append(request.engine_state.opened)
+        self._prompts.wait_for(needed)
+
     def _request_for(
         self, request: GuidedRequest, token: int, position: int, ids: list[int]
     ) -> ScoringRequest | None:
         """The scoring request of a row whose last input was `token` at `position`, with candidates `ids`.
 
-        None where the row needs no rewards, as the base still reads its prompt, and the prompt has not been
-        translated yet. Raises LookupError where tokens before `position` are not known.
+        None where the prompt has not been translated yet. Raises LookupError where tokens before `position`
+        are not known.
         """
         if position > len(request.tokens):
             raise LookupError(
                 f"the base was fed position {position}, and {len(request.tokens)} tokens are known"
             )
-        translated = self._note_input(request, token, position)
-        must_finish = _needs_rewards(request, position)
-        if not (translated or must_finish):
+        if not self._note_input(request, token, position):
             return None
-        return _scoring_request(request, ids, must_finish=must_finish)
+        return _scoring_request(request, ids, must_finish=_needs_rewards(request, position))
 
     def _note_input(self, request: GuidedRequest, token: int, position: int) -> bool:
         """Update request.tokens with what the base was fed. False while its prompt is being translated."""
@@ -218,7 +237,6 @@ class ResidentRewards(RewardEngine):
             request.tokens[position], request.engine_state = token, None
         if request.engine_state is None:  # the prompt's tokens were not known before
             request.engine_state = self._open(request)
-            request.engine_state.opened.result()
         return bool(request.engine_state.opened.done())
 
 

@@ -57,6 +57,13 @@ def request(tokens, prompt, *, top_k=K, preference=""):
     return GuidedRequest(Guidance((1.0, 0.0), 1.0, top_k, preference), list(tokens), prompt)
 
 
+def joined(engine, request):
+    """The request, announced and its prompt translated."""
+    engine.on_request_joined(request)
+    request.engine_state.opened.result(10)
+    return request
+
+
 def step(engine, requests, fed, *, total=None):
     """One step in which each request was fed (token, position)."""
     count = len(requests)
@@ -78,7 +85,7 @@ def test_a_request_grows_by_what_it_is_fed(engine):
     step(engine, [one], [(8, 3)])
     step(engine, [one], [(9, 4)])
     assert texts(engine) == [[5, 6, 7, 8, 9]]
-    assert engine._aligner.opened == [([5, 6, 7], "")]
+    assert engine._prompts._aligner.opened == [([5, 6, 7], "")]
     assert len({scored.key for requests in engine.scorer.steps for scored in requests}) == 1
 
 
@@ -98,7 +105,7 @@ def test_while_the_base_reads_its_prompt_the_reward_model_only_looks_ahead(engin
 def test_a_resumed_request_goes_on_with_its_answer(engine):
     one = request([5, 6, 7, 50, 51], 3, preference="kind")
     step(engine, [one], [(51, 4)])
-    assert engine._aligner.opened == [([5, 6, 7], "kind")]
+    assert engine._prompts._aligner.opened == [([5, 6, 7], "kind")]
     assert texts(engine) == [[5, 6, 7, 50, 51]]
 
 
@@ -160,7 +167,7 @@ def test_it_begins_with_the_text_when_the_forward_starts_and_does_not_read_it_tw
         start_early=early.append,
         last_token_indices=lambda: torch.tensor([0, 3]),
     )
-    running, joining = request([5, 6], 2), request([7, 8, 9], 3)
+    running, joining = request([5, 6], 2), joined(engine, request([7, 8, 9], 3))
     step(engine, [running], [(6, 1)])
     engine.before_forward_v1({0: running, 1: joining})
     engine.on_forward_start(torch.tensor([40, 7, 8, 9]), torch.tensor([2, 0, 1, 2]))
@@ -179,7 +186,7 @@ def test_it_starts_with_the_last_tokens_before_the_forward():
     engine = ResidentRewards(
         SameTokensAligner(), LengthScorer(), FailureLog(print), start_early=early.append
     )
-    running, reading = request([5, 6], 2), request([7, 8, 9], 3)
+    running, reading = request([5, 6], 2), joined(engine, request([7, 8, 9], 3))
     step(engine, [running, reading], [(6, 1), (8, 1)])
     engine.before_forward_v2([running, reading], lambda: torch.tensor([[40, 2], [9, 2]]))
     assert [(list(scored.tokens), scored.must_finish) for scored in early[-1]] == [
@@ -280,6 +287,43 @@ def test_no_step_waits_for_a_prompt_while_the_base_itself_still_reads_it(logged)
     aligner.may.set()
     assert step(engine, [long], [(8, 3)]).tolist() == [[400.0, 401.0, 402.0]]
     assert (logged, len(aligner.opened)) == ([], 1)
+
+
+def test_rows_whose_prompt_is_late_are_counted_and_no_other_row_waits_for_them(logged):
+    aligner = WaitingAligner()
+    engine = ResidentRewards(
+        SameTokensAligner(), LengthScorer(), FailureLog(logged.append), longest_prompt_wait_s=0.05
+    )
+    running, late = request([5, 6], 2), request([7, 8, 9], 3)
+    step(engine, [running], [(6, 1)])
+    engine._prompts._aligner = aligner
+    engine.on_request_joined(late)
+    found = step(engine, [running, late], [(50, 2), (9, 2)])
+    assert found[0].tolist() == [300.0, 301.0, 302.0]
+    assert found[1].isnan().all()
+    assert engine.failure_log.counts == {"late prompt": 1}
+    assert engine.failure_log.unguided_rows == 1
+    assert "not translated yet" in logged[0]
+    step(engine, [running, late], [(51, 3), (60, 3)])
+    assert engine.failure_log.counts == {"late prompt": 2}
+    aligner.may.set()
+    late.engine_state.opened.result(10)
+    found = step(engine, [running, late], [(52, 4), (61, 4)])
+    assert found.tolist() == [[500.0, 501.0, 502.0], [503.0, 504.0, 505.0]]
+    assert texts(engine) == [[5, 6, 50, 51, 52], [7, 8, 9, 60, 61]]
+    assert engine.failure_log.counts == {"late prompt": 2}
+
+
+def test_a_prompt_that_comes_within_the_wait_is_guided_from_its_first_token(logged):
+    aligner = WaitingAligner()
+    engine = ResidentRewards(
+        aligner, LengthScorer(), FailureLog(logged.append), longest_prompt_wait_s=10.0
+    )
+    one = request([5], 1)
+    engine.on_request_joined(one)
+    threading.Timer(0.05, aligner.may.set).start()
+    assert step(engine, [one], [(5, 0)]).tolist() == [[100.0, 101.0, 102.0]]
+    assert logged == []
 
 
 def test_a_forward_does_not_wait_for_a_prompt_either():

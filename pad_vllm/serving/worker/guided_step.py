@@ -105,6 +105,11 @@ class GuidedStep:
 
     def run(self) -> None:
         """Rewrite the logits and count the rows."""
+        end_token = self._tools.forced_eos_token_id
+        # Before guided rows lose all but their candidates. A grammar or min_tokens may have masked it.
+        may_end = (
+            None if end_token is None else self._logits[self._guided.rows, end_token].isfinite()
+        )
         scored = self._score_or_none()
         # Each rank must come here, whatever failed on it: the others would wait for its share. NaN in one
         # share is NaN in the sum, so that all ranks leave the same rows unguided.
@@ -116,8 +121,8 @@ class GuidedStep:
         if unguided is None:
             unguided, excluded = torch.ones_like(self._guided.rows, dtype=torch.bool), None
         self._tools.outcome_table.count_step(self._guided.outcome_rows, unguided, excluded)
-        if self._tools.forced_eos_token_id is not None:
-            self._end_unguided_rows(self._tools.forced_eos_token_id)
+        if end_token is not None and may_end is not None:
+            self._end_unguided_rows(end_token, may_end)
 
     def _score_or_none(self) -> ScoredCandidates | None:
         try:
@@ -246,9 +251,9 @@ class GuidedStep:
             rewards=guidance.centred_rewards(scored.z, reward, self._guided.top_k),
         )
 
-    def _end_unguided_rows(self, end_token: int) -> None:
-        """End the answers that have had an unguided step, where a grammar or min_tokens lets them end."""
+    def _end_unguided_rows(self, end_token: int, may_end: Tensor) -> None:
+        """End the answers that have had an unguided step; may_end [G] bool: where they may."""
         outcome_table, guided = self._tools.outcome_table, self._guided
-        ending = outcome_table.had_unguided_step(guided.outcome_rows)
-        stopped = guidance.force_end_token(self._logits, guided.rows, end_token, ending)
-        outcome_table.count_stopped(guided.outcome_rows, stopped)
+        ending = outcome_table.had_unguided_step(guided.outcome_rows) & may_end
+        guidance.force_end_token(self._logits, guided.rows, end_token, ending)
+        outcome_table.count_stopped(guided.outcome_rows, ending)

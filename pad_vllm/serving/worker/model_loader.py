@@ -242,6 +242,7 @@ def _instructed_fork(loaded: LoadedModel, fork_layer: int) -> InstructedFork:
 
 
 def _resident_engine(loaded: LoadedModel) -> RewardEngine:
+    from pad_vllm.engines.prompt_reader import LONGEST_WAIT_S
     from pad_vllm.engines.resident_engine import ResidentRewards
     from pad_vllm.engines.reward_model.scorer_loader import make_reward_scorer
 
@@ -251,7 +252,10 @@ def _resident_engine(loaded: LoadedModel) -> RewardEngine:
         pad, loaded.adapter, failure_log, dtype=loaded.model_config.dtype, device=device
     )
     rewards = ResidentRewards(
-        config_checks.make_token_aligner(loaded.config, pad), scorer, failure_log
+        config_checks.make_token_aligner(loaded.config, pad),
+        scorer,
+        failure_log,
+        longest_prompt_wait_s=LONGEST_WAIT_S[pad.on_failure],
     )
     token_columns.attach_token_columns(loaded.model, rewards)
     logger.info("PAD: a separate reward model beside the base, %s", pad.adapter)
@@ -259,6 +263,7 @@ def _resident_engine(loaded: LoadedModel) -> RewardEngine:
 
 
 def _ray_engine(loaded: LoadedModel) -> RewardEngine:
+    from pad_vllm.engines.prompt_reader import LONGEST_WAIT_S
     from pad_vllm.engines.ray_engine import RayRewardScorer
     from pad_vllm.engines.resident_engine import ResidentRewards
 
@@ -270,6 +275,7 @@ def _ray_engine(loaded: LoadedModel) -> RewardEngine:
         failure_log,
         start_early=scorer.start_prefill,
         last_token_indices=last_token_indices,
+        longest_prompt_wait_s=LONGEST_WAIT_S[pad.on_failure],
     )
     token_columns.attach_token_columns(loaded.model, rewards, rewards.on_forward_start)
     logger.info("PAD: %d reward models in Ray actors, %s", pad.ray_actors, pad.adapter)
