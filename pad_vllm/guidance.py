@@ -26,7 +26,7 @@ from torch import Tensor
 
 NEG_INF = float("-inf")
 _BLOCK = 64  # tokens of the vocabulary that share one maximum in `_top_k`
-_MAX_COPY_NUMEL = 1 << 24  # elements that one temporary copy may have
+_MAX_COPY_NUMEL = 1 << 22  # elements that one temporary copy may have: 16 MiB of float32
 
 
 class AnswerTokens(NamedTuple):
@@ -146,7 +146,7 @@ def rewards(d_w: Tensor, e: Tensor) -> Tensor:
 def token_rewards(d_w: Tensor, ids: Tensor, embedding: Tensor) -> Tensor:
     """Compute R_w of tokens by their ids.
 
-    At most 64 MiB of embeddings are gathered at once, as float32, whatever G and K are.
+    At most 16 MiB of embeddings are gathered at once, as float32, whatever G and K are.
 
     Args:
         d_w: [G, H] float32 directions.
@@ -171,8 +171,8 @@ def candidates(logits: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Find the k best tokens of the guided rows, best first.
 
     The higher logit comes first, among equal logits the lower token id. This order is total: the candidates
-    for a smaller k are a prefix of a row's candidates, so one call serves rows with different k. Where only
-    some rows are guided, at most 64 MiB of logits are copied at once.
+    for a smaller k are a prefix of a row's candidates, so one call serves rows with different k. Rows are
+    searched a few at a time: what is copied of their logits, and ranked, is at most some 20 MiB at once.
 
     Args:
         logits: [R, V] float32.
@@ -183,12 +183,11 @@ def candidates(logits: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
         Logits z_B [G, min(k, V)] and token ids [G, min(k, V)] int64.
     """
     k = min(k, logits.shape[-1])
+    rows_at_once = max(1, _MAX_COPY_NUMEL // logits.shape[-1])
     if len(rows) == len(logits):
-        return _top_k(logits, k)
-    parts = [
-        _top_k(logits.index_select(0, part), k)
-        for part in rows.split(max(1, _MAX_COPY_NUMEL // logits.shape[-1]))
-    ]
+        parts = [_top_k(part, k) for part in logits.split(rows_at_once)]
+    else:
+        parts = [_top_k(logits.index_select(0, part), k) for part in rows.split(rows_at_once)]
     return torch.cat([z for z, _ in parts]), torch.cat([ids for _, ids in parts])
 
 
@@ -331,7 +330,7 @@ def capped_candidates(
 def repeats_ngram(answer: AnswerTokens, ids: Tensor, n: Tensor, max_n: int) -> Tensor:
     """Find the candidates that would complete an n-gram which is already in the answer.
 
-    Does not synchronise the device. At most 16 MiB are compared at once.
+    Does not synchronise the device. At most 4 MiB are compared at once.
 
     Args:
         answer: the answers so far.

@@ -1,4 +1,4 @@
-"""One guided step on stand-in tensors: what an engine without rewards does to answers."""
+"""One guided step on stand-in tensors: what late rewards do to answers, and how much memory it takes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import threading
 import numpy as np
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("vllm")
 
 from pad_vllm import guidance
 from pad_vllm.engines.resident_engine import ResidentRewards
-from pad_vllm.engines.reward_engine import GuidedRequest
+from pad_vllm.engines.reward_engine import GuidedRequest, RewardEngine
 from pad_vllm.params import Guidance
 from pad_vllm.serving.worker.batch_slots import BatchSlots
 from pad_vllm.serving.worker.guided_step import GuidedStep, StepTools
@@ -23,7 +26,7 @@ from pad_vllm.text.token_alignment import AlignedTokens
 from pad_vllm.vllm_api.patches.draft_rows import LogitsRows
 
 CPU = torch.device("cpu")
-END = 5
+END, NEG_INF = 5, float("-inf")
 
 
 def step_tools(num_token_columns, *, max_rows=8, stop=False):
@@ -110,3 +113,49 @@ def test_an_answer_whose_prompt_is_late_goes_on_unguided_or_ends(stop):
     assert ready == {"guided_tokens": 2, "unguided_tokens": 0, "stopped": False}
     assert late == {"guided_tokens": 1, "unguided_tokens": 1, "stopped": stop}
     assert tools.step_counters.take_counts()["failures"] == {"late prompt": 1}
+
+
+class PeakBytes(TorchDispatchMode):
+    """The most bytes of tensors, made inside, that were alive after any operation."""
+
+    def __init__(self, *known):
+        super().__init__()
+        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+        self._alive, self.peak = {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self._alive = {ref: size for ref, size in self._alive.items() if not ref.expired()}
+        for tensor in tree_leaves(result):
+            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
+            if storage is not None and storage._cdata not in self._known:
+                self._alive[StorageWeakRef(storage)] = storage.nbytes()
+        self.peak = max(self.peak, sum(self._alive.values()))
+        return result
+
+
+class NoRewards(RewardEngine):
+    """Rewards of zero."""
+
+    def rewards(self, step):
+        return torch.zeros(step.ids.shape)
+
+
+@pytest.mark.parametrize("num_guided", [256, 200])
+@pytest.mark.parametrize("num_token_columns", [32_768, 32_700])
+def test_a_step_copies_no_logits_but_a_few_rows_at_once(monkeypatch, num_guided, num_token_columns):
+    monkeypatch.setattr(guidance, "_MAX_COPY_NUMEL", 1 << 18)  # 1 MiB of float32
+    K, tools, engine = 20, step_tools(num_token_columns, max_rows=256, stop=True), NoRewards()
+    tools.instance.register_engine(engine)
+    kinds = Guidance((1.0,), 1.0, K, min_p=0.1)
+    requests = [
+        GuidedRequest(kinds, outcome_row=tools.outcome_table.assign_row(None))
+        for _ in range(num_guided)
+    ]
+    guided, logits = guided_rows(requests), torch.randn(256, 32_768)
+    run_step(tools, logits.clone(), guided)  # buffers that stay are made in the first step
+    with PeakBytes(logits) as memory:
+        run_step(tools, logits, guided)
+    assert (logits[:num_guided] > NEG_INF).sum(1).tolist() == [K] * num_guided
+    assert logits.nbytes == 32 << 20
+    assert memory.peak < (2 << 20) + 100 * num_guided * K
