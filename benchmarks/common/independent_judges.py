@@ -19,9 +19,9 @@ from pad_vllm.adapter.manifest import AdapterConfig, training_sections
 from pad_vllm.evaluation.lexical_scorers import LEXICAL_JUDGES
 from pad_vllm.evaluation.sentence_embeddings import embed
 from pad_vllm.evaluation.win_rates_and_fluency import (
-    bootstrap_interval,
     perplexity,
     repeated_ngram_share,
+    win_rate_interval,
     wins_by_prompt,
 )
 from pad_vllm.steering import comparison_conditions, dimension_judges
@@ -156,13 +156,13 @@ def mean_by_prompt(wins: Sequence[Sequence[float]]) -> list[float]:
     return [statistics.mean(column) for column in zip(*wins, strict=True)]
 
 
-def mean_and_interval(values: Sequence[float]) -> list[float]:
-    """[mean, low, high], with the mean's 95% interval by bootstrap."""
-    return [round(x, 3) for x in (statistics.mean(values), *bootstrap_interval(values))]
+def win_rate_and_interval(wins: Sequence[float]) -> list[float]:
+    """[mean of the wins by prompt, low, high], with the mean's 95% interval (`win_rate_interval`)."""
+    return [round(x, 3) for x in (statistics.mean(wins), *win_rate_interval(wins))]
 
 
 def percent_with_interval(share: Sequence[float]) -> str:
-    """What `mean_and_interval` returns, in percent: "50 (25 to 75)"."""
+    """What `win_rate_and_interval` returns, in percent: "50 (25 to 75)"."""
     mean, low, high = (100 * x for x in share)
     return f"{mean:.0f} ({low:.0f} to {high:.0f})"
 

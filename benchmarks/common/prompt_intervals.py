@@ -1,7 +1,7 @@
 """95% intervals of a number that is made of means over prompts, by bootstrap over the prompts.
 
-In: columns by prompt, a function of their means. Out: the number and its interval. The mean alone has
-`win_rates_and_fluency.bootstrap_interval`.
+In: columns by prompt, a function of their means. Out: the number and its interval. A rate, whose interval by
+bootstrap is empty where all prompts are won, has `win_rates_and_fluency.win_rate_interval`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 BOOTSTRAPS = 2000
+
+
+def mean_and_interval(values: Sequence[float]) -> list[float]:
+    """[mean, low, high] of values of any range, rounded; values: one a prompt."""
+    return statistic_and_interval([[value] for value in values], lambda means: means[..., 0])
 
 
 def statistic_and_interval(

@@ -35,10 +35,10 @@ from benchmarks.common import arguments
 from benchmarks.common.answer_experiment import AnswerExperiment
 from benchmarks.common.independent_judges import (
     Verdict,
-    mean_and_interval,
     mean_by_prompt,
     percent_with_interval,
     text_costs,
+    win_rate_and_interval,
 )
 from benchmarks.paper.peer_logits_processors import CombinedValuesProcessor, even_weights
 from benchmarks.paper.transformers_decoding import TransformersDecoding
@@ -122,8 +122,8 @@ def result_row(preference: RequestedDimensions, rule: str, verdict: Verdict) -> 
         verdict: On its answers; "each" has the wins of every dimension.
     """
     wins = mean_by_prompt([verdict.wins[name] for name in preference])
-    by_dimension = {name: mean_and_interval(values) for name, values in verdict.wins.items()}
-    row = {"wish": list(preference), "by": rule, "wins": mean_and_interval(wins)}
+    by_dimension = {name: win_rate_and_interval(values) for name, values in verdict.wins.items()}
+    row = {"wish": list(preference), "by": rule, "wins": win_rate_and_interval(wins)}
     return {**row, "each": by_dimension, **text_costs([verdict])}
 
 

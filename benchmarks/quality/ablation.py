@@ -39,10 +39,10 @@ from benchmarks.common.candidate_reader import CandidateReader
 from benchmarks.common.independent_judges import (
     Verdict,
     Wins,
-    mean_and_interval,
     mean_by_prompt,
     percent_with_interval,
     text_costs,
+    win_rate_and_interval,
 )
 from benchmarks.common.reward_space import RewardSpace
 from pad_vllm.adapter.adapter import Adapter
@@ -142,7 +142,7 @@ def mean_over_dimensions(
     independent.
     """
     weights = weights or [1.0] * len(wins)
-    return mean_and_interval(
+    return win_rate_and_interval(
         [_weighted_mean(column, weights) for column in zip(*wins, strict=True)]
     )
 

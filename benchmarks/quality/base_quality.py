@@ -28,10 +28,10 @@ from benchmarks.common import arguments
 from benchmarks.common.answer_experiment import AnswerExperiment
 from benchmarks.common.independent_judges import (
     Verdict,
-    mean_and_interval,
     mean_by_prompt,
     percent_with_interval,
     text_costs,
+    win_rate_and_interval,
 )
 from pad_vllm.adapter.adapter_folder import save_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone
@@ -120,7 +120,7 @@ def draw_from_copy(experiment: AnswerExperiment, model: Any) -> list[list[DrawnA
 def mean_wins(names: Sequence[str], verdicts: Sequence[Verdict]) -> list[float]:
     """Mean over the dimensions, with its interval; verdicts: one a dimension, on its own answers."""
     wins = [verdict.wins[name] for name, verdict in zip(names, verdicts, strict=True)]
-    return mean_and_interval(mean_by_prompt(wins))
+    return win_rate_and_interval(mean_by_prompt(wins))
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:

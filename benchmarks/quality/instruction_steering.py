@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.common import arguments
 from benchmarks.common.answer_cache import AnswerCache
-from benchmarks.common.independent_judges import mean_and_interval, percent_with_interval
+from benchmarks.common.independent_judges import percent_with_interval, win_rate_and_interval
 from benchmarks.paper.peer_logits_processors import TwoContextsProcessor
 from benchmarks.paper.transformers_decoding import TransformersDecoding
 from benchmarks.quality.instruction_depth import INSTRUCTIONS
@@ -131,8 +131,8 @@ class AnswerMeasures:
         over_told = wins_by_prompt(measured.scores, told.scores)
         return {
             "way": way_and_interval(plain.reading, told.reading, measured.reading),
-            "meaning": mean_and_interval(wins),
-            "meaning_over_told": mean_and_interval(over_told),
+            "meaning": win_rate_and_interval(wins),
+            "meaning_over_told": win_rate_and_interval(over_told),
             "perplexity": round(measured.perplexity / plain.perplexity, 3),
             "repeated_more": round(measured.repeated - plain.repeated, 4),
             "words": round(measured.words / plain.words, 3),

@@ -30,11 +30,12 @@ from benchmarks.common.answer_experiment import AnswerExperiment
 from benchmarks.common.independent_judges import (
     Verdict,
     Wins,
-    mean_and_interval,
     mean_by_prompt,
     percent_with_interval,
+    win_rate_and_interval,
     wins_in_direction,
 )
+from benchmarks.common.prompt_intervals import mean_and_interval
 from pad_vllm.steering.comparison_conditions import Condition, unguided_condition
 
 TOGETHER, OPPOSED, ALL = "together", "opposed", "all at once"
@@ -99,7 +100,7 @@ def part_row(
         "kind": kind,
         "mix": mix_name(mix),
         "part": name,
-        "wins": mean_and_interval(wins),
+        "wins": win_rate_and_interval(wins),
         "alone": round(statistics.mean(wins_alone[name]), 3),
         "added": round(1 / (1 + math.exp(-sum(odds))), 3),
         "broken": standard_errors > 2,

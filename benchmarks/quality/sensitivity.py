@@ -23,10 +23,10 @@ from benchmarks.common import arguments
 from benchmarks.common.answer_experiment import AnswerExperiment
 from benchmarks.common.independent_judges import (
     Verdict,
-    mean_and_interval,
     mean_by_prompt,
     percent_with_interval,
     text_costs,
+    win_rate_and_interval,
 )
 from pad_vllm.steering.comparison_conditions import Condition, unguided_condition
 from pad_vllm.steering.guided_answers import AnswerBatch, DecodingSettings
@@ -115,7 +115,7 @@ def result_rows(
         for value, of_dimensions in sorted(by_value.items()):
             wins = [verdict.wins[name] for verdict, name in zip(of_dimensions, names, strict=True)]
             row = {"setting": setting, "value": value, "default": value == default}
-            row["wins"] = mean_and_interval(mean_by_prompt(wins))
+            row["wins"] = win_rate_and_interval(mean_by_prompt(wins))
             row["of"] = {d: round(statistics.mean(w), 3) for d, w in zip(names, wins, strict=True)}
             rows.append({**row, **text_costs(of_dimensions)})
     return rows

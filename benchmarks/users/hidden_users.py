@@ -36,9 +36,9 @@ from torch import Tensor
 from benchmarks.common import arguments
 from benchmarks.common.candidate_reader import CandidateReader
 from benchmarks.common.independent_judges import (
-    mean_and_interval,
     mean_by_prompt,
     percent_with_interval,
+    win_rate_and_interval,
 )
 from benchmarks.common.reward_space import RewardSpace
 from benchmarks.users.simulated_choices import GuidedChoices, PlainChoices
@@ -156,7 +156,7 @@ def add_judgements(
         user = by_name[row["user"]]
         liking = scores(user, embed_answers(answers))
         wins = wins_by_prompt(liking, scores(user, unguided_embedded))
-        row["wins"], row["by_prompt"] = mean_and_interval(wins), wins
+        row["wins"], row["by_prompt"] = win_rate_and_interval(wins), wins
         row["perplexity"] = round(perplexity(known_losses(answers)) / unguided_perplexity, 3)
 
 
@@ -169,7 +169,7 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         {
             "user": f"{kind}, all {len(of_kind)}",
             "way": way,
-            "wins": mean_and_interval(mean_by_prompt([r["by_prompt"] for r in of_kind])),
+            "wins": win_rate_and_interval(mean_by_prompt([r["by_prompt"] for r in of_kind])),
             "perplexity": round(statistics.mean(r["perplexity"] for r in of_kind), 3),
         }
         for (kind, way), of_kind in kinds.items()

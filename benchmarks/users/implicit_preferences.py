@@ -33,9 +33,9 @@ from benchmarks.common import arguments
 from benchmarks.common.answer_experiment import AnswerExperiment
 from benchmarks.common.candidate_reader import CandidateReader, subtract_candidate_mean
 from benchmarks.common.independent_judges import (
-    mean_and_interval,
     mean_by_prompt,
     percent_with_interval,
+    win_rate_and_interval,
 )
 from benchmarks.common.reward_space import RewardSpace
 from benchmarks.users.user_dialogues import (
@@ -190,7 +190,7 @@ def result_rows(
                 "user": user.name,
                 "way": way,
                 "weights": {name: round(value, 3) for name, value in w.items()},
-                "wins": mean_and_interval(wins),
+                "wins": win_rate_and_interval(wins),
                 "won": wins,
                 "perplexity": round(perplexity(losses) / unguided_perplexity, 3),
                 "agrees": cosine(space, w, user.taste) if w else 0.0,
@@ -205,7 +205,7 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     summary = []
     for way in WAYS:
         of_way = [r for r in rows if r["way"] == way]
-        wins = mean_and_interval(mean_by_prompt([r["won"] for r in of_way]))
+        wins = win_rate_and_interval(mean_by_prompt([r["won"] for r in of_way]))
         means = {
             name: round(statistics.mean(r[name] for r in of_way), 3)
             for name in ("perplexity", "agrees", "prompt")

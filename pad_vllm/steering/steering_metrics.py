@@ -12,9 +12,9 @@ from typing import Any
 
 from pad_vllm.evaluation.sentence_embeddings import embed, relevance
 from pad_vllm.evaluation.win_rates_and_fluency import (
-    bootstrap_interval,
     perplexity,
     repeated_ngram_share,
+    win_rate_interval,
     wins_by_prompt,
 )
 from pad_vllm.steering.comparison_conditions import Condition
@@ -148,7 +148,7 @@ def _wins(
     wins = {}
     for judge, values in scores.items():
         won = wins_by_prompt(values, against[judge])
-        wins[judge] = [round(x, 4) for x in (sum(won) / len(won), *bootstrap_interval(won))]
+        wins[judge] = [round(x, 4) for x in (sum(won) / len(won), *win_rate_interval(won))]
     return wins
 
 

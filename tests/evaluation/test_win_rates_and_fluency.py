@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -13,11 +14,59 @@ from pad_vllm.evaluation.win_rates_and_fluency import (
     perplexity,
     repeated_ngram_share,
     win_rate,
+    win_rate_interval,
 )
 
 
 def test_ties_count_half():
     assert win_rate([1, 2, 3, 0], [0, 2, 4, 0]) == 0.5
+
+
+def test_fifty_wins_of_fifty_leave_room_for_a_loss():
+    low, high = win_rate_interval([1.0] * 50)
+    assert low == pytest.approx(50 / (50 + 1.96**2), abs=1e-4)
+    assert high == pytest.approx(1)
+    assert win_rate_interval([0.0] * 50) == pytest.approx((1 - high, 1 - low))
+
+
+def test_the_interval_without_ties_is_wilsons():
+    low, high = win_rate_interval([1.0] * 30 + [0.0] * 10)
+    assert (low, high) == pytest.approx((0.5981, 0.8581), abs=1e-4)
+
+
+def test_an_interval_is_wide_for_few_prompts_and_holds_the_mean():
+    low, high = win_rate_interval([0.0, 1.0] * 8)
+    assert low < 0.4
+    assert high > 0.6
+    narrow = win_rate_interval([0.0, 1.0] * 200)
+    assert narrow[1] - narrow[0] < high - low
+
+
+def test_halves_narrow_the_interval_and_ties_alone_leave_one():
+    tied, decided = win_rate_interval([0.5] * 50), win_rate_interval([0.0, 1.0] * 25)
+    assert decided[0] < tied[0] < 0.5 < tied[1] < decided[1]
+
+
+@pytest.mark.parametrize("prompts", [24, 50])
+@pytest.mark.parametrize(
+    ("chances", "judges"),
+    [((0.5, 0.0), 1), ((0.9, 0.0), 1), ((0.97, 0.0), 1), ((0.5, 0.4), 1), ((0.7, 0.3), 4)],
+    ids=["even", "high", "nearly always", "with ties", "mean of four judges"],
+)
+def test_the_interval_holds_the_true_rate_nineteen_times_in_twenty(prompts, chances, judges):
+    won, tied = chances
+    source = np.random.default_rng(0)
+    chance = [won, tied, 1 - won - tied]
+    draws = source.choice([1.0, 0.5, 0.0], p=chance, size=(2000, prompts, judges)).mean(-1)
+    intervals = np.array([win_rate_interval(wins) for wins in draws.tolist()])
+    rate = won + tied / 2
+    held = (intervals[:, 0] <= rate) & (rate <= intervals[:, 1])
+    assert 0.93 < held.mean() <= 1
+
+
+def test_an_interval_of_no_prompts_is_refused():
+    with pytest.raises(ValueError, match="no prompt"):
+        win_rate_interval([])
 
 
 def test_repetition_counts_ngrams_that_occur_earlier():

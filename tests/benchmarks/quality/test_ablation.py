@@ -48,8 +48,8 @@ def test_the_script_judges_every_variant_and_strategy(scripted_engine, monkeypat
     found = scripted_engine.run(monkeypatch, ablation.main, "--picture", str(picture))
     rows = {r["variant"]: r for r in found["rows"]}
     assert set(rows) == {"no reward", "as trained", "random", "shuffled", "constants", "state"}
-    assert rows["no reward"]["wins"] == [0.5, 0.5, 0.5]
-    assert rows["as trained"]["wins"] == [1.0, 1.0, 1.0]
+    assert rows["no reward"]["wins"] == [0.5, 0.276, 0.724]
+    assert rows["as trained"]["wins"] == [1.0, 0.61, 1.0]
     assert rows["shuffled"]["wins"][0] < 1  # the engine knows the dimensions by their names
     assert [r["variant"] for r in found["strategies"]][:3] == [
         "uniform of 2",

@@ -60,7 +60,7 @@ def test_the_script_has_every_copy_answer_with_the_good_bases_heads(scripted_eng
     assert len(set(seen)) == 4
     first, *others = found["rows"]
     assert first["text"] == 1.0
-    assert first["wins"] == first["over_good"] == [1.0, 1.0, 1.0]
+    assert first["wins"] == first["over_good"] == [1.0, 0.61, 1.0]
     assert len({r["text"] for r in others}) == 3
     assert picture.stat().st_size > 1000
     assert (
