@@ -23,7 +23,8 @@ def score(
         typer.Argument(
             metavar="SCORER...",
             help="positive, brief, simple, personal or clean; or DIMENSION= and one of those, "
-            "classifier:MODEL\\[#LABEL], or judge:URL#MODEL\\[#INSTRUCTION].",
+            "classifier:MODEL\\[#LABEL], reward:MODEL\\[#LABEL] (reads the prompt too, "
+            "as reward models of RLHF do), or judge:URL#MODEL\\[#INSTRUCTION].",
         ),
     ],
     out: JsonLinesOutput,

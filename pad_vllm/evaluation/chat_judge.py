@@ -10,9 +10,12 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
+
+from pad_vllm.text.conversation import Conversation
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +25,17 @@ _REPLY_TOKENS = 1024  # a number needs two; a model that reasons first needs mor
 
 _THINKING = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 _SCALE = re.compile(r"\b1\s*(?:-|\u2013|to|and)\s*10\b")  # "on a scale of 1 to 10" is not a score
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_MARKUP = re.compile(r"[*_`]")
+_NUMBER = r"(?P<value>-?\d+(?:\.\d+)?)"
+# What follows a number and says what it is out of, or that it is one end of a range.
+_REST = r"(?:\s*(?:/|out of|of)\s*(?P<most>\d+)|\s*(?:-|\u2013|to|and|or)\s*(?P<other>\d))?"
+_LABELLED = re.compile(
+    rf"\b(?:score|rating|grade|verdict|overall)\b(?:[^\d-]|-(?!\d)){{0,24}}?{_NUMBER}{_REST}",
+    re.IGNORECASE,
+)
+_OUT_OF_TEN = re.compile(rf"{_NUMBER}\s*(?:/|out of|of)\s*10\b", re.IGNORECASE)
+_ALONE_ON_A_LINE = re.compile(rf"^\s*{_NUMBER}\s*\.?\s*$", re.MULTILINE)
+_ANY = re.compile(_NUMBER)
 
 
 class ChatJudge:
@@ -55,11 +68,14 @@ class ChatJudge:
         self.concurrency = concurrency
         self.name = f"judge:{url}#{model}" + (f"#{instruction}" if instruction else "")
 
-    def __call__(self, prompts: list[str], texts: list[str]) -> list[float | None]:
-        """A score from 1 to 10 for each text; None where the model gave none. Raises ConnectionError."""
+    def __call__(self, prompts: Sequence[Conversation], texts: list[str]) -> list[float | None]:
+        """A score from 1 to 10 for each text; None where the model gave none. Raises ConnectionError.
+
+        prompts: of each text.
+        """
         _ = self._client  # created before the threads start: cached_property takes no lock
         with ThreadPoolExecutor(self.concurrency) as pool:
-            return list(pool.map(self._score, prompts, texts))
+            return list(pool.map(self._score, [prompt.as_text() for prompt in prompts], texts))
 
     @cached_property
     def _client(self) -> Any:
@@ -111,8 +127,21 @@ def judge_prompt(instruction: str, prompt: str, text: str) -> str:
 
 
 def parse_score(reply: str) -> float | None:
-    """The first number in a judge's answer if it lies between 1 and 10, otherwise None."""
-    match = _NUMBER.search(_SCALE.sub("", _THINKING.sub("", reply)))
-    if match is None or not 1 <= float(match[0]) <= 10:
-        return None
-    return float(match[0])
+    """The score that a judge's answer states, from 1 to 10; None where it states none or several.
+
+    In this order: the last number that is called a score or rating; the one that is out of ten; the one that
+    has a line of its own; the only one.
+    """
+    text = _MARKUP.sub("", _SCALE.sub("", _THINKING.sub("", reply)))
+    if labelled := list(_LABELLED.finditer(text)):
+        last = labelled[-1]
+        of_ten = last["most"] in (None, "10") and last["other"] is None
+        return _in_range(float(last["value"])) if of_ten else None
+    for pattern in (_OUT_OF_TEN, _ALONE_ON_A_LINE, _ANY):
+        if values := {float(match["value"]) for match in pattern.finditer(text)}:
+            return _in_range(*values) if len(values) == 1 else None
+    return None
+
+
+def _in_range(score: float) -> float | None:
+    return score if 1 <= score <= 10 else None

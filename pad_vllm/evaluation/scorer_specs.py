@@ -2,7 +2,8 @@
 
     NAME                                     a scorer of lexical_scorers.py, its name the dimension
     DIMENSION=NAME                           the same, for a dimension of another name
-    DIMENSION=classifier:MODEL[#LABEL]       a Transformers sequence classifier, classifier_scorer.py
+    DIMENSION=classifier:MODEL[#LABEL]       a sequence classifier of replies, classifier_scorer.py
+    DIMENSION=reward:MODEL[#LABEL]           one that reads prompt and reply, such as a reward model of RLHF
     DIMENSION=judge:URL#MODEL[#INSTRUCTION]  a chat model behind an OpenAI-compatible API, chat_judge.py
 
 This module loads no model and sends no request: a scorer does that when it is first called.
@@ -10,6 +11,7 @@ This module loads no model and sends no request: a scorer does that when it is f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,10 +19,11 @@ from pad_vllm.adapter.manifest import DIMENSION_NAME
 from pad_vllm.evaluation.chat_judge import ChatJudge
 from pad_vllm.evaluation.classifier_scorer import ClassifierScorer
 from pad_vllm.evaluation.lexical_scorers import COMPLETE_ONLY, LEXICAL_SCORERS
+from pad_vllm.text.conversation import Conversation
 
 ACCEPTED_SPECS = (
     f"{', '.join(LEXICAL_SCORERS)}; or DIMENSION= and one of those, or classifier:MODEL[#LABEL], "
-    "or judge:URL#MODEL[#INSTRUCTION]"
+    "or reward:MODEL[#LABEL], or judge:URL#MODEL[#INSTRUCTION]"
 )
 
 
@@ -35,7 +38,7 @@ class BatchScorer(Protocol):
     def complete_only(self) -> bool:
         """Whether the score of an unfinished reply means nothing."""
 
-    def __call__(self, prompts: list[str], texts: list[str]) -> list[float | None]:
+    def __call__(self, prompts: Sequence[Conversation], texts: list[str]) -> list[float | None]:
         """One score per text; texts[i] replies to prompts[i]. None is an unknown score, not a low one."""
 
 
@@ -50,7 +53,11 @@ class LexicalScorer:
         """Whether the score of an unfinished reply means nothing."""
         return self.name in COMPLETE_ONLY
 
-    def __call__(self, prompts: list[str], texts: list[str]) -> list[float | None]:  # noqa: ARG002
+    def __call__(
+        self,
+        prompts: Sequence[Conversation],  # noqa: ARG002
+        texts: list[str],
+    ) -> list[float | None]:
         """The score of each text. prompts: not read."""
         return [LEXICAL_SCORERS[self.name](text) for text in texts]
 
@@ -73,8 +80,9 @@ def _make_scorer(dimension: str, spec: str, concurrency: int) -> BatchScorer:
     if spec in LEXICAL_SCORERS:
         return LexicalScorer(spec)
     kind, _, arguments = spec.partition(":")
-    if kind == "classifier" and (model := arguments.partition("#")[0]):
-        return ClassifierScorer(model, arguments.partition("#")[2] or None)
+    if kind in ("classifier", "reward") and (model := arguments.partition("#")[0]):
+        label = arguments.partition("#")[2] or None
+        return ClassifierScorer(model, label, reads_prompt=kind == "reward")
     if kind == "judge":
         url, model, instruction = (*arguments.split("#", 2), "", "")[:3]
         if url and model:

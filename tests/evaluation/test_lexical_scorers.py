@@ -21,6 +21,9 @@ from pad_vllm.evaluation.lexical_scorers import (
     score_personal,
 )
 from pad_vllm.evaluation.scorer_specs import parse_scorer
+from pad_vllm.text.conversation import Conversation
+
+QUESTION = Conversation.model_validate("q")
 
 
 @pytest.mark.parametrize(
@@ -109,6 +112,8 @@ def test_a_local_scorer_goes_by_its_name_or_another():
     [
         "classifier:./toxic-bert",
         "classifier:./toxic-bert#toxic",
+        "reward:org/reward-model",
+        "reward:org/reward-model#helpfulness",
         "judge:http://localhost:8000/v1#org/model",
         "judge:http://localhost:8000/v1?a=b#org/model#Is it kind? #1 matters.",
     ],
@@ -128,6 +133,7 @@ def test_a_scorers_name_is_the_spec_that_made_it(spec):
         ("judge:http://x/v1?a=b#m", "dimension's name: helpful=judge:http"),
         ("helpful=judge:http://x/v1", "judge:URL#MODEL"),
         ("helpful=classifier:", "classifier:MODEL"),
+        ("helpful=reward:", "reward:MODEL"),
         ("a b=positive", "'a b=positive' is not known"),
         ("", "'' is not known"),
     ],
@@ -260,7 +266,7 @@ def test_a_judge_scores_each_reply_in_order_at_temperature_0(endpoint):
     endpoint.reply = lambda asked: f"Score: {len(asked.split('<reply>')[1].split())}"
     judge = ChatJudge(endpoint.url, "m", "helpful", concurrency=2)
 
-    assert judge(["q"] * 3, ["one", "one two", "one two three"]) == [2, 3, 4]
+    assert judge([QUESTION] * 3, ["one", "one two", "one two three"]) == [2, 3, 4]
     assert {body["temperature"] for body in endpoint.asked} == {0}
     assert {body["model"] for body in endpoint.asked} == {"m"}
     assert endpoint.keys == {"Bearer secret"}
@@ -270,21 +276,24 @@ def test_a_judge_scores_each_reply_in_order_at_temperature_0(endpoint):
 def test_a_judge_that_is_busy_is_asked_again(endpoint):
     endpoint.statuses = [503, 429]
 
-    assert ChatJudge(endpoint.url, "m", "kind", "Is it kind?")(["q"], ["text"]) == [7]
+    assert ChatJudge(endpoint.url, "m", "kind", "Is it kind?")([QUESTION], ["text"]) == [7]
     assert endpoint.asked[0]["messages"][0]["content"].startswith("Is it kind?")
 
 
 def test_a_judge_that_refuses_one_text_leaves_it_unknown(endpoint):
     endpoint.statuses = [400]
 
-    assert ChatJudge(endpoint.url, "m", "kind", concurrency=1)(["q", "q"], ["a", "b"]) == [None, 7]
+    assert ChatJudge(endpoint.url, "m", "kind", concurrency=1)([QUESTION] * 2, ["a", "b"]) == [
+        None,
+        7,
+    ]
 
 
 def test_a_judge_that_is_not_there_ends_the_run_with_the_way_out(endpoint):
     endpoint.statuses = [404]
 
     with pytest.raises(ConnectionError, match="not now.*it continues"):
-        ChatJudge(endpoint.url, "m", "kind")(["q"], ["a"])
+        ChatJudge(endpoint.url, "m", "kind")([QUESTION], ["a"])
 
 
 @pytest.mark.parametrize(
@@ -300,6 +309,26 @@ def test_a_judge_that_is_not_there_ends_the_run_with_the_way_out(endpoint):
         ("85", None),
         ("-3", None),
         ("0", None),
+        ("Score: 8", 8),
+        ("8/10", 8),
+        ("Rating: 8 out of 10", 8),
+        ("The reply has 3 paragraphs and 2 examples. Score: 8", 8),
+        ("The 2 sentences are kind, so I give it 7/10.", 7),
+        ("Score (1-10): 6", 6),
+        ("**Score:** 9\n\nIt names 3 reasons.", 9),
+        ("**Final rating** is 4.5", 4.5),
+        ("My first score was 5, but the final score is 7.", 7),
+        ("8\n\nThe reply gives 2 examples.", 8),
+        ("It has 4 of the 5 parts.\n\n**7**", 7),
+        ("I would give it an 8.", 8),
+        ("2 of 3 paragraphs are kind.", None),
+        ("1. It is kind. 2. It is short.", None),
+        ("Score: 80/100", None),
+        ("Score: 4/5", None),
+        ("4 out of 5", None),
+        ("Score: 15", None),
+        ("Kindness: 3/10, help: 9/10", None),
+        ("Score: between 6 and 7", None),
     ],
 )
 def test_a_judges_reply_is_a_number_from_1_to_10_or_unknown(reply, expected):

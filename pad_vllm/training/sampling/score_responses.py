@@ -129,7 +129,7 @@ def _with_scores(
     for record in records:
         _refuse_scored(record, scorers)
     pairs = [(record, response) for record in records for response in record.responses]
-    prompts = [record.prompt.as_text() for record, _ in pairs]
+    prompts = [record.prompt for record, _ in pairs]
     texts = [response.text for _, response in pairs]
     scores: list[dict[str, float]] = [dict(response.scores) for _, response in pairs]
     for dimension, scorer in scorers.items():

@@ -114,7 +114,11 @@ def test_an_unknown_score_is_left_out_and_counted(source, out, calls):
 def test_a_scorer_sees_lone_turns_bare_and_conversations_with_their_roles(source, out, calls):
     score_file(source, out, ["flaky"])
 
-    assert calls[0][:3] == ["One?", "One?", "system: Be kind.\n\nuser: And \u2028 now?"]
+    assert [prompt.as_text() for prompt in calls[0][:3]] == [
+        "One?",
+        "One?",
+        "system: Be kind.\n\nuser: And \u2028 now?",
+    ]
 
 
 def test_an_output_of_other_scorers_is_refused_with_both_named(source, out):
