@@ -129,17 +129,18 @@ class PreferenceObjective(nn.Module):
 
 
 def _preferences_of_tokens(batch: Sequence[PairExample], lengths: Tensor) -> Tensor:
-    """w [n, most W of the batch, D] of every token, with rows of zeros for prompts that have fewer.
+    """w [n, most W of the batch, D] of every token, at length 1; rows of zeros for prompts that have fewer.
 
     lengths: tokens of each response of the batch.
     """
     most = max(len(example.w) for example in batch)
+    units = [preference_loss.unit_preferences(example.w) for example in batch]
     w_of_responses = torch.cat(
         [
-            torch.nn.functional.pad(example.w, (0, 0, 0, most - len(example.w))).expand(
+            torch.nn.functional.pad(w, (0, 0, 0, most - len(w))).expand(
                 len(example.responses), -1, -1
             )
-            for example in batch
+            for example, w in zip(batch, units, strict=True)
         ]
     )
     return w_of_responses.repeat_interleave(lengths.to(w_of_responses.device), 0)

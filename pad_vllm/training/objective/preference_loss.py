@@ -1,21 +1,30 @@
 """The training objective, tensors in, tensors out: one Bradley-Terry loss over three kinds of pairs.
 
-    Psi_w(y) = sum over response tokens of R_w(y_t), R_w = w . phi       the reward of a response
+    R_w      = w . phi,  |w| = 1                                         rewards and margins of one scale
+    Psi_w(y) = sum over response tokens of R_w(y_t)                      the reward of a response
     pi_w(a)  = softmax over the step's candidates of z_B(a) + R_w(a)     what guided decoding samples from
     L_w(y)   = sum over response tokens of log pi_w(y_t) / pi_B(y_t)     DPO's implicit reward
-    loss     = BCE( sigmoid(b * (x(y) - x(y'))), sigmoid(margin) )       x one of:
+    loss     = BCE( sigmoid(b * (x(y) - x(y'))), sigmoid(margin) )       margin: w . (score(y) - score(y'))
 
-Psi_w (reward), L_w (policy), and R_w of two next tokens after the same text (branches). Psi is the reward of
-a response, which `pad-vllm fit` and held-out accuracy use. With Psi alone, all of the reward could lie in an
-offset that the candidates of a step share, which steers nothing; L and the branches see only differences
-between candidates. The candidates are those of decoding (the base's top-k), so no full-vocabulary softmax is
-needed. Shapes: n tokens, K candidates, D dimensions, W preferences, R responses of one prompt.
+x is Psi_w (reward), L_w (policy), or R_w of two next tokens after the same text (branches). Psi is the
+reward of a response, which `pad-vllm fit` and held-out accuracy use. With Psi alone, all of the reward could
+lie in an offset that the candidates of a step share, which steers nothing; L and the branches see only
+differences between candidates. The candidates are those of decoding (the base's top-k), so no full-vocabulary
+softmax is needed. Shapes: n tokens, K candidates, D dimensions, W preferences, R responses of one prompt.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def unit_preferences(w: Tensor) -> Tensor:
+    """w [..., D] at length 1: a margin and the rewards that follow it scale alike, whether w is a mix or not.
+
+    Rewards of longer mixes would be pulled to a smaller scale than those of single dimensions.
+    """
+    return w / w.norm(dim=-1, keepdim=True).clamp_min(1e-6)
 
 
 def taken_rewards(phi: Tensor, w: Tensor, chosen: Tensor) -> Tensor:
@@ -58,7 +67,7 @@ def pair_margins(scores: Tensor, w: Tensor) -> Tensor:
     0, which is no pair, where w weighs a dimension that one of the two has no score for (NaN).
     """
     unknown = scores.isnan()
-    value = (scores.nan_to_num(0.0) @ w.T / w.norm(dim=-1).clamp_min(1e-6)).transpose(-1, -2)
+    value = (scores.nan_to_num(0.0) @ unit_preferences(w).T).transpose(-1, -2)
     missing = (unknown.float() @ (w != 0).float().T > 0).transpose(-1, -2)
     margins = value.unsqueeze(-1) - value.unsqueeze(-2)
     return margins.masked_fill(missing.unsqueeze(-1) | missing.unsqueeze(-2), 0.0)
@@ -100,7 +109,7 @@ def branch_loss(phi: Tensor, w: Tensor, scores: Tensor, b: float, sharpness: flo
     Returns:
         A scalar.
     """
-    reward = torch.einsum("mkd,wd->mwk", phi, w)
+    reward = torch.einsum("mkd,wd->mwk", phi, unit_preferences(w))
     return bradley_terry(reward, pair_margins(scores, w), b, sharpness)
 
 

@@ -123,7 +123,8 @@ def slow_loss(model, example):
         for r, h in zip(example.responses, trunk_hidden(model, example.responses), strict=True)
     ]
     reward, policy, branch = [], [], []
-    for w in example.w:
+    for row in example.w:
+        w = row / row.norm()
         rewards, ratios = [], []
         for response, phi in zip(example.responses, phis, strict=True):
             rows = torch.arange(len(phi))
@@ -280,3 +281,50 @@ def test_a_worker_without_a_prompt_adds_nothing_and_takes_part(model):
     grads = gradients(model, loss)
     assert set(grads) == trained
     assert not any(grad.any() for grad in grads.values())
+
+
+def short_groups():
+    """Four prompts with six responses of 8 tokens each: no prefix is shorter than the whole."""
+    rng = random.Random(1)
+    scores = torch.zeros(6, len(PREFIX_LENGTHS) + 1, 2)
+    return [
+        PromptGroup(
+            str(number),
+            "s",
+            rng.choices(range(3, 333), k=5),
+            [rng.choices(range(3, 333), k=8) for _ in range(6)],
+            scores,
+            (),
+            (),
+        )
+        for number in range(4)
+    ]
+
+
+@pytest.mark.parametrize("mixes", [[], [[1.0, 1.0], [-1.0, 0.6]]], ids=["singles", "and mixes"])
+def test_planted_heads_are_found_at_their_scale_by_singles_and_mixes_alike(mixes):
+    layers = tiny.COMMON["num_hidden_layers"]
+    planted = tiny.persrm("llama", layers, ("a", "b"), std=0.2)
+    recipe = Recipe(b=0.5, sharpness=1.0, policy_weight=0.0, branch_weight=0.0)
+    responses = list(compute_responses(planted, short_groups(), 6))
+    truth = [cached_feature_sums(planted, row) for row in responses]
+    w = torch.tensor([[1.0, 0.0], [0.0, 1.0], *mixes])
+    batch = [
+        PairExample(row, (recipe.b * psi).unsqueeze(1).expand(-1, len(PREFIX_LENGTHS) + 1, -1), w)
+        for row, psi in zip(responses, truth, strict=True)
+    ]
+    fitted = tiny.persrm("llama", layers, ("a", "b"), std=0.05)
+    trained = [p for p in fitted.parameters() if p.requires_grad]
+    optimiser = torch.optim.LBFGS(trained, max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimiser.zero_grad()
+        loss = PreferenceObjective(fitted, recipe)(batch, len(batch))
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    wanted = torch.cat([psi - psi.mean(0) for psi in truth])
+    found = [cached_feature_sums(fitted, row) for row in responses]
+    error = (torch.cat([psi - psi.mean(0) for psi in found]) - wanted).norm() / wanted.norm()
+    assert error < 0.02
