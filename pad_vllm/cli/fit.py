@@ -1,9 +1,10 @@
-"""`pad-vllm fit`: a file of choices in, `pad_weights` to paste into requests out."""
+"""`pad-vllm fit`: a file of choices in, `pad_weights` to paste into requests out, of one user or of many."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,18 +22,26 @@ from pad_vllm.cli.shared_options import (
     ChatTemplateOption,
     chat_template_text,
 )
+from pad_vllm.cli.terminal_text import shown
 from pad_vllm.training.user_choices import (
     CHOICE_FORM,
     GUIDED_CHOICE_FORM,
+    UserChoice,
     answers_were_guided,
-    fit_choices,
-    fit_guided_choices,
+    choices_by_user,
     fit_to_json,
+    guided_differences,
+    prior_to_json,
+    read_answers,
     read_choices,
 )
+from pad_vllm.wording import listed
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pad_vllm.persrm import PersRM
+    from pad_vllm.training.fit_users import UserFits
     from pad_vllm.training.fit_weights import WeightFit
 
 
@@ -47,7 +56,10 @@ def fit(
     base: BaseArgument,
     choices: Annotated[
         Path,
-        typer.Argument(metavar="CHOICES", help=f"JSONL of {CHOICE_FORM}, {GUIDED_CHOICE_FORM}."),
+        typer.Argument(
+            metavar="CHOICES",
+            help=f'JSONL of {CHOICE_FORM}, {GUIDED_CHOICE_FORM}; with several users, "user": a name.',
+        ),
     ],
     adapter: AdapterOption,
     strength: Annotated[
@@ -56,30 +68,92 @@ def fit(
             help="How strongly the prior pulls weights towards 0; use more for fewer choices."
         ),
     ] = 1.0,
-    out: Annotated[Path | None, typer.Option(help="File to write the result to, as JSON.")] = None,
+    prior: Annotated[
+        bool,
+        typer.Option(
+            "--prior/--no-prior",
+            help="With ten users and more, estimate what they share first, and fit each on top of it.",
+        ),
+    ] = True,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write the result to, as JSON; of users, a line each."),
+    ] = None,
     chat_template: ChatTemplateOption = None,
 ) -> None:
-    """Learn one user's pad_weights from their CHOICES between two answers.
+    """Learn users' pad_weights from their CHOICES between two answers.
 
     Few choices suffice where both answers were guided, each by other weights (`pad-vllm sample --adapter`,
     `pad-vllm choose`); BASE is not loaded for those.
     """
     with report_errors():
         require_package("peft")
-        user_choices = read_choices(choices)
+        by_user = choices_by_user(read_choices(choices))
         folder = resolve_adapter(adapter)
         dimensions = read_config(folder).dimensions
-        if answers_were_guided(user_choices):
-            fitted = fit_guided_choices(user_choices, dimensions, strength=strength)
+        _require_choices(by_user)
+        form = None
+        if answers_were_guided([choice for rows in by_user.values() for choice in rows]):
+            differences = {u: guided_differences(rows, dimensions) for u, rows in by_user.items()}
         else:
             model, tokenizer = _load_model(base, folder, chat_template_text(chat_template))
-            fitted = fit_choices(model, tokenizer, user_choices, strength=strength)
+            form, differences = _answer_differences(model, tokenizer, by_user, strength)
             typer.echo(_UNGUIDED_WARNING, err=True)
-        _print_fit(fitted, dimensions)
+        from pad_vllm.training.choice_form import has_length
+        from pad_vllm.training.fit_users import fit_users
+
+        nuisance = int(form is not None and has_length(form))
+        fitted = fit_users(differences, strength=strength, with_prior=prior, nuisance=nuisance)
+        settings = {"adapter": adapter, "base": base, "strength": strength, "form": form}
+        if None in by_user:
+            lines = [settings | fit_to_json(fitted.fits[None], dimensions)]
+            _print_fit(fitted.fits[None], dimensions, form)
+        else:
+            lines = _user_lines(fitted, dimensions, settings)
+            _print_users(fitted, dimensions, form)
         if out is not None:
-            result = {"adapter": adapter, "base": base, "strength": strength}
-            result |= fit_to_json(fitted, dimensions)
-            out.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", "utf-8")
+            indent = 2 if None in by_user else None
+            text = (json.dumps(x, indent=indent, allow_nan=False) + "\n" for x in lines)
+            out.write_text("".join(text), "utf-8")
+
+
+def _require_choices(by_user: Mapping[str | None, Sequence[UserChoice]]) -> None:
+    """Raises ValueError for a file without choices, or with one choice of one user, before a base is read."""
+    from pad_vllm.training.fit_weights import MIN_CHOICES
+
+    count = sum(map(len, by_user.values()))
+    if count < MIN_CHOICES:
+        raise ValueError(f"{count} choices; accepted: at least {MIN_CHOICES}. Add lines.")
+
+
+def _answer_differences(
+    model: PersRM,
+    tokenizer: Any,
+    by_user: Mapping[str | None, Sequence[UserChoice]],
+    strength: float,
+) -> tuple[str, dict[str | None, Tensor]]:
+    """(How answers are compared, user -> differences [N, D or D + 1])."""
+    from pad_vllm.training.choice_form import choose_form
+
+    pairs = {user: read_answers(model, tokenizer, rows) for user, rows in by_user.items()}
+    form = choose_form(list(pairs.values()), strength)
+    return form, {user: of_user.differences(form) for user, of_user in pairs.items()}
+
+
+def _user_lines(
+    fitted: UserFits, dimensions: Sequence[str], settings: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """What all users share, then one line each."""
+    shared = {
+        **settings,
+        "users": len(fitted.fits),
+        "choices": sum(one.choices for one in fitted.fits.values()),
+        "prior": prior_to_json(fitted.prior, dimensions),
+    }
+    return [
+        shared,
+        *({"user": u, **fit_to_json(one, dimensions)} for u, one in fitted.fits.items()),
+    ]
 
 
 def _load_model(base: str, folder: str, template: str | None) -> tuple[PersRM, Any]:
@@ -100,7 +174,35 @@ def _load_model(base: str, folder: str, template: str | None) -> tuple[PersRM, A
     return PersRM.from_adapter(backbone, adapter).to(backbone.device), tokenizer
 
 
-def _print_fit(fitted: WeightFit, dimensions: Sequence[str]) -> None:
+def _print_users(fitted: UserFits, dimensions: Sequence[str], form: str | None) -> None:
+    """What the users share, and a line each."""
+    fits = fitted.fits
+    print_line = partial(Console().print, highlight=False, markup=False, soft_wrap=True)
+    if (prior := fitted.prior) is not None:
+        left_out = ", ".join(f"{kind} {value:.3f}" for kind, value in prior.left_out.items())
+        print_line(f"prior: {prior.kind}. Log probability of choices left out: {left_out}.")
+        if prior.prior is not None:
+            rows = zip(dimensions, prior.prior.mean.tolist(), strict=False)
+            mean = ", ".join(f"{name} {value:+.2f}" for name, value in rows)
+            print_line(f"the users' mean, in log-odds: {mean}")
+    if form is not None:
+        print_line(f"answers are compared by: {form}")
+    choices = sum(one.choices for one in fits.values())
+    right = sum(one.cross_validated * one.choices for one in fits.values()) / choices
+    single = sum(one.baseline * one.choices for one in fits.values()) / choices
+    print_line(
+        f"{len(fits)} users, {choices} choices. Of choices left out of a user's fit the weights predict "
+        f"{right:.0%}, each user's best single dimension {single:.0%}."
+    )
+    for user, one in fits.items():
+        clear = [n for n, known in zip(dimensions, one.excludes_zero, strict=True) if known]
+        print_line(
+            f'{shown(str(user))}: pad_weights: "{one.pad_weights(dimensions)}" '
+            f"({one.choices} choices; sign clear: {listed(clear) if clear else 'none'})"
+        )
+
+
+def _print_fit(fitted: WeightFit, dimensions: Sequence[str], form: str | None) -> None:
     table = Table("dimension", "w", "95% interval", "note")
     rows = zip(
         dimensions, fitted.w.tolist(), fitted.interval.tolist(), fitted.excludes_zero, strict=True
@@ -110,6 +212,8 @@ def _print_fit(fitted: WeightFit, dimensions: Sequence[str]) -> None:
         table.add_row(escape(name), f"{w:+.2f}", f"{low:+.2f} to {high:+.2f}", note)
     console = Console()
     console.print(table)
+    if form is not None:
+        console.print(f"answers are compared by: {form}", highlight=False)
     console.print(
         f"{fitted.choices} choices. The weights predict {fitted.accuracy:.0%} of them; of choices left out "
         f"of the fit {fitted.cross_validated:.0%}, the best single dimension {fitted.baseline:.0%}.",

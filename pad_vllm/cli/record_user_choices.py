@@ -15,6 +15,7 @@ from pad_vllm.cli.terminal_text import terminal_text
 
 if TYPE_CHECKING:
     from pad_vllm.text.conversation import Conversation
+    from pad_vllm.training.user_choices import UserChoice
 
 SKIP, STOP = "s", "q"
 
@@ -27,6 +28,12 @@ def choose(
         ),
     ],
     out: JsonLinesOutput,
+    user: Annotated[
+        str | None,
+        typer.Option(
+            help="Who chooses, where OUT is to hold choices of several: each is asked all."
+        ),
+    ] = None,
 ) -> None:
     """Read two answers at a time and type which one is better; `pad-vllm fit` learns your weights from OUT.
 
@@ -34,10 +41,12 @@ def choose(
     """
     with report_errors():
         from pad_vllm.training.data import jsonl
-        from pad_vllm.training.user_choices import choice_to_line, read_choices
+        from pad_vllm.training.user_choices import choice_to_line, require_user_name
 
         jsonl.repair_last_line(out)
-        done = {_text(choice.prompt) for choice in read_choices(out)}
+        if user is not None:
+            require_user_name(user)
+        done = {_text(choice.prompt) for choice in _choices_of(user, out)}
         records = [r for r in jsonl.read_records(samples) if _text(r.prompt) not in done]
         num_choices = 0
         with jsonl.line_appender(out) as append:
@@ -49,10 +58,24 @@ def choose(
                     break
                 if answer != SKIP:
                     chosen, rejected = (first, second) if answer == "1" else (second, first)
-                    append(choice_to_line(record, chosen=chosen, rejected=rejected))
+                    append(choice_to_line(record, chosen, rejected, user))
                     num_choices += 1
     typer.echo(f"{out}: {num_choices} choices made, {len(done)} were there before")
     typer.echo(f"Your weights: pad-vllm fit BASE {out} --adapter ADAPTER")
+
+
+def _choices_of(user: str | None, out: Path) -> list[UserChoice]:
+    """The user's choices that OUT holds. Raises ValueError if only some choices there would have a user."""
+    from pad_vllm.training.user_choices import choices_by_user, read_choices
+
+    by_user = choices_by_user(read_choices(out))
+    if by_user and (user is None) != (None in by_user):
+        says = "do not say whose they are" if user else "say whose they are"
+        raise ValueError(
+            f"{out}: its choices {says}; accepted: all with --user or none. Give another --out, or "
+            f"{'leave --user out' if user else 'name yours: --user NAME'}"
+        )
+    return by_user.get(user, [])
 
 
 def _text(prompt: Conversation) -> str:

@@ -16,19 +16,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 from torch.nn.utils.rnn import pad_sequence
 
 from pad_vllm.persrm import PersRM
+from pad_vllm.training.logistic_posterior import GaussianPrior, weight_posterior
 
 MIN_CHOICES = 2
 """Cross-validation leaves out at least one choice and fits the others."""
 
 _FOLDS = 10
-# Of the prior at strength 1: a standard deviation of 2. With 1, the intervals of simulated users whose
-# choices were firm (log-odds of spread 3) held their weights 75% of the time; with 2, 95%. The direction
-# of w hardly depends on it.
-_PRECISION = 0.25
 _NORMAL_95 = 1.959964
 
 
@@ -41,7 +37,7 @@ class WeightFit:
     dimension's feature adds, as for the single dimensions that the adapter was trained on."""
 
     interval: Tensor
-    """[D, 2] 95% intervals (Laplace: the posterior's curvature at its maximum), on w's scale."""
+    """[D, 2] 95% intervals (from the posterior's curvature, logistic_posterior.py), on w's scale."""
 
     scale: float
     """w * scale are the log-odds per unit of Psi: how consistent the choices are. Does not change w's
@@ -117,13 +113,21 @@ def _batch_sums(model: PersRM, sequences: list[tuple[list[int], list[int]]]) -> 
     return torch.stack(sums)
 
 
-def fit_weights(differences: Tensor, *, strength: float = 1.0) -> WeightFit:
+def fit_weights(
+    differences: Tensor,
+    *,
+    strength: float = 1.0,
+    prior: GaussianPrior | None = None,
+    nuisance: int = 0,
+) -> WeightFit:
     """Fit weights to N choices by logistic regression.
 
     Args:
         differences: [N, D] of Psi, chosen minus rejected.
         strength: of the prior, a Gaussian around 0 of variance 4/strength on the weights of differences of
             mean square 1. It keeps the weights finite where all choices agree.
+        prior: another one, of what other users like (taste_prior.py); `strength` is then not read.
+        nuisance: last columns of `differences` that explain choices and are no dimensions, such as a length.
 
     Returns:
         The fit.
@@ -131,9 +135,11 @@ def fit_weights(differences: Tensor, *, strength: float = 1.0) -> WeightFit:
     Raises:
         ValueError: too few choices; features that are not finite; choices that do not differ or cancel out.
     """
-    _require_fittable(differences, strength)
+    _require_fittable(differences, strength, prior)
     x = differences.detach().cpu().double()
-    v, deviation = _posterior(x, strength)
+    dimensions = x.shape[1] - nuisance
+    every_v, every_deviation = _posterior(x, strength, prior)
+    v, deviation = every_v[:dimensions], every_deviation[:dimensions]
     scale = float(v.abs().max())
     if scale < 1e-9:
         raise ValueError(
@@ -141,25 +147,25 @@ def fit_weights(differences: Tensor, *, strength: float = 1.0) -> WeightFit:
             "choices that agree in something. Add choices, or look for pairs entered both ways."
         )
     half = _NORMAL_95 * deviation
-    cross_validated, baseline = _cross_validate(x, strength)
+    cross_validated, baseline = _cross_validate(x, dimensions, strength, prior)
     return WeightFit(
         w=v / scale,
         interval=torch.stack((v - half, v + half), dim=-1) / scale,
         scale=scale,
         choices=len(x),
-        accuracy=float(_predicted(x @ v).mean()),
+        accuracy=float(_predicted(x @ every_v).mean()),
         cross_validated=cross_validated,
         baseline=baseline,
     )
 
 
-def _require_fittable(differences: Tensor, strength: float) -> None:
+def _require_fittable(differences: Tensor, strength: float, prior: GaussianPrior | None) -> None:
     if not 0 < strength < math.inf:
         raise ValueError(
             f"strength is {strength:g}; accepted: a finite number above 0, without which choices "
             "that all agree have no finite weights. Leave it out for 1."
         )
-    if len(differences) < MIN_CHOICES:
+    if len(differences) < MIN_CHOICES and prior is None:
         raise ValueError(
             f"{len(differences)} choices; accepted: at least {MIN_CHOICES}. Add choices."
         )
@@ -169,72 +175,55 @@ def _require_fittable(differences: Tensor, strength: float) -> None:
             f"the features of choice {broken[0] + 1} ({len(broken)} in all) are NaN or infinite; "
             "accepted: finite numbers. Run the base in float32, or train the adapter again."
         )
-    if not differences.any():
+    if not differences.any() and prior is None:
         raise ValueError(
             "every chosen answer has the same features as the rejected one, so nothing tells them "
             "apart. Accepted: pairs that differ. Use an adapter that is trained, or other pairs."
         )
 
 
-def _posterior(x: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-    """(Most probable weights [D], their standard deviations [D]) for differences x [N, D], in x's units.
+def _posterior(x: Tensor, strength: float, prior: GaussianPrior | None) -> tuple[Tensor, Tensor]:
+    """(Weights [D], their standard deviations [D]) for differences x [N, D], in x's units.
 
-    A dimension in which no pair differs gets 0 and an infinite deviation.
+    Without a prior of users, a dimension in which no pair differs gets 0 and an infinite deviation.
     """
-    # Not centred: the sign of a difference says which answer was chosen.
-    spread = x.square().mean(0).sqrt()
-    unit = spread.where(spread > 0, torch.ones(()).double())
-    v, hessian = _newton(x / unit, strength * _PRECISION)
-    deviation = hessian.inverse().diagonal().sqrt() / unit
-    return v / unit, deviation.masked_fill(spread == 0, math.inf)
+    if prior is not None:
+        found = weight_posterior(x.unsqueeze(0), prior, averaged=True)
+        return found.mean[0], found.deviation[0]
+    found = weight_posterior(x.unsqueeze(0), GaussianPrior.around_zero(x, strength))
+    return found.mean[0], found.deviation[0].masked_fill(~x.any(0), math.inf)
 
 
-def _newton(x: Tensor, precision: float) -> tuple[Tensor, Tensor]:
-    """(The minimum v [D] of `_loss`, its Hessian there [D, D]), by Newton's method. x [N, D]."""
-    v = torch.zeros_like(x[0])
-    for _ in range(100):
-        gradient, hessian = _derivatives(x, v, precision)
-        step = torch.linalg.solve(hessian, gradient)
-        current = _loss(x, v, precision)
-        # Convex, but a full step may overshoot where sigmoid is flat.
-        while step.abs().max() > 1e-12 and _loss(x, v - step, precision) > current * (1 + 1e-12):
-            step = step / 2
-        v = v - step
-        if step.abs().max() < 1e-10:
-            break
-    return v, _derivatives(x, v, precision)[1]
+def _cross_validate(
+    x: Tensor, dimensions: int, strength: float, prior: GaussianPrior | None
+) -> tuple[float, float]:
+    """Shares of left-out choices that (the weights, the best single dimension) predict.
 
-
-def _loss(x: Tensor, v: Tensor, precision: float) -> Tensor:
-    """Minus the log of likelihood times prior, less a constant."""
-    return softplus(-x @ v).sum() + precision / 2 * v.square().sum()
-
-
-def _derivatives(x: Tensor, v: Tensor, precision: float) -> tuple[Tensor, Tensor]:
-    """Gradient [D] and Hessian [D, D] of `_loss`."""
-    p_other = (-x @ v).sigmoid()
-    curvature = (x * (p_other * (1 - p_other)).unsqueeze(-1)).T @ x
-    return precision * v - x.T @ p_other, curvature + precision * torch.eye(len(v)).double()
-
-
-def _cross_validate(x: Tensor, strength: float) -> tuple[float, float]:
-    """Shares of left-out choices x [N, D] that (the weights, the best single dimension) predict."""
+    Args:
+        x: [N, D + nuisance columns] differences.
+        dimensions: D.
+        strength: of the prior.
+        prior: of users, estimated from the left-out choices too, among all others.
+    """
     count = len(x)
     # Neighbours stay together: several pairs of one prompt often follow each other in a file.
     part = torch.arange(count) * min(count, _FOLDS) // count
-    fitted, single = torch.zeros(count), torch.zeros(count)
-    for number in part.unique():
-        left_out = part == number
-        fitted[left_out] = _predicted(x[left_out] @ _posterior(x[~left_out], strength)[0])
-        single[left_out] = _predicted(x[left_out] @ _best_single(x[~left_out]))
-    return float(fitted.mean()), float(single.mean())
+    left_out = part == part.unique().unsqueeze(-1)  # [parts, N]
+    given = [x[~mask] for mask in left_out]
+    if prior is None:
+        prior = GaussianPrior.stack([GaussianPrior.around_zero(rows, strength) for rows in given])
+    # All parts at once. A row of zeros says nothing, and the sign of v . x needs no averaged posterior.
+    v = weight_posterior(x * ~left_out.unsqueeze(-1), prior).mean
+    single = torch.stack([_best_single(rows[:, :dimensions]) for rows in given])
+    fitted, best = (x * v[part]).sum(-1), (x[:, :dimensions] * single[part]).sum(-1)
+    return float(_predicted(fitted).mean()), float(_predicted(best).mean())
 
 
 def _best_single(x: Tensor) -> Tensor:
     """The signed unit vector [D] that predicts most of the choices x [N, D]."""
-    share = _predicted(x).mean(0)
+    share = _predicted(x).mean(0) if len(x) else x.new_full(x.shape[1:], 0.5)
     best = (share - 0.5).abs().argmax()
-    return torch.zeros_like(x[0]).index_fill(0, best, 1.0 if share[best] >= 0.5 else -1.0)
+    return x.new_zeros(x.shape[1]).index_fill(0, best, 1.0 if share[best] >= 0.5 else -1.0)
 
 
 def _predicted(difference: Tensor) -> Tensor:

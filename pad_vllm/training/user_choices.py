@@ -1,13 +1,14 @@
-"""One user's choices between two answers: from a JSONL to the fit of their weights.
+"""Users' choices between two answers: from a JSONL to the differences that their weights are fitted to.
 
-A line is {"prompt": text or messages, "chosen": text, "rejected": text}. Where the two answers were guided,
+A line is {"prompt": text or messages, "chosen": text, "rejected": text}, and "user": a name, where the file
+has choices of several. Where the two answers were guided,
 the line also has "chosen_weights" and "rejected_weights" (pad_weights of each, null for an unguided one, both
 at one strength). The choice is then one between these weights, and no model has to read the answers:
 
     P(chosen > other) = sigmoid( v . (w(chosen) - w(other)) )
 
-In: a file, and a PersRM and its tokenizer, or the names of the dimensions. Out: a WeightFit, also as JSON.
-fit_weights.py has the regression; torch is imported for it alone.
+In: a file, and a PersRM and its tokenizer, or the names of the dimensions. Out: differences by user, and a
+WeightFit as JSON. fit_users.py has the regression; torch is imported for it alone.
 """
 
 from __future__ import annotations
@@ -27,15 +28,21 @@ from pad_vllm.text.conversation import Conversation
 from pad_vllm.wording import short_repr
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pad_vllm.persrm import PersRM
+    from pad_vllm.training.choice_form import AnswerPairs
     from pad_vllm.training.data.preference_record import PreferenceRecord, Response
     from pad_vllm.training.fit_weights import WeightFit
+    from pad_vllm.training.taste_prior import TastePrior
 
 CHOICE_FORM = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
 GUIDED_CHOICE_FORM = (
     'and, if the answers were guided, "chosen_weights" and "rejected_weights": their pad_weights'
 )
 _WEIGHTS_KEYS = ("chosen_weights", "rejected_weights")
+_USER_KEY = "user"
+_MAX_NAME = 256
 
 
 class UserChoice(NamedTuple):
@@ -49,19 +56,26 @@ class UserChoice(NamedTuple):
     """pad_weights that guided the chosen and the rejected answer, None for an unguided one. None in the place
     of both: the line does not say."""
 
+    user: str | None = None
+    """Whose choice it is; None: the line does not say."""
 
-def choice_to_line(record: PreferenceRecord, chosen: Response, rejected: Response) -> str:
+
+def choice_to_line(
+    record: PreferenceRecord, chosen: Response, rejected: Response, user: str | None = None
+) -> str:
     """A choice between two of a record's responses as a line of JSON, in the form of CHOICE_FORM.
 
     Args:
         record: the prompt's.
         chosen: the response that the user prefers.
         rejected: the other one.
+        user: who prefers it; None: the line does not say.
 
     Returns:
         The line, with the pad_weights of both responses if either was guided.
     """
-    line: dict[str, Any] = {"prompt": record.prompt.messages()}
+    line: dict[str, Any] = {} if user is None else {_USER_KEY: user}
+    line["prompt"] = record.prompt.messages()
     line |= {"chosen": chosen.text, "rejected": rejected.text}
     weights = [response.guided_by.get(WEIGHTS) for response in (chosen, rejected)]
     if any(weights):
@@ -100,8 +114,35 @@ def _parse_choice(fields: Any, line_number: int) -> UserChoice:
     if chosen == rejected:
         raise ValueError("chosen and rejected are the same text, which is no choice")
     prompt = _parse_prompt(fields["prompt"])
-    _require_unicode([chosen, rejected, *(message.content for message in prompt)])
-    return UserChoice(prompt, chosen, rejected, line_number, _answer_weights(fields))
+    user = require_user_name(fields[_USER_KEY]) if _USER_KEY in fields else None
+    _require_unicode([chosen, rejected, user or "", *(message.content for message in prompt)])
+    return UserChoice(prompt, chosen, rejected, line_number, _answer_weights(fields), user)
+
+
+def require_user_name(user: Any) -> str:
+    """The name itself. Raises ValueError for what is none."""
+    if not isinstance(user, str) or not user.strip() or len(user) > _MAX_NAME:
+        raise ValueError(
+            f"user is {short_repr(user)}, not a name: text of 1 to {_MAX_NAME} characters"
+        )
+    return user
+
+
+def choices_by_user(choices: Sequence[UserChoice]) -> dict[str | None, list[UserChoice]]:
+    """The choices of each user, in the order of their first ones; None: of a file that names no user.
+
+    Raises ValueError if some lines name a user and others do not.
+    """
+    by_user: dict[str | None, list[UserChoice]] = {}
+    for choice in choices:
+        by_user.setdefault(choice.user, []).append(choice)
+    if None in by_user and len(by_user) > 1:
+        named = next(rows[0].line_number for user, rows in by_user.items() if user is not None)
+        raise ValueError(
+            f"line {named} names a user and line {by_user[None][0].line_number} does not; accepted: all "
+            "lines or none, since choices of different users are fitted apart. Add the user's name"
+        )
+    return by_user
 
 
 def _parse_prompt(prompt: Any) -> Conversation:
@@ -148,25 +189,20 @@ def answers_were_guided(choices: Sequence[UserChoice]) -> bool:
     return bool(with_weights)
 
 
-def fit_guided_choices(
-    choices: Sequence[UserChoice], dimensions: tuple[str, ...], *, strength: float = 1.0
-) -> WeightFit:
-    """Fit weights to choices between guided answers; no model is run.
+def guided_differences(choices: Sequence[UserChoice], dimensions: tuple[str, ...]) -> Tensor:
+    """Weights of the chosen answers less those of the others; no model is run.
 
     Args:
-        choices: with the weights of both answers.
+        choices: N, with the weights of both answers.
         dimensions: names of the adapter's D dimensions.
-        strength: of the prior (`fit_weights`).
 
     Returns:
-        The fit.
+        [N, D] float64.
 
     Raises:
-        ValueError: weights name a dimension that the adapter does not have; choices that cannot be fitted.
+        ValueError: weights name a dimension that the adapter does not have.
     """
     import torch
-
-    from pad_vllm.training.fit_weights import fit_weights
 
     limits = RequestLimits(dimensions, beta=1.0, top_k=1, max_beta=1.0, max_top_k=1)
     pairs = [
@@ -174,7 +210,7 @@ def fit_guided_choices(
         for choice in choices
     ]
     chosen, rejected = torch.tensor(pairs, dtype=torch.float64).unbind(1)
-    return fit_weights(chosen - rejected, strength=strength)
+    return chosen - rejected
 
 
 def _weight_vector(choice: UserChoice, weights: Any, limits: RequestLimits) -> tuple[float, ...]:
@@ -186,36 +222,31 @@ def _weight_vector(choice: UserChoice, weights: Any, limits: RequestLimits) -> t
     return (0.0,) * len(limits.dimensions) if guidance is None else guidance.weights
 
 
-def fit_choices(
-    model: PersRM, tokenizer: Any, choices: list[UserChoice], *, strength: float = 1.0
-) -> WeightFit:
-    """Fit weights to choices between any answers, from the PersRM's rewards of them.
+def read_answers(model: PersRM, tokenizer: Any, choices: Sequence[UserChoice]) -> AnswerPairs:
+    """The PersRM's features of both answers of each choice.
 
     Args:
         model: the adapter on its base.
         tokenizer: the base's, with a chat template.
-        choices: at least MIN_CHOICES.
-        strength: of the prior (`fit_weights`).
-
-    Returns:
-        The fit.
+        choices: between any answers.
 
     Raises:
-        ValueError: a line that is too long for the base or that its chat template refuses; choices that
-            cannot be fitted.
+        ValueError: a line that is too long for the base or that its chat template refuses.
     """
-    from pad_vllm.training.fit_weights import MIN_CHOICES, feature_sums, fit_weights
+    import torch
 
-    if len(choices) < MIN_CHOICES:
-        raise ValueError(f"{len(choices)} choices; accepted: at least {MIN_CHOICES}. Add lines.")
+    from pad_vllm.training.choice_form import AnswerPairs
+    from pad_vllm.training.fit_weights import feature_sums
+
     max_tokens = getattr(
         model.backbone.config.get_text_config(), "max_position_embeddings", math.inf
     )
     sequences = [
         sequence for choice in choices for sequence in _sequences(tokenizer, choice, max_tokens)
     ]
+    lengths = torch.tensor([max(len(answer), 1) for _, answer in sequences])
     sums = feature_sums(model, sequences)
-    return fit_weights(sums[0::2] - sums[1::2], strength=strength)
+    return AnswerPairs(sums.unflatten(0, (-1, 2)), lengths.unflatten(0, (-1, 2)))
 
 
 def _sequences(
@@ -270,3 +301,16 @@ def fit_to_json(fitted: WeightFit, dimensions: Sequence[str]) -> dict[str, Any]:
         "cross_validated": fitted.cross_validated,
         "baseline": fitted.baseline,
     }
+
+
+def prior_to_json(prior: TastePrior | None, dimensions: Sequence[str]) -> dict[str, Any] | None:
+    """What users share as plain JSON, in log-odds per unit of a feature; None where nothing was estimated."""
+    if prior is None:
+        return None
+    found: dict[str, Any] = {"kind": prior.kind, "left_out": prior.left_out}
+    if prior.prior is not None:
+        size = len(dimensions)
+        mean = prior.prior.mean[:size].tolist()
+        found["mean"] = dict(zip(dimensions, mean, strict=True))
+        found["covariance"] = prior.prior.covariance[:size, :size].tolist()
+    return found

@@ -78,3 +78,24 @@ def test_a_file_that_holds_no_samples_is_refused(files):
     result = run("choose", samples, "--out", out)
     assert result.exit_code == 1
     assert "samples.jsonl, line 1: responses" in result.output
+
+
+def test_each_user_is_asked_every_question_and_choices_say_whose_they_are(files):
+    samples, out = files
+    run("choose", samples, "--out", out, "--user", "ann", typed="1\n1\nq\n")
+    other = run("choose", samples, "--out", out, "--user", "bob", typed="2\n" * 4)
+    assert "1 of 4" in other.output
+    assert "4 choices made, 0 were there before" in other.output
+    assert [choice.user for choice in read_choices(out)] == ["ann"] * 2 + ["bob"] * 4
+    again = run("choose", samples, "--out", out, "--user", "ann", typed="q\n")
+    assert "1 of 2" in again.output
+
+
+def test_choices_with_a_user_and_without_do_not_share_a_file(files):
+    samples, out = files
+    run("choose", samples, "--out", out, "--user", "ann", typed="1\nq\n")
+    before = out.read_text()
+    refused = run("choose", samples, "--out", out, typed="1\n" * 4)
+    assert refused.exit_code == 1
+    assert "--user" in refused.output
+    assert out.read_text() == before
