@@ -30,6 +30,7 @@ from pad_vllm.steering.guided_answers import (
     DecodingSettings,
     DrawnAnswer,
 )
+from pad_vllm.steering.training_record import require_separate_prompts
 from pad_vllm.training.sampling.sample_responses import read_prompts
 
 
@@ -69,7 +70,8 @@ class AnswerExperiment:
     def from_arguments(cls, args: argparse.Namespace) -> AnswerExperiment:
         """Draws the answers that the judges are fitted on.
 
-        Raises SystemExit for a dimension that the adapter does not have, or that has no judge.
+        Raises SystemExit for a dimension that the adapter does not have, or that has no judge, and for
+        prompts that are also the judges' or the adapter's.
         """
         folder = resolve_adapter(args.adapter)
         adapter = load_adapter(folder)
@@ -84,6 +86,10 @@ class AnswerExperiment:
         )
         cache = AnswerCache(args.kept or args.out.with_suffix(".answers.jsonl"))
         judge_prompts, prompts = read_prompts(args.judge_prompts), read_prompts(args.prompts)
+        try:
+            require_separate_prompts({str(args.adapter): config}, prompts, judge_prompts)
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
         conditions = [unguided_condition(), *instructed_conditions(instructions_of(config))]
         (answers,) = cache.draw(AnswerBatch(args.base, None, judge_prompts, conditions, [decoding]))
         judges = IndependentJudges.from_answers(config, answers)

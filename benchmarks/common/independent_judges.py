@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pad_vllm.adapter.manifest import AdapterConfig, training_sections
+from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.evaluation.lexical_scorers import LEXICAL_JUDGES
 from pad_vllm.evaluation.sentence_embeddings import embed
 from pad_vllm.evaluation.win_rates_and_fluency import (
@@ -26,6 +26,7 @@ from pad_vllm.evaluation.win_rates_and_fluency import (
 )
 from pad_vllm.steering import comparison_conditions, dimension_judges
 from pad_vllm.steering.guided_answers import DrawnAnswer, known_losses
+from pad_vllm.steering.training_record import judges_that_taught
 
 Wins = list[float]
 """Of one dimension, by prompt: 1 where the answer has more of it than the first condition's answer, 0 where
@@ -54,8 +55,8 @@ class IndependentJudges:
     judges: dimension_judges.DimensionJudges
     """Without model and instructions; the classifiers judge the meaning of answers."""
 
-    learned_from_scorer: frozenset[str]
-    """Dimensions that the scorer of their own name trained."""
+    taught: Mapping[str, frozenset[str]]
+    """Dimension -> judges that taught it, which do not judge it here."""
 
     @classmethod
     def from_answers(
@@ -68,7 +69,7 @@ class IndependentJudges:
             comparison_conditions.instructions_of(config), answers
         )
         judges = dimension_judges.DimensionJudges(None, None, {}, classifiers)
-        return cls(judges, dimensions_learned_from_scorers(config))
+        return cls(judges, judges_that_taught(config))
 
     @property
     def accuracies(self) -> dict[str, float]:
@@ -102,8 +103,8 @@ class IndependentJudges:
 
     def judge_names(self, dimension: str) -> list[str]:
         """The judges of a dimension."""
-        own_scorer = self.learned_from_scorer & {dimension}
-        lexical = [name for name in LEXICAL_JUDGES.get(dimension, ()) if name not in own_scorer]
+        taught = self.taught.get(dimension, ())
+        lexical = [name for name in LEXICAL_JUDGES.get(dimension, ()) if name not in taught]
         has_classifier = dimension in self.judges.classifiers
         return lexical + [dimension_judges.MEANING_JUDGE] * has_classifier
 
@@ -136,14 +137,6 @@ def _mean_over_judges(
 ) -> Wins:
     by_judge = [wins_by_prompt(values, other_scores[judge]) for judge, values in scores.items()]
     return mean_by_prompt(by_judge)
-
-
-def dimensions_learned_from_scorers(config: AdapterConfig) -> frozenset[str]:
-    """Dimensions that no instruction trained: the scorers of their names made the data."""
-    sections = [section for section in training_sections(config) if "taught" not in section]
-    return frozenset(
-        name for section in sections for name in section.get("dimensions") or config.dimensions
-    )
 
 
 def wins_in_direction(wins: Wins, sign: float) -> Wins:

@@ -87,13 +87,13 @@ def evaluate(
 def _table(rows: list[dict[str, Any]]) -> Table:
     """The accuracies as a table, a row per preference.
 
-    angle: degrees to the nearest trained preference. pairs: their number. trained, untrained, prompted:
-    accuracy of the adapter, of its initial state, and of the base with the preference in its prompt. clear:
-    of the adapter, on pairs with a wide margin.
+    angle: degrees to the nearest trained preference. pairs: their number. trained, untrained: accuracy
+    of the adapter and of its initial state. prompted: of the base with the preference in its prompt, on the
+    first prompts; same: of the adapter on those. clear: of the adapter, on pairs with a wide margin.
     """
     table = Table()
     table.add_column("preference", no_wrap=True)
-    for column in ("angle", "pairs", "trained", "clear", "untrained", "prompted"):
+    for column in ("angle", "pairs", "trained", "clear", "untrained", "prompted", "same"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -104,6 +104,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             _accuracy(row, "trained", "clear", digits=1),
             _accuracy(row, "untrained", "pairs", digits=0),
             _accuracy(row, "prompted", "pairs", digits=0),
+            _accuracy(row, "trained_there", "pairs", digits=0),
         )
     return table
 

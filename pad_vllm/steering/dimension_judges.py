@@ -3,7 +3,7 @@
 In: answers to the prompts. Out: scores by judge; higher is more of the dimension. The teacher is the base
 with the instruction in its prompt: its score is how much likelier an answer is under it than under the plain
 base. A PersRM may be distilled from the teacher. No PersRM is trained on the other judges, except on lexical
-scorers that made its training data (see LEXICAL_JUDGES).
+scorers that made its training data (training_record.py says which taught).
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ from pad_vllm.steering.guided_answers import (
     draw_answers,
     known_losses,
 )
+from pad_vllm.steering.training_record import TEACHER_JUDGE
 from pad_vllm.steering.way import AnswerReading
 from pad_vllm.text.chat_template import chat_token_ids
 from pad_vllm.text.preference_text import with_instruction
 
-TEACHER_JUDGE, MEANING_JUDGE = "teacher", "meaning"
-"""Names of these judges in result files."""
+MEANING_JUDGE = "meaning"
+"""Name of the judge of meaning in result files."""
 
 _HELD_OUT_SHARE = 0.25  # of the prompts of a judge of meaning, which its accuracy is measured on
 

@@ -7,7 +7,7 @@ relative to the unguided answers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from pad_vllm.evaluation.sentence_embeddings import embed, relevance
@@ -152,8 +152,15 @@ def _wins(
     return wins
 
 
-def metrics_table(records: Sequence[ConditionRecord]) -> list[str]:
-    """Lines of a Markdown table with a row per condition."""
+def metrics_table(
+    records: Sequence[ConditionRecord], taught: Mapping[str, Collection[str]] | None = None
+) -> list[str]:
+    """Lines of a Markdown table with a row per condition.
+
+    Args:
+        records: Of `ConditionMetrics`.
+        taught: Dimension -> judges that taught it; they are marked.
+    """
     lines = [
         (
             "| condition | beta | wins in percent, by judge | way | derailed | repeated | perplexity "
@@ -165,7 +172,8 @@ def metrics_table(records: Sequence[ConditionRecord]) -> list[str]:
         beta = f"{record['beta']:g}" if record["beta"] else ""
         ratios = (f"{record[key]:.2f}x" for key in ("perplexity", "relevance", "words"))
         shares = [_percent(record.get("derailed")), _percent(record["repeated"])]
-        cells = [record["name"], beta, _wins_cell(record), _way_cell(record), *shares, *ratios]
+        wins = _wins_cell(record, taught or {})
+        cells = [record["name"], beta, wins, _way_cell(record), *shares, *ratios]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -182,11 +190,14 @@ def _way_cell(record: ConditionRecord) -> str:
     )
 
 
-def _wins_cell(record: ConditionRecord) -> str:
+def _wins_cell(record: ConditionRecord, taught: Mapping[str, Collection[str]]) -> str:
     several = len(record["aims"]) > 1
     parts = []
     for dimension, wins in record["wins"].items():
-        by_judge = ", ".join(f"{judge} {100 * rate[0]:.0f}" for judge, rate in wins.items())
+        by_judge = ", ".join(
+            f"{judge}{'*' if judge in taught.get(dimension, ()) else ''} {100 * rate[0]:.0f}"
+            for judge, rate in wins.items()
+        )
         parts.append(f"{dimension}: {by_judge}" if several else by_judge)
     for wins in record.get("wins_over_told", {}).values():
         by_judge = ", ".join(

@@ -22,6 +22,11 @@ from pad_vllm.steering.guided_answers import (
     DecodingSettings,
 )
 from pad_vllm.steering.steering_metrics import ConditionMetrics, metrics_table
+from pad_vllm.steering.training_record import (
+    judges_that_taught,
+    prompts_are_recorded,
+    require_separate_prompts,
+)
 
 PrintLine = Callable[[str], None]
 
@@ -96,17 +101,21 @@ def measure_steering(
             instead of drawing.
 
     Returns:
-        {"prompts": their number, "judges": accuracies of the judges of meaning, "decodings": a list of
+        {"prompts": their number, "judges": accuracies of the judges of meaning, "taught": the judges that
+        taught a dimension, which are not independent of it, "decodings": a list of
         {the fields of DecodingSettings, "records", "table", "texts"}}, the content of a result file.
 
     Raises:
-        ValueError: A file cannot be used, or `instructions` names an unknown dimension.
+        ValueError: A file cannot be used, `instructions` names an unknown dimension, or prompts are among
+            those of the judges or of an adapter's training.
     """
     config = read_config(settings.adapter)
     template = config.chat_template if settings.chat_template is None else settings.chat_template
     decodings = tuple(replace(d, chat_template=template) for d in settings.decodings)
     settings = replace(settings, decodings=decodings)
     instructions = comparison_conditions.instructions_of(config, settings.instructions)
+    _require_new_prompts(settings, config, print_line)
+    taught = judges_that_taught(config)
     by_adapter = conditions_by_adapter(settings, config, instructions)
     answers = read_or_draw(_batches(settings, by_adapter), answer_file, print_line)
     conditions = [condition for group in by_adapter.values() for condition in group]
@@ -118,7 +127,7 @@ def measure_steering(
     results = []
     for decoding, answered in zip(decodings, answers, strict=True):
         records = metrics.records(conditions, answered)
-        table = metrics_table(records)
+        table = metrics_table(records, taught)
         print_line(f"temperature {decoding.temperature:g}, {decoding.tokens} tokens")
         for line in table:
             print_line(line)
@@ -128,7 +137,27 @@ def measure_steering(
         }
         results.append({**asdict(decoding), "records": records, "table": table, "texts": texts})
     accuracies = dimension_judges.judge_accuracies(classifiers)
-    return {"prompts": len(settings.prompts), "judges": accuracies, "decodings": results}
+    return {
+        "prompts": len(settings.prompts),
+        "judges": accuracies,
+        "taught": {name: sorted(judges) for name, judges in taught.items() if judges},
+        "decodings": results,
+    }
+
+
+def _require_new_prompts(
+    settings: SteeringSettings, config: AdapterConfig, print_line: PrintLine
+) -> None:
+    """Refuse prompts that an adapter was trained on; say where nothing is known of that."""
+    others = {name: read_config(folder) for name, folder in settings.other_adapters.items()}
+    configs = {settings.adapter: config, **others}
+    require_separate_prompts(configs, settings.prompts, settings.judge_prompts)
+    for name, one in configs.items():
+        if not prompts_are_recorded(one):
+            print_line(
+                f"{name} does not record which prompts it was trained on: whether these are others was not "
+                "checked"
+            )
 
 
 def conditions_by_adapter(

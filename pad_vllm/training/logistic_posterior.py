@@ -118,10 +118,13 @@ def weight_posterior(
         spread = _spread(problem.x, start.covariance / units)
     for _ in range(steps):
         gradient, hessian = problem.derivatives(v, spread)
-        v, step = problem.descend(v, torch.linalg.solve(hessian, gradient), spread)
+        covariance = hessian.inverse()
+        step = (covariance @ gradient.unsqueeze(-1)).squeeze(-1)
+        v, step_size = problem.descend(v, step, spread)
         if averaged:
-            spread = _spread(problem.x, hessian.inverse())
-        if step < _TOLERANCE[averaged]:
+            # Halfway: under a wide prior a spread and the curvature that it gives alternate otherwise.
+            spread = (spread.square() + _spread(problem.x, covariance).square()).div(2).sqrt()
+        if step_size < _TOLERANCE[averaged]:
             break
     covariance = problem.derivatives(v, spread)[1].inverse()
     return WeightPosterior(v * unit, covariance * units)

@@ -94,7 +94,7 @@ def _shared_prior(kind: str, strength: float, users: Sequence[Tensor]) -> Gaussi
         mean = found.mean.sum(0) / (count + 1)
         off = found.mean - mean
         scatter = off.T @ off + found.covariance.sum(0)
-        scale = (scatter.trace() / size + 1) / (count + 1)
+        scale = (scatter.trace() / size + MIN_USERS) / (count + MIN_USERS)
         covariance = (scatter + added * scale * eye) / (count + added)
         change = max((mean - prior.mean).abs().max(), (covariance - prior.covariance).abs().max())
         prior = GaussianPrior(mean, covariance)

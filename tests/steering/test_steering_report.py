@@ -13,7 +13,9 @@ from pad_vllm.adapter.adapter_folder import load_adapter, save_adapter
 from pad_vllm.cli import shared_options
 from pad_vllm.cli.app import app
 from pad_vllm.steering import answer_file, dimension_judges, steering_metrics, steering_report
-from pad_vllm.steering.guided_answers import DrawnAnswer
+from pad_vllm.steering.guided_answers import DecodingSettings, DrawnAnswer
+from pad_vllm.text.conversation import Conversation
+from pad_vllm.text.prompt_digests import digest_prompts
 
 INSTRUCTIONS = {"warm": "be warm", "brief": "be brief"}
 
@@ -102,6 +104,48 @@ def test_all_conditions_and_judges_are_in_the_file(adapter, tmp_path):
     assert again.exit_code == 0, again.output
     assert [folder for folder, _ in batches] == [None]  # the judges' answers alone
     assert json.loads((tmp_path / "out.json").read_text())["decodings"] == stored["decodings"]
+
+
+def test_prompts_that_were_trained_on_are_refused_before_anything_is_drawn(adapter, tmp_path):
+    from typer.testing import CliRunner
+
+    base, folder, batches = adapter
+    loaded = load_adapter(folder)
+    data = {"trained_prompts": digest_prompts(["two"])}
+    config = dataclasses.replace(loaded.config, training=loaded.config.training | {"data": data})
+    save_adapter(dataclasses.replace(loaded, config=config), tmp_path / "recorded", "x")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("one\nTwo\n")
+    arguments = [
+        "steer",
+        str(tmp_path / "recorded"),
+        "--base",
+        str(base),
+        "--prompts",
+        str(prompts),
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "1 of its 2 prompts" in " ".join(result.output.split())
+    assert batches == []
+
+
+def test_a_judge_that_taught_is_marked_in_the_table(adapter, tmp_path):
+    settings = steering_report.SteeringSettings(
+        base=str(adapter[0]),
+        adapter=str(adapter[1]),
+        prompts=[Conversation.model_validate("one")],
+        mixes=False,
+        on_top=False,
+        decodings=(DecodingSettings(),),
+    )
+    lines = []
+    found = steering_report.measure_steering(settings, lines.append)
+    assert found["taught"] == {"warm": ["teacher"], "brief": ["teacher"]}
+    row = next(line for line in found["decodings"][0]["table"] if "PAD +brief" in line)
+    assert "teacher* " in row
+    assert "brief* " not in row
+    assert any("does not record which prompts" in line for line in lines)
 
 
 def test_learned_prefixes_are_conditions_of_an_engine_that_reads_them(tmp_path):

@@ -290,6 +290,8 @@ def test_evaluate_recomputes_the_cards_numbers(finished, root):
         # The adapter on disk keeps its LoRA in 16 bits.
         assert one["trained"]["pairs"] == pytest.approx(other["trained"]["pairs"], abs=0.02)
         assert one["prompted"] == other["prompted"]
+        # The prompted base reads few prompts: beside it stands the trained model on the same ones.
+        assert one["trained_there"]["count"] == one["prompted"]["count"] <= one["trained"]["count"]
 
 
 def test_an_unseen_dimension_is_expressed_in_the_trained_ones(finished, root, tmp_path):

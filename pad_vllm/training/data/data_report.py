@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pad_vllm.text.prompt_digests import digest_prompts
 from pad_vllm.training.data.data_sources import SourceReport
 from pad_vllm.training.data.group_builder import GroupingCounts
 from pad_vllm.training.data.prompt_groups import PART_NAMES, PromptGroup
@@ -30,6 +31,12 @@ class DataReport:
 
     response_limit: ResponseLimit
 
+    scorers: dict[str, list[str]]
+    """Dimension -> the scorers that made its scores; none for scores that the data came with."""
+
+    trained_prompts: str
+    """`prompt_digests` of the prompts of the training and the validation part."""
+
     @classmethod
     def from_parts(
         cls,
@@ -37,6 +44,7 @@ class DataReport:
         grouping: Mapping[str, GroupingCounts],
         parts: tuple[Sequence[PromptGroup], Sequence[PromptGroup], Sequence[PromptGroup]],
         response_limit: ResponseLimit,
+        scorers: dict[str, list[str]],
     ) -> DataReport:
         """Count the prompts of each part.
 
@@ -45,6 +53,7 @@ class DataReport:
             grouping: of `build_groups`.
             parts: of `split_by_key`: (train, validation, held out).
             response_limit: what the answers were cut to.
+            scorers: dimension -> the scorers that made its scores.
 
         Returns:
             The report.
@@ -53,8 +62,9 @@ class DataReport:
             name: len({group.prompt_key for group in part})
             for name, part in zip(PART_NAMES, parts, strict=True)
         }
+        trained = digest_prompts(group.prompt_key for part in parts[:2] for group in part)
         by_source = {report.source: report for report in source_reports}
-        return cls(by_source, grouping, prompts, response_limit)
+        return cls(by_source, grouping, prompts, response_limit, scorers, trained)
 
     def as_dict(self) -> dict[str, Any]:
         """The counts as the model card has them."""
@@ -71,6 +81,8 @@ class DataReport:
             "prompts": self.prompts,
             "sources": sources,
             "response_limit": asdict(self.response_limit),
+            "scorers": self.scorers,
+            "trained_prompts": self.trained_prompts,
         }
 
     def table_rows(self) -> list[tuple[str, ...]]:

@@ -114,7 +114,9 @@ def prepare_groups(
             "answers to a prompt differently"
         )
     parts = split_groups(groups, settings, _left_out(grouping, dimensions, settings))
-    report = DataReport.from_parts(source_reports, grouping, parts, limit)
+    report = DataReport.from_parts(
+        source_reports, grouping, parts, limit, scorers_of(records, dimensions)
+    )
     spreads = score_spreads(parts[0])
     train, validation, held_out = (divide_by_spread(part, spreads) for part in parts)
     if settings.text_preferences:
@@ -159,6 +161,16 @@ def _left_out(
         cut: total.unlabelled_responses,
     }
     return "; ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+
+
+def scorers_of(
+    records: Sequence[PreferenceRecord], dimensions: Sequence[str]
+) -> dict[str, list[str]]:
+    """Dimension -> the scorers that made its scores in any record, in alphabetical order."""
+    return {
+        name: sorted({record.scorers[name] for record in records if name in record.scorers})
+        for name in dimensions
+    }
 
 
 def split_groups(

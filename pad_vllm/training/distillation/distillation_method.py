@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.persrm import PersRM
+from pad_vllm.text.prompt_digests import digest_prompts
 from pad_vllm.training.data import jsonl
 from pad_vllm.training.data.content_digest import file_digest
 from pad_vllm.training.data.preference_record import PreferenceRecord
@@ -169,7 +170,13 @@ class DistillationMethod:
             f"instructions in its prompt. {self.prompts.unfit} prompts were too long or rejected by the chat "
             "template."
         )
-        return {"described": described, "prompts": self.parts.counts()}
+        parts = self.parts
+        trained = [*parts.train, *parts.validation, *parts.first_tokens]
+        return {
+            "described": described,
+            "prompts": parts.counts(),
+            "trained_prompts": digest_prompts(example.prompt_key for example in trained),
+        }
 
     def made_from(self) -> dict[str, Any]:
         """A digest of the prompts, and how their answers are drawn."""

@@ -4,7 +4,8 @@ In: a PersRM and held-out groups. Out: one row for each preference, as the model
     trained    w . Psi of the PersRM
     untrained  the reward before any training: 0 for every response, so all pairs are ties
     prompted   log pi_B(y | the preference in words, prompt) - log pi_B(y | prompt): what the base
-               knows itself
+               knows itself, on the first prompts
+    trained_there  the PersRM on the prompts that the prompted base read, and under the same preferences
 Knows nothing of how the adapter was trained.
 Shapes: R responses of a group, W weight vectors, D dimensions.
 """
@@ -74,7 +75,7 @@ def accuracy_rows_with_prompted_base(
     rows = []
     for number, (preference, row) in enumerate(zip(tested, plain_rows, strict=True)):
         progress("preferences in words", number, len(tested))
-        prompted = _prompted_entry(base, groups, preference, recipe.least_margin)
+        prompted = _prompted_entry(base, store, groups, preference, recipe.least_margin)
         rows.append({**row, **prompted, "count": row["count"]})
     return rows
 
@@ -131,23 +132,32 @@ def _rows(
 
 def _prompted_entry(
     base: _PromptedBase,
+    store: TrainingStore,
     groups: Sequence[PromptGroup],
     preference: TestedPreference,
     clear_margin: float,
 ) -> AccuracyRow:
-    """The part of a row for the prompted base; {} if no group tells the preference's dimensions apart."""
+    """The part of a row for the prompted base, and for the PersRM on the same prompts.
+
+    {} if no group tells the preference's dimensions apart.
+    """
     w = preference.w[:4]  # only a few of the mixes: each needs forward passes of its own
     informative = [group for group in groups if _is_informative(group, w)]
     few_groups = _first_groups(informative, PROMPTED_RESPONSES // len(w))
     if not few_groups:
         return {}
-    accuracies = measure_pair_accuracy(
+    tested = [TestedPreference(preference.name, w, 0.0)]
+    prompted = measure_pair_accuracy(
         lambda number, w: base.log_ratios(few_groups[number], w),
         [group.scores[:, -1] for group in few_groups],
-        [TestedPreference(preference.name, w, 0.0)],
+        tested,
         clear_margin,
     )
-    return accuracy_entry("prompted", accuracies[preference.name])
+    trained = stored_pair_accuracy(store, few_groups, tested, clear_margin)
+    return {
+        **accuracy_entry("prompted", prompted[preference.name]),
+        **accuracy_entry("trained_there", trained[preference.name]),
+    }
 
 
 def _first_groups(groups: Sequence[PromptGroup], max_responses: int) -> list[PromptGroup]:

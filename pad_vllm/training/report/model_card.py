@@ -26,7 +26,12 @@ _COUNTS = (
 )
 """Counts of a source, in the order of the columns."""
 
-_MODELS = ("untrained", "prompted", "trained")
+_MODELS = {
+    "untrained": "untrained",
+    "prompted": "prompted",
+    "trained_there": "trained, on the same",
+    "trained": "trained",
+}
 _PAIR_KINDS = {"pairs": "all", "clear": "clear"}
 """Key of an accuracy -> its name in the table's head."""
 
@@ -225,7 +230,7 @@ def _held_out_section(rows: Sequence[Mapping[str, Any]], recipe: Mapping[str, An
     with_angle = any("distance" in row for row in rows)
     with_count = any("count" in row for row in rows)
     head = ["preference", *(["from training"] if with_angle else [])]
-    head += [f"{model}, {_PAIR_KINDS[kind]}" for model, kind in columns]
+    head += [f"{_MODELS[model]}, {_PAIR_KINDS[kind]}" for model, kind in columns]
     body = []
     for row in rows:
         cells = [row.get("preference", "")]
@@ -245,7 +250,11 @@ def _held_out_legend(shown: set[str], recipe: Mapping[str, Any], *, with_angle: 
     )
     parts = [ranked]
     if "prompted" in shown:
-        parts.append("Prompted: the base without an adapter, with the preference in its prompt.")
+        parts.append(
+            "Prompted: the base without an adapter, with the preference in its prompt, on the first prompts."
+        )
+    if "trained_there" in shown:
+        parts.append("On the same: the adapter on the prompts that the prompted base read.")
     if "clear" in shown:
         margin = recipe.get("least_margin")
         least = "a least margin" if margin is None else f"{margin:g}"
@@ -288,8 +297,8 @@ def _dose_section(dose: Mapping[str, Any]) -> list[str]:
 def _steering_section(result: Mapping[str, Any]) -> list[str]:
     """What `pad-vllm steer` measured: a table of conditions for each decoding."""
     legend = (
-        "Wins over the unguided answers, by judges; those of words that also scored the dimension's training "
-        'data are not independent. The judge "teacher" '
+        "Wins over the unguided answers, by judges; those with a * taught the dimension and are not "
+        'independent of it. The judge "teacher" '
         "is the base with the instruction in its prompt. Repeated: share of repeated 4-grams. Perplexity "
         "under the base, relevance and words are relative to the unguided answers'. Told: plain prompting, "
         "with the instruction in the prompt. + and -: the sign of a dimension's weight."

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from benchmarks.common import independent_judges
-from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.steering.dimension_judges import DimensionJudges
 from pad_vllm.steering.guided_answers import DrawnAnswer
 
 
-def test_a_scorer_does_not_judge_what_its_own_scores_taught(scripted_engine):
-    config = load_adapter(scripted_engine.adapter).config
-    assert independent_judges.dimensions_learned_from_scorers(config) == frozenset()
-    parts = {"parts": [{"dimensions": {"warm": 1.0}}, {"dimensions": {"calm": 1.0}, "taught": []}]}
-    merged = dataclasses.replace(config, training=parts)
-    assert independent_judges.dimensions_learned_from_scorers(merged) == {"warm"}
-    one = independent_judges.IndependentJudges(
-        DimensionJudges(None, None, {}), frozenset({"positive"})
-    )
-    assert one.judge_names("positive") == ["polarity", "afinn"]
+def test_a_scorer_does_not_judge_what_its_own_scores_taught():
+    taught = {"positive": frozenset({"positive", "afinn"})}
+    one = independent_judges.IndependentJudges(DimensionJudges(None, None, {}), taught)
+    assert one.judge_names("positive") == ["polarity"]
     assert one.judge_names("brief") == ["brief"]
     assert one.judge_names("warm") == []
 
 
 def test_a_verdict_has_wins_by_prompt_and_what_the_text_costs(scripted_engine):
-    one = independent_judges.IndependentJudges(DimensionJudges(None, None, {}), frozenset())
+    one = independent_judges.IndependentJudges(DimensionJudges(None, None, {}), {})
     plain = [DrawnAnswer("a b c", (1, 2), 2.0), DrawnAnswer("a b", (1, 2), 2.0)]
     guided = [DrawnAnswer("a", (1, 2), 4.0), DrawnAnswer("a b c", (1, 2), 4.0)]
     first, found = one.verdicts(["brief"], [plain, guided])

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pad_vllm.evaluation.lexical_scorers import lexical_scores
+from pad_vllm.text.prompt_digests import find_digested
 from pad_vllm.training.data.data_report import DataReport
 from pad_vllm.training.data.data_sources import MalformedRow, SourceReport
 from pad_vllm.training.data.data_spec import repeats_per_epoch
@@ -258,7 +259,11 @@ def test_the_report_is_json_and_a_table_with_a_row_a_source():
     read.add_malformed(MalformedRow("mine.jsonl", 3, "not JSON"))
     empty = SourceReport("empty")
     limit = ResponseLimit(300, "as asked for", 3, 0, 2)
-    report = DataReport.from_parts([read, empty], lengths, (groups, [], []), limit)
+    scorers = {"kind": ["afinn"], "never": []}
+    report = DataReport.from_parts([read, empty], lengths, (groups, [], []), limit, scorers)
+    assert report.as_dict()["scorers"] == scorers
+    found = find_digested(report.as_dict()["trained_prompts"], [groups[0].conversation])
+    assert found == [groups[0].conversation]
     assert json.loads(json.dumps(dataclasses.asdict(report)))["prompts"] == {
         "train": 1,
         "validation": 0,
