@@ -31,7 +31,7 @@ MIN_USERS = 10
 
 _MAX_ROUNDS = 60
 _STEPS_A_ROUND = 3  # of Newton's method: the next round goes on where this one ends
-_TOLERANCE = 3e-3  # of mean and covariance, where the prior that EM begins with has variance 1
+_TOLERANCE = 1e-2  # of mean and covariance, where the prior that EM begins with has variance 1
 _ISOTROPIC_USERS = {"covariance": 1.0, "nearly isotropic covariance": 8.0}
 """Kind of prior -> n for each dimension. With one, users whose tastes lie along few directions are found from
 few choices (simulated: cosine 0.74 for 0.66 with four at ten choices); with eight, nothing is lost where they

@@ -88,6 +88,16 @@ def test_users_of_different_numbers_of_choices_are_fitted_together():
     assert agreement(found.fits, w) > 0.6
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_few_firm_choices_of_few_users_leave_the_prior_finite(seed):
+    differences, _ = users(0.0, count=12, choices=4, dimensions=3, seed=seed)
+    x = torch.stack(list(differences.values()))
+    spread = x.flatten(0, 1).square().mean(0).sqrt()
+    prior = estimate_prior(list(differences.values())).prior
+    if prior is not None:
+        assert (prior.covariance.diagonal().sqrt() * spread).max() < 10
+
+
 def test_a_few_users_have_no_prior():
     differences, _ = users(0.5, count=MIN_USERS - 1)
     assert fit_users(differences).prior is None
