@@ -40,4 +40,4 @@ def test_a_figure_without_pairs_is_left_out_and_its_cell_is_empty(measured):
         **accuracy_entry("trained", measured["b"]),
     }
     cells = [next(iter(column.cells)) for column in _table([row]).columns]
-    assert cells == ["b", "0°", "0", "", "", "", ""]
+    assert cells == ["b", "0°", "0", "", "", "", "", ""]

@@ -403,7 +403,8 @@ def test_the_commands_explain_the_forms_they_take(monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")
     result = CliRunner().invoke(commands(), ["score", "--help"])
 
-    assert "classifier:MODEL[#LABEL], or judge:URL#MODEL[#INSTRUCTION]" in result.output
+    assert "classifier:MODEL[#LABEL], reward:MODEL[#LABEL]" in result.output
+    assert "or judge:URL#MODEL[#INSTRUCTION]" in result.output
 
 
 def test_the_commands_are_light_to_import():
