@@ -5,6 +5,7 @@ leaves.
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
@@ -20,7 +21,8 @@ class Workers:
     """Counts its calls; each takes as long as `seconds` says."""
 
     def __init__(self, seconds=0.0, error=None, *, died=False):
-        self.calls, self.errors, self.seconds, self.error = [], [], seconds, error
+        self.calls, self.finished, self.errors = [], [], []
+        self.seconds, self.error = seconds, error
         self.fetcher = OutcomeFetcher(
             self.fetch_all, self.errors.append, has_died=lambda: died, look_every_s=0.05
         )
@@ -28,6 +30,7 @@ class Workers:
     async def fetch_all(self, keys):
         self.calls.append(list(keys))
         await asyncio.sleep(self.seconds)
+        self.finished.append(list(keys))
         if self.error is not None:
             raise self.error
         return [outcome(key) for key in keys]
@@ -72,6 +75,33 @@ def test_a_slow_engine_that_lives_is_waited_for():
     workers = Workers(seconds=0.3)
     assert asyncio.run(fetched(workers, ["1"])) == [outcome("1")]
     assert not workers.errors
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("late, and in vain")])
+def test_an_engine_that_lives_and_does_not_answer_is_waited_for_until_a_deadline(error):
+    workers = Workers(seconds=0.3, error=error)
+    workers.fetcher = OutcomeFetcher(
+        workers.fetch_all,
+        workers.errors.append,
+        has_died=lambda: False,
+        look_every_s=0.05,
+        deadline_s=0.1,
+    )
+    complaints = []
+
+    async def wait_and_stay():
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: complaints.append(context))
+        found = await workers.fetcher.fetch("1")
+        assert not workers.finished
+        await asyncio.sleep(0.4)
+        gc.collect()
+        return found
+
+    assert asyncio.run(wait_and_stay()) == unknown_outcome()
+    assert [str(one) for one in workers.errors] == ["no answer of the engine in 0.1 s"]
+    assert workers.finished == [["1"]]  # with the counts that it brings
+    assert not complaints
 
 
 def test_too_few_outcomes_are_nobodys():
