@@ -263,8 +263,7 @@ def guide(
     new = torch.where(is_guided, score.masked_fill(~legal, NEG_INF), z)
     unguided = ~is_guided.squeeze(-1)
     changed = (new.argmax(-1) != 0) & ~unguided  # the candidates come best first
-    logits.clamp_(max=_row_ceilings(logits, rows, is_guided))
-    logits.index_put_((rows.unsqueeze(-1), ids), new)
+    _write_rows(logits, rows, ids, new, cleared=is_guided)
     return GuideResult(unguided, changed)
 
 
@@ -385,6 +384,17 @@ def below_min_p(z: Tensor, ids: Tensor, min_p: Tensor, eos_token_ids: Tensor) ->
     return below & (ids.unsqueeze(-1) != eos_token_ids).all(-1)
 
 
+def _write_rows(logits: Tensor, rows: Tensor, ids: Tensor, new: Tensor, cleared: Tensor) -> None:
+    """Write new [G, K] to tokens ids [G, K] of rows [G]; the other tokens of rows where `cleared` [G, 1] is
+    True get -inf. The first write shows that the second one will not fail, before a row is cleared: a row of
+    -inf alone cannot be sampled. It takes a hundredth of the time of the rest.
+    """
+    where, ceilings = (rows.unsqueeze(-1), ids), _row_ceilings(logits, rows, cleared)
+    logits.index_put_(where, new)
+    logits.clamp_(max=ceilings)
+    logits.index_put_(where, new)
+
+
 def _row_ceilings(logits: Tensor, rows: Tensor, cleared: Tensor) -> Tensor:
     """[R, 1] upper limits of the logits: -inf for rows [G] where `cleared` [G, 1] is True, inf for others.
 
@@ -404,5 +414,6 @@ def force_end_token(logits: Tensor, rows: Tensor, token: int, ending: Tensor) ->
         ending: [G] bool, the rows that end.
     """
     end_logits = logits[rows, token]
-    logits.clamp_(max=_row_ceilings(logits, rows, ending.unsqueeze(-1)))
-    logits[rows, token] = end_logits.masked_fill(ending, 0.0)
+    new = end_logits.masked_fill(ending, 0.0).unsqueeze(-1)
+    ids = torch.full_like(rows, token).unsqueeze(-1)
+    _write_rows(logits, rows, ids, new, ending.unsqueeze(-1))

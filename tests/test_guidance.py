@@ -261,6 +261,32 @@ def test_a_row_that_ends_has_no_token_but_its_end_and_no_other_row_changes():
     assert torch.equal(logits[1:], before[1:])
 
 
+@pytest.mark.parametrize("method", ["index_put_", "clamp_"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda logits, row: guide(
+            logits, row, torch.randn(2, 100), torch.ones(1), torch.tensor([5])
+        ),
+        lambda logits, row: guidance.force_end_token(logits, row, 7, torch.tensor([True])),
+    ],
+    ids=["guide", "force_end_token"],
+)
+def test_where_a_write_fails_no_row_is_left_without_a_token(monkeypatch, method, write):
+    logits, rows = torch.randn(2, 100), torch.tensor([1])
+    original = getattr(torch.Tensor, method)
+
+    def fail(self, *args, **kwargs):
+        if self is logits:
+            raise RuntimeError("out of memory")
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, method, fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        write(logits, rows)
+    assert logits.isfinite().all()
+
+
 @settings(deadline=None, max_examples=200)
 @given(batches(), st.data())
 def test_with_the_guards_the_batch_gives_what_the_plain_twin_gives(batch, data):
