@@ -33,6 +33,9 @@ class GuidedRequest:
     outcome_row: int = 0
     """Index of this request's row in the device buffers of serving/worker/outcome_table.py."""
 
+    ignores_eos: bool = False
+    """Whether an end token does not end its answers (vLLM's `ignore_eos`)."""
+
     instruction_blocks: tuple[int, ...] = ()
     """The reserved KV blocks that its reward stream reads; engines/shared/instruction_stream.py sets them."""
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from pad_vllm.engines.reward_engine import GuidedRequest
 
 # Rows of _SlotNumbers; the weights follow.
-_IS_GUIDED, _EXPLAIN, _NUM_WEIGHTS, _OUTCOME_ROW, _TOP_K, _NO_REPEAT, _BETA, _MIN_P = range(8)
-_FIRST_FLOAT, _FIRST_WEIGHT = _BETA, 8
+_IS_GUIDED, _EXPLAIN, _NUM_WEIGHTS = range(3)
+_OUTCOME_ROW, _IGNORES_EOS, _TOP_K, _NO_REPEAT, _BETA, _MIN_P = range(3, 9)
+_FIRST_FLOAT, _FIRST_WEIGHT = _BETA, 9
 
 _MAX_CACHED_LAYOUTS = 8  # more than one: a step may come in slices, each with its own rows
 
@@ -35,6 +36,7 @@ class GuidedRows:
     min_p: Tensor  # [G] float32, share of the best candidate's probability, 0 for off
     slots: Tensor  # [G] int64, batch slot of each row
     outcome_rows: Tensor  # [G] int64, GuidedRequest.outcome_row
+    ignores_eos: Tensor  # [G] bool, GuidedRequest.ignores_eos
     instruction_weight: Tensor | None  # [G] float32, as in StepCandidates
     max_top_k: int  # the largest of top_k, on the host
     max_no_repeat: int  # the largest of no_repeat, on the host
@@ -120,7 +122,7 @@ class BatchSlots:
         numbers = self._numbers.of(row_slots)
         explained = numbers[_EXPLAIN].nonzero()[0]
         integers = self._to_device(
-            np.stack((rows, row_slots, *numbers[[_OUTCOME_ROW, _TOP_K, _NO_REPEAT]])), np.int64
+            np.stack((rows, row_slots, *numbers[_OUTCOME_ROW:_FIRST_FLOAT])), np.int64
         )
         # Engines set this one after the request entered its slot.
         instruction_weights = [request.instruction_weight for request in requests]
@@ -131,8 +133,9 @@ class BatchSlots:
             rows=integers[0],
             slots=integers[1],
             outcome_rows=integers[2],
-            top_k=integers[3],
-            no_repeat=integers[4],
+            ignores_eos=integers[3].bool(),
+            top_k=integers[4],
+            no_repeat=integers[5],
             instruction_weight=floats[0] if any(instruction_weights) else None,
             beta=floats[1],
             min_p=floats[2],
@@ -172,8 +175,9 @@ class _SlotNumbers:
         column = self._columns[:, slot]
         column[:] = 0.0
         column[_IS_GUIDED], column[_EXPLAIN] = 1.0, guidance.explain
-        column[_OUTCOME_ROW], column[_TOP_K] = request.outcome_row, guidance.top_k
-        column[_NO_REPEAT], column[_NUM_WEIGHTS] = guidance.no_repeat, len(weights)
+        column[_OUTCOME_ROW], column[_IGNORES_EOS] = request.outcome_row, request.ignores_eos
+        column[_TOP_K], column[_NO_REPEAT] = guidance.top_k, guidance.no_repeat
+        column[_NUM_WEIGHTS] = len(weights)
         column[_BETA], column[_MIN_P] = guidance.beta, guidance.min_p
         column[_FIRST_WEIGHT : _FIRST_WEIGHT + len(weights)] = weights
 

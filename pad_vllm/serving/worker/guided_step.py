@@ -252,8 +252,11 @@ class GuidedStep:
         )
 
     def _end_unguided_rows(self, end_token: int, may_end: Tensor) -> None:
-        """End the answers that have had an unguided step; may_end [G] bool: where they may."""
+        """End the answers that have had an unguided step; may_end [G] bool: where they may. One that ignores
+        the end token goes on: it would be nothing but end tokens.
+        """
         outcome_table, guided = self._tools.outcome_table, self._guided
-        ending = outcome_table.had_unguided_step(guided.outcome_rows) & may_end
+        ending = outcome_table.had_unguided_step(guided.outcome_rows)
+        ending = ending & may_end & ~guided.ignores_eos
         guidance.force_end_token(self._logits, guided.rows, end_token, ending)
         outcome_table.count_stopped(guided.outcome_rows, ending)

@@ -146,7 +146,11 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
             if guidance is None:
                 return None
             outcome_key = (params.extra_args or {}).get(OUTCOME_KEY)
-            return GuidedRequest(guidance, outcome_row=self._outcome_table.assign_row(outcome_key))
+            return GuidedRequest(
+                guidance,
+                outcome_row=self._outcome_table.assign_row(outcome_key),
+                ignores_eos=params.ignore_eos,
+            )
         except Exception as error:  # noqa: BLE001, the front end refuses these; a step must not raise
             self._failure_log.add("bad request", 1, "a request stays unguided", error)
             return None

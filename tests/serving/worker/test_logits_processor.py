@@ -106,8 +106,8 @@ class V1:
     def __init__(self, config):
         self.processor = PADLogitsProcessor(config, torch.device("cpu"), False)
 
-    def add(self, slot, extra_args, answer=()):
-        added = [(slot, SamplingParams(extra_args=extra_args), [1], list(answer))]
+    def add(self, slot, extra_args, answer=(), **sampling):
+        added = [(slot, SamplingParams(extra_args=extra_args, **sampling), [1], list(answer))]
         self.processor.update_state(BatchUpdate(R, [], added, []))
 
     def apply(self, logits):
@@ -134,11 +134,12 @@ class V2:
         )
         self.processor = PADLogitsProcessor(config, states)
 
-    def add(self, slot, extra_args, answer=()):
+    def add(self, slot, extra_args, answer=(), **sampling):
         text = [1, *answer]  # the prompt is one token
         self.tokens[slot, : len(text)] = torch.tensor(text)
         self.length[slot] = len(text)
-        return self.processor.add_request(slot, SamplingParams(extra_args=extra_args))
+        params = SamplingParams(extra_args=extra_args, **sampling)
+        return self.processor.add_request(slot, params)
 
     def verify(self, logits, drafted, limit):
         """A step whose requests have drafts: slot -> their tokens, in slices of at most `limit` rows."""
@@ -438,6 +439,17 @@ def test_an_answer_that_is_to_stop_does_so_as_soon_as_its_grammar_lets_it(runner
         {"guided_tokens": 1, "unguided_tokens": 1, "stopped": True},
         {"guided_tokens": 2, "unguided_tokens": 0, "stopped": False},
     ]
+
+
+@pytest.mark.usefixtures("stopping")
+def test_an_answer_that_ignores_its_end_token_goes_on_unguided(runner, config, engine):
+    runner.add(int(runner.order[0]), marked("a"), ignore_eos=True)
+    engine.discard_states()
+    logits = torch.randn(R, V)
+    before = logits.clone()
+    runner.apply(logits)
+    assert torch.equal(logits, before)
+    assert outcomes(config, "a")[0]["stopped"] is False
 
 
 @pytest.mark.parametrize(
