@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pad_vllm import guidance
 from pad_vllm.config import PADConfig
 from pad_vllm.engines.reward_engine import GuidedRequest
 from pad_vllm.guidance_outcome import OUTCOME_KEY
@@ -313,14 +315,7 @@ def _step_tools(
     does not have it.
     """
     instance = get_or_create_instance(config.instance_id)
-    num_token_columns = vocabulary.num_token_columns(config)
-    sizes = kernel_choice.StepSizes(
-        config.model_config.get_vocab_size(),
-        num_token_columns,
-        config.model_config.get_hidden_size(),
-        config.model_config.dtype,
-        pad.max_top_k,
-    )
+    rule, num_token_columns = _rule_and_token_columns(config, pad, device)
     outcome_table = OutcomeTable(device, config.scheduler_config.max_num_seqs, pad.max_top_k)
     forced_eos_token_id = reasoning_rows = None
     if pad.on_failure == "stop":
@@ -328,7 +323,7 @@ def _step_tools(
     if pad.reasoning == "unguided":
         reasoning_rows = ReasoningRows(states, find_reasoning_markers(config))
     return StepTools(
-        rule=kernel_choice.choose_rule(device, sizes),
+        rule=rule,
         instance=instance,
         outcome_table=outcome_table,
         step_counters=StepCounters(device, instance.failure_log, outcome_table),
@@ -339,6 +334,26 @@ def _step_tools(
         forced_eos_token_id=forced_eos_token_id,
         reasoning_rows=reasoning_rows,
     )
+
+
+def _rule_and_token_columns(
+    config: VllmConfig, pad: PADConfig, device: torch.device
+) -> tuple[ModuleType, int]:
+    """`StepTools.rule` and `num_token_columns`. A process that computes no logits compiles no kernels and
+    opens no tokenizer.
+    """
+    num_columns = config.model_config.get_vocab_size()
+    if not parallel_ranks.computes_logits():
+        return guidance, num_columns
+    num_token_columns = vocabulary.num_token_columns(config)
+    sizes = kernel_choice.StepSizes(
+        num_columns,
+        num_token_columns,
+        config.model_config.get_hidden_size(),
+        config.model_config.dtype,
+        pad.max_top_k,
+    )
+    return kernel_choice.choose_rule(device, sizes), num_token_columns
 
 
 def _logits_rows(num_rows: int, ctx: Any) -> draft_rows.LogitsRows:

@@ -19,7 +19,12 @@ from vllm.v1.worker.worker_base import WorkerBase
 
 import pad_vllm
 from pad_vllm.guidance_outcome import OUTCOME_KEY
-from pad_vllm.serving.worker import instance, model_loader, runtime_adapter_updates
+from pad_vllm.serving.worker import (
+    instance,
+    logits_processor,
+    model_loader,
+    runtime_adapter_updates,
+)
 from pad_vllm.serving.worker.logits_processor import PADLogitsProcessor
 from pad_vllm.vllm_api import parallel_ranks
 from pad_vllm.vllm_api.patches.outcome_rpc import OUTCOME_METHOD, _merge_reports
@@ -115,8 +120,10 @@ def test_a_fork_below_the_last_stage_is_refused_in_the_worker_too(config, below,
         )
 
 
-def test_the_processor_keeps_no_requests_there(config, below):
+def test_the_processor_keeps_no_requests_there_and_prepares_no_step(config, below, monkeypatch):
     """V1 makes one on every stage, and tells each of the batch."""
+    monkeypatch.setattr(logits_processor.vocabulary, "num_token_columns", None)
+    monkeypatch.setattr(logits_processor.kernel_choice, "choose_rule", None)
     processor = PADLogitsProcessor(config, torch.device("cpu"), False)
     added = [(0, SamplingParams(extra_args=GUIDED), [1], [])]
     processor.update_state(BatchUpdate(1, [], added, []))
