@@ -38,7 +38,16 @@ class StepSizes(NamedTuple):
     """The most that a request may ask for (`max_top_k`)."""
 
 
-_ROWS, _GUIDED = 5, 3  # logits rows of the steps that are checked, and how many of them are guided
+class _RandomStep(NamedTuple):
+    """What the steps that are checked are computed from; always the same numbers."""
+
+    logits: Tensor  # [5, columns] float32
+    text: Tensor  # [_GUIDED, 48] int32 token ids
+    directions: Tensor  # [_GUIDED, H] float32
+    embedding: Tensor  # [64, H] of lm_head's dtype
+
+
+_GUIDED = 3  # rows of a step that are guided
 _rules: dict[torch.device, ModuleType] = {}
 
 
@@ -76,11 +85,13 @@ def _kernels_or_guidance(device: torch.device, sizes: StepSizes) -> ModuleType:
 @torch.no_grad()
 def agrees_with_guidance(kernels: ModuleType, device: torch.device, sizes: StepSizes) -> bool:
     """Whether `kernels` and guidance.py return the same for steps of random numbers on `device`."""
+    step = _random_step(device, sizes)
     return all(
         torch.allclose(a.float(), b.float(), rtol=1e-4, atol=1e-4, equal_nan=True)
         for k in _candidate_counts(sizes)
         for a, b in zip(
-            _run_step(kernels, device, sizes, k), _run_step(guidance, device, sizes, k), strict=True
+            *(_run_step(rule, step, sizes.token_columns, k) for rule in (kernels, guidance)),
+            strict=True,
         )
     )
 
@@ -91,32 +102,35 @@ def _candidate_counts(sizes: StepSizes) -> Iterator[int]:
     return itertools.takewhile(lambda k: k < 2 * most, (2**power for power in range(32)))
 
 
-def _run_step(
-    rule: ModuleType, device: torch.device, sizes: StepSizes, k: int
-) -> tuple[Tensor, ...]:
-    """All that the rule's functions in a module return for a step of three guided rows, always the same."""
+def _random_step(device: torch.device, sizes: StepSizes) -> _RandomStep:
     source = torch.Generator("cpu").manual_seed(0)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=source, device="cpu").to(device)
 
-    columns, token_columns, hidden_size, dtype, _ = sizes
-    logits = random(_ROWS, columns) * 3
+    text = torch.randint(sizes.token_columns, (_GUIDED, 48), generator=source, device="cpu")
+    return _RandomStep(
+        logits=random(5, sizes.columns) * 3,
+        text=text.to(device, torch.int32),
+        directions=random(_GUIDED, sizes.hidden_size),
+        embedding=random(64, sizes.hidden_size).to(sizes.dtype),
+    )
+
+
+def _run_step(
+    rule: ModuleType, step: _RandomStep, token_columns: int, k: int
+) -> tuple[Tensor, ...]:
+    """All that the rule's functions in a module return for a step of three guided rows."""
+    logits, text = step.logits, step.text.clone()
+    device = logits.device
     rows = torch.tensor([0, 2, 3], device=device)
-    text = torch.randint(token_columns, (_GUIDED, 48), generator=source, device="cpu")
-    text = text.to(device, torch.int32)
     three = torch.ones_like(rows) * 3
     # Of the dtypes that V2's tensors have, so that no other kernel is compiled for a first request.
     answer = guidance.AnswerTokens(
         tokens=text, start=three, stop=three * 12, text_index=three.cumsum(0) // 3 - 1
     )
     z, ids = rule.candidates(logits[:, :token_columns], rows, k)
-    num_embeddings = 64
-    reward = rule.token_rewards(
-        random(_GUIDED, hidden_size),
-        ids % num_embeddings,
-        random(num_embeddings, hidden_size).to(dtype),
-    )
+    reward = rule.token_rewards(step.directions, ids % len(step.embedding), step.embedding)
     text[:, 6:8], text[:, 34:36], text[:, 8] = 7, 7, ids[:, -1]  # the last candidate would repeat
     min_p = torch.full((_GUIDED,), 0.1, device=device)
     n = {"n": three, "max_n": 3, "eos_token_ids": ids[:1, 0]}
