@@ -18,7 +18,7 @@ from torch import Tensor
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.json_fields import AdapterError
 from pad_vllm.adapter.learned_prefix import LearnedPrefix
-from pad_vllm.adapter.manifest import FORMAT_2, training_sections
+from pad_vllm.adapter.manifest import FORMAT_2, AdapterConfig, training_sections
 from pad_vllm.adapter.peft_lora import EMPTY_LORA
 from pad_vllm.wording import listed
 
@@ -148,27 +148,42 @@ def require_mergeable(parts: Sequence[AdapterPart]) -> None:
     """Raises AdapterError unless all adapters are heads only, have one backbone and one chat template, and
     have the selected dimensions.
     """
-    first = parts[0].adapter.config
+    first = parts[0].adapter
     for part in parts:
         config, path = part.adapter.config, part.adapter.path
-        if not config.heads_only:
-            raise AdapterError(
-                f"{path} has a trunk (fork_layer {config.fork_layer} of {config.backbone.num_layers}), which "
-                "belongs to all of its dimensions; accepted: heads only, as --teacher scores and --teacher "
-                "prompt train them"
-            )
-        same = {
-            "backbone": replace(config.backbone, name=first.backbone.name) == first.backbone,
-            "chat_template": config.chat_template == first.chat_template,
-        }
-        for name, equal in same.items():
-            if not equal:
-                raise AdapterError(
-                    f"{path} has another {name} than {parts[0].adapter.path}; accepted: adapters "
-                    f"with the same {name}. Train them on the same base"
-                )
+        require_stackable(config, path, first.config, first.path)
         for name in part.factors:
             if name not in config.dimensions:
                 raise AdapterError(
                     f"{path} has no dimension {name}; accepted: {listed(config.dimensions)}"
                 )
+
+
+def require_stackable(
+    config: AdapterConfig, path: object, first: AdapterConfig, first_path: object
+) -> None:
+    """Raises AdapterError unless an adapter is heads only, on the backbone and with the chat template of the
+    first one.
+
+    Args:
+        config: of the adapter.
+        path: its folder, for messages.
+        first: config of the adapter beside whose heads it is to stand.
+        first_path: folder of that one.
+    """
+    if not config.heads_only:
+        raise AdapterError(
+            f"{path} has a trunk (fork_layer {config.fork_layer} of {config.backbone.num_layers}), which "
+            "belongs to all of its dimensions; accepted: heads only, as --teacher scores and --teacher "
+            "prompt train them"
+        )
+    same = {
+        "backbone": replace(config.backbone, name=first.backbone.name) == first.backbone,
+        "chat_template": config.chat_template == first.chat_template,
+    }
+    for name, equal in same.items():
+        if not equal:
+            raise AdapterError(
+                f"{path} has another {name} than {first_path}; accepted: adapters "
+                f"with the same {name}. Train them on the same base"
+            )

@@ -17,7 +17,8 @@ from weakref import ref
 
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.adapter_folder import load_adapter
-from pad_vllm.adapter.combine_adapters import AdapterPart, require_mergeable
+from pad_vllm.adapter.combine_adapters import require_stackable
+from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.adapter.shape_checks import require_prefix_shapes
 from pad_vllm.config import PADConfig
 from pad_vllm.params import RequestLimits
@@ -58,11 +59,12 @@ class RemovedAdapter(NamedTuple):
 class AdapterRegistry:
     """The adapters of one server. vLLM has one front end where adapters can be added at run time."""
 
-    def __init__(self, pad: PADConfig, base: Any, *, loras: bool) -> None:
+    def __init__(self, pad: PADConfig, served: AdapterConfig, base: Any, *, loras: bool) -> None:
         """Those that the server starts with.
 
         Args:
             pad: its settings.
+            served: config of all of them as one (start/served_adapters.py).
             base: the Transformers config of the base.
             loras: whether the server also has vLLM's own LoRAs.
 
@@ -71,7 +73,7 @@ class AdapterRegistry:
         """
         self.limits = served_adapters.served_limits(pad)
         """Of the adapter that guides requests without `pad_adapter`; `other_adapters` has the others."""
-        self._pad, self._base, self._loras = pad, base, loras
+        self._pad, self._served, self._base, self._loras = pad, served, base, loras
         self._roots = AdapterRoots(pad)
         self._removed: list[RemovedAdapter] = []
         self._change_lock = asyncio.Lock()
@@ -146,15 +148,12 @@ class AdapterRegistry:
 
     def _load_mergeable(self, folder: Path) -> Adapter:
         require_small(folder)
-        first, adapter = load_adapter(self._pad.adapter), load_adapter(folder)
-        require_mergeable([AdapterPart(first, {}), AdapterPart(adapter, {})])
+        pad, adapter = self._pad, load_adapter(folder)
+        require_stackable(adapter.config, folder, self._served, pad.adapter)
         require_prefix_shapes(adapter, self._base)
-        if self._pad.instructions and adapter.config.prefixes is not None:
-            served = served_adapters.load_served_adapters(self._pad)
-            served_layer = instruction_settings.fork_layer(self._pad, served.config)
-            instruction_settings.require_prefixes_fit(
-                self._pad, adapter.config.prefixes, served_layer
-            )
+        if pad.instructions and adapter.config.prefixes is not None:
+            served_layer = instruction_settings.fork_layer(pad, self._served)
+            instruction_settings.require_prefixes_fit(pad, adapter.config.prefixes, served_layer)
         return adapter
 
     def _assign_dimensions(self, name: str, adapter: Adapter) -> RequestLimits:

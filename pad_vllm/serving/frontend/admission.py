@@ -48,7 +48,10 @@ def make_admission(config: VllmConfig) -> Admission:
     adapter = served_adapters.load_served_adapters(pad, config.model_config)
     config_checks.check_backbone(config, pad, adapter, weights_fetched=False)
     registry = AdapterRegistry(
-        pad, config.model_config.hf_config, loras=config.lora_config is not None
+        pad,
+        adapter.config,
+        config.model_config.hf_config,
+        loras=config.lora_config is not None,
     )
     if pad.engine == "shared":
         _require_fitting_base(pad, adapter, config.model_config.hf_config)

@@ -16,6 +16,7 @@ from pad_vllm.config import PADConfig
 from pad_vllm.params import parse_guidance
 from pad_vllm.serving.frontend import adapter_roots
 from pad_vllm.serving.frontend.adapter_registry import AdapterRegistry
+from pad_vllm.serving.start.served_adapters import load_served_adapters
 from pad_vllm.serving.worker.runtime_adapter_updates import ADD_ADAPTER_RPC, REMOVE_ADAPTER_RPC
 
 BASE = tiny.config("llama")
@@ -45,6 +46,11 @@ def folders(tmp_path_factory):
     }
 
 
+def registry_of(pad, base=BASE, *, loras=False):
+    """Of a server that starts with these settings."""
+    return AdapterRegistry(pad, load_served_adapters(pad).config, base, loras=loras)
+
+
 class Engine:
     """Notes what its two workers were called for; `fails` is what the second one says."""
 
@@ -68,7 +74,7 @@ def engine():
 
 @pytest.fixture
 def registry(folders):
-    return AdapterRegistry(PADConfig(adapter=folders["own"]), BASE, loras=False)
+    return registry_of(PADConfig(adapter=folders["own"]))
 
 
 def load(registry, engine, name, folder, **more):
@@ -94,6 +100,22 @@ def test_a_loaded_adapter_can_be_named_and_its_weights_find_its_heads(registry, 
     ]
     with pytest.raises(ValueError, match="pad_adapter is 'x'; accepted: work and play|work, play"):
         parse_guidance({"pad_weights": "loud=1", "pad_adapter": "x"}, registry.limits)
+
+
+def test_no_served_adapters_tensors_are_read_again(engine, folders, tmp_path):
+    own, play = (str(shutil.copytree(folders[name], tmp_path / name)) for name in ("own", "play"))
+    pad = PADConfig(
+        adapter=own,
+        adapters={"play": play},
+        adapter_root=str(Path(folders["own"]).parent),
+        instructions=True,
+        fork_layer=1,
+    )
+    registry = registry_of(pad)
+    for tensors in tmp_path.glob("*/*.safetensors"):
+        tensors.unlink()
+    load(registry, engine, "learned", folders["learned"])
+    assert registry.has("learned")
 
 
 def test_a_removed_one_leaves_when_its_last_request_has_ended(registry, engine, folders):
@@ -170,7 +192,7 @@ def test_a_client_learns_nothing_of_other_folders_and_no_path(registry, engine, 
         with pytest.raises(ValueError, match="loads adapters from elsewhere") as refusal:
             load(registry, engine, "more", str(path))
         said.append(str(refusal.value).partition(", and this server")[2])
-        assert not AdapterRegistry(registry._pad, BASE, loras=True).handles_path(str(path))
+        assert not registry_of(registry._pad, loras=True).handles_path(str(path))
     assert len(set(said)) == 1
     assert "secret" not in said[0]
     (missing).mkdir()
@@ -190,7 +212,7 @@ def test_an_allowed_folder_may_be_named_and_what_is_too_large_is_not_read(
     engine, folders, tmp_path, monkeypatch
 ):
     pad = PADConfig(adapter=folders["own"], adapter_root=str(tmp_path))
-    registry = AdapterRegistry(pad, BASE, loras=False)
+    registry = registry_of(pad)
     with pytest.raises(ValueError, match="loads adapters from elsewhere"):
         load(registry, engine, "work", folders["work"])
     shutil.copytree(folders["work"], tmp_path / "work")
@@ -215,7 +237,7 @@ def test_a_name_of_no_adapter_is_refused(registry, engine):
 
 def test_beside_vllms_own_loras_a_folder_says_whose_it_is(folders, tmp_path):
     alone, beside = (
-        AdapterRegistry(PADConfig(adapter=folders["own"]), BASE, loras=on) for on in (False, True)
+        registry_of(PADConfig(adapter=folders["own"]), loras=on) for on in (False, True)
     )
     assert alone.handles_path(str(tmp_path))
     assert beside.handles_path(folders["work"])
@@ -224,7 +246,7 @@ def test_beside_vllms_own_loras_a_folder_says_whose_it_is(folders, tmp_path):
 
 def test_a_loaded_adapters_learned_prefixes_can_be_named(engine, folders):
     pad = PADConfig(adapter=folders["own"], instructions=True, fork_layer=1)
-    registry = AdapterRegistry(pad, BASE, loras=False)
+    registry = registry_of(pad)
     load(registry, engine, "learned", folders["learned"])
     prefixes = registry.limits.for_adapter("learned").prefixes
     assert {name: one.num_tokens for name, one in prefixes.items()} == {"warm": 32}
@@ -235,7 +257,7 @@ def test_a_loaded_adapters_learned_prefixes_can_be_named(engine, folders):
 def test_prefixes_for_another_number_of_heads_are_refused(engine, folders):
     base = SimpleNamespace(num_key_value_heads=4, head_dim=32)
     base.get_text_config = lambda: base
-    registry = AdapterRegistry(PADConfig(adapter=folders["own"]), base, loras=False)
+    registry = registry_of(PADConfig(adapter=folders["own"]), base)
     with pytest.raises(ValueError, match="2 KV heads of width 32, and the base has 4"):
         load(registry, engine, "learned", folders["learned"])
 
@@ -243,7 +265,7 @@ def test_prefixes_for_another_number_of_heads_are_refused(engine, folders):
 def test_the_fork_is_that_of_all_adapters_the_server_started_with(engine, folders):
     others = {"higher": folders["higher"]}
     pad = PADConfig(adapter=folders["own"], adapters=others, instructions=True)
-    registry = AdapterRegistry(pad, BASE, loras=False)
+    registry = registry_of(pad)
     load(registry, engine, "again", folders["higher"])
     with pytest.raises(ValueError, match="learned for fork layer 1, and this server's is 2"):
         load(registry, engine, "learned", folders["learned"])
