@@ -18,28 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pad_vllm.vllm_api.vllm_versions import ACCEPTED_IN_WORDS, IncompatibleVLLM
-
 PREFIXED_BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
 """Names of the backends that are accepted: they take block tables wider than a request's."""
-
-
-def require_row_to_request() -> None:
-    """Raises IncompatibleVLLM unless metadata says which request a row of V2's batch belongs to."""
-    import vllm
-
-    try:
-        from vllm.v1.attention.backend import CommonAttentionMetadata
-    except ImportError:
-        names = []
-    else:
-        names = [field.name for field in dataclasses.fields(CommonAttentionMetadata)]
-    if "req_idx" not in names:
-        raise IncompatibleVLLM(
-            f"vLLM {vllm.__version__} does not say in CommonAttentionMetadata whose a row is, "
-            f"which instructions need; pad_vllm accepts vLLM {ACCEPTED_IN_WORDS}. Install one of these, or "
-            "drop --instructions."
-        )
 
 
 class PrefixTable(Protocol):

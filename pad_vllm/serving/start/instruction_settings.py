@@ -11,7 +11,6 @@ from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.adapter.manifest import AdapterConfig, PrefixConfig
 from pad_vllm.config import PADConfig
 from pad_vllm.engines.shared.instruction_stream import InstructionLimits
-from pad_vllm.vllm_api.prefixed_attention import require_row_to_request
 from pad_vllm.vllm_api.vllm_names import VllmConfig
 
 DEFAULT_DEPTH = 0.4
@@ -73,8 +72,7 @@ def require_prefixes_fit(pad: PADConfig, prefixes: PrefixConfig, served_fork_lay
 
 
 def require_instructions_supported(config: VllmConfig) -> None:
-    """Raises ValueError for what instructions were not built for, IncompatibleVLLM for another vLLM."""
-    require_row_to_request()
+    """Raises ValueError for what instructions were not built for."""
     parallel = config.parallel_config
     if parallel.pipeline_parallel_size > 1:
         raise ValueError(

@@ -145,13 +145,10 @@ def _admit(processor: Any, params: Any, lora: str | None) -> RequestGuidance | N
 
 
 def _patch_generators() -> None:
+    from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
     from vllm.v1.engine.async_llm import AsyncLLM
 
     wrap_method(AsyncLLM, "generate", _generate)
-    try:
-        from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
-    except ImportError:
-        return
     wrap_method(OpenAIServingResponses, "_generate_with_builtin_tools", _check_responses_request)
 
 
