@@ -229,12 +229,10 @@ def _noted_guidance(worker: Any) -> dict[str, Any]:
     """A rank's steps: rewards [G, K], and hashes of candidates, rewards and guided rows."""
     guidance = _rule()
     guidance.guide = worker.pad_guide  # the next engine may be in this process
-    runner = type(worker.model_runner)
-    v2 = any(".v1.worker.gpu." in cls.__module__ for cls in runner.__mro__)
     buffers = worker.model_runner.model.named_buffers()
     return {
         "steps": worker.pad_steps,
-        "runner": "v2" if v2 else "v1",
+        "runner": "v2" if _is_v2(worker.model_runner) else "v1",
         "buffers": {name: list(buffer.shape) for name, buffer in buffers},
         "speaks": logging.getLogger("pad_vllm").isEnabledFor(logging.WARNING),
     }
@@ -273,7 +271,42 @@ def _slice_logits(worker: Any, rows: int) -> None:
     rejection_sampler.MAX_CHUNK_BYTES = rows * vocabulary * rejection_sampler._FP32_BYTES
 
 
-_METHODS = {"lose_weights": _lose_weights, "slice_logits": _slice_logits}
+def _lose_rewards(worker: Any) -> None:
+    """Have the reward engine fail in every step from now on."""
+
+    def fail(_step: Any) -> NoReturn:
+        raise RuntimeError("no rewards")
+
+    worker.model_runner.model.pad_rewards.rewards = fail
+
+
+def _skip_processors(worker: Any) -> None:
+    """Have PAD's logits processor told of requests and never applied from now on."""
+    runner = worker.model_runner
+    processors = (
+        runner.sampler.logits_processors if _is_v2(runner) else runner.input_batch.logitsprocs.all
+    )
+    for processor in processors:
+        if type(processor).__name__ == "PADLogitsProcessor":
+            processor.apply = lambda logits, _ctx=None: logits
+
+
+def _lose_outcomes(worker: Any) -> None:
+    """Have the front end's calls for outcomes fail from now on."""
+
+    def fail(_keys: Any) -> NoReturn:
+        raise RuntimeError("no outcomes")
+
+    worker.pad_outcomes = fail
+
+
+_METHODS = {
+    "lose_outcomes": _lose_outcomes,
+    "lose_rewards": _lose_rewards,
+    "lose_weights": _lose_weights,
+    "skip_processors": _skip_processors,
+    "slice_logits": _slice_logits,
+}
 """Of this file, that a job may call on the worker."""
 
 
@@ -341,7 +374,11 @@ def _runner(llm: Any) -> str | None:
     runner = _model_runner(llm)
     if runner is None:
         return None
-    return "v2" if any(".v1.worker.gpu." in c.__module__ for c in type(runner).__mro__) else "v1"
+    return "v2" if _is_v2(runner) else "v1"
+
+
+def _is_v2(runner: Any) -> bool:
+    return any(".v1.worker.gpu." in cls.__module__ for cls in type(runner).__mro__)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 
 import jsonschema
 import pytest
@@ -118,6 +119,37 @@ def constrained(guidance, runner):
     }
 
 
+LEAST = 12  # tokens
+LOST, SKIPPED, UNKNOWN = "rewards lost", "processors skipped", "outcomes lost"
+BEFORE = {LOST: "lose_rewards", SKIPPED: "skip_processors", UNKNOWN: "lose_outcomes"}
+"""Round -> what fails from there on; of engine_runner.py."""
+OPEN, CLOSED = "[a-z]+", "(yes|no)"
+GRAMMARS = {"finished": CLOSED, "open": OPEN, "either": f"{CLOSED}|q[a-z]+"}
+
+
+def least_lengths(guidance=None):
+    """`min_tokens` beside grammars: one that is finished before, one that lets an answer end at any place,
+    one where guidance decides which of both it is. A finished grammar lets only the end token through, and
+    vLLM then lets it come before `min_tokens`.
+    """
+    strong = guidance and {**guidance, "pad_beta": 10}
+    return {
+        name: ask(
+            "Say yes: ",
+            strong,
+            structured_outputs={"regex": regex},
+            min_tokens=LEAST,
+            ignore_eos=False,
+        )
+        for name, regex in GRAMMARS.items()
+    }
+
+
+def free(guidance=None):
+    """Without a grammar: one answer, and one that its end token does not end."""
+    return [ask(ENDINGS[0], guidance, ignore_eos=ignores) for ignores in (False, True)]
+
+
 # vLLM refuses logit_bias and min_p beside drafts.
 DRAFTED = (
     "schema",
@@ -189,6 +221,7 @@ def runs(served, dimensions, guidance):
     stopped = {**requests[1], "sampling": {**requests[1]["sampling"], "stop": [STOP]}}
     kept = {**stopped, "sampling": {**stopped["sampling"], "include_stop_str_in_output": True}}
     two = {"requests": requests, "again": requests}
+    least = least_lengths(guidance)
     asked = {
         "reference": {
             **alone,
@@ -198,18 +231,30 @@ def runs(served, dimensions, guidance):
             "constrained": hard,
             "scored": [scored],
             "stopped": [stopped, kept],
+            **{f"least length, {name}": [one] for name, one in least.items()},
+            "least length": [*least.values()],
+            LOST: [*least.values(), *free(guidance)],
         },
-        "plain": {"unguided": unguided, "scored": [bare]},
+        "stopping": {
+            "least length": [*least.values()],
+            LOST: [*least.values(), *free(guidance)],
+        },
+        "plain": {
+            "unguided": unguided,
+            "scored": [bare],
+            "least length": [*least_lengths().values(), *free()],
+        },
         "prefix cache": {"unguided first": [unguided[0]], **two},
         "chunked prefill": two,
         "preemption": two,
-        "processed": {"scored": [scored]},
+        "processed": {"scored": [scored], SKIPPED: [requests[1]], UNKNOWN: [requests[1]]},
     }
     llm = {
         "reference": pad(
             base, adapter, enable_prefix_caching=False, structured_outputs_config=COMPACT
         ),
-        "plain": plain(base, enable_prefix_caching=False),
+        "stopping": pad(base, adapter, {"on_failure": "stop"}, structured_outputs_config=COMPACT),
+        "plain": plain(base, enable_prefix_caching=False, structured_outputs_config=COMPACT),
         "prefix cache": pad(base, adapter, enable_prefix_caching=True, **SMALL_BLOCKS),
         "chunked prefill": pad(
             base,
@@ -233,6 +278,7 @@ def runs(served, dimensions, guidance):
             "together": requests,
             "constrained": drafted_with(guidance),
             "more": [scored, stopped, *sampled(guidance)[:2]],
+            "least length": [*least.values()],
         }
         # Under preemption: prompts in pieces, preemptions, hits in the prefix cache.
         preempting = {"max_num_batched_tokens": 48, "num_gpu_blocks_override": 18}
@@ -242,7 +288,14 @@ def runs(served, dimensions, guidance):
             "structured_outputs_config": COMPACT,
             "speculative_config": NGRAMS,
         }
-    jobs = [{"llm": llm[name], "rounds": list(asked[name].values())} for name in asked]
+    jobs = [
+        {
+            "llm": llm[name],
+            "rounds": list(rounds.values()),
+            "calls": [(BEFORE.get(round_name), None) for round_name in rounds],
+        }
+        for name, rounds in asked.items()
+    ]
     results = engines(jobs, V2_ENV if runner == "v2" else None)
     assert {result["runner"] for result in results} == {runner}
     return {name: Runs(asked[name], result) for name, result in zip(asked, results, strict=True)}
@@ -412,6 +465,78 @@ def test_bad_words_stay_away_under_guidance(constraint):
 
 def test_an_answer_has_its_least_length_under_guidance(constraint):
     assert len(constraint["at least 20 tokens"]["token_ids"]) >= 20
+
+
+@pytest.fixture
+def least(runs):
+    """(engine, round) -> outputs by the name of their grammar; then those of `free`, where they are in it."""
+
+    def outputs(engine, name="least length"):
+        return dict(zip([*GRAMMARS, "none", "endless"], runs[engine][name], strict=False))
+
+    return outputs
+
+
+def test_a_grammar_beside_min_tokens_gives_the_answer_that_its_request_gets_alone(runs, least):
+    found = least("reference")
+    for name, grammar in GRAMMARS.items():
+        (alone,) = runs["reference"][f"least length, {name}"]
+        assert found[name]["token_ids"] == alone["token_ids"]
+        assert re.fullmatch(grammar, found[name]["text"])
+        assert found[name]["pad"] == guided_only(found[name])
+    for other in least("stopping"), least("drafts") if "drafts" in runs else {}:
+        for name, output in other.items():
+            assert output["token_ids"] == found[name]["token_ids"]
+            assert output["pad"] == found[name]["pad"]
+
+
+def guided_only(output):
+    """The outcome of an answer that was guided to its end."""
+    return {"guided_tokens": len(output["token_ids"]), "unguided_tokens": 0, "stopped": False}
+
+
+@pytest.mark.parametrize("engine", ["reference", "stopping", "plain"])
+def test_a_grammar_that_may_end_anywhere_does_not_before_min_tokens(least, engine):
+    assert len(least(engine)["open"]["token_ids"]) >= LEAST
+
+
+@pytest.mark.parametrize("engine", ["reference", "stopping", "plain"])
+def test_a_finished_grammar_ends_before_min_tokens_as_in_plain_vllm(least, engine):
+    finished = least(engine)["finished"]
+    assert finished["text"] in {"yes", "no"}
+    assert finished["finish_reason"] == "stop"
+
+
+def test_without_rewards_grammars_and_min_tokens_give_plain_vllms_answers(least):
+    found, plain_ones = least("reference", LOST), least("plain")
+    for name, output in found.items():
+        assert output["token_ids"] == plain_ones[name]["token_ids"]
+        num_tokens = len(output["token_ids"])
+        assert (output["pad"]["guided_tokens"], output["pad"]["unguided_tokens"]) == (0, num_tokens)
+
+
+def test_an_answer_without_rewards_stops_where_grammar_and_min_tokens_let_it(least):
+    found, plain_ones = least("stopping", LOST), least("plain")
+    assert len(found["none"]["token_ids"]) == 1  # nothing keeps it
+    assert found["endless"]["token_ids"] == plain_ones["endless"]["token_ids"]
+    assert not found["endless"]["pad"]["stopped"]
+    assert found["finished"]["token_ids"] == plain_ones["finished"]["token_ids"]
+    assert len(found["open"]["token_ids"]) == LEAST + 1
+    assert found["open"]["token_ids"][:LEAST] == plain_ones["open"]["token_ids"][:LEAST]
+    for name, grammar in GRAMMARS.items():
+        assert re.fullmatch(grammar, found[name]["text"])
+        assert found[name]["pad"]["stopped"]
+        assert found[name]["finish_reason"] == "stop"
+
+
+def test_an_answer_to_which_the_processor_was_never_applied_is_unguided(runs):
+    (skipped,) = runs["processed"][SKIPPED]
+    assert skipped["pad"] == {"guided_tokens": 0, "unguided_tokens": 24, "stopped": False}
+
+
+def test_an_answer_whose_outcome_does_not_come_back_is_guided_to_an_unknown_extent(runs):
+    (unknown,) = runs["processed"][UNKNOWN]
+    assert unknown["pad"] == {"guided_tokens": None, "unguided_tokens": None, "stopped": False}
 
 
 @pytest.mark.parametrize("name", ["penalties", "cut"])
