@@ -8,11 +8,13 @@ import json
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 import tiny
 from engine_processes import V2_ENV, engines, free_port, pad, serving
+from instructed_twin import InstructedTwin, require_twins_tokens
 from mixed_requests import greedy
 
 pytestmark = [pytest.mark.engine, pytest.mark.exhaustive]
@@ -100,6 +102,96 @@ def url(made, server, expected):
     own = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
     with serving(command, root / f"log{port}", port, {**env, **own}) as address:
         yield address
+
+
+FORK, BLOCK = 1, 32
+LONG_PROMPT = [3 + 11 * place % 256 for place in range(70)]  # two blocks of the prefix cache
+
+
+@pytest.fixture(scope="module")
+def learned(made):
+    """Adapters with prefixes of the same names, learned differently."""
+    root, base, _, _ = made
+    return {
+        name: tiny.write_adapter(
+            base,
+            root / name,
+            fork_layer=tiny.config("llama").num_hidden_layers,
+            std=0.15,
+            seed=seed,
+            dimensions=("warm", "dry"),
+            prefixes=("warm", "curt"),
+            prefix_fork_layer=FORK,
+        )
+        for seed, name in enumerate(("first", "second"), 5)
+    }
+
+
+@pytest.fixture(scope="module", params=[V2_ENV, {}], ids=["v2", "v1"])
+def instructed_url(request, made, learned):
+    """A server that takes instructions, and whose own adapter has no learned prefixes."""
+    root, base, folders, _ = made
+    port = free_port()
+    command = [sys.executable, "-m", "pad_vllm", "serve", base, "--adapter", folders["own"]]
+    command += ["--served-model-name", "base", "--dtype", "float32", "--enforce-eager"]
+    command += ["--max-model-len", "256", "--max-num-seqs", "8", "--host", "127.0.0.1"]
+    command += ["--port", port, "--api-key", "secret", "--instructions", "--fork-layer", FORK]
+    own = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+    with serving(command, root / f"log{port}", port, {**request.param, **own}) as address:
+        yield address
+
+
+def preferring(url, named, *asked):
+    """The answers to requests with these arguments, all at once; named: `pad_adapter` of all, or {}."""
+
+    def answer(arguments):
+        content = {"model": "base", "prompt": LONG_PROMPT, "max_tokens": 12, "temperature": 0}
+        content |= {"ignore_eos": True, "return_token_ids": True}
+        response = post(url, "completions", {**content, "vllm_xargs": {**arguments, **named}})
+        response.raise_for_status()
+        return response.json()
+
+    with ThreadPoolExecutor(len(asked)) as threads:
+        return [*threads.map(answer, asked)]
+
+
+def require_answers_of(made, adapter, asked, answers):
+    """Fails unless they are the PyTorch twin's under the adapter in a folder."""
+    twin = InstructedTwin(made[1], adapter, fork_layer=FORK, block_size=BLOCK)
+    outputs = [
+        {
+            "prompt_token_ids": LONG_PROMPT,
+            "token_ids": answer["choices"][0]["token_ids"],
+            "pad": answer["pad"],
+        }
+        for answer in answers
+    ]
+    require_twins_tokens(
+        twin, [greedy(LONG_PROMPT, 12, one) for one in asked], {"outputs": outputs}
+    )
+
+
+def test_learned_prefixes_come_and_go_with_their_adapter(instructed_url, made, learned):
+    url, folders = instructed_url, made[2]
+    asked = [
+        {"pad_preference": "warm"},
+        {"pad_preference": "curt", "pad_beta": -1.5, "pad_top_k": 7},
+        {"pad_preference": "warm", "pad_weights": "dry=1", "pad_beta": 2.0},
+        {"pad_preference": "be funny", "pad_weights": "warm=-1"},
+        {"pad_weights": "warm=1"},
+    ]
+    of_own = [{"pad_preference": "warm"}, {"pad_weights": "helpful=1"}]  # a sentence, to this one
+    named = {"pad_adapter": "late"}
+    for folder in (learned["first"], learned["second"], learned["first"]):
+        assert load(url, "late", folder, load_inplace=True).status_code == 200
+        require_answers_of(made, folder, asked, preferring(url, named, *asked))
+        require_answers_of(made, folders["own"], of_own, preferring(url, {}, *of_own))
+    assert load(url, "again", learned["first"]).status_code == 200  # the same prefixes
+    assert unload(url, "late").status_code == 200
+    again = {"pad_adapter": "again"}
+    require_answers_of(made, learned["first"], asked, preferring(url, again, *asked))
+    late = {"model": "base", "prompt": PROMPT, "vllm_xargs": {**asked[0], **named}}
+    assert "accepted: again" in refusal(post(url, "completions", late))
 
 
 def body(name):
