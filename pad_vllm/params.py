@@ -24,6 +24,7 @@ from pad_vllm.argument_names import (
     is_own_argument,
 )
 from pad_vllm.instruction import Instruction, InstructionTokens, LearnedInstruction
+from pad_vllm.merged_lora import MergedLoRA
 from pad_vllm.weights_syntax import (
     WEIGHTS_FORMS,
     NamedWeights,
@@ -145,6 +146,11 @@ class RequestLimits:
 
     prefix_betas: Mapping[str, float] = field(default_factory=dict)
     """Default strengths of those that bring one."""
+
+    merged_lora: MergedLoRA | None = None
+    """The LoRA that the adapter's training had merged into the base, if any: on a server with LoRAs guided
+    requests must be under it.
+    """
 
     worker_key: str | None = None
     """The name by which the workers know the adapter; None where it is the one that a client gives."""

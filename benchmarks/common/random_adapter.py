@@ -57,7 +57,9 @@ def random_adapter(
     count, hidden = len(dimensions), backbone.hidden_size
     heads_only = fork_layer == backbone.num_layers
     config = AdapterConfig(
-        format_version=format_version_for(heads_only=heads_only, constants=constants),
+        format_version=format_version_for(
+            heads_only=heads_only, constants=constants, merged=backbone.merged is not None
+        ),
         backbone=backbone,
         fork_layer=fork_layer,
         dimensions=tuple(dimensions),

@@ -100,7 +100,8 @@ class Adapter:
             {name: prefix.digest for name, prefix in prefixes.items()},
             dict(betas or {}),
         )
-        config = replace(self.config, format_version=FORMAT_3, prefixes=listed_prefixes)
+        version = max(self.config.format_version, FORMAT_3)
+        config = replace(self.config, format_version=version, prefixes=listed_prefixes)
         return replace(self, config=config, prefixes=prefixes)
 
     def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.json_fields import AdapterError
 from pad_vllm.adapter.learned_prefix import LearnedPrefix
-from pad_vllm.adapter.manifest import FORMAT_2, AdapterConfig, training_sections
+from pad_vllm.adapter.manifest import AdapterConfig, format_version_for, training_sections
 from pad_vllm.adapter.peft_lora import EMPTY_LORA
 from pad_vllm.wording import listed
 
@@ -73,7 +73,9 @@ def merge_adapters(
         A[index, : len(head_A)], B[index, :, : len(head_A)], C[index] = head_A, head_B, head_C
     config = replace(
         first,
-        format_version=FORMAT_2,
+        format_version=format_version_for(
+            heads_only=True, constants=True, merged=first.backbone.merged is not None
+        ),
         prefixes=None,
         dimensions=dimensions,
         head_rank=rank,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pad_vllm.adapter.backbone.backbone import Backbone
+from pad_vllm.adapter.backbone.merged_checkpoint import merged_lora_from_json
 from pad_vllm.adapter.json_fields import (
     AdapterError,
     as_tuple,
@@ -33,6 +34,9 @@ FORMAT_2 = 2
 
 FORMAT_3 = 3
 """Adds to format 2: learned prefixes beside heads only."""
+
+FORMAT_4 = 4
+"""Adds to format 3: a backbone that a LoRA was merged into, `backbone.merged`."""
 
 CONFIG_FILE = "pad_config.json"
 DIMENSION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -91,7 +95,7 @@ class AdapterConfig:
     """The content of pad_config.json. Raises AdapterError for a field that the format does not accept."""
 
     format_version: int
-    """FORMAT_1 to FORMAT_3; any other is refused."""
+    """FORMAT_1 to FORMAT_4; any other is refused."""
 
     backbone: Backbone
     """The model that the adapter was trained on."""
@@ -161,13 +165,18 @@ class AdapterConfig:
         )
         if self.prefixes is not None:
             self._require_prefixes_accepted(self.prefixes)
+        if self.backbone.merged is not None:
+            merged_accepted = self.format_version >= FORMAT_4
+            version = self.format_version
+            require_field(merged_accepted, "format_version", version, "4 for a merged LoRA")
         # 1 and 1.0 are the same default and must give the same digest.
         for name in ("beta", "min_p"):
             object.__setattr__(self, name, float(getattr(self, name)))
 
     def _require_prefixes_accepted(self, prefixes: PrefixConfig) -> None:
         version, top = self.format_version, self.backbone.num_layers
-        require_field(version >= FORMAT_3, "format_version", version, "3 for learned prefixes")
+        accepted = "3 or more for learned prefixes"
+        require_field(version >= FORMAT_3, "format_version", version, accepted)
         accepted = f"heads only, {top} here, beside learned prefixes"
         require_field(self.heads_only, "fork_layer", self.fork_layer, accepted)
         require_integer("prefixes.fork_layer", prefixes.fork_layer, 0, top - 1)
@@ -211,6 +220,8 @@ class AdapterConfig:
         values = {name: raw_backbone[key] for name, key in _BACKBONE_KEYS.items()}
         for name in ("architectures", "embedding_sample"):
             values[name] = as_tuple(values[name])
+        if values["merged"] is not None:
+            values["merged"] = merged_lora_from_json(values["merged"], "backbone.merged")
         dimensions = as_tuple(raw["dimensions"])
         require_field(dimensions, "dimensions", dimensions, _DIMENSIONS)
         parts = {"backbone": Backbone(**values), "dimensions": dimensions}
@@ -228,7 +239,7 @@ _OPTIONAL: dict[str, Any] = {"no_repeat": 0, "min_p": 0.0, "chat_template": None
 _PREFIXES_OPTIONAL: dict[str, Any] = {"betas": {}}
 """The same for its object `prefixes`."""
 
-_BACKBONE_OPTIONAL: dict[str, Any] = {"landmarks": None}
+_BACKBONE_OPTIONAL: dict[str, Any] = {"landmarks": None, "merged": None}
 """The same for its object `backbone`."""
 
 _BACKBONE_KEYS = {
@@ -244,8 +255,13 @@ def _without_unused(values: dict[str, Any], optional: dict[str, Any]) -> dict[st
     }
 
 
-def format_version_for(*, heads_only: bool, constants: bool) -> int:
-    """The lowest format version that can describe an adapter with these parts."""
+def format_version_for(*, heads_only: bool, constants: bool, merged: bool = False) -> int:
+    """The lowest format version that can describe an adapter with these parts, without learned prefixes.
+
+    merged: whether its backbone is one that a LoRA was merged into.
+    """
+    if merged:
+        return FORMAT_4
     return FORMAT_2 if heads_only or constants else FORMAT_1
 
 
@@ -289,10 +305,10 @@ def require_adapter_folder(path: str | Path) -> Path:
 
 
 def _require_version(version: object) -> None:
-    if type(version) is not int or version not in (FORMAT_1, FORMAT_2, FORMAT_3):
+    if type(version) is not int or version not in range(FORMAT_1, FORMAT_4 + 1):
         raise AdapterError(
             f"format_version is {short_repr(version)}; this pad_vllm reads {FORMAT_1} to "
-            f"{FORMAT_3}. Upgrade pad_vllm, or train or convert the adapter with a release that "
+            f"{FORMAT_4}. Upgrade pad_vllm, or train or convert the adapter with a release that "
             "writes one of these versions."
         )
 

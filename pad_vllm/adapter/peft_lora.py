@@ -161,7 +161,7 @@ def lora_from_peft(
     Raises:
         AdapterError: Settings or tensors that the engines cannot serve.
     """
-    _require_supported(settings)
+    require_plain_lora(settings)
     _require_layers_to_transform(settings.get("layers_to_transform"), fork, num_layers)
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
@@ -211,7 +211,8 @@ def peft_settings(lora: LoRA, *, backbone: str, fork: int, num_layers: int) -> d
     }
 
 
-def _require_supported(settings: Mapping[str, Any]) -> None:
+def require_plain_lora(settings: Mapping[str, Any]) -> None:
+    """Raises AdapterError for settings with which PEFT adds more than scaling * B (A x)."""
     if settings.get("peft_type") != "LORA":
         raise _setting_error("peft_type", settings.get("peft_type"), "'LORA'")
     if settings.get("bias", "none") != "none":

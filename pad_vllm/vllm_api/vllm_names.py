@@ -8,6 +8,7 @@ from __future__ import annotations
 from vllm.config import VllmConfig, get_current_vllm_config, set_current_vllm_config
 from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
+from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.model_loader import get_model_loader, register_model_loader
@@ -25,6 +26,7 @@ __all__ = [
     "Attention",
     "BaseModelLoader",
     "BatchUpdate",
+    "LoRARequest",
     "MoveDirectionality",
     "SamplingParams",
     "UnquantizedLinearMethod",

@@ -269,7 +269,7 @@ def test_a_pickled_lora_is_never_read(folder):
 
 def test_another_format_version_is_refused(folder):
     edit(folder / "pad_config.json", lambda config: config.update(format_version=9))
-    assert "format_version is 9; this pad_vllm reads 1 to 3. Upgrade" in refusal(folder)
+    assert "format_version is 9; this pad_vllm reads 1 to 4. Upgrade" in refusal(folder)
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "pad_config.json"])

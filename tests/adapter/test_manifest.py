@@ -9,6 +9,7 @@ from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.adapter.backbone.embedding_sample import SAMPLE_SIZE
 from pad_vllm.adapter.json_fields import AdapterError
 from pad_vllm.adapter.manifest import AdapterConfig, read_config
+from pad_vllm.merged_lora import MergedLoRA
 
 FINGERPRINT = "sha256:" + "0" * 64
 BACKBONE = Backbone("org/base", ("LlamaForCausalLM",), 32, 4, 64, FINGERPRINT)
@@ -102,11 +103,11 @@ def test_what_is_no_json_object_is_refused(tmp_path, content):
     assert "pad_config.json: " in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("version", [0, 4, "1", None, True, 1.5, 2.0, ...])
+@pytest.mark.parametrize("version", [0, 5, "1", None, True, 1.5, 2.0, ...])
 def test_another_format_version_is_refused_before_anything_else(tmp_path, version):
     message = refusal(written(tmp_path, format_version=version, surprise=1))
     assert "format_version is " in message
-    assert "reads 1 to 3" in message
+    assert "reads 1 to 4" in message
     assert "Upgrade" in message
 
 
@@ -119,6 +120,42 @@ def test_a_fork_at_the_top_needs_the_second_version_and_none_is_above_it():
         dataclasses.replace(CONFIG, fork_layer=4)
     with pytest.raises(AdapterError, match="fork_layer is 5; accepted: an integer from 0 to 4"):
         dataclasses.replace(config, fork_layer=5)
+
+
+MERGED = {
+    "base": "org/base",
+    "base_fingerprint": FINGERPRINT,
+    "lora": "sql",
+    "lora_fingerprint": "sha256:" + "1" * 64,
+}
+
+
+def test_a_lora_that_was_merged_into_the_backbone_needs_the_fourth_version(tmp_path):
+    backbone = json.loads(CONFIG.to_json())["backbone"] | {"merged": MERGED}
+    config = read_config(written(tmp_path, backbone=backbone, format_version=4))
+    assert config.backbone.merged == MergedLoRA(**MERGED)
+    assert AdapterConfig.from_json(config.to_json()) == config
+    assert config.backbone.unmerged.fingerprint == FINGERPRINT
+    message = refusal(written(tmp_path, backbone=backbone, format_version=3))
+    assert "format_version is 3; accepted: 4 for a merged LoRA" in message
+
+
+def test_an_adapter_without_one_is_written_as_before():
+    assert "merged" not in CONFIG.to_json()
+    assert CONFIG.backbone.unmerged is CONFIG.backbone
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"lora": 3}, "backbone.merged.lora is 3; accepted: text"),
+        ({"lora_fingerprint": "1"}, "backbone.merged.lora_fingerprint is '1'; accepted: 'sha256:'"),
+        ({"loar": "sql"}, "unknown: backbone.merged.loar"),
+    ],
+)
+def test_what_is_said_of_a_merged_lora_is_checked(tmp_path, changes, expected):
+    backbone = json.loads(CONFIG.to_json())["backbone"] | {"merged": MERGED | changes}
+    assert expected in refusal(written(tmp_path, backbone=backbone, format_version=4))
 
 
 def test_missing_and_unknown_keys_are_both_named(tmp_path):

@@ -5,12 +5,12 @@ In: a checkpoint's folder, or its config. Out: a checked, frozen `Backbone`; war
 """
 
 import dataclasses
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pad_vllm.adapter.backbone.embedding_sample import SAMPLE_SIZE, sample_embedding, samples_match
+from pad_vllm.adapter.backbone.merged_checkpoint import FINGERPRINT, read_merged_lora
 from pad_vllm.adapter.backbone.safetensors_headers import stored_tensors
 from pad_vllm.adapter.backbone.weight_fingerprint import fingerprint_of_tensors
 from pad_vllm.adapter.json_fields import (
@@ -20,6 +20,7 @@ from pad_vllm.adapter.json_fields import (
     require_field,
     require_integer,
 )
+from pad_vllm.merged_lora import MergedLoRA
 from pad_vllm.wording import listed
 
 _HIGHEST = {"hidden_size": 1 << 20, "num_layers": 10_000, "vocab_size": 1 << 27}
@@ -56,6 +57,9 @@ class Backbone:
     recorded. `landmarks` in pad_config.json.
     """
 
+    merged: MergedLoRA | None = field(default=None, compare=False)
+    """The LoRA that was merged into its weights, and into which base; None if there is none."""
+
     def __post_init__(self) -> None:
         require_field(isinstance(self.name, str), "backbone.name", self.name, "text")
         names = self.architectures
@@ -72,7 +76,7 @@ class Backbone:
         fingerprint = self.fingerprint
         require_field(
             fingerprint is None
-            or (isinstance(fingerprint, str) and re.fullmatch("sha256:[0-9a-f]{64}", fingerprint)),
+            or (isinstance(fingerprint, str) and FINGERPRINT.fullmatch(fingerprint)),
             "backbone.fingerprint",
             fingerprint,
             "'sha256:' and 64 hex digits, or null",
@@ -160,11 +164,21 @@ class Backbone:
             if required:
                 raise
             return self
+        fingerprint = fingerprint_of_tensors(stored)
         return dataclasses.replace(
             self,
-            fingerprint=fingerprint_of_tensors(stored),
+            fingerprint=fingerprint,
             embedding_sample=sample_embedding(stored, self.vocab_size, self.hidden_size),
+            merged=read_merged_lora(Path(checkpoint), fingerprint),
         )
+
+    @property
+    def unmerged(self) -> "Backbone":
+        """The base without the LoRA that was merged into it, as vLLM serves it under that LoRA."""
+        if self.merged is None:
+            return self
+        base, fingerprint = self.merged.base, self.merged.base_fingerprint
+        return dataclasses.replace(self, name=base, fingerprint=fingerprint, merged=None)
 
 
 def require_same_backbone(
@@ -213,6 +227,13 @@ def require_same_backbone(
         f"{served.fingerprint}"
     )
     if not allow_mismatch:
+        if trained.merged is not None and trained.merged.base_fingerprint == served.fingerprint:
+            difference += (
+                f": that is {trained.merged.base!r} without the LoRA {trained.merged.lora!r}, which guided "
+                "requests need. Start with --enable-lora and ask for that LoRA in each, serve the merged "
+                "checkpoint"
+            )
+            raise AdapterError(f"{difference}, or set allow_backbone_mismatch to true.")
         raise AdapterError(
             f"{difference}. Serve the adapter's own backbone, or, where you know that they are "
             "close enough (a quantised or re-saved copy), set allow_backbone_mismatch to true."

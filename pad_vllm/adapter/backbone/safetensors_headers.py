@@ -53,6 +53,11 @@ def stored_tensors(checkpoint: Path) -> dict[str, StoredTensor]:
     return stored
 
 
+def tensors_of_file(file: Path) -> dict[str, StoredTensor]:
+    """Every tensor of one file, by name. Raises ValueError for a file that is cut short or malformed."""
+    return {tensor.name: tensor for tensor in _read_header(file)}
+
+
 def _checkpoint_files(folder: Path) -> list[Path]:
     """The files that vLLM would load: those in the index, otherwise model.safetensors, otherwise all."""
     index = folder / _INDEX_FILE

@@ -26,14 +26,18 @@ def fingerprint(checkpoint: Path) -> str:
 
 
 def local_checkpoint(
-    name_or_path: str, revision: str | None = None, cache_dir: str | None = None
+    name_or_path: str,
+    revision: str | None = None,
+    cache_dir: str | None = None,
+    file: str = "config.json",
 ) -> Path | None:
-    """The folder of a checkpoint that is on this machine. Downloads nothing.
+    """The folder of a checkpoint, or of a LoRA, that is on this machine. Downloads nothing.
 
     Args:
         name_or_path: Folder, or a model's name on the hub.
         revision: Branch, tag or commit on the hub; None: the default branch.
         cache_dir: Hub cache to look in; None: the default one.
+        file: A file that the hub's repository has.
 
     Returns:
         The folder itself, or the snapshot of a hub name in the local cache; None if there is neither.
@@ -46,9 +50,7 @@ def local_checkpoint(
     try:
         # Not snapshot_download(local_files_only=True): it refuses a snapshot that lacks any file of the
         # repository, and vLLM fetches only the files that it needs.
-        config = try_to_load_from_cache(
-            name_or_path, "config.json", cache_dir=cache_dir, revision=revision
-        )
+        config = try_to_load_from_cache(name_or_path, file, cache_dir=cache_dir, revision=revision)
     except ValueError:  # not a valid name of a hub model
         return None
     return Path(config).parent if isinstance(config, str) else None

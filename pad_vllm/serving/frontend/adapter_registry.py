@@ -149,7 +149,8 @@ class AdapterRegistry:
     def _load_mergeable(self, folder: Path) -> Adapter:
         require_small(folder)
         pad, adapter = self._pad, load_adapter(folder)
-        require_stackable(adapter.config, folder, self._served, pad.adapter)
+        config = served_adapters.unmerged(adapter).config if self._loras else adapter.config
+        require_stackable(config, folder, self._served, pad.adapter)
         require_prefix_shapes(adapter, self._base)
         if pad.instructions and adapter.config.prefixes is not None:
             served_layer = instruction_settings.fork_layer(pad, self._served)

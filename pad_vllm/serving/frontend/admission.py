@@ -16,7 +16,7 @@ from pad_vllm.adapter.shape_checks import (
     require_lora_shapes,
     require_prefix_shapes,
 )
-from pad_vllm.argument_names import ADAPTER, EXPLAIN, PREFERENCE, WEIGHTS
+from pad_vllm.argument_names import ADAPTER, EXPLAIN, PREFERENCE
 from pad_vllm.config import PADConfig
 from pad_vllm.params import RequestLimits, parse_guidance
 from pad_vllm.serving.frontend.adapter_registry import AdapterRegistry
@@ -26,6 +26,7 @@ from pad_vllm.serving.frontend.request_fields import (
     request_field_check,
     require_arguments_in_place,
 )
+from pad_vllm.serving.frontend.required_lora import require_trained_lora
 from pad_vllm.serving.start import (
     config_checks,
     eos_tokens,
@@ -34,8 +35,7 @@ from pad_vllm.serving.start import (
     served_adapters,
 )
 from pad_vllm.vllm_api.patches.server_request_check import check_server_requests
-from pad_vllm.vllm_api.vllm_names import VllmConfig
-from pad_vllm.wording import short_repr
+from pad_vllm.vllm_api.vllm_names import LoRARequest, VllmConfig
 
 
 def make_admission(config: VllmConfig) -> Admission:
@@ -45,14 +45,10 @@ def make_admission(config: VllmConfig) -> Admission:
     """
     pad = config_checks.pad_settings(config)
     # The worker loads it again; loaded here too, a broken one is reported without a worker's traceback.
-    adapter = served_adapters.load_served_adapters(pad, config.model_config)
+    loras = config.lora_config is not None
+    adapter = served_adapters.load_served_adapters(pad, config.model_config, loras=loras)
     config_checks.check_backbone(config, pad, adapter, weights_fetched=False)
-    registry = AdapterRegistry(
-        pad,
-        adapter.config,
-        config.model_config.hf_config,
-        loras=config.lora_config is not None,
-    )
+    registry = AdapterRegistry(pad, adapter.config, config.model_config.hf_config, loras=loras)
     if pad.engine == "shared":
         _require_fitting_base(pad, adapter, config.model_config.hf_config)
         check_server_requests(request_field_check(lambda _: False), require_arguments_in_place)
@@ -65,7 +61,7 @@ def make_admission(config: VllmConfig) -> Admission:
         eos_tokens.required_eos_token_id(config)
     if pad.reasoning == "unguided":
         reasoning_markers.find_reasoning_markers(config)
-    return Admission(registry, config.model_config, _instruction_reader(config, pad))
+    return Admission(registry, config.model_config, _instruction_reader(config, pad), loras=loras)
 
 
 def _instruction_reader(config: VllmConfig, pad: PADConfig) -> InstructionReader | None:
@@ -113,9 +109,11 @@ class Admission:
         adapters: AdapterRegistry,
         model_config: Any,
         instructions: InstructionReader | None = None,
+        *,
+        loras: bool = False,
     ) -> None:
         self.adapters, self._instructions = adapters, instructions
-        self._model_config = model_config
+        self._model_config, self._loras = model_config, loras
 
     @property
     def takes_instructions(self) -> bool:
@@ -123,36 +121,31 @@ class Admission:
         return self._instructions is not None
 
     def __call__(
-        self, params: Any, lora: str | None = None
+        self, params: Any, lora: LoRARequest | None = None
     ) -> RequestLimits | InstructedRequest | None:
         """The limits of the adapter that guides a request, with its instruction; None for a request without
         PAD's arguments.
 
-        params: its SamplingParams; lora: the name of vLLM's LoRA that it asks for. Raises ValueError for a
-        request that is refused.
+        params: its SamplingParams; lora: vLLM's LoRA that it asks for. Raises ValueError for a request that
+        is refused.
         """
         limits = self.adapters.limits
         guidance = parse_guidance(params.extra_args, limits)
         if guidance is None:
             return None
-        if lora is not None:
-            raise _lora_refusal(lora, self._model_config.served_model_name)
         if guidance.explain and params.n != 1:
             raise ValueError(
                 f"{EXPLAIN} together with n {params.n}: one answer a request is explained; accepted: n 1. "
                 f"Send the request {params.n} times, or leave {EXPLAIN} out."
             )
         limits = limits.for_adapter(params.extra_args.get(ADAPTER))
+        if self._loras:
+            require_trained_lora(limits.merged_lora, lora, self._base_name())
         if self._instructions is not None and guidance.preference:
             return self._instructions.admit(guidance.preference, limits)
         return limits
 
-
-def _lora_refusal(lora: str, served_names: str | list[str]) -> ValueError:
-    """served_names: the name, or names, by which clients ask for the base."""
-    name = served_names if isinstance(served_names, str) else served_names[0]
-    return ValueError(
-        f"{WEIGHTS} together with the LoRA {short_repr(lora)}: the reward model was trained on the hidden "
-        f"states of the base, and a LoRA changes them; accepted: guided requests of the base. Ask for the "
-        f"model {short_repr(name)}, or leave the pad_ arguments out."
-    )
+    def _base_name(self) -> str:
+        """The first name by which clients ask for the base."""
+        names: str | list[str] = self._model_config.served_model_name
+        return names if isinstance(names, str) else names[0]

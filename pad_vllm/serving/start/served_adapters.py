@@ -27,24 +27,37 @@ ADD_ADAPTER_RPC, REMOVE_ADAPTER_RPC = "pad_add_adapter", "pad_drop_adapter"
 """Worker methods that the front end calls by `collective_rpc`: see worker/runtime_adapter_updates.py."""
 
 
-def load_served_adapters(pad: PADConfig, base: Any = None) -> Adapter:
+def load_served_adapters(pad: PADConfig, base: Any = None, *, loras: bool = False) -> Adapter:
     """The adapter, or all of them merged into one; without one, an adapter without dimensions.
 
-    base: vLLM's ModelConfig of the base, for a server without adapter. Raises AdapterError where one of them
-    is broken, or where several are not all heads only on one base.
+    Args:
+        pad: PAD's settings.
+        base: vLLM's ModelConfig of the base, for a server without adapter.
+        loras: whether the server has LoRAs of the base: an adapter that was trained with one merged is then
+            one of the base without it.
+
+    Raises:
+        AdapterError: one of them is broken, or several are not all heads only on one base.
     """
     if not pad.adapter:
         return _no_adapter(Backbone.from_hf_config(base.hf_config, name="the base"))
-    first = load_adapter(pad.adapter)
+    adapters = [load_adapter(path) for path in (pad.adapter, *pad.adapters.values())]
+    if loras:
+        adapters = [unmerged(adapter) for adapter in adapters]
     if not pad.adapters:
-        return first
-    adapters = [first, *map(load_adapter, pad.adapters.values())]
+        return adapters[0]
     return merge_adapters(
         [
             AdapterPart(_with_unique_names(adapter, index), {})
             for index, adapter in enumerate(adapters)
         ]
     )
+
+
+def unmerged(adapter: Adapter) -> Adapter:
+    """An adapter as it is served under the LoRA that its training had merged into the base, if any."""
+    config = adapter.config
+    return replace(adapter, config=replace(config, backbone=config.backbone.unmerged))
 
 
 def _no_adapter(backbone: Backbone) -> Adapter:
@@ -133,6 +146,7 @@ def adapter_limits(adapter: AdapterConfig, max_beta: float, max_top_k: int) -> R
         min_p=adapter.min_p,
         prefixes=_learned_instructions(adapter.prefixes),
         prefix_betas=adapter.prefixes.betas if adapter.prefixes else {},
+        merged_lora=adapter.backbone.merged,
     )
 
 

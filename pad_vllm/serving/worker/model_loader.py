@@ -105,9 +105,11 @@ class PADModelLoader(BaseModelLoader):
                 f"Model reloading with `{pad.load_format}` format: vLLM reloads with `auto`"
             )
         inner.download_model(model_config)
-        adapter = served_adapters.load_served_adapters(pad, config.model_config)
+        adapter = served_adapters.load_served_adapters(
+            pad, config.model_config, loras=config.lora_config is not None
+        )
         config_checks.check_backbone(config, pad, adapter)
-        if isinstance(rewards := getattr(model, "pad_rewards", None), SharedRewards):
+        if isinstance(rewards := getattr(model, "pad_rewards", None), RewardEngine):
             rewards.on_weights_changed()
         weights: Iterable[tuple[str, torch.Tensor]] = inner.get_all_weights(model_config, model)
         return weights
@@ -135,7 +137,9 @@ class PADModelLoader(BaseModelLoader):
         if _is_draft_model(vllm_config, model_config):
             return self._inner.load_model(vllm_config, model_config, *args, **kwargs)
         pad = config_checks.pad_settings(vllm_config)
-        adapter = served_adapters.load_served_adapters(pad, model_config)
+        adapter = served_adapters.load_served_adapters(
+            pad, model_config, loras=vllm_config.lora_config is not None
+        )
         rank, _ = tp_rank_and_size()
         if rank or not computes_logits():  # the first rank of the last stage logs the same
             logging.getLogger(pad_vllm.__name__).setLevel(logging.ERROR)

@@ -83,7 +83,9 @@ def adapter_config(
     """
     return AdapterConfig(
         format_version=format_version_for(
-            heads_only=model.heads_only, constants=model.head_C is not None
+            heads_only=model.heads_only,
+            constants=model.head_C is not None,
+            merged=backbone.merged is not None,
         ),
         backbone=backbone,
         fork_layer=model.fork_layer,
@@ -128,7 +130,9 @@ def _constants_adapter(config: AdapterConfig, constants: Tensor) -> Adapter:
     """An adapter that has constants [D, H] and nothing else: its rewards do not depend on the state."""
     plain = replace(
         config,
-        format_version=format_version_for(heads_only=True, constants=True),
+        format_version=format_version_for(
+            heads_only=True, constants=True, merged=config.backbone.merged is not None
+        ),
         fork_layer=config.backbone.num_layers,
         head_rank=1,
         training={"method": "constant"},

@@ -78,6 +78,9 @@ def _summary(config: AdapterConfig) -> str:
         if config.heads_only
         else f"LoRA from layer {config.fork_layer} of {config.backbone.num_layers}"
     )
+    merged = config.backbone.merged
+    if merged is not None:
+        trunk += f"; trained on {merged.base} with the LoRA {merged.lora} merged into it"
     guards = [
         f"{name} {value:g}"
         for name, value in (("no_repeat", config.no_repeat), ("min_p", config.min_p))

@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from vllm.lora.request import LoRARequest
 from vllm.v1.engine.input_processor import InputProcessor
 
 from pad_vllm.argument_names import INSTRUCTION_KEY, PREFERENCE
@@ -28,7 +27,12 @@ from pad_vllm.vllm_api.patches.outcome_rpc import (
 from pad_vllm.vllm_api.patches.response_fields import patch_responses
 from pad_vllm.vllm_api.patches.wrap_method import wrap_method
 from pad_vllm.vllm_api.prometheus_metrics import pad_metrics
-from pad_vllm.vllm_api.vllm_names import SamplingParams, VllmConfig, VLLMValidationError
+from pad_vllm.vllm_api.vllm_names import (
+    LoRARequest,
+    SamplingParams,
+    VllmConfig,
+    VLLMValidationError,
+)
 
 # 1. At start-up: vLLM makes a front end, and PAD checks its config.
 
@@ -44,9 +48,11 @@ class RequestCheck(Protocol):
     def takes_instructions(self) -> bool:
         """Whether requests may have a sentence that the base's own reward stream reads."""
 
-    def __call__(self, params: SamplingParams, lora: str | None, /) -> RequestGuidance | None:
-        """What guides a request with these parameters and a LoRA of this name; None for an unguided request.
-        Raises ValueError for a request that is refused.
+    def __call__(
+        self, params: SamplingParams, lora: LoRARequest | None, /
+    ) -> RequestGuidance | None:
+        """What guides a request with these parameters and this LoRA; None for an unguided request. Raises
+        ValueError for a request that is refused.
         """
 
 
@@ -123,7 +129,7 @@ def _wrap_request_maker(processor: Any) -> None:
     processor.process_inputs = process_inputs
 
 
-def _admit(processor: Any, params: Any, lora: str | None) -> RequestGuidance | None:
+def _admit(processor: Any, params: Any, lora: LoRARequest | None) -> RequestGuidance | None:
     """What guides a request; None for an unguided or a pooling request. Raises VLLMValidationError."""
     if not isinstance(params, SamplingParams):
         return None
@@ -184,10 +190,10 @@ def _guidance_of(engine: Any, params: Any, arguments: Iterable[Any]) -> RequestG
     processor = getattr(engine, "input_processor", None)
     if not hasattr(processor, "pad_admission"):
         return None
-    return _admit(processor, params, _lora_name(arguments))
+    return _admit(processor, params, _lora(arguments))
 
 
-def _lora_name(arguments: Iterable[Any]) -> str | None:
-    """The name of the LoRA among a request's arguments, or of the one in an engine request among them."""
+def _lora(arguments: Iterable[Any]) -> LoRARequest | None:
+    """The LoRA among a request's arguments, or in an engine request among them."""
     values = (getattr(argument, "lora_request", argument) for argument in arguments)
-    return next((value.lora_name for value in values if isinstance(value, LoRARequest)), None)
+    return next((value for value in values if isinstance(value, LoRARequest)), None)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from vllm import envs
 from vllm.config.cache import CacheDType
 from vllm.config.speculative import SpeculativeMethod
+from vllm.lora.request import LoRARequest
 
 from pad_vllm import plugin
 from pad_vllm.adapter.adapter_folder import load_adapter
@@ -26,6 +27,7 @@ from pad_vllm.serving import registration
 from pad_vllm.serving.frontend import admission
 from pad_vllm.serving.registration import register_with_vllm
 from pad_vllm.serving.start import config_checks, refused_features, unsupported_configs
+from pad_vllm.training.merged_base import merge_lora
 from pad_vllm.vllm_api import plugin_state, startup_probe
 from pad_vllm.vllm_api.startup_probe import require_vllm_internals
 from pad_vllm.vllm_api.vllm_names import BaseModelLoader
@@ -396,12 +398,37 @@ def test_a_fork_is_refused_beside_loras_and_heads_are_not(config, heads):
             settings=heads, lora_config=object(), model_config={"served_model_name": ["base", "b"]}
         )
     )
-    assert admit(Extra(), "sql") is None
+    lora = LoRARequest("sql", 1, "/nowhere")
+    assert admit(Extra(), lora) is None
     assert admit(Extra(pad_weights="helpful=1")) is not None
     with pytest.raises(
         ValueError, match="the LoRA 'sql'.*accepted: guided.*Ask for the model 'base'"
     ):
-        admit(Extra(pad_weights="helpful=1"), "sql")
+        admit(Extra(pad_weights="helpful=1"), lora)
+
+
+def test_each_adapter_guides_requests_under_the_lora_that_it_was_trained_with(
+    config, base, heads, tmp_path
+):
+    lora = tiny.write_lora(base, tmp_path / "sql", seed=1)
+    merge_lora(base, lora, tmp_path / "merged")
+    trained = tiny.write_adapter(tmp_path / "merged", tmp_path / "under", fork_layer=4, std=0.05)
+    with pytest.raises(AdapterError, match="without the LoRA 'sql'.*Start with --enable-lora"):
+        admission.make_admission(config(settings={"adapter": str(trained)}))
+    served = {"lora_config": object(), "model_config": {"served_model_name": "base"}}
+    both = {**heads, "adapters": {"sql": str(trained)}}
+    for settings, named in (
+        ({"adapter": str(trained)}, {}),
+        (both, {"pad_adapter": "sql"}),
+    ):
+        admit = admission.make_admission(config(settings=settings, **served))
+        asked = Extra(pad_weights="helpful=1", **named)
+        assert admit(asked, LoRARequest("any", 1, str(lora))) is not None
+        with pytest.raises(ValueError, match="trained with the LoRA 'sql'"):
+            admit(asked)
+    assert admit(Extra(pad_weights="helpful=1")) is not None
+    with pytest.raises(ValueError, match="accepted: guided requests of the base"):
+        admit(Extra(pad_weights="helpful=1"), LoRARequest("any", 1, str(lora)))
 
 
 @pytest.mark.parametrize("cache_dtype", ["fp8", "fp8_e4m3", "fp8_e5m2"])

@@ -84,11 +84,11 @@ def run(engine, *extra_args):
     return LLMEngine.step(engine)
 
 
-def test_a_request_that_came_with_a_lora_is_known_by_its_name():
+def test_the_lora_that_a_request_came_with_is_found_among_its_arguments():
     lora = LoRARequest("sql", 1, "/somewhere")
-    assert front_end_checks._lora_name(("a prompt", None, 0, lora)) == "sql"
-    assert front_end_checks._lora_name((SimpleNamespace(lora_request=lora), None)) == "sql"
-    assert front_end_checks._lora_name(("a prompt", SimpleNamespace(lora_request=None))) is None
+    assert front_end_checks._lora(("a prompt", None, 0, lora)) is lora
+    assert front_end_checks._lora((SimpleNamespace(lora_request=lora), None)) is lora
+    assert front_end_checks._lora(("a prompt", SimpleNamespace(lora_request=None))) is None
 
 
 def test_the_worker_reads_its_own_name_for_the_adapter():
