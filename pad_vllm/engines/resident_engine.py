@@ -73,6 +73,7 @@ class ResidentRewards(RewardEngine):
         start_early: Callable[[Sequence[ScoringRequest]], None] | None = None,
         last_token_indices: Callable[[], Tensor | None] = lambda: None,
         longest_prompt_wait_s: float = LONGEST_WAIT_S["unguided"],
+        require_own_weights: Callable[[], None] = lambda: None,
     ) -> None:
         """Make an engine without requests.
 
@@ -85,13 +86,19 @@ class ResidentRewards(RewardEngine):
             last_token_indices: [rows] int64, the index of each row's last token among the [T] tokens of the
                 forward that starts; None where it is not known.
             longest_prompt_wait_s: longest time that a step waits for prompts that are not translated yet.
+            require_own_weights: raises RuntimeError where the scorer's model has lost its weights.
         """
         self.scorer, self.failure_log = scorer, failure_log
         self._start_early, self._last_token_indices = start_early, last_token_indices
+        self._require_own_weights = require_own_weights
         self._batch: Mapping[int, GuidedRequest] = {}
         self._prompts = PromptReader(aligner, longest_prompt_wait_s)
         self._keys = itertools.count()
         self._fed_tokens: Tensor | None = None
+
+    def on_weights_changed(self) -> None:
+        """See RewardEngine. The reward model has weights of its own, which must still be there."""
+        self._require_own_weights()
 
     def on_request_joined(self, request: GuidedRequest) -> None:
         """See RewardEngine. The prompt is translated in another thread, while the steps go on."""

@@ -85,6 +85,11 @@ class RewardEngine:
     by default. The processor catches what they raise.
     """
 
+    def on_weights_changed(self) -> None:
+        """The base's weights are about to be loaded again. Raises RuntimeError where the engine cannot go on:
+        this is no engine step.
+        """
+
     def on_request_joined(self, request: GuidedRequest) -> None:
         """A guided request entered the batch and its `tokens` are set: an engine may begin to read them.
 

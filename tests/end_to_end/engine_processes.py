@@ -102,6 +102,7 @@ def engine(
         gpu_like_compilation: true for V2 compiled in pieces, with padded batches; for all jobs from this
             one on
         ranks: true notes what each rank of tensor parallelism guides with
+        offload: true has vLLM offload on a CPU too, for all jobs from this one on
     result:
         outputs: a request each, in order: prompt_token_ids; choices [{text, token_ids,
             finish_reason, logprobs [{token id as text: logprob}] or None}]; cached_tokens; pad; the
@@ -112,6 +113,7 @@ def engine(
         steps: a request each: [{ids, z, reward}], one a step; empty where nothing was noted
         early: rows that `ray` was asked for before a forward, each time
         pieces: how many vLLM split the models into that it compiled; padded: tokens added to each step
+        offloaded: bytes of weights that vLLM offloaded
         runner: "v1" or "v2", None where the engine has a process of its own
         ranks: a rank each, {steps: [[rewards, hashes of candidates, rewards and guided rows]], runner,
             buffers: shapes by name; speaks: whether its warnings are logged}

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import gpu_like_compilation
+import offloading_on_cpu
 
 HIDDEN = ("h_B", "h_T")
 
@@ -98,6 +99,8 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
 
     if job.get("gpu_like_compilation", False) and not _on_gpu():
         gpu_like_compilation.enable()
+    if job.get("offload", False):
+        offloading_on_cpu.enable()
     _use_onednn_for_int8()
     early = _note_early_prefills()
     begin = time.monotonic()
@@ -125,6 +128,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         "early": [*early],
         "pieces": gpu_like_compilation.pieces(),
         "padded": [*gpu_like_compilation.padded],
+        "offloaded": offloading_on_cpu.offloaded_bytes(),
         "ranks": llm.collective_rpc(_noted_guidance) if job.get("ranks", False) else [],
         "guided_rows": _guided_rows() - guided,
         "start_s": started - begin,

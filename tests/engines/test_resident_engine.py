@@ -381,3 +381,15 @@ def test_a_text_that_cannot_be_read_costs_no_other_row_its_early_start(logged):
     assert [[list(scored.tokens) for scored in requests] for requests in early] == [[[5, 9]]]
     assert step(engine, [lost, sound], [(8, 1), (9, 1)]).isnan().all(1).tolist() == [True, False]
     assert engine.failure_log.counts == {"text lost": 2}
+
+
+def test_before_the_bases_weights_are_loaded_again_the_reward_models_own_are_looked_at(logged):
+    looked = []
+    engine = ResidentRewards(
+        SameTokensAligner(),
+        LengthScorer(),
+        FailureLog(logged.append),
+        require_own_weights=lambda: looked.append(True),
+    )
+    engine.on_weights_changed()
+    assert looked

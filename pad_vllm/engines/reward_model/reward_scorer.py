@@ -102,9 +102,23 @@ class RewardScorer:
         device = decoder.device
         B = guidance.contiguous_for_direction(B.to(device))
         self._heads = (A.to(device), B, C if C is None else C.to(device))
+        self._sums_at_first = self._sums_of_heads()
         self._pool = BlockPool(decoder.num_blocks, BLOCK_SIZE)
         self._rows: dict[int, CachedRow] = {}
         self.counts, self.failure_log = ScorerCounts(), failure_log
+
+    def _sums_of_heads(self) -> list[float]:
+        return [float(head.sum()) for head in self._heads if head is not None]
+
+    def require_own_weights(self) -> None:
+        """Raises RuntimeError where the heads are no longer what was loaded. All that the reward model has on
+        the device was allocated with them.
+        """
+        if self._sums_of_heads() != self._sums_at_first:
+            raise RuntimeError(
+                "the reward model lost its weights, which vLLM's sleep mode must not discard. Start the "
+                "server again, without --enable-sleep-mode or with the ray engine."
+            )
 
     @property
     def used_blocks(self) -> int:

@@ -103,7 +103,7 @@ class SharedRewards(RewardEngine):
             self._instructions.leave_slot(slot)
 
     def on_weights_changed(self) -> None:
-        """The base's weights are about to be loaded again."""
+        """See RewardEngine: instructions are read anew."""
         if self._instructions is not None:
             self._instructions.on_weights_changed()
 

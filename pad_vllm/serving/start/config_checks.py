@@ -26,6 +26,7 @@ from pad_vllm.serving.start.forkable_bases import (
     require_fork_in_last_stage,
     require_forkable_architecture,
     require_no_lora,
+    require_no_offloading,
     require_plain_kv_cache,
 )
 from pad_vllm.serving.start.pad_activation import require_pad_switched_on
@@ -144,6 +145,7 @@ def _require_forkable(config: VllmConfig, fork_layer: int) -> None:
         require_fork_in_last_stage(fork_layer, last_stage_layers(config), num_stages)
     require_forkable_architecture(model.architectures, base=model.model)
     require_no_lora(enabled=config.lora_config is not None)
+    require_no_offloading(getattr(config, "offload_config", None))
     require_plain_kv_cache(kv_cache_dtype(config), model.dtype)
     require_forkable_method(quantization_method(config))
 

@@ -39,6 +39,18 @@ def require_no_lora(*, enabled: bool) -> None:
         )
 
 
+def require_no_offloading(offload_config: Any) -> None:
+    """Raises ValueError where vLLM's OffloadConfig keeps weights of layers in the host's memory.
+
+    Layers then have a forward of their own on the instance, which runs in place of the fork's.
+    """
+    if offload_config is not None and offload_config.uva.cpu_offload_gb > 0:
+        raise ValueError(
+            "pad_vllm does not fork a model with --cpu-offload-gb, whose layers would bypass the fork; drop "
+            "it, or use an adapter with heads only, which forks nothing."
+        )
+
+
 def require_plain_kv_cache(cache_dtype: str, model_dtype: Any) -> None:
     """Raises ValueError unless the KV cache stores the model's own dtype, a torch.dtype.
 

@@ -42,9 +42,10 @@ def _spreads_engines(parallel_config: Any) -> bool:
     return not all_local or parallel_config.data_parallel_backend != "mp"
 
 
-def _offloads_weights(offload_config: Any) -> bool:
+def _prefetches_weights(offload_config: Any) -> bool:
     return offload_config is not None and (
-        offload_config.uva.cpu_offload_gb > 0 or offload_config.prefetch.offload_group_size > 0
+        offload_config.prefetch.offload_group_size > 0
+        or offload_config.offload_backend == "prefetch"
     )
 
 
@@ -147,9 +148,12 @@ REFUSED_BY_ALL: tuple[RefusedFeature, ...] = (
 
 _REFUSED_BY_SHARED: tuple[RefusedFeature, ...] = (
     RefusedFeature(
-        "weight offloading",
-        lambda c: _offloads_weights(getattr(c, "offload_config", None)),
-        "drop --cpu-offload-gb and --offload-group-size; offloaded layers would bypass the fork",
+        "weight offloading with prefetching",
+        lambda c: _prefetches_weights(getattr(c, "offload_config", None)),
+        (
+            "drop --offload-group-size and --offload-backend; with heads only --cpu-offload-gb is accepted. "
+            "Prefetching needs a GPU's streams, and was not run"
+        ),
     ),
     RefusedFeature(
         "weight transfer",
@@ -201,17 +205,9 @@ _REFUSED_BY_RESIDENT_AND_RAY: tuple[RefusedFeature, ...] = (
     ),
 )
 
-_REFUSED_BY_RESIDENT: tuple[RefusedFeature, ...] = (
-    RefusedFeature(
-        "sleep mode",
-        lambda c: c.model_config.enable_sleep_mode,
-        "drop --enable-sleep-mode, or use the ray engine; vLLM would not wake the reward model up",
-    ),
-)
-
 REFUSED_BY_ENGINE: dict[str, tuple[RefusedFeature, ...]] = {
     "shared": _REFUSED_BY_SHARED,
-    "resident": (*_REFUSED_BY_RESIDENT_AND_RAY, *_REFUSED_BY_RESIDENT),
+    "resident": _REFUSED_BY_RESIDENT_AND_RAY,
     "ray": _REFUSED_BY_RESIDENT_AND_RAY,
 }
 """Engine -> what it refuses and others do not: `shared` runs layers of the base twice; `resident` and `ray`

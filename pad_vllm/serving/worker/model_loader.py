@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -22,7 +24,6 @@ from pad_vllm.engines.reward_engine import RewardEngine, ZeroRewards
 from pad_vllm.engines.shared.instruction_stream import InstructionStream
 from pad_vllm.engines.shared.learned_prefixes import LearnedPrefixes
 from pad_vllm.engines.shared.model_fork import InstructedFork, fork_model
-from pad_vllm.engines.shared.shared_rewards import SharedRewards
 from pad_vllm.serving.start import config_checks, instruction_settings, served_adapters
 from pad_vllm.serving.start.served_adapters import ADD_ADAPTER_RPC, REMOVE_ADAPTER_RPC
 from pad_vllm.serving.worker.instance import Instance, get_or_create_instance, report_outcomes
@@ -48,6 +49,8 @@ from pad_vllm.vllm_api.vllm_names import (
 )
 
 logger = init_logger(__name__)
+
+Made = TypeVar("Made")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,9 +212,15 @@ _CPU_LORA = (
 )
 
 
+def _device_of(model: nn.Module) -> torch.device:
+    """Where a model runs: parameters that vLLM offloads lie on the CPU, whatever that is."""
+    devices = {parameter.device for parameter in model.parameters()}
+    return next((device for device in devices if device.type != "cpu"), torch.device("cpu"))
+
+
 def _shared_engine(loaded: LoadedModel) -> RewardEngine:
     adapter = loaded.adapter
-    device = next(loaded.model.parameters()).device
+    device = _device_of(loaded.model)
     if loaded.config.lora_config is not None and device.type == "cpu":
         logger.warning(_CPU_LORA)
     fork_layer = instruction_settings.fork_layer(loaded.pad, adapter.config)
@@ -245,21 +254,46 @@ def _instructed_fork(loaded: LoadedModel, fork_layer: int) -> InstructedFork:
     return InstructedFork(fork_layer, stream)
 
 
+_STAYS_AWAKE = (
+    "PAD: the reward model does not sleep with the base: its weights and its KV cache stay on %s. With the "
+    "ray engine they are in another process."
+)
+
+
+def _outside_of_vllms_pool(make: Callable[[], Made]) -> Made:
+    """Call `make` in a thread of its own. With sleep mode vLLM loads models into a memory pool, whose content
+    level 2 discards; PyTorch's pools are those of one thread.
+    """
+    with ThreadPoolExecutor(1, "pad-load") as thread:
+        return thread.submit(make).result()
+
+
 def _resident_engine(loaded: LoadedModel) -> RewardEngine:
     from pad_vllm.engines.prompt_reader import LONGEST_WAIT_S
     from pad_vllm.engines.resident_engine import ResidentRewards
     from pad_vllm.engines.reward_model.scorer_loader import make_reward_scorer
 
     pad, failure_log = loaded.pad, loaded.instance.failure_log
-    device = torch.device(pad.device) if pad.device else next(loaded.model.parameters()).device
-    scorer = make_reward_scorer(
-        pad, loaded.adapter, failure_log, dtype=loaded.model_config.dtype, device=device
+    device = torch.device(pad.device) if pad.device else _device_of(loaded.model)
+    make = partial(
+        make_reward_scorer,
+        pad,
+        loaded.adapter,
+        failure_log,
+        dtype=loaded.model_config.dtype,
+        device=device,
     )
+    if loaded.model_config.enable_sleep_mode:
+        logger.warning(_STAYS_AWAKE, device)
+        scorer = _outside_of_vllms_pool(make)
+    else:
+        scorer = make()
     rewards = ResidentRewards(
         config_checks.make_token_aligner(loaded.config, pad),
         scorer,
         failure_log,
         longest_prompt_wait_s=LONGEST_WAIT_S[pad.on_failure],
+        require_own_weights=scorer.require_own_weights,
     )
     token_columns.attach_token_columns(loaded.model, rewards)
     logger.info("PAD: a separate reward model beside the base, %s", pad.adapter)

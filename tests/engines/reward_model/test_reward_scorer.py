@@ -331,3 +331,11 @@ def test_candidates_side_by_side_take_no_positions_from_a_row(made):
     assert fast.counts.nodes == 3 * len(each)
     beyond = ScoringRequest(0, [3] * length, (1.0, 0.0, 0.0), [(length, (5,) * 6)])
     assert fast([beyond]).isnan().all()
+
+
+def test_weights_that_were_discarded_under_it_are_noticed(made):
+    score = scorer(*made("llama"))
+    score.require_own_weights()
+    score._heads[1].zero_()
+    with pytest.raises(RuntimeError, match="lost its weights.*Start the server again"):
+        score.require_own_weights()

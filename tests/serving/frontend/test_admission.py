@@ -179,9 +179,10 @@ def test_settings_alone_are_refused_and_not_passed_over(config):
         admission.make_admission(config(load_format="auto", processors=()))
 
 
-def offload(cpu_offload_gb=0, offload_group_size=0):
+def offload(cpu_offload_gb=0, offload_group_size=0, offload_backend="auto"):
     """vLLM's settings for weights that stay on the host."""
     return SimpleNamespace(
+        offload_backend=offload_backend,
         uva=SimpleNamespace(cpu_offload_gb=cpu_offload_gb),
         prefetch=SimpleNamespace(offload_group_size=offload_group_size),
     )
@@ -222,7 +223,7 @@ ON = {
     "vLLM's Rust front end": {},
     "pooling": {"runner_type": "pooling"},
     "diffusion models": {"model_config": {"is_diffusion": True}},
-    "weight offloading": {"offload_config": offload(cpu_offload_gb=1)},
+    "weight offloading with prefetching": {"offload_config": offload(offload_group_size=2)},
     "weight transfer": {"weight_transfer_config": object()},
     "an implementation other than vLLM's own": {"model_config": {"model_impl": "transformers"}},
 }
@@ -339,10 +340,15 @@ def test_drafts_that_a_step_may_leave_out_are_refused(config):
         admission.make_admission(config(**given))
 
 
-def test_layers_that_vllm_prefetches_would_bypass_the_fork_and_are_refused(config):
+def test_offloaded_layers_would_bypass_a_fork_and_are_nothing_to_heads(config, heads):
     assert admission.make_admission(config(offload_config=offload())) is not None
-    with pytest.raises(ValueError, match="not support weight offloading yet"):
-        admission.make_admission(config(offload_config=offload(offload_group_size=2)))
+    offloading = offload(cpu_offload_gb=1)
+    with pytest.raises(ValueError, match="not fork a model with --cpu-offload-gb.*heads only"):
+        admission.make_admission(config(offload_config=offloading))
+    assert admission.make_admission(config(settings=heads, offload_config=offloading)) is not None
+    for prefetching in (offload(1, offload_group_size=2), offload(offload_backend="prefetch")):
+        with pytest.raises(ValueError, match="weight offloading with prefetching yet.*was not run"):
+            admission.make_admission(config(settings=heads, offload_config=prefetching))
 
 
 QUANTISED = [name for name in get_args(CacheDType) if name not in {"auto", "bfloat16", "float16"}]

@@ -108,10 +108,9 @@ def test_a_reward_model_of_its_own_reads_no_drafts(config, engine):
         admission.make_admission(config({"engine": engine}, speculative_config=drafts))
 
 
-def test_sleep_would_lose_a_reward_model_in_the_worker_but_not_one_in_an_actor(config):
-    with pytest.raises(ValueError, match="resident engine does not support sleep mode"):
-        admission.make_admission(config(enable_sleep_mode=True))
-    assert admission.make_admission(config({"engine": "ray"}, enable_sleep_mode=True)) is not None
+@pytest.mark.parametrize("engine", ["resident", "ray"])
+def test_the_base_may_sleep_beside_a_reward_model_of_its_own(config, engine):
+    assert admission.make_admission(config({"engine": engine}, enable_sleep_mode=True)) is not None
 
 
 @pytest.mark.parametrize("engine", ["resident", "ray"])
