@@ -21,8 +21,21 @@ def resolve_base(base: str) -> str:
     """The folder of a model of `pad-vllm models`, fetched if necessary; any other base unchanged.
 
     `base` may be the model's name or its title, which an adapter trained on it gives as its backbone. As in
-    Transformers, a folder of that name in the working directory comes first. Raises ModelError.
+    Transformers, a folder of that name in the working directory comes first. Raises ModelError, for a GGUF
+    file and an object store's address too.
     """
+    if base.lower().endswith(".gguf") and not Path(base).is_dir():
+        raise model_downloads.ModelError(
+            f"{base} is a GGUF file, for which vLLM has no loader; accepted: a folder of safetensors. "
+            "Dequantise it by Transformers: from_pretrained(FOLDER, gguf_file=NAME), then save_pretrained, "
+            "of model and tokenizer."
+        )
+    if "://" in base:
+        raise model_downloads.ModelError(
+            f"{base} is an address, which vLLM takes with load formats of its own and not with PAD's; "
+            "accepted: a folder or a hub name. Copy the model into a folder; its weights may stay elsewhere "
+            "if a load format finds them (additional_config['pad']['load_format'])."
+        )
     name = _downloadable_name(base)
     return base if name is None else str(model_downloads.fetch_model(name))
 

@@ -11,6 +11,7 @@ from vllm.logger import init_logger
 from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.model_loader import get_model_loader, register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from vllm.sampling_params import SamplingParams
@@ -34,6 +35,7 @@ __all__ = [
     "V2LogitsProcessor",
     "VLLMValidationError",
     "VllmConfig",
+    "VocabParallelEmbedding",
     "get_current_vllm_config",
     "get_model_loader",
     "init_logger",

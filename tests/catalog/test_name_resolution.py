@@ -14,6 +14,18 @@ def test_a_known_name_is_fetched_and_any_other_is_left_to_vllm(monkeypatch, tmp_
     assert resolve_base("meta-llama/Llama-3.1-8B") == "meta-llama/Llama-3.1-8B"
 
 
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ("models/Llama-Q4_K_M.GGUF", "is a GGUF file.*accepted: a folder of safetensors"),
+        ("s3://bucket/llama", "is an address.*accepted: a folder or a hub name"),
+    ],
+)
+def test_what_vllm_cannot_load_under_pad_is_refused_by_name(base, said):
+    with pytest.raises(model_downloads.ModelError, match=said):
+        resolve_base(base)
+
+
 def test_a_folder_of_that_name_comes_before_the_known_name(monkeypatch, tmp_path):
     (tmp_path / "smollm2-135m").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -102,6 +102,7 @@ def engine(
         gpu_like_compilation: true for V2 compiled in pieces, with padded batches; for all jobs from this
             one on
         ranks: true notes what each rank of tensor parallelism guides with
+        weights_from: folder of the weights, for the load format `elsewhere`
         offload: true has vLLM offload on a CPU too, for all jobs from this one on
     result:
         outputs: a request each, in order: prompt_token_ids; choices [{text, token_ids,

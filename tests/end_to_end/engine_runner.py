@@ -8,6 +8,8 @@ With --apart in a process of their own.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import gc
 import json
 import logging
@@ -99,6 +101,8 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
 
     if job.get("gpu_like_compilation", False) and not _on_gpu():
         gpu_like_compilation.enable()
+    if job.get("weights_from"):
+        _load_from(job["weights_from"])
     if job.get("offload", False):
         offloading_on_cpu.enable()
     _use_onednn_for_int8()
@@ -202,6 +206,22 @@ def _rule() -> Any:
     return kernel_choice.rule_for_device(torch.device("cuda" if _on_gpu() else "cpu"))
 
 
+def _load_from(folder: str) -> None:
+    """Make a load format `elsewhere` that reads the weights of any model from this folder."""
+    from vllm.model_executor.model_loader import register_model_loader
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+    @register_model_loader("elsewhere")
+    class _Elsewhere(DefaultModelLoader):
+        def __init__(self, load_config: Any) -> None:
+            super().__init__(dataclasses.replace(load_config, load_format="auto"))
+
+        def load_weights(self, model: Any, model_config: Any) -> None:
+            there = copy.copy(model_config)
+            there.model = folder
+            super().load_weights(model, there)
+
+
 def _on_gpu() -> bool:
     import torch
 
@@ -259,6 +279,12 @@ def _lose_weights(worker: Any) -> None:
         buffer.data.copy_(buffers[name])
 
 
+def _lose_reward_model(worker: Any) -> None:
+    """Zero the heads of `resident`'s reward model."""
+    for head in worker.model_runner.model.pad_rewards.scorer._heads[:2]:
+        head.zero_()
+
+
 def _tensors(thing: Any) -> Any:
     if hasattr(thing, "untyped_storage"):
         yield thing
@@ -306,6 +332,7 @@ def _lose_outcomes(worker: Any) -> None:
 
 _METHODS = {
     "lose_outcomes": _lose_outcomes,
+    "lose_reward_model": _lose_reward_model,
     "lose_rewards": _lose_rewards,
     "lose_weights": _lose_weights,
     "skip_processors": _skip_processors,

@@ -69,5 +69,31 @@ def test_other_weights_are_refused_and_the_engine_keeps_its_own(again):
     assert answers(again["rounds"][3]) == answers(again["outputs"])
 
 
+@pytest.mark.exhaustive
+def test_the_reward_model_of_resident_outlasts_the_bases_weights_or_the_reload_is_refused(tmp_path):
+    """As after a level-2 sleep, from which that model is kept; and as if it had not been kept."""
+    base = tiny.checkpoint("llama", tmp_path / "base")
+    adapter = tiny.write_adapter(base, tmp_path / "adapter", fork_layer=2, std=0.15, beta=1.0)
+    requests = mixed_batch(adapter, PROMPTS, 8)
+    settings = {"engine": "resident", "backbone": str(base), "cache_gib": 0.1}
+    result = engine(
+        {
+            "llm": pad(base, adapter, settings, enable_prefix_caching=False),
+            "requests": requests,
+            "calls": [
+                ["lose_weights", {}],
+                ["reload_weights", {}],
+                ["lose_reward_model", {}],
+                ["reload_weights", {}],
+            ],
+            "rounds": [requests] * 4,
+        }
+    )
+    assert result["said"][:3] == [None] * 3
+    assert "the reward model lost its weights" in result["said"][3]
+    assert answers(result["rounds"][0]) != answers(result["outputs"])
+    assert answers(result["rounds"][1]) == answers(result["outputs"])
+
+
 def answers(outputs):
     return [one["token_ids"] for one in outputs]

@@ -53,8 +53,8 @@ class Backbone:
     """`weight_fingerprint.fingerprint()` of its weights; None if there are none to read (dummy weights)."""
 
     embedding_sample: tuple[float, ...] | None = field(default=None, compare=False)
-    """SAMPLE_SIZE values of its token embedding, by which a quantised copy is recognised; None if not
-    recorded. `landmarks` in pad_config.json.
+    """SAMPLE_SIZE values of its token embedding, by which a quantised copy is recognised, and a model whose
+    weights are in no file; None if not recorded. `landmarks` in pad_config.json.
     """
 
     merged: MergedLoRA | None = field(default=None, compare=False)
@@ -210,6 +210,9 @@ def require_same_backbone(
                 "or train one on this base; no option overrides a different architecture or "
                 "shape."
             )
+    if served.fingerprint is None and trained.embedding_sample and served.embedding_sample:
+        served_model = f"the weights of the served {served.name!r} are not in its folder"
+        return _require_same_embedding(trained, served, served_model, allow_mismatch=allow_mismatch)
     if served.fingerprint is None:
         warning = (
             f"the weights of the served {served.name!r} could not be fingerprinted (dummy or not "
@@ -220,7 +223,8 @@ def require_same_backbone(
     if trained.fingerprint == served.fingerprint:
         return []
     if quant_method and trained.embedding_sample and served.embedding_sample:
-        return _require_quantised_copy(trained, served, quant_method, allow_mismatch=allow_mismatch)
+        served_model = f"the served {served.name!r} is quantised ({quant_method})"
+        return _require_same_embedding(trained, served, served_model, allow_mismatch=allow_mismatch)
     difference = (
         f"the adapter was trained on {trained.name!r} with weights "
         f"{trained.fingerprint or 'unknown'}, and the served {served.name!r} has "
@@ -241,20 +245,20 @@ def require_same_backbone(
     return [f"{difference}; going on, as allow_backbone_mismatch says. Rewards may mean little."]
 
 
-def _require_quantised_copy(
-    trained: Backbone, served: Backbone, quant_method: str, *, allow_mismatch: bool
+def _require_same_embedding(
+    trained: Backbone, served: Backbone, served_model: str, *, allow_mismatch: bool
 ) -> list[str]:
-    served_model = f"the served {served.name!r} is quantised ({quant_method})"
+    """served_model: why the fingerprints cannot be compared, for messages."""
     trained_embedding = f"that of {trained.name!r}, on which the adapter was trained"
     if samples_match(trained.embedding_sample or (), served.embedding_sample or ()):
         same = f"{served_model}; its token embedding is {trained_embedding}."
-        return [f"{same} The packed weights cannot be compared."]
+        return [f"{same} Its other weights cannot be compared."]
     difference = f"{served_model}, and its token embedding is not {trained_embedding}"
     if not allow_mismatch:
         raise AdapterError(
-            f"{difference}: a copy of another model, or one whose hidden states were rotated. Serve one that "
-            "was quantised from the adapter's own backbone, without a rotation, or, where you know better, "
-            "set allow_backbone_mismatch to true."
+            f"{difference}: a copy of another model, or one whose hidden states were rotated. Serve the "
+            "adapter's own backbone, or what was quantised from it without a rotation, or, where you know "
+            "better, set allow_backbone_mismatch to true."
         )
     return [f"{difference}; going on, as allow_backbone_mismatch says. Rewards may mean little."]
 

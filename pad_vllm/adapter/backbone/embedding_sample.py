@@ -54,6 +54,12 @@ def sample_embedding(
     return values if all(map(math.isfinite, values)) else None
 
 
+def sampled_places(rows: int, width: int) -> list[int]:
+    """Where the sampled values are in a matrix of this shape, read row by row."""
+    last = rows * width - 1
+    return [number * last // (SAMPLE_SIZE - 1) for number in range(SAMPLE_SIZE)]
+
+
 def samples_match(ours: Sequence[float], theirs: Sequence[float]) -> bool:
     """Whether two samples are of the same embedding, stored in any dtype of 16 bits or more."""
     pairs = zip(ours, theirs, strict=False)
@@ -65,11 +71,10 @@ def samples_match(ours: Sequence[float], theirs: Sequence[float]) -> bool:
 def _read_values(tensor: StoredTensor, rows: int) -> tuple[float, ...]:
     struct_format, padding = _FORMATS[tensor.dtype]
     itemsize = struct.calcsize(struct_format) - padding
-    last = rows * tensor.shape[1] - 1
     values = []
     with tensor.file.open("rb", buffering=0) as stream:
-        for number in range(SAMPLE_SIZE):
-            stream.seek(tensor.offset + number * last // (SAMPLE_SIZE - 1) * itemsize)
+        for place in sampled_places(rows, tensor.shape[1]):
+            stream.seek(tensor.offset + place * itemsize)
             raw = bytes(padding) + (stream.read(itemsize) or b"")
             values.append(float(struct.unpack(struct_format, raw)[0]))
     return tuple(values)

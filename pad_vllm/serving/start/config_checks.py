@@ -8,6 +8,8 @@ worker runs them again when it has loaded the weights. No function here loads a 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +67,31 @@ def pad_settings(config: VllmConfig) -> PADConfig:
     return pad
 
 
+FOLDER_FORMATS = (
+    "auto",
+    "fastsafetensors",
+    "hf",
+    "instanttensor",
+    "mistral",
+    "npcache",
+    "pt",
+    "safetensors",
+)
+"""vLLM's load formats that read weights from the model's folder. Others may have them elsewhere, in an object
+store for instance.
+"""
+
+ReadEmbedding = Callable[[Backbone, Sequence[float]], tuple[float, ...] | None]
+"""See worker/loaded_embedding.py, of a model that is loaded."""
+
+
 def check_backbone(
-    config: VllmConfig, pad: PADConfig, adapter: Adapter, *, weights_fetched: bool = True
+    config: VllmConfig,
+    pad: PADConfig,
+    adapter: Adapter,
+    *,
+    weights_fetched: bool = True,
+    read_embedding: ReadEmbedding | None = None,
 ) -> None:
     """Compare the adapter's backbone with the model that rewards are computed on, and log warnings.
 
@@ -79,6 +104,8 @@ def check_backbone(
         weights_fetched: whether vLLM has fetched the served model's weights. Before, a hub's model may be
             missing: `shared` then compares the config and what is on disk, and the other engines compare
             nothing.
+        read_embedding: reads the served model, where it is loaded: its token embedding is compared where its
+            weights are not in its folder.
 
     Raises:
         ValueError: the backbones differ, the base cannot be forked, or texts may be longer than the reward
@@ -86,7 +113,9 @@ def check_backbone(
     """
     warnings: list[str] = []
     if pad.engine == "shared":
-        warnings = _check_served_backbone(config, pad, adapter, weights_fetched=weights_fetched)
+        warnings = _check_served_backbone(
+            config, pad, adapter, read_embedding, weights_fetched=weights_fetched
+        )
     elif weights_fetched:
         warnings = reward_model_warnings(
             pad,
@@ -120,7 +149,12 @@ def reward_model_warnings(
 
 
 def _check_served_backbone(
-    config: VllmConfig, pad: PADConfig, adapter: Adapter, *, weights_fetched: bool
+    config: VllmConfig,
+    pad: PADConfig,
+    adapter: Adapter,
+    read_embedding: ReadEmbedding | None,
+    *,
+    weights_fetched: bool,
 ) -> list[str]:
     layer = instruction_settings.fork_layer(pad, adapter.config)
     if layer < adapter.config.backbone.num_layers:
@@ -129,9 +163,14 @@ def _check_served_backbone(
         instruction_settings.require_instructions_supported(config)
     if not pad.adapter:
         return []
+    trained = adapter.config.backbone
+    served = _served_backbone(config, pad, weights_needed=weights_fetched)
+    sample = trained.embedding_sample
+    if served.fingerprint is None and read_embedding and sample and pad.load_format != "dummy":
+        served = replace(served, embedding_sample=read_embedding(served, sample))
     return require_same_backbone(
-        adapter.config.backbone,
-        _served_backbone(config, pad, weights_needed=weights_fetched),
+        trained,
+        served,
         allow_mismatch=pad.allow_backbone_mismatch,
         # Only what the checkpoint itself says: where vLLM quantises while it loads, the files are as they
         # were, and are compared whole.
@@ -159,7 +198,8 @@ def _served_backbone(config: VllmConfig, pad: PADConfig, *, weights_needed: bool
     folder = local_checkpoint(model.model, model.revision, config.load_config.download_dir)
     if folder is None:
         return served
-    return served.with_weights(folder, required=weights_needed or Path(model.model).is_dir())
+    needed = weights_needed or Path(model.model).is_dir()
+    return served.with_weights(folder, required=needed and pad.load_format in FOLDER_FORMATS)
 
 
 def make_token_aligner(config: VllmConfig, pad: PADConfig) -> TokenAligner:

@@ -48,12 +48,22 @@ def require_supported(config: VllmConfig, pad: PADConfig) -> None:
             raise ValueError(
                 f"pad_vllm's {pad.engine} engine does not support {feature.name} yet; {feature.way_out}."
             )
+    _require_plain_format(pad.load_format)
     if pad.reasoning == "unguided" and not getattr(config, "use_v2_model_runner", False):
         raise ValueError(
             "additional_config['pad']['reasoning'] is 'unguided', which pad_vllm supports on vLLM's "
             "V2 runner alone. Use that runner (VLLM_USE_V2_MODEL_RUNNER=1), or leave the setting out."
         )
     _require_tested_drafts(config.speculative_config)
+
+
+def _require_plain_format(load_format: str) -> None:
+    if load_format.strip().lower() == "gguf":
+        raise ValueError(
+            f"additional_config['pad']['load_format'] is {load_format!r}. pad_vllm does not support GGUF "
+            "bases: vLLM has no loader of its own for them, and rewards are read from the rows of an lm_head "
+            "that is not packed. Dequantise the base into safetensors, and leave the setting out."
+        )
 
 
 def _require_tested_drafts(speculative_config: Any) -> None:

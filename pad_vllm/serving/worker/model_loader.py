@@ -27,6 +27,7 @@ from pad_vllm.engines.shared.model_fork import InstructedFork, fork_model
 from pad_vllm.serving.start import config_checks, instruction_settings, served_adapters
 from pad_vllm.serving.start.served_adapters import ADD_ADAPTER_RPC, REMOVE_ADAPTER_RPC
 from pad_vllm.serving.worker.instance import Instance, get_or_create_instance, report_outcomes
+from pad_vllm.serving.worker.loaded_embedding import loaded_embedding_sample
 from pad_vllm.serving.worker.runtime_adapter_updates import add_adapter_methods
 from pad_vllm.version import __version__
 from pad_vllm.vllm_api.forward_metadata import last_token_indices
@@ -155,7 +156,8 @@ class PADModelLoader(BaseModelLoader):
         with recorded_attention() as attention_record:
             model = self._inner.load_model(vllm_config, model_config, *args, **kwargs)
         # After the weights: before, a hub's model may not have been downloaded.
-        config_checks.check_backbone(vllm_config, pad, adapter)
+        read_embedding = partial(loaded_embedding_sample, model)
+        config_checks.check_backbone(vllm_config, pad, adapter, read_embedding=read_embedding)
         if not computes_logits():
             _add_empty_worker_methods()
             return model

@@ -91,6 +91,18 @@ def test_a_quantised_copy_of_another_model_is_refused_or_warned_of():
     assert "Rewards may mean little" in warning
 
 
+def test_weights_that_are_in_no_file_are_compared_by_the_embedding_sample():
+    elsewhere = served(fingerprint=None, embedding_sample=SAMPLE)
+    [note] = require_same_backbone(WITH_SAMPLE, elsewhere)
+    assert "are not in its folder; its token embedding is that of 'org/base'" in note
+    strange = dataclasses.replace(elsewhere, embedding_sample=(*SAMPLE[:-1], 99.0))
+    with pytest.raises(AdapterError, match="not in its folder, and .*not that of 'org/base'"):
+        require_same_backbone(WITH_SAMPLE, strange)
+    for unknown in (BACKBONE, WITH_SAMPLE):
+        [note] = require_same_backbone(unknown, served(fingerprint=None))
+        assert "could not be fingerprinted" in note
+
+
 def checkpoint(folder, config):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+import shutil
 from types import SimpleNamespace
 from typing import get_args
 
@@ -602,6 +603,33 @@ def test_dummy_weights_are_a_warning(config, warnings):
     look_at_weights(dummy)
 
     assert "could not be fingerprinted" in warnings[0]
+
+
+def test_a_gguf_base_is_refused_by_name_whatever_loads_it(config):
+    with pytest.raises(ValueError, match="load_format'] is 'GGUF'.*Dequantise the base"):
+        admission.make_admission(config(settings={"load_format": "GGUF"}))
+
+
+def test_weights_that_another_loader_has_elsewhere_are_compared_when_they_are_loaded(
+    config, base, tmp_path, warnings
+):
+    copied = shutil.copytree(base, tmp_path / "config alone")
+    (copied / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"no \*.safetensors"):
+        admission.make_admission(config(model=copied))
+    elsewhere = config(model=copied, settings={"load_format": "runai_streamer"})
+    assert admission.make_admission(elsewhere) is not None
+    pad = config_checks.pad_settings(elsewhere)
+    adapter = load_adapter(pad.adapter)
+    sample = adapter.config.backbone.embedding_sample
+    config_checks.check_backbone(elsewhere, pad, adapter, read_embedding=lambda _, trained: trained)
+    assert "its token embedding is that of" in warnings[-1]
+    config_checks.check_backbone(elsewhere, pad, adapter, read_embedding=lambda *_: None)
+    assert "could not be fingerprinted" in warnings[-1]
+    with pytest.raises(AdapterError, match="not in its folder, and its token embedding is not"):
+        config_checks.check_backbone(
+            elsewhere, pad, adapter, read_embedding=lambda *_: (9.0, *sample[1:])
+        )
 
 
 def test_a_hubs_model_that_is_not_fetched_yet_may_start_and_is_looked_at_then(
