@@ -25,11 +25,11 @@ def merge_lora(
     """
     with report_errors():
         require_package("peft")
-        from pad_vllm.training.data.prepare_data import checkpoint_folder
+        from pad_vllm.opened_base import base_folder
         from pad_vllm.training.merged_base import merge_lora as merge
 
         name = None if Path(base).is_dir() else base
-        merged = merge(checkpoint_folder(base), lora, out, base_name=name)
+        merged = merge(base_folder(base), lora, out, base_name=name)
         typer.echo(
             f"wrote {out}: {merged.base} with the LoRA {merged.lora} ({merged.lora_fingerprint})"
         )

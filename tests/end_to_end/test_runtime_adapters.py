@@ -17,6 +17,8 @@ from engine_processes import V2_ENV, engines, free_port, pad, serving
 from instructed_twin import InstructedTwin, require_twins_tokens
 from mixed_requests import greedy
 
+from pad_vllm.training.merged_base import merge_lora
+
 pytestmark = [pytest.mark.engine, pytest.mark.exhaustive]
 
 TOKENS = 192  # as many as take longer than to load an adapter
@@ -293,6 +295,24 @@ def test_guidance_under_a_lora_is_refused(url):
     assert "Ask for the model 'base'" in said
     said = refusal(post(url, "responses", {"model": "a", "input": "Hi", **only_xargs(asked)}))
     assert "the LoRA 'a'" in said
+
+
+def test_guidance_under_the_lora_of_an_adapters_training_is_answered(url, made, tmp_path):
+    root, base, _, loras = made
+    merge_lora(base, loras["a"], tmp_path / "merged")
+    layers = tiny.config("llama").num_hidden_layers
+    under = tiny.write_adapter(
+        tmp_path / "merged", root / "under", fork_layer=layers, std=0.2, dimensions=("terse",)
+    )
+    assert load(url, "under", under).status_code == 200
+    guided = {"vllm_xargs": {"pad_weights": "terse=1", "pad_adapter": "under"}, "max_tokens": 16}
+    answer = post(url, "completions", {**body("none"), **guided, "model": "a"})
+    assert answer.json()["pad"]["guided_tokens"] == 16
+    said = refusal(post(url, "completions", {**body("none"), **guided}))
+    assert "without a LoRA, of the model 'base'" in said
+    assert "trained with the LoRA 'a'" in said
+    assert str(root) not in said
+    assert unload(url, "under").status_code == 200
 
 
 def only_xargs(asked):

@@ -12,12 +12,14 @@ import tiny
 
 pytest.importorskip("vllm")
 
+from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.config import PADConfig
 from pad_vllm.params import parse_guidance
 from pad_vllm.serving.frontend import adapter_roots
 from pad_vllm.serving.frontend.adapter_registry import AdapterRegistry
 from pad_vllm.serving.start.served_adapters import load_served_adapters
 from pad_vllm.serving.worker.runtime_adapter_updates import ADD_ADAPTER_RPC, REMOVE_ADAPTER_RPC
+from pad_vllm.training.merged_base import merge_lora
 
 BASE = tiny.config("llama")
 
@@ -116,6 +118,22 @@ def test_no_served_adapters_tensors_are_read_again(engine, folders, tmp_path):
         tensors.unlink()
     load(registry, engine, "learned", folders["learned"])
     assert registry.has("learned")
+
+
+def test_one_that_was_trained_with_a_lora_is_loaded_where_the_server_has_loras(
+    registry, engine, folders, tmp_path
+):
+    base = Path(folders["own"]).parent / "base"
+    merge_lora(base, tiny.write_lora(base, tmp_path / "sql"), tmp_path / "merged")
+    under = Path(folders["own"]).parent / "under"
+    tiny.write_adapter(tmp_path / "merged", under, fork_layer=4, std=0.1, dimensions=("terse",))
+    with pytest.raises(ValueError, match="another backbone than"):
+        load(registry, engine, "sql", str(under))
+    with_loras = registry_of(PADConfig(adapter=folders["own"]), loras=True)
+    load(with_loras, engine, "sql", str(under))
+    assert with_loras.limits.merged_lora is None
+    assert with_loras.limits.for_adapter("sql").merged_lora.lora == "sql"
+    assert engine.calls[-1][-1] == load_adapter(under).digest  # as the workers read it
 
 
 def test_a_removed_one_leaves_when_its_last_request_has_ended(registry, engine, folders):
