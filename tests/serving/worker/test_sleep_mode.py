@@ -32,7 +32,7 @@ def load(monkeypatch):
             model_loader.logger, "warning", lambda text, *args: logged.append(text % args)
         )
         loaded = SimpleNamespace(
-            pad=SimpleNamespace(device="cpu", adapter="folder"),
+            pad=SimpleNamespace(device="cpu", adapter="folder", on_failure="unguided"),
             instance=SimpleNamespace(failure_log=None),
             model_config=SimpleNamespace(dtype=None, enable_sleep_mode=sleeps),
             adapter=None,
