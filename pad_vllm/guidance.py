@@ -1,8 +1,9 @@
 """THE RULE: rewards and guided scores of tokens, tensors in, tensors out. Every engine and training call it.
 
-    phi_i(a) = < e_a , (h_T - h_B) + B_i A_i h_T + c_i >   one feature a preference dimension
-    R_w(a)   = sum_i w_i phi_i(a) = < e_a , d_w >          w^T phi, PAD's decoupled reward (arXiv 2410.04070)
-    d_w      = (sum_i w_i) (h_T - h_B) + sum_i w_i (B_i A_i h_T + c_i)
+    u_i      = 2 sigma(G_i h_T) * (A_i h_T)            elementwise; heads without gates: A_i h_T
+    phi_i(a) = < e_a , (h_T - h_B) + B_i u_i + c_i >   one feature a preference dimension
+    R_w(a)   = sum_i w_i phi_i(a) = < e_a , d_w >      w^T phi, PAD's decoupled reward (arXiv 2410.04070)
+    d_w      = (sum_i w_i) (h_T - h_B) + sum_i w_i (B_i u_i + c_i)
     score(a) = z_B(a) + beta * R_w(a)   for a in top-k of the base, -inf elsewhere
 
 On a GPU kernels/triton_kernels.py computes candidates, token_rewards, capped_candidates and guide: a change
@@ -12,13 +13,15 @@ the row's candidates under the base. The no-repeat guard takes the candidates th
 which is already in the answer. The min-p guard takes the candidates that are less likely than a share of the
 row's best one (the plausibility constraint of contrastive decoding, arXiv 2210.15097), except tokens that
 end the answer.
-The constants c_i are optional. With heads only, h_T = h_B: the reward comes from heads and constants.
+The constants c_i and the gates G_i are optional. A gate of zeros is a factor of exactly 1, so it is none.
+With heads only, h_T = h_B: the reward comes from heads and constants.
 Shapes: H hidden size, V vocabulary, D preference dimensions, r head rank, R logits rows, G guided rows among
 them, K candidates. Rewards are in logit units. This module does not know requests, models, engines or vLLM.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -51,6 +54,36 @@ class AnswerTokens(NamedTuple):
         )
 
 
+class HeadTensors(NamedTuple):
+    """The preference heads of D dimensions, in the order of the arguments of this module's functions."""
+
+    A: Tensor
+    """[D, r, H], down-projections."""
+
+    B: Tensor
+    """[D, H, r], up-projections."""
+
+    C: Tensor | None = None
+    """[D, H], constants c_i."""
+
+    G: Tensor | None = None
+    """[D, r, H], gates."""
+
+    def on_device(self, device: torch.device) -> HeadTensors:
+        """These heads on `device`, copied where they are on another one."""
+        return self.mapped(lambda part: part.to(device))
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> HeadTensors:
+        """What `function` makes of every part that there is."""
+        A, B, C, G = self
+        return HeadTensors(
+            function(A),
+            function(B),
+            None if C is None else function(C),
+            None if G is None else function(G),
+        )
+
+
 class GuideResult(NamedTuple):
     """What `guide` did to each guided row."""
 
@@ -62,22 +95,34 @@ class GuideResult(NamedTuple):
 
 
 def head_directions(
-    h_T: Tensor, head_A: Tensor, head_B: Tensor, head_C: Tensor | None = None
+    h_T: Tensor,
+    head_A: Tensor,
+    head_B: Tensor,
+    head_C: Tensor | None = None,
+    head_G: Tensor | None = None,
 ) -> Tensor:
-    """Compute `B_i A_i h_T + c_i` for every dimension.
+    """Compute `B_i u_i + c_i` for every dimension.
 
     Args:
         h_T: [..., H] hidden states of the reward model.
         head_A: [D, r, H] of the preference heads.
         head_B: [D, H, r] of the preference heads.
         head_C: [D, H] constants c_i, or None.
+        head_G: [D, r, H] gates, or None.
 
     Returns:
         [..., D, H].
     """
     low_rank = torch.einsum("drh,...h->...dr", head_A, h_T)
+    if head_G is not None:
+        low_rank = low_rank * _gate(torch.einsum("drh,...h->...dr", head_G, h_T))
     directions = torch.einsum("dhr,...dr->...dh", head_B, low_rank)
     return directions if head_C is None else directions + head_C
+
+
+def _gate(x: Tensor) -> Tensor:
+    """2 sigma(x): exactly 1 where x is 0."""
+    return 2 * x.sigmoid()
 
 
 def features(
@@ -87,6 +132,7 @@ def features(
     head_A: Tensor,
     head_B: Tensor,
     head_C: Tensor | None = None,
+    head_G: Tensor | None = None,
 ) -> Tensor:
     """Compute phi, one feature a dimension, of each candidate.
 
@@ -97,11 +143,13 @@ def features(
         head_A: [D, r, H].
         head_B: [D, H, r].
         head_C: [D, H], or None.
+        head_G: [D, r, H], or None.
 
     Returns:
         [..., K, D] in logit units.
     """
-    directions = (h_T - h_B).unsqueeze(-2) + head_directions(h_T, head_A, head_B, head_C)
+    of_heads = head_directions(h_T, head_A, head_B, head_C, head_G)
+    directions = (h_T - h_B).unsqueeze(-2) + of_heads
     return torch.einsum("...kh,...dh->...kd", e, directions)
 
 
@@ -112,6 +160,7 @@ def reward_direction(
     head_A: Tensor,
     head_B: Tensor,
     head_C: Tensor | None = None,
+    head_G: Tensor | None = None,
 ) -> Tensor:
     """Compute d_w, the one vector that a row needs: its dot product with an embedding is R_w.
 
@@ -122,11 +171,15 @@ def reward_direction(
         head_A: [D, r, H].
         head_B: [D, H, r]; from `contiguous_for_direction`, or each call copies it.
         head_C: [D, H], or None.
+        head_G: [D, r, H], or None.
 
     Returns:
         [..., H].
     """
-    low_rank = (h_T @ head_A.flatten(0, 1).T).unflatten(-1, head_A.shape[:2]) * w.unsqueeze(-1)
+    low_rank = h_T @ head_A.flatten(0, 1).T
+    if head_G is not None:
+        low_rank = low_rank * _gate(h_T @ head_G.flatten(0, 1).T)
+    low_rank = low_rank.unflatten(-1, head_A.shape[:2]) * w.unsqueeze(-1)
     d_w = low_rank.flatten(-2) @ head_B.transpose(1, 2).flatten(0, 1)
     if h_T is not h_B:
         d_w = d_w + w.sum(-1, keepdim=True) * (h_T - h_B)

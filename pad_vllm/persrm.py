@@ -39,6 +39,7 @@ class PersRM(nn.Module):
         lora_modules: Sequence[str] = tuple(LINEAR_MODULES),
         head_rank: int = 16,
         constants: bool = False,
+        gates: bool = False,
     ) -> None:
         """Freeze the backbone, put LoRA into its top layers, and make heads whose rewards are 0.
 
@@ -52,6 +53,7 @@ class PersRM(nn.Module):
             lora_modules: names of the linear layers that get LoRA.
             head_rank: r.
             constants: whether a head also has a constant vector, `head_C`.
+            gates: whether a head also has a gate, `head_G`; of zeros, which is a factor of 1.
 
         Raises:
             ValueError: the backbone does not have this fork layer, or can only carry heads.
@@ -84,6 +86,7 @@ class PersRM(nn.Module):
         self.head_A = nn.Parameter(torch.randn(D, head_rank, hidden_size) / hidden_size**0.5)
         self.head_B = nn.Parameter(torch.zeros(D, hidden_size, head_rank))
         self.head_C = nn.Parameter(torch.zeros(D, hidden_size)) if constants else None
+        self.head_G = nn.Parameter(torch.zeros_like(self.head_A)) if gates else None
         # In a tuple, so that shared modules are not registered a second time.
         self._lower_and_upper: tuple[Any, ...] = ()
         if not self.heads_only:
@@ -107,6 +110,7 @@ class PersRM(nn.Module):
             lora_modules=modules,
             head_rank=config.head_rank,
             constants=adapter.head_C is not None,
+            gates=config.gated,
         )
         with torch.no_grad():
             for key, (A, B) in model.lora_weights().items():
@@ -118,11 +122,9 @@ class PersRM(nn.Module):
         return model.eval()
 
     @property
-    def heads(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """head_A [D, r, H], head_B [D, H, r], head_C [D, H] or None: the last arguments of the rule's
-        functions.
-        """
-        return self.head_A, self.head_B, self.head_C
+    def heads(self) -> guidance.HeadTensors:
+        """The trainable heads: the last arguments of the rule's functions."""
+        return guidance.HeadTensors(self.head_A, self.head_B, self.head_C, self.head_G)
 
     def adapter_off(self) -> AbstractContextManager[None]:
         """Within it the backbone is the base: its LoRA, where it has one, is off."""

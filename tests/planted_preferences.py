@@ -86,8 +86,10 @@ def kill(run: Any, stage: int, step: int) -> None:
 
 
 def require_equal(one: Any, other: Any) -> None:
-    """Two adapters' down-projections and LoRA are the same numbers."""
+    """Two adapters' down-projections, gates and LoRA are the same numbers."""
     assert torch.equal(one.head_A, other.head_A)
+    assert (one.head_G is None) == (other.head_G is None)
+    assert one.head_G is None or torch.equal(one.head_G, other.head_G)
     for key, (a, b) in other.lora.weights.items():
         assert torch.equal(one.lora.weights[key][0], a)
         assert torch.equal(one.lora.weights[key][1], b)

@@ -145,7 +145,8 @@ def test_one_direction_a_row_gives_the_weighted_sum_of_the_features(seed):
     G, K, D, r, H = 3, 5, 4, 2, 16
     h_B, h_T, w, e = torch.randn(G, H), torch.randn(G, H), torch.randn(G, D), torch.randn(G, K, H)
     A, B, C = torch.randn(D, r, H), torch.randn(D, H, r), torch.randn(D, H)
-    for heads in ((A, B), (A, B, C)):
+    G_heads = torch.randn(D, r, H) / H**0.5
+    for heads in ((A, B), (A, B, C), (A, B, None, G_heads), (A, B, C, G_heads)):
         phi = guidance.features(h_B, h_T, e, *heads)
         fast = guidance.rewards(guidance.reward_direction(h_B, h_T, w, *heads), e)
         torch.testing.assert_close(torch.einsum("gkd,gd->gk", phi, w), fast, rtol=1e-4, atol=1e-3)
@@ -168,6 +169,45 @@ def test_features_with_constants_are_the_formula_written_out():
     expected = [float(e[0] @ ((h_T - h_B) + B[i] @ (A[i] @ h_T) + C[i])) for i in range(D)]
     found = guidance.features(h_B, h_T, e, A, B, C)
     assert found[0].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_features_with_gates_are_the_formula_written_out():
+    torch.manual_seed(4)
+    D, r, H = 3, 2, 8
+    h_B, h_T, e = torch.randn(H), torch.randn(H), torch.randn(1, H)
+    A, B, C = torch.randn(D, r, H), torch.randn(D, H, r), torch.randn(D, H)
+    G = torch.randn(D, r, H)
+    expected = []
+    for i in range(D):
+        low_rank = torch.tensor(
+            [
+                2 / (1 + math.exp(-float(G[i, row] @ h_T))) * float(A[i, row] @ h_T)
+                for row in range(r)
+            ]
+        )
+        expected.append(float(e[0] @ ((h_T - h_B) + B[i] @ low_rank + C[i])))
+    found = guidance.features(h_B, h_T, e, A, B, C, G)
+    assert found[0].tolist() == pytest.approx(expected, abs=1e-4)
+    w = torch.randn(D)
+    d_w = guidance.reward_direction(h_B, h_T, w, A, B, C, G)
+    assert float(e[0] @ d_w) == pytest.approx(float(w @ torch.tensor(expected)), abs=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40])
+def test_gates_of_zeros_change_no_bit(rows):
+    torch.manual_seed(5)
+    D, r, H = 3, 5, 48
+    h_B, h_T, w = torch.randn(rows, H), torch.randn(rows, H), torch.randn(rows, D)
+    heads = torch.randn(D, r, H), torch.randn(D, H, r), torch.randn(D, H)
+    closed = torch.zeros(D, r, H)
+    for plain, gated in (
+        (
+            guidance.reward_direction(h_B, h_T, w, *heads),
+            guidance.reward_direction(h_B, h_T, w, *heads, closed),
+        ),
+        (guidance.head_directions(h_T, *heads), guidance.head_directions(h_T, *heads, closed)),
+    ):
+        assert torch.equal(plain, gated)
 
 
 def test_with_heads_only_heads_and_constants_make_the_direction():

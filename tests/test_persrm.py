@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 
+from pad_vllm import guidance
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.adapter_folder import load_adapter, save_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone
@@ -163,11 +164,42 @@ def test_heads_only_on_disk_come_back_on_an_architecture_that_is_not_forked(tmp_
         z = plain(input_ids=IDS).logits
         rewards = model.rewards(h_B, h_T, IDS[..., None], w)
     torch.testing.assert_close(model.base_logits(h_B), z)
-    A, B, C = loaded.heads
+    A, B, C, _ = loaded.heads
     d_w = sum(w[i] * (h_B @ A[i].T @ B[i].T + C[i]) for i in range(3))
     e = plain.lm_head.weight[IDS]
     torch.testing.assert_close(rewards[..., 0], (e * d_w).sum(-1), rtol=1e-4, atol=1e-4)
-    assert all(map(torch.equal, model.heads, loaded.heads))
+    assert all(map(torch.equal, model.heads[:3], loaded.heads[:3]))
+    assert model.head_G is None
+
+
+@pytest.mark.parametrize("fork", [2, 4])
+def test_gates_on_disk_come_back_and_weigh_every_row_of_a_head(tmp_path, fork):
+    base = tiny.checkpoint("llama", tmp_path / "base")
+    folder = tiny.write_adapter(base, tmp_path / "adapter", fork_layer=fork, std=0.1, gates=True)
+    loaded = load_adapter(folder)
+    model, w = PersRM.from_adapter(tiny.model("llama"), loaded), torch.tensor([1.0, -0.5, 2.0])
+    with torch.no_grad():
+        h_B, h_T = model.hidden(IDS)
+        rewards = model.rewards(h_B, h_T, IDS[..., None], w)
+        A, B, _, G = loaded.heads
+        low_rank = [2 * (h_T @ G[i].T).sigmoid() * (h_T @ A[i].T) for i in range(3)]
+        d_w = sum(w[i] * ((h_T - h_B) + low_rank[i] @ B[i].T) for i in range(3))
+        expected = (model.embeddings(IDS) * d_w).sum(-1)
+    torch.testing.assert_close(rewards[..., 0], expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(model.head_G, G)
+
+
+def test_new_gates_change_nothing_and_learn():
+    model = PersRM(tiny.model("llama"), fork_layer=4, dimensions=DIMENSIONS, gates=True)
+    torch.nn.init.normal_(model.head_B, std=0.1)
+    with torch.no_grad():
+        h_B, h_T = model.hidden(IDS)
+    ids, w = IDS[..., None], torch.tensor([1.0, 2.0])
+    rewards = model.rewards(h_B, h_T, ids, w)
+    plain = guidance.reward_direction(h_B, h_T, w, model.head_A, model.head_B)
+    assert torch.equal(rewards, guidance.rewards(plain, model.embeddings(ids)))
+    rewards.square().sum().backward()
+    assert model.head_G.grad.abs().min() > 0
 
 
 def test_constants_stand_above_a_lower_fork_too(tmp_path):

@@ -307,6 +307,7 @@ def write_adapter(
     seed: int = 1,
     dimensions: tuple[str, ...] = ("helpful", "brief", "humor"),
     constants: bool = False,
+    gates: bool = False,
     prefixes: tuple[str, ...] = (),
     prefix_fork_layer: int = 1,
 ) -> Path:
@@ -332,6 +333,7 @@ def write_adapter(
         std=std,
         seed=seed,
         constants=constants,
+        gates=gates,
     )
     made = dataclasses.replace(made, config=dataclasses.replace(made.config, beta=beta))
     if prefixes:

@@ -30,6 +30,7 @@ def random_adapter(
     std: float,
     seed: int,
     constants: bool = False,
+    gates: bool = False,
 ) -> Adapter:
     """An adapter of normally distributed weights, scaling 1.
 
@@ -43,6 +44,7 @@ def random_adapter(
         std: Standard deviation of every tensor; 0 gives an adapter without effect.
         seed: Of the weights.
         constants: Whether the heads have constants.
+        gates: Whether the heads have gates.
     """
     source = torch.Generator().manual_seed(seed)
 
@@ -58,7 +60,10 @@ def random_adapter(
     heads_only = fork_layer == backbone.num_layers
     config = AdapterConfig(
         format_version=format_version_for(
-            heads_only=heads_only, constants=constants, merged=backbone.merged is not None
+            heads_only=heads_only,
+            constants=constants,
+            gated=gates,
+            merged=backbone.merged is not None,
         ),
         backbone=backbone,
         fork_layer=fork_layer,
@@ -66,11 +71,14 @@ def random_adapter(
         head_rank=head_rank,
         beta=1.0,
         top_k=min(10, backbone.vocab_size),
+        gated=gates,
         training={"method": "random", "std": std, "seed": seed},
     )
     lora = EMPTY_LORA if heads_only else LoRA(rank, float(rank), 1.0, weights)
     head_A, head_B = draw(count, head_rank, hidden), draw(count, hidden, head_rank)
-    return Adapter(config, lora, head_A, head_B, draw(count, hidden) if constants else None)
+    head_C = draw(count, hidden) if constants else None
+    head_G = draw(count, head_rank, hidden) if gates else None
+    return Adapter(config, lora, head_A, head_B, head_C, head_G)
 
 
 def save_random_adapter(base: str, folder: Path, fork_layer: int | None, load_format: str) -> str:

@@ -65,17 +65,18 @@ Ranking = tuple[str, ...]
 def make_variants(adapter: Adapter, seed: int) -> dict[str, Adapter]:
     """Variant -> the adapter with all dimensions changed so; only an adapter with constants has those two."""
     source = torch.Generator().manual_seed(seed)
-    A, B, C = adapter.heads
+    A, B, C, G = adapter.heads
     no_constants = torch.zeros_like(C) if C is not None else None
 
     def normal_like(tensor: torch.Tensor) -> torch.Tensor:
         return torch.randn(tensor.shape, generator=source)
 
-    heads = {RANDOM: (normal_like(A), normal_like(B), no_constants)}
+    no_gates = torch.zeros_like(G) if G is not None else None
+    heads = {RANDOM: (normal_like(A), normal_like(B), no_constants, no_gates)}
     if C is not None:
         heads |= {
-            CONSTANTS: (torch.zeros_like(A), torch.zeros_like(B), C),
-            STATE: (A, B, no_constants),
+            CONSTANTS: (torch.zeros_like(A), torch.zeros_like(B), C, no_gates),
+            STATE: (A, B, no_constants, G),
         }
     return {
         variant: _rename_dimensions(variant, Adapter(adapter.config, adapter.lora, *tensors))

@@ -17,8 +17,16 @@ from torch import Tensor
 
 from pad_vllm.adapter.json_fields import AdapterError
 from pad_vllm.adapter.learned_prefix import LearnedPrefix
-from pad_vllm.adapter.manifest import CONFIG_FILE, FORMAT_2, FORMAT_3, AdapterConfig, PrefixConfig
+from pad_vllm.adapter.manifest import (
+    CONFIG_FILE,
+    FORMAT_2,
+    FORMAT_3,
+    FORMAT_4,
+    AdapterConfig,
+    PrefixConfig,
+)
 from pad_vllm.adapter.peft_lora import LoRA
+from pad_vllm.guidance import HeadTensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +51,9 @@ class Adapter:
     head_C: Tensor | None = field(default=None)
     """[D, H], constant vectors of the heads; None if the heads have no constants."""
 
+    head_G: Tensor | None = field(default=None)
+    """[D, r, H], gates of the heads; None if the heads have none."""
+
     path: Path | None = field(default=None)
     """Folder that it was loaded from; None for an adapter that was made in memory."""
 
@@ -60,6 +71,9 @@ class Adapter:
         if self.head_C is not None:
             _require_constants_accepted(self.config.format_version)
             _require_tensor("preference head C", self.head_C, (D, H), "[D, H]")
+        _require_gates_announced(self.config, self.head_G)
+        if self.head_G is not None:
+            _require_tensor("preference head G", self.head_G, (D, r, H), "[D, r, H]")
         self.lora.require_layers(self.config.fork_layer, self.config.backbone.num_layers, H)
         for (layer, module), pair in self.lora.weights.items():
             for letter, tensor in zip("AB", pair, strict=True):
@@ -67,9 +81,9 @@ class Adapter:
         _require_listed_prefixes(self.config, self.prefixes)
 
     @property
-    def heads(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(head_A, head_B, head_C): the last arguments of guidance.reward_direction."""
-        return self.head_A, self.head_B, self.head_C
+    def heads(self) -> HeadTensors:
+        """The last arguments of guidance.reward_direction."""
+        return HeadTensors(self.head_A, self.head_B, self.head_C, self.head_G)
 
     @property
     def digest(self) -> str:
@@ -108,6 +122,8 @@ class Adapter:
         yield from (("head_A", self.head_A), ("head_B", self.head_B))
         if self.head_C is not None:
             yield "head_C", self.head_C
+        if self.head_G is not None:
+            yield "head_G", self.head_G
         for (layer, module), (a, b) in sorted(self.lora.weights.items()):
             yield from ((f"{layer}.{module}.A", a), (f"{layer}.{module}.B", b))
 
@@ -138,6 +154,15 @@ def _require_constants_accepted(format_version: int) -> None:
         raise AdapterError(
             f"preference head C exists, but format_version is {format_version}; accepted: constants from "
             f"format_version {FORMAT_2} on. Set it in the config."
+        )
+
+
+def _require_gates_announced(config: AdapterConfig, head_G: Tensor | None) -> None:
+    if config.gated != (head_G is not None):
+        found = "is missing" if head_G is None else "exists"
+        raise AdapterError(
+            f"preference head G {found}, but gated is {config.gated}; accepted: gates where gated is true, "
+            f"from format_version {FORMAT_4} on. Set it in the config."
         )
 
 

@@ -31,11 +31,13 @@ from pad_vllm.adapter.learned_prefix import (
 from pad_vllm.adapter.manifest import (
     CONFIG_FILE,
     FORMAT_2,
+    FORMAT_4,
     AdapterConfig,
     read_config,
     require_adapter_folder,
 )
 from pad_vllm.adapter.peft_lora import EMPTY_LORA, LORA_CONFIG_FILE, LORA_TENSORS_FILE, LoRA
+from pad_vllm.guidance import HeadTensors
 from pad_vllm.wording import listed
 
 HEADS_FILE = "preference_heads.safetensors"
@@ -58,9 +60,9 @@ def load_adapter(path: str | Path) -> Adapter:
     config = read_config(folder)
     try:
         lora = _load_lora(folder, config)
-        heads = _load_heads(folder / HEADS_FILE, config.format_version)
+        heads = _load_heads(folder / HEADS_FILE, config)
         prefixes = _load_prefixes(folder / PREFIXES_FOLDER, config)
-        return Adapter(config, lora, heads["A"], heads["B"], heads.get("C"), folder, prefixes)
+        return Adapter(config, lora, *heads, path=folder, prefixes=prefixes)
     except AdapterError as error:
         raise AdapterError(f"adapter {folder}: {error}") from None
 
@@ -104,16 +106,20 @@ def _load_lora(folder: Path, config: AdapterConfig) -> LoRA:
     )
 
 
-def _load_heads(file: Path, format_version: int) -> dict[str, Tensor]:
+def _load_heads(file: Path, config: AdapterConfig) -> HeadTensors:
     heads = _read_tensors(file)
-    constants_accepted = format_version >= FORMAT_2
-    if set(heads) - ({"C"} if constants_accepted else set()) != {"A", "B"}:
-        accepted = "A, B and, for constants, C" if constants_accepted else "exactly A and B"
+    constants_accepted = config.format_version >= FORMAT_2
+    required = {"A", "B", "G"} if config.gated else {"A", "B"}
+    if set(heads) - ({"C"} if constants_accepted else set()) != required:
+        names = ", ".join(sorted(required))
+        accepted = f"{names} and, for constants, C" if constants_accepted else "exactly A and B"
+        if "G" in heads and not config.gated:
+            accepted += f'; G from format_version {FORMAT_4} on, with "gated": true'
         raise AdapterError(
             f"{file.name} holds the tensors {listed(sorted(heads))}; accepted: {accepted}. "
             "Save the adapter again."
         )
-    return heads
+    return HeadTensors(**heads)
 
 
 def _load_prefixes(folder: Path, config: AdapterConfig) -> dict[str, LearnedPrefix]:
@@ -156,7 +162,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
 def _write_files(adapter: Adapter, folder: Path, card: str) -> None:
     if not adapter.config.heads_only:
         _write_lora(adapter, folder)
-    heads = zip("ABC", adapter.heads, strict=True)
+    heads = adapter.heads._asdict().items()
     _save_tensors({name: head for name, head in heads if head is not None}, folder / HEADS_FILE)
     for name, prefix in adapter.prefixes.items():
         own_folder = folder / PREFIXES_FOLDER / name

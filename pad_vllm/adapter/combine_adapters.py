@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,16 +66,24 @@ def merge_adapters(
     first = parts[0].adapter.config
     dimensions = tuple(dict.fromkeys(name for part in parts for name in part.factors))
     heads = [_summed_head(parts, name) for name in dimensions]
-    rank = max(A.shape[0] for A, _, _ in heads)
+    rank = max(len(head.A) for head in heads)
     D, H = len(dimensions), first.backbone.hidden_size
     A, B, C = torch.zeros(D, rank, H), torch.zeros(D, H, rank), torch.zeros(D, H)
-    for index, (head_A, head_B, head_C) in enumerate(heads):
-        A[index, : len(head_A)], B[index, :, : len(head_A)], C[index] = head_A, head_B, head_C
+    G = torch.zeros_like(A)
+    for index, head in enumerate(heads):
+        own = len(head.A)
+        A[index, :own], B[index, :, :own], C[index], G[index, :own] = head
+    has_constants = any(part.adapter.head_C is not None for part in parts)
+    gated = any(part.adapter.config.gated for part in parts)
     config = replace(
         first,
         format_version=format_version_for(
-            heads_only=True, constants=True, merged=first.backbone.merged is not None
+            heads_only=True,
+            constants=has_constants,
+            gated=gated,
+            merged=first.backbone.merged is not None,
         ),
+        gated=gated,
         prefixes=None,
         dimensions=dimensions,
         head_rank=rank,
@@ -83,8 +91,7 @@ def merge_adapters(
         min_p=first.min_p if min_p is None else min_p,
         training={"parts": [section for part in parts for section in _scaled_sections(part)]},
     )
-    has_constants = any(part.adapter.head_C is not None for part in parts)
-    merged = Adapter(config, EMPTY_LORA, A, B, C if has_constants else None)
+    merged = Adapter(config, EMPTY_LORA, A, B, C if has_constants else None, G if gated else None)
     return _with_merged_prefixes(merged, parts)
 
 
@@ -116,9 +123,17 @@ def _with_merged_prefixes(adapter: Adapter, parts: Sequence[AdapterPart]) -> Ada
     return adapter.with_prefixes(fork_layer, merged, betas)
 
 
-def _summed_head(parts: Sequence[AdapterPart], name: str) -> tuple[Tensor, Tensor, Tensor]:
-    """A [r, H], B [H, r] and C [H] of a dimension; r is the sum of the ranks in the parts that have it."""
-    A, B, C = [], [], torch.zeros(parts[0].adapter.head_A.shape[-1])
+class _SummedHead(NamedTuple):
+    """The head of one dimension; r is the sum of the ranks in the parts that have it."""
+
+    A: Tensor  # [r, H]
+    B: Tensor  # [H, r]
+    C: Tensor  # [H], without those of parts that have no constants
+    G: Tensor  # [r, H], zeros for parts without gates
+
+
+def _summed_head(parts: Sequence[AdapterPart], name: str) -> _SummedHead:
+    A, B, C, G = [], [], torch.zeros(parts[0].adapter.head_A.shape[-1]), []
     for part in parts:
         if name not in part.factors:
             continue
@@ -128,7 +143,8 @@ def _summed_head(parts: Sequence[AdapterPart], name: str) -> tuple[Tensor, Tenso
         B.append(factor * adapter.head_B[index])
         if adapter.head_C is not None:
             C = C + factor * adapter.head_C[index]
-    return torch.cat(A), torch.cat(B, 1), C
+        G.append(torch.zeros_like(A[-1]) if adapter.head_G is None else adapter.head_G[index])
+    return _SummedHead(torch.cat(A), torch.cat(B, 1), C, torch.cat(G))
 
 
 def _scaled_sections(part: AdapterPart) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ FORMAT_3 = 3
 """Adds to format 2: learned prefixes beside heads only."""
 
 FORMAT_4 = 4
-"""Adds to format 3: a backbone that a LoRA was merged into, `backbone.merged`."""
+"""Adds to format 3: gates in the heads; a backbone that a LoRA was merged into, `backbone.merged`."""
 
 CONFIG_FILE = "pad_config.json"
 DIMENSION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -138,6 +138,9 @@ class AdapterConfig:
     prefixes: PrefixConfig | None = None
     """Its learned prefixes; None where it has none."""
 
+    gated: bool = False
+    """Whether the heads have gates."""
+
     def __post_init__(self) -> None:
         _require_version(self.format_version)
         require_field(isinstance(self.backbone, Backbone), "backbone", self.backbone, "an object")
@@ -165,6 +168,7 @@ class AdapterConfig:
         )
         if self.prefixes is not None:
             self._require_prefixes_accepted(self.prefixes)
+        self._require_gates_accepted()
         if self.backbone.merged is not None:
             merged_accepted = self.format_version >= FORMAT_4
             version = self.format_version
@@ -172,6 +176,12 @@ class AdapterConfig:
         # 1 and 1.0 are the same default and must give the same digest.
         for name in ("beta", "min_p"):
             object.__setattr__(self, name, float(getattr(self, name)))
+
+    def _require_gates_accepted(self) -> None:
+        gated, version = self.gated, self.format_version
+        require_field(type(gated) is bool, "gated", gated, "true or false")
+        accepted = f"{FORMAT_4} for gated heads"
+        require_field(not gated or version >= FORMAT_4, "format_version", version, accepted)
 
     def _require_prefixes_accepted(self, prefixes: PrefixConfig) -> None:
         version, top = self.format_version, self.backbone.num_layers
@@ -233,7 +243,13 @@ class AdapterConfig:
         return cls(**{**raw, **parts})
 
 
-_OPTIONAL: dict[str, Any] = {"no_repeat": 0, "min_p": 0.0, "chat_template": None, "prefixes": None}
+_OPTIONAL: dict[str, Any] = {
+    "no_repeat": 0,
+    "min_p": 0.0,
+    "chat_template": None,
+    "prefixes": None,
+    "gated": False,
+}
 """Keys that pad_config.json may leave out, and their values then."""
 
 _PREFIXES_OPTIONAL: dict[str, Any] = {"betas": {}}
@@ -255,12 +271,14 @@ def _without_unused(values: dict[str, Any], optional: dict[str, Any]) -> dict[st
     }
 
 
-def format_version_for(*, heads_only: bool, constants: bool, merged: bool = False) -> int:
+def format_version_for(
+    *, heads_only: bool, constants: bool, gated: bool, merged: bool = False
+) -> int:
     """The lowest format version that can describe an adapter with these parts, without learned prefixes.
 
     merged: whether its backbone is one that a LoRA was merged into.
     """
-    if merged:
+    if gated or merged:
         return FORMAT_4
     return FORMAT_2 if heads_only or constants else FORMAT_1
 

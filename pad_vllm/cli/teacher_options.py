@@ -48,6 +48,7 @@ _PROMPT_OPTIONS = (
     "opposite",
     "prompts",
     "answers",
+    "gate",
     "prefix",
     "prefix_tokens",
     "prefix_fork_layer",
@@ -102,6 +103,14 @@ AnswersOption = Annotated[
         "prompts only the first token of an answer is learned.",
     ),
 ]
+GateOption = Annotated[
+    bool,
+    typer.Option(
+        "--gate/--no-gate",
+        help="With --teacher prompt: heads with gates, which explain more of the teacher's rewards, for one "
+        "more product of their rank in a step. What other --teacher make has none.",
+    ),
+]
 PrefixOption = Annotated[
     bool,
     typer.Option(
@@ -150,6 +159,7 @@ def distillation_settings(
     opposite: Sequence[str] | None,
     prompts: Path | None,
     answers: int | None,
+    gate: bool,
     prefix: PrefixSettings | None,
 ) -> DistillationSettings | None:
     """The settings of method prompt; None for the methods that learn from data.
@@ -161,6 +171,7 @@ def distillation_settings(
         opposite: NAME=SENTENCE texts of --opposite.
         prompts: File of prompts; None for those that ship.
         answers: Prompts to answer; None for the default.
+        gate: Whether the heads have gates.
         prefix: Of `prefix_settings`.
 
     Raises:
@@ -179,6 +190,7 @@ def distillation_settings(
         opposites=name_value_pairs("--opposite", opposite or (), "one sentence a dimension"),
         prompts=str(prompts or ""),
         prefix=prefix,
+        gate=gate,
     )
     return settings if answers is None else dataclasses.replace(settings, answers=answers)
 

@@ -32,6 +32,7 @@ from pad_vllm.cli.teacher_options import (
     PROMPT_RECIPE_DEFAULTS,
     AnswersOption,
     DimensionOption,
+    GateOption,
     OppositeOption,
     PrefixEpochsOption,
     PrefixForkLayerOption,
@@ -116,6 +117,7 @@ def train(
     opposite: OppositeOption = None,
     prompts: PromptsOption = None,
     answers: AnswersOption = None,
+    gate: GateOption = True,
     prefix: PrefixOption = False,
     prefix_tokens: PrefixTokensOption = None,
     prefix_fork_layer: PrefixForkLayerOption = None,
@@ -141,6 +143,7 @@ def train(
             opposite=opposite,
             prompts=prompts,
             answers=answers,
+            gate=gate,
             prefix=prefix_settings(
                 prefix=prefix,
                 tokens=prefix_tokens,

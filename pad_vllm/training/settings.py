@@ -37,6 +37,11 @@ CHANGEABLE_SETTINGS = ("out", "strict", "prompted", "vllm")
 was drawn already, which is kept.
 """
 
+_TEACHER_OPTIONAL: dict[str, Any] = {"prefix": None, "gate": False}
+"""Fields of DistillationSettings that are written only where their value is another: without them files and
+digests are those of releases before.
+"""
+
 _FINITE = ConfigDict(allow_inf_nan=False)
 _Count = Annotated[int, Field(ge=1)]
 
@@ -113,6 +118,7 @@ class DistillationSettings:
         int, _at_least(0, "First-token prompts for each answered prompt, at most.")
     ] = 2
     prefix: PrefixSettings | None = None  # None: no learned prefixes
+    gate: bool = True  # whether the heads have gates
 
     def __post_init__(self) -> None:
         for option, instructions in (
@@ -257,10 +263,12 @@ class Settings:
         """
         values = dataclasses.asdict(self)
         method = values.pop("method")
-        if self.teacher is not None and self.teacher.prefix is None:
-            del values["teacher"]["prefix"]  # as in the files of releases before it
+        if self.teacher is not None:
+            for name, unused in _TEACHER_OPTIONAL.items():
+                if values["teacher"][name] == unused:
+                    del values["teacher"][name]
         if not self.vllm:
-            del values["vllm"]  # likewise
+            del values["vllm"]  # as in the files of releases before it
         return {**values, "by_credit": method == "scores"}
 
     @classmethod
@@ -272,7 +280,8 @@ class Settings:
             if name != "by_credit"
         }
         if plain.get("teacher"):
-            plain |= {"teacher": DistillationSettings(**plain["teacher"]), "method": "prompt"}
+            teacher = DistillationSettings(**{**_TEACHER_OPTIONAL, **plain["teacher"]})
+            plain |= {"teacher": teacher, "method": "prompt"}
         elif values.get("by_credit"):
             plain["method"] = "scores"
         return cls(**{**plain, "recipe": Recipe(**values["recipe"])})

@@ -73,6 +73,8 @@ def _stage(number: int, model: PersRM, recipe: Recipe) -> TrainingStage:
     """Stage 1 trains LoRA (where there is one) and heads, stage 2 the heads; checkpoints hold both."""
     lora = model.lora_parameters()
     heads = {"head_A": model.head_A, "head_B": model.head_B}
+    if model.head_G is not None:
+        heads["head_G"] = model.head_G
     parameter_groups: list[dict[str, Any]] = [
         {"params": list(heads.values()), "lr": recipe.head_lr}
     ]

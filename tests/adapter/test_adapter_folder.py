@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -39,7 +40,9 @@ Q2 = "base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight"
 Q2B = Q2.replace("lora_A", "lora_B")
 
 
-def make(std: float = 0.1, seed: int = 0, shapes=None, fork=FORK, constants=False) -> Adapter:
+def make(
+    std: float = 0.1, seed: int = 0, shapes=None, fork=FORK, constants=False, gates=False
+) -> Adapter:
     return random_adapter(
         BACKBONE,
         fork,
@@ -50,6 +53,7 @@ def make(std: float = 0.1, seed: int = 0, shapes=None, fork=FORK, constants=Fals
         std=std,
         seed=seed,
         constants=constants,
+        gates=gates,
     )
 
 
@@ -433,16 +437,18 @@ def top(tmp_path):
     return tmp_path / "top"
 
 
+@pytest.mark.parametrize("gates", [False, True])
 @pytest.mark.parametrize("constants", [False, True])
 @pytest.mark.parametrize("fork", [FORK, LAYERS])
-def test_any_fork_with_or_without_constants_comes_back(tmp_path, fork, constants):
-    ours = make(fork=fork, constants=constants)
+def test_any_fork_with_or_without_constants_and_gates_comes_back(tmp_path, fork, constants, gates):
+    ours = make(fork=fork, constants=constants, gates=gates)
     save_adapter(ours, tmp_path / "adapter", "")
     loaded = load_adapter(tmp_path / "adapter")
     assert same(loaded, ours)
     assert loaded.digest == ours.digest
-    needed = 2 if fork == LAYERS or constants else 1
+    needed = 4 if gates else 2 if fork == LAYERS or constants else 1
     assert loaded.config.format_version == needed
+    assert (loaded.head_G is not None) == loaded.config.gated == gates
 
 
 def test_a_fork_at_the_top_has_no_peft_files(top):
@@ -466,6 +472,55 @@ def test_the_constants_are_seen_by_the_digest():
         dataclasses.replace(ours, head_C=ours.head_C + 1),
     ]
     assert len({other.digest for other in (ours, *others)}) == 3
+
+
+def test_an_adapter_without_gates_is_written_as_before_there_were_gates(top):
+    settings = json.loads((top / "pad_config.json").read_text())
+    assert settings["format_version"] == 2
+    assert "gated" not in settings
+    assert sorted(load_file(top / "preference_heads.safetensors")) == ["A", "B", "C"]
+
+
+def test_the_gates_are_seen_by_the_digest():
+    ours = make(fork=LAYERS, gates=True)
+    changed = dataclasses.replace(ours, head_G=ours.head_G + 1)
+    assert len({one.digest for one in (ours, changed, make(fork=LAYERS))}) == 3
+
+
+def test_gates_that_the_config_does_not_announce_or_that_are_missing_are_refused(tmp_path, top):
+    file = "preference_heads.safetensors"
+    edit(top / file, lambda t: t.update(G=torch.ones(2, HEAD_RANK, H)))
+    assert (
+        'accepted: A, B and, for constants, C; G from format_version 4 on, with "gated": true'
+        in (refusal(top))
+    )
+    edit(top / "pad_config.json", lambda c: c.update(gated=True))
+    assert "format_version is 2; accepted: 4 for gated heads" in refusal(top)
+    edit(top / "pad_config.json", lambda c: c.update(format_version=4))
+    assert load_adapter(top).head_G.shape == (2, HEAD_RANK, H)
+    edit(top / file, lambda t: t.update(G=torch.ones(2, H, HEAD_RANK)))
+    assert f"head G has shape [2, {H}, {HEAD_RANK}]; accepted: [D, r, H]" in refusal(top)
+    edit(top / file, lambda t: t.update(G=torch.full((2, HEAD_RANK, H), torch.inf)))
+    assert "head G holds NaN or infinity" in refusal(top)
+    edit(top / file, lambda t: t.pop("G"))
+    assert "accepted: A, B, G and, for constants, C" in refusal(top)
+    edit(top / "pad_config.json", lambda c: c.update(gated=1))
+    assert "gated is 1; accepted: true or false" in refusal(top)
+    with pytest.raises(AdapterError, match="head G exists, but gated is False"):
+        dataclasses.replace(make(), head_G=torch.ones(2, HEAD_RANK, H))
+    with pytest.raises(AdapterError, match="head G is missing, but gated is True"):
+        dataclasses.replace(make(gates=True), head_G=None)
+
+
+def test_learned_prefixes_stand_beside_gated_heads(tmp_path):
+    base = tiny.checkpoint("llama", tmp_path / "base")
+    folder = tiny.write_adapter(
+        base, tmp_path / "both", fork_layer=4, std=0.1, gates=True, prefixes=("humor",)
+    )
+    loaded = load_adapter(folder)
+    assert loaded.config.format_version == 4
+    assert loaded.head_G is not None
+    assert set(loaded.prefixes) == {"humor"}
 
 
 def test_an_adapter_is_replaced_by_heads_only_and_back(folder):

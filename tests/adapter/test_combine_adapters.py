@@ -19,10 +19,27 @@ BACKBONE = Backbone("org/tiny", ("LlamaForCausalLM",), 64, LAYERS, 333, "sha256:
 
 
 def make_adapter(
-    dimensions, rank, seed, *, constants=False, fork=LAYERS, backbone=BACKBONE, **config
+    dimensions,
+    rank,
+    seed,
+    *,
+    constants=False,
+    gates=False,
+    fork=LAYERS,
+    backbone=BACKBONE,
+    **config,
 ):
     adapter = random_adapter(
-        backbone, fork, dimensions, 2, rank, shapes={}, std=0.3, seed=seed, constants=constants
+        backbone,
+        fork,
+        dimensions,
+        2,
+        rank,
+        shapes={},
+        std=0.3,
+        seed=seed,
+        constants=constants,
+        gates=gates,
     )
     changed = dataclasses.replace(adapter.config, **config)
     return dataclasses.replace(adapter, config=changed, path=f"folder-{seed}")
@@ -101,6 +118,26 @@ def test_a_dimension_of_two_adapters_is_the_sum_of_their_rewards(words):
     )
     expected = 0.7 * first[..., 1:] + 0.5 * second
     assert torch.allclose(together, expected, atol=1e-5)
+
+
+def test_gated_and_plain_heads_are_merged_and_summed_as_they_are_alone(words):
+    gated = make_adapter(("brief", "odd"), 4, 8, gates=True)
+    both = merge_adapters([AdapterPart(words, {}), AdapterPart(gated, {"brief": 0.5, "odd": 1.0})])
+    assert both.config.dimensions == ("kind", "brief", "odd")
+    assert (both.config.format_version, both.config.gated) == (4, True)
+    h, ids = torch.randn(7, 64), torch.randint(0, 333, (7, 5))
+    plain, other, together = (
+        PersRM.from_adapter(tiny.model("llama"), a).features(h, h, ids)
+        for a in (words, gated, both)
+    )
+    summed = plain[..., 1] + 0.5 * other[..., 0]
+    expected = torch.stack((plain[..., 0], summed, other[..., 1]), -1)
+    assert torch.allclose(together, expected, atol=1e-5)
+
+
+def test_without_gates_a_merged_adapter_keeps_the_version_it_had(words, manner):
+    both = merge_adapters([AdapterPart(words, {}), AdapterPart(manner, {})])
+    assert (both.config.format_version, both.config.gated, both.head_G) == (2, False, None)
 
 
 def test_an_unknown_dimension_is_refused_by_name(words):

@@ -45,6 +45,12 @@ def test_instructions_and_opposites_become_settings(asked):
     )
 
 
+def test_gates_are_there_unless_they_are_not_wanted(asked):
+    for typed in ((), ("--gate",), ("--no-gate",)):
+        assert run(*PROMPT, *typed).exit_code == 0
+    assert [one.teacher.gate for one in asked] == [True, True, False]
+
+
 def test_learned_prefixes_are_asked_for_by_a_flag(asked):
     assert run(*PROMPT).exit_code == 0
     assert run(*PROMPT, "--prefix").exit_code == 0
@@ -116,6 +122,8 @@ def test_method_scores_has_defaults_of_its_own(asked):
         ((*PROMPT, "--dimension", "kind"), '--dimension kind=: NAME="A SENTENCE" is accepted'),
         ((*PROMPT, "--dimension", "a b=Be kind."), "NAME a letter, then letters, digits"),
         ((*DATA, "--prefix"), "--prefix belongs to --teacher prompt"),
+        ((*DATA, "--no-gate"), "--gate belongs to --teacher prompt"),
+        (("--teacher", "scores", *DATA, "--gate"), "--gate belongs to --teacher prompt"),
         ((*PROMPT, "--prefix-tokens", "16"), "--prefix-tokens is a choice of --prefix: add it"),
         ((*PROMPT, "--prefix-fork-layer", "3"), "--prefix-fork-layer is a choice of --prefix"),
     ],

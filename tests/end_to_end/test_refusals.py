@@ -97,7 +97,7 @@ def attempts(base, good, other_model, tmp_path_factory):
         "broken config": (broken("pad_config.json", lambda text: text[:40]), "not valid JSON"),
         "newer format": (
             broken("pad_config.json", another({"format_version": 99})),
-            "format_version is 99; this pad_vllm reads 1 to 3. Upgrade pad_vllm",
+            "format_version is 99; this pad_vllm reads 1 to 4. Upgrade pad_vllm",
         ),
         "truncated LoRA": (broken(LORA, lambda content: content[:-64]), "cut short"),
         "pickle": (broken(LORA, lambda _: b"\x80\x04junk" * 99), "no safetensors file"),

@@ -107,7 +107,11 @@ def test_older_settings_are_read_with_their_method_and_their_digest(values, meth
 def test_older_settings_are_those_that_a_user_chooses_now():
     recipe = Recipe(epochs=4, head_epochs=0, evaluate_every=20, head_lr=1e-4)
     teacher = DistillationSettings(
-        SENTENCES, prompts="p.txt", opposites={"brief": "Talk at length."}, answers=50
+        SENTENCES,
+        prompts="p.txt",
+        opposites={"brief": "Talk at length."},
+        answers=50,
+        gate=False,  # the heads of before there were gates
     )
     chosen = Settings(
         "smollm2-135m",
@@ -120,6 +124,18 @@ def test_older_settings_are_those_that_a_user_chooses_now():
         **GUARDED,
     )
     assert Settings.from_dict(PROMPT) == chosen
+
+
+def test_gates_are_a_choice_that_makes_another_run():
+    teacher = DistillationSettings(SENTENCES)
+    gated = Settings("base", (), "out", method="prompt", teacher=teacher)
+    assert teacher.gate
+    plain = dataclasses.replace(gated, teacher=dataclasses.replace(teacher, gate=False))
+    assert gated.as_dict()["teacher"]["gate"] is True
+    assert "gate" not in plain.as_dict()["teacher"]
+    assert gated.digest() != plain.digest()
+    for settings in (gated, plain):
+        assert Settings.from_dict(json.loads(json.dumps(settings.as_dict()))) == settings
 
 
 def test_settings_of_before_credit_and_instructions_were_ways_to_train_are_pairs():

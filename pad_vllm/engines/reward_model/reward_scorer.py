@@ -98,10 +98,8 @@ class RewardScorer:
             budget: tokens that one pass computes; nodes count too, and those of the last row may exceed it.
         """
         self._decoder, self._exact, self._budget = decoder, exact, budget
-        A, B, C = adapter.heads
-        device = decoder.device
-        B = guidance.contiguous_for_direction(B.to(device))
-        self._heads = (A.to(device), B, C if C is None else C.to(device))
+        heads = adapter.heads.on_device(decoder.device)
+        self._heads = heads._replace(B=guidance.contiguous_for_direction(heads.B))
         self._sums_at_first = self._sums_of_heads()
         self._pool = BlockPool(decoder.num_blocks, BLOCK_SIZE)
         self._rows: dict[int, CachedRow] = {}

@@ -1,7 +1,8 @@
 """The heads of several adapters stacked in one set of tensors; adapters come and go while a server runs.
 
-In: heads A [D, r, H], B [D, H, r] and C [D, H] or None, float32. Out: new tensors, since a step may still
-read the old ones. The head of a dimension that no adapter has is zero. Knows no adapter and no request.
+In: HeadTensors, float32. Out: new tensors, since a step may still read the old ones. The head of a dimension
+that no adapter has is zero; beside gated heads others get gates of zeros, a factor of 1. Knows no adapter and
+no request.
 """
 
 from __future__ import annotations
@@ -9,14 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-HeadTensors = tuple[Tensor, Tensor, Tensor | None]
-"""A [D, r, H], B [D, H, r] and C [D, H] or None, float32; D dimensions, head rank r."""
-
-
-def heads_on_device(heads: HeadTensors, device: torch.device) -> HeadTensors:
-    """The heads on `device`, copied where they are on another one."""
-    A, B, C = heads
-    return A.to(device), B.to(device), None if C is None else C.to(device)
+from pad_vllm.guidance import HeadTensors
 
 
 def insert_heads(heads: HeadTensors, offset: int, new: HeadTensors) -> HeadTensors:
@@ -29,25 +23,31 @@ def insert_heads(heads: HeadTensors, offset: int, new: HeadTensors) -> HeadTenso
 
     Returns:
         max(D, offset + n) dimensions of rank max(r, q); what neither has is zero. C is None if neither has
-        it.
+        it, and so is G.
     """
-    (A, B, C), (new_A, new_B, new_C) = heads, new
+    (A, B, C, G), (new_A, new_B, new_C, new_G) = heads, new
     num_new, new_rank, _ = new_A.shape
     (D, r, H), end = A.shape, offset + num_new
     D, r = max(D, end), max(r, new_rank)
-    wide_A, wide_B = _padded(A, D, r, H, like=A), _padded(B, D, H, r, like=A)
-    wide_C = None if C is None and new_C is None else _padded(C, D, H, like=A)
-    for tensor in (wide_A, wide_B, wide_C):
-        if tensor is not None:
-            tensor[offset:end] = 0
-    wide_A[offset:end, :new_rank], wide_B[offset:end, :, :new_rank] = new_A, new_B
-    if wide_C is not None and new_C is not None:
-        wide_C[offset:end] = new_C
-    return wide_A, wide_B, wide_C
+
+    def with_new(old: Tensor | None, own: Tensor | None, *shape: int) -> Tensor:
+        wide = _padded(old, D, *shape, like=A)
+        wide[offset:end] = _padded(own, num_new, *shape, like=A)
+        return wide
+
+    return HeadTensors(
+        with_new(A, new_A, r, H),
+        with_new(B, new_B, H, r),
+        None if C is None and new_C is None else with_new(C, new_C, H),
+        None if G is None and new_G is None else with_new(G, new_G, r, H),
+    )
 
 
 def remove_heads(heads: HeadTensors, offset: int, count: int, num_used: int) -> HeadTensors:
     """Set the heads of some dimensions to zero, and drop unused dimensions at the end.
+
+    G is None once the gates that stay are all zero, so that no step computes them; to see that waits for the
+    device.
 
     Args:
         heads: D dimensions.
@@ -61,8 +61,10 @@ def remove_heads(heads: HeadTensors, offset: int, count: int, num_used: int) -> 
         remaining[offset : offset + count] = 0
         return remaining[:num_used].contiguous()
 
-    A, B, C = heads
-    return without(A), without(B), None if C is None else without(C)
+    remaining = heads.mapped(without)
+    if remaining.G is not None and not remaining.G.any():
+        return remaining._replace(G=None)
+    return remaining
 
 
 def _padded(small: Tensor | None, *shape: int, like: Tensor) -> Tensor:

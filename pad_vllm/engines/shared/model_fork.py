@@ -25,11 +25,11 @@ from pad_vllm.adapter.lora_modules import packed_modules
 from pad_vllm.adapter.shape_checks import require_even_attention_split
 from pad_vllm.engines.override_methods import mix_in
 from pad_vllm.engines.shared import lora_shards
-from pad_vllm.engines.shared.adapter_heads import HeadTensors, heads_on_device
 from pad_vllm.engines.shared.instruction_stream import InstructionStream
 from pad_vllm.engines.shared.lm_head_rows import ForkError, plain_lm_head_rows
 from pad_vllm.engines.shared.row_independence_check import require_row_independence
 from pad_vllm.engines.shared.shared_rewards import SharedRewards
+from pad_vllm.guidance import HeadTensors
 from pad_vllm.vllm_api.patches.attention_record import AttentionRecord
 from pad_vllm.vllm_api.prefixed_attention import (
     PREFIXED_BACKENDS,
@@ -82,8 +82,8 @@ def fork_model(
         _fork_layers(model.model.layers, fork_layer, adapter, record, device, stream)
     # A weak reference: the model owns its engine.
     register = partial(_register_head_buffers, ref(model))
-    A, B, C = heads_on_device(adapter.heads, device)
-    model.pad_rewards = rewards = SharedRewards(A, B, rows, C, register, instructions=stream)
+    heads = adapter.heads.on_device(device)
+    model.pad_rewards = rewards = SharedRewards(heads, rows, register, instructions=stream)
     if not is_forked:
         mix_in(model, HeadsOnlyModel)
     else:
@@ -93,7 +93,7 @@ def fork_model(
 
 def _register_head_buffers(model: Callable[[], Any], heads: HeadTensors) -> None:
     """Make the heads buffers of the model: vLLM restores buffers when a sleeping model wakes up."""
-    for letter, head in zip("ABC", heads, strict=True):
+    for letter, head in heads._asdict().items():
         model().register_buffer(f"pad_head_{letter}", head, persistent=False)
 
 

@@ -17,6 +17,7 @@ from pad_vllm.engines.reward_engine import GuidedRequest, RewardEngine, StepCand
 from pad_vllm.engines.shared import adapter_heads
 from pad_vllm.engines.shared.instruction_stream import InstructionStream
 from pad_vllm.engines.shared.lm_head_rows import LmHeadRows
+from pad_vllm.guidance import HeadTensors
 
 
 class SharedRewards(RewardEngine):
@@ -27,31 +28,27 @@ class SharedRewards(RewardEngine):
 
     def __init__(
         self,
-        head_A: Tensor,
-        head_B: Tensor,
+        heads: HeadTensors,
         rows: LmHeadRows,
-        head_C: Tensor | None = None,
-        on_heads_changed: Callable[[adapter_heads.HeadTensors], None] = lambda _: None,
+        on_heads_changed: Callable[[HeadTensors], None] = lambda _: None,
         instructions: InstructionStream | None = None,
     ) -> None:
         """Make an engine with the heads of one adapter, on the device of the model.
 
         Args:
-            head_A: [D, r, H] float32.
-            head_B: [D, H, r] float32.
+            heads: of D dimensions, float32.
             rows: the rows of lm_head on this rank.
-            head_C: [D, H] float32, or None for heads without constants.
             on_heads_changed: called with the heads that this engine reads, now and after each change.
             instructions: what the reward stream reads; None where it has LoRA, or is the base stream.
         """
         self._rows, self._on_heads_changed = rows, on_heads_changed
         self._instructions = instructions
-        self._set_heads((head_A, head_B, head_C))
+        self._set_heads(heads)
         self._states: tuple[Tensor, Tensor] | None = None
 
-    def insert_heads(self, offset: int, new: adapter_heads.HeadTensors) -> None:
+    def insert_heads(self, offset: int, new: HeadTensors) -> None:
         """Between steps: add the heads of one more adapter, its first dimension at index `offset`."""
-        new = adapter_heads.heads_on_device(new, self._heads[0].device)
+        new = new.on_device(self._heads.A.device)
         self._set_heads(adapter_heads.insert_heads(self._heads, offset, new))
 
     def remove_heads(self, offset: int, count: int, num_used: int) -> None:
@@ -77,9 +74,8 @@ class SharedRewards(RewardEngine):
         if self._instructions is not None:
             self._instructions.learned.remove(adapter)
 
-    def _set_heads(self, heads: adapter_heads.HeadTensors) -> None:
-        A, B, C = heads
-        self._heads: adapter_heads.HeadTensors = (A, guidance.contiguous_for_direction(B), C)
+    def _set_heads(self, heads: HeadTensors) -> None:
+        self._heads = heads._replace(B=guidance.contiguous_for_direction(heads.B))
         self._on_heads_changed(self._heads)
 
     def follow_batch(self, requests: Mapping[int, GuidedRequest]) -> None:
@@ -131,7 +127,7 @@ class SharedRewards(RewardEngine):
         h_B = h_T if states[0] is states[1] else guided_rows(states[0])
         w = step.w
         # Adapters come and go: the step's weights may have fewer dimensions than there are heads.
-        if num_missing := len(self._heads[0]) - w.shape[1]:
+        if num_missing := len(self._heads.A) - w.shape[1]:
             w = pad(w, (0, num_missing))
         if self._instructions is None:
             d_w = guidance.reward_direction(h_B, h_T, w, *self._heads)

@@ -18,7 +18,9 @@ from pad_vllm.config import PADConfig
 from pad_vllm.wording import short_repr
 
 MAX_ADAPTER_BYTES = 1 << 30
-"""Of all files of an adapter that is loaded at run time: heads of an 8B base take 4 MiB a dimension."""
+"""Of all files of an adapter that is loaded at run time: heads of an 8B base take 4 MiB a dimension, gated
+ones 6.
+"""
 
 
 class AdapterRoots:

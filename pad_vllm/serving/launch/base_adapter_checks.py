@@ -66,9 +66,11 @@ def describe_adapter(adapter: Adapter) -> str:
     fork = f"forked at layer {config.fork_layer} of {layers}"
     if config.heads_only:
         fork = f"heads only, on all {layers} layers"
-    constants = "" if adapter.head_C is None else ", with constants"
+    optional = {"constants": adapter.head_C is not None, "gates": config.gated}
+    parts = [name for name, exists in optional.items() if exists]
+    beside = f", with {' and '.join(parts)}" if parts else ""
     dimensions = listed(config.dimensions)
-    return f"{dimensions}; trained on {config.backbone.name}, {fork}{constants}"
+    return f"{dimensions}; trained on {config.backbone.name}, {fork}{beside}"
 
 
 def read_base_config(base: str) -> Any:

@@ -168,8 +168,8 @@ class CreditMethod:
     def _set_heads(self, step: PolicyGradientStep) -> None:
         """Copy the step's tensors into the model's heads; of a smaller rank, into the first rows."""
         for ours, theirs in zip(self.model.heads, step.heads, strict=True):
-            assert ours is not None
-            ours[tuple(map(slice, theirs.shape))] = theirs.to(ours)
+            if ours is not None and theirs is not None:
+                ours[tuple(map(slice, theirs.shape))] = theirs.to(ours)
 
     def _credit(self, groups: Sequence[PromptGroup]) -> list[Tensor]:
         """For each group the credit [n, D] of the n tokens of all its answers."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pad_vllm.guidance import HeadTensors
 from pad_vllm.persrm import PersRM
 from pad_vllm.training.objective.fork_cache import CachedResponse
 from pad_vllm.training.objective.singular_values import largest_singular_values
@@ -48,9 +49,9 @@ class PolicyGradientStep:
         )
 
     @property
-    def heads(self) -> tuple[Tensor, Tensor, Tensor]:
-        """A, B, C: the order of PersRM.heads."""
-        return self.A, self.B, self.C
+    def heads(self) -> HeadTensors:
+        """A, B and C: no step makes gates."""
+        return HeadTensors(self.A, self.B, self.C)
 
 
 @dataclass

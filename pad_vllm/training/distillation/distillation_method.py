@@ -5,9 +5,9 @@
 
 The base answers each prompt twice. With the instructions in its prompt it is the teacher: it reads the same
 answers, and its logits say token by token what it would have preferred. The heads start at the closed form,
-then trunk and heads are trained on the teacher's rewards. Out: an ordinary adapter whose card has the
-instructions and the share of the teacher's rewards that it explains. OUT.run/bias holds the control: the
-mean direction, without any state.
+their gates at a factor of 1; then trunk and heads are trained on the teacher's rewards. Out: an ordinary
+adapter whose card has the instructions and the share of the teacher's rewards that it explains. OUT.run/bias
+holds the control: the mean direction, without any state.
 """
 
 from __future__ import annotations
@@ -208,6 +208,8 @@ class DistillationMethod:
         model.head_B.zero_()
         model.head_A[:, : A.shape[1]] = A.to(model.head_A)
         model.head_B[..., : B.shape[-1]] = B.to(model.head_B)
+        if model.head_G is not None:
+            model.head_G.zero_()
         direction = self.statistics.mean_direction().to(model.head_A)
         self.shares_before_training = {
             "constant": self.shares(partial(constant_rewards, model, direction), held_out),

@@ -64,6 +64,7 @@ def untrained_persrm(backbone: Any, dimensions: tuple[str, ...], settings: Setti
         lora_alpha=2.0 * settings.lora_rank,
         head_rank=settings.head_rank,
         constants=settings.method == "scores",
+        gates=settings.teacher is not None and settings.teacher.gate,
     )
 
 
@@ -85,12 +86,14 @@ def adapter_config(
         format_version=format_version_for(
             heads_only=model.heads_only,
             constants=model.head_C is not None,
+            gated=model.head_G is not None,
             merged=backbone.merged is not None,
         ),
         backbone=backbone,
         fork_layer=model.fork_layer,
         dimensions=model.dimensions,
         head_rank=model.head_A.shape[1],
+        gated=model.head_G is not None,
         training=training,
         **defaults,
     )
@@ -98,17 +101,17 @@ def adapter_config(
 
 def to_adapter(model: PersRM, config: AdapterConfig) -> Adapter:
     """The trained tensors as an adapter, on the CPU; config: of `adapter_config`."""
-    heads = (None if part is None else part.detach().cpu().clone() for part in model.heads)
-    head_A, head_B, head_C = heads
-    assert head_A is not None
-    assert head_B is not None
-    return Adapter(config, _lora(model), head_A, head_B, head_C)
+    heads = model.heads.mapped(lambda part: part.detach().cpu().clone())
+    return Adapter(config, _lora(model), *heads)
 
 
 @torch.no_grad()
 def scale_heads_to_one_logit(model: PersRM, spread: Tensor) -> None:
-    """Divide every dimension's head by its rewards' spread [D], in place, so that all have one strength."""
-    for part in model.heads[1:]:
+    """Divide every dimension's head by its rewards' spread [D], in place, so that all have one strength.
+
+    Rewards are linear in B and C; gates stay what they are.
+    """
+    for part in (model.head_B, model.head_C):
         if part is not None:
             part.div_(spread.to(part).view(-1, *[1] * (part.ndim - 1)))
 
@@ -131,8 +134,12 @@ def _constants_adapter(config: AdapterConfig, constants: Tensor) -> Adapter:
     plain = replace(
         config,
         format_version=format_version_for(
-            heads_only=True, constants=True, merged=config.backbone.merged is not None
+            heads_only=True,
+            constants=True,
+            gated=False,
+            merged=config.backbone.merged is not None,
         ),
+        gated=False,
         fork_layer=config.backbone.num_layers,
         head_rank=1,
         training={"method": "constant"},

@@ -81,6 +81,7 @@ def _summary(config: AdapterConfig) -> str:
     merged = config.backbone.merged
     if merged is not None:
         trunk += f"; trained on {merged.base} with the LoRA {merged.lora} merged into it"
+    heads = f"{'gated heads' if config.gated else 'heads'} of rank {config.head_rank}"
     guards = [
         f"{name} {value:g}"
         for name, value in (("no_repeat", config.no_repeat), ("min_p", config.min_p))
@@ -94,8 +95,8 @@ def _summary(config: AdapterConfig) -> str:
         )
     defaults = ", ".join([f"beta {config.beta:g}", f"top_k {config.top_k}", *guards])
     return (
-        f"Preference dimensions: {', '.join(config.dimensions)}. {trunk}; heads of rank {config.head_rank}; "
-        f"default {defaults}.{prefixes}"
+        f"Preference dimensions: {', '.join(config.dimensions)}. {trunk}; {heads}; default {defaults}."
+        f"{prefixes}"
     )
 
 

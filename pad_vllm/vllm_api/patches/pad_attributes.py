@@ -170,7 +170,7 @@ _MODEL = (
         purpose="V2: a request left its batch slot, and needs its instruction no more",
     ),
     PADAttribute(
-        name="pad_head_A, pad_head_B, pad_head_C",
+        name="pad_head_A, pad_head_B, pad_head_C, pad_head_G",
         set_on="the served model of the shared engine; buffers",
         set_in="engines/shared/model_fork.py",
         read_in="vLLM, which keeps a model's buffers while it sleeps",

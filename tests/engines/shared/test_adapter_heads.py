@@ -9,13 +9,18 @@ from pad_vllm import guidance
 from pad_vllm.engines.shared import adapter_heads
 from pad_vllm.engines.shared.lm_head_rows import LmHeadRows
 from pad_vllm.engines.shared.shared_rewards import SharedRewards
+from pad_vllm.guidance import HeadTensors
 
 H = 8
 
 
-def random_heads(count, rank, constants=False):
-    c = torch.randn(count, H) if constants else None
-    return torch.randn(count, rank, H), torch.randn(count, H, rank), c
+def random_heads(count, rank, constants=False, gates=False):
+    return HeadTensors(
+        torch.randn(count, rank, H),
+        torch.randn(count, H, rank),
+        torch.randn(count, H) if constants else None,
+        torch.randn(count, rank, H) if gates else None,
+    )
 
 
 def directions(heads, w):
@@ -27,8 +32,11 @@ def directions(heads, w):
 
 @pytest.mark.parametrize("offset", [2, 4])
 @pytest.mark.parametrize("constants", [(False, False), (True, False), (False, True)])
-def test_each_rewards_as_it_does_alone(offset, constants):
-    first, second = random_heads(2, 3, constants[0]), random_heads(2, 5, constants[1])
+@pytest.mark.parametrize("gates", [(False, False), (True, False), (False, True), (True, True)])
+def test_each_rewards_as_it_does_alone(offset, constants, gates):
+    first, second = (
+        random_heads(2, rank, *parts) for rank, *parts in zip((3, 5), constants, gates, strict=True)
+    )
     both = adapter_heads.insert_heads(first, offset, second)
     torch.testing.assert_close(
         directions(both, [1.0, -2.0] + [0.0] * offset), directions(first, [1.0, -2.0])
@@ -38,7 +46,7 @@ def test_each_rewards_as_it_does_alone(offset, constants):
 
 
 def test_inserted_heads_replace_the_old_ones_completely():
-    both = adapter_heads.insert_heads(random_heads(2, 3), 2, random_heads(2, 5, True))
+    both = adapter_heads.insert_heads(random_heads(2, 3), 2, random_heads(2, 5, True, True))
     third = random_heads(1, 2)
     after = adapter_heads.insert_heads(both, 3, third)
     torch.testing.assert_close(directions(after, [0.0, 0.0, 0.0, 1.0]), directions(third, [1.0]))
@@ -55,13 +63,21 @@ def test_removed_heads_reward_nothing_and_the_unused_end_is_cut_off():
     torch.testing.assert_close(directions(between, [1.0, 0, 0, 0]), directions(first, [1.0, 0]))
 
 
+def test_once_the_last_gated_heads_are_gone_no_step_computes_gates():
+    first = random_heads(2, 3)
+    both = adapter_heads.insert_heads(first, 2, random_heads(1, 3, gates=True))
+    three = adapter_heads.insert_heads(both, 3, random_heads(1, 3, gates=True))
+    assert adapter_heads.remove_heads(three, 3, 1, num_used=3).G is not None
+    after = adapter_heads.remove_heads(both, 2, 1, num_used=2)
+    assert after.G is None
+    torch.testing.assert_close(directions(after, [1.0, 2.0]), directions(first, [1.0, 2.0]))
+
+
 def test_an_engine_changes_heads_between_steps_and_reports_them():
     from pad_vllm.engines.reward_engine import StepCandidates
 
     first, second, reported = random_heads(2, 3), random_heads(1, 4), []
-    engine = SharedRewards(
-        first[0], first[1], LmHeadRows(torch.randn(30, H)), None, reported.append
-    )
+    engine = SharedRewards(first, LmHeadRows(torch.randn(30, H)), reported.append)
     ids, rows = torch.arange(5).expand(1, 5), torch.zeros(1, dtype=torch.int64)
     state = torch.randn(1, H)
 
@@ -75,4 +91,4 @@ def test_an_engine_changes_heads_between_steps_and_reports_them():
     assert rewards(0.0, 0.0, 1.0).abs().sum() > 0
     engine.remove_heads(2, 1, 2)
     torch.testing.assert_close(rewards(1.0, 0.5), before)
-    assert [len(A) for A, _, _ in reported] == [2, 3, 2]
+    assert [len(heads.A) for heads in reported] == [2, 3, 2]

@@ -13,6 +13,7 @@ from pad_vllm.engines.reward_engine import GuidedRequest, StepCandidates
 from pad_vllm.engines.shared.instruction_stream import InstructionLimits, InstructionStream
 from pad_vllm.engines.shared.lm_head_rows import LmHeadRows
 from pad_vllm.engines.shared.shared_rewards import SharedRewards
+from pad_vllm.guidance import HeadTensors
 from pad_vllm.instruction import InstructionTokens
 from pad_vllm.params import Guidance
 
@@ -36,15 +37,16 @@ def states():
     return torch.randn(R, H), torch.randn(R, H)
 
 
-def heads(dimensions, rank=2):
+def heads(dimensions, rank=2, gates=False):
     torch.manual_seed(1)
-    return torch.randn(dimensions, rank, H), torch.randn(dimensions, H, rank)
+    A, B = torch.randn(dimensions, rank, H), torch.randn(dimensions, H, rank)
+    return HeadTensors(A, B, G=torch.randn(dimensions, rank, H) if gates else None)
 
 
-def make(stream, dimensions):
+def make(stream, dimensions, gates=False):
     torch.manual_seed(2)
     e = torch.randn(V, H)
-    return SharedRewards(*heads(dimensions), LmHeadRows(e), instructions=stream), e
+    return SharedRewards(heads(dimensions, gates=gates), LmHeadRows(e), instructions=stream), e
 
 
 def rewards(engine, states, w, weight):
@@ -71,11 +73,12 @@ def test_without_heads_and_without_an_instruction_it_is_nothing(stream, states):
         assert not found.any()
 
 
-def test_heads_read_the_state_that_knows_no_instruction(stream, states):
-    engine, e = make(stream, 2)
+@pytest.mark.parametrize("gates", [False, True])
+def test_heads_and_gates_read_the_state_that_knows_no_instruction(stream, states, gates):
+    engine, e = make(stream, 2, gates)
     w = [[1.0, -0.5], [0.0, 2.0], [0.3, 0.3]]
     h_B = states[0][ROWS]
-    direction = guidance.reward_direction(h_B, h_B, torch.tensor(w), *heads(2))
+    direction = guidance.reward_direction(h_B, h_B, torch.tensor(w), *heads(2, gates=gates))
     for weight in (None, [0.0, 0.0, 0.0]):
         found, ids = rewards(engine, states, w, weight)
         torch.testing.assert_close(found, guidance.rewards(direction, e[ids]))

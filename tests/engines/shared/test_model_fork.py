@@ -40,15 +40,24 @@ class Something(nn.Module):
         return self.logits(self.lm_head(self.norm(hidden_states)))[:, :V]
 
 
-def heads(constants=True):
+def heads(constants=True, gates=False):
     return random_adapter(
-        BACKBONE, LAYERS, ("a", "b"), 4, 2, shapes={}, std=0.5, seed=0, constants=constants
+        BACKBONE,
+        LAYERS,
+        ("a", "b"),
+        4,
+        2,
+        shapes={},
+        std=0.5,
+        seed=0,
+        constants=constants,
+        gates=gates,
     )
 
 
-@pytest.mark.parametrize("constants", [False, True])
-def test_heads_read_the_models_own_hidden_state_and_leave_its_layers_alone(constants):
-    model, plain, adapter = Something(), Something(), heads(constants)
+@pytest.mark.parametrize(("constants", "gates"), [(False, False), (True, False), (True, True)])
+def test_heads_read_the_models_own_hidden_state_and_leave_its_layers_alone(constants, gates):
+    model, plain, adapter = Something(), Something(), heads(constants, gates)
     classes = [type(module) for module in model.modules()][1:]
     names = [name for name, _ in model.named_parameters()]
     engine = fork_model(model, adapter, None)
@@ -65,6 +74,9 @@ def test_heads_read_the_models_own_hidden_state_and_leave_its_layers_alone(const
         guidance.reward_direction(h, h, w, *adapter.heads), model.lm_head.weight[ids]
     )
     torch.testing.assert_close(found, expected)
+    buffers = {name for name, _ in model.named_buffers() if name.startswith("pad_head_")}
+    letters = "AB" + "C" * constants + "G" * gates
+    assert buffers == {f"pad_head_{letter}" for letter in letters}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

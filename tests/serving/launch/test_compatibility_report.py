@@ -63,14 +63,18 @@ def test_an_adapter_on_its_own_base_is_fine_in_every_row(base, folder):
 
 def test_heads_only_fit_a_base_that_cannot_be_forked(tmp_path):
     base = tiny.other_checkpoint("gpt2", tmp_path / "base")
-    heads = tiny.write_adapter(base, tmp_path / "heads", fork_layer=3, std=0.05, constants=True)
+    heads = tiny.write_adapter(
+        base, tmp_path / "heads", fork_layer=3, std=0.05, constants=True, gates=True
+    )
     rows = compatibility_report.compatibility_findings(str(base), str(heads))
     found = {row.name: row.detail for row in rows}
 
     assert [row.name for row in rows] == NAMES
     assert [row.name for row in rows if not row.ok] == ["reward model"]
     assert compatibility_report.servable_engines(rows) == ["shared"]
-    assert found["adapter"].endswith("trained on base, heads only, on all 3 layers, with constants")
+    assert found["adapter"].endswith(
+        "trained on base, heads only, on all 3 layers, with constants and gates"
+    )
     assert found["architecture"].startswith("GPT2LMHeadModel need not be forked")
     assert found["fork layer"] == "no layer runs twice"
 

@@ -32,7 +32,7 @@ def folders(tmp_path_factory):
     return {
         "own": write("own", ("warm", "brief"), beta=1.0),
         "work": write("work", ("formal",), beta=0.5, constants=True, seed=2),
-        "play": write("play", ("warm", "silly"), head_rank=6, seed=3),
+        "play": write("play", ("warm", "silly"), head_rank=6, seed=3, gates=True),
         "forked": write("forked", ("warm",), fork_layer=2),
         "learned": write("learned", ("warm",), prefixes=("warm", "curt"), seed=4),
         "more": write("more", ("formal",), prefixes=("warm",), seed=5),
@@ -67,6 +67,8 @@ def test_a_weight_finds_its_own_adapters_head(folders):
         torch.testing.assert_close(
             whole.head_B[place] @ whole.head_A[place], own.head_B[here] @ own.head_A[here]
         )
+        gate = torch.zeros(own.config.head_rank, 64) if own.head_G is None else own.head_G[here]
+        assert torch.equal(whole.head_G[place, : len(gate)], gate)
         constant = torch.zeros(()) if own.head_C is None else own.head_C[here]
         torch.testing.assert_close(whole.head_C[place], constant.expand_as(whole.head_C[place]))
 

@@ -85,8 +85,7 @@ def folder(tmp_path):
 def served(folder):
     """An instance whose engine has the heads of one adapter with two dimensions."""
     instance, adapter = get_or_create_instance("served"), load_adapter(folder)
-    A, B, _ = adapter.heads
-    engine = SharedRewards(A, B, LmHeadRows(torch.zeros(3, H)))
+    engine = SharedRewards(adapter.heads, LmHeadRows(torch.zeros(3, H)))
     instance.register_engine(engine)
     register_processor(instance, adapter_limits(adapter.config, 10.0, 100))
     instance.model = engine  # which owns it

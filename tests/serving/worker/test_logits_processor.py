@@ -91,7 +91,8 @@ def config(adapter, request):
 def engine(config):
     """A running engine with random hidden states for R rows."""
     torch.manual_seed(0)
-    made = SharedRewards(torch.randn(D, 2, H), torch.randn(D, H, 2), LmHeadRows(torch.randn(V, H)))
+    heads = guidance.HeadTensors(torch.randn(D, 2, H), torch.randn(D, H, 2))
+    made = SharedRewards(heads, LmHeadRows(torch.randn(V, H)))
     made.store_states(torch.randn(R, H), torch.randn(R, H))
     config.held = instance.get_or_create_instance(config.instance_id)
     config.held.register_engine(made)
@@ -491,9 +492,10 @@ def test_what_fails_on_one_rank_leaves_the_same_rows_unguided_on_all(config, mon
     """No rank waits for another, and all have the same bits: now, and in the next step."""
     world = ThreadedRanks(2)
     torch.manual_seed(0)
-    heads, e = (torch.randn(D, 2, H), torch.randn(D, H, 2)), torch.randn(V, H)
+    heads = guidance.HeadTensors(torch.randn(D, 2, H), torch.randn(D, H, 2))
+    e = torch.randn(V, H)
     parts = e.chunk(2)
-    engines = [SharedRewards(*heads, LmHeadRows(parts[rank], rank, 2)) for rank in range(2)]
+    engines = [SharedRewards(heads, LmHeadRows(parts[rank], rank, 2)) for rank in range(2)]
     runners = [V2(config) for _ in range(2)]
     monkeypatch.setattr(guided_step, "parallel_ranks", world)
     own_engine = property(lambda _: engines[world.tp_rank_and_size()[0]])

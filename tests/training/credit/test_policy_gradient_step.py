@@ -121,7 +121,7 @@ def test_planted_rewards_are_found_one_by_the_state_one_by_the_constant(model):
     credit = advantages + advantages.std(0) * torch.randn_like(advantages)
     (solved,) = summed(model, rows, credit).solve(64, [1.0])
     with torch.no_grad():
-        for ours, theirs in zip(model.heads, solved.heads, strict=True):
+        for ours, theirs in zip(model.heads[:3], solved.heads[:3], strict=True):
             ours.copy_(theirs)
         fresh = [response(model, 500, 99)]
         found = taken_reward_advantages(persrm_rewards(model, fresh), fresh, T)

@@ -167,7 +167,8 @@ def test_a_penalty_is_the_one_that_explains_most_of_the_validation_prompts(root)
 
 
 def test_heads_only_are_trained_where_the_fork_is_at_the_top(root):
-    run = started(root, "top", fork_layer=None, recipe={"epochs": 4})
+    plain = {"gate": False}
+    run = started(root, "top", fork_layer=None, teacher=plain, recipe={"epochs": 4})
     adapter = run.train()
     assert adapter.config.heads_only
     assert adapter.config.format_version == 2

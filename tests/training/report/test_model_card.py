@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pad_vllm.adapter.backbone.backbone import Backbone
-from pad_vllm.adapter.manifest import FORMAT_1, FORMAT_3, AdapterConfig, PrefixConfig
+from pad_vllm.adapter.manifest import FORMAT_1, FORMAT_3, FORMAT_4, AdapterConfig, PrefixConfig
 from pad_vllm.training.report.model_card import model_card_text
 from pad_vllm.training.report.training_curves import plot_training_curves
 
@@ -126,6 +126,11 @@ def test_learned_prefixes_have_columns_of_their_own():
     assert "| sentence | prefix | prefix first | variance |" in text
     assert "| 12.0% | 88.0% | 90.0% | 0.5 |" in text
     assert "prefix" not in model_card_text(config({"taught": [row]}), None)
+
+
+def test_gated_heads_are_named_so():
+    made = replace(config({}), format_version=FORMAT_4, gated=True, head_rank=128)
+    assert "LoRA from layer 22 of 30; gated heads of rank 128;" in model_card_text(made, None)
 
 
 def test_an_adapter_merged_of_two_has_the_sections_of_both():
