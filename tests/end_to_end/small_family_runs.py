@@ -12,6 +12,7 @@ from mixed_requests import mixed_batch
 
 # Longer and shorter than the window, neighbours of different length.
 LENGTHS = (3, 40, 17, 70)
+GATED = ("llama", "gemma3")  # families whose heads have gates
 
 
 def run_families(
@@ -35,7 +36,12 @@ def run_families(
     for family, fork in forks.items():
         base = tiny.checkpoint(family, root / family)
         adapter = tiny.write_adapter(
-            base, root / f"{family}_adapter", fork_layer=fork, std=0.15, beta=1.0
+            base,
+            root / f"{family}_adapter",
+            fork_layer=fork,
+            std=0.15,
+            beta=1.0,
+            gates=family in GATED,
         )
         prompts = [[3 + (7 * i + length) % 256 for i in range(length)] for length in LENGTHS]
         made[family] = (base, adapter, mixed_batch(adapter, prompts, 24))

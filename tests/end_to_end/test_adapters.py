@@ -45,6 +45,7 @@ def base_and_adapters(tmp_path_factory):
             seed=number,
             dimensions=dimensions,
             constants=bool(number),
+            gates=bool(number),
         )
         for number, (name, dimensions) in enumerate(DIMENSIONS.items())
     }

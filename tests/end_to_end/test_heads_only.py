@@ -1,4 +1,6 @@
-"""Heads only: what the twin says, on both runners, and on an architecture that cannot be forked."""
+"""Heads only, with gates and without: what the twin says, on both runners, and on an architecture that cannot
+be forked.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,13 @@ def runs(tmp_path_factory):
         base = write(name, root / name)
         layers = tiny.OTHERS.get(name, {}).get("n_layer", 4)
         adapter = tiny.write_adapter(
-            base, root / f"{name}_adapter", fork_layer=layers, std=0.15, beta=1.0, constants=True
+            base,
+            root / f"{name}_adapter",
+            fork_layer=layers,
+            std=0.15,
+            beta=1.0,
+            constants=True,
+            gates=name == "llama",
         )
         prompts = [[3 + (7 * i + length) % 256 for i in range(length)] for length in LENGTHS]
         made[name] = (base, adapter, mixed_batch(adapter, prompts, 16))

@@ -49,6 +49,7 @@ def made(tmp_path_factory):
             seed=seed,
             dimensions=names,
             constants=name == "late",
+            gates=name == "late",
         )
         for seed, (name, names) in enumerate(dimensions.items())
     }

@@ -34,7 +34,9 @@ def made(tmp_path_factory):
             heads, fork = family.endswith(HEADS), FORKS[family]
             base = tiny.checkpoint(family.removesuffix(HEADS), root / family)
             folder = root / f"{family}_adapter"
-            tiny.write_adapter(base, folder, fork_layer=fork, std=0.15, constants=heads)
+            tiny.write_adapter(
+                base, folder, fork_layer=fork, std=0.15, constants=heads, gates=heads
+            )
             known[family] = (base, load_adapter(folder))
         return known[family]
 
