@@ -27,6 +27,7 @@ from pad_vllm.serving.start import eos_tokens, instruction_settings
 from pad_vllm.serving.start.forkable_bases import (
     require_fork_in_last_stage,
     require_forkable_architecture,
+    require_no_kv_connector,
     require_no_lora,
     require_no_offloading,
     require_plain_kv_cache,
@@ -185,6 +186,7 @@ def _require_forkable(config: VllmConfig, fork_layer: int) -> None:
     require_forkable_architecture(model.architectures, base=model.model)
     require_no_lora(enabled=config.lora_config is not None)
     require_no_offloading(getattr(config, "offload_config", None))
+    require_no_kv_connector(enabled=config.kv_transfer_config is not None)
     require_plain_kv_cache(kv_cache_dtype(config), model.dtype)
     require_forkable_method(quantization_method(config))
 

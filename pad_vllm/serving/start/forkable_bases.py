@@ -51,6 +51,20 @@ def require_no_offloading(offload_config: Any) -> None:
         )
 
 
+def require_no_kv_connector(*, enabled: bool) -> None:
+    """Raises ValueError where KV blocks come from outside the engine, or go there.
+
+    With heads only they are the base's own, whoever made them. Those of a fork depend on the adapter.
+    """
+    if enabled:
+        raise ValueError(
+            "pad_vllm does not fork a model with a KV connector (--kv-transfer-config, --kv-offloading-size) "
+            "yet: blocks are found by a hash of their tokens, which does not include the adapter, so that "
+            "those of another adapter or of a server without one would be loaded. Drop it, or use an adapter "
+            "with heads only and no instructions, whose KV cache is the base's own."
+        )
+
+
 def require_plain_kv_cache(cache_dtype: str, model_dtype: Any) -> None:
     """Raises ValueError unless the KV cache stores the model's own dtype, a torch.dtype.
 

@@ -119,11 +119,6 @@ REFUSED_BY_ALL: tuple[RefusedFeature, ...] = (
         ),
     ),
     RefusedFeature(
-        "KV connectors",
-        lambda c: c.kv_transfer_config is not None,
-        "drop --kv-transfer-config; the hash of a KV block does not include the adapter",
-    ),
-    RefusedFeature(
         "elastic expert parallelism",
         lambda c: getattr(c.parallel_config, "enable_elastic_ep", False),
         "drop --enable-elastic-ep; workers that join later would not be guided",

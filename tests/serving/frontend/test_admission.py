@@ -219,7 +219,6 @@ ON = {
     "context parallelism": {"parallel": {"decode_context_parallel_size": 2}},
     "dual batch overlap": {"parallel": {"use_ubatching": True}},
     "speculative decoding on vLLM's V1 runner": {"speculative_config": object()},
-    "KV connectors": {"kv_transfer_config": object()},
     "elastic expert parallelism": {"parallel": {"enable_elastic_ep": True}},
     "vLLM's Rust front end": {},
     "pooling": {"runner_type": "pooling"},
@@ -436,6 +435,13 @@ def test_each_adapter_guides_requests_under_the_lora_that_it_was_trained_with(
     assert admit(Extra(pad_weights="helpful=1")) is not None
     with pytest.raises(ValueError, match="accepted: guided requests of the base"):
         admit(Extra(pad_weights="helpful=1"), LoRARequest("any", 1, str(lora)))
+
+
+def test_kv_blocks_from_outside_are_refused_by_a_fork_and_not_by_heads(config, heads):
+    connected = {"kv_transfer_config": object()}
+    with pytest.raises(ValueError, match="not fork a model with a KV connector .*does not include"):
+        admission.make_admission(config(**connected))
+    assert admission.make_admission(config(settings=heads, **connected)) is not None
 
 
 @pytest.mark.parametrize("cache_dtype", ["fp8", "fp8_e4m3", "fp8_e5m2"])
