@@ -6,7 +6,7 @@ import pytest
 import tiny
 from engine_processes import V2_ENV, engines, pad, plain
 from mixed_requests import greedy, mixed_batch, tokens
-from pytorch_twin import require_said
+from pytorch_twin import Twin, require_said
 
 pytestmark = pytest.mark.engine
 
@@ -99,3 +99,30 @@ def test_blocks_of_plain_vllm_are_the_same(case, tmp_path, runner):
     for result in (shared, resident):
         require_loaded(result, requests)
         require_said("blocks of plain vLLM", base, adapter, requests, result)
+
+
+@pytest.mark.exhaustive
+def test_blocks_that_are_lost_while_they_load_are_computed(case, tmp_path):
+    """On V1: V2 of vLLM 0.32 goes on behind the lost blocks, with PAD or without."""
+    base, adapter, prompts = case
+    requests = mixed_batch(adapter, prompts, FEW)
+    failing = connected(
+        tmp_path,
+        kv_connector="FailingConnector",
+        kv_connector_module_path="failing_kv_connector",
+        kv_load_failure_policy="recompute",
+    )
+    _, result = engines(
+        [
+            {
+                "llm": plain(base, **connected(tmp_path)),
+                "requests": [greedy(p, 1) for p in prompts],
+            },
+            {"llm": pad(base, adapter, **failing), "requests": requests},
+        ]
+    )
+    require_guided(result, requests)
+    guided = sum("extra_args" in one["sampling"] for one in requests)
+    assert result["guided_rows"] > FEW * guided  # those of a step that vLLM discards too
+    found = Twin(base, adapter).compare(requests, result)
+    assert (found.differences, found.tokens) == ([], FEW * len(requests))
