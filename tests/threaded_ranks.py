@@ -21,16 +21,24 @@ class ThreadedRanks:
     def tp_rank_and_size(self):
         return self._rank.number, self.size
 
+    def texts_of_all_ranks(self, text):
+        return self._gathered(text)
+
     def sum_over_ranks(self, share):
         """In another order on each rank, as an all-reduce may."""
         rank = self._rank.number
-        self._shares[rank] = share.clone()
-        self._barrier.wait()
+        shares = self._gathered(share.clone())
         order = [(rank + step) % self.size for step in range(self.size)]
-        total = sum((self._shares[other] for other in order[1:]), self._shares[order[0]])
+        total = sum((shares[other] for other in order[1:]), shares[order[0]])
         self.sums += rank == 0
-        self._barrier.wait()
         return total
+
+    def _gathered(self, share):
+        self._shares[self._rank.number] = share
+        self._barrier.wait()
+        shares = [*self._shares]
+        self._barrier.wait()
+        return shares
 
     def run(self, call):
         """call(rank) on every rank -> the results."""

@@ -1,5 +1,5 @@
 """Tensor parallelism: this process's rank, and sums over all ranks. Pipeline parallelism: whether this
-process is in the last stage, and the layers of that stage.
+process is in the last stage, and the layers of that stage. All of an engine's processes: what each says.
 
 Uses vLLM's groups (vllm/distributed/parallel_state.py) and its division of layers
 (vllm/distributed/utils.py). Where vLLM has no groups, as in a front end, there are one rank and one stage.
@@ -8,6 +8,7 @@ Knows nothing of forks or rewards.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from vllm.distributed import parallel_state
 from vllm.distributed.communication_op import tensor_model_parallel_all_reduce
@@ -34,6 +35,16 @@ def sum_over_ranks(share: Tensor) -> Tensor:
     if tp_rank_and_size()[1] == 1:
         return share
     return tensor_model_parallel_all_reduce(share.contiguous())
+
+
+def texts_of_all_ranks(text: str) -> list[str]:
+    """What each rank of all kinds of parallelism passes, in the order of ranks. Every rank must call it."""
+    if not parallel_state.model_parallel_is_initialized():
+        return [text]
+    world = parallel_state.get_world_group()
+    texts = [""] * world.world_size
+    torch.distributed.all_gather_object(texts, text, group=world.cpu_group)
+    return texts
 
 
 def computes_logits() -> bool:

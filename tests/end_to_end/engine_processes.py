@@ -104,6 +104,7 @@ def engine(
         ranks: true notes what each rank of tensor parallelism guides with
         weights_from: folder of the weights, for the load format `elsewhere`
         offload: true has vLLM offload on a CPU too, for all jobs from this one on
+        ray_nodes: numbers of devices: a Ray cluster of so many nodes, for vLLM's Ray executor
     result:
         outputs: a request each, in order: prompt_token_ids; choices [{text, token_ids,
             finish_reason, logprobs [{token id as text: logprob}] or None}]; cached_tokens; pad; the

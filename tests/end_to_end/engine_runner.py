@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 import gpu_like_compilation
 import offloading_on_cpu
+import ray_executor_on_cpu
 
 HIDDEN = ("h_B", "h_T")
 
@@ -72,7 +73,7 @@ def _run_and_exit(jobs: str, results: str) -> NoReturn:
     try:
         given = json.loads(Path(jobs).read_text("utf-8"))
         os.environ.update(given["env"])
-        _write(results, [_run(job) for job in given["jobs"]])
+        _write(results, [_run_on_nodes(job) for job in given["jobs"]])
     except BaseException:  # noqa: BLE001, whatever it is, the test wants to see it
         _write(results, {"error": traceback.format_exc()})
     finally:
@@ -94,6 +95,11 @@ def _use_onednn_for_int8() -> None:
     from vllm.model_executor.kernels.linear.scaled_mm import cpu
 
     cpu.check_cpu_sgl_kernel = lambda *_: False
+
+
+def _run_on_nodes(job: dict[str, Any]) -> dict[str, Any]:
+    with ray_executor_on_cpu.nodes(job.get("ray_nodes", [])):
+        return _run(job)
 
 
 def _run(job: dict[str, Any]) -> dict[str, Any]:

@@ -116,9 +116,13 @@ def attempts(base, good, other_model, tmp_path_factory):
             pad(base, good, pipeline_parallel_size=4),
             "of 4 layers the last of 4 stages has those from 3 on; accepted fork layers: 3, 4 (at the top",
         ),
-        "tensor parallel by Ray": (
-            pad(base, good, tensor_parallel_size=2, distributed_executor_backend="ray"),
-            "tensor parallelism beyond the processes of one machine yet; drop --nnodes",
+        "pipeline by Ray": (
+            pad(base, good, pipeline_parallel_size=2, distributed_executor_backend="ray"),
+            "pipeline parallelism beyond the processes of one machine yet; drop --nnodes",
+        ),
+        "KV connector": (
+            pad(base, good, kv_offloading_size=1),
+            "not fork a model with a KV connector (--kv-transfer-config, --kv-offloading-size) yet",
         ),
         "speculation": (
             pad(base, good, speculative_config=draft),
@@ -166,7 +170,8 @@ CASES = (
     "unsupported model",
     "LoRA",
     "pipeline",
-    "tensor parallel by Ray",
+    "pipeline by Ray",
+    "KV connector",
     "speculation",
     "Rust",
     "twice",

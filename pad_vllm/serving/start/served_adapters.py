@@ -8,6 +8,7 @@ added or removed while the server runs: frontend/adapter_registry.py and worker/
 
 from __future__ import annotations
 
+import platform
 from dataclasses import replace
 from typing import Any
 
@@ -17,11 +18,14 @@ from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.adapter.combine_adapters import AdapterPart, merge_adapters
+from pad_vllm.adapter.json_fields import AdapterError
 from pad_vllm.adapter.manifest import FORMAT_2, AdapterConfig, PrefixConfig, read_config
 from pad_vllm.adapter.peft_lora import EMPTY_LORA
 from pad_vllm.config import PADConfig
 from pad_vllm.instruction import LearnedInstruction
 from pad_vllm.params import InstructionDefaults, RequestLimits
+from pad_vllm.vllm_api import parallel_ranks
+from pad_vllm.wording import listed
 
 ADD_ADAPTER_RPC, REMOVE_ADAPTER_RPC = "pad_add_adapter", "pad_drop_adapter"
 """Worker methods that the front end calls by `collective_rpc`: see worker/runtime_adapter_updates.py."""
@@ -58,6 +62,24 @@ def unmerged(adapter: Adapter) -> Adapter:
     """An adapter as it is served under the LoRA that its training had merged into the base, if any."""
     config = adapter.config
     return replace(adapter, config=replace(config, backbone=config.backbone.unmerged))
+
+
+def require_one_digest(pad: PADConfig, adapter: Adapter) -> None:
+    """Raises AdapterError, on every rank, where ranks have read different files under one path: those of one
+    engine may run on several machines. Every rank must call it.
+
+    Args:
+        pad: names the paths.
+        adapter: what this rank has read there.
+    """
+    ranks = parallel_ranks.texts_of_all_ranks(f"{adapter.digest} on {platform.node()}")
+    if len({text.split()[0] for text in ranks}) > 1:
+        paths = listed([pad.adapter, *pad.adapters.values()])
+        found = listed(f"rank {rank} {text}" for rank, text in enumerate(ranks))
+        raise AdapterError(
+            f"the ranks of this engine have read different files from {paths}, by their digest: {found}; "
+            "accepted: the same on every rank. Copy one folder to all hosts, or name one that they share."
+        )
 
 
 def _no_adapter(backbone: Backbone) -> Adapter:

@@ -144,6 +144,7 @@ class PADModelLoader(BaseModelLoader):
         adapter = served_adapters.load_served_adapters(
             pad, model_config, loras=vllm_config.lora_config is not None
         )
+        served_adapters.require_one_digest(pad, adapter)
         rank, _ = tp_rank_and_size()
         if rank or not computes_logits():  # the first rank of the last stage logs the same
             logging.getLogger(pad_vllm.__name__).setLevel(logging.ERROR)

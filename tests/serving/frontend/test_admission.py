@@ -204,8 +204,8 @@ ON = {
         "parallel": {"pipeline_parallel_size": 2},
         "speculative_config": object(),
     },
-    "tensor parallelism beyond the processes of one machine": {
-        "parallel": {"tensor_parallel_size": 2, "distributed_executor_backend": "ray"}
+    "tensor parallelism beyond the processes of one machine and the actors of Ray": {
+        "parallel": {"tensor_parallel_size": 2, "nnodes": 2}
     },
     "batch-sharded sampling": {"parallel": {"enable_batch_sharded_sampling": True}},
     "expert parallelism": {"parallel": {"enable_expert_parallel": True}},
@@ -244,8 +244,19 @@ def test_tensor_parallelism_on_one_machine_is_served(config):
         for stages in (1, 2):
             asked = config(parallel={**parallel, "pipeline_parallel_size": stages})
             assert admission.make_admission(asked) is not None
-    with pytest.raises(ValueError, match="beyond the processes of one machine yet; drop --nnodes"):
-        admission.make_admission(config(parallel={"tensor_parallel_size": 2, "nnodes": 2}))
+
+
+@pytest.mark.parametrize("executor", ["uni", "external_launcher", object])
+def test_ranks_of_ray_are_served_and_those_of_executors_nobody_tried_are_not(config, executor):
+    ranks = {"tensor_parallel_size": 2}
+    asked = config(parallel={**ranks, "distributed_executor_backend": "ray", "use_ray": True})
+    assert admission.make_admission(asked) is not None
+    with pytest.raises(
+        ValueError, match="and the actors of Ray yet; drop --nnodes, and start with"
+    ):
+        admission.make_admission(
+            config(parallel={**ranks, "distributed_executor_backend": executor})
+        )
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,14 @@ def test_stages_have_no_reward_model_beside_them(config, engine):
 
 
 @pytest.mark.parametrize("engine", ["resident", "ray"])
+def test_workers_of_ray_have_no_reward_model_beside_them(config, engine):
+    asked = config({"engine": engine})
+    asked.parallel_config.use_ray = True
+    with pytest.raises(ValueError, match=f"{engine} engine does not support vLLM's Ray executor"):
+        admission.make_admission(asked)
+
+
+@pytest.mark.parametrize("engine", ["resident", "ray"])
 def test_data_parallel_engines_have_no_reward_model_beside_them(config, engine):
     asked = config({"engine": engine}, is_moe=False)
     asked.parallel_config.data_parallel_size = asked.parallel_config.data_parallel_size_local = 2

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
+from threaded_ranks import ThreadedRanks
 
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.json_fields import AdapterError
@@ -165,3 +167,27 @@ def test_learned_prefixes_of_other_fork_layers_are_refused(folders):
     pad = settings(folders, "learned", "higher", instructions=True)
     with pytest.raises(AdapterError, match="--prefix-fork-layer"):
         served_adapters.load_served_adapters(pad)
+
+
+def test_ranks_that_have_read_different_files_under_one_path_are_all_refused(folders, monkeypatch):
+    pad = settings(folders)
+    own, other = (load_adapter(folders[name]) for name in ("own", "play"))
+    world = ThreadedRanks(2)
+    monkeypatch.setattr(served_adapters, "parallel_ranks", world)
+    world.run(lambda _: served_adapters.require_one_digest(pad, own))
+
+    def said(rank):
+        with pytest.raises(AdapterError) as error:
+            served_adapters.require_one_digest(pad, (own, other)[rank])
+        return str(error.value)
+
+    first, second = world.run(said)
+    assert first == second
+    found = f"rank 0 {own.digest} on {platform.node()}, rank 1 {other.digest} on {platform.node()}"
+    assert f"different files from {folders['own']}, by their digest: {found}; acc" in first
+    assert "Copy one folder to all hosts" in first
+
+
+def test_a_process_of_its_own_agrees_with_itself(folders):
+    pad = settings(folders, "work")
+    served_adapters.require_one_digest(pad, served_adapters.load_served_adapters(pad))
