@@ -56,9 +56,17 @@ OTHERS: dict[str, dict[str, Any]] = {
         "eos_token_id": 1,
     },
     "granite": {**COMMON, "logits_scaling": 4.0},
+    "mixtral": {**COMMON, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        **COMMON,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 96,
+        "norm_topk_prob": True,
+    },
 }
-"""model_type -> its config: architectures that are not forked, whose layers are named otherwise or whose
-logits are not lm_head times the hidden state.
+"""model_type -> its config: architectures that are not forked, whose layers are named otherwise, are mixtures
+of experts, or whose logits are not lm_head times the hidden state.
 """
 
 SIGLIP = {

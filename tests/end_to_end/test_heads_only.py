@@ -1,4 +1,4 @@
-"""Heads only, with gates and without: what the twin says, on both runners, and on an architecture that cannot
+"""Heads only, with gates and without: what the twin says, on both runners, and on architectures that cannot
 be forked.
 """
 
@@ -17,9 +17,9 @@ LENGTHS = (3, 40)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """(name, runner) -> (checkpoint, adapter, requests, result); llama on both runners, gpt2 on V1."""
+    """(name, runner) -> (checkpoint, adapter, requests, result); llama on both runners, others on V1."""
     root, made = tmp_path_factory.mktemp("heads"), {}
-    for name in ("llama", "gpt2"):
+    for name in ("llama", "gpt2", "mixtral"):
         write = tiny.other_checkpoint if name in tiny.OTHERS else tiny.checkpoint
         base = write(name, root / name)
         layers = tiny.OTHERS.get(name, {}).get("n_layer", 4)
@@ -46,7 +46,10 @@ def runs(tmp_path_factory):
     return {**found, ("llama", "v2"): (*made["llama"], second)}
 
 
-@pytest.mark.parametrize("case", [("llama", "v1"), ("llama", "v2"), ("gpt2", "v1")], ids="-".join)
+CASES = [("llama", "v1"), ("llama", "v2"), ("gpt2", "v1"), ("mixtral", "v1")]
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_heads_only_say_what_their_twin_says(runs, case):
     base, adapter, requests, result = runs[case]
     assert result["runner"] == case[1]
