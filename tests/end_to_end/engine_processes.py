@@ -99,6 +99,7 @@ def engine(
         calls: [method, keyword arguments] of the worker, or of engine_runner.py, before each of the rounds
         record: true notes the candidates of every guided row (one process only, no partial prefill);
             "hidden" the hidden states h_B and h_T of `shared` too
+        drafts: true notes what a drafter that reads hidden states drafts (one process only)
         gpu_like_compilation: true for V2 compiled in pieces, with padded batches; for all jobs from this
             one on
         ranks: true notes what each rank of tensor parallelism guides with
@@ -113,6 +114,7 @@ def engine(
         said: a call each, the text of the error that it raised, None where it raised none
         counters: vLLM's own, where disable_log_stats is False
         steps: a request each: [{ids, z, reward}], one a step; empty where nothing was noted
+        drafts: a request each: token ids drafted after each step; empty where nothing was noted
         early: rows that `ray` was asked for before a forward, each time
         pieces: how many vLLM split the models into that it compiled; padded: tokens added to each step
         offloaded: bytes of weights that vLLM offloaded

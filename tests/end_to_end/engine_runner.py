@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import gc
 import json
 import logging
@@ -120,7 +121,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         llm.collective_rpc(_note_guidance)
     guided = _guided_rows()
     tokenizer = llm.get_tokenizer() if not job["llm"].get("skip_tokenizer_init") else None
-    with _recorder(llm, on=job.get("record", False)) as record:
+    with _recorder(llm, on=job.get("record", False)) as record, _noted_drafts(job) as drafts:
         outputs = _batch(llm, tokenizer, job.get("requests", []))
     calls = iter(job.get("calls", []))
     errors, rounds = [], []
@@ -131,6 +132,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     result = {
         "outputs": [_output(output) for output in outputs],
         "steps": [_steps(record[output.request_id], output) for output in outputs],
+        "drafts": [drafts[output.request_id] for output in outputs],
         "rounds": [[_output(output) for output in outputs] for outputs in rounds],
         "said": errors,
         "counters": _counters(llm),
@@ -476,6 +478,34 @@ def _recorder(llm: Any, *, on: bool | str) -> Any:
     finally:
         guidance.guide, PADLogitsProcessor.apply = guide, apply
         SharedRewards.rewards, SharedRewards.store_states = rewards, store_states
+
+
+@contextmanager
+def _noted_drafts(job: dict[str, Any]) -> Any:
+    """Notes what a drafter that reads hidden states drafts: request -> a step each, its draft's token ids."""
+    noted: dict[str, list[list[int]]] = defaultdict(list)
+    if not job.get("drafts", False):
+        yield noted
+        return
+    from vllm.v1.worker.gpu.spec_decode.dflash.speculator import DFlashSpeculator
+    from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator import (
+        TargetDependentARSpeculator,
+    )
+
+    def noting(propose: Any, self: Any, input_batch: Any, *args: Any, **keywords: Any) -> Any:
+        drafts = propose(self, input_batch, *args, **keywords)
+        for name, draft in zip(input_batch.req_ids, drafts.tolist(), strict=True):
+            noted[name.split("-")[0]].append(draft)
+        return drafts
+
+    originals = {cls: cls.propose for cls in (TargetDependentARSpeculator, DFlashSpeculator)}
+    for cls, propose in originals.items():
+        cls.propose = functools.partialmethod(functools.partial(noting, propose))
+    try:
+        yield noted
+    finally:
+        for cls, propose in originals.items():
+            cls.propose = propose
 
 
 def _clean_up() -> None:

@@ -260,9 +260,16 @@ class ForkedModel(WithSharedRewards):
     """Mixin for a model with forked layers: forward returns [T, 2H], base and reward side by side."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Arguments as the model takes them -> [T, 2H]."""
-        hidden = super().forward(*args, **kwargs)  # type: ignore[misc]
-        return torch.cat(hidden.chunk(2), dim=-1)
+        """Arguments as the model takes them -> [T, 2H]; where a drafter reads inner layers too (EAGLE3,
+        DFlash), also their hidden states, [T, H] each, of the base stream alone.
+        """
+        returned = super().forward(*args, **kwargs)  # type: ignore[misc]
+        hidden, inner = returned if isinstance(returned, tuple) else (returned, None)
+        streams = torch.cat(hidden.chunk(2), dim=-1)
+        if inner is None:
+            return streams
+        # Those below the fork have T rows, those above 2T, the base's first.
+        return streams, [layer[: len(streams)] for layer in inner]
 
     def pad_streams(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
         """[R, 2H] -> its halves."""

@@ -50,6 +50,23 @@ def _prefetches_weights(offload_config: Any) -> bool:
     )
 
 
+def _drafts_by(speculative_config: Any, drafter: str) -> bool:
+    """Whether a method of vLLM's SpeculativeConfig says that it has such a drafter."""
+    return speculative_config is not None and getattr(speculative_config, drafter, lambda: False)()
+
+
+_DFLASH = "DFlashDraftModel"
+
+
+def _is_other_dflash(speculative_config: Any) -> bool:
+    """Whether drafts come from one of DFlash's successors, which vLLM runs in speculators of their own, or
+    for which it has another model.
+    """
+    if getattr(speculative_config, "method", None) != "dflash":
+        return False
+    return list(speculative_config.draft_model_config.architectures) != [_DFLASH]
+
+
 REFUSED_BY_ALL: tuple[RefusedFeature, ...] = (
     RefusedFeature(
         "pipeline parallelism beyond the processes of one machine",
@@ -125,6 +142,21 @@ REFUSED_BY_ALL: tuple[RefusedFeature, ...] = (
             "drop --speculative-config, or use the V2 runner (VLLM_USE_V2_MODEL_RUNNER=1); with drafts V1 "
             "silently leaves out the logits processor"
         ),
+    ),
+    RefusedFeature(
+        "drafts by several MTP layers",
+        lambda c: _drafts_by(c.speculative_config, "use_multi_module_mtp"),
+        "set num_speculative_tokens in --speculative-config to 1, which takes the first of them",
+    ),
+    RefusedFeature(
+        "drafts by Gemma 4's assistant model",
+        lambda c: _drafts_by(c.speculative_config, "use_gemma4_mtp"),
+        "drop --speculative-config; that drafter reads the base's own KV cache",
+    ),
+    RefusedFeature(
+        f"DFlash drafters of another architecture than {_DFLASH}",
+        lambda c: _is_other_dflash(c.speculative_config),
+        "use one of that architecture, or drop --speculative-config",
     ),
     RefusedFeature(
         "elastic expert parallelism",

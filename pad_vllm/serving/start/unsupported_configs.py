@@ -13,7 +13,7 @@ from pad_vllm.serving.start.refused_features import REFUSED_BY_ALL, REFUSED_BY_E
 from pad_vllm.vllm_api.vllm_names import VllmConfig
 from pad_vllm.wording import listed
 
-DRAFT_METHODS = ("ngram", "ngram_gpu", "draft_model")
+DRAFT_METHODS = ("ngram", "ngram_gpu", "draft_model", "eagle", "eagle3", "mtp", "dflash")
 """Methods of speculative decoding that are served; V2 has one n-gram speculator for both names."""
 
 

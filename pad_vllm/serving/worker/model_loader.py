@@ -34,6 +34,7 @@ from pad_vllm.vllm_api.forward_metadata import last_token_indices
 from pad_vllm.vllm_api.instruction_forward import InstructionForward
 from pad_vllm.vllm_api.parallel_ranks import computes_logits, tp_rank_and_size
 from pad_vllm.vllm_api.patches.attention_record import AttentionRecord, recorded_attention
+from pad_vllm.vllm_api.patches.drafter_states import patch_drafter_hidden_states
 from pad_vllm.vllm_api.patches.outcome_rpc import (
     OUTCOME_METHOD,
     add_outcome_method,
@@ -139,7 +140,10 @@ class PADModelLoader(BaseModelLoader):
             TimeoutError: with `ray`, no actor started in time; Ray's own errors may come too.
         """
         if _is_draft_model(vllm_config, model_config):
-            return self._inner.load_model(vllm_config, model_config, *args, **kwargs)
+            # Its config may be vLLM's own copy for drafts, without logits processors: it is not checked.
+            pad = PADConfig.from_additional_config(vllm_config.additional_config)
+            draft_loader = self._loader(pad.load_format)
+            return draft_loader.load_model(vllm_config, model_config, *args, **kwargs)
         pad = config_checks.pad_settings(vllm_config)
         adapter = served_adapters.load_served_adapters(
             pad, model_config, loras=vllm_config.lora_config is not None
@@ -227,6 +231,9 @@ def _shared_engine(loaded: LoadedModel) -> RewardEngine:
     if loaded.config.lora_config is not None and device.type == "cpu":
         logger.warning(_CPU_LORA)
     fork_layer = instruction_settings.fork_layer(loaded.pad, adapter.config)
+    is_forked = fork_layer < adapter.config.backbone.num_layers
+    if is_forked and loaded.config.speculative_config is not None:
+        patch_drafter_hidden_states()
     with (
         set_current_vllm_config(loaded.config),
         set_default_torch_dtype(loaded.model_config.dtype),

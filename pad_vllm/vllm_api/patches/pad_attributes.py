@@ -152,7 +152,7 @@ _MODEL = (
         name="pad_streams",
         set_on="the served model of the shared engine; a method",
         set_in="engines/shared/model_fork.py",
-        read_in="the same file, in compute_logits",
+        read_in="the same file, in compute_logits, and vllm_api/patches/drafter_states.py",
         purpose="splits hidden states into those of the base and those of the reward model",
     ),
     PADAttribute(

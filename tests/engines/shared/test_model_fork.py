@@ -11,9 +11,10 @@ pytest.importorskip("vllm")
 from benchmarks.common.random_adapter import random_adapter
 from pad_vllm import guidance
 from pad_vllm.adapter.backbone.backbone import Backbone
+from pad_vllm.engines.override_methods import mix_in
 from pad_vllm.engines.reward_engine import StepCandidates
 from pad_vllm.engines.shared.lm_head_rows import ForkError
-from pad_vllm.engines.shared.model_fork import fork_model
+from pad_vllm.engines.shared.model_fork import ForkedModel, fork_model
 
 H, V, LAYERS = 16, 50, 3
 BACKBONE = Backbone("tiny", ("SomethingForCausalLM",), H, LAYERS, V, None)
@@ -154,3 +155,26 @@ def test_a_missing_or_other_head_is_refused():
     model.lm_head = nn.Linear(H, V - 1)
     with pytest.raises(ForkError, match=r"lm_head is \[49, 16\]; the adapter needs \[50, 16\]"):
         fork_model(model, heads(), None)
+
+
+class TwoStreams(nn.Module):
+    """As much of a forked model as returns rows: its inner layers' too, below and above the fork."""
+
+    def __init__(self, below, above):
+        super().__init__()
+        self.inner = [below, above]
+
+    def forward(self, hidden):
+        return hidden if self.inner is None else (hidden, self.inner)
+
+
+def test_a_drafter_reads_the_bases_stream_of_inner_layers_below_and_above_the_fork():
+    base, reward, below = torch.randn(5, H), torch.randn(5, H), torch.randn(5, H)
+    model = TwoStreams(below, torch.cat((base, reward)))
+    mix_in(model, ForkedModel)
+    streams, (first, second) = model(torch.cat((base, reward)))
+    assert torch.equal(streams, torch.cat((base, reward), dim=-1))
+    assert torch.equal(first, below)
+    assert torch.equal(second, base)
+    model.inner = None
+    assert torch.equal(model(torch.cat((base, reward))), streams)
