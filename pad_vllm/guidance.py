@@ -29,6 +29,9 @@ from torch import Tensor
 
 NEG_INF = float("-inf")
 _BLOCK = 64  # tokens of the vocabulary that share one maximum in `_top_k`
+LOOP_LENGTH, MAX_LOOP = 3, 12
+"""Least length of a repeated n-gram that costs, where a row names none, and the longest that counts."""
+
 _MAX_COPY_NUMEL = 1 << 22  # elements that one temporary copy may have: 16 MiB of float32
 
 
@@ -416,6 +419,56 @@ def repeats_ngram(answer: AnswerTokens, ids: Tensor, n: Tensor, max_n: int) -> T
             )
         ]
     )
+
+
+def loop_prices(
+    answer: AnswerTokens, ids: Tensor, n: Tensor, price: Tensor, eos_token_ids: Tensor
+) -> Tensor:
+    """What candidates cost that would complete an n-gram that the answer has already: the longer, the more.
+
+    A candidate that would complete one of m tokens, at most MAX_LOOP, costs price * (m - n + 1) from m = n
+    on. Rewards withheld cannot end a loop of the base's own; a price that grows with the loop does (the idea
+    is DRY's, a sampler of llama.cpp). Tokens that end an answer are free. Does not synchronise the device.
+    At most 16 MiB are compared at once.
+
+    Args:
+        answer: the answers so far.
+        ids: [G, K] int64 token ids of the candidates.
+        n: [G] integers; 0 counts as LOOP_LENGTH.
+        price: [G] logits a token; 0 for rows without it.
+        eos_token_ids: [E] int64 ids of the tokens that end an answer.
+
+    Returns:
+        [G, K] float32.
+    """
+    tokens = answer.row_tokens().long()
+    start, stop = answer.start.unsqueeze(-1), answer.stop.unsqueeze(-1)
+    width = tokens.shape[1]
+    if not width:
+        return torch.zeros_like(ids, dtype=torch.float32)
+    position = torch.arange(width, device=ids.device)
+    inside = (position >= start) & (position < stop)
+    # [G, L]: how long an n-gram ends here whose other tokens are also the answer's last.
+    length, matches = inside.to(torch.int8), inside
+    for back in range(1, MAX_LOOP):
+        last = tokens.gather(1, (stop - back).clamp(min=0))
+        matches = matches & (position - back >= start) & (tokens.roll(back, 1) == last)
+        length = length + matches
+    rows_at_once = max(1, _MAX_COPY_NUMEL // (width * ids.shape[-1]))
+    longest = torch.cat(
+        [
+            ((row.unsqueeze(1) == candidate.unsqueeze(-1)) * own.unsqueeze(1)).amax(-1)
+            for row, candidate, own in zip(
+                tokens.split(rows_at_once),
+                ids.split(rows_at_once),
+                length.split(rows_at_once),
+                strict=True,
+            )
+        ]
+    )
+    least = torch.where(n > 0, n, LOOP_LENGTH).unsqueeze(-1)
+    costs = (longest - least + 1).clamp(min=0) * price.unsqueeze(-1)
+    return costs.masked_fill((ids.unsqueeze(-1) == eos_token_ids).any(-1), 0.0)
 
 
 def below_min_p(z: Tensor, ids: Tensor, min_p: Tensor, eos_token_ids: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from pad_vllm.argument_names import (
     BETA,
     EXPLAIN,
     INSTRUCTION_KEY,
+    LOOP_PRICE,
     MIN_P,
     NO_REPEAT,
     PREFERENCE,
@@ -35,6 +36,9 @@ from pad_vllm.wording import did_you_mean, listed, refusal, short_repr
 
 NO_REPEAT_LENGTHS = (0, *range(2, 9))
 """Accepted values of pad_no_repeat."""
+
+MAX_LOOP_PRICE = 10.0
+"""Largest pad_loop_price, in logits."""
 
 MAX_PREFERENCE_CHARS = 2000
 """Longest pad_preference, which is part of the reward model's prefill of the request."""
@@ -71,6 +75,11 @@ class Guidance:
     min_p: float = 0.0
     """Min-p guard: the same for a candidate whose probability is below this share of the base's most likely
     one; 0 is off.
+    """
+
+    loop_price: float = 0.0
+    """What a candidate costs, in logits, that completes an n-gram which is already in the answer, for each
+    token from the guard's length on (guidance.LOOP_LENGTH where the guard is off); 0 is off.
     """
 
     explain: bool = False
@@ -227,6 +236,7 @@ def parse_guidance(
         preference=arguments.preference,
         no_repeat=defaults.no_repeat if arguments.no_repeat is None else arguments.no_repeat,
         min_p=defaults.min_p if arguments.min_p is None else arguments.min_p,
+        loop_price=arguments.loop_price,
         explain=arguments.explain,
         instruction=_instruction(extra_args) if arguments.preference else None,
     )
@@ -276,6 +286,7 @@ class _Arguments:
     top_k: int | None
     no_repeat: int | None
     min_p: float | None
+    loop_price: float
     preference: str
     explain: bool
     adapter: str | None
@@ -300,6 +311,7 @@ def _parse_arguments(
         top_k=_candidate_count(arguments[TOP_K]) if TOP_K in arguments else None,
         no_repeat=_ngram_length(arguments[NO_REPEAT]) if NO_REPEAT in arguments else None,
         min_p=_probability_share(arguments[MIN_P]) if MIN_P in arguments else None,
+        loop_price=_loop_price(arguments[LOOP_PRICE]) if LOOP_PRICE in arguments else 0.0,
         preference=_preference_text(arguments[PREFERENCE]) if PREFERENCE in arguments else "",
         explain=_boolean(EXPLAIN, arguments[EXPLAIN]) if EXPLAIN in arguments else False,
         adapter=_adapter_name(arguments[ADAPTER]) if ADAPTER in arguments else None,
@@ -324,6 +336,18 @@ def _require_known(name: str) -> None:
             f"Arguments that begin with '{ARGUMENT_PREFIX}' are PAD's; accepted: "
             f"{listed(ARGUMENT_NAMES)}. Rename or remove it."
         )
+
+
+def _loop_price(value: object) -> float:
+    price = finite_number(LOOP_PRICE, value)
+    if not 0 <= price <= MAX_LOOP_PRICE:
+        raise refusal(
+            LOOP_PRICE,
+            value,
+            f"logits from 0 (off) to {MAX_LOOP_PRICE:g}",
+            "0.5 to 1 ends most loops; correct it, or leave it out",
+        )
+    return price
 
 
 def _preference_text(value: object) -> str:

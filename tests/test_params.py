@@ -107,6 +107,21 @@ def test_any_other_share_is_refused_with_what_is_accepted(share):
         assert "0 for off, or a share of the best candidate's probability" in message
 
 
+@pytest.mark.parametrize("price", [0, 0.5, "1", 10])
+def test_a_loops_price_is_in_logits(price):
+    guidance = parse_guidance({"pad_weights": "humor=1", "pad_loop_price": price}, LIMITS)
+    assert guidance.loop_price == float(price)
+    assert parse_guidance({"pad_weights": "humor=1"}, LIMITS).loop_price == 0.0
+
+
+@pytest.mark.parametrize("price", [-0.1, 10.5, "nan", "some", True])
+def test_any_other_price_is_refused_with_what_is_accepted(price):
+    message = refusal({"pad_weights": "humor=1", "pad_loop_price": price}, syntax=True)
+    assert "pad_loop_price is" in message
+    if isinstance(price, float):
+        assert "logits from 0 (off) to 10" in message
+
+
 def test_a_request_names_one_of_several_adapters_whose_names_and_defaults_then_hold():
     work = RequestLimits(("formal",), 0.5, 10, 10, 100, first_dimension=3, worker_key="work#1")
     limits = dataclasses.replace(LIMITS, other_adapters={"work": work})
@@ -172,8 +187,8 @@ def test_a_typo_is_refused_and_all_arguments_are_named(key, meant):
     assert f"'{key}'" in message
     assert f"Did you mean '{meant}'?" in message
     assert (
-        "pad_weights, pad_beta, pad_top_k, pad_no_repeat, pad_min_p, pad_preference, pad_explain, pad_adapter"
-        in message
+        "pad_weights, pad_beta, pad_top_k, pad_no_repeat, pad_min_p, pad_loop_price, pad_preference, "
+        "pad_explain, pad_adapter" in message
     )
 
 

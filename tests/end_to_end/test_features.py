@@ -73,7 +73,11 @@ def mix(first, second, third):
             b,
             {"pad_weights": [f"{second}=1", f"{third}=0.5"], "pad_top_k": 3} | {"pad_no_repeat": 2},
         ),
-        ask(c, {"pad_weights": json.dumps({third: 2}), "pad_beta": 3} | {"pad_no_repeat": 3}),
+        ask(
+            c,
+            {"pad_weights": json.dumps({third: 2}), "pad_beta": 3, "pad_loop_price": 1}
+            | {"pad_no_repeat": 3},
+        ),
         ask(d),
     ]
 

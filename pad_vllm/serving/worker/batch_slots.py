@@ -18,8 +18,8 @@ from pad_vllm.engines.reward_engine import GuidedRequest
 
 # Rows of _SlotNumbers; the weights follow.
 _IS_GUIDED, _EXPLAIN, _NUM_WEIGHTS = range(3)
-_OUTCOME_ROW, _IGNORES_EOS, _TOP_K, _NO_REPEAT, _BETA, _MIN_P = range(3, 9)
-_FIRST_FLOAT, _FIRST_WEIGHT = _BETA, 9
+_OUTCOME_ROW, _IGNORES_EOS, _TOP_K, _NO_REPEAT, _BETA, _MIN_P, _LOOP_PRICE = range(3, 10)
+_FIRST_FLOAT, _FIRST_WEIGHT = _BETA, 10
 
 _MAX_CACHED_LAYOUTS = 8  # more than one: a step may come in slices, each with its own rows
 
@@ -34,12 +34,14 @@ class GuidedRows:
     top_k: Tensor  # [G] int64, number of candidates
     no_repeat: Tensor  # [G] int64, n of the no-repeat guard, 0 for off
     min_p: Tensor  # [G] float32, share of the best candidate's probability, 0 for off
+    loop_price: Tensor  # [G] float32, logits a token of a repeated n-gram, 0 for off
     slots: Tensor  # [G] int64, batch slot of each row
     outcome_rows: Tensor  # [G] int64, GuidedRequest.outcome_row
     ignores_eos: Tensor  # [G] bool, GuidedRequest.ignores_eos
     instruction_weight: Tensor | None  # [G] float32, as in StepCandidates
     max_top_k: int  # the largest of top_k, on the host
     max_no_repeat: int  # the largest of no_repeat, on the host
+    max_loop_price: float  # the largest of loop_price, on the host
     max_min_p: float  # the largest of min_p, on the host
     explained_indices: tuple[int, ...]  # E indices into the G rows: their requests set pad_explain
     explained_indices_on_device: Tensor  # [E] int64, the same
@@ -139,10 +141,12 @@ class BatchSlots:
             instruction_weight=floats[0] if any(instruction_weights) else None,
             beta=floats[1],
             min_p=floats[2],
-            w=floats[3:].T,
+            loop_price=floats[3],
+            w=floats[4:].T,
             max_top_k=int(numbers[_TOP_K].max()),
             max_no_repeat=int(numbers[_NO_REPEAT].max()),
             max_min_p=float(numbers[_MIN_P].max()),
+            max_loop_price=float(numbers[_LOOP_PRICE].max()),
             explained_indices=tuple(explained.tolist()),
             explained_indices_on_device=self._to_device(explained, np.int64),
             requests=requests,
@@ -179,6 +183,7 @@ class _SlotNumbers:
         column[_TOP_K], column[_NO_REPEAT] = guidance.top_k, guidance.no_repeat
         column[_NUM_WEIGHTS] = len(weights)
         column[_BETA], column[_MIN_P] = guidance.beta, guidance.min_p
+        column[_LOOP_PRICE] = guidance.loop_price
         column[_FIRST_WEIGHT : _FIRST_WEIGHT + len(weights)] = weights
 
     def clear(self, slot: int) -> None:

@@ -72,6 +72,7 @@ class ScoredCandidates(NamedTuple):
     ids: Tensor  # [G, K] int64
     excluded: Tensor | None  # [G] bool, rows that are not to be guided in this step
     capped: Tensor | None  # [G, K] bool, candidates whose reward a guard caps at the row's mean
+    prices: Tensor | None  # [G, K] float32, what candidates cost that would go on with a loop
     reward_share: Tensor  # [G, K] float32, this rank's share of the rewards
     seconds: float  # host time that the engine took for that share
 
@@ -154,6 +155,7 @@ class GuidedStep:
             ids=ids,
             excluded=self._excluded_rows(answers),
             capped=self._capped_candidates(z, ids, answers),
+            prices=self._loop_prices(ids, answers),
             reward_share=reward_share,
             seconds=seconds,
         )
@@ -189,7 +191,9 @@ class GuidedStep:
 
     def _read_answers(self) -> AnswerTokens | None:
         """The answers' tokens, None if nothing in this step depends on them."""
-        if not self._guided.max_no_repeat and self._tools.reasoning_rows is None:
+        guided = self._guided
+        reads = guided.max_no_repeat or guided.max_loop_price
+        if not reads and self._tools.reasoning_rows is None:
             return None
         return self._tools.token_reader.read(self._guided, self._ctx)
 
@@ -216,6 +220,24 @@ class GuidedStep:
         )
         return capped
 
+    def _loop_prices(self, ids: Tensor, answers: AnswerTokens | None) -> Tensor | None:
+        """[G, K] logits that candidates cost; None where no row asks for it."""
+        guided = self._guided
+        if answers is None or not guided.max_loop_price:
+            return None
+        return guidance.loop_prices(
+            answers, ids, guided.no_repeat, guided.loop_price, self._tools.eos_token_ids
+        )
+
+    def _priced(self, scored: ScoredCandidates, reward: Tensor) -> Tensor:
+        """[G, K] the base's logits less the prices, in the rows that will be guided."""
+        if scored.prices is None:
+            return scored.z
+        will_be_guided = (reward.isfinite() & (scored.z < -guidance.NEG_INF)).all(-1, keepdim=True)
+        if scored.excluded is not None:
+            will_be_guided &= ~scored.excluded.unsqueeze(-1)
+        return torch.where(will_be_guided, scored.z - scored.prices, scored.z)
+
     def _rewrite_logits(self, scored: ScoredCandidates, reward: Tensor) -> Tensor:
         """Write the guided scores; reward [G, K], summed over the ranks.
 
@@ -224,7 +246,7 @@ class GuidedStep:
         result: guidance.GuideResult = self._tools.rule.guide(
             self._logits,
             rows=self._guided.rows,
-            z=scored.z,
+            z=self._priced(scored, reward),
             ids=scored.ids,
             reward=reward,
             beta=self._guided.beta,

@@ -159,3 +159,35 @@ def test_a_step_copies_no_logits_but_a_few_rows_at_once(monkeypatch, num_guided,
     assert (logits[:num_guided] > NEG_INF).sum(1).tolist() == [K] * num_guided
     assert logits.nbytes == 32 << 20
     assert memory.peak < (2 << 20) + 100 * num_guided * K
+
+
+class AnswersOfTwo:
+    """The token reader of two rows whose answers are 1 2 3 1 2: a 3 would go on with a loop."""
+
+    def read(self, guided, ctx):
+        text = torch.tensor([[1, 2, 3, 1, 2]] * 2)
+        return guidance.AnswerTokens(text, torch.tensor([0, 0]), torch.tensor([5, 5]))
+
+
+class SomeRewards(RewardEngine):
+    """0 for the first row, NaN for the second."""
+
+    def rewards(self, step):
+        return torch.tensor([[0.0], [float("nan")]]).expand(step.ids.shape)
+
+
+def test_a_loop_is_paid_by_guided_rows_and_no_row_that_stays_unguided_is_changed():
+    from dataclasses import replace
+
+    tools = replace(step_tools(8), token_reader=AnswersOfTwo())
+    engine = SomeRewards()
+    tools.instance.register_engine(engine)
+    asked = Guidance((1.0,), beta=1.0, top_k=8, loop_price=0.5)
+    guided = guided_rows([GuidedRequest(asked), GuidedRequest(asked, outcome_row=1)])
+    before = torch.arange(16.0).view(2, 8)
+    logits = before.clone()
+    run_step(tools, logits, guided)
+    expected = before[0].clone()
+    expected[3] -= 0.5  # 1 2 3 is there already: an n-gram of three, the shortest that costs
+    assert torch.equal(logits[0], expected)
+    assert torch.equal(logits[1], before[1])
