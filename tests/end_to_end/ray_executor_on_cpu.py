@@ -26,9 +26,13 @@ def nodes(devices: list[int]) -> Iterator[None]:
         yield
         return
     import ray
+    from ray._private.ray_constants import RAY_WORKER_NICENESS
     from ray.cluster_utils import Cluster
 
     enable()
+    os.environ[RAY_WORKER_NICENESS] = (
+        "0"  # 15 by default: beside other tests actors wait for minutes
+    )
     path = os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
     own = {"worker_process_setup_hook": enable, "env_vars": {"PYTHONPATH": path}}
     cluster = Cluster()
