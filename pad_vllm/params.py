@@ -345,7 +345,7 @@ def _loop_price(value: object) -> float:
             LOOP_PRICE,
             value,
             f"logits from 0 (off) to {MAX_LOOP_PRICE:g}",
-            "0.5 to 1 ends most loops; correct it, or leave it out",
+            "0.25 to 0.5 ends most loops; correct it, or leave it out",
         )
     return price
 
