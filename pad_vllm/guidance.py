@@ -27,34 +27,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pad_vllm.answer_tokens import AnswerTokens, repeats_ngram
+
 NEG_INF = float("-inf")
 _BLOCK = 64  # tokens of the vocabulary that share one maximum in `_top_k`
-LOOP_LENGTH, MAX_LOOP = 3, 12
-"""Least length of a repeated n-gram that costs, where a row names none, and the longest that counts."""
-
 _MAX_COPY_NUMEL = 1 << 22  # elements that one temporary copy may have: 16 MiB of float32
-
-
-class AnswerTokens(NamedTuple):
-    """The answers of the guided rows so far. Token t of a row's answer is its text's [start + t]."""
-
-    tokens: Tensor
-    """[G, L] integers, one text a row; with `text_index` [S, L], texts of which the rows use some."""
-
-    start: Tensor
-    """[G] integers: index in its text of the answer's first token."""
-
-    stop: Tensor
-    """[G] integers: index after the answer's last token. What a text holds from there on is not read."""
-
-    text_index: Tensor | None = None
-    """[G] int64: index of each row's text in `tokens`; None where `tokens` has one text for each row."""
-
-    def row_tokens(self) -> Tensor:
-        """[G, L] integers: the text of each guided row. Copies where `text_index` is set."""
-        return (
-            self.tokens if self.text_index is None else self.tokens.index_select(0, self.text_index)
-        )
 
 
 class HeadTensors(NamedTuple):
@@ -380,95 +357,6 @@ def capped_candidates(
         return unlikely
     repeated = repeats_ngram(answer, ids, n, max_n)
     return repeated if unlikely is None else unlikely | repeated
-
-
-def repeats_ngram(answer: AnswerTokens, ids: Tensor, n: Tensor, max_n: int) -> Tensor:
-    """Find the candidates that would complete an n-gram which is already in the answer.
-
-    Does not synchronise the device. At most 4 MiB are compared at once.
-
-    Args:
-        answer: the answers so far.
-        ids: [G, K] int64 token ids of the candidates.
-        n: [G] integers, lengths of the n-grams; 0 for rows without this guard.
-        max_n: at least the largest of `n`, on the host.
-
-    Returns:
-        [G, K] bool.
-    """
-    tokens = answer.row_tokens().long()
-    start, stop = answer.start.unsqueeze(-1), answer.stop.unsqueeze(-1)
-    width = tokens.shape[1]
-    if not width:
-        return torch.zeros_like(ids, dtype=torch.bool)
-    position = torch.arange(width, device=ids.device)
-    n = n.unsqueeze(-1)
-    # [G, L] bool: an n-gram ends here and, after the loop, its first n - 1 tokens are also the answer's last.
-    matches = (n > 0) & (position >= start + n - 1) & (position < stop)
-    for back in range(1, max_n):
-        last = tokens.gather(1, (stop - back).clamp(min=0))
-        # What rolls in at the front is not looked at: an n-gram ends n - 1 tokens after the start.
-        matches &= (back >= n) | (tokens.roll(back, 1) == last)
-    completions = tokens.masked_fill(~matches, -1)
-    rows_at_once = max(1, _MAX_COPY_NUMEL // (width * ids.shape[-1]))
-    return torch.cat(
-        [
-            (completion.unsqueeze(1) == candidate_ids.unsqueeze(-1)).any(-1)
-            for completion, candidate_ids in zip(
-                completions.split(rows_at_once), ids.split(rows_at_once), strict=True
-            )
-        ]
-    )
-
-
-def loop_prices(
-    answer: AnswerTokens, ids: Tensor, n: Tensor, price: Tensor, eos_token_ids: Tensor
-) -> Tensor:
-    """What candidates cost that would complete an n-gram that the answer has already: the longer, the more.
-
-    A candidate that would complete one of m tokens, at most MAX_LOOP, costs price * (m - n + 1) from m = n
-    on. Rewards withheld cannot end a loop of the base's own; a price that grows with the loop does (the idea
-    is DRY's, a sampler of llama.cpp). Tokens that end an answer are free. Does not synchronise the device.
-    At most 16 MiB are compared at once.
-
-    Args:
-        answer: the answers so far.
-        ids: [G, K] int64 token ids of the candidates.
-        n: [G] integers; 0 counts as LOOP_LENGTH.
-        price: [G] logits a token; 0 for rows without it.
-        eos_token_ids: [E] int64 ids of the tokens that end an answer.
-
-    Returns:
-        [G, K] float32.
-    """
-    tokens = answer.row_tokens().long()
-    start, stop = answer.start.unsqueeze(-1), answer.stop.unsqueeze(-1)
-    width = tokens.shape[1]
-    if not width:
-        return torch.zeros_like(ids, dtype=torch.float32)
-    position = torch.arange(width, device=ids.device)
-    inside = (position >= start) & (position < stop)
-    # [G, L]: how long an n-gram ends here whose other tokens are also the answer's last.
-    length, matches = inside.to(torch.int8), inside
-    for back in range(1, MAX_LOOP):
-        last = tokens.gather(1, (stop - back).clamp(min=0))
-        matches = matches & (position - back >= start) & (tokens.roll(back, 1) == last)
-        length = length + matches
-    rows_at_once = max(1, _MAX_COPY_NUMEL // (width * ids.shape[-1]))
-    longest = torch.cat(
-        [
-            ((row.unsqueeze(1) == candidate.unsqueeze(-1)) * own.unsqueeze(1)).amax(-1)
-            for row, candidate, own in zip(
-                tokens.split(rows_at_once),
-                ids.split(rows_at_once),
-                length.split(rows_at_once),
-                strict=True,
-            )
-        ]
-    )
-    least = torch.where(n > 0, n, LOOP_LENGTH).unsqueeze(-1)
-    costs = (longest - least + 1).clamp(min=0) * price.unsqueeze(-1)
-    return costs.masked_fill((ids.unsqueeze(-1) == eos_token_ids).any(-1), 0.0)
 
 
 def below_min_p(z: Tensor, ids: Tensor, min_p: Tensor, eos_token_ids: Tensor) -> Tensor:

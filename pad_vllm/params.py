@@ -79,7 +79,7 @@ class Guidance:
 
     loop_price: float = 0.0
     """What a candidate costs, in logits, that completes an n-gram which is already in the answer, for each
-    token from the guard's length on (guidance.LOOP_LENGTH where the guard is off); 0 is off.
+    token from the guard's length on (answer_tokens.LOOP_LENGTH where the guard is off); 0 is off.
     """
 
     explain: bool = False

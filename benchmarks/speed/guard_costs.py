@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import arguments
-from pad_vllm import guidance
+from pad_vllm.answer_tokens import repeats_ngram
 from pad_vllm.engines.reward_engine import GuidedRequest
 from pad_vllm.params import Guidance
 from pad_vllm.serving.worker.answer_token_reader import V2AnswerTokenReader
@@ -100,9 +100,7 @@ def measure(num_rows: int, context: int, drafts: int, args: argparse.Namespace) 
         "drafts": drafts,
         "rows_ms": milliseconds(changed_rows, args.rounds),
         "answers_ms": milliseconds(lambda _: reader.read(guided, ctx), args.rounds),
-        "guard_ms": milliseconds(
-            lambda _: guidance.repeats_ngram(answers, ids, n, NO_REPEAT), args.rounds
-        ),
+        "guard_ms": milliseconds(lambda _: repeats_ngram(answers, ids, n, NO_REPEAT), args.rounds),
         "text_bytes": answers.row_tokens().nbytes,
     }
 

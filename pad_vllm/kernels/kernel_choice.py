@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pad_vllm import guidance
+from pad_vllm.answer_tokens import AnswerTokens
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ def _run_step(
     rows = torch.tensor([0, 2, 3], device=device)
     three = torch.ones_like(rows) * 3
     # Of the dtypes that V2's tensors have, so that no other kernel is compiled for a first request.
-    answer = guidance.AnswerTokens(
+    answer = AnswerTokens(
         tokens=text, start=three, stop=three * 12, text_index=three.cumsum(0) // 3 - 1
     )
     z, ids = rule.candidates(logits[:, :token_columns], rows, k)

@@ -17,7 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from pad_vllm import guidance
-from pad_vllm.guidance import AnswerTokens, GuideResult
+from pad_vllm.answer_tokens import AnswerTokens
+from pad_vllm.guidance import GuideResult
 
 _BLOCK = tl.constexpr(64)  # tokens of the vocabulary that share one maximum
 _BLOCKS_PER_PROGRAM = tl.constexpr(16)

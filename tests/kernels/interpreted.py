@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pad_vllm import guidance
+from pad_vllm.answer_tokens import AnswerTokens
 from pad_vllm.kernels import kernel_choice, triton_kernels
 
 NEG_INF = float("-inf")
@@ -61,13 +62,13 @@ def test_guards_find_the_same_candidates(seed):
     start = torch.randint(0, 8, (G,), generator=source)
     stop = start + torch.randint(0, L - 8, (G,), generator=source)
     tokens = torch.randint(9, (G, L), generator=source, dtype=torch.int32)
-    one_a_row = guidance.AnswerTokens(tokens, start, stop)
+    one_a_row = AnswerTokens(tokens, start, stop)
     min_p = torch.tensor([0.0, 0.05, 0.3, 1.0, 0.1])
     eos_token_ids = torch.tensor([2, 4])[: seed % 3]
     texts = torch.cat(
         (tokens[:2] * 0, tokens.flip(0))
     )  # the rows' texts in it, the last row's first
-    indexed = guidance.AnswerTokens(texts, start, stop, torch.arange(G + 1, 1, -1))
+    indexed = AnswerTokens(texts, start, stop, torch.arange(G + 1, 1, -1))
     assert torch.equal(indexed.row_tokens(), tokens)
     more = {"eos_token_ids": eos_token_ids, "n": n, "max_n": int(n.max())}
     for guards in (

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pad_vllm.answer_tokens import AnswerTokens
 from pad_vllm.engines.reward_engine import GuidedRequest
-from pad_vllm.guidance import AnswerTokens
 from pad_vllm.serving.worker import device_buffers
 from pad_vllm.serving.worker.batch_slots import GuidedRows
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from pad_vllm import guidance
+from pad_vllm.answer_tokens import AnswerTokens, loop_prices
 from pad_vllm.engines.reward_engine import StepCandidates
-from pad_vllm.guidance import AnswerTokens
 from pad_vllm.serving.worker.answer_token_reader import AnswerTokenReader
 from pad_vllm.serving.worker.batch_slots import GuidedRows
 from pad_vllm.serving.worker.instance import Instance
@@ -225,7 +225,7 @@ class GuidedStep:
         guided = self._guided
         if answers is None or not guided.max_loop_price:
             return None
-        return guidance.loop_prices(
+        return loop_prices(
             answers, ids, guided.no_repeat, guided.loop_price, self._tools.eos_token_ids
         )
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pad_vllm.guidance import AnswerTokens
+from pad_vllm.answer_tokens import AnswerTokens
 from pad_vllm.serving.start.reasoning_markers import ReasoningMarkers
 from pad_vllm.serving.worker import device_buffers
 

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 pytest.importorskip("vllm")
 
 from pad_vllm import guidance
+from pad_vllm.answer_tokens import AnswerTokens
 from pad_vllm.engines.resident_engine import ResidentRewards
 from pad_vllm.engines.reward_engine import GuidedRequest, RewardEngine
 from pad_vllm.params import Guidance
@@ -166,7 +167,7 @@ class AnswersOfTwo:
 
     def read(self, guided, ctx):
         text = torch.tensor([[1, 2, 3, 1, 2]] * 2)
-        return guidance.AnswerTokens(text, torch.tensor([0, 0]), torch.tensor([5, 5]))
+        return AnswerTokens(text, torch.tensor([0, 0]), torch.tensor([5, 5]))
 
 
 class SomeRewards(RewardEngine):

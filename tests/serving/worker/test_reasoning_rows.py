@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pad_vllm.guidance import AnswerTokens
+from pad_vllm.answer_tokens import AnswerTokens
 from pad_vllm.serving.start import reasoning_markers
 from pad_vllm.serving.worker import reasoning_rows
 
