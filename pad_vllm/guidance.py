@@ -262,6 +262,7 @@ def guide(
     beta: Tensor,
     top_k: Tensor,
     capped: Tensor | None = None,
+    prices: Tensor | None = None,
     excluded: Tensor | None = None,
 ) -> GuideResult:
     """Write the guided scores into `logits`, in place; rows that are not in `rows` are not touched.
@@ -279,17 +280,20 @@ def guide(
         beta: [G] strengths.
         top_k: [G] integers, how many of the K candidates each row wants.
         capped: [G, K] bool from `capped_candidates`, or None: their reward is limited to the row's mean.
+        prices: [G, K] from `answer_tokens.loop_prices`, or None: what candidates of guided rows cost; the
+            guided scores, and the mean, are those of a base whose logits are lower by them.
         excluded: [G] bool or None: rows that are not to be guided in this step.
 
     Returns:
         Which rows stayed as they came, and of which the most likely token changed.
     """
+    priced = z if prices is None else z - prices
     legal = _legal_candidates(z, top_k)
     scaled_reward = beta.unsqueeze(-1) * reward.to(z.dtype)
     if capped is not None:
-        at_most_mean = torch.minimum(scaled_reward, _mean_under_base(z, scaled_reward, legal))
+        at_most_mean = torch.minimum(scaled_reward, _mean_under_base(priced, scaled_reward, legal))
         scaled_reward = torch.where(capped, at_most_mean, scaled_reward)
-    score = z + scaled_reward
+    score = priced + scaled_reward
     is_guided = (score.isfinite() | ~legal).all(-1, keepdim=True)
     if excluded is not None:
         is_guided = is_guided & ~excluded.unsqueeze(-1)

@@ -406,3 +406,24 @@ def test_an_unlikely_token_gains_no_more_than_the_average_and_may_lose():
     )
     assert logits[0, 2] < -2.9
     assert logits[0, 3] == -5.0
+
+
+def test_candidates_of_guided_rows_cost_their_price_and_unguided_rows_stay_as_they_came():
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]] * 3)
+    before, rows = logits.clone(), torch.tensor([0, 1, 2])
+    z, ids = guidance.candidates(logits, rows, 3)
+    result = guidance.guide(
+        logits,
+        rows=rows,
+        z=z,
+        ids=ids,
+        reward=torch.tensor([[0.0, 1.0, 0.0], [3e38, 0.0, 0.0], [0.0, 1.0, 0.0]]),
+        beta=torch.tensor([1.0, 2.0, 1.0]),  # the second row's score is too large for float32
+        top_k=torch.tensor([3, 3, 3]),
+        prices=torch.tensor([[1.5, 0.0, 0.5]] * 3),
+        excluded=torch.tensor([False, False, True]),
+    )
+    assert result.unguided.tolist() == [False, True, True]
+    assert result.changed.tolist() == [True, False, False]
+    assert logits[0].tolist() == [1.5, 3.0, 0.5, NEG_INF]
+    assert torch.equal(logits[1:], before[1:])

@@ -265,12 +265,15 @@ def guide(
     beta: Tensor,
     top_k: Tensor,
     capped: Tensor | None = None,
+    prices: Tensor | None = None,
     excluded: Tensor | None = None,
 ) -> GuideResult:
     """Write the guided scores into `logits`, in place.
 
     Args and Returns: see guidance.guide.
     """
+    if prices is not None:
+        z = z - prices  # rows that stay unguided are not written
     score = torch.empty_like(z)
     unguided, changed = (torch.empty(len(z), dtype=torch.bool, device=z.device) for _ in range(2))
     K = z.shape[1]

@@ -102,8 +102,9 @@ def test_rows_are_written_alike(seed):
     top_k = torch.randint(1, z.shape[1] + 3, (5,), generator=source)
     capped = torch.rand(z.shape, generator=source) < 0.4 if seed % 4 else None
     excluded = torch.tensor([False, False, True, False, False]) if seed % 5 == 0 else None
+    prices = torch.rand(z.shape, generator=source).round() * 4 if seed % 3 else None
     step = {"rows": rows, "z": z, "ids": ids, "reward": reward, "beta": beta, "top_k": top_k}
-    step |= {"capped": capped, "excluded": excluded}
+    step |= {"capped": capped, "prices": prices, "excluded": excluded}
     found, expected = logits.clone(), logits.clone()
     result = triton_kernels.guide(found, **step)
     expected_result = guidance.guide(expected, **step)

@@ -229,15 +229,6 @@ class GuidedStep:
             answers, ids, guided.no_repeat, guided.loop_price, self._tools.eos_token_ids
         )
 
-    def _priced(self, scored: ScoredCandidates, reward: Tensor) -> Tensor:
-        """[G, K] the base's logits less the prices, in the rows that will be guided."""
-        if scored.prices is None:
-            return scored.z
-        will_be_guided = (reward.isfinite() & (scored.z < -guidance.NEG_INF)).all(-1, keepdim=True)
-        if scored.excluded is not None:
-            will_be_guided &= ~scored.excluded.unsqueeze(-1)
-        return torch.where(will_be_guided, scored.z - scored.prices, scored.z)
-
     def _rewrite_logits(self, scored: ScoredCandidates, reward: Tensor) -> Tensor:
         """Write the guided scores; reward [G, K], summed over the ranks.
 
@@ -246,12 +237,13 @@ class GuidedStep:
         result: guidance.GuideResult = self._tools.rule.guide(
             self._logits,
             rows=self._guided.rows,
-            z=self._priced(scored, reward),
+            z=scored.z,
             ids=scored.ids,
             reward=reward,
             beta=self._guided.beta,
             top_k=self._guided.top_k,
             capped=scored.capped,
+            prices=scored.prices,
             excluded=scored.excluded,
         )
         try:
