@@ -85,6 +85,11 @@ class Guidance:
     explain: bool = False
     """Whether the answer comes with the reward of each of its tokens."""
 
+    @property
+    def reads_answer(self) -> bool:
+        """Whether a candidate's score depends on the answer so far."""
+        return bool(self.no_repeat or self.loop_price)
+
 
 @dataclass(frozen=True)
 class InstructionDefaults:

@@ -192,10 +192,10 @@ class GuidedStep:
     def _read_answers(self) -> AnswerTokens | None:
         """The answers' tokens, None if nothing in this step depends on them."""
         guided = self._guided
-        reads = guided.max_no_repeat or guided.max_loop_price
-        if not reads and self._tools.reasoning_rows is None:
+        reads_answer = guided.max_no_repeat or guided.max_loop_price
+        if not reads_answer and self._tools.reasoning_rows is None:
             return None
-        return self._tools.token_reader.read(self._guided, self._ctx)
+        return self._tools.token_reader.read(guided, self._ctx)
 
     def _excluded_rows(self, answers: AnswerTokens | None) -> Tensor | None:
         """[G] bool: rows inside reasoning that stays unguided. None if all rows are guided."""

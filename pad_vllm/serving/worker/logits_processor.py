@@ -277,9 +277,7 @@ class PADLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
         """Whether a step of the request depends on the tokens of its answer."""
         if request is None:
             return False
-        guidance = request.guidance
-        reads = guidance.no_repeat or guidance.loop_price
-        return bool(reads) or self._tools.reasoning_rows is not None
+        return request.guidance.reads_answer or self._tools.reasoning_rows is not None
 
     def _read_v2_request(self, slot: int, request: GuidedRequest) -> None:
         if self._reads_tokens:
