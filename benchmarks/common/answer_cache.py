@@ -36,12 +36,9 @@ class AnswerCache:
         for line in self.path.read_text("utf-8").splitlines() if self.path.is_file() else ():
             complete = line.endswith("}")  # a killed script may leave half a line
             if line.startswith(f'{{"question": "{batch_hash}"') and complete:
-                return _map_answers(
-                    json.loads(line)["answers"],
-                    lambda entry: DrawnAnswer(entry[0], tuple(entry[1]), entry[2]),
-                )
+                return _map_answers(json.loads(line)["answers"], DrawnAnswer.from_json)
         answers = draw_answers(batch)
-        entries = _map_answers(answers, lambda a: [a.text, list(a.token_ids), a.loss])
+        entries = _map_answers(answers, DrawnAnswer.to_json)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write("\n" + json.dumps({"question": batch_hash, "answers": entries}))

@@ -31,7 +31,7 @@ def read_or_draw(
         stored = json.loads(file.read_text())
         if stored["question"] == question:
             return [
-                [[DrawnAnswer(text, tuple(ids), *rest) for text, ids, *rest in row] for row in rows]
+                [[DrawnAnswer.from_json(fields) for fields in row] for row in rows]
                 for rows in stored["answers"]
             ]
     longest = max(decoding.tokens for batch in batches for decoding in batch.decodings)
@@ -42,10 +42,7 @@ def read_or_draw(
         [row for rows in of_decoding for row in rows] for of_decoding in zip(*by_batch, strict=True)
     ]
     if file is not None:
-        plain = [
-            [[(a.text, a.token_ids, a.loss, a.start) for a in row] for row in rows]
-            for rows in answers
-        ]
+        plain = [[[answer.to_json() for answer in row] for row in rows] for rows in answers]
         file.write_text(json.dumps({"question": question, "answers": plain}))
     return answers
 

@@ -36,6 +36,16 @@ class DrawnAnswer:
     start: float = 0.0
     """AnswerLoss.start under the same base and prompt, where the loss is known."""
 
+    def to_json(self) -> list[Any]:
+        """What `from_json` reads."""
+        return [self.text, self.token_ids, self.loss, self.start]
+
+    @classmethod
+    def from_json(cls, fields: Sequence[Any]) -> DrawnAnswer:
+        """The first fields; those left out are the defaults."""
+        text, token_ids, *rest = fields
+        return cls(text, tuple(token_ids), *rest)
+
 
 def known_losses(answers: Sequence[DrawnAnswer]) -> list[AnswerLoss]:
     """Of the answers that have a loss."""
