@@ -19,8 +19,8 @@ from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.evaluation.lexical_scorers import LEXICAL_JUDGES
 from pad_vllm.evaluation.sentence_embeddings import embed
 from pad_vllm.evaluation.win_rates_and_fluency import (
+    mean_repeated,
     perplexity,
-    repeated_ngram_share,
     win_rate_interval,
     wins_by_prompt,
 )
@@ -121,7 +121,7 @@ class _JudgedAnswers:
         embedded = embed([answer.text for answer in answers])
         self.scores = {name: judges.scores(name, answers, embedded) for name in dimensions}
         self.perplexity = perplexity(known_losses(answers))
-        self.repeated = statistics.mean(repeated_ngram_share(answer.text) for answer in answers)
+        self.repeated = mean_repeated([answer.text for answer in answers])
 
     def compared_with(self, other: _JudgedAnswers) -> Verdict:
         wins = {

@@ -31,7 +31,7 @@ from benchmarks.common.vllm_server import vllm_server
 from pad_vllm.adapter.manifest import read_config
 from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
 from pad_vllm.evaluation.lexical_scorers import LEXICAL_SCORERS, lexical_scores
-from pad_vllm.evaluation.win_rates_and_fluency import repeated_ngram_share, win_rate
+from pad_vllm.evaluation.win_rates_and_fluency import mean_repeated, win_rate
 from pad_vllm.serving.launch.serve_arguments import serve_argv
 from pad_vllm.text.token_alignment import AlignedTokens, TokenAligner
 
@@ -236,7 +236,7 @@ def measure_conditions(
                 "dimension": condition.dimension,
                 "beta": condition.beta,
                 "win_rate": wins,
-                "repeated": round(sum(map(repeated_ngram_share, answers)) / len(answers), 4),
+                "repeated": round(mean_repeated(answers), 4),
                 "words": round(sum(len(text.split()) for text in answers) / len(answers), 1),
                 "empty": sum(not text.strip() for text in answers),
                 "empty_unguided": unguided_empty,

@@ -33,6 +33,7 @@ from benchmarks.quality.instruction_depth import (
     candidate_rewards,
 )
 from pad_vllm.catalog.name_resolution import resolve_base
+from pad_vllm.evaluation.win_rates_and_fluency import value_and_interval_text
 from pad_vllm.steering.comparison_conditions import instructed_conditions, unguided_condition
 from pad_vllm.steering.guided_answers import AnswerBatch, DecodingSettings
 from pad_vllm.text.chat_template import chat_token_ids, load_chat_tokenizer
@@ -353,7 +354,7 @@ def tables(names: Sequence[str], forms: Mapping[str, Any], rows: Sequence[Any]) 
         f"| --- |{' --- |' * (len(names) + 2)}",
     ]
     for form, shares in forms.items():
-        cells = ["{:.2f} ({:.2f} to {:.2f})".format(*shares[name]) for name in names]
+        cells = [value_and_interval_text(shares[name]) for name in names]
         means = [np.mean([shares[name + end][0] for name in names]) for end in ("", ", first")]
         lines.append(f"| {form} | {' | '.join(cells)} | {means[0]:.3f} | {means[1]:.3f} |")
     lines += [

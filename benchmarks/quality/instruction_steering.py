@@ -34,8 +34,9 @@ from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
 from pad_vllm.evaluation.sentence_embeddings import embed
 from pad_vllm.evaluation.win_rates_and_fluency import (
     AnswerLoss,
+    mean_repeated,
     perplexity,
-    repeated_ngram_share,
+    value_and_interval_text,
     wins_by_prompt,
 )
 from pad_vllm.steering import comparison_conditions
@@ -145,7 +146,7 @@ class AnswerMeasures:
             reading=AnswerReading(losses, instructed),
             scores=self._judges.classifiers[name](embed(texts)),
             perplexity=perplexity(losses),
-            repeated=statistics.mean(map(repeated_ngram_share, texts)),
+            repeated=mean_repeated(texts),
             words=statistics.mean(len(text.split()) for text in texts),
         )
 
@@ -173,7 +174,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "| --- | ---: | ---: | --- | --- | --- | --- | ---: | ---: | ---: |",
     ]
     for row in [*rows, *_means(rows)]:
-        way = "{:.2f} ({:.2f} to {:.2f})".format(*row["way"])
+        way = value_and_interval_text(row["way"])
         strength = f"{row['beta']:g} | {row['min_p']:g}" if row["method"] != TOLD else " | "
         cells = [row["method"], strength, row["instruction"], way]
         cells += [percent_with_interval(row[key]) for key in ("meaning", "meaning_over_told")]

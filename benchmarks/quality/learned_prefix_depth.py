@@ -35,6 +35,7 @@ from benchmarks.quality.instruction_depth import (
 )
 from pad_vllm import guidance
 from pad_vllm.catalog.name_resolution import resolve_base
+from pad_vllm.evaluation.win_rates_and_fluency import value_and_interval_text
 from pad_vllm.instruction_prefix import InstructedBackbone, InstructionPrefix
 from pad_vllm.steering.comparison_conditions import instructed_conditions, unguided_condition
 from pad_vllm.steering.guided_answers import (
@@ -121,7 +122,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "| ---: | --- | --- | --- | ---: |",
     ]
     for row in rows:
-        cells = ["{:.2f} ({:.2f} to {:.2f})".format(*row[key]) for key in ("sentence", "prefix")]
+        cells = [value_and_interval_text(row[key]) for key in ("sentence", "prefix")]
         lines.append(
             f"| {row['fork_layer']} | {row['instruction']} | {' | '.join(cells)} | {row['seconds']:.0f} s |"
         )

@@ -19,8 +19,8 @@ from pad_vllm.adapter.manifest import read_config
 from pad_vllm.catalog.name_resolution import resolve_adapter
 from pad_vllm.evaluation.lexical_scorers import LEXICAL_JUDGES, LEXICAL_SCORERS
 from pad_vllm.evaluation.win_rates_and_fluency import (
+    mean_repeated,
     perplexity,
-    repeated_ngram_share,
     wins_by_prompt,
 )
 from pad_vllm.steering.comparison_conditions import Condition, unguided_condition
@@ -35,7 +35,7 @@ from pad_vllm.training.sampling.sample_responses import read_prompts
 
 def repeated(answers: Sequence[DrawnAnswer]) -> float:
     """Mean share of repeated 4-grams."""
-    return statistics.mean(repeated_ngram_share(answer.text) for answer in answers)
+    return mean_repeated([answer.text for answer in answers])
 
 
 def measured(

@@ -21,6 +21,7 @@ from benchmarks.common import arguments
 from benchmarks.common.candidate_reader import CandidateReader
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.catalog.name_resolution import resolve_adapter
+from pad_vllm.evaluation.win_rates_and_fluency import value_and_interval_text
 from pad_vllm.steering.comparison_conditions import unguided_condition
 from pad_vllm.steering.guided_answers import (
     AnswerBatch,
@@ -133,7 +134,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "| --- | --- | --- |",
     ]
     for row in rows:
-        cells = ["{:.2f} ({:.2f} to {:.2f})".format(*row[name]) for name in ("same", "other")]
+        cells = [value_and_interval_text(row[name]) for name in ("same", "other")]
         lines.append(f"| {row['wish']} | {' | '.join(cells)} |")
     return lines
 

@@ -7,6 +7,7 @@ preferences.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -46,6 +47,11 @@ def repeated_ngram_share(text: str, n: int = 4) -> float:
     words = text.split()
     grams = list(zip(*(words[start:] for start in range(n)), strict=False))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def mean_repeated(texts: Sequence[str]) -> float:
+    """Mean over the texts of `repeated_ngram_share`."""
+    return statistics.mean(map(repeated_ngram_share, texts))
 
 
 @torch.no_grad()
@@ -125,3 +131,8 @@ def win_rate_interval(wins: Sequence[float]) -> tuple[float, float]:
     half = _Z * math.sqrt(binomial / prompts + (_Z / (2 * prompts)) ** 2)
     low, high = ((middle + sign * half) / (1 + _Z**2 / prompts) for sign in (-1, 1))
     return max(low, 0.0), min(high, 1.0)
+
+
+def value_and_interval_text(value: Sequence[float]) -> str:
+    """[value, low, high] in a table's cell: "0.52 (0.41 to 0.63)"."""
+    return "{:.2f} ({:.2f} to {:.2f})".format(*value)

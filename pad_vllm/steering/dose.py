@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pad_vllm.adapter.adapter import Adapter
+from pad_vllm.evaluation.win_rates_and_fluency import value_and_interval_text
 
 DoseRow = dict[str, Any]
 """One point of the grid, plain JSON: "dimension", "kind", "beta", "min_p", "way" with its interval,
@@ -109,7 +110,7 @@ def dose_table(rows: Sequence[DoseRow], dose: Dose) -> list[str]:
         told = row["kind"] == TOLD
         cells = [row["dimension"], row["kind"]]
         cells += ["", ""] if told else [f"{row['beta']:g}", f"{row['min_p']:g}"]
-        cells += ["{:.2f} ({:.2f} to {:.2f})".format(*row["way"]), f"{row['perplexity']:.2f}x"]
+        cells += [value_and_interval_text(row["way"]), f"{row['perplexity']:.2f}x"]
         cells += [f"{row['repeated']:.1%}", f"{row['derailed']:.1%}"]
         is_chosen = (row["kind"], row["dimension"], row["beta"], row["min_p"]) in chosen
         cells += [

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pad_vllm.adapter.manifest import AdapterConfig, read_config
-from pad_vllm.evaluation.win_rates_and_fluency import perplexity, repeated_ngram_share
+from pad_vllm.evaluation.win_rates_and_fluency import mean_repeated, perplexity
 from pad_vllm.steering.answer_file import read_or_draw
 from pad_vllm.steering.comparison_conditions import (
     Condition,
@@ -77,7 +77,7 @@ class DoseTrial:
             )
         if not config.beta:
             raise ValueError(f"{adapter}: its default beta is 0, which no scale makes a strength")
-        self.prompts, self.grid = prompts, grid
+        self.prompts = prompts
         self.points = list(_points(config, list(self.instructions), grid))
         conditions = [
             unguided_condition(),
@@ -174,4 +174,4 @@ class _Measures:
 
 
 def _repeated(answers: Sequence[DrawnAnswer]) -> float:
-    return sum(repeated_ngram_share(answer.text) for answer in answers) / len(answers)
+    return mean_repeated([answer.text for answer in answers])

@@ -12,8 +12,9 @@ from typing import Any
 
 from pad_vllm.evaluation.sentence_embeddings import embed, relevance
 from pad_vllm.evaluation.win_rates_and_fluency import (
+    mean_repeated,
     perplexity,
-    repeated_ngram_share,
+    value_and_interval_text,
     win_rate_interval,
     wins_by_prompt,
 )
@@ -112,7 +113,7 @@ class _MeasuredAnswers:
         )
         texts = [answer.text for answer in answers]
         self.perplexity = perplexity(self.losses)
-        self.repeated = sum(map(repeated_ngram_share, texts)) / len(texts)
+        self.repeated = mean_repeated(texts)
         self.words = sum(len(text.split()) for text in texts) / len(texts)
         self.embeddings = embed(texts)
         cosines = relevance(metrics.prompt_embeddings, self.embeddings)
@@ -185,7 +186,7 @@ def _percent(share: float | None) -> str:
 def _way_cell(record: ConditionRecord) -> str:
     several = len(record["aims"]) > 1
     return "; ".join(
-        (f"{dimension}: " if several else "") + "{:.2f} ({:.2f} to {:.2f})".format(*way)
+        (f"{dimension}: " if several else "") + value_and_interval_text(way)
         for dimension, way in record["way"].items()
     )
 
