@@ -60,10 +60,7 @@ def random_adapter(
     heads_only = fork_layer == backbone.num_layers
     config = AdapterConfig(
         format_version=format_version_for(
-            heads_only=heads_only,
-            constants=constants,
-            gated=gates,
-            merged=backbone.merged is not None,
+            backbone, heads_only=heads_only, constants=constants, gated=gates
         ),
         backbone=backbone,
         fork_layer=fork_layer,

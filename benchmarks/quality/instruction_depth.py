@@ -26,6 +26,7 @@ from benchmarks.common.candidate_reader import subtract_candidate_mean
 from benchmarks.common.prompt_intervals import statistic_and_interval
 from pad_vllm import guidance
 from pad_vllm.catalog.name_resolution import resolve_base
+from pad_vllm.evaluation.win_rates_and_fluency import value_and_interval_text
 from pad_vllm.instruction_prefix import InstructedBackbone
 from pad_vllm.steering.comparison_conditions import instructed_conditions, unguided_condition
 from pad_vllm.steering.guided_answers import (
@@ -209,7 +210,7 @@ def table(fork_layers: Sequence[int], num_layers: int, rows: Mapping[str, Any]) 
     ]
     for index, layer in enumerate(fork_layers):
         shares = [row["shares"][index] for row in rows.values()]
-        cells = [f"{share:.2f} ({low:.2f} to {high:.2f})" for share, low, high in shares]
+        cells = [value_and_interval_text(share) for share in shares]
         mean = np.mean([share for share, _, _ in shares])
         lines.append(f"| {layer} | {' | '.join(cells)} | {mean:.2f} |")
     return lines

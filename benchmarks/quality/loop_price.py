@@ -14,7 +14,11 @@ from typing import Any
 
 from benchmarks.common import arguments
 from benchmarks.common.answer_cache import AnswerCache
-from benchmarks.common.independent_judges import percent_with_interval, win_rate_and_interval
+from benchmarks.common.independent_judges import (
+    mean_by_prompt,
+    percent_with_interval,
+    win_rate_and_interval,
+)
 from pad_vllm.adapter.manifest import read_config
 from pad_vllm.catalog.name_resolution import resolve_adapter
 from pad_vllm.evaluation.lexical_scorers import LEXICAL_JUDGES, LEXICAL_SCORERS
@@ -30,6 +34,7 @@ from pad_vllm.steering.guided_answers import (
     DrawnAnswer,
     known_losses,
 )
+from pad_vllm.steering.training_record import judges_that_taught
 from pad_vllm.training.sampling.sample_responses import read_prompts
 
 
@@ -39,10 +44,9 @@ def repeated(answers: Sequence[DrawnAnswer]) -> float:
 
 
 def measured(
-    dimension: str, answers: Sequence[DrawnAnswer], plain: Sequence[DrawnAnswer], own_scorer: str
+    answers: Sequence[DrawnAnswer], plain: Sequence[DrawnAnswer], judges: Sequence[str]
 ) -> dict[str, Any]:
-    """What a condition's answers are beside the plain ones; own_scorer: the judge that may have taught it."""
-    judges = [name for name in LEXICAL_JUDGES.get(dimension, ()) if name != own_scorer]
+    """What a condition's answers are beside the plain ones; judges: lexical ones."""
     wins = [
         wins_by_prompt(*([LEXICAL_SCORERS[name](a.text) for a in row] for row in (answers, plain)))
         for name in judges
@@ -51,12 +55,8 @@ def measured(
         "repeated": round(repeated(answers), 4),
         "perplexity": round(perplexity(known_losses(answers)) / perplexity(known_losses(plain)), 3),
         "words": round(statistics.mean(len(answer.text.split()) for answer in answers), 1),
-        "judges": judges,
-        "wins": win_rate_and_interval(
-            [statistics.mean(by_judge) for by_judge in zip(*wins, strict=True)]
-        )
-        if wins
-        else None,
+        "judges": list(judges),
+        "wins": win_rate_and_interval(mean_by_prompt(wins)) if wins else None,
     }
 
 
@@ -103,8 +103,13 @@ def main() -> None:
     )
     cache = AnswerCache(args.kept or args.out.with_suffix(".answers.jsonl"))
     ((plain, *guided),) = cache.draw(batch)
+    taught = judges_that_taught(config)
+    judges = {
+        name: [judge for judge in LEXICAL_JUDGES.get(name, ()) if judge not in taught[name]]
+        for name in config.dimensions
+    }
     rows = [
-        {"dimension": name, "price": price, **measured(name, answers, plain, own_scorer=name)}
+        {"dimension": name, "price": price, **measured(answers, plain, judges[name])}
         for (name, price), answers in zip(points, guided, strict=True)
     ]
     result = {

@@ -20,6 +20,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from benchmarks.common import arguments
 from benchmarks.common.prompt_intervals import mean_and_interval
+from pad_vllm.evaluation.win_rates_and_fluency import value_and_interval_text
 from pad_vllm.training.choice_form import FORMS, AnswerPairs, choose_form, has_length
 from pad_vllm.training.fit_weights import fit_weights
 
@@ -100,10 +101,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     for row in rows:
         likes = f"the {row['likes']}{' and short answers' if row['short'] else ''}"
-        cells = [
-            f"{mean:.2f} ({low:.2f} to {high:.2f})"
-            for mean, low, high in (row["cosines"][name] for name in names)
-        ]
+        cells = [value_and_interval_text(row["cosines"][name]) for name in names]
         lines.append(f"| {likes} | {row['choices']} | {' | '.join(cells)} |")
     return lines
 

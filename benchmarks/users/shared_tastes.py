@@ -5,8 +5,8 @@
 No model: features of two answers are random, a user chooses by the log-odds w . x, at a noise at which the
 true taste itself tells about 85% of the choices. A share of the square of every user's taste is common to
 all; the rest points anywhere. Fitted by `fit_users`, what `pad-vllm fit` runs, and measured by the cosine
-with the true taste. Intervals are by bootstrap over the users of all
-populations; each population has a common taste of its own.
+with the true taste. Intervals are by bootstrap over the users of all populations; each population has a
+common taste of its own.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from benchmarks.common import arguments
 from benchmarks.common.prompt_intervals import mean_and_interval
+from pad_vllm.evaluation.win_rates_and_fluency import value_and_interval_text
 from pad_vllm.training.fit_users import fit_users
 
 FIRMNESS = 3.4
@@ -104,16 +105,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         "| ---: | ---: | --- | --- | --- | ---: | ---: |",
     ]
     for row in rows:
-        numbers = [_with_interval(row[key]) for key in ("alone", "prior", "gain")]
+        numbers = [value_and_interval_text(row[key]) for key in ("alone", "prior", "gain")]
         held = [f"{row[key]:.0%}" for key in ("held_alone", "held_prior")]
         cells = [f"{row['share']:.0%}", str(row["choices"]), *numbers, *held]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
-
-
-def _with_interval(number: Sequence[float]) -> str:
-    mean, low, high = number
-    return f"{mean:.2f} ({low:.2f} to {high:.2f})"
 
 
 def main() -> None:

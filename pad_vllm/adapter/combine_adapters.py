@@ -78,10 +78,7 @@ def merge_adapters(
     config = replace(
         first,
         format_version=format_version_for(
-            heads_only=True,
-            constants=has_constants,
-            gated=gated,
-            merged=first.backbone.merged is not None,
+            first.backbone, heads_only=True, constants=has_constants, gated=gated
         ),
         gated=gated,
         prefixes=None,

@@ -272,13 +272,10 @@ def _without_unused(values: dict[str, Any], optional: dict[str, Any]) -> dict[st
 
 
 def format_version_for(
-    *, heads_only: bool, constants: bool, gated: bool, merged: bool = False
+    backbone: Backbone, *, heads_only: bool, constants: bool, gated: bool
 ) -> int:
-    """The lowest format version that can describe an adapter with these parts, without learned prefixes.
-
-    merged: whether its backbone is one that a LoRA was merged into.
-    """
-    if gated or merged:
+    """The lowest format version that can describe an adapter with these parts, without learned prefixes."""
+    if gated or backbone.merged is not None:
         return FORMAT_4
     return FORMAT_2 if heads_only or constants else FORMAT_1
 

@@ -94,6 +94,7 @@ class TrainingRun:
             log=self.log,
         )
         self.method: TrainingMethod = method_class(self.context)
+        self._inputs = self._read_inputs()
         # Whatever would be refused after the training is refused now, before a run is begun.
         without_weights = self._untrained_model(skeleton(checkpoint))
         self.method.attach_model(without_weights)
@@ -101,7 +102,7 @@ class TrainingRun:
         require_replaceable(Path(settings.out).expanduser())
         if self.context.rank == 0:
             claim_run_folder(folder, settings)
-            for line in start_anew_where_changed(folder, self._made_from()):
+            for line in start_anew_where_changed(folder, self._inputs):
                 self.log.write_line(line)
         self.context.wait_for_all_workers()
 
@@ -137,7 +138,7 @@ class TrainingRun:
         torch.manual_seed(self.settings.recipe.seed)
         return untrained_persrm(backbone, self.method.dimensions, self.settings)
 
-    def _made_from(self) -> dict[str, Any]:
+    def _read_inputs(self) -> dict[str, Any]:
         """What an unfinished run must be made from to go on, and where it came from."""
         context, made_from = self.context, self.method.made_from()
         revisions = {"base": hub_revision(self._checkpoint), **made_from.pop("revisions", {})}
@@ -160,7 +161,7 @@ class TrainingRun:
             "recipe": asdict(settings.recipe),
             "seed": settings.recipe.seed,
             "data": self.method.describe_data(),
-            "made_from": self._made_from(),
+            "made_from": self._inputs,
             **results,
             "seconds": {name: round(value) for name, value in context.seconds.items()},
             "peak_memory_gib": round(peak_memory_gib(), 2),

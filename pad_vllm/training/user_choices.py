@@ -1,9 +1,9 @@
 """Users' choices between two answers: from a JSONL to the differences that their weights are fitted to.
 
 A line is {"prompt": text or messages, "chosen": text, "rejected": text}, and "user": a name, where the file
-has choices of several. Where the two answers were guided,
-the line also has "chosen_weights" and "rejected_weights" (pad_weights of each, null for an unguided one, both
-at one strength). The choice is then one between these weights, and no model has to read the answers:
+has choices of several. Where the two answers were guided, the line also has "chosen_weights" and
+"rejected_weights" (pad_weights of each, null for an unguided one, both at one strength). The choice is then
+one between these weights, and no model has to read the answers:
 
     P(chosen > other) = sigmoid( v . (w(chosen) - w(other)) )
 

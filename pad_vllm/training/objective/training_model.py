@@ -84,10 +84,10 @@ def adapter_config(
     """
     return AdapterConfig(
         format_version=format_version_for(
+            backbone,
             heads_only=model.heads_only,
             constants=model.head_C is not None,
             gated=model.head_G is not None,
-            merged=backbone.merged is not None,
         ),
         backbone=backbone,
         fork_layer=model.fork_layer,
@@ -134,10 +134,7 @@ def _constants_adapter(config: AdapterConfig, constants: Tensor) -> Adapter:
     plain = replace(
         config,
         format_version=format_version_for(
-            heads_only=True,
-            constants=True,
-            gated=False,
-            merged=config.backbone.merged is not None,
+            config.backbone, heads_only=True, constants=True, gated=False
         ),
         gated=False,
         fork_layer=config.backbone.num_layers,
