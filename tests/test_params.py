@@ -11,13 +11,8 @@ from hypothesis import strategies as st
 
 from pad_vllm.argument_names import INSTRUCTION_KEY
 from pad_vllm.instruction import InstructionTokens
-from pad_vllm.params import (
-    Guidance,
-    InstructionDefaults,
-    RequestLimits,
-    check_argument_syntax,
-    parse_guidance,
-)
+from pad_vllm.params import Guidance, check_argument_syntax, parse_guidance
+from pad_vllm.request_limits import InstructionDefaults, RequestLimits
 from pad_vllm.weights_syntax import MAX_WEIGHT
 
 DIMENSIONS = ("helpful", "harmless", "humor")

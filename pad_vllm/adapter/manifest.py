@@ -60,7 +60,7 @@ class PrefixConfig:
     """Name -> LearnedPrefix.digest."""
 
     betas: dict[str, float] = field(default_factory=dict)
-    """Name -> default strength; a prefix without one has the server's (params.LEARNED_PREFIX_BETA)."""
+    """Name -> default strength; one without has the server's (request_limits.LEARNED_PREFIX_BETA)."""
 
     def __post_init__(self) -> None:
         require_integer("prefixes.fork_layer", self.fork_layer, 0)

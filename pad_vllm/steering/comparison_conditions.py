@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pad_vllm.adapter.manifest import AdapterConfig, PrefixConfig, training_sections
-from pad_vllm.params import LEARNED_PREFIX_BETA
+from pad_vllm.request_limits import LEARNED_PREFIX_BETA
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import ValidationError
 
 from pad_vllm.argument_names import WEIGHTS
-from pad_vllm.params import RequestLimits, check_argument_syntax, parse_guidance
+from pad_vllm.params import check_argument_syntax, parse_guidance
+from pad_vllm.request_limits import RequestLimits
 from pad_vllm.text.chat_template import chat_token_ids
 from pad_vllm.text.conversation import Conversation
 from pad_vllm.wording import short_repr

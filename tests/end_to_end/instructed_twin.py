@@ -13,7 +13,8 @@ from pad_vllm import guidance
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.instruction import LearnedInstruction
 from pad_vllm.instruction_prefix import InstructedBackbone, InstructionPrefix
-from pad_vllm.params import InstructionDefaults, RequestLimits, parse_guidance
+from pad_vllm.params import parse_guidance
+from pad_vllm.request_limits import InstructionDefaults, RequestLimits
 from pad_vllm.text.instruction_tokens import instruction_tokens
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from pad_vllm import guidance
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.adapter_folder import load_adapter
-from pad_vllm.params import Guidance, RequestLimits, parse_guidance
+from pad_vllm.params import Guidance, parse_guidance
+from pad_vllm.request_limits import RequestLimits
 from pad_vllm.serving.start.served_adapters import adapter_limits
 
 REWARD = 1e-3  # rewards are float32

@@ -21,7 +21,7 @@ from pad_vllm.adapter.combine_adapters import require_stackable
 from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.adapter.shape_checks import require_prefix_shapes
 from pad_vllm.config import PADConfig
-from pad_vllm.params import RequestLimits
+from pad_vllm.request_limits import RequestLimits
 from pad_vllm.serving.frontend.adapter_roots import AdapterRoots, require_small
 from pad_vllm.serving.start import instruction_settings, served_adapters
 from pad_vllm.serving.start.served_adapters import ADD_ADAPTER_RPC, REMOVE_ADAPTER_RPC

@@ -18,7 +18,8 @@ from pad_vllm.adapter.shape_checks import (
 )
 from pad_vllm.argument_names import ADAPTER, EXPLAIN, PREFERENCE
 from pad_vllm.config import PADConfig
-from pad_vllm.params import RequestLimits, parse_guidance
+from pad_vllm.params import parse_guidance
+from pad_vllm.request_limits import RequestLimits
 from pad_vllm.serving.frontend.adapter_registry import AdapterRegistry
 from pad_vllm.serving.frontend.instruction_reader import InstructedRequest, InstructionReader
 from pad_vllm.serving.frontend.request_fields import (

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 from pad_vllm.argument_names import INSTRUCTION_KEY, PREFERENCE
 from pad_vllm.engines.shared.instruction_stream import InstructionLimits
 from pad_vllm.instruction import Instruction, InstructionTokens
-from pad_vllm.params import RequestLimits
+from pad_vllm.request_limits import RequestLimits
 from pad_vllm.text.instruction_tokens import instruction_tokens
 from pad_vllm.wording import refusal
 

@@ -23,7 +23,7 @@ from pad_vllm.adapter.manifest import FORMAT_2, AdapterConfig, PrefixConfig, rea
 from pad_vllm.adapter.peft_lora import EMPTY_LORA
 from pad_vllm.config import PADConfig
 from pad_vllm.instruction import LearnedInstruction
-from pad_vllm.params import InstructionDefaults, RequestLimits
+from pad_vllm.request_limits import InstructionDefaults, RequestLimits
 from pad_vllm.vllm_api import parallel_ranks
 from pad_vllm.wording import listed
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pad_vllm.params import RequestLimits
+from pad_vllm.request_limits import RequestLimits
 
 
 class AcceptedLimits:

@@ -12,7 +12,8 @@ import tiny
 from pad_vllm.argument_names import INSTRUCTION_KEY
 from pad_vllm.engines.shared.instruction_stream import InstructionLimits
 from pad_vllm.instruction import LearnedInstruction
-from pad_vllm.params import InstructionDefaults, RequestLimits, parse_guidance
+from pad_vllm.params import parse_guidance
+from pad_vllm.request_limits import InstructionDefaults, RequestLimits
 from pad_vllm.serving.frontend.instruction_reader import InstructionReader
 from pad_vllm.text.instruction_tokens import instruction_tokens
 

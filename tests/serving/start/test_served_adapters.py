@@ -14,7 +14,8 @@ from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.json_fields import AdapterError
 from pad_vllm.argument_names import INSTRUCTION_KEY
 from pad_vllm.config import PADConfig
-from pad_vllm.params import InstructionDefaults, parse_guidance
+from pad_vllm.params import parse_guidance
+from pad_vllm.request_limits import InstructionDefaults
 from pad_vllm.serving.start import served_adapters
 
 

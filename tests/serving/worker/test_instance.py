@@ -16,7 +16,7 @@ from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.engines.reward_engine import ZeroRewards
 from pad_vllm.engines.shared.lm_head_rows import LmHeadRows
 from pad_vllm.engines.shared.shared_rewards import SharedRewards
-from pad_vllm.params import InstructionDefaults
+from pad_vllm.request_limits import InstructionDefaults
 from pad_vllm.serving.start.served_adapters import adapter_limits
 from pad_vllm.serving.worker import runtime_adapter_updates
 from pad_vllm.serving.worker.accepted_limits import AcceptedLimits

@@ -21,7 +21,8 @@ from pad_vllm.adapter.manifest import read_config
 from pad_vllm.catalog.name_resolution import resolve_adapter
 from pad_vllm.cli.sample_training_responses import sample as sample_command
 from pad_vllm.cli.score import score as score_command
-from pad_vllm.params import RequestLimits, parse_guidance
+from pad_vllm.params import parse_guidance
+from pad_vllm.request_limits import RequestLimits
 from pad_vllm.text.conversation import Conversation, prompt_key
 from pad_vllm.training.data import jsonl
 from pad_vllm.training.data.drawn_answers import require_unguided
