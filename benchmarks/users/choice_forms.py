@@ -20,9 +20,9 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from benchmarks.common import arguments
 from benchmarks.common.prompt_intervals import mean_and_interval
+from pad_vllm.choices.choice_form import FORMS, AnswerPairs, choose_form, has_length
+from pad_vllm.choices.fit_weights import fit_weights
 from pad_vllm.evaluation.win_rates_and_fluency import value_and_interval_text
-from pad_vllm.training.choice_form import FORMS, AnswerPairs, choose_form, has_length
-from pad_vllm.training.fit_weights import fit_weights
 
 CHOSEN = "chosen"
 """Way of a result: the form that left-out choices choose."""

@@ -45,6 +45,7 @@ from benchmarks.users.simulated_choices import GuidedChoices, PlainChoices
 from benchmarks.users.user_tastes import SimulatedUser, TasteScores, embed_answers
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.catalog.name_resolution import resolve_adapter
+from pad_vllm.choices.fit_weights import fit_weights
 from pad_vllm.evaluation.win_rates_and_fluency import perplexity, wins_by_prompt
 from pad_vllm.steering import dimension_judges
 from pad_vllm.steering.comparison_conditions import Condition, instructions_of, unguided_condition
@@ -57,7 +58,6 @@ from pad_vllm.steering.guided_answers import (
     known_losses,
 )
 from pad_vllm.text.preference_text import with_instruction
-from pad_vllm.training.fit_weights import fit_weights
 from pad_vllm.training.sampling.sample_responses import read_prompts
 
 Weights = dict[str, float]

@@ -23,8 +23,8 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from benchmarks.common import arguments
 from benchmarks.common.prompt_intervals import mean_and_interval
+from pad_vllm.choices.fit_users import fit_users
 from pad_vllm.evaluation.win_rates_and_fluency import value_and_interval_text
-from pad_vllm.training.fit_users import fit_users
 
 FIRMNESS = 3.4
 """Spread of the log-odds of a choice: the true taste tells 85% of the choices."""

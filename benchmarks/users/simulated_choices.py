@@ -15,9 +15,9 @@ from torch import Tensor
 
 from benchmarks.common.candidate_reader import CandidateReader
 from benchmarks.users.user_tastes import SimulatedUser, TasteScores, embed_answers
+from pad_vllm.choices.feature_sums import feature_sums
 from pad_vllm.steering.guided_answers import AnswerBatch, Conversations, DrawnAnswer, draw_answers
 from pad_vllm.text.chat_template import chat_token_ids
-from pad_vllm.training.fit_weights import feature_sums
 
 
 @dataclass(frozen=True)

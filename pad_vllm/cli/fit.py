@@ -40,9 +40,9 @@ from pad_vllm.wording import listed
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pad_vllm.choices.fit_users import UserFits
+    from pad_vllm.choices.fit_weights import WeightFit
     from pad_vllm.persrm import PersRM
-    from pad_vllm.training.fit_users import UserFits
-    from pad_vllm.training.fit_weights import WeightFit
 
 
 _UNGUIDED_WARNING = (
@@ -99,8 +99,8 @@ def fit(
             model, tokenizer = _load_model(base, folder, chat_template_text(chat_template))
             form, differences = _answer_differences(model, tokenizer, by_user, strength)
             typer.echo(_UNGUIDED_WARNING, err=True)
-        from pad_vllm.training.choice_form import has_length
-        from pad_vllm.training.fit_users import fit_users
+        from pad_vllm.choices.choice_form import has_length
+        from pad_vllm.choices.fit_users import fit_users
 
         nuisance = int(form is not None and has_length(form))
         fitted = fit_users(differences, strength=strength, with_prior=prior, nuisance=nuisance)
@@ -119,7 +119,7 @@ def fit(
 
 def _require_choices(by_user: Mapping[str | None, Sequence[UserChoice]]) -> None:
     """Raises ValueError for a file without choices, or with one choice of one user, before a base is read."""
-    from pad_vllm.training.fit_weights import MIN_CHOICES
+    from pad_vllm.choices.fit_weights import MIN_CHOICES
 
     count = sum(map(len, by_user.values()))
     if count < MIN_CHOICES:
@@ -133,7 +133,7 @@ def _answer_differences(
     strength: float,
 ) -> tuple[str, dict[str | None, Tensor]]:
     """(How answers are compared, user -> differences [N, D or D + 1])."""
-    from pad_vllm.training.choice_form import choose_form
+    from pad_vllm.choices.choice_form import choose_form
 
     pairs = {user: read_answers(model, tokenizer, rows) for user, rows in by_user.items()}
     form = choose_form(list(pairs.values()), strength)

@@ -31,11 +31,11 @@ from pad_vllm.wording import short_repr
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pad_vllm.choices.choice_form import AnswerPairs
+    from pad_vllm.choices.fit_weights import WeightFit
+    from pad_vllm.choices.taste_prior import TastePrior
     from pad_vllm.persrm import PersRM
-    from pad_vllm.training.choice_form import AnswerPairs
     from pad_vllm.training.data.preference_record import PreferenceRecord, Response
-    from pad_vllm.training.fit_weights import WeightFit
-    from pad_vllm.training.taste_prior import TastePrior
 
 CHOICE_FORM = '{"prompt": "...", "chosen": "...", "rejected": "..."}'
 GUIDED_CHOICE_FORM = (
@@ -236,8 +236,8 @@ def read_answers(model: PersRM, tokenizer: Any, choices: Sequence[UserChoice]) -
     """
     import torch
 
-    from pad_vllm.training.choice_form import AnswerPairs
-    from pad_vllm.training.fit_weights import feature_sums
+    from pad_vllm.choices.choice_form import AnswerPairs
+    from pad_vllm.choices.feature_sums import feature_sums
 
     max_tokens = getattr(
         model.backbone.config.get_text_config(), "max_position_embeddings", math.inf

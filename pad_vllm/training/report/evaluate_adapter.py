@@ -18,13 +18,13 @@ from torch import Tensor
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone, require_same_backbone
+from pad_vllm.choices.fit_weights import fit_weights
 from pad_vllm.opened_base import base_folder, default_device
 from pad_vllm.persrm import PersRM
 from pad_vllm.text.chat_template import load_chat_tokenizer
 from pad_vllm.training.data.prepare_data import PreparedData, prepare_groups
 from pad_vllm.training.data.prompt_groups import PromptGroup
 from pad_vllm.training.data.synthetic_preferences import angle_to_nearest
-from pad_vllm.training.fit_weights import fit_weights
 from pad_vllm.training.loop.training_log import TrainingLog
 from pad_vllm.training.objective.loss_module import cached_feature_sums
 from pad_vllm.training.objective.pair_accuracy import TestedPreference, measure_pair_accuracy

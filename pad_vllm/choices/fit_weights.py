@@ -1,11 +1,10 @@
 """One user's preference weights, fitted to their choices between two answers.
 
-    Psi_i(y)           = sum over response tokens t of phi_i(y_t)       (persrm.features, the taken token)
     P(chosen > other)  = sigmoid( v . (Psi(chosen) - Psi(other)) ),     pad_weights = v / max |v|
 
-In: token ids and a PersRM, or the differences of Psi [N, D]. Out: a `WeightFit`: w, its confidence intervals,
-and how well it predicts choices it has not seen. Logistic regression without intercept, since a pair has no
-order. Knows neither files nor tokenizers; cli/fit.py is the command.
+In: the differences of Psi (feature_sums.py) or of the weights of guided answers, [N, D]. Out: a `WeightFit`:
+w, its confidence intervals, and how well it predicts choices it has not seen. Logistic regression without
+intercept, since a pair has no order. Knows neither files nor models; cli/fit.py is the command.
 """
 
 from __future__ import annotations
@@ -16,10 +15,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from pad_vllm.persrm import PersRM
-from pad_vllm.training.logistic_posterior import GaussianPrior, weight_posterior
+from pad_vllm.choices.logistic_posterior import GaussianPrior, weight_posterior
 
 MIN_CHOICES = 2
 """Cross-validation leaves out at least one choice and fits the others."""
@@ -65,52 +62,6 @@ class WeightFit:
         # + 0.0 turns -0.0 into 0.
         numbers = (f"{value + 0.0:.2g}" for value in self.w.tolist())
         return ",".join(f"{name}={n}" for name, n in zip(dimensions, numbers, strict=True))
-
-
-@torch.no_grad()
-def feature_sums(
-    model: PersRM, sequences: list[tuple[list[int], list[int]]], batch_size: int = 16
-) -> Tensor:
-    """Feature sums Psi of responses.
-
-    Args:
-        model: the PersRM.
-        sequences: N pairs (prompt_ids, response_ids).
-        batch_size: sequences in one forward pass.
-
-    Returns:
-        [N, D] float32 on the CPU, in the order of `sequences`.
-
-    Raises:
-        ValueError: an empty prompt.
-    """
-    for number, (prompt, _) in enumerate(sequences):
-        if not prompt:
-            raise ValueError(
-                f"sequence {number} has an empty prompt, so nothing predicts its first response "
-                "token; accepted: at least one token. Begin it with the tokenizer's <bos>."
-            )
-    sums = torch.zeros(len(sequences), len(model.dimensions))
-    # Similar lengths in one batch: less padding.
-    order = sorted(range(len(sequences)), key=lambda i: sum(map(len, sequences[i])))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        sums[batch] = _batch_sums(model, [sequences[i] for i in batch])
-    return sums
-
-
-def _batch_sums(model: PersRM, sequences: list[tuple[list[int], list[int]]]) -> Tensor:
-    rows = [torch.tensor([*prompt, *response]) for prompt, response in sequences]
-    ids = pad_sequence(rows, batch_first=True).to(model.head_A.device)
-    h_B, h_T = model.hidden(ids)
-    sums = []
-    # Features take [tokens, D, H]: one sequence at a time keeps that small beside the forward.
-    for row, (prompt, response) in enumerate(sequences):
-        first, stop = len(prompt), len(prompt) + len(response)
-        before = slice(first - 1, stop - 1)  # a token is scored where it is predicted
-        phi = model.features(h_B[row, before], h_T[row, before], ids[row, first:stop, None])
-        sums.append(phi.sum((0, 1)).cpu())
-    return torch.stack(sums)
 
 
 def fit_weights(

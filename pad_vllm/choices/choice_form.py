@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pad_vllm.training.left_out_choices import left_out_log_probability, prior_around_zero
+from pad_vllm.choices.left_out_choices import left_out_log_probability, prior_around_zero
 
 DEFAULT_FORM = "mean with length"
 FORMS = (DEFAULT_FORM, "mean", "sum with length", "sum")

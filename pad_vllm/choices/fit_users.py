@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pad_vllm.training.fit_weights import WeightFit, fit_weights
-from pad_vllm.training.logistic_posterior import GaussianPrior
-from pad_vllm.training.taste_prior import MIN_USERS, TastePrior, estimate_prior
+from pad_vllm.choices.fit_weights import WeightFit, fit_weights
+from pad_vllm.choices.logistic_posterior import GaussianPrior
+from pad_vllm.choices.taste_prior import MIN_USERS, TastePrior, estimate_prior
 
 
 @dataclass(frozen=True, eq=False)

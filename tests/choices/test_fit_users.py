@@ -10,10 +10,10 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from pad_vllm.choices.fit_users import fit_users
+from pad_vllm.choices.fit_weights import fit_weights
+from pad_vllm.choices.taste_prior import MIN_USERS, NO_PRIOR, estimate_prior
 from pad_vllm.cli import fit as fit_command
-from pad_vllm.training.fit_users import fit_users
-from pad_vllm.training.fit_weights import fit_weights
-from pad_vllm.training.taste_prior import MIN_USERS, NO_PRIOR, estimate_prior
 from pad_vllm.training.user_choices import choices_by_user, read_choices
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pad_vllm.training.choice_form import DEFAULT_FORM, AnswerPairs, choose_form, has_length
-from pad_vllm.training.fit_weights import fit_weights
+from pad_vllm.choices.choice_form import DEFAULT_FORM, AnswerPairs, choose_form, has_length
+from pad_vllm.choices.fit_weights import fit_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

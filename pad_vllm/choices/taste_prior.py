@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from pad_vllm.training.left_out_choices import (
+from pad_vllm.choices.left_out_choices import (
     left_out_log_probability,
     prior_around_zero,
 )
-from pad_vllm.training.logistic_posterior import GaussianPrior, weight_posterior
+from pad_vllm.choices.logistic_posterior import GaussianPrior, weight_posterior
 
 MIN_USERS = 10
 """Fewer users are fitted alone: mean and covariance of so few say little of the next one."""

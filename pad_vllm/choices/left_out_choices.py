@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from pad_vllm.training.logistic_posterior import GaussianPrior, weight_posterior
+from pad_vllm.choices.logistic_posterior import GaussianPrior, weight_posterior
 
 _PARTS = 5
 

@@ -19,12 +19,13 @@ from typer.testing import CliRunner
 from pad_vllm import opened_base
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.manifest import read_config
+from pad_vllm.choices.feature_sums import feature_sums
+from pad_vllm.choices.fit_weights import fit_weights
 from pad_vllm.cli import fit as fit_command
 from pad_vllm.params import parse_guidance
 from pad_vllm.persrm import PersRM
 from pad_vllm.request_limits import RequestLimits
 from pad_vllm.training.data.synthetic_preferences import draw_preferences
-from pad_vllm.training.fit_weights import feature_sums, fit_weights
 from pad_vllm.training.user_choices import CHOICE_FORM, fit_to_json, read_choices
 
 SEEDS = range(12)
