@@ -37,8 +37,8 @@ def listed(names: Iterable[str]) -> str:
 
 
 def first_listed(names: Collection[str], limit: int = 8) -> str:
-    """The same of names that a file may have chosen: the first ones, cut short and without control characters,
-    and how many more there are.
+    """The same of names that a file may have chosen: the first ones, cut short and without control
+    characters, and how many more there are.
     """
     shown = listed(short_repr(name).strip("'") for name in islice(names, limit))
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -57,8 +57,8 @@ class AdapterRoots:
             return False
 
     def require_own_files(self, folder: Path) -> None:
-        """Raise ValueError where a file of an adapter is a link that leads out of the allowed folders: it would
-        be read, and told of in an error message.
+        """Raise ValueError where a file of an adapter is a link that leads out of the allowed folders: it
+        would be read, and told of in an error message.
         """
         for file in _files(folder):
             if self.allowed_folder(str(file)) is None:
