@@ -77,11 +77,6 @@ class InstructionReader:
 
         self._read = read
 
-    @property
-    def num_kept_sentences(self) -> int:
-        """How many sentences' tokens are kept for requests to come."""
-        return self._read.cache_info().currsize
-
     def admit(self, sentence: str, limits: RequestLimits) -> InstructedRequest:
         """The request with its instruction.
 

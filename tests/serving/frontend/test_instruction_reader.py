@@ -84,9 +84,9 @@ def test_what_is_refused_is_not_kept(reader):
     for number in range(3):
         with pytest.raises(ValueError, match="max_instruction_tokens"):
             made.admit(f"{number} be kind " * 20, LIMITS)
-    assert made.num_kept_sentences == 0
+    assert made._read.cache_info().currsize == 0
     made.admit("be kind", LIMITS)
-    assert made.num_kept_sentences == 1
+    assert made._read.cache_info().currsize == 1
 
 
 def test_more_than_there_are_places_for_are_refused_with_the_setting_that_allows_them(reader):
