@@ -6,20 +6,48 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-README = HERE / "README.md"
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "pad_vllm" / "version.py").read_text())[1]
+REPOSITORY = "https://github.com/pad-vllm/pad_vllm"
 
 setup(
     name="pad-vllm",
     version=VERSION,
     description="Personalized alignment at decoding time (PAD) as a vLLM plugin",
-    long_description=README.read_text() if README.exists() else "",
+    long_description=(HERE / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
+    author="The pad_vllm authors",
+    keywords=[
+        "alignment",
+        "decoding",
+        "inference",
+        "llm",
+        "logits processor",
+        "personalization",
+        "preferences",
+        "reward model",
+        "steering",
+        "vllm",
+    ],
+    url=REPOSITORY,
+    project_urls={
+        "Changelog": f"{REPOSITORY}/blob/main/CHANGELOG.md",
+        "Issues": f"{REPOSITORY}/issues",
+        "Paper": "https://arxiv.org/abs/2410.04070",
+        "Security": f"{REPOSITORY}/blob/main/SECURITY.md",
+        "Source": REPOSITORY,
+    },
     license="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["pad_vllm", "pad_vllm.*"]),
     package_data={
-        "pad_vllm": ["py.typed", "**/*.json", "**/*.safetensors", "**/*.md", "**/*.png", "**/*.txt"]
+        "pad_vllm": [
+            "py.typed",
+            *(
+                f"**/*.{ending}"
+                for ending in ("css", "html", "js", "json", "md", "safetensors", "svg", "txt")
+            ),
+        ]
     },
     install_requires=[
         "filelock",
@@ -69,6 +97,7 @@ setup(
             "ruff",
         ],
     },
+    zip_safe=False,
     entry_points={
         "console_scripts": ["pad-vllm = pad_vllm.cli.app:main"],
         # No entry in vllm.logits_processors: vLLM would load PAD a second time beside the flag.
@@ -78,7 +107,10 @@ setup(
         "Development Status :: 4 - Beta",
         "Intended Audience :: Developers",
         "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12, 13)),
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],

@@ -29,7 +29,18 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     if name == "PADLogitsProcessor":
+        _require_vllm()
         from pad_vllm.vllm_api.plugin_state import require_registered
 
         require_registered()
     return getattr(import_module(_MODULE_OF[name]), name)
+
+
+def _require_vllm() -> None:
+    """Raises ImportError, which says how to get it, where vLLM is not installed."""
+    from importlib.util import find_spec
+
+    if find_spec("vllm") is None:
+        from pad_vllm.vllm_api.vllm_versions import INSTALL_VLLM
+
+        raise ImportError(f"PADLogitsProcessor needs vLLM, which is not installed. {INSTALL_VLLM}")

@@ -6,7 +6,8 @@ or files, and never raises: it runs while another error is being written.
 
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from itertools import islice
 
 _MAX_CHARS = 80  # of a caller's value that an error repeats; a request may send megabytes
 
@@ -33,6 +34,14 @@ def short_repr(value: object) -> str:
 def listed(names: Iterable[str]) -> str:
     """The names separated by commas: `a, b, c`; `none` where there are none."""
     return ", ".join(names) or "none"
+
+
+def first_listed(names: Collection[str], limit: int = 8) -> str:
+    """The same of names that a file may have chosen: the first ones, cut short and without control
+    characters, and how many more there are.
+    """
+    shown = listed(short_repr(name).strip("'") for name in islice(names, limit))
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -38,7 +38,7 @@ from pad_vllm.adapter.manifest import (
 )
 from pad_vllm.adapter.peft_lora import EMPTY_LORA, LORA_CONFIG_FILE, LORA_TENSORS_FILE, LoRA
 from pad_vllm.guidance import HeadTensors
-from pad_vllm.wording import listed
+from pad_vllm.wording import first_listed, listed
 
 HEADS_FILE = "preference_heads.safetensors"
 CARD_FILE = "README.md"
@@ -116,7 +116,7 @@ def _load_heads(file: Path, config: AdapterConfig) -> HeadTensors:
         if "G" in heads and not config.gated:
             accepted += f'; G from format_version {FORMAT_4} on, with "gated": true'
         raise AdapterError(
-            f"{file.name} holds the tensors {listed(sorted(heads))}; accepted: {accepted}. "
+            f"{file.name} holds the tensors {first_listed(sorted(heads))}; accepted: {accepted}. "
             "Save the adapter again."
         )
     return HeadTensors(**heads)

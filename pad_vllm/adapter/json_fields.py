@@ -9,7 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from pad_vllm.wording import did_you_mean, listed, short_repr
+from pad_vllm.wording import did_you_mean, first_listed, listed, short_repr
+
+MAX_JSON_BYTES = 16 << 20
+"""Of a file that is read: an adapter's are some 10 KiB, a model's config.json less than 1 MiB."""
 
 
 class AdapterError(ValueError):
@@ -21,9 +24,19 @@ def read_json_object(file: Path, way_out: str) -> dict[str, Any]:
     if not file.is_file():
         raise AdapterError(f"{file} does not exist. {way_out}")
     try:
-        return parse_json_object(file.read_text("utf-8"))
+        return parse_json_object(read_json_text(file))
     except ValueError as error:
         raise AdapterError(f"{file}: {error}") from None
+
+
+def read_json_text(file: Path) -> str:
+    """The text of an existing file. Raises AdapterError where it is too large to be one that we read, and
+    UnicodeDecodeError, a ValueError, where it is no UTF-8.
+    """
+    size = file.stat().st_size
+    if size > MAX_JSON_BYTES:
+        raise AdapterError(f"it has {size} bytes; accepted: at most {MAX_JSON_BYTES}. Shorten it.")
+    return file.read_text("utf-8")
 
 
 def parse_json_object(text: str) -> dict[str, Any]:
@@ -70,7 +83,7 @@ def require_keys(prefix: str, raw: Mapping[str, Any], accepted: Sequence[str]) -
         hint = did_you_mean(extra[0], missing) if extra else ""
         raise AdapterError(
             f"keys missing: {listed(prefix + name for name in missing)}; keys unknown: "
-            f"{listed(prefix + name for name in extra)}.{hint} Accepted: exactly {listed(accepted)}. "
+            f"{first_listed([prefix + name for name in extra])}.{hint} Accepted: exactly {listed(accepted)}. "
             "Correct the file."
         )
 

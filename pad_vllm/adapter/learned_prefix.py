@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pad_vllm.adapter.json_fields import AdapterError
-from pad_vllm.wording import listed, short_repr
+from pad_vllm.wording import first_listed, short_repr
 
 PREFIX_TENSOR = "prompt_embeddings"
 """PEFT's name: [P, layers * 2 * KV heads * width], of every virtual token the first layer's key, its value,
@@ -134,7 +134,8 @@ def prefix_from_peft(
         )
     if set(tensors) != {PREFIX_TENSOR}:
         raise AdapterError(
-            f"a learned prefix has the tensors {listed(sorted(tensors))}; accepted: {PREFIX_TENSOR} alone."
+            f"a learned prefix has the tensors {first_listed(sorted(tensors))}; accepted: {PREFIX_TENSOR} "
+            "alone."
         )
     embeddings = tensors[PREFIX_TENSOR]
     shape = (num_tokens, num_layers * 2 * width)

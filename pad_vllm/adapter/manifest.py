@@ -19,6 +19,7 @@ from pad_vllm.adapter.json_fields import (
     as_tuple,
     is_number,
     parse_json_object,
+    read_json_text,
     require_field,
     require_integer,
     require_keys,
@@ -296,7 +297,7 @@ def read_config(path: str | Path) -> AdapterConfig:
             "written by `pad-vllm train`; a plain LoRA has no preference heads."
         )
     try:
-        return AdapterConfig.from_json(file.read_text("utf-8"))
+        return AdapterConfig.from_json(read_json_text(file))
     except ValueError as error:  # an AdapterError without the file's name, or bytes not in UTF-8
         raise AdapterError(f"{file}: {error}") from None
 
@@ -331,6 +332,7 @@ def _require_version(version: object) -> None:
 def _require_dimensions(names: object) -> None:
     require_field(isinstance(names, tuple), "dimensions", names, _DIMENSIONS)
     assert isinstance(names, tuple)
+    known: set[str] = set()
     for name in names:
         require_field(
             isinstance(name, str) and DIMENSION_NAME.fullmatch(name),
@@ -339,8 +341,9 @@ def _require_dimensions(names: object) -> None:
             _DIMENSIONS,
         )
         require_field(
-            names.count(name) == 1,
+            name not in known,
             "dimensions",
             names,
             f"each name once, and {name!r} is there twice",
         )
+        known.add(name)

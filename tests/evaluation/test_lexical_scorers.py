@@ -6,6 +6,7 @@ import json
 import math
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from time import process_time
 from types import SimpleNamespace
 
 import pytest
@@ -339,3 +340,10 @@ def test_a_judge_sees_prompt_and_reply_apart():
     asked = judge_prompt("Is it kind?", "the prompt", "the reply")
 
     assert asked.index("<prompt>\nthe prompt\n") < asked.index("<reply>\nthe reply\n")
+
+
+@pytest.mark.parametrize("reply", ["1" * 50_000, "\n" * 50_000 + "x", "7" + " " * 50_000 + "x"])
+def test_a_judge_that_repeats_itself_is_read_in_no_time(reply):
+    started = process_time()
+    parse_score(reply)
+    assert process_time() - started < 1

@@ -66,6 +66,21 @@ def test_a_template_that_leaves_out_what_the_user_says_is_refused():
         with_chat_template(tiny.tokenizer(), "org/base", "{{ bos_token }}")
 
 
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "''.__class__.__mro__[1].__subclasses__()",
+        "cycler.__init__.__globals__.os.system('true')",
+        "messages.append(1)",
+        "range(10**9)|list",
+    ],
+)
+def test_a_template_reaches_nothing_of_python(folder, expression):
+    template = TEMPLATE + "{{ " + expression + " }}"
+    with pytest.raises((ValueError, OverflowError)):
+        load_chat_tokenizer(folder, "base", template)
+
+
 def test_a_tokenizer_is_read_without_code_of_its_own(folder, monkeypatch):
     given = []
     read = transformers.AutoTokenizer.from_pretrained

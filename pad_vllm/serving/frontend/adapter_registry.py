@@ -147,6 +147,7 @@ class AdapterRegistry:
         logger.info("PAD: adapter %s is removed", short_repr(name))
 
     def _load_mergeable(self, folder: Path) -> Adapter:
+        self._roots.require_own_files(folder)
         require_small(folder)
         pad, adapter = self._pad, load_adapter(folder)
         config = served_adapters.unmerged(adapter).config if self._loras else adapter.config

@@ -56,6 +56,17 @@ class AdapterRoots:
         except OSError:
             return False
 
+    def require_own_files(self, folder: Path) -> None:
+        """Raise ValueError where a file of an adapter is a link that leads out of the allowed folders: it
+        would be read, and told of in an error message.
+        """
+        for file in _files(folder):
+            if self.allowed_folder(str(file)) is None:
+                raise ValueError(
+                    f"{file.relative_to(folder)} is a link to elsewhere; accepted: files below this server's "
+                    "setting adapter_root. Copy the adapter with its files"
+                )
+
     @contextmanager
     def adapter_folder(self, path: str) -> Iterator[Path]:
         """The folder that a client named. A ValueError or OSError that is raised inside becomes a ValueError
@@ -86,10 +97,15 @@ class AdapterRoots:
 
 def require_small(folder: Path) -> None:
     """Raise ValueError where an adapter's files have more than MAX_ADAPTER_BYTES."""
-    files = [*(folder / name for name in ADAPTER_FILES), *folder.glob(f"{PREFIXES_FOLDER}/*/*")]
-    size = sum(file.stat().st_size for file in files if file.is_file())
+    size = sum(file.stat().st_size for file in _files(folder) if file.is_file())
     if size > MAX_ADAPTER_BYTES:
         raise ValueError(
             f"the adapter has {size} bytes; accepted: {MAX_ADAPTER_BYTES} at most. Name it in "
             "additional_config['pad']['adapters'] and start the server again"
         )
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files that an adapter may have."""
+    prefixes = folder.glob(f"{PREFIXES_FOLDER}/*/*")
+    return [*(folder / name for name in ADAPTER_FILES), *prefixes]

@@ -64,16 +64,18 @@ class InstructionReader:
                 f"{num_front_ends} API servers, which share them; accepted: one for each at least. "
                 "Raise it, or lower --api-server-count."
             )
-        self._max_tokens = limits.max_tokens
         self._in_flight: WeakValueDictionary[Instruction, InFlightInstruction] = (
             WeakValueDictionary()
         )
 
+        # One that is too long is not kept: its refusal leaves the cached function as an error.
         @lru_cache(_CACHED_SENTENCES)
-        def tokens(sentence: str) -> InstructionTokens:
-            return instruction_tokens(tokenizer, sentence)
+        def read(sentence: str) -> InstructionTokens:
+            tokens = instruction_tokens(tokenizer, sentence)
+            _require_short(sentence, tokens, limits.max_tokens)
+            return tokens
 
-        self._tokens = tokens
+        self._read = read
 
     def admit(self, sentence: str, limits: RequestLimits) -> InstructedRequest:
         """The request with its instruction.
@@ -100,14 +102,13 @@ class InstructionReader:
             in_flight = self._in_flight[instruction] = InFlightInstruction(instruction)
         return InstructedRequest(limits, in_flight)
 
-    def _read(self, sentence: str) -> InstructionTokens:
-        tokens = self._tokens(sentence)
-        if tokens.num_places > self._max_tokens:
-            raise refusal(
-                PREFERENCE,
-                sentence,
-                f"an instruction whose tokens, twice, and with the chat template's before it, are at most "
-                f"{self._max_tokens}; this one has {len(tokens.sentence)} and {len(tokens.opening)}",
-                "shorten it, or raise the server's max_instruction_tokens",
-            )
-        return tokens
+
+def _require_short(sentence: str, tokens: InstructionTokens, most: int) -> None:
+    if tokens.num_places > most:
+        raise refusal(
+            PREFERENCE,
+            sentence,
+            f"an instruction whose tokens, twice, and with the chat template's before it, are at most "
+            f"{most}; this one has {len(tokens.sentence)} and {len(tokens.opening)}",
+            "shorten it, or raise the server's max_instruction_tokens",
+        )

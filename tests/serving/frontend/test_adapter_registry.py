@@ -220,6 +220,38 @@ def test_a_client_learns_nothing_of_other_folders_and_no_path(registry, engine, 
     assert engine.calls == []
 
 
+def test_files_that_are_links_to_elsewhere_are_not_read(registry, engine, folders, tmp_path):
+    root = Path(folders["own"]).parent
+    (tmp_path / "secret.json").write_text('{"password": 1}')
+    linked = root / "linked"
+    shutil.copytree(folders["work"], linked)
+    (linked / "pad_config.json").unlink()
+    (linked / "pad_config.json").symlink_to(tmp_path / "secret.json")
+    with pytest.raises(ValueError, match="pad_config.json is a link to elsewhere") as refusal:
+        load(registry, engine, "more", str(linked))
+    assert "password" not in str(refusal.value)
+    assert "secret" not in str(refusal.value)
+    learned = root / "learned-link"
+    shutil.copytree(folders["learned"], learned)
+    shutil.move(learned / "prefixes" / "warm", tmp_path / "warm")
+    (learned / "prefixes" / "warm").symlink_to(tmp_path / "warm")
+    with pytest.raises(ValueError, match="is a link to elsewhere"):
+        load(registry, engine, "more", str(learned))
+    assert engine.calls == []
+
+
+def test_links_within_the_allowed_folders_are_followed(registry, engine, folders):
+    """The hub's cache has every file of a snapshot as one."""
+    blobs = Path(folders["own"]).parent / "blobs"
+    snapshot = Path(folders["own"]).parent / "snapshot"
+    shutil.copytree(folders["work"], blobs)
+    snapshot.mkdir()
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(Path("..") / "blobs" / file.name)
+    load(registry, engine, "more", str(snapshot))
+    assert registry.has("more")
+
+
 def test_a_whole_disk_is_not_allowed_by_where_the_own_adapter_lies():
     roots = adapter_roots.AdapterRoots(PADConfig(adapter="/adapter"))
     assert not roots.allowed_folder("/etc/ssl")

@@ -79,6 +79,16 @@ def test_one_that_is_too_long_takes_no_place(reader):
     assert held
 
 
+def test_what_is_refused_is_not_kept(reader):
+    made = reader()
+    for number in range(3):
+        with pytest.raises(ValueError, match="max_instruction_tokens"):
+            made.admit(f"{number} be kind " * 20, LIMITS)
+    assert made._read.cache_info().currsize == 0
+    made.admit("be kind", LIMITS)
+    assert made._read.cache_info().currsize == 1
+
+
 def test_more_than_there_are_places_for_are_refused_with_the_setting_that_allows_them(reader):
     full = reader()
     held = [full.admit(sentence, LIMITS) for sentence in ("be kind", "be brief")]

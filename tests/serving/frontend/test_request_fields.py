@@ -10,6 +10,8 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
+from pad_vllm.argument_names import documented_spelling
+from pad_vllm.serving.frontend import request_fields
 from pad_vllm.serving.frontend.request_fields import request_field_check, require_arguments_in_place
 from pad_vllm.vllm_api.patches.server_request_check import check_server_requests
 from pad_vllm.vllm_api.vllm_names import VLLMValidationError
@@ -116,6 +118,25 @@ def test_a_deep_body_is_read_to_its_end():
         body = {"a": body}
     with pytest.raises(VLLMValidationError, match="would be ignored"):
         params(ChatCompletionRequest, deep=body)
+
+
+def test_of_many_misplaced_arguments_a_few_are_named_and_the_rest_is_not_looked_at(monkeypatch):
+    monkeypatch.setattr(request_fields, "documented_spelling", counted := Counted())
+    body = {"deep": [{"pad_weights": "humor=1"} for _ in range(10_000)]}
+    with pytest.raises(ValueError, match="would be ignored") as refused:
+        request_fields.require_arguments_in_place(body, "vllm_xargs")
+    assert len(str(refused.value)) < 1000
+    assert counted.calls < 100
+
+
+class Counted:
+    """documented_spelling, and how often it was called."""
+
+    calls = 0
+
+    def __call__(self, name):
+        self.calls += 1
+        return documented_spelling(name)
 
 
 @pytest.mark.parametrize("cls", [ChatCompletionRequest, CompletionRequest])

@@ -1,0 +1,73 @@
+"""What a release has: one version, every file of the package in the wheel, complete sources."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.version import Version
+
+from pad_vllm.version import __version__
+
+ROOT = Path(__file__).parents[1]
+NOT_RELEASED = (
+    *(".ci/", ".dockerignore", ".github/", ".gitignore", ".venv"),
+    *("benchmarks/", "tests/benchmarks/"),
+)
+"""What stays in the repository. Of benchmarks/ the Python files go along, for the tests that import them."""
+
+
+def files_of_checkout(*folders):
+    """Those that git tracks, and new ones that it does not ignore."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *folders],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()}
+
+
+def setup_py(*arguments):
+    """Runs setup.py, whose warnings are errors here."""
+    command = [sys.executable, "setup.py", "-q", *map(str, arguments)]
+    environment = {key: os.environ[key] for key in os.environ if key != "PYTHONDONTWRITEBYTECODE"}
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    assert "warning" not in result.stderr.lower(), result.stderr
+
+
+def test_the_wheel_has_every_file_of_the_package_and_nothing_else(tmp_path):
+    expected = files_of_checkout("pad_vllm")
+    setup_py("build", "-b", tmp_path)
+    built = {str(f.relative_to(tmp_path / "lib")) for f in (tmp_path / "lib").rglob("*")}
+    folders = {str(parent) for name in expected for parent in Path(name).parents}
+    assert built - folders == expected
+
+
+def test_the_source_archive_has_everything_but_what_stays_in_the_repository(tmp_path):
+    expected = {
+        name
+        for name in files_of_checkout()
+        if not name.startswith(NOT_RELEASED)
+        or (name.startswith("benchmarks/") and name.endswith(".py"))
+    }
+    setup_py("egg_info", "--egg-base", tmp_path)
+    sources = (tmp_path / "pad_vllm.egg-info" / "SOURCES.txt").read_text().splitlines()
+    released = {name for name in sources if ".egg-info/" not in name}
+    assert released == expected
+
+
+def test_the_version_is_one_and_is_a_release():
+    assert not Version(__version__).is_prerelease
+    cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert cited[1] == __version__
