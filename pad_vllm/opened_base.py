@@ -37,7 +37,7 @@ class OpenedBase(NamedTuple):
     """A base in eval mode, its weights without gradients."""
 
     model: Any
-    """A Transformers causal language model; its `device` is where token ids go, also where it lies on several."""
+    """A Transformers causal language model; token ids go to its `device`, also where it lies on several."""
 
     tokenizer: Any
     """Has a chat template."""

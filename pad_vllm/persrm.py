@@ -3,8 +3,8 @@
 With heads only there is no LoRA, h_T = h_B, and the backbone, of any architecture, runs once.
 In: token ids. Out: final hidden states with the adapter off (h_B) and on (h_T), features and rewards.
 Training runs on it and every engine is tested against it. Sequences are right-padded: causal attention keeps
-padding out of the real positions, so no mask is needed. Knows nothing of vLLM. The backbone may lie on several
-devices, between which Accelerate's hooks move states; heads and results are where the output embedding is.
+padding out of the real positions, so no mask is needed. Knows nothing of vLLM. The backbone may lie on
+several devices, between which Accelerate's hooks move states; heads and results are where lm_head is.
 Shapes: N sequences of T tokens, H hidden size, V vocabulary, D dimensions, r head rank, K candidates.
 """
 

@@ -1,9 +1,9 @@
-"""An accelerator that has shapes and devices, but no numbers: which device each tensor is on, what is allocated.
+"""An accelerator that has shapes and devices, but no numbers: where every tensor is, and what is allocated.
 
-In: a model built on PyTorch's meta device. Tensors of device "pretended:0", "pretended:1" are fake ones, whose
-kernels only infer shapes and refuse operands of two devices; tensors of the CPU are real, and what is copied to
-the CPU is zeros. So code for a GPU runs unchanged on a machine without one, at any size. Not covered: numbers,
-kernels' own workspaces, fragmentation. To be used in a process of its own: it registers a device with PyTorch.
+In: a model built on PyTorch's meta device. Tensors of device "pretended:0", "pretended:1" are fake: their
+kernels only infer shapes and refuse operands of two devices; tensors of the CPU are real, and what is copied
+to the CPU is zeros. So code for a GPU runs unchanged on a machine without one, at any size. Not covered:
+numbers, workspaces of kernels, fragmentation. For a process of its own: it registers a device with PyTorch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "pretended"
 _AUTOCAST = "AutocastPrivateUse1"
-_PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "linear", "convolution", "scaled_dot_product", "linalg")
+_PRODUCTS = (
+    "mm",
+    "bmm",
+    "addmm",
+    "baddbmm",
+    "linear",
+    "convolution",
+    "scaled_dot_product",
+    "linalg",
+)
 """Kernels whose names begin so are work that belongs on the accelerator."""
 
 _LIBRARIES: list[torch.library.Library] = []
@@ -97,7 +106,11 @@ class PretendedAccelerator(TorchDispatchMode):
         self.peak_bytes = self.live_bytes
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Fake where a pretended device takes part, real otherwise."""
         kwargs = dict(kwargs or {})

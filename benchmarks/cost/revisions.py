@@ -3,10 +3,11 @@
     python -m benchmarks.cost.revisions --checkout before=../before --checkout after=. --out revisions.json
 
 The same commands in turns, from nothing: heads for three instructions, then what they do to answers. All
-processes run on one core with one thread, so that CPU seconds say what the work is, whatever else the machine
-does. Memory is the largest sum of the processes' proportional set sizes (PSS), looked at every other second, to
-compare with 1.5 times the weights in the type they are read in and the KV cache. A checkout's commands are
-spelled as it spells them; both read the same prompts, and judge the same adapter, the first checkout's.
+processes run on one core with one thread, so that CPU seconds say what the work is, whatever else the
+machine does. Memory is the largest sum of the processes' proportional set sizes (PSS), looked at every other
+second, to compare with 1.5 times the weights in the type they are read in and the KV cache. A checkout's
+commands are spelled as it spells them; both read the same prompts, and judge the same adapter, the first
+checkout's.
 """
 
 from __future__ import annotations

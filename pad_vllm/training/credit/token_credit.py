@@ -35,11 +35,12 @@ _OTHER_INPUTS = 4  # score so far, score so far times t, t, 1
 
 @dataclass(frozen=True)
 class CriticPrompt:
-    """A prompt with R answers as the critic sees it; lists are by answer, tensors on the states' device but y."""
+    """A prompt with R answers as the critic sees it; lists are by answer, their tensors on h's device."""
 
     h: Sequence[Tensor]  # [n, H] state h_t before each token
     scores_so_far: Sequence[Tensor]  # [n, D] of the text before each token; see `scores_so_far`
-    y: Tensor  # [R, D] scores of whole answers less the prompt's mean, in spreads; NaN if unknown
+    # [R, D] scores of whole answers less the prompt's mean, in spreads; NaN if unknown; on the CPU
+    y: Tensor
     half: int  # 0 or 1: which half of the prompts it belongs to
 
     def inputs(self, answer: int, dimension: int) -> Tensor:
