@@ -73,7 +73,7 @@ class InstructedBackbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the backbone is."""
+        """Where the backbone is; of one that lies on several devices, where its input is."""
         found: torch.device = self.backbone.device
         return found
 
@@ -117,10 +117,10 @@ class InstructedBackbone:
             use_cache=True,
         )
         kept = instruction.kept(block_size)
-        layers = cache.layers[self.fork_layer :]
+        layers, device = cache.layers[self.fork_layer :], self.device
         return InstructionPrefix(
-            tuple(layer.keys[0][:, kept] for layer in layers),
-            tuple(layer.values[0][:, kept] for layer in layers),
+            tuple(layer.keys[0][:, kept].to(device) for layer in layers),
+            tuple(layer.values[0][:, kept].to(device) for layer in layers),
         )
 
     def instructed_states(self, forked: Tensor, prefix: InstructionPrefix) -> Tensor:
@@ -136,7 +136,9 @@ class InstructedBackbone:
         N, T = forked.shape[:2]
         cache = DynamicCache()
         for index, (keys, values) in enumerate(zip(*prefix, strict=True), self.fork_layer):
-            cache.update(keys.expand(N, -1, -1, -1), values.expand(N, -1, -1, -1), index)
+            device = next(self.backbone.model.layers[index].parameters()).device
+            both = (part.to(device).expand(N, -1, -1, -1) for part in (keys, values))
+            cache.update(*both, index)
         hidden: Tensor = self._upper(
             inputs_embeds=forked,
             position_ids=torch.arange(T, device=self.device).unsqueeze(0),

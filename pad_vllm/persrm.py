@@ -3,7 +3,8 @@
 With heads only there is no LoRA, h_T = h_B, and the backbone, of any architecture, runs once.
 In: token ids. Out: final hidden states with the adapter off (h_B) and on (h_T), features and rewards.
 Training runs on it and every engine is tested against it. Sequences are right-padded: causal attention keeps
-padding out of the real positions, so no mask is needed. Knows nothing of vLLM.
+padding out of the real positions, so no mask is needed. Knows nothing of vLLM. The backbone may lie on
+several devices, between which Accelerate's hooks move states; heads and results are where lm_head is.
 Shapes: N sequences of T tokens, H hidden size, V vocabulary, D dimensions, r head rank, K candidates.
 """
 
@@ -82,10 +83,13 @@ class PersRM(nn.Module):
             )
         self.backbone = backbone
         hidden_size = config.hidden_size
-        D = len(self.dimensions)
-        self.head_A = nn.Parameter(torch.randn(D, head_rank, hidden_size) / hidden_size**0.5)
-        self.head_B = nn.Parameter(torch.zeros(D, hidden_size, head_rank))
-        self.head_C = nn.Parameter(torch.zeros(D, hidden_size)) if constants else None
+        D, device = len(self.dimensions), backbone.lm_head.weight.device
+        drawn = torch.randn(D, head_rank, hidden_size) / hidden_size**0.5
+        self.head_A = nn.Parameter(drawn.to(device))
+        self.head_B = nn.Parameter(torch.zeros(D, hidden_size, head_rank, device=device))
+        self.head_C = (
+            nn.Parameter(torch.zeros(D, hidden_size, device=device)) if constants else None
+        )
         self.head_G = nn.Parameter(torch.zeros_like(self.head_A)) if gates else None
         # In a tuple, so that shared modules are not registered a second time.
         self._lower_and_upper: tuple[Any, ...] = ()
@@ -98,7 +102,7 @@ class PersRM(nn.Module):
 
     @classmethod
     def from_adapter(cls, backbone: Any, adapter: Adapter) -> PersRM:
-        """The reward model that `adapter` holds; backbone: the model that it was trained on. In eval mode."""
+        """The reward model that `adapter` holds, in eval mode; backbone: what it was trained on, in place."""
         config, lora = adapter.config, adapter.lora
         modules = sorted({module for _, module in lora.weights})
         model = cls(
@@ -165,7 +169,7 @@ class PersRM(nn.Module):
             return self.backbone.model.embed_tokens(input_ids)
         lower, _ = self._lower_and_upper
         with torch.no_grad(), self.adapter_off():
-            return lower(input_ids=input_ids, use_cache=False).last_hidden_state
+            return self._here(lower(input_ids=input_ids, use_cache=False))
 
     def base_states(self, forked: Tensor) -> Tensor:
         """h_B [N, T, H] from `states_below_fork`: the top layers with the adapter off. Without gradients."""
@@ -173,7 +177,7 @@ class PersRM(nn.Module):
             return forked
         _, upper = self._lower_and_upper
         with torch.no_grad(), self.adapter_off():
-            return upper(inputs_embeds=forked, use_cache=False).last_hidden_state
+            return self._here(upper(inputs_embeds=forked, use_cache=False))
 
     def trunk_states(self, forked: Tensor) -> Tensor:
         """h_T [N, T, H] from `states_below_fork`: the top layers with the adapter on. With gradients."""
@@ -181,7 +185,7 @@ class PersRM(nn.Module):
             return forked
         _, upper = self._lower_and_upper
         with self._lora_in_backbone_type():
-            return upper(inputs_embeds=forked, use_cache=False).last_hidden_state
+            return self._here(upper(inputs_embeds=forked, use_cache=False))
 
     @contextmanager
     def _lora_in_backbone_type(self) -> Iterator[None]:
@@ -208,12 +212,16 @@ class PersRM(nn.Module):
         h_B = self._backbone_states(input_ids)
         if self.heads_only:
             return h_B, h_B
-        return h_B, self.backbone.model(input_ids=input_ids, use_cache=False).last_hidden_state
+        return h_B, self._here(self.backbone.model(input_ids=input_ids, use_cache=False))
 
     def _backbone_states(self, input_ids: Tensor) -> Tensor:
         """h_B [N, T, H] by one forward of the whole backbone, whatever its architecture."""
         with torch.no_grad(), self.adapter_off():
-            return self.backbone.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+            return self._here(self.backbone.base_model(input_ids=input_ids, use_cache=False))
+
+    def _here(self, output: Any) -> Tensor:
+        """A decoder's last hidden states, on the heads' device."""
+        return output.last_hidden_state.to(self.head_A.device)
 
     def base_logits(self, h_B: Tensor) -> Tensor:
         """z_B: h_B [..., H] -> [..., V] float32."""

@@ -171,7 +171,7 @@ def _load_model(base: str, folder: str, template: str | None) -> tuple[PersRM, A
     # A mismatch only warns: weights for a quantised copy may be fitted on the original model.
     for warning in require_same_backbone(adapter.config.backbone, served, allow_mismatch=True):
         Console(stderr=True).print(f"[yellow]Warning:[/yellow] {escape(warning)}", soft_wrap=True)
-    return PersRM.from_adapter(backbone, adapter).to(backbone.device), tokenizer
+    return PersRM.from_adapter(backbone, adapter), tokenizer
 
 
 def _print_users(fitted: UserFits, dimensions: Sequence[str], form: str | None) -> None:

@@ -83,6 +83,7 @@ def sample(
         from pad_vllm.training.sampling.sample_responses import (
             failed_prompts_path,
             read_prompts,
+            remaining_prompts,
             sample_responses,
         )
         from pad_vllm.training.sampling.vllm_sampler import SamplingOptions
@@ -98,9 +99,12 @@ def sample(
             dtype=device_dtype(),
             engine_arguments=vllm_arguments(vllm or ()),
         )
+        wanted = read_prompts(prompts)
+        missing = n * len(remaining_prompts(wanted, out))
+        typer.echo(f"drawing {missing:,} answers of at most {max_tokens} tokens")
         counts = sample_responses(
             base,
-            read_prompts(prompts),
+            wanted,
             out,
             sampling,
             batch_size=batch,

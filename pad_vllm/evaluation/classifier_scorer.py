@@ -128,10 +128,10 @@ class ClassifierScorer:
             tokenizer.pad_token = tokenizer.eos_token
         if model.config.pad_token_id is None:
             model.config.pad_token_id = tokenizer.pad_token_id
-        device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        device = torch.accelerator.current_accelerator(check_available=True)
         return _Loaded(
             tokenizer=tokenizer,
-            model=model.to(device),
+            model=model.to(device or "cpu"),
             label=self._label_index(model.config),
             max_tokens=_max_tokens(tokenizer, model.config),
         )

@@ -47,6 +47,7 @@ class PairsMethod:
         self.store = TrainingStore(
             model, context.tokenizer, context.settings, context.cache, context.backbone_identity
         )
+        context.plan_cache(self.store, self.prepared.groups())
 
     def draw(self) -> None:
         """The responses are the data's."""
@@ -57,8 +58,7 @@ class PairsMethod:
 
     def learn(self) -> list[HistoryRow]:
         """Train trunk and heads, then the heads; returns the history of both stages."""
-        prepared = self.prepared
-        groups = [*prepared.train, *prepared.validation, *prepared.held_out]
+        groups = self.prepared.groups()
         return train_two_stages(self.context, self.store, groups, self.stage_inputs)
 
     def stage_inputs(self) -> tuple[nn.Module, StageData]:

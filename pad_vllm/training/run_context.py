@@ -19,7 +19,7 @@ from pad_vllm.training.data.prompt_groups import PromptGroup
 from pad_vllm.training.loop.training_log import TrainingLog
 from pad_vllm.training.objective.training_store import TrainingStore
 from pad_vllm.training.settings import Settings
-from pad_vllm.training.work_estimate import WorkEstimate
+from pad_vllm.training.work_estimate import GIB, WorkEstimate, free_bytes, require_within
 
 Item = TypeVar("Item")
 
@@ -58,9 +58,47 @@ class RunContext:
         self.accelerator.wait_for_everyone()
 
     def sum_over_workers(self, tensor: Tensor) -> Tensor:
-        """The workers' tensors of one shape, added up, on the CPU."""
+        """The workers' tensors of one shape, added up, on the tensor's device."""
         total: Tensor = self.accelerator.reduce(tensor.to(self.accelerator.device))
-        return total.cpu()
+        return total.to(tensor.device)
+
+    def plan_cache(self, store: TrainingStore, groups: Sequence[PromptGroup]) -> None:
+        """Decide whether the store keeps the activations at the fork, by --cache-gib and the disk's room.
+
+        The same on every worker: none goes on, and writes, before all have decided. Of a store whose model
+        has no weights yet nothing is logged.
+
+        Args:
+            store: With nothing of this run stored or read yet.
+            groups: All groups of the run.
+
+        Raises:
+            ValueError: There is no room for what has to be kept, now or for stage 2.
+        """
+        if self.settings.cached:
+            if not store.model.heads_only and self._is_too_much(store, groups):
+                whole = store.whole_work(groups).num_bytes / GIB
+                store.keep_no_forked()
+                if store.device.type != "meta":
+                    self.log.write_line(
+                        f"fork activations: {whole:.2f} GiB are more than is kept, so the layers below the "
+                        "fork run again in every step of stage 1"
+                    )
+            if self.settings.cache_gib is not None:
+                require_within(self.settings.cache_gib, store.whole_work(groups))
+            # Refuses where there is no room; it is said when the work begins.
+            store.work(groups).announcement("fork activations", self.cache)
+            if self.settings.recipe.head_epochs:
+                store.trunk_work(groups).announcement("trunk activations", self.folder)
+        self.wait_for_all_workers()
+
+    def _is_too_much(self, store: TrainingStore, groups: Sequence[PromptGroup]) -> bool:
+        """Whether the activations at the fork exceed the budget, or the disk where that is no refusal."""
+        limit = self.settings.cache_gib
+        if limit is not None and store.whole_work(groups).num_bytes > limit * GIB:
+            return True
+        may_run_again = limit is not None or self.accelerator.device.type != "cpu"
+        return may_run_again and store.work(groups).num_bytes > free_bytes(self.cache)
 
     def fill_store(
         self, store: TrainingStore, groups: Sequence[PromptGroup], *, with_targets: bool

@@ -51,9 +51,9 @@ def fill_store_with(prepared: PreparedData, store: TrainingStore, context: RunCo
         store: The store of the run's model.
         context: The run.
     """
+    evaluated = [*prepared.validation, *prepared.held_out]
     with context.timed("cache"):
         context.fill_store(store, prepared.train, with_targets=True)
-        evaluated = [*prepared.validation, *prepared.held_out]
         context.fill_store(store, evaluated, with_targets=False)
 
 

@@ -32,7 +32,7 @@ MethodName = Literal["pairs", "scores", "prompt"]
 
 METHOD_NAMES: tuple[str, ...] = get_args(MethodName)
 
-CHANGEABLE_SETTINGS = ("out", "strict", "prompted", "vllm")
+CHANGEABLE_SETTINGS = ("out", "strict", "prompted", "vllm", "cache_gib")
 """Settings that may differ when an unfinished run is resumed: no trained weight depends on them, but for what
 was drawn already, which is kept.
 """
@@ -196,6 +196,15 @@ class Settings:
         ),
     ] = 0
     cached: Annotated[bool, _with_help("Keep fork activations on disk.")] = True
+    cache_gib: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="Most GiB of fork activations to keep on disk. Where they take more, the layers "
+            "below the fork run again in every step of stage 1 (default: as much as there is room for; "
+            "without room they run again on a GPU, and a CPU refuses).",
+        ),
+    ] = None
     beta: Annotated[float, _with_help("Default strength of the adapter.")] = 1.0
     top_k: Annotated[int, _with_help("Default number of candidates of the adapter.")] = 20
     no_repeat: Annotated[
@@ -267,8 +276,11 @@ class Settings:
             for name, unused in _TEACHER_OPTIONAL.items():
                 if values["teacher"][name] == unused:
                     del values["teacher"][name]
+        # As in the files of releases before them.
         if not self.vllm:
-            del values["vllm"]  # as in the files of releases before it
+            del values["vllm"]
+        if self.cache_gib is None:
+            del values["cache_gib"]
         return {**values, "by_credit": method == "scores"}
 
     @classmethod

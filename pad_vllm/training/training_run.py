@@ -18,7 +18,7 @@ from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.adapter_folder import require_replaceable, save_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.adapter.manifest import AdapterConfig
-from pad_vllm.opened_base import base_folder
+from pad_vllm.opened_base import base_folder, devices_for
 from pad_vllm.persrm import PersRM
 from pad_vllm.text.chat_template import load_chat_tokenizer
 from pad_vllm.training.data.prepare_data import context_tokens
@@ -127,12 +127,17 @@ class TrainingRun:
         """
         self.method.draw()
         settings, device = self.settings, self.context.accelerator.device
-        backbone = load_backbone(self._checkpoint, settings.dtype, device)
-        self.model = self._untrained_model(backbone).to(device)
+        # Several workers have an accelerator each; a single one may have several.
+        device_map = devices_for(self._checkpoint, settings.dtype) if self._is_alone() else None
+        backbone = load_backbone(self._checkpoint, settings.dtype, device, device_map)
+        self.model = self._untrained_model(backbone)
         if settings.recipe.checkpointing:
             enable_checkpointing(backbone)
         self.method.attach_model(self.model)
         self.method.gather()
+
+    def _is_alone(self) -> bool:
+        return self.context.world_size == 1 and self.context.accelerator.device.type != "cpu"
 
     def _untrained_model(self, backbone: Any) -> PersRM:
         torch.manual_seed(self.settings.recipe.seed)

@@ -10,7 +10,13 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-_GIB = 2**30
+GIB = 2**30
+
+_WAYS_OUT = (
+    "Name another folder (--cache), take less data (--limit, --max-response, or `@SHARE` of a source), run "
+    "the layers below the fork again in every step (--cache-gib), or compute everything again in every "
+    "epoch (--uncached)"
+)
 
 
 class WorkEstimate(NamedTuple):
@@ -32,17 +38,35 @@ class WorkEstimate(NamedTuple):
         Raises:
             ValueError: The folder's disk has no room for them.
         """
-        free = shutil.disk_usage(_existing(folder)).free
-        needed, room = self.num_bytes / _GIB, free / _GIB
+        free = free_bytes(folder)
+        needed, room = self.num_bytes / GIB, free / GIB
         if self.num_bytes > free:
             raise ValueError(
                 f"{label}: {needed:.1f} GiB would be kept in {folder}, and its disk has {room:.1f} GiB left. "
-                "Name another folder (--cache), take less data (--limit, --max-response, or `@SHARE` of a "
-                "source), or compute it again in every epoch (--no-cached)"
+                f"{_WAYS_OUT}"
             )
         return (
             f"{label}: {self.tokens:,} tokens to read, {needed:.2f} GiB to keep of {room:.0f} GiB"
         )
+
+
+def require_within(limit_gib: float, needed: WorkEstimate) -> None:
+    """Raise ValueError where what must be kept on the disk is more than a budget.
+
+    Args:
+        limit_gib: The budget, --cache-gib.
+        needed: Of the whole run.
+    """
+    if needed.num_bytes > limit_gib * GIB:
+        raise ValueError(
+            f"--cache-gib {limit_gib:g}: what is read in every epoch takes {needed.num_bytes / GIB:.2f} GiB. "
+            f"Raise it, or: {_WAYS_OUT}"
+        )
+
+
+def free_bytes(folder: Path) -> int:
+    """Left on the folder's disk."""
+    return shutil.disk_usage(_existing(folder)).free
 
 
 def _existing(folder: Path) -> Path:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import planted_preferences as planted
 import pytest
@@ -35,6 +36,7 @@ from pad_vllm.training.report.evaluate_adapter import evaluate_held_out
 from pad_vllm.training.run_folder import run_folder
 from pad_vllm.training.settings import Recipe
 from pad_vllm.training.training_run import TrainingRun
+from pad_vllm.training.work_estimate import GIB
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +112,36 @@ def test_a_cache_file_is_named_by_all_it_depends_on(prepared, tmp_path):
     paths = {k.path(g) for k in (kept, deeper) for g in (group, other, changed)}
     assert len(paths) == 6
     assert kept.path(scored) == kept.path(group)
+
+
+def test_layers_that_run_again_within_a_budget_give_the_same_loss_curve(finished, root):
+    _, history = finished
+    whole = TrainingRun(planted.settings(root, "measured"), root / "none", "").method.store
+    groups = prepare_groups(
+        planted.settings(root), AutoTokenizer.from_pretrained(planted.settings(root).base)
+    ).groups()
+    all_of_it = whole.whole_work(groups).num_bytes
+    whole.keep_no_forked()
+    least = whole.whole_work(groups).num_bytes
+    assert least < 0.7 * all_of_it
+    budget = (least + all_of_it) / 2 / GIB
+    run = TrainingRun(planted.settings(root, "again", cache_gib=budget), root / "small", "")
+    run.train()
+    stored = [path.stat().st_size for path in (root / "small" / "forks").rglob("*.safetensors")]
+    assert sum(stored) - 1000 * len(stored) < least < budget * GIB
+    again = json.loads((root / "again" / "history.json").read_text())
+    for one, other in zip(history, again, strict=True):
+        assert one.get("loss", 0.0) == pytest.approx(other.get("loss", 0.0), rel=1e-4)
+    with pytest.raises(ValueError, match=r"--cache-gib .*--uncached"):
+        TrainingRun(planted.settings(root, "refused", cache_gib=least / 2 / GIB), root / "no", "")
+    assert not (root / "refused.run" / "settings.json").exists()
+
+
+def test_what_the_disk_has_no_room_for_is_refused_before_the_base_is_loaded(root, monkeypatch):
+    usage = SimpleNamespace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(ValueError, match=r"fork activations: .*--cache-gib.*--uncached"):
+        TrainingRun(planted.settings(root, "full"), root / "no room", "")
 
 
 def test_a_loss_does_not_depend_on_how_its_batch_is_split(model, prepared, root, tmp_path):

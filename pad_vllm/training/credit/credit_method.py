@@ -76,6 +76,7 @@ class CreditMethod:
         self.store = TrainingStore(
             model, context.tokenizer, settings, context.cache, context.backbone_identity
         )
+        context.plan_cache(self.store, self.prepared.groups())
 
     def draw(self) -> None:
         """The responses are the data's."""
@@ -134,7 +135,8 @@ class CreditMethod:
         self, groups: Sequence[PromptGroup], scores_before: Sequence[Sequence[Tensor]]
     ) -> FittedCritic:
         """The critic of all workers' groups; each worker adds its own."""
-        statistics = CriticStatistics.zeros(len(self.dimensions), self.model.head_A.shape[-1])
+        head_A = self.model.head_A
+        statistics = CriticStatistics.zeros(len(self.dimensions), head_A.shape[-1], head_A.device)
         for group, scores in zip(groups, scores_before, strict=True):
             statistics.add(critic_prompt(group, self.store.responses(group), scores))
         return statistics.map_sums(self.context.sum_over_workers).fit()

@@ -35,18 +35,19 @@ _OTHER_INPUTS = 4  # score so far, score so far times t, t, 1
 
 @dataclass(frozen=True)
 class CriticPrompt:
-    """A prompt with R answers as the critic sees it; lists are by answer, tensors on the CPU."""
+    """A prompt with R answers as the critic sees it; lists are by answer, their tensors on h's device."""
 
     h: Sequence[Tensor]  # [n, H] state h_t before each token
     scores_so_far: Sequence[Tensor]  # [n, D] of the text before each token; see `scores_so_far`
-    y: Tensor  # [R, D] scores of whole answers less the prompt's mean, in spreads; NaN if unknown
+    # [R, D] scores of whole answers less the prompt's mean, in spreads; NaN if unknown; on the CPU
+    y: Tensor
     half: int  # 0 or 1: which half of the prompts it belongs to
 
     def inputs(self, answer: int, dimension: int) -> Tensor:
         """[n, F] inputs of the critic of a dimension at every token of an answer."""
         h, s = self.h[answer].float(), self.scores_so_far[answer][:, dimension]
-        t = torch.arange(len(h)) / 100
-        return torch.cat([h, torch.stack([s, s * t, t, torch.ones(len(h))], -1)], -1)
+        t = torch.arange(len(h), device=h.device) / 100
+        return torch.cat([h, torch.stack([s, s * t, t, torch.ones_like(t)], -1)], -1)
 
 
 def critic_prompt(
@@ -61,9 +62,9 @@ def critic_prompt(
     """
     whole = group.scores[:, -1]
     return CriticPrompt(
-        [r.h_B.float().cpu() for r in responses],
-        scores_before,
-        whole - whole.nanmean(0),
+        [r.h_B.float() for r in responses],
+        [scores.to(r.h_B.device) for scores, r in zip(scores_before, responses, strict=True)],
+        (whole - whole.nanmean(0)).cpu(),
         int(unit_hash(f"critic {group.prompt_key}") < 0.5),
     )
 
@@ -88,21 +89,22 @@ def scores_so_far(group: PromptGroup, tokenizer: Any) -> list[Tensor]:
 
 @dataclass
 class CriticStatistics:
-    """Sums over the tokens of answers by half of the prompts and dimension; `fit` solves them. On the CPU."""
+    """Sums over the tokens of answers by half of the prompts and dimension, on the device of the states;
+    `fit` solves them.
+    """
 
     xx: Tensor  # [2, D, F, F] sum of x x^T, x the critic's inputs
     xy: Tensor  # [2, D, F] sum of x y
     yy: Tensor  # [2, D] sum of y^2
 
     @classmethod
-    def zeros(cls, dimensions: int, hidden: int) -> CriticStatistics:
-        """The sums over no tokens."""
+    def zeros(
+        cls, dimensions: int, hidden: int, device: torch.device | None = None
+    ) -> CriticStatistics:
+        """The sums over no tokens; device: None is the CPU."""
         F = hidden + _OTHER_INPUTS
-        return cls(
-            torch.zeros(2, dimensions, F, F),
-            torch.zeros(2, dimensions, F),
-            torch.zeros(2, dimensions),
-        )
+        shapes = (2, dimensions, F, F), (2, dimensions, F), (2, dimensions)
+        return cls(*(torch.zeros(shape, device=device) for shape in shapes))
 
     def add(self, prompt: CriticPrompt) -> None:
         """Add the tokens of a prompt's answers, of the dimensions whose scores are known."""
@@ -131,7 +133,7 @@ class CriticStatistics:
                 best = min(range(len(errors)), key=errors.__getitem__)
                 coefficients[half, dimension] = solutions[best]
                 explained[1 - half, dimension] = 1 - errors[best]
-        return FittedCritic(coefficients, explained.mean(0))
+        return FittedCritic(coefficients, explained.mean(0).cpu())
 
     def _solve(self, half: int, dimension: int, penalty: float) -> Tensor:
         """[F] ridge regression of y on the critic's inputs."""
@@ -155,16 +157,19 @@ class CriticStatistics:
 class FittedCritic:
     """A critic for each half of the prompts; a prompt's credit is by the critic of the other half."""
 
-    coefficients: Tensor  # [2, D, F] fitted on the half of that number
+    coefficients: Tensor  # [2, D, F] fitted on the half of that number; on the states' device
     explained: Tensor  # [D] share of y's squares explained on the other half, mean of both
 
     def credit(self, prompt: CriticPrompt, trace: float) -> list[Tensor]:
-        """Credit r [n, D] of each answer's tokens, 0 where its score is unknown. trace: lambda of GAE."""
+        """Credit r [n, D] of each answer's tokens, 0 where its score is unknown, on the CPU.
+
+        trace: lambda of GAE.
+        """
         rows = [torch.zeros(len(h), len(self.explained)) for h in prompt.h]
         for answer, dimension in _scored_answers(prompt):
             values = (
                 prompt.inputs(answer, dimension) @ self.coefficients[1 - prompt.half, dimension]
-            )
+            ).cpu()  # a sum over later tokens is a loop over them
             ends = torch.cat([values[1:], prompt.y[answer, dimension][None]])
             rows[answer][:, dimension] = discounted_sums(ends - values, trace)
         return rows

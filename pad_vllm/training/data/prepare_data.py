@@ -64,6 +64,10 @@ class PreparedData:
     remarks: list[str]
     """Lines for the log."""
 
+    def groups(self) -> list[PromptGroup]:
+        """Of all parts."""
+        return [*self.train, *self.validation, *self.held_out]
+
 
 def context_tokens(checkpoint: Path) -> int | None:
     """Most tokens that the model in a checkpoint's folder reads; None if its config does not say."""

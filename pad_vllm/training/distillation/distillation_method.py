@@ -96,6 +96,7 @@ class DistillationMethod:
         self.store = DistillationStore(
             model, context.tokenizer, context.settings, context.cache, context.backbone_identity
         )
+        context.plan_cache(self.store, self.parts.all())  # none before the prompts are answered
         if self.distillation.prefix is not None:
             self.prefixes = LearnedPrefixStage(
                 context, model, self.instructions, self.distillation.prefix

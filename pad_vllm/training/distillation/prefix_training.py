@@ -94,8 +94,8 @@ class PrefixTexts:
         """Of each text of a batch the candidates' rewards under a prefix: [n, K, 1]. Gradients flow."""
         forked = batch.forked.to(self.backbone.device)
         hidden = self.backbone.instructed_states(forked, prefix)
-        for text, row in zip(batch.texts, hidden, strict=True):
-            length, n = len(text.token_ids), len(text.h_B)
+        for text, states in zip(batch.texts, hidden, strict=True):
+            length, n, row = len(text.token_ids), len(text.h_B), states.to(text.h_B.device)
             difference = row[length - n : length].float() - text.h_B.float()
             embeddings = self._embeddings(text.ids.long())
             yield guidance.rewards(difference, embeddings).unsqueeze(-1)
@@ -154,7 +154,7 @@ def train_prefix(
     Args:
         texts: the training answers.
         teacher_rewards: [n, K] of each text, centred under the base.
-        start: keys and values that training starts at.
+        start: keys and values that training starts at, on the backbone's device.
         settings: epochs and learning rate.
         seed: of the order of batches.
         log: called after each epoch with its number, from 1, and the share that was not explained.
@@ -163,7 +163,7 @@ def train_prefix(
         The trained prefix, in the base's dtype.
     """
     dtype = texts.backbone.backbone.dtype
-    module = _TrainedPrefix(start).to(texts.backbone.device)
+    module = _TrainedPrefix(start)
     optimiser = torch.optim.AdamW(
         module.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0
     )

@@ -41,6 +41,8 @@ class TrainingLog:
         self.tasks: dict[str, Any] = {}
         self.begun: dict[str, tuple[float, int]] = {}
         """Label -> time and number done of its first call."""
+        self.said: set[str] = set()
+        """Stages whose time left was said once, after their first step."""
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -93,11 +95,15 @@ class TrainingLog:
         if "loss" in row:  # none before the first step
             events.add_scalar("loss", row["loss"], step)
             self.recent_losses = [*self.recent_losses[1 - _EVERY :], row["loss"]]
+        label = f"stage {stage}"
         if self.console.is_terminal:
-            self.progress(f"stage {stage}", step, steps)
-        elif step and step % _EVERY == 0:
-            mean = sum(self.recent_losses) / len(self.recent_losses)
-            self.write_line(f"stage {stage} step {step} of {steps}: loss {mean:.4f}")
+            self.progress(label, step, steps)
+        else:
+            left = self._time_left(label, step, steps)
+            if left and (step % _EVERY == 0 or label not in self.said):
+                self.said.add(label)
+                mean = sum(self.recent_losses) / len(self.recent_losses)
+                self.write_line(f"{label} step {step} of {steps}: loss {mean:.4f}{left}")
         if "accuracy" in row:
             shares = ", ".join(f"{name} {value:.1%}" for name, value in row["accuracy"].items())
             self.write_line(f"stage {stage} step {step}: {self.accuracy_label} {shares}")

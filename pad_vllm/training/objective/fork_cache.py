@@ -36,10 +36,12 @@ class CachedResponse:
     """
 
     forked: Tensor
-    """[S - 1, H] residual stream at the fork; the last token is only predicted. With heads only, [0, H]."""
+    """[S - 1, H] residual stream at the fork; the last token is only predicted. [0, H] with heads only, and
+    where the layers below the fork are computed again."""
 
     h_B: Tensor
-    """[n, H] the base's final hidden states that predict the response's tokens."""
+    """[n, H] the base's final hidden states that predict the response's tokens. With heads only bfloat16,
+    whatever the backbone's type: they are most of what is stored."""
 
     ids: Tensor
     """[n, K] token ids of the candidates: the base's top-k, the taken token among them."""
@@ -62,9 +64,12 @@ class CachedResponse:
     teacher_rewards: Tensor | None = None
     """[n, K, D] rewards that distillation (training/distillation) learns."""
 
+    token_ids: Tensor | None = None
+    """[S - 1] int64, all tokens but the last, where `forked` is computed again."""
+
     def response_rows(self, hidden: Tensor) -> Tensor:
         """The rows of hidden states [>= S - 1, H] that predict the response's tokens -> [n, H]."""
-        stop = len(self.forked)
+        stop = len(self.forked if self.token_ids is None else self.token_ids)
         return hidden[stop - len(self.h_B) : stop]
 
     def to(self, device: torch.device) -> CachedResponse:
@@ -151,7 +156,7 @@ def _forward(model: PersRM, batch: Sequence[_Sequence], k: int) -> Iterator[Cach
         length = 0 if model.heads_only else len(sequence.ids) - 1
         yield CachedResponse(
             forked=forked[row, :length].clone(),
-            h_B=rows[row].clone(),
+            h_B=rows[row].to(torch.bfloat16, copy=True) if model.heads_only else rows[row].clone(),
             ids=ids[part].clone(),
             z_B=z_B[part].clone(),
             chosen=chosen[part].clone(),
@@ -212,10 +217,13 @@ class GroupTensorFiles:
         return responses
 
 
-def stored_tensors(response: CachedResponse) -> NamedTensors:
-    """A response as it is stored: int32 candidates, int16 indices, the rest in the backbone's dtype."""
+def stored_tensors(response: CachedResponse, *, with_forked: bool = True) -> NamedTensors:
+    """A response as it is stored: int32 candidates, int16 indices, the rest in its own types.
+
+    with_forked: whether the activations at the fork are stored too.
+    """
     return {
-        "forked": response.forked,
+        "forked": response.forked if with_forked else response.forked[:0],
         "h_B": response.h_B,
         "ids": response.ids.int(),
         "z_B": response.z_B,

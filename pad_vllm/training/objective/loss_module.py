@@ -36,14 +36,24 @@ class PairExample:
 
 
 def trunk_hidden(model: PersRM, responses: Sequence[CachedResponse]) -> list[Tensor]:
-    """h_T [n, H] of each response: the stored one, or the top layers run on the fork activations."""
+    """h_T [n, H] of each response: the stored one, or the top layers run on the fork activations.
+
+    Of all responses the fork activations are stored, or of none.
+    """
     if model.heads_only:
         return [r.h_B for r in responses]
     if all(r.h_T is not None for r in responses):
         return [r.h_T for r in responses if r.h_T is not None]
-    padded = pad_sequence([r.forked for r in responses], batch_first=True)
-    hidden = model.trunk_states(padded)
+    hidden = model.trunk_states(_forked_states(model, responses))
     return [r.response_rows(hidden[row]) for row, r in enumerate(responses)]
+
+
+def _forked_states(model: PersRM, responses: Sequence[CachedResponse]) -> Tensor:
+    """[R, most S - 1, H] the stored activations at the fork, or those that the layers below it compute."""
+    ids = [r.token_ids for r in responses if r.token_ids is not None]
+    if not ids:
+        return pad_sequence([r.forked for r in responses], batch_first=True)
+    return model.states_below_fork(pad_sequence(ids, batch_first=True))
 
 
 @torch.no_grad()
@@ -143,7 +153,8 @@ def _preferences_of_tokens(batch: Sequence[PairExample], lengths: Tensor) -> Ten
             for example, w in zip(batch, units, strict=True)
         ]
     )
-    return w_of_responses.repeat_interleave(lengths.to(w_of_responses.device), 0)
+    device, total = w_of_responses.device, int(lengths.sum())
+    return w_of_responses.repeat_interleave(lengths.to(device), 0, output_size=total)
 
 
 def _prefix_sums(values: Tensor, lengths: Tensor) -> Tensor:

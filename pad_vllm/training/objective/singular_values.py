@@ -23,7 +23,7 @@ def largest_singular_values(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, 
     if 4 * (rank + _MORE) > smaller:
         U, S, Vt = torch.linalg.svd(matrix, full_matrices=False)
         return U[..., :rank], S[..., :rank], Vt[..., :rank, :]
-    with torch.random.fork_rng(_devices(matrix)):
+    with torch.random.fork_rng(_devices(matrix), device_type=matrix.device.type):
         torch.manual_seed(0)
         U, S, V = torch.svd_lowrank(matrix, q=rank + _MORE, niter=_ITERATIONS)
     return U[..., :rank], S[..., :rank], V[..., :rank].transpose(-1, -2)

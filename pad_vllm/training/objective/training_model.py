@@ -17,16 +17,27 @@ from pad_vllm.adapter.adapter_folder import save_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.adapter.manifest import AdapterConfig, format_version_for
 from pad_vllm.adapter.peft_lora import EMPTY_LORA, LoRA
-from pad_vllm.opened_base import Attention, open_model
+from pad_vllm.opened_base import Attention, DeviceMap, open_model
 from pad_vllm.persrm import PersRM, causal_lm_without_weights
 from pad_vllm.training.settings import Settings
 
 
-def load_backbone(folder: Path, dtype: str, device: torch.device) -> Any:
-    """The base as training runs it. dtype: "float32" or "bfloat16"."""
+def load_backbone(
+    folder: Path, dtype: str, device: torch.device, device_map: DeviceMap | None = None
+) -> Any:
+    """The base as training runs it.
+
+    Args:
+        folder: of the checkpoint.
+        dtype: "float32" or "bfloat16".
+        device: of the base, and of what is computed from it.
+        device_map: as in `open_model`.
+    """
     # On a CPU the backward pass of SDPA takes three times as long as that of eager attention.
     attention: Attention = "eager" if device.type == "cpu" else "sdpa"
-    return open_model(folder, dtype=dtype, device=device, attention=attention)
+    return open_model(
+        folder, dtype=dtype, device=device, attention=attention, device_map=device_map
+    )
 
 
 def skeleton(folder: Path) -> Any:

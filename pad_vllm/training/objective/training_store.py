@@ -65,6 +65,10 @@ class TrainingStore:
             settings.dtype,
             recipe.candidates,
         ]
+        if model.heads_only and settings.dtype != "bfloat16":
+            self.fork_identity.append("states in bfloat16")
+        self.keeps_forked = True
+        """Whether files hold the activations at the fork; otherwise the layers below it run in every step."""
         self.fork_files = GroupTensorFiles(folder / "forks", {"fork": self.fork_identity})
         drawn = [recipe.branch_share, recipe.seed, next_token_pairs.SCORER_WINDOW]
         self.branch_files = GroupTensorFiles(
@@ -75,20 +79,36 @@ class TrainingStore:
         self.trunk_files: GroupTensorFiles | None = None
         """Set by `freeze_trunk`."""
 
+    def keep_no_forked(self) -> None:
+        """Store what the answers need of the base, but not the activations at the fork, which take most room.
+
+        Called before anything is stored or read. Stage 1 then runs the layers below the fork again.
+        """
+        self.keeps_forked = False
+        depends_on = {"fork": self.fork_identity, "forked": "computed again"}
+        self.fork_files = GroupTensorFiles(self.folder / "forks", depends_on)
+
     def work(self, groups: Sequence[PromptGroup]) -> WorkEstimate:
         """What `build` will take for those of the groups (of all workers) that have no file yet."""
-        if not self.settings.cached:
-            return WorkEstimate(0, 0)
-        lengths = [
-            (len(group.prompt_ids) + len(ids) - 1, len(ids))
-            for group in self.fork_files.missing(groups)
-            for ids in group.response_ids
-        ]
-        tokens, predicted = sum(total for total, _ in lengths), sum(n for _, n in lengths)
+        return self.whole_work(self.fork_files.missing(groups) if self.settings.cached else [])
+
+    def whole_work(self, groups: Sequence[PromptGroup]) -> WorkEstimate:
+        """What `build` takes if none of the groups (of all workers) has a file."""
+        tokens, predicted = _num_tokens(groups)
         H, K = self.model.head_A.shape[-1], self.settings.recipe.candidates
+        width = 2 if self.settings.dtype == "bfloat16" or self.model.heads_only else 4
+        has_forked = self.keeps_forked and not self.model.heads_only
+        states = predicted + (tokens if has_forked else 0)
+        # Of a candidate the token id and the logit; of a token which candidate was taken.
+        return WorkEstimate(tokens, width * states * H + predicted * (K * (4 + 4) + 2))
+
+    def trunk_work(self, groups: Sequence[PromptGroup]) -> WorkEstimate:
+        """What `freeze_trunk` will take for the groups (of all workers); nothing with heads only."""
+        if self.model.heads_only or not self.settings.cached:
+            return WorkEstimate(0, 0)
+        tokens, predicted = _num_tokens(groups)
         width = 2 if self.settings.dtype == "bfloat16" else 4
-        states = predicted + (0 if self.model.heads_only else tokens)
-        return WorkEstimate(tokens, width * states * H + predicted * K * (width + 4))
+        return WorkEstimate(tokens, width * predicted * self.model.head_A.shape[-1])
 
     def build(
         self,
@@ -117,7 +137,8 @@ class TrainingStore:
             chunk = missing[start : start + _CHUNK]
             computed = compute_responses(self.model, chunk, self.settings.recipe.candidates)
             for group, responses in zip(chunk, computed, strict=True):
-                self.fork_files.write(group, [stored_tensors(response) for response in responses])
+                kept = [stored_tensors(one, with_forked=self.keeps_forked) for one in responses]
+                self.fork_files.write(group, kept)
         if with_targets and self.settings.recipe.branch_share > 0:
             missing = self.branch_files.missing(own)
             for number, group in enumerate(missing):
@@ -140,7 +161,7 @@ class TrainingStore:
     def responses(self, group: PromptGroup, *, with_targets: bool = False) -> list[CachedResponse]:
         """The responses of a group, on the model's device; with branches if `with_targets`."""
         if self.settings.cached:
-            responses = [CachedResponse(**tensors) for tensors in self.fork_files.read(group)]
+            responses = self._read(group)
         else:
             responses = compute_responses(self.model, [group], self.settings.recipe.candidates)[0]
         if with_targets and self.settings.recipe.branch_share > 0:
@@ -151,6 +172,16 @@ class TrainingStore:
                 for response, tensors in zip(responses, self.trunk_files.read(group), strict=True)
             ]
         return [response.to(self.device) for response in responses]
+
+    def _read(self, group: PromptGroup) -> list[CachedResponse]:
+        """What is stored, with the tokens where the layers below the fork are to read them again."""
+        responses = [CachedResponse(**tensors) for tensors in self.fork_files.read(group)]
+        if self.keeps_forked:
+            return responses
+        return [
+            replace(response, token_ids=torch.tensor([*group.prompt_ids, *ids][:-1]))
+            for response, ids in zip(responses, group.response_ids, strict=True)
+        ]
 
     def _with_branches(
         self, group: PromptGroup, responses: list[CachedResponse]
@@ -201,3 +232,13 @@ class TrainingStore:
             hidden = trunk_hidden(self.model, self.responses(group))
             files.write(group, [{"h_T": h} for h in hidden])
         self.trunk_files = files
+
+
+def _num_tokens(groups: Sequence[PromptGroup]) -> tuple[int, int]:
+    """Tokens that the base reads of the groups' sequences, and those that it predicts of their answers."""
+    lengths = [
+        (len(group.prompt_ids) + len(ids) - 1, len(ids))
+        for group in groups
+        for ids in group.response_ids
+    ]
+    return sum(total for total, _ in lengths), sum(n for _, n in lengths)

@@ -19,7 +19,7 @@ from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone, require_same_backbone
 from pad_vllm.choices.fit_weights import fit_weights
-from pad_vllm.opened_base import base_folder, default_device
+from pad_vllm.opened_base import base_folder, default_device, devices_for
 from pad_vllm.persrm import PersRM
 from pad_vllm.text.chat_template import load_chat_tokenizer
 from pad_vllm.training.data.prepare_data import PreparedData, prepare_groups
@@ -73,8 +73,9 @@ def evaluate_held_out(
     template = chat_template or adapter.config.chat_template
     tokenizer = load_chat_tokenizer(checkpoint, base, template)
     prepared = prepare_groups(settings, tokenizer)
-    backbone = load_backbone(checkpoint, settings.dtype, device)
-    model = PersRM.from_adapter(backbone, adapter).to(device)
+    device_map = devices_for(checkpoint, settings.dtype)
+    backbone = load_backbone(checkpoint, settings.dtype, device, device_map)
+    model = PersRM.from_adapter(backbone, adapter)
     identity = adapter.config.backbone.fingerprint or str(checkpoint)
     store = TrainingStore(model, tokenizer, settings, cache, identity)
     progress = TrainingLog(None).progress

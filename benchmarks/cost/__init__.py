@@ -1,0 +1,1 @@
+"""What training and judging take: time, memory, disk."""
