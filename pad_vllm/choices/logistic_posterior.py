@@ -20,6 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -27,7 +28,7 @@ from torch.nn.functional import softplus
 # Of the prior at strength 1: a standard deviation of 2. With 1, the intervals of simulated users whose
 # choices were firm (log-odds of spread 3) held their weights 75% of the time; with 2, 95%. The direction
 # of w hardly depends on it.
-_VARIANCE = 4.0
+PRIOR_VARIANCE = 4.0
 _UNIT_WEIGHT_DEVIATION = 1.5
 """In log-odds per unit of weight. Simulated tastes in 12 dimensions that tell 70, 85 and 92% of random
 choices are found about as well under 0.75 to 5; less loses on firm users, more on vague ones."""
@@ -36,6 +37,13 @@ _STATED_SHARE = 0.5
 _STEPS = 100
 _TOLERANCE = {False: 1e-10, True: 1e-4}
 """Whether averaged -> least step, in the prior's deviations. The averaged one nears its end linearly."""
+
+_NODES, _WEIGHTS = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(7))
+_QUADRATURE = {
+    False: (torch.zeros(1).double(), torch.ones(1).double()),
+    True: (_NODES, _WEIGHTS / _WEIGHTS.sum()),
+}
+"""Whether averaged -> nodes and weights of averages over a standard normal number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +65,9 @@ class GaussianPrior:
             strength: how strongly it pulls to 0.
         """
         spread = x.square().sum(0).div(max(len(x), 1)).sqrt()
-        variance = _VARIANCE / strength / spread.where(spread > 0, torch.ones_like(spread)).square()
+        variance = (
+            PRIOR_VARIANCE / strength / spread.where(spread > 0, torch.ones_like(spread)).square()
+        )
         return cls(torch.zeros_like(variance), variance.diag())
 
     @classmethod
@@ -103,8 +113,9 @@ class WeightPosterior:
 
     def log_probabilities(self, x: Tensor) -> Tensor:
         """[U, N] log probability of choices x [U, N, D], averaged over what the weights may be (MacKay)."""
+        variance = _spread(x, self.covariance).square()
         log_odds = (x @ self.mean.unsqueeze(-1)).squeeze(-1)
-        return -softplus(-log_odds * _flattening(_spread(x, self.covariance)))
+        return -softplus(-log_odds / (1 + math.pi / 8 * variance).sqrt())
 
 
 def weight_posterior(
@@ -141,6 +152,7 @@ def weight_posterior(
         strengths,
         prior.mean / unit,
         precision,
+        *_QUADRATURE[averaged],
     )
     v = (prior.mean if start is None else start.mean) / unit
     v = v.expand(len(x), -1).clone()
@@ -166,15 +178,6 @@ def _spread(x: Tensor, covariance: Tensor) -> Tensor:
     return ((x @ covariance) * x).sum(-1).clamp_min(0).sqrt()
 
 
-def _flattening(spread: Tensor) -> Tensor:
-    """What log-odds with a spread are multiplied by before sigmoid takes their average (MacKay 1992).
-
-    Unlike a sum over nodes it holds for any spread: where nodes lie further apart than the sigmoid is wide,
-    the curvature between them is lost and a prior that is estimated from it grows without bound.
-    """
-    return (1 + math.pi / 8 * spread.square()).rsqrt()
-
-
 @dataclass(frozen=True, eq=False)
 class _Problem:
     """Minus the log of likelihood times prior, on average over log-odds of a spread [U, N] around v . x."""
@@ -186,6 +189,8 @@ class _Problem:
     strengths: Tensor
     mean: Tensor
     precision: Tensor
+    nodes: Tensor
+    node_weights: Tensor
 
     def descend(self, v: Tensor, step: Tensor, spread: Tensor) -> tuple[Tensor, float]:
         """(v less the step, halved for users where it overshoots; the largest part of the step)."""
@@ -198,23 +203,24 @@ class _Problem:
                 return v - step, float(step.abs().max())
             step = torch.where(worse.unsqueeze(-1), step / 2, step)
 
-    def _log_odds(self, v: Tensor) -> Tensor:
-        """[U, N] of the choices."""
-        return (self.x @ v.unsqueeze(-1)).squeeze(-1)
+    def _log_odds(self, v: Tensor, spread: Tensor) -> Tensor:
+        """[U, N, Q] at the nodes."""
+        middle = (self.x @ v.unsqueeze(-1)).squeeze(-1)
+        return middle.unsqueeze(-1) + spread.unsqueeze(-1) * self.nodes
 
     def _loss(self, v: Tensor, spread: Tensor) -> Tensor:
         """[U], less a constant."""
         off = v - self.mean
         prior = (off.unsqueeze(-2) @ self.precision @ off.unsqueeze(-1)).flatten()
-        log_odds, flat = self._log_odds(v), _flattening(spread)
-        losses = softplus(-flat * log_odds) / flat + self.other * log_odds
-        return (self.strengths * losses).sum(-1) + prior / 2
+        log_odds = self._log_odds(v, spread)
+        losses = softplus(-log_odds) + self.other.unsqueeze(-1) * log_odds
+        return (self.strengths * (losses @ self.node_weights)).sum(-1) + prior / 2
 
     def derivatives(self, v: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient [U, D] and Hessian [U, D, D] of the loss."""
-        flat = _flattening(spread)
-        p = (-flat * self._log_odds(v)).sigmoid()  # of the other answer
-        pull, curvature = self.strengths * (p - self.other), self.strengths * flat * p * (1 - p)
+        p = (-self._log_odds(v, spread)).sigmoid()  # of the other answer
+        pull = self.strengths * (p @ self.node_weights - self.other)
+        curvature = self.strengths * ((p * (1 - p)) @ self.node_weights)
         off = (self.precision @ (v - self.mean).unsqueeze(-1)).squeeze(-1)
         gradient = off - (self.x * pull.unsqueeze(-1)).sum(1)
         return gradient, (self.x * curvature.unsqueeze(-1)).mT @ self.x + self.precision
