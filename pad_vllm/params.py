@@ -124,7 +124,7 @@ def parse_guidance(
         preference=arguments.preference,
         no_repeat=defaults.no_repeat if arguments.no_repeat is None else arguments.no_repeat,
         min_p=defaults.min_p if arguments.min_p is None else arguments.min_p,
-        loop_price=arguments.loop_price,
+        loop_price=defaults.loop_price if arguments.loop_price is None else arguments.loop_price,
         explain=arguments.explain,
         instruction=_instruction(extra_args) if arguments.preference else None,
     )
@@ -145,7 +145,8 @@ def _defaults(
         return limits
     if arguments.weights is not None or arguments.preference not in limits.prefixes:
         return limits.instructions
-    return limits.instructions.of_learned_prefix(limits.prefix_betas.get(arguments.preference))
+    beta = limits.prefix_betas.get(arguments.preference)
+    return limits.instructions.of_learned_prefix(beta, limits.loop_price)
 
 
 def _instruction(extra_args: Mapping[str, object] | None) -> Instruction | None:
@@ -174,7 +175,7 @@ class _Arguments:
     top_k: int | None
     no_repeat: int | None
     min_p: float | None
-    loop_price: float
+    loop_price: float | None
     preference: str
     explain: bool
     adapter: str | None
@@ -199,7 +200,7 @@ def _parse_arguments(
         top_k=_candidate_count(arguments[TOP_K]) if TOP_K in arguments else None,
         no_repeat=_ngram_length(arguments[NO_REPEAT]) if NO_REPEAT in arguments else None,
         min_p=_probability_share(arguments[MIN_P]) if MIN_P in arguments else None,
-        loop_price=_loop_price(arguments[LOOP_PRICE]) if LOOP_PRICE in arguments else 0.0,
+        loop_price=_loop_price(arguments[LOOP_PRICE]) if LOOP_PRICE in arguments else None,
         preference=_preference_text(arguments[PREFERENCE]) if PREFERENCE in arguments else "",
         explain=_boolean(EXPLAIN, arguments[EXPLAIN]) if EXPLAIN in arguments else False,
         adapter=_adapter_name(arguments[ADAPTER]) if ADAPTER in arguments else None,

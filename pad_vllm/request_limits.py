@@ -24,15 +24,17 @@ class InstructionDefaults:
     top_k: int = 20
     no_repeat: int = 3
     min_p: float = 0.03
+    loop_price: float = 0.0
 
-    def of_learned_prefix(self, beta: float | None) -> "InstructionDefaults":
-        """Those of a request that names a learned prefix and no weights; beta: the prefix's own, if any.
+    def of_learned_prefix(self, beta: float | None, loop_price: float) -> "InstructionDefaults":
+        """Those of a request that names a learned prefix and no weights; beta: the prefix's own, if any;
+        loop_price: its adapter's.
 
         Its rewards are known better: at an answer's first token nearly all of what the instructed base would
         say (benchmarks/README.md).
         """
         default = min(self.beta, LEARNED_PREFIX_BETA) if beta is None else beta
-        return replace(self, beta=default, min_p=0.0)
+        return replace(self, beta=default, min_p=0.0, loop_price=loop_price)
 
 
 LEARNED_PREFIX_BETA = 1.5
@@ -67,6 +69,9 @@ class RequestLimits:
 
     min_p: float = 0.0
     """The adapter's default of the min-p guard, a share of the best candidate's probability; 0 is off."""
+
+    loop_price: float = 0.0
+    """The adapter's default price of a loop, in logits, of its heads and learned prefixes; 0 is off."""
 
     engine: str = "shared"
     """The reward engine that serves."""

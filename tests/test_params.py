@@ -149,11 +149,12 @@ def test_another_word_for_it_is_refused(value):
 
 
 def test_without_guards_of_its_own_a_request_has_the_adapters():
-    limits = dataclasses.replace(LIMITS, no_repeat=3, min_p=0.05)
+    limits = dataclasses.replace(LIMITS, no_repeat=3, min_p=0.05, loop_price=0.25)
     guarded = parse_guidance({"pad_weights": "humor=1"}, limits)
-    assert (guarded.no_repeat, guarded.min_p) == (3, 0.05)
-    free = parse_guidance({"pad_weights": "humor=1", "pad_no_repeat": 0, "pad_min_p": 0}, limits)
-    assert (free.no_repeat, free.min_p) == (0, 0.0)
+    assert (guarded.no_repeat, guarded.min_p, guarded.loop_price) == (3, 0.05, 0.25)
+    off = {"pad_no_repeat": 0, "pad_min_p": 0, "pad_loop_price": 0}
+    free = parse_guidance({"pad_weights": "humor=1", **off}, limits)
+    assert (free.no_repeat, free.min_p, free.loop_price) == (0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("top_k", [50, 50.0, "50", "50.0", "5e1"])

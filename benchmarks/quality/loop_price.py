@@ -2,15 +2,19 @@
 
     python -m benchmarks.quality.loop_price --limit 24 --out loop_price.json
 
-Every prompt is answered plainly, and guided by each dimension at each price. Repeated: share of repeated
-4-grams. Wins over the plain answers are by the dimension's lexical judges that trained nothing, averaged.
+Every prompt is answered plainly, and guided by each dimension at each price, by its head and by its learned
+prefix where it has one. Repeated: share of repeated 4-grams. Wins over the plain answers are by the
+dimension's lexical judges that trained nothing, averaged. Gain: nats a token by which the base that is told
+the dimension's instruction prefers an answer to what the base makes of it, less the same of plain answers.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from benchmarks.common import arguments
 from benchmarks.common.answer_cache import AnswerCache
@@ -19,7 +23,7 @@ from benchmarks.common.independent_judges import (
     percent_with_interval,
     win_rate_and_interval,
 )
-from pad_vllm.adapter.manifest import read_config
+from pad_vllm.adapter.manifest import AdapterConfig, read_config
 from pad_vllm.catalog.name_resolution import resolve_adapter
 from pad_vllm.evaluation.lexical_scorers import LEXICAL_JUDGES, LEXICAL_SCORERS
 from pad_vllm.evaluation.win_rates_and_fluency import (
@@ -27,7 +31,13 @@ from pad_vllm.evaluation.win_rates_and_fluency import (
     perplexity,
     wins_by_prompt,
 )
-from pad_vllm.steering.comparison_conditions import Condition, unguided_condition
+from pad_vllm.steering.comparison_conditions import (
+    Condition,
+    instructions_of,
+    prefix_conditions,
+    unguided_condition,
+)
+from pad_vllm.steering.dimension_judges import load_judges
 from pad_vllm.steering.guided_answers import (
     AnswerBatch,
     DecodingSettings,
@@ -35,7 +45,47 @@ from pad_vllm.steering.guided_answers import (
     known_losses,
 )
 from pad_vllm.steering.training_record import judges_that_taught
+from pad_vllm.steering.way import AnswerReading
 from pad_vllm.training.sampling.sample_responses import read_prompts
+
+
+class Point(NamedTuple):
+    """One dimension at one price."""
+
+    dimension: str
+    by: str
+    price: float
+    condition: Condition
+
+
+def points(
+    config: AdapterConfig, dimensions: Sequence[str], prices: Sequence[float]
+) -> list[Point]:
+    """What is compared.
+
+    Args:
+        config: of the adapter, whose default strengths hold.
+        dimensions: some of its own.
+        prices: of a loop.
+    """
+    guided = [("head", Condition(name, {name: 1.0}, config.beta)) for name in dimensions]
+    if config.prefixes is not None:
+        by_prefix = prefix_conditions(config.prefixes, dimensions, ())
+        guided += [("prefix", one) for one in by_prefix if min(one.aims.values()) > 0]
+    return [
+        Point(
+            next(iter(one.aims or one.weights)),
+            by,
+            price,
+            replace(
+                one,
+                name=f"{by} {one.name} {price:g}",
+                request_arguments={**one.request_arguments, "pad_loop_price": price},
+            ),
+        )
+        for by, one in guided
+        for price in prices
+    ]
 
 
 def repeated(answers: Sequence[DrawnAnswer]) -> float:
@@ -60,17 +110,48 @@ def measured(
     }
 
 
+def gain_reader(
+    args: argparse.Namespace,
+    batch: AnswerBatch,
+    config: AdapterConfig,
+    plain: Sequence[DrawnAnswer],
+) -> Callable[[str, Sequence[DrawnAnswer]], float | None]:
+    """Measures a dimension's answers; None for a dimension without an instruction.
+
+    Args:
+        args: The command line, with the base.
+        batch: What was drawn.
+        config: Of the adapter.
+        plain: Unguided answers.
+    """
+    instructions = instructions_of(config)
+    judges = load_judges(args.base, batch.decodings[0], instructions)
+
+    def mean_gap(answers: Sequence[DrawnAnswer], instruction: str) -> float:
+        read = [judges.losses(batch.prompts, answers, "", told) for told in ("", instruction)]
+        return statistics.mean(AnswerReading(*read).gaps())
+
+    def gain(dimension: str, answers: Sequence[DrawnAnswer]) -> float | None:
+        if dimension not in instructions:
+            return None
+        told = instructions[dimension]
+        return round(mean_gap(answers, told) - mean_gap(plain, told), 3)
+
+    return gain
+
+
 def table(plain: float, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Markdown, a line a condition; plain: the share that the plain answers repeat."""
     lines = [
-        "| dimension | price | repeated | perplexity | wins % | words |",
-        "| --- | ---: | ---: | ---: | --- | ---: |",
-        f"| none |  | {plain:.1%} | 1.00x |  |  |",
+        "| dimension | by | price | repeated | perplexity | wins % | gain | words |",
+        "| --- | --- | ---: | ---: | ---: | --- | ---: | ---: |",
+        f"| none |  |  | {plain:.1%} | 1.00x |  |  |  |",
     ]
     for row in rows:
         wins = percent_with_interval(row["wins"]) if row["wins"] else ""
-        cells = [row["dimension"], f"{row['price']:g}", f"{row['repeated']:.1%}"]
-        cells += [f"{row['perplexity']:.2f}x", wins, f"{row['words']:.0f}"]
+        gain = "" if row["gain"] is None else f"{row['gain']:.2f}"
+        cells = [row["dimension"], row["by"], f"{row['price']:g}", f"{row['repeated']:.1%}"]
+        cells += [f"{row['perplexity']:.2f}x", wins, gain, f"{row['words']:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -80,26 +161,19 @@ def main() -> None:
     parser = arguments.make_parser(__doc__)
     arguments.add_judging_options(parser, tokens=300)
     parser.add_argument("--prices", type=float, nargs="+", default=[0.0, 0.25, 0.5, 1.0])
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--limit", type=int, help="number of prompts (default: all)")
     args = parser.parse_args()
     adapter = resolve_adapter(args.adapter, args.base)
     config = read_config(adapter)
-    points = [(name, p) for name in args.dimensions or config.dimensions for p in args.prices]
-    conditions = [
-        Condition(
-            f"{name} {price:g}",
-            {name: 1.0},
-            config.beta,
-            request_arguments={"pad_loop_price": price},
-        )
-        for name, price in points
-    ]
+    compared = points(config, args.dimensions or config.dimensions, args.prices)
     batch = AnswerBatch(
         args.base,
         adapter,
         read_prompts(args.prompts)[: args.limit],
-        [unguided_condition(), *conditions],
-        [DecodingSettings(args.temperature, args.tokens, dtype="float32")],
+        [unguided_condition(), *(point.condition for point in compared)],
+        [DecodingSettings(args.temperature, args.tokens, dtype=args.dtype)],
+        {"instructions": True} if config.prefixes else {},
     )
     cache = AnswerCache(args.kept or args.out.with_suffix(".answers.jsonl"))
     ((plain, *guided),) = cache.draw(batch)
@@ -108,9 +182,16 @@ def main() -> None:
         name: [judge for judge in LEXICAL_JUDGES.get(name, ()) if judge not in taught[name]]
         for name in config.dimensions
     }
+    gain = gain_reader(args, batch, config, plain)
     rows = [
-        {"dimension": name, "price": price, **measured(answers, plain, judges[name])}
-        for (name, price), answers in zip(points, guided, strict=True)
+        {
+            "dimension": point.dimension,
+            "by": point.by,
+            "price": point.price,
+            **measured(answers, plain, judges[point.dimension]),
+            "gain": gain(point.dimension, answers),
+        }
+        for point, answers in zip(compared, guided, strict=True)
     ]
     result = {
         "command": arguments.command_line(),

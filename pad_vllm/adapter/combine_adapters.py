@@ -29,7 +29,9 @@ class AdapterPart:
 
     adapter: Adapter
     selected: Mapping[str, float]
-    """Dimension -> factor of its rewards; empty: all dimensions, each times 1."""
+    """Dimension -> factor of its rewards; empty: all dimensions, each times 1. A factor of 0 takes the
+    learned prefix of that name and no head.
+    """
 
     @property
     def factors(self) -> Mapping[str, float]:
@@ -47,7 +49,11 @@ class AdapterPart:
 
 
 def merge_adapters(
-    parts: Sequence[AdapterPart], *, beta: float | None = None, min_p: float | None = None
+    parts: Sequence[AdapterPart],
+    *,
+    beta: float | None = None,
+    min_p: float | None = None,
+    loop_price: float | None = None,
 ) -> Adapter:
     """One adapter with the selected dimensions of all parts.
 
@@ -55,16 +61,24 @@ def merge_adapters(
         parts: Adapters and their selected dimensions. Other defaults, such as top_k, are the first one's.
         beta: Default strength of the new adapter; None: the first adapter's.
         min_p: Default min-p guard of the new adapter; None: the first adapter's.
+        loop_price: Default price of a loop of the new adapter; None: the first adapter's.
 
     Returns:
         An adapter in memory. Its heads have the rank of the largest sum; smaller ones are padded with zeros.
 
     Raises:
-        AdapterError: An adapter has a trunk, backbones or chat templates differ, or a dimension is unknown.
+        AdapterError: An adapter has a trunk, backbones or chat templates differ, a dimension or a learned
+            prefix is unknown, or no head is taken.
     """
     require_mergeable(parts)
     first = parts[0].adapter.config
-    dimensions = tuple(dict.fromkeys(name for part in parts for name in part.factors))
+    named = ((name, factor) for part in parts for name, factor in part.factors.items())
+    dimensions = tuple(dict.fromkeys(name for name, factor in named if factor))
+    if not dimensions:
+        raise AdapterError(
+            "no head is taken: every factor is 0, and an adapter has one dimension at least; accepted: NAME, "
+            "or NAME=FACTOR with another factor, of one dimension"
+        )
     heads = [_summed_head(parts, name) for name in dimensions]
     rank = max(len(head.A) for head in heads)
     D, H = len(dimensions), first.backbone.hidden_size
@@ -86,6 +100,7 @@ def merge_adapters(
         head_rank=rank,
         beta=first.beta if beta is None else beta,
         min_p=first.min_p if min_p is None else min_p,
+        loop_price=first.loop_price if loop_price is None else loop_price,
         training={"parts": [section for part in parts for section in _scaled_sections(part)]},
     )
     merged = Adapter(config, EMPTY_LORA, A, B, C if has_constants else None, G if gated else None)
@@ -132,7 +147,7 @@ class _SummedHead(NamedTuple):
 def _summed_head(parts: Sequence[AdapterPart], name: str) -> _SummedHead:
     A, B, C, G = [], [], torch.zeros(parts[0].adapter.head_A.shape[-1]), []
     for part in parts:
-        if name not in part.factors:
+        if not part.factors.get(name):
             continue
         adapter, factor = part.adapter, part.factors[name]
         index = adapter.config.dimensions.index(name)
@@ -155,22 +170,29 @@ def _scaled_sections(part: AdapterPart) -> list[dict[str, Any]]:
             name: factor * earlier[name] for name, factor in part.factors.items() if name in earlier
         }
         if factors:
-            sections.append({**section, "dimensions": factors})
+            # A dose is of the strengths that its adapter had as a whole.
+            kept = {key: value for key, value in section.items() if key != "dose"}
+            sections.append({**kept, "dimensions": factors})
     return sections
 
 
 def require_mergeable(parts: Sequence[AdapterPart]) -> None:
     """Raises AdapterError unless all adapters are heads only, have one backbone and one chat template, and
-    have the selected dimensions.
+    have the selected dimensions and, of those with factor 0, learned prefixes.
     """
     first = parts[0].adapter
     for part in parts:
         config, path = part.adapter.config, part.adapter.path
         require_stackable(config, path, first.config, first.path)
-        for name in part.factors:
+        for name, factor in part.factors.items():
             if name not in config.dimensions:
                 raise AdapterError(
                     f"{path} has no dimension {name}; accepted: {listed(config.dimensions)}"
+                )
+            if not factor and name not in part.adapter.prefixes:
+                raise AdapterError(
+                    f"{name}=0 takes the learned prefix {name}, and {path} has none of that name; accepted: "
+                    f"another factor, or 0 of {listed(part.adapter.prefixes) or 'no dimension'}"
                 )
 
 

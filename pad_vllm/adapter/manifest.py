@@ -24,7 +24,7 @@ from pad_vllm.adapter.json_fields import (
     require_integer,
     require_keys,
 )
-from pad_vllm.params import NO_REPEAT_LENGTHS
+from pad_vllm.params import MAX_LOOP_PRICE, NO_REPEAT_LENGTHS
 from pad_vllm.wording import listed, short_repr
 
 FORMAT_1 = 1
@@ -133,6 +133,11 @@ class AdapterConfig:
     gets at most the average reward. 0 is off.
     """
 
+    loop_price: float = 0.0
+    """Default price of a loop, of heads and learned prefixes: what a candidate costs, in logits, that
+    completes an n-gram already in the answer, for each token from the guard's length on. 0 is off.
+    """
+
     chat_template: str | None = None
     """Jinja template of the training prompts, if one was given to training; None: the backbone's own."""
 
@@ -162,6 +167,9 @@ class AdapterConfig:
         )
         min_p_valid = is_number(self.min_p) and 0 <= self.min_p <= 1
         require_field(min_p_valid, "min_p", self.min_p, "a number from 0 to 1")
+        price_valid = is_number(self.loop_price) and 0 <= self.loop_price <= MAX_LOOP_PRICE
+        accepted = f"a number from 0 to {MAX_LOOP_PRICE:g}"
+        require_field(price_valid, "loop_price", self.loop_price, accepted)
         template = self.chat_template
         template_valid = template is None or (isinstance(template, str) and template)
         require_field(
@@ -175,7 +183,7 @@ class AdapterConfig:
             version = self.format_version
             require_field(merged_accepted, "format_version", version, "4 for a merged LoRA")
         # 1 and 1.0 are the same default and must give the same digest.
-        for name in ("beta", "min_p"):
+        for name in ("beta", "min_p", "loop_price"):
             object.__setattr__(self, name, float(getattr(self, name)))
 
     def _require_gates_accepted(self) -> None:
@@ -247,6 +255,7 @@ class AdapterConfig:
 _OPTIONAL: dict[str, Any] = {
     "no_repeat": 0,
     "min_p": 0.0,
+    "loop_price": 0.0,
     "chat_template": None,
     "prefixes": None,
     "gated": False,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pad_vllm.adapter.manifest import MAX_BETA
 from pad_vllm.catalog.name_resolution import resolve_adapter
 from pad_vllm.cli.error_reporting import report_errors
 from pad_vllm.cli.shared_options import (
@@ -16,6 +18,9 @@ from pad_vllm.cli.shared_options import (
     command_line_as_typed,
     device_dtype,
 )
+
+_BETAS, _MIN_PS, _PREFIX_BETAS = ("0.4", "0.8", "1.2", "1.8"), (0.15, 0.05), (0.7, 1.0, 1.3, 1.6)
+"""What is tried where nothing else is typed."""
 
 
 def dose(
@@ -34,16 +39,27 @@ def dose(
         int | None, typer.Option(min=2, help="Number of prompts (default: all).")
     ] = None,
     beta: Annotated[
-        list[float] | None,
-        typer.Option(min=0, help="Strength of heads to try; once for each."),
+        list[str] | None,
+        typer.Option(
+            metavar="BETA[:MIN_P]",
+            help="Strength of heads to try, under one min-p guard or under each of --min-p; once for each "
+            "(default: 0.4, 0.8, 1.2 and 1.8).",
+        ),
     ] = None,
     min_p: Annotated[
         list[float] | None,
-        typer.Option(min=0, max=1, help="Min-p guard of heads to try; once for each."),
+        typer.Option(
+            min=0,
+            max=1,
+            help="Min-p guard of heads to try; once for each (default: 0.15 and 0.05).",
+        ),
     ] = None,
     prefix_beta: Annotated[
         list[float] | None,
-        typer.Option(min=0, help="Strength of learned prefixes to try; once for each."),
+        typer.Option(
+            min=0,
+            help="Strength of learned prefixes to try; once for each (default: 0.7, 1, 1.3 and 1.6).",
+        ),
     ] = None,
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature.")] = 0.7,
     tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 64,
@@ -70,9 +86,8 @@ def dose(
         from pad_vllm.training.sampling.sample_responses import read_prompts
 
         loaded = load_adapter(resolve_adapter(adapter, base))
-        default = DoseGrid()
         grid = DoseGrid(
-            beta or default.betas, min_p or default.min_ps, prefix_beta or default.prefix_betas
+            _head_points(beta or _BETAS, min_p or _MIN_PS), prefix_beta or _PREFIX_BETAS
         )
         decoding = DecodingSettings(
             temperature,
@@ -99,3 +114,21 @@ def dose(
         config = replace(dosed.config, training={**dosed.config.training, "dose": record})
         save_adapter(replace(dosed, config=config), out, model_card_text(config, None))
         typer.echo(f"wrote {out}")
+
+
+def _head_points(betas: Sequence[str], min_ps: Sequence[float]) -> list[tuple[float, float]]:
+    """(beta, guard) of each BETA:MIN_P, and of each BETA with every guard. Raises ValueError."""
+    points: list[tuple[float, float]] = []
+    for text in betas:
+        beta, colon, own_guard = text.partition(":")
+        try:
+            guards = [float(own_guard)] if colon else min_ps
+            found = [(float(beta), guard) for guard in guards]
+        except ValueError:
+            found = [(-1.0, 0.0)]
+        if not all(0 <= strength <= MAX_BETA and 0 <= guard <= 1 for strength, guard in found):
+            raise ValueError(
+                f"--beta {text}: BETA or BETA:MIN_P is accepted, such as 0.8 or 0.6:0.03, MIN_P from 0 to 1"
+            )
+        points += found
+    return points

@@ -20,7 +20,8 @@ def merge(
             metavar="ADAPTER[:NAME[=FACTOR],...]...",
             help="Folders of heads-only adapters on one base, or `demo`, each with the dimensions to take "
             "(default: all). A dimension that several adapters have becomes the sum of theirs, each times "
-            "its FACTOR: 0.7 for each of two keeps the spread of rewards if they reward different things.",
+            "its FACTOR: 0.7 for each of two keeps the spread of rewards if they reward different things. "
+            "NAME=0 takes the learned prefix of that name without the head.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the new adapter.")],
@@ -32,6 +33,12 @@ def merge(
         float | None,
         typer.Option(help="Default min-p guard of the new adapter (default: the first adapter's)."),
     ] = None,
+    loop_price: Annotated[
+        float | None,
+        typer.Option(
+            help="Default price of a loop of the new adapter, in logits (default: the first adapter's)."
+        ),
+    ] = None,
 ) -> None:
     """Put dimensions of several adapters into one adapter."""
     with report_errors():
@@ -39,7 +46,8 @@ def merge(
         from pad_vllm.adapter.combine_adapters import merge_adapters
         from pad_vllm.training.report.model_card import model_card_text
 
-        adapter = merge_adapters([_part(text) for text in adapters], beta=beta, min_p=min_p)
+        parts = [_part(text) for text in adapters]
+        adapter = merge_adapters(parts, beta=beta, min_p=min_p, loop_price=loop_price)
         save_adapter(adapter, out, model_card_text(adapter.config, None))
         typer.echo(f"wrote {out}: {', '.join(adapter.config.dimensions)}")
 

@@ -35,13 +35,10 @@ from pad_vllm.steering.way import AnswerReading, way_and_interval
 class DoseGrid:
     """What is tried."""
 
-    betas: Sequence[float] = (0.4, 0.8, 1.2, 1.8)
-    """Strengths of each dimension's head."""
+    heads: Sequence[tuple[float, float]]
+    """(Strength of each dimension's head, guard)."""
 
-    min_ps: Sequence[float] = (0.15, 0.05)
-    """Guards, for all heads."""
-
-    prefix_betas: Sequence[float] = (0.7, 1.0, 1.3, 1.6)
+    prefix_betas: Sequence[float]
     """Strengths of each learned prefix."""
 
 
@@ -123,7 +120,7 @@ def _points(
 ) -> list[tuple[DoseRow, Condition]]:
     """What is tried: the fields of its row that say which point it is, and the condition."""
     points: list[tuple[DoseRow, Condition]] = []
-    for name, beta, min_p in itertools.product(names, grid.betas, grid.min_ps):
+    for name, (beta, min_p) in itertools.product(names, grid.heads):
         label = f"{HEADS} {name} {beta:g} {min_p:g}"
         condition = Condition(label, {name: 1.0}, beta, request_arguments={"pad_min_p": min_p})
         points.append(({"dimension": name, "kind": HEADS, "beta": beta, "min_p": min_p}, condition))

@@ -42,6 +42,9 @@ _TEACHER_OPTIONAL: dict[str, Any] = {"prefix": None, "gate": False}
 digests are those of releases before.
 """
 
+_OPTIONAL: dict[str, Any] = {"loop_price": 0.0, "vllm": {}, "cache_gib": None}
+"""The same for fields of Settings."""
+
 _FINITE = ConfigDict(allow_inf_nan=False)
 _Count = Annotated[int, Field(ge=1)]
 
@@ -222,6 +225,15 @@ class Settings:
             "candidate below it gets at most the average reward. 0 is off.",
         ),
     ] = 0.0
+    loop_price: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=10,
+            description="Default price of a loop of the adapter, in logits: what a candidate costs that "
+            "completes an n-gram already in the answer, for each token from the guard's length on. 0 is off.",
+        ),
+    ] = 0.0
     chat_template: str | None = None  # text; None is the base's own
     # arguments of the engine that draws the base's answers, by vLLM's names
     vllm: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -276,11 +288,9 @@ class Settings:
             for name, unused in _TEACHER_OPTIONAL.items():
                 if values["teacher"][name] == unused:
                     del values["teacher"][name]
-        # As in the files of releases before them.
-        if not self.vllm:
-            del values["vllm"]
-        if self.cache_gib is None:
-            del values["cache_gib"]
+        for name, unused in _OPTIONAL.items():
+            if values[name] == unused:
+                del values[name]
         return {**values, "by_credit": method == "scores"}
 
     @classmethod

@@ -179,6 +179,7 @@ class TrainingRun:
             top_k=settings.top_k,
             no_repeat=settings.no_repeat,
             min_p=settings.min_p,
+            loop_price=settings.loop_price,
             chat_template=settings.chat_template,
         )
 

@@ -76,9 +76,9 @@ def test_defaults_are_the_firsts_unless_given_and_every_part_records_how_it_was_
     both = merge_adapters([AdapterPart(words, {}), AdapterPart(manner, {"formal": 1.0})])
     assert both.config.beta == 0.4
     given = merge_adapters(
-        [AdapterPart(words, {}), AdapterPart(manner, {})], beta=0.5, min_p=0.15
+        [AdapterPart(words, {}), AdapterPart(manner, {})], beta=0.5, min_p=0.15, loop_price=0.25
     ).config
-    assert (given.beta, given.min_p) == (0.5, 0.15)
+    assert (given.beta, given.min_p, given.loop_price) == (0.5, 0.15, 0.25)
     assert both.config.training == {
         "parts": [
             {"command": "one", "dimensions": {"kind": 1.0, "brief": 1.0}},

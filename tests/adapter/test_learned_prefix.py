@@ -209,6 +209,28 @@ def test_of_two_prefixes_of_one_name_the_first_stays(adapter):
     assert both.prefixes["warm"].digest == adapter.prefixes["warm"].digest
 
 
+def test_a_factor_of_0_takes_the_prefix_and_leaves_the_head(adapter):
+    names = ("warm", "curt", "formal")
+    heads = make_adapter(("curt",), dimensions=names, seed=2)
+    record = {"command": "one", "dose": {"table": []}}
+    config = dataclasses.replace(adapter.config, training=record)
+    adapter = dataclasses.replace(adapter, config=config)
+    both = merge_adapters([AdapterPart(heads, {}), AdapterPart(adapter, {"warm": 0.0})])
+    assert both.config.dimensions == names
+    assert both.config.head_rank == heads.config.head_rank
+    assert torch.equal(both.head_B, heads.head_B)
+    assert both.prefixes["warm"].digest == adapter.prefixes["warm"].digest
+    assert both.config.training["parts"][1] == {"command": "one", "dimensions": {"warm": 0.0}}
+
+
+def test_a_factor_of_0_of_what_has_no_prefix_or_of_everything_is_refused(adapter):
+    heads = make_adapter(("curt",), seed=2)
+    with pytest.raises(AdapterError, match=r"has none of that name; accepted: another factor"):
+        merge_adapters([AdapterPart(adapter, {}), AdapterPart(heads, {"warm": 0.0})])
+    with pytest.raises(AdapterError, match=r"no head is taken"):
+        merge_adapters([AdapterPart(adapter, {"warm": 0.0})])
+
+
 def test_prefixes_of_other_fork_layers_are_not_merged(adapter):
     second = make_adapter(("formal",), dimensions=("formal",), fork=2, seed=2)
     with pytest.raises(AdapterError, match="fork layers"):

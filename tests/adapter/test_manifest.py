@@ -267,8 +267,8 @@ def test_invalid_landmarks_are_refused(tmp_path, value):
 
 
 def test_guards_are_written_where_they_are_on_and_nowhere_else(tmp_path):
-    assert not {"no_repeat", "min_p"} & set(json.loads(CONFIG.to_json()))
-    given = dataclasses.replace(CONFIG, no_repeat=3, min_p=0.05)
+    assert not {"no_repeat", "min_p", "loop_price"} & set(json.loads(CONFIG.to_json()))
+    given = dataclasses.replace(CONFIG, no_repeat=3, min_p=0.05, loop_price=0.25)
     assert AdapterConfig.from_json(given.to_json()) == given
 
 
@@ -277,6 +277,13 @@ def test_a_share_that_is_none_is_refused(tmp_path, value):
     message = refusal(written(tmp_path, min_p=value))
     assert "min_p is " in message
     assert "a number from 0 to 1" in message
+
+
+@pytest.mark.parametrize("value", [-0.1, 10.5, "0.25", True, None])
+def test_a_price_that_no_request_may_ask_for_is_no_default(tmp_path, value):
+    message = refusal(written(tmp_path, loop_price=value))
+    assert "loop_price is " in message
+    assert "a number from 0 to 10" in message
 
 
 def test_a_chat_template_is_written_where_one_was_given_and_nowhere_else(tmp_path):

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from pad_vllm.adapter.adapter_folder import load_adapter, save_adapter
 from pad_vllm.cli.app import app
+from pad_vllm.cli.dose import _head_points
 from pad_vllm.evaluation.win_rates_and_fluency import AnswerLoss
 from pad_vllm.steering import answer_file, dimension_judges, dose
 from pad_vllm.steering.guided_answers import DrawnAnswer
@@ -125,6 +126,17 @@ def test_the_command_writes_an_adapter_and_a_card_and_draws_once(tmp_path, monke
     assert len(drawn[0].prompts) == 3
     assert CliRunner().invoke(app, argv).exit_code == 0
     assert len(drawn) == 1
+
+
+def test_a_strength_is_tried_under_every_guard_or_under_its_own():
+    points = _head_points(["0.8", "1.8:0.15"], [0.05, 0.03])
+    assert points == [(0.8, 0.05), (0.8, 0.03), (1.8, 0.15)]
+
+
+@pytest.mark.parametrize("text", ["some", "0.8:", "0.8:2", "-1", "nan", "0.8:0.1:3"])
+def test_what_is_no_strength_is_refused(text):
+    with pytest.raises(ValueError, match=r"BETA or BETA:MIN_P is accepted"):
+        _head_points([text], [0.05])
 
 
 def test_an_adapter_without_instructions_is_refused(tmp_path):

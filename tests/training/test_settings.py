@@ -138,6 +138,14 @@ def test_gates_are_a_choice_that_makes_another_run():
         assert Settings.from_dict(json.loads(json.dumps(settings.as_dict()))) == settings
 
 
+def test_a_loops_price_is_written_where_there_is_one():
+    before = Settings("base", (), "out")
+    assert "loop_price" not in before.as_dict()
+    priced = dataclasses.replace(before, loop_price=0.25)
+    assert Settings.from_dict(json.loads(json.dumps(priced.as_dict()))) == priced
+    assert priced.digest() != before.digest()
+
+
 def test_settings_of_before_credit_and_instructions_were_ways_to_train_are_pairs():
     values = {k: v for k, v in PAIRS.items() if k not in ("teacher", "by_credit", "min_p")}
     assert Settings.from_dict(values) == Settings.from_dict(PAIRS)

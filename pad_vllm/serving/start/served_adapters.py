@@ -166,6 +166,7 @@ def adapter_limits(adapter: AdapterConfig, max_beta: float, max_top_k: int) -> R
         max_top_k=max_top_k,
         no_repeat=adapter.no_repeat,
         min_p=adapter.min_p,
+        loop_price=adapter.loop_price,
         prefixes=_learned_instructions(adapter.prefixes),
         prefix_betas=adapter.prefixes.betas if adapter.prefixes else {},
         merged_lora=adapter.backbone.merged,

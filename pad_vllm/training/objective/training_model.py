@@ -88,7 +88,7 @@ def adapter_config(
         model: its tensors are not read.
         backbone: what the manifest says of the base.
         training: what the manifest says of the training; JSON.
-        **defaults: of requests: beta, top_k, no_repeat, min_p, chat_template.
+        **defaults: of requests: beta, top_k, no_repeat, min_p, loop_price, chat_template.
 
     Returns:
         The config. Raises AdapterError for what the format does not accept.

@@ -54,9 +54,12 @@ def model_card_text(config: AdapterConfig, steering: Mapping[str, Any] | None) -
 
 
 def _merged_dimensions(factors: Mapping[str, float]) -> str:
-    """Title of a part of a merged adapter: the dimensions that come from it, with their factors."""
+    """Title of a part of a merged adapter: the dimensions that come from it, with their factors; 0 is one of
+    which the learned prefix alone does.
+    """
+    notes = {0.0: " (learned prefix)", 1.0: ""}
     return ", ".join(
-        name if factor == 1 else f"{name} (times {factor:g})" for name, factor in factors.items()
+        name + notes.get(factor, f" (times {factor:g})") for name, factor in factors.items()
     )
 
 
@@ -84,7 +87,11 @@ def _summary(config: AdapterConfig) -> str:
     heads = f"{'gated heads' if config.gated else 'heads'} of rank {config.head_rank}"
     guards = [
         f"{name} {value:g}"
-        for name, value in (("no_repeat", config.no_repeat), ("min_p", config.min_p))
+        for name, value in (
+            ("no_repeat", config.no_repeat),
+            ("min_p", config.min_p),
+            ("loop_price", config.loop_price),
+        )
         if value
     ]
     prefixes = ""

@@ -182,7 +182,9 @@ def test_what_the_chat_template_does_not_render_is_refused(tokenizer):
 
 def test_the_name_of_a_learned_prefix_stands_for_it_and_takes_a_place(reader):
     learned = LearnedInstruction("0" * 64, 32)
-    limits = replace(NAMED, instructions=InstructionDefaults(), prefixes={"warm": learned})
+    limits = replace(
+        NAMED, instructions=InstructionDefaults(), prefixes={"warm": learned}, loop_price=0.25
+    )
     admitting = reader(max_instructions=1)
     admitted = admitting.admit("warm", limits)
     arguments = {"pad_preference": "warm", **admitted.worker_arguments}
@@ -192,10 +194,11 @@ def test_the_name_of_a_learned_prefix_stands_for_it_and_takes_a_place(reader):
     guidance = parse_guidance(on_the_wire, limits)
     assert guidance.instruction == learned
     assert (guidance.beta, guidance.min_p, guidance.no_repeat) == (1.5, 0.0, 3)
+    assert guidance.loop_price == 0.25  # its adapter's
     with_weights = parse_guidance({**on_the_wire, "pad_weights": "a=1"}, limits)
     assert (with_weights.beta, with_weights.min_p) == (2.0, 0.03)
     sentence = parse_guidance({"pad_preference": "be warm"}, limits)
-    assert (sentence.beta, sentence.min_p) == (2.0, 0.03)
+    assert (sentence.beta, sentence.min_p, sentence.loop_price) == (2.0, 0.03, 0.0)
     asked = parse_guidance({**on_the_wire, "pad_beta": -3, "pad_min_p": 0.1}, limits)
     assert (asked.beta, asked.min_p) == (-3, 0.1)
     with pytest.raises(ValueError, match="one of the 1 different instructions"):

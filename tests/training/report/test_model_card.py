@@ -143,11 +143,13 @@ def test_an_adapter_merged_of_two_has_the_sections_of_both():
     parts = [
         {"command": "one", "taught": [sentence], "dimensions": {"kind": 1.0}},
         {"command": "two", "credited": [scores], "dimensions": {"brief": 0.7, "kind": 0.7}},
+        {"command": "three", "dimensions": {"kind": 0.0}},
     ]
     text = model_card_text(config({"parts": parts}), None)
     for said in (
         "## kind\n\n### Training\n\n    one",
         "## brief (times 0.7), kind (times 0.7)\n\n### Training\n\n    two",
+        "## kind (learned prefix)\n\n### Training\n\n    three",
         "### Trained from instructions",
         "- kind: Be kind.",
         "| brief | 40.0% | 0.071 | 0.060 |",
