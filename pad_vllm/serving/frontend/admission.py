@@ -28,6 +28,7 @@ from pad_vllm.serving.frontend.request_fields import (
     require_arguments_in_place,
 )
 from pad_vllm.serving.frontend.required_lora import require_trained_lora
+from pad_vllm.serving.frontend.server_app import add_pad_routes
 from pad_vllm.serving.start import (
     config_checks,
     eos_tokens,
@@ -36,6 +37,7 @@ from pad_vllm.serving.start import (
     served_adapters,
 )
 from pad_vllm.vllm_api.patches.server_request_check import check_server_requests
+from pad_vllm.vllm_api.patches.server_routes import extend_server_app
 from pad_vllm.vllm_api.vllm_names import LoRARequest, VllmConfig
 
 
@@ -58,6 +60,7 @@ def make_admission(config: VllmConfig) -> Admission:
         check_server_requests(
             request_field_check(needs_conversation_turns), require_arguments_in_place
         )
+    extend_server_app(add_pad_routes)
     if pad.on_failure == "stop":
         eos_tokens.required_eos_token_id(config)
     if pad.reasoning == "unguided":
@@ -141,12 +144,18 @@ class Admission:
             )
         limits = limits.for_adapter(params.extra_args.get(ADAPTER))
         if self._loras:
-            require_trained_lora(limits.merged_lora, lora, self._base_name())
+            require_trained_lora(limits.merged_lora, lora, self.base_name)
         if self._instructions is not None and guidance.preference:
             return self._instructions.admit(guidance.preference, limits)
         return limits
 
-    def _base_name(self) -> str:
+    @property
+    def profiles(self) -> None:
+        """See ServedFrontEnd."""
+        return None
+
+    @property
+    def base_name(self) -> str:
         """The first name by which clients ask for the base."""
         names: str | list[str] = self._model_config.served_model_name
         return names if isinstance(names, str) else names[0]
