@@ -19,7 +19,15 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["pad_vllm", "pad_vllm.*"]),
     package_data={
-        "pad_vllm": ["py.typed", "**/*.json", "**/*.safetensors", "**/*.md", "**/*.png", "**/*.txt"]
+        "pad_vllm": [
+            "py.typed",
+            "**/*.json",
+            "**/*.safetensors",
+            "**/*.md",
+            "**/*.png",
+            "**/*.txt",
+            *(f"serving/page/static/**/*.{kind}" for kind in ("html", "css", "js", "svg")),
+        ]
     },
     install_requires=[
         "filelock",
@@ -64,6 +72,7 @@ setup(
             "hypothesis",
             "import-linter>=2.7",
             "mypy",
+            "playwright",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff",

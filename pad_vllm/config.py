@@ -174,6 +174,14 @@ class PADConfig:
     prompts for a quarter of a second, with `stop` for ten seconds, and not while one is late already.
     """
 
+    page: Annotated[bool, Field(description="true or false")] = False
+    """Whether the server has the page at /pad/, which needs no API key itself."""
+
+    dimension_jobs: Annotated[bool, Field(description="true or false")] = False
+    """Whether clients may have dimensions made from sentences: the server then runs training commands, which
+    write below `adapter_root`.
+    """
+
     reasoning: Annotated[Literal["guided", "unguided"], Field(description="guided, unguided")] = (
         "guided"
     )

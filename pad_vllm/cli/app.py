@@ -19,6 +19,7 @@ from pad_vllm.cli.fit import fit
 from pad_vllm.cli.merge import merge
 from pad_vllm.cli.merge_lora import merge_lora
 from pad_vllm.cli.models import models
+from pad_vllm.cli.play import play
 from pad_vllm.cli.record_user_choices import choose
 from pad_vllm.cli.sample_training_responses import sample
 from pad_vllm.cli.score import score
@@ -39,8 +40,9 @@ _PREPARE = (models, check, sample, score, merge_lora)
 _TRAIN = (train, dose, merge, evaluate, steer, explain, choose, fit)
 for command in (*_PREPARE, *_TRAIN):
     app.command()(command)
-# `serve` passes all other arguments on to vLLM.
-app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(serve)
+# These pass all other arguments on to vLLM.
+for command in (serve, play):
+    app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(command)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import asyncio
 import atexit
 import os
 import secrets
+import shutil
 import signal
 import sys
 import time
@@ -24,10 +25,11 @@ from typing import Any, Literal
 
 from pad_vllm.adapter.manifest import DIMENSION_NAME
 from pad_vllm.serving.frontend.training_progress import LOADING, MERGING, TrainingProgress
+from pad_vllm.serving.start.made_adapters import JobFolders, adapter_name, new_job_folder
 from pad_vllm.wording import listed, short_repr
 
 MAX_NAME_CHARS, MAX_SENTENCE_CHARS = 40, 400
-LongestJobS = 3600.0
+LONGEST_JOB_S = 3600.0
 """A job that takes longer is ended."""
 
 _TRAINING = ("--teacher", "prompt", "--answers", "24", "--max-response", "60")
@@ -62,11 +64,8 @@ class JobSettings:
     root: Path
     """Folder in which jobs write. It is one from which the server may load adapters."""
 
-    adapter: str
-    """Folder of the adapter that the server was started with."""
-
     chat_template: str | None = None
-    """Of that adapter, which the new one has to have too."""
+    """Of the served adapter, which the new one has to have too."""
 
     on_cpu: bool = True
     program: Sequence[str] = (sys.executable, "-m", "pad_vllm")
@@ -163,9 +162,9 @@ class DimensionJobs:
 
     async def _run(self, job: DimensionJob, load: LoadAdapter) -> None:
         try:
-            await asyncio.wait_for(self._make(job, load), LongestJobS)
+            await asyncio.wait_for(self._make(job, load), LONGEST_JOB_S)
         except asyncio.TimeoutError:
-            job.failure = f"ended after {LongestJobS / 60:.0f} minutes"
+            job.failure = f"ended after {LONGEST_JOB_S / 60:.0f} minutes"
         except Exception as error:  # noqa: BLE001 a job that fails is shown, and the server goes on
             job.failure = self._without_paths(f"{error}") or type(error).__name__
         finally:
@@ -175,27 +174,25 @@ class DimensionJobs:
             job.ended = time.monotonic()
 
     async def _make(self, job: DimensionJob, load: LoadAdapter) -> None:
-        folder = self._settings.root / f"{job.name}-{job.number}"
-        folder.mkdir(parents=True)
-        trained, merged = folder / "trained", folder / "merged"
-        await self._call(job, "train", *self._training_arguments(job, folder, trained))
+        folders = new_job_folder(self._settings.root, job.name, job.number)
+        merged, adapter = str(folders.merged), adapter_name(job.name)
+        await self._call(job, "train", *self._training_arguments(job, folders))
+        shutil.rmtree(folders.activations, ignore_errors=True)
         job.progress.enter(MERGING)
-        await self._call(job, "merge", self._latest, str(trained), "--out", str(merged))
+        await self._call(job, "merge", self._latest, str(folders.trained), "--out", merged)
         job.progress.enter(LOADING)
-        adapter = f"with-{job.name}"
-        await load(adapter, str(merged))
-        self._latest, self._dimensions = str(merged), (*self._dimensions, job.name)
+        await load(adapter, merged)
+        self._latest, self._dimensions = merged, (*self._dimensions, job.name)
         job.adapter = adapter
 
-    def _training_arguments(self, job: DimensionJob, folder: Path, out: Path) -> list[str]:
+    def _training_arguments(self, job: DimensionJob, folders: JobFolders) -> list[str]:
         settings = self._settings
         arguments = [settings.base, *_TRAINING, "--dimension", f"{job.name}={job.sentence}"]
         arguments += [*_ENGINE, *(() if settings.on_cpu else _GPU_ENGINE)]
-        arguments += ["--cache", str(folder / "cache"), "--out", str(out)]
+        arguments += ["--cache", str(folders.activations), "--out", str(folders.trained)]
         if settings.chat_template is not None:
-            template = folder / "chat_template.jinja"
-            template.write_text(settings.chat_template, "utf-8")
-            arguments += ["--chat-template", str(template)]
+            folders.chat_template.write_text(settings.chat_template, "utf-8")
+            arguments += ["--chat-template", str(folders.chat_template)]
         return arguments
 
     async def _call(self, job: DimensionJob, command: str, *arguments: str) -> None:

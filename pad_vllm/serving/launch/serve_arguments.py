@@ -89,6 +89,12 @@ def has_flag(user_flags: Iterable[str], name: str) -> bool:
     return bool(_split_off(list(user_flags), name)[0])
 
 
+def flag_value(user_flags: Iterable[str], name: str) -> str | None:
+    """The value of this flag among the user's, the last one where it is given twice; None without it."""
+    occurrences = _split_off(list(user_flags), name)[0]
+    return occurrences[-1].values[-1] if occurrences else None
+
+
 def num_ranks(user_flags: Iterable[str]) -> int:
     """How many workers the user's flags ask for; a number that cannot be read counts as one."""
     flags = list(user_flags)

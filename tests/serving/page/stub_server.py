@@ -86,17 +86,19 @@ class Stub:
         app = FastAPI()
         app.include_router(page_router())
 
-        @app.middleware("http")
-        async def authenticate(request: Request, call_next):
-            given = request.headers.get("authorization")
-            if self.key and request.url.path.startswith("/v1") and given != f"Bearer {self.key}":
-                return JSONResponse({"error": "Unauthorized"}, 401)
-            return await call_next(request)
-
         self._add_chat(app)
         self._add_profiles(app)
         self._add_jobs(app)
-        return app
+
+        async def authenticated(scope, receive, send):
+            """As vLLM's middleware does it."""
+            given = dict(scope.get("headers", ())).get(b"authorization", b"").decode()
+            if self.key and scope["path"].startswith("/v1") and given != f"Bearer {self.key}":
+                await JSONResponse({"error": "Unauthorized"}, 401)(scope, receive, send)
+            else:
+                await app(scope, receive, send)
+
+        return authenticated
 
     def _add_chat(self, app):
         @app.get("/v1/pad/dimensions")

@@ -25,12 +25,12 @@ export function startLearning(hasProfiles, onAnswer) {
   }
   change({ user: localStorage.getItem(USER_ITEM) || settings.user });
   panel.replaceChildren(...introduction(onAnswer), ...questionPart(), profileCard(onAnswer));
-  panel.onkeydown = (event) => {
-    const typing = event.target.closest("input, textarea");
-    if (!typing && !event.ctrlKey && !event.metaKey && event.key.toLowerCase() in KEYS) {
+  document.addEventListener("keydown", (event) => {
+    const elsewhere = panel.hidden || event.target.closest("input, textarea, select, dialog");
+    if (!elsewhere && !event.ctrlKey && !event.metaKey && event.key.toLowerCase() in KEYS) {
       choose(KEYS[event.key.toLowerCase()]);
     }
-  };
+  });
   loadProfile();
 }
 
@@ -85,7 +85,7 @@ function questionPart() {
   return [
     element(
       "section",
-      { id: "question", hidden: true, "aria-live": "polite", "aria-label": "Question" },
+      { id: "question", hidden: true, tabindex: "-1", "aria-live": "polite", "aria-label": "Question" },
       element("p", { class: "hint", id: "question-number" }),
       element("p", { class: "question-prompt", id: "question-prompt" }),
     ),
@@ -186,6 +186,8 @@ async function askNext() {
   byId("text-A").textContent = question.answers[0].text;
   byId("text-B").textContent = question.answers[1].text;
   byId("options").hidden = byId("chooser").hidden = false;
+  // The button that was pressed is disabled meanwhile, which loses the focus.
+  if (document.activeElement === document.body) byId("question").focus({ preventScroll: true });
   byId("ask").textContent = "Ask another";
 }
 

@@ -100,6 +100,7 @@ function showCard(where, spans, tokens, index) {
   const card = byId("token-card");
   card.replaceChildren(...cardLines(tokens[index]));
   card.hidden = false;
+  shown = spans[index];
   where.setAttribute("aria-describedby", card.id);
   placeCard(card, spans[index]);
 }
@@ -124,7 +125,12 @@ function placeCard(card, span) {
   card.style.top = `${above < MARGIN ? box.bottom + MARGIN / 2 : above}px`;
 }
 
+let shown = null;
+
+window.addEventListener("scroll", () => shown && placeCard(byId("token-card"), shown), { passive: true });
+
 function hideCard(where) {
+  shown = null;
   byId("token-card").hidden = true;
   where.removeAttribute("aria-describedby");
   for (const span of where.querySelectorAll(".token.current")) span.classList.remove("current");
