@@ -64,7 +64,7 @@ def play(
         if folder is not None and _can_add_dimensions(folder, serve_options.get("engine")):
             flags += _job_flags(own / MADE_FOLDER, read_config(folder))
             os.environ.setdefault(RUNTIME_ADAPTERS, "True")
-        if not serve_options.get("profiles"):
+        if "profiles" in serve_options and not serve_options["profiles"]:
             serve_options["profiles"] = str(own / "profiles.db")
         _warn_of_open_host(flags)
         _announce(flags, open_page=open_page)

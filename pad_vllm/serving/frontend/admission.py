@@ -21,6 +21,7 @@ from pad_vllm.config import PADConfig
 from pad_vllm.params import parse_guidance
 from pad_vllm.request_limits import RequestLimits
 from pad_vllm.serving.frontend.adapter_registry import AdapterRegistry
+from pad_vllm.serving.frontend.dimension_jobs import DimensionJobs, make_dimension_jobs
 from pad_vllm.serving.frontend.instruction_reader import InstructedRequest, InstructionReader
 from pad_vllm.serving.frontend.request_fields import (
     NeedsConversationTurns,
@@ -28,7 +29,7 @@ from pad_vllm.serving.frontend.request_fields import (
     require_arguments_in_place,
 )
 from pad_vllm.serving.frontend.required_lora import require_trained_lora
-from pad_vllm.serving.frontend.server_app import add_pad_routes
+from pad_vllm.serving.frontend.server_app import add_pad_routes, add_page
 from pad_vllm.serving.start import (
     config_checks,
     eos_tokens,
@@ -60,12 +61,17 @@ def make_admission(config: VllmConfig) -> Admission:
         check_server_requests(
             request_field_check(needs_conversation_turns), require_arguments_in_place
         )
+    jobs = make_dimension_jobs(config, pad)
     extend_server_app(add_pad_routes)
+    if pad.page:
+        extend_server_app(add_page)
     if pad.on_failure == "stop":
         eos_tokens.required_eos_token_id(config)
     if pad.reasoning == "unguided":
         reasoning_markers.find_reasoning_markers(config)
-    return Admission(registry, config.model_config, _instruction_reader(config, pad), loras=loras)
+    return Admission(
+        registry, config.model_config, _instruction_reader(config, pad), loras=loras, jobs=jobs
+    )
 
 
 def _instruction_reader(config: VllmConfig, pad: PADConfig) -> InstructionReader | None:
@@ -115,8 +121,9 @@ class Admission:
         instructions: InstructionReader | None = None,
         *,
         loras: bool = False,
+        jobs: DimensionJobs | None = None,
     ) -> None:
-        self.adapters, self._instructions = adapters, instructions
+        self.adapters, self._instructions, self.jobs = adapters, instructions, jobs
         self._model_config, self._loras = model_config, loras
 
     @property

@@ -2,8 +2,7 @@
 
 In: a name and a sentence. Out: a job, whose end is an adapter that has the served dimensions and the new one;
 requests name it as `pad_adapter`. Training and merging are commands of their own (`pad-vllm train`, `pad-vllm
-merge`), started without a shell and with the lowest priority, one job at a time. It knows no HTTP and no
-engine: how an adapter is loaded is the caller's.
+merge`), one job at a time. It knows no HTTP and no engine: how an adapter is loaded is the caller's.
 """
 
 from __future__ import annotations
@@ -13,19 +12,20 @@ import atexit
 import os
 import secrets
 import shutil
-import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pad_vllm.adapter.manifest import DIMENSION_NAME
+from pad_vllm.adapter.manifest import DIMENSION_NAME, read_config
+from pad_vllm.config import PADConfig
+from pad_vllm.serving.frontend.job_command import CommandFailed, JobCommand
 from pad_vllm.serving.frontend.training_progress import LOADING, MERGING, TrainingProgress
+from pad_vllm.serving.start.dimension_job_settings import require_dimension_jobs_possible
 from pad_vllm.serving.start.made_adapters import JobFolders, adapter_name, new_job_folder
+from pad_vllm.vllm_api.vllm_names import VllmConfig
 from pad_vllm.wording import listed, short_repr
 
 MAX_NAME_CHARS, MAX_SENTENCE_CHARS = 40, 400
@@ -39,19 +39,13 @@ _ENGINE = ("--vllm", "kv_cache_memory_bytes=536870912")
 """Of the engine that draws the answers, beside the server's."""
 
 _GPU_ENGINE = ("--vllm", "gpu_memory_utilization=0.1")
-_LOWEST_PRIORITY = 19
-_LINES_KEPT = 40
 
 LoadAdapter = Callable[[str, str], Awaitable[None]]
 """(name, folder): lets requests name the adapter. Raises ValueError where it cannot be served."""
 
 
-class JobRefused(ValueError):
+class JobRefused(RuntimeError):
     """Another job is running."""
-
-
-class CommandFailed(RuntimeError):
-    """A command ended badly; the message is what it said last."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +113,9 @@ class DimensionJobs:
                 earlier jobs made; the last one is what the next job adds to.
         """
         self._settings = settings
-        self._latest = list(dimensions)[-1]
-        self._dimensions = tuple(dimensions[self._latest])
-        self._task: asyncio.Task[None] | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._latest, self._dimensions = list(dimensions.items())[-1]
+        self._command = JobCommand()
+        self._task: asyncio.Task[None] | None = None  # the event loop itself holds none
         self.jobs: dict[str, DimensionJob] = {}
         """By number, the first one first."""
 
@@ -155,10 +148,8 @@ class DimensionJobs:
         return job
 
     def stop(self) -> None:
-        """End the command that is running, with all processes that it started."""
-        if self._process is not None and self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        """End the command that is running."""
+        self._command.stop()
 
     async def _run(self, job: DimensionJob, load: LoadAdapter) -> None:
         try:
@@ -196,28 +187,35 @@ class DimensionJobs:
         return arguments
 
     async def _call(self, job: DimensionJob, command: str, *arguments: str) -> None:
-        """Run a command to its end. Raises CommandFailed."""
-        process = self._process = await asyncio.create_subprocess_exec(
-            *self._settings.program,
-            command,
-            *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-        )
-        with suppress(ProcessLookupError, PermissionError):
-            os.setpriority(os.PRIO_PGRP, process.pid, _LOWEST_PRIORITY)
-        lines: deque[str] = deque(maxlen=_LINES_KEPT)
-        assert process.stdout is not None
-        async for line in _lines(process.stdout):
-            lines.append(line)
-            job.progress.read(line)
-        if await process.wait() != 0:
-            raise CommandFailed(_what_failed(command, lines, process.returncode))
+        try:
+            await self._command.run(
+                [*self._settings.program, command, *arguments], job.progress.read
+            )
+        except CommandFailed as error:
+            raise CommandFailed(f"pad-vllm {command}: {error}") from None
 
     def _without_paths(self, message: str) -> str:
         return message.replace(f"{self._settings.root}{os.sep}", "")
+
+
+def make_dimension_jobs(config: VllmConfig, pad: PADConfig) -> DimensionJobs | None:
+    """The jobs of a server, None where its operator did not switch them on.
+
+    Raises ValueError where they are switched on and impossible.
+    """
+    require_dimension_jobs_possible(pad)
+    if not pad.dimension_jobs:
+        return None
+    settings = JobSettings(
+        base=config.model_config.model,
+        root=Path(pad.adapter_root).expanduser().resolve(),
+        chat_template=read_config(pad.adapter).chat_template,
+        on_cpu=config.device_config.device_type == "cpu",
+    )
+    folders = (pad.adapter, *pad.adapters.values())
+    made = [path for path in folders[1:] if settings.root in Path(path).resolve().parents]
+    dimensions = {path: read_config(path).dimensions for path in (pad.adapter, *made)}
+    return DimensionJobs(settings, dimensions)
 
 
 def require_name(name: str, taken: Sequence[str]) -> None:
@@ -240,23 +238,3 @@ def require_sentence(sentence: str) -> None:
             f"sentence is {short_repr(sentence)}; accepted: one line of 1 to {MAX_SENTENCE_CHARS} printable "
             "characters, such as 'Answer in a warm and casual tone.' Correct it"
         )
-
-
-async def _lines(stream: asyncio.StreamReader) -> Any:
-    """Lines of any length: bars of a terminal end in carriage returns."""
-    rest = ""
-    while block := await stream.read(1 << 16):
-        *lines, rest = (rest + block.decode("utf-8", "replace")).replace("\r", "\n").split("\n")
-        rest = rest[-10_000:]
-        for line in lines:
-            yield line
-    if rest:
-        yield rest
-
-
-def _what_failed(command: str, lines: Sequence[str], code: int | None) -> str:
-    """What a command printed of its failure: from its error message on, else its last line."""
-    said = [line.strip() for line in lines if line.strip()]
-    starts = [index for index, line in enumerate(said) if line.startswith("Error:")]
-    text = " ".join(said[starts[-1] :] if starts else said[-1:])
-    return f"pad-vllm {command} ended with code {code}: {text[:1000] or 'it said nothing'}"

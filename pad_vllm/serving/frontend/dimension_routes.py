@@ -43,7 +43,7 @@ async def dimensions(request: Request) -> dict[str, Any]:
             for name, other in limits.other_adapters.items()
         ],
         "profiles": admission.profiles is not None,
-        "jobs": False,
+        "jobs": admission.jobs is not None,
     }
 
 

@@ -28,6 +28,10 @@ class ServedFrontEnd(Protocol):
         """Whether requests may have a sentence that the base's own reward stream reads."""
 
     @property
+    def jobs(self) -> Any:
+        """Those that make dimensions from sentences; None for a server without."""
+
+    @property
     def profiles(self) -> Any:
         """Users' profiles; None for a server without."""
 

@@ -9,12 +9,26 @@ import sys
 import time
 from pathlib import Path
 
+from types import SimpleNamespace
+
 import pytest
+
+pytest.importorskip("vllm")
+
+import tiny
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from pad_vllm.serving.frontend.dimension_jobs import DimensionJobs, JobRefused, JobSettings
-from pad_vllm.serving.frontend.job_routes import job_router
+from pad_vllm.config import PADConfig
+from pad_vllm.serving.frontend.dimension_jobs import (
+    DimensionJobs,
+    JobRefused,
+    JobSettings,
+    make_dimension_jobs,
+)
+from pad_vllm.serving.frontend.server_app import add_pad_routes
+from pad_vllm.serving.start.dimension_job_settings import RUNTIME_ADAPTERS
+from pad_vllm.serving.start.made_adapters import latest_made_adapter
 
 PROGRAM = """
 import json, os, sys, time
@@ -60,6 +74,7 @@ def commands(tmp_path):
 async def finished(job):
     while job.state == "running":
         await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)  # the loop closes the pipes of a process a moment after its end
     return job
 
 
@@ -130,7 +145,7 @@ def test_one_job_runs_at_a_time_and_leaves_the_event_loop_free(make_jobs):
     ("then", "refusal", "said"),
     [
         ("sys.exit('Error: the base has no\\n chat template')", None, "the base has no chat template"),
-        ("sys.exit(3)", None, "pad-vllm train ended with code 3: the teacher's rewards: 3 of 4"),
+        ("sys.exit(3)", None, "pad-vllm train: it ended with code 3: the teacher's rewards: 3 of 4"),
         ("", "it does not fit beside the first one", "it does not fit"),
     ],
 )
@@ -192,37 +207,118 @@ def test_sentences_that_are_none_are_refused(make_jobs, sentence):
 
 
 @pytest.fixture
-def client(make_jobs):
+def app(make_jobs):
+    """An app with PAD's routes, and a front end that only looks like vLLM's."""
     app, server = FastAPI(), Server()
-    app.include_router(job_router(make_jobs(), lambda request: server.load))
+    add_pad_routes(app)
+    adapters = SimpleNamespace(load=lambda engine, name, folder: server.load(name, folder))
+    admission = SimpleNamespace(adapters=adapters, jobs=make_jobs())
+    processor = SimpleNamespace(pad_admission=admission)
+    app.state.engine_client = SimpleNamespace(input_processor=processor)
+    return app
+
+
+def test_a_job_is_started_and_followed_over_http(app):
     with TestClient(app) as client:
-        yield client
+        body = {"name": "pirate", "sentence": "Answer like a pirate."}
+        started = client.post("/v1/pad/jobs", json=body)
+        assert started.status_code == 202
+        job = started.json()
+        while job["state"] == "running":
+            time.sleep(0.02)
+            job = client.get(f"/v1/pad/jobs/{job['job']}").json()
+
+        assert (job["state"], job["progress"], job["adapter"]) == ("done", 1, "with-pirate")
+        known = client.get("/v1/pad/jobs").json()["jobs"]
+        assert [one["job"] for one in known] == [job["job"]]
 
 
-def test_a_job_is_started_and_followed_over_http(client):
-    started = client.post("/v1/pad/jobs", json={"name": "pirate", "sentence": "Answer like a pirate."})
-    assert started.status_code == 202
-    job = started.json()
-    while job["state"] == "running":
-        time.sleep(0.02)
-        job = client.get(f"/v1/pad/jobs/{job['job']}").json()
+def test_a_second_job_and_bad_bodies_are_refused_over_http(app):
+    with TestClient(app) as client:
 
-    assert (job["state"], job["progress"], job["adapter"]) == ("done", 1, "with-pirate")
-    assert [known["job"] for known in client.get("/v1/pad/jobs").json()["jobs"]] == [job["job"]]
+        def post(**body):
+            return client.post("/v1/pad/jobs", json=body)
+
+        assert post(name="pirate", sentence="Answer like a pirate.").status_code == 202
+        busy = post(name="poetic", sentence="Answer in verse.")
+        assert busy.status_code == 409
+        assert "one at a time" in busy.json()["error"]["message"]
+        assert post(name="a b", sentence="Answer in verse.").status_code == 400
+        assert post(name="poetic").status_code == 400
+        assert post(name="poetic", sentence="x", more=1).status_code == 400
+        assert post(name=["poetic"], sentence="x").status_code == 400
+        assert post(name="poetic", sentence="x" * 2_000_000).status_code == 413
+        assert client.get("/v1/pad/jobs/none").status_code == 404
+        plain = client.post("/v1/pad/jobs", content='{"name": "a", "sentence": "b"}')
+        assert plain.status_code == 400  # what a form of another site could send
 
 
-def test_a_second_job_and_bad_bodies_are_refused_over_http(client):
-    def post(**body):
-        return client.post("/v1/pad/jobs", json=body)
+def test_a_server_without_jobs_says_how_to_have_them(app):
+    app.state.engine_client.input_processor.pad_admission.jobs = None
 
-    assert post(name="pirate", sentence="Answer like a pirate.").status_code == 202
-    busy = post(name="poetic", sentence="Answer in verse.")
-    assert busy.status_code == 409
-    assert "one at a time" in busy.json()["error"]["message"]
-    assert post(name="a b", sentence="Answer in verse.").status_code == 400
-    assert post(name="poetic").status_code in (400, 422)
-    assert post(name="poetic", sentence="x", more=1).status_code in (400, 422)
-    assert post(name=["poetic"], sentence="x").status_code in (400, 422)
-    assert client.get("/v1/pad/jobs/none").status_code == 404
-    plain = client.post("/v1/pad/jobs", content='{"name": "a", "sentence": "b"}')
-    assert plain.status_code in (400, 415, 422)  # what another site's form could send
+    for refused in (
+        TestClient(app).post("/v1/pad/jobs", json={"name": "a", "sentence": "b"}),
+        TestClient(app).get("/v1/pad/jobs"),
+    ):
+        assert refused.status_code == 404
+        assert "pad-vllm play" in refused.json()["error"]["message"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Adapters as a server has them, and as a job made them below `made`."""
+    root = tmp_path_factory.mktemp("made")
+    base = tiny.checkpoint("llama", root / "base")
+    common = {"fork_layer": tiny.config("llama").num_hidden_layers, "std": 0.1}
+    tiny.write_adapter(base, root / "served", dimensions=("warm", "brief"), **common)
+    tiny.write_adapter(base, root / "forked", fork_layer=2, std=0.1)
+    for number, names in enumerate([("warm", "brief", "sly"), ("warm", "brief", "sly", "calm")]):
+        folder = root / "made" / f"{number}-{names[-1]}" / "merged"
+        folder.parent.mkdir(parents=True)
+        tiny.write_adapter(base, folder, dimensions=names, **common)
+        os.utime(folder / "pad_config.json", (number, number))
+    return root
+
+
+def jobs_of(folders, monkeypatch, environment="True", **settings):
+    monkeypatch.setenv(RUNTIME_ADAPTERS, environment)
+    given = {"adapter": str(folders / "served"), "adapter_root": str(folders / "made")}
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(model="base"), device_config=SimpleNamespace(device_type="cpu")
+    )
+    pad = PADConfig(**{**given, "dimension_jobs": True, **settings})
+    return make_dimension_jobs(config, pad)
+
+
+def test_a_server_goes_on_from_the_latest_adapter_that_a_job_made(folders, monkeypatch):
+    from pad_vllm.adapter.manifest import read_config
+
+    made = latest_made_adapter(folders / "made", read_config(folders / "served"))
+    assert made is not None
+    assert made.name == "with-calm"
+    jobs = jobs_of(folders, monkeypatch, adapters={made.name: str(made.folder)})
+    with pytest.raises(ValueError, match="there is a dimension calm already"):
+        jobs.start("calm", SENTENCE, None)
+    assert latest_made_adapter(folders / "none", read_config(folders / "served")) is None
+
+
+def test_without_dimension_jobs_a_server_has_none(folders, monkeypatch):
+    assert jobs_of(folders, monkeypatch, dimension_jobs=False) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "environment", "missing"),
+    [
+        ({"adapter_root": ""}, "True", "there is no adapter_root"),
+        ({"engine": "resident"}, "True", "heads only on the shared engine"),
+        ({"adapter": "forked"}, "True", "heads only on the shared engine"),
+        ({}, "0", f"{RUNTIME_ADAPTERS} is not True"),
+    ],
+)
+def test_jobs_that_could_serve_nothing_are_refused_before_the_server_starts(
+    folders, monkeypatch, settings, environment, missing
+):
+    if "adapter" in settings:
+        settings = {"adapter": str(folders / settings["adapter"])}
+    with pytest.raises(ValueError, match=missing):
+        jobs_of(folders, monkeypatch, environment, **settings)

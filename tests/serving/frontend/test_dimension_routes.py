@@ -42,6 +42,7 @@ def app():
         base_name="base",
         takes_instructions=False,
         profiles=None,
+        jobs=None,
     )
     processor = SimpleNamespace(pad_admission=admission)
     made.state.engine_client = SimpleNamespace(input_processor=processor)

@@ -138,7 +138,7 @@ def test_tokens_show_what_they_earned_to_pointers_and_keys(opened, stub):
 def test_a_card_stays_on_a_phones_screen(opened, stub):
     page = opened(stub, PHONE, has_touch=True)
     ask(page)
-    for token in page.locator("#guided .token.changed").all():
+    for token in page.locator(".answer-text .token.changed > span").all():
         token.tap()
         expect(page.locator("#token-card")).to_be_visible()
         box = page.locator("#token-card").bounding_box()
