@@ -41,8 +41,9 @@ _TRAIN = (train, dose, merge, evaluate, steer, explain, choose, fit)
 for command in (*_PREPARE, *_TRAIN):
     app.command()(command)
 # These pass all other arguments on to vLLM.
-for command in (serve, play):
-    app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(command)
+_VLLM_FLAGS = {"ignore_unknown_options": True, "allow_extra_args": True}
+app.command(context_settings=_VLLM_FLAGS)(serve)
+app.command(context_settings=_VLLM_FLAGS)(play)
 
 
 def main() -> None:

@@ -100,7 +100,7 @@ def _job_flags(root: Path, served: AdapterConfig) -> list[str]:
 
 
 def _defaults(flags: list[str]) -> list[str]:
-    """Flags of vLLM for a server that is there soon and leaves room for jobs, but for those that are given."""
+    """Flags of vLLM that are not given: for a server that is there soon, and leaves room for jobs."""
     port = flag_value(flags, "--port") or _PORT
     own = [f"http://{name}:{port}" for name in ("127.0.0.1", "localhost")]
     defaults: dict[str, tuple[str, ...]] = {

@@ -184,7 +184,9 @@ def options_of(command: Callable[..., None], leave_out: Collection[str]) -> list
     """
     parameters = inspect.signature(command, eval_str=True).parameters.values()
     return [
-        p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters if p.name not in leave_out
+        p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for p in parameters
+        if p.name not in leave_out
     ]
 
 

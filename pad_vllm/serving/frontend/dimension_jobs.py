@@ -32,7 +32,7 @@ MAX_NAME_CHARS, MAX_SENTENCE_CHARS = 40, 400
 LONGEST_JOB_S = 3600.0
 """A job that takes longer is ended."""
 
-_TRAINING = ("--teacher", "prompt", "--answers", "24", "--max-response", "60")
+_TRAINING = ("--teacher", "prompt", "--answers", "40", "--max-response", "60")
 """So few and short answers that a model of 135M takes a minute or two on two cores."""
 
 _ENGINE = ("--vllm", "kv_cache_memory_bytes=536870912")
@@ -109,8 +109,8 @@ class DimensionJobs:
 
         Args:
             settings: what all jobs share.
-            dimensions: folder -> dimensions, of the adapter that the server was started with and of those that
-                earlier jobs made; the last one is what the next job adds to.
+            dimensions: folder -> dimensions, of the adapter that the server was started with and of those
+                that earlier jobs made; the last one is what the next job adds to.
         """
         self._settings = settings
         self._latest, self._dimensions = list(dimensions.items())[-1]
@@ -139,8 +139,8 @@ class DimensionJobs:
         running = next((job for job in self.jobs.values() if job.state == "running"), None)
         if running is not None:
             raise JobRefused(
-                f"a job is running already, which makes {running.name}; accepted: one at a time. Try again when "
-                "it has ended"
+                f"a job is running already, which makes {running.name}; accepted: one at a time. Try again "
+                "when it has ended"
             )
         job = DimensionJob(name, sentence)
         self.jobs[job.number] = job

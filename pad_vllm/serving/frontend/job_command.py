@@ -1,6 +1,7 @@
 """Runs one command of a dimension job: without a shell, at the lowest priority, line by line.
 
-In: a command line. Out: its lines as they come, or CommandFailed with what it said last. Knows nothing of jobs.
+In: a command line. Out: its lines as they come, or CommandFailed with what it said last. Knows nothing of
+jobs.
 """
 
 from __future__ import annotations

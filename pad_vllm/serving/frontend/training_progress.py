@@ -1,7 +1,7 @@
 """How far a `pad-vllm train --teacher prompt` is, read from the lines that it prints.
 
-In: lines. Out: a share from 0 to 1, and what is being done. Lines that are not known change nothing, so another
-wording of the log costs the bar its steps and no job.
+In: lines. Out: a share from 0 to 1, and what is being done. Lines that are not known change nothing, so
+another wording of the log costs the bar its steps and no job.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Stage(NamedTuple):
     """A part of the training."""
 
     begins: re.Pattern[str]
-    """The line by which it is recognised; groups 1 and 2, if there are any, count what is done of how many."""
+    """The line by which it is recognised; groups 1 and 2, if any, count what is done of how many."""
 
     start: float
     """Share of the whole job that lies before it."""

@@ -1,7 +1,7 @@
 """The page at /pad/: its files, to a browser that may load nothing from anywhere else.
 
-In: a path below /pad/. Out: a file of static/, or a 404. The page needs no API key; what it asks for under /v1
-does. Knows nothing of PAD: the page reads all it shows from the server's HTTP API.
+In: a path below /pad/. Out: a file of static/, or a 404. The page needs no API key; what it asks for under
+/v1 does. Knows nothing of PAD: the page reads all it shows from the server's HTTP API.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Folders of the adapters that dimension jobs made: where they are, and which one is the latest.
 
-In: the folder in which a server's jobs write. Out: the newest adapter that is complete and still fits. Each has
-the dimensions of those before it.
+In: the folder in which a server's jobs write. Out: the newest adapter that is complete and still fits. Each
+has the dimensions of those before it.
 """
 
 from __future__ import annotations

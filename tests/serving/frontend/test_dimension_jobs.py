@@ -8,7 +8,6 @@ import os
 import sys
 import time
 from pathlib import Path
-
 from types import SimpleNamespace
 
 import pytest
@@ -61,7 +60,9 @@ def make_jobs(tmp_path):
     def make(then="", **settings):
         script = tmp_path / "program.py"
         script.write_text(PROGRAM.format(log=str(tmp_path / "log"), then=then))
-        given = JobSettings("base", tmp_path / "made", program=(sys.executable, str(script)), **settings)
+        given = JobSettings(
+            "base", tmp_path / "made", program=(sys.executable, str(script)), **settings
+        )
         return DimensionJobs(given, {"/adapters/served": DIMENSIONS})
 
     return make
@@ -72,7 +73,7 @@ def commands(tmp_path):
 
 
 async def finished(job):
-    while job.state == "running":
+    while job.state == "running":  # noqa: ASYNC110 a client asks again and again too
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.05)  # the loop closes the pipes of a process a moment after its end
     return job
@@ -144,8 +145,16 @@ def test_one_job_runs_at_a_time_and_leaves_the_event_loop_free(make_jobs):
 @pytest.mark.parametrize(
     ("then", "refusal", "said"),
     [
-        ("sys.exit('Error: the base has no\\n chat template')", None, "the base has no chat template"),
-        ("sys.exit(3)", None, "pad-vllm train: it ended with code 3: the teacher's rewards: 3 of 4"),
+        (
+            "sys.exit('Error: the base has no\\n chat template')",
+            None,
+            "the base has no chat template",
+        ),
+        (
+            "sys.exit(3)",
+            None,
+            "pad-vllm train: it ended with code 3: the teacher's rewards: 3 of 4",
+        ),
         ("", "it does not fit beside the first one", "it does not fit"),
     ],
 )
@@ -167,12 +176,14 @@ def test_a_failure_tells_no_path_of_the_servers(make_jobs, tmp_path):
 
 def test_a_job_that_is_stopped_leaves_no_process(make_jobs, tmp_path):
     then = "import subprocess; child = subprocess.Popen(['sleep', '60'])\nprint('pid', child.pid, flush=True)"
-    then += f"\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid)); time.sleep(60)"
+    written, read = str(tmp_path / "new"), str(tmp_path / "pid")
+    then += f"\nopen({written!r}, 'w').write(str(child.pid)); os.rename({written!r}, {read!r})"
+    then += "\ntime.sleep(60)"
 
     async def run():
         jobs = make_jobs(then)
         job = jobs.start("pirate", SENTENCE, Server().load)
-        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        while not (tmp_path / "pid").exists():  # noqa: ASYNC110 another process writes it
             await asyncio.sleep(0.01)
         jobs.stop()
         return await finished(job)

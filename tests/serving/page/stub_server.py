@@ -2,7 +2,8 @@
 
     python tests/serving/page/stub_server.py [PORT]      # to look at the page
 
-Guided answers come with an explanation. Profiles narrow with every choice; jobs end when `finish_job` says so.
+Guided answers come with an explanation. Profiles narrow with every choice; jobs end when `finish_job` says
+so.
 """
 
 from __future__ import annotations
@@ -55,9 +56,16 @@ def pieces(text):
 
 def explained(text):
     tokens = pieces(text)
-    rewards = [round(1.9 * math.sin(1.7 * index + len(token)), 3) for index, token in enumerate(tokens)]
+    rewards = [
+        round(1.9 * math.sin(1.7 * index + len(token)), 3) for index, token in enumerate(tokens)
+    ]
     return [
-        {"token": token, "reward": reward, "base": " the" if reward > 0.9 else token, "changed": reward > 0.9}
+        {
+            "token": token,
+            "reward": reward,
+            "base": " the" if reward > 0.9 else token,
+            "changed": reward > 0.9,
+        }
         for token, reward in zip(tokens, rewards, strict=True)
     ]
 
@@ -107,9 +115,17 @@ class Stub:
                 "model": "smollm2-135m",
                 "adapter": "smollm2-135m-demo",
                 "engine": "shared",
-                "defaults": {"beta": 0.8, "top_k": 20, "no_repeat": 3, "min_p": 0.15, "loop_price": 0},
+                "defaults": {
+                    "beta": 0.8,
+                    "top_k": 20,
+                    "no_repeat": 3,
+                    "min_p": 0.15,
+                    "loop_price": 0,
+                },
                 "max_beta": 10.0,
-                "dimensions": [{"name": n, "instruction": text} for n, text in INSTRUCTIONS.items()],
+                "dimensions": [
+                    {"name": n, "instruction": text} for n, text in INSTRUCTIONS.items()
+                ],
                 "prefixes": ["friendly", "funny"] if self.offers["instructions"] else [],
                 "adapters": self.adapters,
                 **self.offers,
@@ -151,7 +167,8 @@ class Stub:
                 "weights": {name: round(m * n / (n + 2), 3) for name, m in means.items()},
                 "pad_weights": "positive=1",
                 "intervals": {
-                    name: [m * n / (n + 2) - spread, m * n / (n + 2) + spread] for name, m in means.items()
+                    name: [m * n / (n + 2) - spread, m * n / (n + 2) + spread]
+                    for name, m in means.items()
                 },
                 "choices": n,
             }
@@ -194,7 +211,9 @@ class Stub:
             if body["name"] in INSTRUCTIONS:
                 return error(400, f"there is a dimension {body['name']} already")
             job = {"job": f"j{len(self.jobs)}", **body, "state": "running", "progress": 0.3}
-            self.jobs.append({**job, "message": "the answers are read", "seconds": 41, "adapter": None})
+            self.jobs.append(
+                {**job, "message": "the answers are read", "seconds": 41, "adapter": None}
+            )
             return JSONResponse(self.jobs[-1], 202)
 
         @app.get("/v1/pad/jobs")

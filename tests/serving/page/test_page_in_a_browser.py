@@ -10,21 +10,23 @@ import shutil
 
 import pytest
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytest.importorskip("playwright", reason="playwright is not installed")
 
-from playwright.sync_api import expect
+from playwright.sync_api import expect, sync_playwright
 from stub_server import GUIDED, INSTRUCTIONS, MARKUP, PLAIN, Stub
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is found on PATH")
 
-QUESTION = "What's \"new\" & good?\n\nTell me; $HOME `x` \\ é 日本"
+QUESTION = 'What\'s "new" & good?\n\nTell me; $HOME `x` \\ é 日本'
 PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_api.sync_playwright() as playwright:
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -47,7 +49,9 @@ def opened(browser):
         page = context.new_page()
         page.set_default_timeout(10_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda message: errors.append(message.text) if refused(message) else None)
+        page.on(
+            "console", lambda message: errors.append(message.text) if refused(message) else None
+        )
         page.on("request", lambda request: hosts.add(re.split(r"[/:]+", request.url)[1]))
         page.goto(stub.url)
         return page
@@ -65,7 +69,8 @@ def refused(message):
 
 def move(page, slider, value):
     page.locator(slider).evaluate(
-        "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')) }", value
+        "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')) }",
+        value,
     )
 
 
@@ -375,7 +380,8 @@ def test_every_control_has_a_name(opened, stub):
     for tab in ("compare", "learn", "new"):
         page.click(f"#tab-{tab}")
         nameless = page.evaluate(
-            """() => [...document.querySelectorAll('button, input, textarea, select, [role=radiogroup], progress')]
+            """() => [...document.querySelectorAll(
+                'button, input, textarea, select, [role=radiogroup], progress')]
             .filter((one) => one.checkVisibility() && !one.textContent.trim() && !one.labels?.length
                 && !one.getAttribute('aria-label') && !one.getAttribute('aria-labelledby'))
             .map((one) => one.outerHTML)"""

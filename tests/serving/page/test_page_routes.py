@@ -38,9 +38,14 @@ def test_files_have_the_types_that_browsers_ask_for(client, name, kind):
 
 def test_nothing_from_another_host_and_no_inline_script_is_allowed(client):
     response = client.get("/pad/")
-    policy = dict(part.strip().split(" ", 1) for part in response.headers["content-security-policy"].split(";"))
+    policy = dict(
+        part.strip().split(" ", 1)
+        for part in response.headers["content-security-policy"].split(";")
+    )
     assert policy["default-src"] == "'none'"
-    assert {policy[name] for name in ("script-src", "style-src", "img-src", "connect-src")} == {"'self'"}
+    assert {policy[name] for name in ("script-src", "style-src", "img-src", "connect-src")} == {
+        "'self'"
+    }
     assert policy["frame-ancestors"] == "'none'"
     assert response.headers["x-content-type-options"] == "nosniff"
 
