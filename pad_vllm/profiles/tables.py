@@ -4,7 +4,7 @@
     choices     what each act said: differences of weights or of features by dimension. No text
     questions   the weights that guided the two answers of a question that waits for its choice
     changes     one row: how many changes there were. Readers ask it whether anything is new
-    deletions   ids of users who are gone, so that other processes forget them: a number, nothing of the person
+    deletions   ids of users who are gone, so that other processes forget them; nothing of the person
 
 Dimensions are kept by name, so that another adapter may read the database. Imported with the extra only.
 """

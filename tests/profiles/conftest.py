@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -15,11 +17,11 @@ _numbers = itertools.count()
 
 
 def _programs():
-    """Folder of initdb and pg_ctl; None without a server."""
+    """Folder of initdb and postgres; None without a server."""
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     found = shutil.which("initdb")
     folders += [Path(found).resolve().parent] if found else []
-    return next((one for one in folders if (one / "pg_ctl").exists()), None)
+    return next((one for one in folders if (one / "postgres").exists()), None)
 
 
 def _as_other_user():
@@ -50,23 +52,35 @@ def postgresql():
     )  # its sockets need a short path
     if user:
         os.chown(folder, user["user"], user["group"])
-    data, started = folder / "data", False
-
-    def call(*command):
-        subprocess.run(
-            [str(part) for part in command], check=True, capture_output=True, cwd=folder, **user
-        )
-
+    data = folder / "data"
+    make = [programs / "initdb", "-D", data, "-U", "pad", "-A", "trust", "-E", "UTF8", "--no-sync"]
+    subprocess.run(list(map(str, make)), check=True, capture_output=True, cwd=folder, **user)
+    settings = ("listen_addresses=", f"unix_socket_directories={folder}")
+    start = [programs / "postgres", "-D", data, *(part for one in settings for part in ("-c", one))]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(list(map(str, start)), stdout=log, stderr=log, cwd=folder, **user)
     try:
-        call(programs / "initdb", "-D", data, "-U", "pad", "-A", "trust", "-E", "UTF8", "--no-sync")
-        options = f"-c listen_addresses='' -c unix_socket_directories={folder}"
-        call(programs / "pg_ctl", "-D", data, "-o", options, "-w", "-l", folder / "log", "start")
-        started = True
-        yield f"postgresql://pad@/{{}}?host={folder}"
+        yield _when_up(f"postgresql://pad@/{{}}?host={folder}", server, folder / "log")
     finally:
-        if started:
-            call(programs / "pg_ctl", "-D", data, "-m", "fast", "-t", "20", "stop")
+        server.send_signal(signal.SIGQUIT)  # PostgreSQL's immediate shutdown
+        server.wait(30)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _when_up(address, server, log):
+    """The address, as soon as the server answers there."""
+    import psycopg
+
+    begin = time.monotonic()
+    while True:
+        try:
+            psycopg.connect(address.format("postgres")).close()
+        except psycopg.OperationalError:
+            assert server.poll() is None, log.read_text("utf-8", errors="replace")
+            assert time.monotonic() < begin + 60
+            time.sleep(0.1)
+        else:
+            return address
 
 
 @pytest.fixture
