@@ -69,18 +69,22 @@ def postgresql():
 
 def _when_up(address, server, log):
     """The address, as soon as the server answers there."""
+    begin = time.monotonic()
+    while not _answers(address.format("postgres")):
+        assert server.poll() is None, log.read_text("utf-8", errors="replace")
+        assert time.monotonic() < begin + 60
+        time.sleep(0.1)
+    return address
+
+
+def _answers(address):
     import psycopg
 
-    begin = time.monotonic()
-    while True:
-        try:
-            psycopg.connect(address.format("postgres")).close()
-        except psycopg.OperationalError:
-            assert server.poll() is None, log.read_text("utf-8", errors="replace")
-            assert time.monotonic() < begin + 60
-            time.sleep(0.1)
-        else:
-            return address
+    try:
+        psycopg.connect(address).close()
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 @pytest.fixture
