@@ -56,6 +56,7 @@ setup(
             "textstat",
             "vaderSentiment",
         ],
+        "profiles": ["psycopg[binary]>=3.2", "pyjwt>=2.8", "sqlalchemy>=2.0.30"],
         "ray": ["ray[data,train,serve]>=2.60"],
         "models": ["accelerate", "gguf>=0.17", "transformers>=5.17"],
         "evaluate": [
