@@ -7,6 +7,7 @@ import { change, settings } from "./settings.js";
 import { setProfile } from "./steering.js";
 
 const QUESTIONS = 10;
+const ANSWER_TOKENS = 120;
 const USER_ITEM = "pad-user";
 const KEYS = { a: 0, b: 1, t: "tie" };
 
@@ -50,7 +51,7 @@ function introduction() {
     forgetScreen();
     loadProfile();
   });
-  const about = element("input", { type: "text", id: "about", placeholder: "anything: the server has questions of its own" });
+  const about = element("input", { type: "text", id: "about", placeholder: "anything, or leave it to the server" });
   return [
     element("div", {}, title("Learn me"), element("p", { class: "lead" }, lead)),
     element(
@@ -88,6 +89,7 @@ function questionPart() {
       { id: "question", hidden: true, tabindex: "-1", "aria-live": "polite", "aria-label": "Question" },
       element("p", { class: "hint", id: "question-number" }),
       element("p", { class: "question-prompt", id: "question-prompt" }),
+      element("progress", { id: "drawing", "aria-label": "Two answers are being written", hidden: true }),
     ),
     element("div", { class: "two-answers", id: "options", hidden: true }, option("A"), option("B")),
     element(
@@ -175,11 +177,15 @@ async function askNext() {
   byId("options").hidden = byId("chooser").hidden = true;
   byId("question").hidden = false;
   const about = byId("about").value.trim();
+  const body = { max_tokens: ANSWER_TOKENS, ...(about ? { prompt: about } : {}) };
+  byId("drawing").hidden = false;
   try {
-    question = await sendJson(`${route()}/question`, { method: "POST", body: about ? { prompt: about } : {} });
+    question = await sendJson(`${route()}/question`, { method: "POST", body });
   } catch (error) {
     byId("question").hidden = true;
     throw error;
+  } finally {
+    byId("drawing").hidden = true;
   }
   const last = question.messages.at(-1);
   showQuestionText(byId("question-number").textContent, last.content);
