@@ -187,6 +187,21 @@ class PADConfig:
     )
     """Whether a reasoning model's <think> part is `guided` as the answer is, or left `unguided`."""
 
+    profiles: _Text = ""
+    """Database of users: a file (SQLite), or postgresql://USER@HOST/DATABASE without a password. Requests may
+    then name a user, `pad_user`, in place of weights. Empty: there are none.
+    """
+
+    unknown_user: Annotated[
+        Literal["unguided", "refuse"], Field(description="unguided, refuse")
+    ] = "unguided"
+    """What becomes of a request that names a user without a profile: answered `unguided`, or refused."""
+
+    profile_tokens: _Text = ""
+    """Where the secret is by which users' tokens are signed: `env:NAME` of an environment variable, or a
+    file. Empty: whoever may ask the server may name any user.
+    """
+
     @classmethod
     def from_additional_config(cls, additional_config: Mapping[str, Any] | None) -> "PADConfig":
         """The settings in `additional_config["pad"]`, but for the loader's COMPILE_CACHE_KEY.

@@ -6,6 +6,7 @@ In: the command line of `serve`. Out: the same command line with settings for th
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -64,7 +65,7 @@ def play(
         if folder is not None and _can_add_dimensions(folder, serve_options.get("engine")):
             flags += _job_flags(own / MADE_FOLDER, read_config(folder))
             os.environ.setdefault(RUNTIME_ADAPTERS, "True")
-        if "profiles" in serve_options and not serve_options["profiles"]:
+        if not serve_options["profiles"] and _can_keep_profiles():
             serve_options["profiles"] = str(own / "profiles.db")
         _warn_of_open_host(flags)
         _announce(flags, open_page=open_page)
@@ -78,6 +79,14 @@ def _own_folder(base: str, adapter: str | None) -> Path:
     folder = cache_dir() / "play" / f"{Path(base).name}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _can_keep_profiles() -> bool:
+    """Whether the database's package is there; says so where it is not."""
+    if importlib.util.find_spec("sqlalchemy") is not None:
+        return True
+    typer.echo("no profiles: they need pip install 'pad-vllm[profiles]'", err=True)
+    return False
 
 
 def _can_add_dimensions(adapter: str, engine: str | None) -> bool:

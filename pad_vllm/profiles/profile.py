@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+
+class UnknownUser(LookupError):
+    """There is no such user, or no such question of theirs."""
+
+
 Weights = Mapping[str, float]
 """Dimension -> weight; a dimension that is not named has 0."""
 

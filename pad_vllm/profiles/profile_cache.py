@@ -12,8 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pad_vllm.profiles.profile import Profile, weights_text
-from pad_vllm.profiles.profile_store import ProfileStore, UnknownUser
+from pad_vllm.profiles.profile import Profile, UnknownUser, weights_text
+from pad_vllm.profiles.profile_store import ProfileStore
 
 MAX_CACHED_USERS = 200_000
 """About 100 MB."""

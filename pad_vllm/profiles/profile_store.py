@@ -15,7 +15,13 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from pad_vllm.profiles.database import Database
-from pad_vllm.profiles.profile import NamedChoice, Profile, ProfileEvidence, Weights
+from pad_vllm.profiles.profile import (
+    NamedChoice,
+    Profile,
+    ProfileEvidence,
+    UnknownUser,
+    Weights,
+)
 from pad_vllm.profiles.profile_weights import WeightLearner
 from pad_vllm.profiles.tables import changes, choices, deletions, questions, users
 
@@ -24,10 +30,6 @@ MAX_CHOICES = 2000
 
 MAX_QUESTIONS = 100
 """Of a user that wait for a choice: the oldest are dropped for newer ones."""
-
-
-class UnknownUser(LookupError):
-    """There is no such user, or no such question of theirs."""
 
 
 class _Row(NamedTuple):
@@ -62,7 +64,7 @@ class ProfileStore:
             row = connection.execute(sa.select(users).where(users.c.name == user)).first()
         if row is None:
             raise UnknownUser(user)
-        return _profile(row)
+        return self._profile(row)
 
     def put_stated(self, user: str, stated: Weights) -> Profile:
         """What a user said they like, in place of what they said before. Creates the user."""
@@ -164,7 +166,7 @@ class ProfileStore:
         newest = sa.select(users).where(users.c.change > number)
         with self._database.reading() as connection:
             rows = connection.execute(newest.order_by(users.c.change.desc()).limit(limit)).all()
-        return [_profile(row) for row in rows]
+        return [self._profile(row) for row in rows]
 
     def deleted_since(self, number: int) -> set[int]:
         """Ids of users who were deleted after this number."""
@@ -192,22 +194,25 @@ class ProfileStore:
             found = connection.execute(sa.select(users).where(users.c.id == row)).first()
         if found is None:  # deleted meanwhile
             raise UnknownUser(user)
-        profile = _profile(found)
+        profile = self._profile(found)
         self._on_change(profile)
         return profile
 
-
-def _profile(row: Any) -> Profile:
-    intervals = {name: (low, high) for name, (low, high) in row.intervals.items()}
-    return Profile(
-        user=row.name,
-        user_id=row.id,
-        version=row.version,
-        weights=row.weights,
-        intervals=intervals,
-        num_choices=row.choices,
-        stated=row.stated,
-    )
+    def _profile(self, row: Any) -> Profile:
+        """A row of users, under the dimensions that are served now."""
+        weights = {name: row.weights.get(name, 0.0) for name in self._learner.dimensions}
+        intervals = {
+            name: (low, high) for name, (low, high) in row.intervals.items() if name in weights
+        }
+        return Profile(
+            user=row.name,
+            user_id=row.id,
+            version=row.version,
+            weights=weights,
+            intervals=intervals,
+            num_choices=row.choices,
+            stated=row.stated,
+        )
 
 
 def _user_id(connection: sa.Connection, user: str) -> int | None:

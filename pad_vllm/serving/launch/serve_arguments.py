@@ -41,6 +41,9 @@ def serve_argv(
     engine: str | None = None,
     instructions: bool = False,
     fork_layer: int | None = None,
+    profiles: str | None = None,
+    unknown_user: str | None = None,
+    profile_tokens: str | None = None,
     defaults: Mapping[str, str] | None = None,
 ) -> list[str]:
     """What follows `vllm` on the command line: `serve BASE`, PAD's flags, then the user's other flags.
@@ -55,6 +58,9 @@ def serve_argv(
         engine: that setting of PAD.
         instructions: that setting of PAD.
         fork_layer: that setting of PAD.
+        profiles: that setting of PAD.
+        unknown_user: that setting of PAD.
+        profile_tokens: that setting of PAD.
         defaults: flag of vLLM's -> value, for flags that the user's do not have.
 
     Raises:
@@ -71,6 +77,9 @@ def serve_argv(
         "fork_layer": fork_layer,
         "allow_backbone_mismatch": allow_backbone_mismatch or None,
         "instructions": instructions or None,
+        "profiles": profiles,
+        "unknown_user": unknown_user,
+        "profile_tokens": profile_tokens,
     }
     settings = {name: value for name, value in given.items() if value is not None}
     argv = ["serve", base, "--load-format", LOAD_FORMAT]
