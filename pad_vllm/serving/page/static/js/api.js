@@ -59,6 +59,7 @@ export async function send(path, options = {}) {
         sessionStorage.setItem(KEY_ITEM, key);
         continue;
       }
+      throw new ServerError(401, "This server asks for an API key; reload the page to give one.");
     }
     throw new ServerError(response.status, await errorMessage(response));
   }

@@ -10,10 +10,11 @@ let running = null;
 /** Answer the prompt both ways; answers that are still on their way end. */
 export async function answerBothWays() {
   running?.abort();
-  const own = new AbortController();
-  running = own;
+  showRunning(false);
   say(byId("compare-problem"), problemBefore());
   if (!byId("compare-problem").hidden) return;
+  const own = new AbortController();
+  running = own;
   showRunning(true);
   showOnScreen(byId("unguided"));
   const guided = { ...guidedRequest(), vllm_xargs: { ...guidedRequest().vllm_xargs, pad_explain: true } };

@@ -36,6 +36,7 @@ function startTabs() {
 function answerWith(values) {
   change(values);
   location.hash = "compare";
+  showTab("compare");
   byId("prompt").focus();
   if (settings.prompt.trim()) answerBothWays();
 }
