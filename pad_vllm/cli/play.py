@@ -143,5 +143,6 @@ def _announce(flags: list[str], *, open_page: bool) -> None:
     host = flag_value(flags, "--host") or _HOST
     host = "localhost" if host in ("0.0.0.0", "::") else host  # noqa: S104 compared, not bound
     url = f"{scheme}://{host}:{flag_value(flags, '--port') or _PORT}"
+    typer.echo(f"The page will be at {url}/pad/ in a minute or so", err=True)
     command = [sys.executable, "-m", "pad_vllm.serving.page.announce_page", url]
     subprocess.Popen([*command, *(["--open"] if open_page else [])], stdin=subprocess.DEVNULL)

@@ -76,7 +76,8 @@ class Stub:
     def __init__(self, *, key=None, profiles=True, jobs=True, instructions=True, pause_s=0.0):
         self.key, self.pause_s = key, pause_s
         self.offers = {"profiles": profiles, "jobs": jobs, "instructions": instructions}
-        self.chats, self.choices, self.users = [], [], {}
+        self.offers["sentences"] = True
+        self.chats, self.choices, self.stated, self.users = [], [], [], {}
         self.jobs, self.adapters = [], []
         self.refuse_chats = None
         self.answer = GUIDED
@@ -178,7 +179,8 @@ class Stub:
             return profile(user) if user in self.users else error(404, f"no profile of {user}")
 
         @app.put("/v1/pad/users/{user}")
-        async def put(user: str):
+        async def put(user: str, request: Request):
+            self.stated.append(await request.json())
             self.users.setdefault(user, 0)
             return profile(user)
 

@@ -21,6 +21,10 @@ CHROMIUM = next(
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is found on PATH")
 
 QUESTION = 'What\'s "new" & good?\n\nTell me; $HOME `x` \\ é 日本'
+PATIENCE_MS = 60_000
+"""A machine may be busy with engines."""
+
+expect.set_options(timeout=PATIENCE_MS)
 PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
 
 
@@ -47,7 +51,7 @@ def opened(browser):
         context = browser.new_context(viewport=viewport, **more)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(PATIENCE_MS)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on(
             "console", lambda message: errors.append(message.text) if refused(message) else None
@@ -249,6 +253,26 @@ def test_ten_choices_make_a_profile_whose_intervals_narrow_and_by_which_it_answe
     assert page.locator("#weight-friendly").is_disabled()
     guided = [body for body in stub.chats if "vllm_xargs" in body][-1]
     assert guided["vllm_xargs"] == {"pad_user": "Zoë & ä?#1", "pad_explain": True}
+
+
+def test_a_profile_can_start_from_a_sentence_or_from_the_sliders(opened, stub):
+    page = opened(stub)
+    page.wait_for_selector("#sliders .slider")
+    move(page, "#weight-brief", 0.5)
+    page.click("#tab-learn")
+    page.click("#panel-learn summary")
+    page.fill("#own-sentence", " short and a bit ironic ")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#profile-count:has-text('0 choices')")
+    page.click("#from-sliders")
+    expect(page.locator("#from-sliders")).to_be_enabled()
+    page.wait_for_selector(".interval >> nth=3")
+    page.click("#tab-compare")  # the answer to the PUT may still be on its way
+    page.wait_for_selector("#steer-by:visible")
+
+    assert stub.stated[0] == {"sentence": "short and a bit ironic"}
+    assert stub.stated[1]["weights"]["brief"] == 0.5
+    assert set(stub.stated[1]["weights"]) == set(INSTRUCTIONS)
 
 
 def test_a_profile_can_be_forgotten(opened, stub):

@@ -11,21 +11,28 @@ const ANSWER_TOKENS = 120;
 const USER_ITEM = "pad-user";
 const KEYS = { a: 0, b: 1, t: "tie" };
 
-let bars = new IntervalBars();
+const bars = new IntervalBars();
+let profileDimensions = new Set();
 let question = null;
 let asked = 0;
 let busy = false;
 
-/** Fill the panel. onAnswer: called when answers should come as this person likes them. */
-export function startLearning(hasProfiles, onAnswer) {
+/**
+ * Fill the panel.
+ *
+ * @param {any} served answer of GET v1/pad/dimensions
+ * @param {() => void} onAnswer called when answers should come as this person likes them
+ */
+export function startLearning(served, onAnswer) {
   const panel = byId("panel-learn");
-  if (!hasProfiles) {
+  if (!served.profiles) {
     const why = "This server keeps no profiles. Start it with pad-vllm play, or with --profiles FILE.db.";
     panel.replaceChildren(title("Learn me"), element("p", { class: "notice" }, why));
     return;
   }
+  profileDimensions = new Set(served.dimensions.map(({ name }) => name));
   change({ user: localStorage.getItem(USER_ITEM) || settings.user });
-  panel.replaceChildren(...introduction(onAnswer), ...questionPart(), profileCard(onAnswer));
+  panel.replaceChildren(...introduction(), ...questionPart(), profileCard(served, onAnswer));
   document.addEventListener("keydown", (event) => {
     const elsewhere = panel.hidden || event.target.closest("input, textarea, select, dialog");
     if (!elsewhere && !event.ctrlKey && !event.metaKey && event.key.toLowerCase() in KEYS) {
@@ -102,8 +109,7 @@ function questionPart() {
   ];
 }
 
-function profileCard(onAnswer) {
-  const sentence = element("input", { type: "text", id: "own-sentence", placeholder: "short and a bit ironic, please", maxlength: 500 });
+function profileCard(served, onAnswer) {
   return element(
     "section",
     { class: "card", "aria-labelledby": "profile-title" },
@@ -124,15 +130,30 @@ function profileCard(onAnswer) {
     element(
       "details",
       { class: "more" },
-      element("summary", {}, "Say it in a sentence instead"),
+      element("summary", {}, "Say it yourself"),
+      served.sentences ? sentenceForm() : null,
+      element("p", { class: "hint stated" }, "What you say is where the choices begin: they can still change it."),
       element(
-        "form",
-        { on: { submit: (event) => { event.preventDefault(); putSentence(sentence.value); } } },
-        element("label", { for: "own-sentence", class: "field-label" }, "How should answers be?"),
-        sentence,
-        element("div", { class: "form-actions" }, element("button", {}, "Start from this")),
+        "div",
+        { class: "form-actions" },
+        element("button", { type: "button", id: "from-sliders", on: { click: putSliders } }, "Start from the sliders of Compare"),
       ),
     ),
+  );
+}
+
+function sentenceForm() {
+  const sentence = element("input", { type: "text", id: "own-sentence", placeholder: "short and a bit ironic, please", maxlength: 500 });
+  const start = (event) => {
+    event.preventDefault();
+    if (sentence.value.trim()) putStated({ sentence: sentence.value.trim() });
+  };
+  return element(
+    "form",
+    { class: "stated", on: { submit: start } },
+    element("label", { for: "own-sentence" }, "How should answers be?"),
+    sentence,
+    element("div", { class: "form-actions" }, element("button", {}, "Start from this sentence")),
   );
 }
 
@@ -217,9 +238,14 @@ function choose(chosen) {
   });
 }
 
-function putSentence(sentence) {
-  if (!sentence.trim()) return null;
-  return step(async () => showProfile(await sendJson(route(), { method: "PUT", body: { sentence } })));
+function putStated(stated) {
+  return step(async () => showProfile(await sendJson(route(), { method: "PUT", body: stated })));
+}
+
+/** The sliders of the adapter that profiles belong to; a dimension that was made later is not among them. */
+function putSliders() {
+  const weights = Object.fromEntries([...settings.weights].filter(([name]) => profileDimensions.has(name)));
+  return putStated({ weights });
 }
 
 function forget() {

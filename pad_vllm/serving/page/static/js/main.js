@@ -67,7 +67,7 @@ async function start() {
     showServed(served);
     fillSteering(served);
     fillGallery(served, useExample);
-    startLearning(served.profiles, () => answerWith({ steerBy: "user" }));
+    startLearning(served, () => answerWith({ steerBy: "user" }));
     startNewDimensions(served.jobs, useNewDimension);
   } catch (error) {
     say(byId("page-problem"), error.message);
