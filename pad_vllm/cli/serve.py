@@ -62,7 +62,7 @@ def serve(
     profiles: Annotated[
         str | None,
         typer.Option(
-            help="Database of users, whom requests may name (pad_user): a file, or postgresql://USER@HOST/DB"
+            help="Database of users, whom requests may name (pad_user): a file, or postgresql://USER@HOST/X"
         ),
     ] = None,
     unknown_user: Annotated[
