@@ -75,7 +75,7 @@ def serve(
     profile_tokens: Annotated[
         str | None,
         typer.Option(
-            help="Secret that signs users' tokens: env:NAME, or a file. Without it any client may name anyone."
+            help="Secret that signs users' tokens: env:NAME, or a file. Without it clients may name anyone."
         ),
     ] = None,
     allow_backbone_mismatch: Annotated[
