@@ -240,15 +240,16 @@ def time_admission(
 
 def table(result: dict[str, Any]) -> list[str]:
     """Markdown."""
-    lines = ["| requests | p50 ms | p99 ms |", "| --- | --- | --- |"]
-    for title, rows in (
-        ("served", result["served"]["latency"]),
-        ("admission", result["admission"]),
-    ):
-        lines += [
-            f"| {title}: {way} | {row['p50_ms']:.4g} | {row['p99_ms']:.4g} |"
-            for way, row in rows.items()
-        ]
+    names = ("p50_ms", "p99_ms", "cpu_p50_ms", "cpu_p99_ms")
+    lines = [
+        "| requests | p50 ms | p99 ms | CPU p50 | CPU p99 |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    timed = {"served": result["served"]["latency"], "admission": result["admission"]}
+    for title, rows in timed.items():
+        for way, row in rows.items():
+            cells = [f"{row[name]:.4g}" if name in row else "" for name in names]
+            lines.append(f"| {title}: {way} | {' | '.join(cells)} |")
     return lines
 
 

@@ -72,6 +72,10 @@ def serve(
             "refuse.",
         ),
     ] = None,
+    profile_prior: Annotated[
+        str | None,
+        typer.Option(help="What people have in common, from `pad-vllm fit --out` for many users."),
+    ] = None,
     profile_tokens: Annotated[
         str | None,
         typer.Option(
@@ -116,6 +120,7 @@ def serve(
             fork_layer=fork_layer,
             profiles=profiles,
             unknown_user=unknown_user,
+            profile_prior=profile_prior,
             profile_tokens=profile_tokens,
             defaults=_cpu_defaults(context.args, instructions) if is_cpu_build() else {},
         )

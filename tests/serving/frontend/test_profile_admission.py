@@ -15,6 +15,7 @@ from pad_vllm.config import PADConfig
 from pad_vllm.guidance_outcome import OUTCOME_KEY
 from pad_vllm.params import parse_guidance
 from pad_vllm.profiles.database import Database
+from pad_vllm.profiles.profile_weights import WeightLearner
 from pad_vllm.profiles.user_tokens import UserTokens
 from pad_vllm.request_limits import RequestLimits
 from pad_vllm.serving.frontend import user_token_header
@@ -41,7 +42,7 @@ TOKENS = UserTokens("s" * 40)
 def make(tmp_path):
     def make_admission(tokens=None, **settings):
         database = Database(str(tmp_path / "users.db"))
-        profiles = ProfileAdmission(database, LIMITS.dimensions, tokens, **settings)
+        profiles = ProfileAdmission(database, WeightLearner(LIMITS.dimensions), tokens, **settings)
         profiles.cache.refresh()
         profiles.store.put_stated("alice", {"kind": 0.5})
         profiles.store.add_question("shy", {"kind": 1.0}, {})
@@ -156,6 +157,12 @@ def test_a_token_names_its_user_alone(make):
 def test_a_server_without_dimensions_has_no_profiles():
     with pytest.raises(ValueError, match="has no adapter"):
         open_profiles(PADConfig(instructions=True, profiles="users.db"), ())
+
+
+def test_a_prior_of_people_that_cannot_be_read_stops_the_start(tmp_path):
+    settings = PADConfig("a", profiles=str(tmp_path / "u.db"), profile_prior=str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="prior of people .* accepted: what `pad-vllm fit"):
+        open_profiles(settings, ("kind",))
 
 
 def test_a_database_that_cannot_be_opened_stops_the_start(tmp_path):
