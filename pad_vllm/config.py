@@ -197,6 +197,11 @@ class PADConfig:
     ] = "unguided"
     """What becomes of a request that names a user without a profile: answered `unguided`, or refused."""
 
+    profile_prior: _Text = ""
+    """File of what people have in common, with which few choices of a user say more; `pad-vllm fit --out`
+    writes it for many users. Empty: nothing is known of people.
+    """
+
     profile_tokens: _Text = ""
     """Where the secret is by which users' tokens are signed: `env:NAME` of an environment variable, or a
     file. Empty: whoever may ask the server may name any user.

@@ -31,7 +31,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from benchmarks.common import arguments
-from benchmarks.common.candidate_reader import CandidateReader
+from benchmarks.common.base_reader import open_reader
 from benchmarks.paper.activation_steering import activation_steering, steering_vectors
 from benchmarks.paper.peer_logits_processors import (
     TwoContextsProcessor,
@@ -242,7 +242,7 @@ def main() -> None:
     tokenizer = load_chat_tokenizer(Path(base), args.base, None)
     adapter = load_adapter(resolve_adapter(args.adapter))
     instructions = comparison_conditions.instructions_of(adapter.config)
-    value = CandidateReader.from_adapter(args.base, adapter).model
+    value = open_reader(args.base, adapter).model
     if args.filter and not value.heads_only:
         raise SystemExit(
             "--filter reads the base's states only: an adapter of heads only, or no --filter"

@@ -35,7 +35,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.common import arguments
 from benchmarks.common.answer_experiment import AnswerExperiment
-from benchmarks.common.candidate_reader import CandidateReader
+from benchmarks.common.base_reader import open_reader
 from benchmarks.common.independent_judges import (
     Verdict,
     Wins,
@@ -44,10 +44,10 @@ from benchmarks.common.independent_judges import (
     text_costs,
     win_rate_and_interval,
 )
-from benchmarks.common.reward_space import RewardSpace
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.adapter_folder import save_adapter
 from pad_vllm.adapter.combine_adapters import AdapterPart, merge_adapters
+from pad_vllm.choices.reward_space import RewardSpace
 from pad_vllm.steering.comparison_conditions import Condition, unguided_condition
 
 NO_REWARD, AS_TRAINED, SHUFFLED = "no reward", "as trained", "shuffled"
@@ -98,7 +98,7 @@ def _rename_dimensions(variant: str, adapter: Adapter) -> Adapter:
 
 def reward_spreads(experiment: AnswerExperiment, adapter: Adapter) -> dict[str, float]:
     """Dimension -> standard deviation of its rewards over the base's candidates, in logits."""
-    space = RewardSpace(CandidateReader.from_adapter(experiment.base, adapter))
+    space = RewardSpace(open_reader(experiment.base, adapter))
     space.read(experiment.judge_prompts, experiment.unguided_judge_answers, {})
     variances = space.gram.diagonal() / space.tokens
     return dict(zip(adapter.config.dimensions, variances.sqrt().tolist(), strict=True))

@@ -22,10 +22,10 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.common import arguments
 from benchmarks.common.answer_cache import AnswerCache
-from benchmarks.common.candidate_reader import subtract_candidate_mean
 from benchmarks.common.prompt_intervals import statistic_and_interval
 from pad_vllm import guidance
 from pad_vllm.catalog.name_resolution import resolve_base
+from pad_vllm.choices.candidate_reader import subtract_candidate_mean
 from pad_vllm.evaluation.win_rates_and_fluency import value_and_interval_text
 from pad_vllm.instruction_prefix import InstructedBackbone
 from pad_vllm.steering.comparison_conditions import instructed_conditions, unguided_condition

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import arguments
-from benchmarks.common.candidate_reader import CandidateReader
+from benchmarks.common.base_reader import open_reader
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.catalog.name_resolution import resolve_adapter
+from pad_vllm.choices.candidate_reader import CandidateReader
 from pad_vllm.evaluation.win_rates_and_fluency import value_and_interval_text
 from pad_vllm.steering.comparison_conditions import unguided_condition
 from pad_vllm.steering.guided_answers import (
@@ -151,7 +152,7 @@ def main() -> None:
     batch = AnswerBatch(args.base, None, prompts, [unguided_condition()], [decoding])
     ((answers,),) = draw_answers(batch)
     instructions = [text for texts in WORDINGS.values() for text in texts]
-    reader = CandidateReader.from_adapter(args.base, adapter)
+    reader = open_reader(args.base, adapter)
     correlations = correlate_rewards(reader, prompts, answers, instructions)
     rows, means = agreement(correlations, WORDINGS)
     print("\n".join(table(rows)))

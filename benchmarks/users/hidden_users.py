@@ -34,18 +34,18 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.common import arguments
-from benchmarks.common.candidate_reader import CandidateReader
+from benchmarks.common.base_reader import open_reader
 from benchmarks.common.independent_judges import (
     mean_by_prompt,
     percent_with_interval,
     win_rate_and_interval,
 )
-from benchmarks.common.reward_space import RewardSpace
 from benchmarks.users.simulated_choices import GuidedChoices, PlainChoices
 from benchmarks.users.user_tastes import SimulatedUser, TasteScores, embed_answers
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.catalog.name_resolution import resolve_adapter
 from pad_vllm.choices.fit_weights import fit_weights
+from pad_vllm.choices.reward_space import RewardSpace
 from pad_vllm.evaluation.win_rates_and_fluency import perplexity, wins_by_prompt
 from pad_vllm.steering import dimension_judges
 from pad_vllm.steering.comparison_conditions import Condition, instructions_of, unguided_condition
@@ -291,7 +291,7 @@ def main() -> None:
         args.base, instructions, read_prompts(args.judge_prompts), decoding
     )
     first, second = draw_twice(args, learn, decoding)
-    reader = CandidateReader.from_adapter(args.base, adapter)
+    reader = open_reader(args.base, adapter)
     space = RewardSpace(reader)
     instructed = {n: partial(with_instruction, text=text) for n, text in instructions.items()}
     space.read(learn[: args.read], first[: args.read], instructed)

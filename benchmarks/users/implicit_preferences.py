@@ -31,13 +31,12 @@ from matplotlib.figure import Figure
 
 from benchmarks.common import arguments
 from benchmarks.common.answer_experiment import AnswerExperiment
-from benchmarks.common.candidate_reader import CandidateReader, subtract_candidate_mean
+from benchmarks.common.base_reader import open_reader
 from benchmarks.common.independent_judges import (
     mean_by_prompt,
     percent_with_interval,
     win_rate_and_interval,
 )
-from benchmarks.common.reward_space import RewardSpace
 from benchmarks.users.user_dialogues import (
     Dialogue,
     added_tokens,
@@ -46,6 +45,8 @@ from benchmarks.users.user_dialogues import (
     draw_dialogues,
 )
 from benchmarks.users.user_tastes import SimulatedUser, TasteScores, embed_answers
+from pad_vllm.choices.candidate_reader import subtract_candidate_mean
+from pad_vllm.choices.reward_space import RewardSpace
 from pad_vllm.evaluation.win_rates_and_fluency import perplexity, wins_by_prompt
 from pad_vllm.steering.comparison_conditions import Condition, unguided_condition
 from pad_vllm.steering.dimension_judges import DimensionJudges
@@ -263,7 +264,7 @@ def main() -> None:
             )
     users = make_users(experiment.dimensions, args.mixed)
     dialogues = draw_dialogues(experiment, users, args.turns)
-    space = RewardSpace(CandidateReader.from_adapter(experiment.base, experiment.adapter))
+    space = RewardSpace(open_reader(experiment.base, experiment.adapter))
     to_read = slice(args.turns, args.turns + args.read)  # not those of the dialogues
     behind_dialogue = {
         name: lambda messages, dialogue=dialogue: [*dialogue_messages(dialogue), *messages]

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.common.candidate_reader import CandidateReader
 from benchmarks.users.user_tastes import SimulatedUser, TasteScores, embed_answers
+from pad_vllm.choices.candidate_reader import CandidateReader
 from pad_vllm.choices.feature_sums import feature_sums
 from pad_vllm.steering.guided_answers import AnswerBatch, Conversations, DrawnAnswer, draw_answers
 from pad_vllm.text.chat_template import chat_token_ids

@@ -33,6 +33,7 @@ def fit_users(
     *,
     strength: float = 1.0,
     with_prior: bool = True,
+    known_prior: GaussianPrior | None = None,
     nuisance: int = 0,
 ) -> UserFits:
     """Fit weights to each user's choices.
@@ -41,6 +42,7 @@ def fit_users(
         differences: user -> [N, D], chosen minus rejected.
         strength: of the prior around 0, for users who are fitted alone (`fit_weights`).
         with_prior: whether to estimate what users share.
+        known_prior: of people, or around what the one user said: then nothing is estimated.
         nuisance: last columns that are no dimensions (`fit_weights`).
 
     Returns:
@@ -50,9 +52,9 @@ def fit_users(
         ValueError: choices that cannot be fitted, with their user's name.
     """
     prior = None
-    if with_prior and len(differences) >= MIN_USERS:
+    if known_prior is None and with_prior and len(differences) >= MIN_USERS:
         prior = estimate_prior(list(differences.values()), strength)
-    shared = None if prior is None else prior.prior
+    shared = known_prior if prior is None else prior.prior
     fits = {
         user: _fit(user, rows, strength, shared, nuisance) for user, rows in differences.items()
     }

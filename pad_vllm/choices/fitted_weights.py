@@ -45,9 +45,14 @@ class FittedWeights:
 
     def pad_weights(self, dimensions: Sequence[str]) -> str:
         """The request argument: every dimension, also those whose sign is not clear, to two digits."""
-        # + 0.0 turns -0.0 into 0.
-        numbers = (f"{value + 0.0:.2g}" for value in self.w.tolist())
-        return ",".join(f"{name}={n}" for name, n in zip(dimensions, numbers, strict=True))
+        return weights_text(self.w, dimensions)
+
+
+def weights_text(w: Tensor, dimensions: Sequence[str]) -> str:
+    """pad_weights of w [D] to two digits; dimensions: D names."""
+    # + 0.0 turns -0.0 into 0.
+    numbers = (f"{value + 0.0:.2g}" for value in w.tolist())
+    return ",".join(f"{name}={n}" for name, n in zip(dimensions, numbers, strict=True))
 
 
 def weights_and_intervals(v: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor, float]:

@@ -28,7 +28,7 @@ from torch.nn.functional import softplus
 # Of the prior at strength 1: a standard deviation of 2. With 1, the intervals of simulated users whose
 # choices were firm (log-odds of spread 3) held their weights 75% of the time; with 2, 95%. The direction
 # of w hardly depends on it.
-_VARIANCE = 4.0
+PRIOR_VARIANCE = 4.0
 _UNIT_WEIGHT_DEVIATION = 1.5
 """In log-odds per unit of weight. Simulated tastes in 12 dimensions that tell 70, 85 and 92% of random
 choices are found about as well under 0.75 to 5; less loses on firm users, more on vague ones."""
@@ -65,7 +65,9 @@ class GaussianPrior:
             strength: how strongly it pulls to 0.
         """
         spread = x.square().sum(0).div(max(len(x), 1)).sqrt()
-        variance = _VARIANCE / strength / spread.where(spread > 0, torch.ones_like(spread)).square()
+        variance = (
+            PRIOR_VARIANCE / strength / spread.where(spread > 0, torch.ones_like(spread)).square()
+        )
         return cls(torch.zeros_like(variance), variance.diag())
 
     @classmethod

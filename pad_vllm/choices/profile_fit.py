@@ -18,10 +18,13 @@ import torch
 from torch import Tensor
 
 from pad_vllm.choices.fitted_weights import FittedWeights, weights_and_intervals
-from pad_vllm.choices.logistic_posterior import GaussianPrior, WeightPosterior, weight_posterior
+from pad_vllm.choices.logistic_posterior import (
+    PRIOR_VARIANCE,
+    GaussianPrior,
+    WeightPosterior,
+    weight_posterior,
+)
 from pad_vllm.choices.observed_choice import ObservedChoice
-
-_LENGTH_VARIANCE = 4.0  # of a column of mean square 1, as GaussianPrior.around_zero has it
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +81,6 @@ def _differences(choices: Sequence[ObservedChoice], size: int) -> Tensor:
 
 def _with_length(prior: GaussianPrior) -> GaussianPrior:
     """[D + 1]: nobody's liking of a length is known."""
-    length = torch.tensor([[_LENGTH_VARIANCE]]).double()
+    length = torch.tensor([[PRIOR_VARIANCE]]).double()
     covariance = torch.block_diag(prior.covariance.double(), length)
     return GaussianPrior(torch.cat((prior.mean.double(), torch.zeros(1).double())), covariance)

@@ -24,7 +24,7 @@ from pad_vllm.choices.left_out_choices import (
     left_out_log_probability,
     prior_around_zero,
 )
-from pad_vllm.choices.logistic_posterior import GaussianPrior, weight_posterior
+from pad_vllm.choices.logistic_posterior import PRIOR_VARIANCE, GaussianPrior, weight_posterior
 
 MIN_USERS = 10
 """Fewer users are fitted alone: mean and covariance of so few say little of the next one."""
@@ -32,6 +32,9 @@ MIN_USERS = 10
 _MAX_ROUNDS = 60
 _STEPS_A_ROUND = 3  # of Newton's method: the next round goes on where this one ends
 _TOLERANCE = 1e-2  # of mean and covariance, where the prior that EM begins with has variance 1
+_MOST_SPREAD = 8.0
+"""Of log-odds, at which a taste tells 19 choices in 20. Few choices in many dimensions agree with some
+weights whatever they are, the more so the larger the prior, and EM would grow without end."""
 _ISOTROPIC_USERS = {"covariance": 1.0, "nearly isotropic covariance": 8.0}
 """Kind of prior -> n for each dimension. With one, users whose tastes lie along few directions are found from
 few choices (simulated: cosine 0.74 for 0.66 with four at ten choices); with eight, nothing is lost where they
@@ -96,6 +99,8 @@ def _shared_prior(kind: str, strength: float, users: Sequence[Tensor]) -> Gaussi
         scatter = off.T @ off + found.covariance.sum(0)
         scale = (scatter.trace() / size + MIN_USERS) / (count + MIN_USERS)
         covariance = (scatter + added * scale * eye) / (count + added)
+        excess = max(PRIOR_VARIANCE * float(covariance.trace()) / _MOST_SPREAD**2, 1.0)
+        mean, covariance = mean / excess**0.5, covariance / excess
         change = max((mean - prior.mean).abs().max(), (covariance - prior.covariance).abs().max())
         prior = GaussianPrior(mean, covariance)
         if change < _TOLERANCE:

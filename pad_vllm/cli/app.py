@@ -26,6 +26,7 @@ from pad_vllm.cli.score import score
 from pad_vllm.cli.serve import serve
 from pad_vllm.cli.steer import steer
 from pad_vllm.cli.train import train
+from pad_vllm.cli.user_token import user_token
 from pad_vllm.version import __version__
 
 app = typer.Typer(
@@ -36,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_PREPARE = (models, check, sample, score, merge_lora)
+_PREPARE = (models, check, sample, score, merge_lora, user_token)
 _TRAIN = (train, dose, merge, evaluate, steer, explain, choose, fit)
 for command in (*_PREPARE, *_TRAIN):
     app.command()(command)

@@ -1,10 +1,10 @@
-"""`pad-vllm fit`: a file of choices in, `pad_weights` to paste into requests out, of one user or of many."""
+"""`pad-vllm fit`: choices or a sentence in, `pad_weights` to paste into requests out, of one user or many."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +22,7 @@ from pad_vllm.cli.shared_options import (
     ChatTemplateOption,
     chat_template_text,
 )
+from pad_vllm.cli.stated_preference import known_prior, read_sentence
 from pad_vllm.cli.terminal_text import shown
 from pad_vllm.training.user_choices import (
     CHOICE_FORM,
@@ -31,7 +32,6 @@ from pad_vllm.training.user_choices import (
     choices_by_user,
     fit_to_json,
     guided_differences,
-    prior_to_json,
     read_answers,
     read_choices,
 )
@@ -54,14 +54,22 @@ _UNGUIDED_WARNING = (
 
 def fit(
     base: BaseArgument,
-    choices: Annotated[
-        Path,
-        typer.Argument(
-            metavar="CHOICES",
-            help=f'JSONL of {CHOICE_FORM}, {GUIDED_CHOICE_FORM}; with several users, "user": a name.',
-        ),
-    ],
     adapter: AdapterOption,
+    choices: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[CHOICES]",
+            help=f'JSONL of {CHOICE_FORM}, {GUIDED_CHOICE_FORM}; with several users, "user": a name. '
+            "May be left out with --sentence.",
+        ),
+    ] = None,
+    sentence: Annotated[
+        str | None,
+        typer.Option(
+            help="What the user says they like, such as 'Be short and a bit ironic.': becomes weights "
+            "without training; choices correct it."
+        ),
+    ] = None,
     strength: Annotated[
         float,
         typer.Option(
@@ -69,61 +77,119 @@ def fit(
         ),
     ] = 1.0,
     prior: Annotated[
-        bool,
+        Path | None,
         typer.Option(
-            "--prior/--no-prior",
-            help="With ten users and more, estimate what they share first, and fit each on top of it.",
+            help="What people share: the --out of a fit of many users. Without it, ten users and more in "
+            "CHOICES say it themselves."
         ),
-    ] = True,
+    ] = None,
+    no_prior: Annotated[
+        bool,
+        typer.Option("--no-prior", help="Fit each user of CHOICES alone."),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(help="File to write the result to, as JSON; of users, a line each."),
     ] = None,
     chat_template: ChatTemplateOption = None,
 ) -> None:
-    """Learn users' pad_weights from their CHOICES between two answers.
+    """Learn users' pad_weights from their CHOICES between two answers, from a SENTENCE, or from both.
 
     Few choices suffice where both answers were guided, each by other weights (`pad-vllm sample --adapter`,
-    `pad-vllm choose`); BASE is not loaded for those.
+    `pad-vllm choose`); BASE is not loaded for those, unless there is a sentence.
     """
     with report_errors():
         require_package("peft")
-        by_user = choices_by_user(read_choices(choices))
+        by_user = {} if choices is None else choices_by_user(read_choices(choices))
         folder = resolve_adapter(adapter)
-        dimensions = read_config(folder).dimensions
-        _require_choices(by_user)
+        config = read_config(folder)
+        dimensions = config.dimensions
+        guided = answers_were_guided([choice for rows in by_user.values() for choice in rows])
+        _require_choices(by_user, sentence if choices is None else None)
+        if choices is not None and (sentence or prior):
+            _require_units_of_weight(by_user, sentence, guided=guided)
+        open_model = cache(partial(_load_model, base, folder, chat_template_text(chat_template)))
+        stated = None if sentence is None else read_sentence(*open_model(), sentence, config.top_k)
+        settings: dict[str, Any] = {"adapter": adapter, "base": base, "strength": strength}
+        if stated is not None:
+            settings["stated"] = stated.to_json(dimensions)
+            stated.print_remarks(dimensions)
+        if choices is None:
+            weights = settings["stated"]["pad_weights"]
+            typer.echo(f'pad_weights: "{weights}"')
+            _write([settings | {"pad_weights": weights}], out)
+            return
         form = None
-        if answers_were_guided([choice for rows in by_user.values() for choice in rows]):
+        if guided:
             differences = {u: guided_differences(rows, dimensions) for u, rows in by_user.items()}
         else:
-            model, tokenizer = _load_model(base, folder, chat_template_text(chat_template))
-            form, differences = _answer_differences(model, tokenizer, by_user, strength)
+            form, differences = _answer_differences(*open_model(), by_user, strength)
             typer.echo(_UNGUIDED_WARNING, err=True)
         from pad_vllm.choices.choice_form import has_length
         from pad_vllm.choices.fit_users import fit_users
 
-        nuisance = int(form is not None and has_length(form))
-        fitted = fit_users(differences, strength=strength, with_prior=prior, nuisance=nuisance)
-        settings = {"adapter": adapter, "base": base, "strength": strength, "form": form}
+        fitted = fit_users(
+            differences,
+            strength=strength,
+            with_prior=not no_prior,
+            known_prior=known_prior(prior, stated, dimensions),
+            nuisance=int(form is not None and has_length(form)),
+        )
+        settings["form"] = form
         if None in by_user:
-            lines = [settings | fit_to_json(fitted.fits[None], dimensions)]
             _print_fit(fitted.fits[None], dimensions, form)
+            _write([settings | fit_to_json(fitted.fits[None], dimensions)], out)
         else:
-            lines = _user_lines(fitted, dimensions, settings)
             _print_users(fitted, dimensions, form)
-        if out is not None:
-            indent = 2 if None in by_user else None
-            text = (json.dumps(x, indent=indent, allow_nan=False) + "\n" for x in lines)
-            out.write_text("".join(text), "utf-8")
+            _write(_user_lines(fitted, dimensions, settings), out)
 
 
-def _require_choices(by_user: Mapping[str | None, Sequence[UserChoice]]) -> None:
-    """Raises ValueError for a file without choices, or with one choice of one user, before a base is read."""
+def _write(lines: Sequence[Mapping[str, Any]], out: Path | None) -> None:
+    """One result is indented, those of several users have a line each."""
+    if out is not None:
+        indent = 2 if len(lines) == 1 else None
+        text = (json.dumps(x, indent=indent, allow_nan=False) + "\n" for x in lines)
+        out.write_text("".join(text), "utf-8")
+
+
+def _require_choices(
+    by_user: Mapping[str | None, Sequence[UserChoice]], sentence: str | None
+) -> None:
+    """Raises ValueError for a file without choices, or with one choice of one user, before a base is read.
+
+    Args:
+        by_user: the choices.
+        sentence: in the place of a file.
+    """
     from pad_vllm.choices.fit_weights import MIN_CHOICES
 
     count = sum(map(len, by_user.values()))
-    if count < MIN_CHOICES:
-        raise ValueError(f"{count} choices; accepted: at least {MIN_CHOICES}. Add lines.")
+    if count < MIN_CHOICES and sentence is None:
+        raise ValueError(
+            f"{count} choices; accepted: at least {MIN_CHOICES}. Add lines, or say "
+            "--sentence without CHOICES."
+        )
+
+
+def _require_units_of_weight(
+    by_user: Mapping[str | None, Sequence[UserChoice]], sentence: str | None, *, guided: bool
+) -> None:
+    """Raises ValueError where --sentence or --prior cannot stand before these choices.
+
+    Args:
+        by_user: the choices.
+        sentence: that one user said.
+        guided: whether the answers were.
+    """
+    if sentence is not None and None not in by_user:
+        raise ValueError(
+            "--sentence is one person's, and CHOICES has several users; accepted: a file that names no user"
+        )
+    if not guided:
+        raise ValueError(
+            "--sentence and --prior speak of weights, and CHOICES does not say what guided its answers; "
+            "accepted: choices between guided answers (`pad-vllm sample --adapter`, `pad-vllm choose`)"
+        )
 
 
 def _answer_differences(
@@ -144,6 +210,8 @@ def _user_lines(
     fitted: UserFits, dimensions: Sequence[str], settings: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """What all users share, then one line each."""
+    from pad_vllm.choices.prior_file import prior_to_json
+
     shared = {
         **settings,
         "users": len(fitted.fits),

@@ -62,7 +62,7 @@ def serve(
     profiles: Annotated[
         str | None,
         typer.Option(
-            help="Database of users, whom requests may name (pad_user): a file, or postgresql://USER@HOST/DB"
+            help="Database of users, whom requests may name (pad_user): a file, or postgresql://USER@HOST/X"
         ),
     ] = None,
     unknown_user: Annotated[
@@ -72,10 +72,14 @@ def serve(
             "refuse.",
         ),
     ] = None,
+    profile_prior: Annotated[
+        str | None,
+        typer.Option(help="What people have in common, from `pad-vllm fit --out` for many users."),
+    ] = None,
     profile_tokens: Annotated[
         str | None,
         typer.Option(
-            help="Secret that signs users' tokens: env:NAME, or a file. Without it any client may name anyone."
+            help="Secret that signs users' tokens: env:NAME, or a file. Without it clients may name anyone."
         ),
     ] = None,
     allow_backbone_mismatch: Annotated[
@@ -116,6 +120,7 @@ def serve(
             fork_layer=fork_layer,
             profiles=profiles,
             unknown_user=unknown_user,
+            profile_prior=profile_prior,
             profile_tokens=profile_tokens,
             defaults=_cpu_defaults(context.args, instructions) if is_cpu_build() else {},
         )

@@ -133,15 +133,16 @@ class ProfileStore:
         """
         question = secrets.token_urlsafe(16)
         with self._database.writing() as connection:
-            row = _user_id(connection, user)
-            if row is None:
-                row = _changed_user(connection, user, learned=True)
+            known = _user_id(connection, user)
+            row = known or _changed_user(connection, user, learned=True)
             connection.execute(
                 sa.insert(questions).values(
                     id=question, user_id=row, first=dict(first), second=dict(second)
                 )
             )
             _drop_oldest(connection, questions, questions.c.number, row, MAX_QUESTIONS)
+        if known is None:
+            self._on_change(self.get(user))
         return question
 
     def delete(self, user: str) -> None:

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from pad_vllm.choices.choice_form import AnswerPairs
     from pad_vllm.choices.fit_weights import WeightFit
-    from pad_vllm.choices.taste_prior import TastePrior
     from pad_vllm.persrm import PersRM
     from pad_vllm.training.data.preference_record import PreferenceRecord, Response
 
@@ -302,16 +301,3 @@ def fit_to_json(fitted: WeightFit, dimensions: Sequence[str]) -> dict[str, Any]:
         "cross_validated": fitted.cross_validated,
         "baseline": fitted.baseline,
     }
-
-
-def prior_to_json(prior: TastePrior | None, dimensions: Sequence[str]) -> dict[str, Any] | None:
-    """What users share as plain JSON, in log-odds per unit of a feature; None where nothing was estimated."""
-    if prior is None:
-        return None
-    found: dict[str, Any] = {"kind": prior.kind, "left_out": prior.left_out}
-    if prior.prior is not None:
-        size = len(dimensions)
-        mean = prior.prior.mean[:size].tolist()
-        found["mean"] = dict(zip(dimensions, mean, strict=True))
-        found["covariance"] = prior.prior.covariance[:size, :size].tolist()
-    return found

@@ -98,6 +98,18 @@ def test_few_firm_choices_of_few_users_leave_the_prior_finite(seed):
         assert (prior.covariance.diagonal().sqrt() * spread).max() < 10
 
 
+def test_fewer_choices_than_twice_the_dimensions_leave_the_prior_finite():
+    """Choices of so few are told without an error by some weights, and EM used to grow until it raised."""
+    source = torch.Generator().manual_seed(0)
+    w = torch.randn(100, 4, generator=source) @ torch.randn(4, 12, generator=source)
+    w = torch.nn.functional.normalize(w, dim=-1).unsqueeze(-1)
+    x = torch.randn(100, 20, 12, generator=source)
+    second = torch.rand(100, 20, 1, generator=source) > (3.4 * x @ w).sigmoid()
+    found = estimate_prior(list(torch.where(second, -x, x)))
+    assert all(-1.0 < value < -0.4 for value in found.left_out.values())
+    assert found.prior.covariance.diagonal().max().sqrt() < 10
+
+
 def test_a_few_users_have_no_prior():
     differences, _ = users(0.5, count=MIN_USERS - 1)
     assert fit_users(differences).prior is None

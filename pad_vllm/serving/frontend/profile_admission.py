@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from pad_vllm.argument_names import ADAPTER, PREFERENCE, USER, WEIGHTS, is_own_argument
+from pad_vllm.choices.prior_file import read_prior
 from pad_vllm.config import PADConfig
 from pad_vllm.params import parse_guidance
 from pad_vllm.profiles.database import Database
@@ -51,9 +53,13 @@ def open_profiles(pad: PADConfig, dimensions: Sequence[str]) -> ProfileAdmission
             "one with dimensions. Start it with --adapter, or without --profiles."
         )
     tokens = UserTokens(read_secret(pad.profile_tokens)) if pad.profile_tokens else None
+    prior = read_prior(Path(pad.profile_prior), dimensions) if pad.profile_prior else None
     try:
         profiles = ProfileAdmission(
-            Database(pad.profiles), dimensions, tokens, refuse_unknown=pad.unknown_user == "refuse"
+            Database(pad.profiles),
+            WeightLearner(dimensions, prior),
+            tokens,
+            refuse_unknown=pad.unknown_user == "refuse",
         )
         profiles.cache.start()
     except SQLAlchemyError as error:
@@ -68,7 +74,7 @@ class ProfileAdmission:
     def __init__(
         self,
         database: Database,
-        dimensions: Sequence[str],
+        learner: WeightLearner,
         tokens: UserTokens | None = None,
         *,
         refuse_unknown: bool = False,
@@ -77,11 +83,11 @@ class ProfileAdmission:
 
         Args:
             database: of the users.
-            dimensions: of the adapter that is served.
+            learner: of the dimensions of the adapter that is served.
             tokens: by which users name themselves; None: any client may name anyone.
             refuse_unknown: whether a request of an unknown user is refused.
         """
-        self.store = ProfileStore(database, WeightLearner(dimensions), self._on_change)
+        self.store = ProfileStore(database, learner, self._on_change)
         self.cache = ProfileCache(self.store, _log_error)
         self._tokens, self._refuse_unknown = tokens, refuse_unknown
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="pad-profiles")

@@ -43,6 +43,7 @@ def serve_argv(
     fork_layer: int | None = None,
     profiles: str | None = None,
     unknown_user: str | None = None,
+    profile_prior: str | None = None,
     profile_tokens: str | None = None,
     defaults: Mapping[str, str] | None = None,
 ) -> list[str]:
@@ -60,6 +61,7 @@ def serve_argv(
         fork_layer: that setting of PAD.
         profiles: that setting of PAD.
         unknown_user: that setting of PAD.
+        profile_prior: that setting of PAD.
         profile_tokens: that setting of PAD.
         defaults: flag of vLLM's -> value, for flags that the user's do not have.
 
@@ -79,6 +81,7 @@ def serve_argv(
         "instructions": instructions or None,
         "profiles": profiles,
         "unknown_user": unknown_user,
+        "profile_prior": profile_prior,
         "profile_tokens": profile_tokens,
     }
     settings = {name: value for name, value in given.items() if value is not None}

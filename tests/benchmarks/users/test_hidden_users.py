@@ -7,11 +7,11 @@ import pytest
 import tiny
 import torch
 
-from benchmarks.common.candidate_reader import CandidateReader
-from benchmarks.common.reward_space import RewardSpace
 from benchmarks.users import hidden_users
 from benchmarks.users.simulated_choices import GuidedChoices
 from benchmarks.users.user_tastes import SimulatedUser, TasteScores
+from pad_vllm.choices.candidate_reader import CandidateReader
+from pad_vllm.choices.reward_space import RewardSpace
 from pad_vllm.steering.guided_answers import DrawnAnswer
 from pad_vllm.text.conversation import Conversation
 from pad_vllm.text.preference_text import with_instruction

@@ -7,9 +7,9 @@ import tiny
 import torch
 from scripted_engine import count_words
 
-from benchmarks.common.candidate_reader import CandidateReader
-from benchmarks.common.reward_space import RewardSpace
 from benchmarks.users import implicit_preferences, user_dialogues, user_tastes
+from pad_vllm.choices.candidate_reader import CandidateReader
+from pad_vllm.choices.reward_space import RewardSpace
 from pad_vllm.steering.guided_answers import DrawnAnswer
 from pad_vllm.text.conversation import Conversation
 

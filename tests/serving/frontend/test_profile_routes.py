@@ -18,6 +18,7 @@ from fastapi.testclient import TestClient
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
 from pad_vllm.profiles.database import Database
+from pad_vllm.profiles.profile_weights import WeightLearner
 from pad_vllm.profiles.user_tokens import UserTokens
 from pad_vllm.request_limits import RequestLimits
 from pad_vllm.serving.frontend import profile_admission
@@ -63,7 +64,9 @@ def make(tmp_path):
         add_pad_routes(app)
         if key:
             app.add_middleware(AuthenticationMiddleware, tokens=[key])
-        profiles = ProfileAdmission(Database(str(tmp_path / "users.db")), DIMENSIONS, tokens)
+        profiles = ProfileAdmission(
+            Database(str(tmp_path / "users.db")), WeightLearner(DIMENSIONS), tokens
+        )
         profiles.cache.start()
         opened.append(profiles)
         admission = SimpleNamespace(

@@ -1,27 +1,31 @@
 """The base's candidates at every token of an answer, and the rewards that another prompt gives to them.
 
-In: a PersRM's base, prompts, DrawnAnswers. Out: tensors over the candidates, [n, K], for scripts that compare
-rewards. A prompt's reward of a candidate is how much likelier the base finds it behind that prompt than
-behind the plain one. Rewards have zero mean under the base: what all candidates share steers nothing.
+In: a PersRM, prompts, answers as token ids. Out: tensors over the candidates, [n, K]. A prompt's reward of a
+candidate is how much likelier the base finds it behind that prompt than behind the plain one. Rewards have
+zero mean under the base: what all candidates share steers nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from pad_vllm import guidance
-from pad_vllm.adapter.adapter import Adapter
-from pad_vllm.catalog.name_resolution import resolve_base
 from pad_vllm.persrm import PersRM
-from pad_vllm.steering.guided_answers import DrawnAnswer
-from pad_vllm.text.chat_template import chat_token_ids, load_chat_tokenizer
+from pad_vllm.text.chat_template import chat_token_ids
 from pad_vllm.text.conversation import Conversation
 from pad_vllm.text.preference_text import with_instruction
+
+
+class TokenAnswer(Protocol):
+    """An answer, whoever drew it."""
+
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """Of the base's tokenizer."""
 
 
 class AnswerCandidates(NamedTuple):
@@ -31,6 +35,7 @@ class AnswerCandidates(NamedTuple):
     z: Tensor  # [n, K] float32, the base's logits
     ids: Tensor  # [n, K] int64 token ids
     h: Tensor  # [n, H] float32, the base's final hidden states
+    h_T: Tensor  # [n, H] float32, the reward stream's; `h` with heads only
 
 
 class CandidateReader:
@@ -46,25 +51,17 @@ class CandidateReader:
         """
         self.model, self.tokenizer, self.top_k = model, tokenizer, top_k
 
-    @classmethod
-    def from_adapter(cls, base: str, adapter: Adapter) -> CandidateReader:
-        """Loads the base in float32; base: any of its names."""
-        folder = resolve_base(base)
-        backbone = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        tokenizer = load_chat_tokenizer(folder, base, adapter.config.chat_template)
-        return cls(PersRM.from_adapter(backbone, adapter), tokenizer, adapter.config.top_k)
-
     @torch.no_grad()
-    def candidates(self, prompt: Conversation, answer: DrawnAnswer) -> AnswerCandidates:
+    def candidates(self, prompt: Conversation, answer: TokenAnswer) -> AnswerCandidates:
         """The candidates at every token of the answer to the prompt."""
-        h = self._hidden(prompt.messages(), answer)
-        z, ids = guidance.candidates(self.model.base_logits(h), torch.arange(len(h)), self.top_k)
-        return AnswerCandidates(z.double().softmax(-1), z, ids, h)
+        h, h_T = self._hidden(prompt.messages(), answer)
+        z, ids = guidance.candidates(self._base_logits(h), torch.arange(len(h)), self.top_k)
+        return AnswerCandidates(z.double().softmax(-1), z, ids, h, h_T)
 
     def instruction_rewards(
         self,
         prompt: Conversation,
-        answer: DrawnAnswer,
+        answer: TokenAnswer,
         instruction: str,
         candidates: AnswerCandidates,
     ) -> Tensor:
@@ -86,7 +83,7 @@ class CandidateReader:
     def conversation_rewards(
         self,
         conversation: Sequence[dict[str, str]],
-        answer: DrawnAnswer,
+        answer: TokenAnswer,
         candidates: AnswerCandidates,
     ) -> Tensor:
         """Rewards of the candidates by any other conversation in front of the answer.
@@ -99,14 +96,22 @@ class CandidateReader:
         Returns:
             [n, K] float64, zero mean under the base.
         """
-        h = self._hidden(conversation, answer)
-        rewards = self.model.base_logits(h).gather(1, candidates.ids) - candidates.z
+        h, _ = self._hidden(conversation, answer)
+        rewards = self._base_logits(h).gather(1, candidates.ids) - candidates.z
         return subtract_candidate_mean(rewards.double().unsqueeze(-1), candidates.p).squeeze(-1)
 
-    def _hidden(self, conversation: Any, answer: DrawnAnswer) -> Tensor:
+    def _hidden(
+        self, conversation: Sequence[dict[str, str]], answer: TokenAnswer
+    ) -> tuple[Tensor, Tensor]:
+        """(h_B, h_T), each [n, H] float32: the states that predict the answer's tokens."""
         prompt_ids = chat_token_ids(self.tokenizer, conversation)
-        h, _ = self.model.hidden(torch.tensor([[*prompt_ids, *answer.token_ids][:-1]]))
-        return h[0, len(prompt_ids) - 1 :].float()
+        ids = torch.tensor([[*prompt_ids, *answer.token_ids][:-1]], device=self.model.head_A.device)
+        before = slice(len(prompt_ids) - 1, None)
+        h_B, h_T = (h[0, before].float() for h in self.model.hidden(ids))
+        return h_B, h_T
+
+    def _base_logits(self, h: Tensor) -> Tensor:
+        return self.model.base_logits(h.to(self.model.backbone.lm_head.weight.dtype))
 
 
 def subtract_candidate_mean(rewards: Tensor, p: Tensor) -> Tensor:

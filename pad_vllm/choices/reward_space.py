@@ -1,8 +1,8 @@
 """The rewards of an adapter's dimensions as vectors over the base's candidates, with their scalar products.
 
-In: plain answers, a CandidateReader. Out: weights, scaled to a spread of one logit, or those under which the
-dimensions come nearest to the rewards that another prompt (with an instruction, or a dialogue) gives to the
-same candidates.
+In: plain answers as token ids, a CandidateReader. Out: weights, scaled to a spread of one logit, or those
+under which the dimensions come nearest to the rewards that another prompt (with an instruction, or a
+dialogue) gives to the same candidates.
 """
 
 from __future__ import annotations
@@ -12,8 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.common.candidate_reader import CandidateReader, subtract_candidate_mean
-from pad_vllm.steering.guided_answers import Conversations, DrawnAnswer
+from pad_vllm.choices.candidate_reader import (
+    CandidateReader,
+    TokenAnswer,
+    subtract_candidate_mean,
+)
+from pad_vllm.text.conversation import Conversation
 
 RIDGE = 1e-3  # added to the diagonal, as a share of its mean
 
@@ -36,8 +40,8 @@ class RewardSpace:
     @torch.no_grad()
     def read(
         self,
-        prompts: Conversations,
-        answers: Sequence[DrawnAnswer],
+        prompts: Sequence[Conversation],
+        answers: Sequence[TokenAnswer],
         changes: Mapping[str, ChangePrompt],
     ) -> None:
         """Add some answers' tokens to the sums.
@@ -49,7 +53,7 @@ class RewardSpace:
         """
         for prompt, answer in zip(prompts, answers, strict=True):
             candidates = self.reader.candidates(prompt, answer)
-            phi = self.model.features(candidates.h, candidates.h, candidates.ids).double()
+            phi = self.model.features(candidates.h, candidates.h_T, candidates.ids).double()
             phi = subtract_candidate_mean(phi, candidates.p)
             self.tokens += len(phi)
             self.gram += torch.einsum("nk,nki,nkj->ij", candidates.p, phi, phi)

@@ -1,0 +1,75 @@
+"""A sentence becomes weights: by a tiny model whose dimension is the sentence's own direction."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from pad_vllm.choices.candidate_reader import CandidateReader
+from pad_vllm.choices.sentence_weights import sentence_weights
+from pad_vllm.text.chat_template import chat_token_ids
+from pad_vllm.text.conversation import Conversation
+from pad_vllm.text.preference_text import with_instruction
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SENTENCE = "Be warm."
+PROMPTS = [Conversation.model_validate(text) for text in ("one", "two", "three")]
+
+
+def reader(*, constants):
+    """Of a PersRM of three dimensions."""
+    model = tiny.persrm("llama", 4, ("a", "b", "c"), 0.0 if constants else 0.5)
+    return CandidateReader(model, tiny.tokenizer(), 8)
+
+
+def taught(reader):
+    """[H] mean of h_told - h_B where the answers to PROMPTS begin."""
+    shifts = []
+    with torch.no_grad():
+        for prompt in PROMPTS:
+            plain, told = (
+                reader.model.hidden(torch.tensor([chat_token_ids(reader.tokenizer, messages)]))[0]
+                for messages in (prompt.messages(), with_instruction(prompt.messages(), SENTENCE))
+            )
+            shifts.append(told[0, -1] - plain[0, -1])
+    return torch.stack(shifts).mean(0)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_dimension_that_pays_what_the_sentence_teaches_gets_the_largest_weight(sign):
+    one = reader(constants=True)
+    source = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        one.model.head_C = torch.nn.Parameter(
+            torch.randn(3, one.model.head_A.shape[-1], generator=source)
+        )
+        shift = taught(one)
+        one.model.head_C[1] = sign * shift
+        one.model.head_C[0] *= shift.norm() / one.model.head_C[0].norm()
+        one.model.head_C[2] *= shift.norm() / one.model.head_C[2].norm()
+    found = sentence_weights(one, SENTENCE, PROMPTS)
+    assert found.w[1] == sign
+    assert found.w.abs().max() == 1.0
+    assert 0 < found.explained <= 1
+
+
+def test_a_sentence_that_the_dimensions_do_not_know_is_foreign():
+    one = reader(constants=True)
+    with torch.no_grad():
+        one.model.head_C = torch.nn.Parameter(1e-3 * torch.randn(3, one.model.head_A.shape[-1]))
+    found = sentence_weights(one, SENTENCE, PROMPTS)
+    assert found.w.isfinite().all()
+    assert found.explained < 0.9
+
+
+@pytest.mark.parametrize("sentence", ["", "  \n"])
+def test_an_empty_sentence_is_refused(sentence):
+    with pytest.raises(ValueError, match="the sentence is empty"):
+        sentence_weights(reader(constants=False), sentence, PROMPTS)
+
+
+def test_an_untrained_adapter_says_nothing():
+    with pytest.raises(ValueError, match="every reward of the adapter is zero"):
+        sentence_weights(reader(constants=True), SENTENCE, PROMPTS)
