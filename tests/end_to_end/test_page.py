@@ -1,4 +1,4 @@
-"""`pad-vllm play` on a real model, with a key: the page, a profile that guides, a job that makes a dimension."""
+"""`pad-vllm play` on a real model, with a key: the page, a profile that guides, and a job."""
 
 from __future__ import annotations
 
