@@ -16,7 +16,7 @@ TOKENIZERS_PARALLELISM ?= false
 export VLLM_CPU_KVCACHE_SPACE VLLM_LOGGING_LEVEL VLLM_NO_USAGE_STATS DO_NOT_TRACK HF_HUB_OFFLINE \
 	TOKENIZERS_PARALLELISM
 
-.PHONY: help setup models smollm2 lint fast check engine test exhaustive demo train-demo bench evidence evidence-smoke format
+.PHONY: help setup models smollm2 lint fast check engine test exhaustive demo train-demo bench evidence evidence-smoke format play
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -57,6 +57,9 @@ exhaustive: setup models  ## load tests of minutes each: thousands of requests
 
 demo: setup smollm2  ## see the same prompt under different preferences (BASE=qwen2.5-coder-0.5b: a better base)
 	@$(PYTHON_BIN) examples/demo.py $(if $(BASE),--base $(BASE))
+
+play: setup smollm2  ## a server with a page: sliders, answers side by side, a profile of you (FLAGS=--open)
+	@$(PYTHON_BIN) -m pad_vllm play $(FLAGS)
 
 train-demo: setup smollm2  ## train an adapter on a small slice and serve it, in minutes
 	@$(PYTHON_BIN) examples/train_demo.py

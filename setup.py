@@ -76,6 +76,7 @@ setup(
             "textstat",
             "vaderSentiment",
         ],
+        "profiles": ["psycopg[binary]>=3.2", "pyjwt>=2.8", "sqlalchemy>=2.0.30"],
         "ray": ["ray[data,train,serve]>=2.60"],
         "models": ["accelerate", "gguf>=0.17", "transformers>=5.17"],
         "evaluate": [
@@ -92,6 +93,7 @@ setup(
             "hypothesis",
             "import-linter>=2.7",
             "mypy",
+            "playwright",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff",

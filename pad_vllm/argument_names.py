@@ -5,9 +5,9 @@ from pad_vllm.weights_syntax import WEIGHTS_ARGUMENT
 WEIGHTS, BETA, TOP_K = WEIGHTS_ARGUMENT, "pad_beta", "pad_top_k"
 NO_REPEAT, MIN_P, LOOP_PRICE = "pad_no_repeat", "pad_min_p", "pad_loop_price"
 PREFERENCE = "pad_preference"
-EXPLAIN, ADAPTER = "pad_explain", "pad_adapter"
+EXPLAIN, ADAPTER, USER = "pad_explain", "pad_adapter", "pad_user"
 GUARDS = (NO_REPEAT, MIN_P, LOOP_PRICE)
-ARGUMENT_NAMES = (WEIGHTS, BETA, TOP_K, *GUARDS, PREFERENCE, EXPLAIN, ADAPTER)
+ARGUMENT_NAMES = (WEIGHTS, BETA, TOP_K, *GUARDS, PREFERENCE, EXPLAIN, ADAPTER, USER)
 ARGUMENT_PREFIX = "pad_"
 
 INSTRUCTION_KEY = "_pad_instruction"

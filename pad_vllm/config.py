@@ -174,10 +174,38 @@ class PADConfig:
     prompts for a quarter of a second, with `stop` for ten seconds, and not while one is late already.
     """
 
+    page: Annotated[bool, Field(description="true or false")] = False
+    """Whether the server has the page at /pad/, which needs no API key itself."""
+
+    dimension_jobs: Annotated[bool, Field(description="true or false")] = False
+    """Whether clients may have dimensions made from sentences: the server then runs training commands, which
+    write below `adapter_root`.
+    """
+
     reasoning: Annotated[Literal["guided", "unguided"], Field(description="guided, unguided")] = (
         "guided"
     )
     """Whether a reasoning model's <think> part is `guided` as the answer is, or left `unguided`."""
+
+    profiles: _Text = ""
+    """Database of users: a file (SQLite), or postgresql://USER@HOST/DATABASE without a password. Requests may
+    then name a user, `pad_user`, in place of weights. Empty: there are none.
+    """
+
+    unknown_user: Annotated[
+        Literal["unguided", "refuse"], Field(description="unguided, refuse")
+    ] = "unguided"
+    """What becomes of a request that names a user without a profile: answered `unguided`, or refused."""
+
+    profile_prior: _Text = ""
+    """File of what people have in common, with which few choices of a user say more; `pad-vllm fit --out`
+    writes it for many users. Empty: nothing is known of people.
+    """
+
+    profile_tokens: _Text = ""
+    """Where the secret is by which users' tokens are signed: `env:NAME` of an environment variable, or a
+    file. Empty: whoever may ask the server may name any user.
+    """
 
     @classmethod
     def from_additional_config(cls, additional_config: Mapping[str, Any] | None) -> "PADConfig":

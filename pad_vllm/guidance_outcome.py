@@ -67,6 +67,14 @@ class Outcome(TypedDict):
     explained: NotRequired[list[list[TokenExplanation]]]
     """With `pad_explain`: each answer token by token."""
 
+    user: NotRequired[str]
+    """With `pad_user`: that user."""
+
+    profile_version: NotRequired[int | None]
+    """With `pad_user`: the version of the profile whose weights guided the answer. None where the request
+    brought its own weights, or the user is not known.
+    """
+
 
 class GuidanceCounts(TypedDict):
     """What guidance did in a worker since its last report."""
@@ -97,6 +105,11 @@ def unknown_outcome() -> Outcome:
     return {"guided_tokens": None, "unguided_tokens": None, "stopped": False}
 
 
+def unasked_outcome() -> Outcome:
+    """The outcome of an answer that nothing was to guide."""
+    return {"guided_tokens": 0, "unguided_tokens": 0, "stopped": False}
+
+
 def total_outcome(outcomes: Sequence[Outcome]) -> Outcome | None:
     """One outcome for several answers: counts summed, explanations in order. None for no answers."""
     if not outcomes:
@@ -108,6 +121,9 @@ def total_outcome(outcomes: Sequence[Outcome]) -> Outcome | None:
     }
     if reasoning_rows := sum(outcome.get("reasoning_rows", 0) for outcome in outcomes):
         total["reasoning_rows"] = reasoning_rows
+    for outcome in outcomes[:1]:  # one request has one user
+        if "user" in outcome:
+            total["user"], total["profile_version"] = outcome["user"], outcome["profile_version"]
     if not any("explained" in outcome for outcome in outcomes):
         return total
     explained = [answer for outcome in outcomes for answer in outcome.get("explained", [[]])]

@@ -21,6 +21,7 @@ from pad_vllm.argument_names import (
     NO_REPEAT,
     PREFERENCE,
     TOP_K,
+    USER,
     WEIGHTS,
     is_own_argument,
 )
@@ -193,6 +194,13 @@ def _parse_arguments(
             raise refusal(name, value, "a value", "leave the argument out for its default")
     if not arguments:
         return None
+    if USER in arguments:  # with profiles, admission puts the user's weights in its place
+        raise refusal(
+            USER,
+            arguments[USER],
+            f"no user, as this engine keeps no profiles, but {WEIGHTS}",
+            "start the server with --profiles FILE, or send the weights themselves",
+        )
     if WEIGHTS not in arguments and PREFERENCE not in arguments:
         raise _no_weights(tuple(arguments), takes_instructions=takes_instructions)
     return _Arguments(

@@ -88,6 +88,9 @@ class RequestLimits:
     prefix_betas: Mapping[str, float] = field(default_factory=dict)
     """Default strengths of those that bring one."""
 
+    sentences: Mapping[str, str] = field(default_factory=dict)
+    """Dimension -> the instruction that taught it, for those that the adapter's record has one of."""
+
     merged_lora: MergedLoRA | None = None
     """The LoRA that the adapter's training had merged into the base, if any: on a server with LoRAs guided
     requests must be under it.

@@ -34,6 +34,8 @@ def test_every_setting_is_read():
         "engine": "ray",
         "adapters": {"work": "/b"},
         "adapter_root": "/c",
+        "page": True,
+        "dimension_jobs": True,
         "backbone": "org/model",
         "device": "cuda:1",
         "cache_gib": 0.5,

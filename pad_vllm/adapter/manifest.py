@@ -295,6 +295,13 @@ def training_sections(config: AdapterConfig) -> list[dict[str, Any]]:
     return list(config.training.get("parts") or [config.training])
 
 
+def taught_sentences(config: AdapterConfig) -> dict[str, str]:
+    """Dimension -> the instruction that taught it, where the record has one; of several the first."""
+    rows = [row for section in training_sections(config) for row in section.get("taught") or []]
+    found = {row.get("dimension"): (row.get("sentences") or [None])[0] for row in rows}
+    return {name: text for name in config.dimensions if isinstance(text := found.get(name), str)}
+
+
 def read_config(path: str | Path) -> AdapterConfig:
     """The config of the adapter in folder `path`, without reading its tensors. Raises AdapterError."""
     folder = require_adapter_folder(path)

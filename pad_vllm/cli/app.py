@@ -19,12 +19,14 @@ from pad_vllm.cli.fit import fit
 from pad_vllm.cli.merge import merge
 from pad_vllm.cli.merge_lora import merge_lora
 from pad_vllm.cli.models import models
+from pad_vllm.cli.play import play
 from pad_vllm.cli.record_user_choices import choose
 from pad_vllm.cli.sample_training_responses import sample
 from pad_vllm.cli.score import score
 from pad_vllm.cli.serve import serve
 from pad_vllm.cli.steer import steer
 from pad_vllm.cli.train import train
+from pad_vllm.cli.user_token import user_token
 from pad_vllm.version import __version__
 
 app = typer.Typer(
@@ -35,12 +37,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_PREPARE = (models, check, sample, score, merge_lora)
+_PREPARE = (models, check, sample, score, merge_lora, user_token)
 _TRAIN = (train, dose, merge, evaluate, steer, explain, choose, fit)
 for command in (*_PREPARE, *_TRAIN):
     app.command()(command)
-# `serve` passes all other arguments on to vLLM.
-app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(serve)
+# These pass all other arguments on to vLLM.
+_VLLM_FLAGS = {"ignore_unknown_options": True, "allow_extra_args": True}
+app.command(context_settings=_VLLM_FLAGS)(serve)
+app.command(context_settings=_VLLM_FLAGS)(play)
 
 
 def main() -> None:

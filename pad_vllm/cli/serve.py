@@ -60,6 +60,29 @@ def serve(
             help="With --instructions: first layer that reads them (default: by BASE's architecture)."
         ),
     ] = None,
+    profiles: Annotated[
+        str | None,
+        typer.Option(
+            help="Database of users, whom requests may name (pad_user): a file, or postgresql://USER@HOST/X"
+        ),
+    ] = None,
+    unknown_user: Annotated[
+        str | None,
+        typer.Option(
+            help="A request of a user without a profile is answered unguided (default), or it is an error: "
+            "refuse.",
+        ),
+    ] = None,
+    profile_prior: Annotated[
+        str | None,
+        typer.Option(help="What people have in common, from `pad-vllm fit --out` for many users."),
+    ] = None,
+    profile_tokens: Annotated[
+        str | None,
+        typer.Option(
+            help="Secret that signs users' tokens: env:NAME, or a file. Without it clients may name anyone."
+        ),
+    ] = None,
     allow_backbone_mismatch: Annotated[
         bool,
         typer.Option(
@@ -96,6 +119,10 @@ def serve(
             engine=engine,
             instructions=instructions,
             fork_layer=fork_layer,
+            profiles=profiles,
+            unknown_user=unknown_user,
+            profile_prior=profile_prior,
+            profile_tokens=profile_tokens,
             defaults=_cpu_defaults(context.args, instructions) if is_cpu_build() else {},
         )
         _become_vllm(argv)

@@ -177,19 +177,24 @@ def with_options(*options: inspect.Parameter) -> Callable[[Command], Command]:
     return decorate
 
 
-def hidden_options_of(
-    command: Callable[..., None], leave_out: Collection[str]
-) -> list[inspect.Parameter]:
-    """The options of another command, accepted by this one too but not shown in its --help.
+def options_of(command: Callable[..., None], leave_out: Collection[str]) -> list[inspect.Parameter]:
+    """The options of another command, for one that passes them on to it.
 
     leave_out: names of parameters that this command does not take or defines itself.
     """
     parameters = inspect.signature(command, eval_str=True).parameters.values()
     return [
-        p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=_hidden(p.annotation))
+        p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
         for p in parameters
         if p.name not in leave_out
     ]
+
+
+def hidden_options_of(
+    command: Callable[..., None], leave_out: Collection[str]
+) -> list[inspect.Parameter]:
+    """The same, accepted and not shown in --help."""
+    return [p.replace(annotation=_hidden(p.annotation)) for p in options_of(command, leave_out)]
 
 
 def _hidden(annotation: Any) -> Any:

@@ -34,6 +34,11 @@ class PADMetrics:
         self._refused_requests = counter(
             "requests_refused", "Requests whose pad_ arguments were refused."
         )
+        self._user_requests = counter("requests_of_users", "Requests that named a user.")
+        self._unknown_user_requests = counter(
+            "requests_of_unknown_users", "Of these, requests whose user the server does not know."
+        )
+        self._choices = counter("choices_posted", "Choices that profiles have learned from.")
         self._guided_tokens = counter("tokens_guided", "Tokens of ended answers that were guided.")
         self._unguided_tokens = counter(
             "tokens_unguided",
@@ -66,6 +71,16 @@ class PADMetrics:
     def count_refused_request(self) -> None:
         """Count a request whose `pad_` arguments are refused."""
         self._refused_requests.inc()
+
+    def count_user_request(self, *, is_known: bool) -> None:
+        """Count a request that names a user."""
+        self._user_requests.inc()
+        if not is_known:
+            self._unknown_user_requests.inc()
+
+    def count_choice(self) -> None:
+        """Count a choice that is on disk."""
+        self._choices.inc()
 
     def count_answer_tokens(self, tokens: int, unguided: int | None) -> None:
         """Count all tokens of a guided request's answers; unguided: how many of them are, None if unknown."""

@@ -6,7 +6,7 @@ Official: model loaders, logits processors (V1 and V2), Attention, sampling para
 from __future__ import annotations
 
 from vllm.config import VllmConfig, get_current_vllm_config, set_current_vllm_config
-from vllm.exceptions import VLLMValidationError
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.logger import init_logger
 from vllm.lora.request import LoRARequest
 from vllm.model_executor.layers.attention import Attention
@@ -27,6 +27,7 @@ __all__ = [
     "Attention",
     "BaseModelLoader",
     "BatchUpdate",
+    "GracefulHTTPError",
     "LoRARequest",
     "MoveDirectionality",
     "SamplingParams",

@@ -149,6 +149,13 @@ def test_the_engine_runs_in_a_process_of_its_own(client, served):
     assert ("Using V2 Model Runner" in log) == bool(served[0])
 
 
+def test_a_client_learns_which_dimensions_there_are(client, dimensions):
+    told = httpx.get(f"{client.url}/v1/pad/dimensions").json()
+
+    assert [one["name"] for one in told["dimensions"]] == dimensions
+    assert (told["model"], told["engine"], told["profiles"]) == ("base", "shared", False)
+
+
 @pytest.mark.parametrize("api", APIS)
 def test_an_answer_is_the_offline_one(client, guidance, offline, api):
     guided, unguided = offline[api]

@@ -78,6 +78,11 @@ class AdapterRegistry:
         self._removed: list[RemovedAdapter] = []
         self._change_lock = asyncio.Lock()
 
+    @property
+    def default_name(self) -> str | None:
+        """Of the adapter that guides requests without `pad_adapter`: its folder's name. None without one."""
+        return Path(self._pad.adapter).name if self._pad.adapter else None
+
     def has(self, name: str) -> bool:
         """Whether requests may name this adapter."""
         return name in self.limits.other_adapters

@@ -7,7 +7,9 @@ and never the model.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from pad_vllm.adapter.adapter import Adapter
 from pad_vllm.adapter.shape_checks import (
@@ -16,11 +18,12 @@ from pad_vllm.adapter.shape_checks import (
     require_lora_shapes,
     require_prefix_shapes,
 )
-from pad_vllm.argument_names import ADAPTER, EXPLAIN, PREFERENCE
+from pad_vllm.argument_names import ADAPTER, EXPLAIN, PREFERENCE, USER
 from pad_vllm.config import PADConfig
 from pad_vllm.params import parse_guidance
 from pad_vllm.request_limits import RequestLimits
 from pad_vllm.serving.frontend.adapter_registry import AdapterRegistry
+from pad_vllm.serving.frontend.dimension_jobs import DimensionJobs, make_dimension_jobs
 from pad_vllm.serving.frontend.instruction_reader import InstructedRequest, InstructionReader
 from pad_vllm.serving.frontend.request_fields import (
     NeedsConversationTurns,
@@ -28,6 +31,7 @@ from pad_vllm.serving.frontend.request_fields import (
     require_arguments_in_place,
 )
 from pad_vllm.serving.frontend.required_lora import require_trained_lora
+from pad_vllm.serving.frontend.server_app import add_pad_routes, add_page
 from pad_vllm.serving.start import (
     config_checks,
     eos_tokens,
@@ -36,7 +40,12 @@ from pad_vllm.serving.start import (
     served_adapters,
 )
 from pad_vllm.vllm_api.patches.server_request_check import check_server_requests
+from pad_vllm.vllm_api.patches.server_routes import extend_server_app
+from pad_vllm.vllm_api.patches.user_request import UserRequest
 from pad_vllm.vllm_api.vllm_names import LoRARequest, VllmConfig
+
+if TYPE_CHECKING:
+    from pad_vllm.serving.frontend.profile_admission import ProfileAdmission
 
 
 def make_admission(config: VllmConfig) -> Admission:
@@ -58,11 +67,39 @@ def make_admission(config: VllmConfig) -> Admission:
         check_server_requests(
             request_field_check(needs_conversation_turns), require_arguments_in_place
         )
+    jobs = make_dimension_jobs(config, pad)
+    extend_server_app(add_pad_routes)
+    if pad.page:
+        extend_server_app(add_page)
     if pad.on_failure == "stop":
         eos_tokens.required_eos_token_id(config)
     if pad.reasoning == "unguided":
         reasoning_markers.find_reasoning_markers(config)
-    return Admission(registry, config.model_config, _instruction_reader(config, pad), loras=loras)
+    return Admission(
+        registry,
+        config.model_config,
+        _instruction_reader(config, pad),
+        loras=loras,
+        profiles=_profiles(pad, registry),
+        jobs=jobs,
+    )
+
+
+def _profiles(pad: PADConfig, registry: AdapterRegistry) -> ProfileAdmission | None:
+    """Users' profiles, None for a server without. Raises ValueError where they cannot be opened."""
+    if not pad.profiles:
+        if pad.profile_tokens:
+            raise ValueError(
+                "profile_tokens is given without profiles; add --profiles, or leave it out."
+            )
+        return None
+    try:
+        from pad_vllm.serving.frontend.profile_admission import open_profiles
+    except ImportError as error:
+        raise ValueError(
+            f"profiles need packages that are not installed ({error}); pip install 'pad-vllm[profiles]'"
+        ) from error
+    return open_profiles(pad, registry.limits.dimensions)
 
 
 def _instruction_reader(config: VllmConfig, pad: PADConfig) -> InstructionReader | None:
@@ -112,8 +149,11 @@ class Admission:
         instructions: InstructionReader | None = None,
         *,
         loras: bool = False,
+        profiles: ProfileAdmission | None = None,
+        jobs: DimensionJobs | None = None,
     ) -> None:
         self.adapters, self._instructions = adapters, instructions
+        self.profiles, self.jobs = profiles, jobs
         self._model_config, self._loras = model_config, loras
 
     @property
@@ -123,15 +163,33 @@ class Admission:
 
     def __call__(
         self, params: Any, lora: LoRARequest | None = None
+    ) -> RequestLimits | InstructedRequest | UserRequest | None:
+        """What guides a request: see RequestCheck.
+
+        params: its SamplingParams; lora: vLLM's LoRA that it asks for.
+        """
+        arguments = params.extra_args or {}
+        if self.profiles is None or USER not in arguments:
+            return self._guidance(arguments, params, lora)
+        named = self.profiles.with_weights(arguments)
+        unguided = self.profiles.without_guidance(named, self.adapters.limits)
+        if unguided is not None:
+            return unguided
+        return replace(named, guidance=self._guidance(named.arguments, params, lora))
+
+    def _guidance(
+        self, arguments: Mapping[str, Any], params: Any, lora: LoRARequest | None
     ) -> RequestLimits | InstructedRequest | None:
         """The limits of the adapter that guides a request, with its instruction; None for a request without
-        PAD's arguments.
+        PAD's arguments. Raises ValueError for a request that is refused.
 
-        params: its SamplingParams; lora: vLLM's LoRA that it asks for. Raises ValueError for a request that
-        is refused.
+        Args:
+            arguments: its extra_args, with weights in place of a user.
+            params: its SamplingParams.
+            lora: vLLM's LoRA that it asks for.
         """
         limits = self.adapters.limits
-        guidance = parse_guidance(params.extra_args, limits)
+        guidance = parse_guidance(arguments, limits)
         if guidance is None:
             return None
         if guidance.explain and params.n != 1:
@@ -139,14 +197,15 @@ class Admission:
                 f"{EXPLAIN} together with n {params.n}: one answer a request is explained; accepted: n 1. "
                 f"Send the request {params.n} times, or leave {EXPLAIN} out."
             )
-        limits = limits.for_adapter(params.extra_args.get(ADAPTER))
+        limits = limits.for_adapter(arguments.get(ADAPTER))
         if self._loras:
-            require_trained_lora(limits.merged_lora, lora, self._base_name())
+            require_trained_lora(limits.merged_lora, lora, self.base_name)
         if self._instructions is not None and guidance.preference:
             return self._instructions.admit(guidance.preference, limits)
         return limits
 
-    def _base_name(self) -> str:
+    @property
+    def base_name(self) -> str:
         """The first name by which clients ask for the base."""
         names: str | list[str] = self._model_config.served_model_name
         return names if isinstance(names, str) else names[0]

@@ -41,6 +41,10 @@ def serve_argv(
     engine: str | None = None,
     instructions: bool = False,
     fork_layer: int | None = None,
+    profiles: str | None = None,
+    unknown_user: str | None = None,
+    profile_prior: str | None = None,
+    profile_tokens: str | None = None,
     defaults: Mapping[str, str] | None = None,
 ) -> list[str]:
     """What follows `vllm` on the command line: `serve BASE`, PAD's flags, then the user's other flags.
@@ -55,6 +59,10 @@ def serve_argv(
         engine: that setting of PAD.
         instructions: that setting of PAD.
         fork_layer: that setting of PAD.
+        profiles: that setting of PAD.
+        unknown_user: that setting of PAD.
+        profile_prior: that setting of PAD.
+        profile_tokens: that setting of PAD.
         defaults: flag of vLLM's -> value, for flags that the user's do not have.
 
     Raises:
@@ -71,6 +79,10 @@ def serve_argv(
         "fork_layer": fork_layer,
         "allow_backbone_mismatch": allow_backbone_mismatch or None,
         "instructions": instructions or None,
+        "profiles": profiles,
+        "unknown_user": unknown_user,
+        "profile_prior": profile_prior,
+        "profile_tokens": profile_tokens,
     }
     settings = {name: value for name, value in given.items() if value is not None}
     argv = ["serve", base, "--load-format", LOAD_FORMAT]
@@ -87,6 +99,12 @@ def serve_argv(
 def has_flag(user_flags: Iterable[str], name: str) -> bool:
     """Whether the user's flags have this one, in any of vLLM's spellings."""
     return bool(_split_off(list(user_flags), name)[0])
+
+
+def flag_value(user_flags: Iterable[str], name: str) -> str | None:
+    """The value of this flag among the user's, the last one where it is given twice; None without it."""
+    occurrences = _split_off(list(user_flags), name)[0]
+    return occurrences[-1].values[-1] if occurrences else None
 
 
 def num_ranks(user_flags: Iterable[str]) -> int:

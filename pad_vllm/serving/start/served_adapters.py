@@ -19,7 +19,13 @@ from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone
 from pad_vllm.adapter.combine_adapters import AdapterPart, merge_adapters
 from pad_vllm.adapter.json_fields import AdapterError
-from pad_vllm.adapter.manifest import FORMAT_2, AdapterConfig, PrefixConfig, read_config
+from pad_vllm.adapter.manifest import (
+    FORMAT_2,
+    AdapterConfig,
+    PrefixConfig,
+    read_config,
+    taught_sentences,
+)
 from pad_vllm.adapter.peft_lora import EMPTY_LORA
 from pad_vllm.config import PADConfig
 from pad_vllm.instruction import LearnedInstruction
@@ -169,6 +175,7 @@ def adapter_limits(adapter: AdapterConfig, max_beta: float, max_top_k: int) -> R
         loop_price=adapter.loop_price,
         prefixes=_learned_instructions(adapter.prefixes),
         prefix_betas=adapter.prefixes.betas if adapter.prefixes else {},
+        sentences=taught_sentences(adapter),
         merged_lora=adapter.backbone.merged,
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from typing import Any, Protocol
 
 from vllm.v1.engine.input_processor import InputProcessor
@@ -18,16 +19,17 @@ from pad_vllm.argument_names import INSTRUCTION_KEY, PREFERENCE
 from pad_vllm.vllm_api.front_end_interface import request_check_method
 from pad_vllm.vllm_api.patches.lora_endpoints import RuntimeAdapters, patch_lora_endpoints
 from pad_vllm.vllm_api.patches.outcome_rpc import (
-    RequestGuidance,
     has_outcome_key,
     patch_offline_engine,
     with_outcome,
     with_outcome_key,
 )
 from pad_vllm.vllm_api.patches.response_fields import patch_responses
+from pad_vllm.vllm_api.patches.user_request import RequestGuidance, UserRequest
 from pad_vllm.vllm_api.patches.wrap_method import wrap_method
 from pad_vllm.vllm_api.prometheus_metrics import pad_metrics
 from pad_vllm.vllm_api.vllm_names import (
+    GracefulHTTPError,
     LoRARequest,
     SamplingParams,
     VllmConfig,
@@ -50,9 +52,10 @@ class RequestCheck(Protocol):
 
     def __call__(
         self, params: SamplingParams, lora: LoRARequest | None, /
-    ) -> RequestGuidance | None:
+    ) -> RequestGuidance | UserRequest | None:
         """What guides a request with these parameters and this LoRA; None for an unguided request. Raises
-        ValueError for a request that is refused.
+        ValueError for a request that is refused, PermissionError for one that names a user it may not name,
+        ConnectionError where the users' database does not answer.
         """
 
 
@@ -129,8 +132,12 @@ def _wrap_request_maker(processor: Any) -> None:
     processor.process_inputs = process_inputs
 
 
-def _admit(processor: Any, params: Any, lora: LoRARequest | None) -> RequestGuidance | None:
-    """What guides a request; None for an unguided or a pooling request. Raises VLLMValidationError."""
+def _admit(
+    processor: Any, params: Any, lora: LoRARequest | None
+) -> RequestGuidance | UserRequest | None:
+    """What guides a request; None for an unguided or a pooling request. Raises an error of vLLM's, which is
+    an HTTP 400, 403 or 503.
+    """
     if not isinstance(params, SamplingParams):
         return None
     if INSTRUCTION_KEY in (params.extra_args or {}):
@@ -139,10 +146,15 @@ def _admit(processor: Any, params: Any, lora: LoRARequest | None) -> RequestGuid
             "Leave it out."
         )
     try:
-        guidance: RequestGuidance | None = processor.pad_admission(params, lora)
+        guidance: RequestGuidance | UserRequest | None = processor.pad_admission(params, lora)
     except ValueError as error:
         pad_metrics().count_refused_request()
         raise VLLMValidationError(str(error)) from None
+    except PermissionError as error:
+        pad_metrics().count_refused_request()
+        raise GracefulHTTPError(str(error), HTTPStatus.FORBIDDEN) from None
+    except ConnectionError as error:
+        raise GracefulHTTPError(str(error), HTTPStatus.SERVICE_UNAVAILABLE) from None
     return guidance
 
 
@@ -176,7 +188,9 @@ def _check_responses_request(original: Any, serving: Any, *args: Any, **kwargs: 
     return original(serving, *args, **kwargs)
 
 
-def _guidance_of(engine: Any, params: Any, arguments: Iterable[Any]) -> RequestGuidance | None:
+def _guidance_of(
+    engine: Any, params: Any, arguments: Iterable[Any]
+) -> RequestGuidance | UserRequest | None:
     """What guides a request on this engine; None without PAD, and for an unguided request.
 
     Args:

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from pad_vllm.guidance_outcome import (
     OUTCOME_KEY,
@@ -24,10 +24,12 @@ from pad_vllm.guidance_outcome import (
     WorkerReport,
     in_tokens,
     total_outcome,
+    unasked_outcome,
     unknown_outcome,
     with_explanations,
 )
 from pad_vllm.vllm_api.patches.outcome_fetcher import OutcomeFetcher
+from pad_vllm.vllm_api.patches.user_request import RequestGuidance, UserRequest
 from pad_vllm.vllm_api.patches.wrap_method import wrap_method
 from pad_vllm.vllm_api.prometheus_metrics import pad_metrics
 from pad_vllm.vllm_api.vllm_names import SamplingParams, init_logger
@@ -38,16 +40,6 @@ OUTCOME_METHOD = "pad_outcomes"
 _NO_OUTCOME = "PAD: the outcome of an answer is lost; the counts in its `pad` field are null"
 _process_key = uuid.uuid4().hex
 _key_numbers = itertools.count()
-
-
-class RequestGuidance(Protocol):
-    """What guides a request. The front end holds it until the request ended, and its owner can tell by a weak
-    reference when the last request that it guides has ended.
-    """
-
-    @property
-    def worker_arguments(self) -> dict[str, Any]:
-        """Request arguments that the worker reads in place of the client's."""
 
 
 # In a worker.
@@ -71,7 +63,9 @@ def add_worker_method(method: str, function: Callable[..., Any]) -> None:
 class InFlightRequest:
     """A guided request that has not ended: its outcome key, and the tokens of its answers so far."""
 
-    def __init__(self, params: SamplingParams, outcome_key: str, guidance: RequestGuidance) -> None:
+    def __init__(
+        self, params: SamplingParams, outcome_key: str, guidance: RequestGuidance | UserRequest
+    ) -> None:
         """Start with no tokens.
 
         Args:
@@ -82,6 +76,11 @@ class InFlightRequest:
         self.outcome_key, self.guidance = outcome_key, guidance
         self._outputs_are_deltas = params.output_kind.name == "DELTA"
         self._tokens: dict[int, Any] = {}  # by the output's index: a request has n answers
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the worker has an outcome of it."""
+        return not isinstance(self.guidance, UserRequest) or self.guidance.guidance is not None
 
     def add_output(self, output: Any) -> None:
         """Store the tokens of a RequestOutput."""
@@ -95,30 +94,38 @@ class InFlightRequest:
         """The field `pad` of the last output, from the worker's outcome. Counts the answers' tokens."""
         num_tokens = sum(map(len, self._tokens.values()))
         outcome = in_tokens(outcome, num_tokens)
-        pad_metrics().count_answer_tokens(num_tokens, outcome["unguided_tokens"])
+        if self.is_guided:
+            pad_metrics().count_answer_tokens(num_tokens, outcome["unguided_tokens"])
         try:
-            return with_explanations(outcome, self._tokens.get(0, ()), tokenizer)
+            outcome = with_explanations(outcome, self._tokens.get(0, ()), tokenizer)
         except Exception:  # the answer is there, and is returned all the same
             logger.exception(_NO_OUTCOME)
-            return unknown_outcome()
+            outcome = unknown_outcome()
+        if isinstance(self.guidance, UserRequest):
+            outcome["user"] = self.guidance.user
+            outcome["profile_version"] = self.guidance.profile_version
+        return outcome
 
 
 def with_outcome_key(
-    params: SamplingParams, guidance: RequestGuidance
+    params: SamplingParams, guidance: RequestGuidance | UserRequest
 ) -> tuple[SamplingParams, InFlightRequest]:
-    """Give a guided request an outcome key of its own.
+    """Give a request that is guided, or names a user, an outcome key of its own.
 
     Returns:
         A copy of `params`, whose `extra_args` have the key and the worker's arguments; the request in flight.
     """
-    pad_metrics().count_guided_request()
+    if isinstance(guidance, UserRequest):
+        pad_metrics().count_user_request(is_known=guidance.is_known)
+        arguments, guides = dict(guidance.arguments), guidance.guidance
+    else:
+        arguments, guides = params.extra_args or {}, guidance
+    if guides is not None:
+        pad_metrics().count_guided_request()
     key = f"{_process_key}-{next(_key_numbers)}"
     params_with_key = copy.copy(params)
-    params_with_key.extra_args = {
-        **(params.extra_args or {}),
-        **guidance.worker_arguments,
-        OUTCOME_KEY: key,
-    }
+    worker_arguments = {} if guides is None else guides.worker_arguments
+    params_with_key.extra_args = {**arguments, **worker_arguments, OUTCOME_KEY: key}
     return params_with_key, InFlightRequest(params_with_key, key, guidance)
 
 
@@ -142,7 +149,9 @@ async def with_outcome(engine: Any, outputs: Any, request: InFlightRequest) -> A
         async for output in outputs:
             request.add_output(output)
             if output.finished:
-                outcome = await _fetcher(engine).fetch(request.outcome_key)
+                outcome = unasked_outcome()
+                if request.is_guided:
+                    outcome = await _fetcher(engine).fetch(request.outcome_key)
                 make_field = partial(request.pad_field, outcome, engine.tokenizer)
                 # Decoding a long answer token by token takes a while.
                 explained = "steps" in outcome
@@ -193,7 +202,7 @@ async def call_all_workers(engine: Any, method: str, *args: Any) -> list[list[An
 
 
 def patch_offline_engine(
-    guidance_of: Callable[[Any, Any, Iterable[Any]], RequestGuidance | None],
+    guidance_of: Callable[[Any, Any, Iterable[Any]], RequestGuidance | UserRequest | None],
 ) -> None:
     """Wrap `LLMEngine`, so that the finished outputs of guided requests have the field `pad`. Calling twice
     changes nothing.
@@ -235,11 +244,11 @@ def _step(original: Any, engine: Any) -> Any:
     for output in guided:
         in_flight[output.request_id].add_output(output)
     ended = [(output, in_flight.pop(output.request_id)) for output in guided if output.finished]
-    if ended:
-        keys = [request.outcome_key for _, request in ended]
-        outcomes = _fetch_outcomes_offline(engine, keys)
-        for (output, request), outcome in zip(ended, outcomes, strict=True):
-            output.pad = request.pad_field(outcome, engine.tokenizer)
+    keys = [request.outcome_key for _, request in ended if request.is_guided]
+    fetched = dict(zip(keys, _fetch_outcomes_offline(engine, keys), strict=True)) if keys else {}
+    for output, request in ended:
+        outcome = fetched.get(request.outcome_key, unasked_outcome())
+        output.pad = request.pad_field(outcome, engine.tokenizer)
     if in_flight and not engine.has_unfinished_requests():
         in_flight.clear()  # whatever ended without an output
     return outputs

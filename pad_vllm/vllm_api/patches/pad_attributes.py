@@ -38,7 +38,7 @@ _FRONT_END = (
         name="pad_admission",
         set_on="an InputProcessor",
         set_in="vllm_api/patches/front_end_checks.py",
-        read_in="the same file, at every request",
+        read_in="the same file, at every request, and vllm_api/patches/server_routes.py",
         purpose="the check of this front end's requests; without it the engine does not use PAD",
     ),
     PADAttribute(
@@ -92,10 +92,10 @@ _FRONT_END = (
     ),
     PADAttribute(
         name="pad_wrappers",
-        set_on="each method that wrap_method replaces",
-        set_in="vllm_api/patches/wrap_method.py",
-        read_in="the same file",
-        purpose="the wrappers that the method already has, so that none is applied twice",
+        set_on="each method that wrap_method replaces, and register_generate_api_routers",
+        set_in="vllm_api/patches/wrap_method.py and server_routes.py",
+        read_in="the same files",
+        purpose="the wrappers that it already has, so that none is applied twice",
     ),
 )
 

@@ -1,0 +1,95 @@
+"""A profile's weights from its evidence, and the question that would teach most.
+
+In: evidence by name of dimension, the dimensions of the adapter that is served. Out: weights and intervals
+by name. Evidence on dimensions that the adapter does not have is left out. choices/ has the mathematics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pad_vllm.choices.logistic_posterior import GaussianPrior
+from pad_vllm.choices.next_question import propose_question
+from pad_vllm.choices.observed_choice import ObservedChoice
+from pad_vllm.choices.profile_fit import ProfileFit, fit_profile
+from pad_vllm.profiles.profile import NamedChoice, ProfileEvidence, Weights
+
+_DIGITS = 3
+"""Of weights: a request shows and sends them, and more says nothing."""
+
+
+@dataclass(frozen=True)
+class ProfileWeights:
+    """What evidence says of a user."""
+
+    weights: dict[str, float]
+    """Of every dimension; the largest |weight| is 1, or the largest one that was stated."""
+
+    intervals: dict[str, tuple[float, float]]
+    """95% intervals; empty without choices."""
+
+
+class WeightLearner:
+    """Of the users of one adapter."""
+
+    def __init__(self, dimensions: Sequence[str], prior: GaussianPrior | None = None) -> None:
+        """Learn nothing yet.
+
+        Args:
+            dimensions: D names, in the adapter's order.
+            prior: of people, in log-odds per unit of weight; None: nothing is known of people.
+        """
+        self.dimensions = tuple(dimensions)
+        self._prior = prior or GaussianPrior.of_unit_weights(len(self.dimensions))
+
+    def learn(self, evidence: ProfileEvidence) -> ProfileWeights:
+        """The weights that all of a user's evidence says."""
+        stated = self._known(evidence.stated or {})
+        if not evidence.choices:
+            weights = {name: stated.get(name, 0.0) for name in self.dimensions}
+            return ProfileWeights(weights, {})
+        fit = self._fit(evidence)
+        largest = max(map(abs, stated.values()), default=0.0) or 1.0
+        rows = (fit.interval * largest).tolist()
+        return ProfileWeights(
+            dict(zip(self.dimensions, map(_rounded, (fit.w * largest).tolist()), strict=True)),
+            {
+                name: (_rounded(low), _rounded(high))
+                for name, (low, high) in zip(self.dimensions, rows, strict=True)
+            },
+        )
+
+    def propose(self, evidence: ProfileEvidence) -> tuple[dict[str, float], dict[str, float]]:
+        """Weights of the two answers whose choice would teach most of the user."""
+        first, second = propose_question(self._fit(evidence).posterior)
+        return self._named(first), self._named(second)
+
+    def _fit(self, evidence: ProfileEvidence) -> ProfileFit:
+        prior = self._prior
+        if evidence.stated is not None:
+            prior = prior.around_stated(self._vector(evidence.stated))
+        return fit_profile(
+            [self._observed(one) for one in evidence.choices], prior, self.dimensions
+        )
+
+    def _observed(self, choice: NamedChoice) -> ObservedChoice:
+        return ObservedChoice(
+            self._vector(choice.x), choice.outcome, choice.strength, choice.length
+        )
+
+    def _known(self, weights: Weights) -> dict[str, float]:
+        return {name: weight for name, weight in weights.items() if name in self.dimensions}
+
+    def _vector(self, weights: Weights) -> Tensor:
+        return torch.tensor([weights.get(name, 0.0) for name in self.dimensions]).double()
+
+    def _named(self, w: Tensor) -> dict[str, float]:
+        return dict(zip(self.dimensions, map(_rounded, w.tolist()), strict=True))
+
+
+def _rounded(number: float) -> float:
+    return float(f"{number + 0.0:.{_DIGITS}g}")
