@@ -17,7 +17,7 @@ from pad_vllm.version import __version__
 
 ROOT = Path(__file__).parents[1]
 NOT_RELEASED = (
-    *(".ci/", ".dockerignore", ".github/", ".gitignore", ".venv"),
+    *(".ci/", ".dockerignore", ".gitignore", ".venv"),
     *("benchmarks/", "tests/benchmarks/"),
 )
 """What stays in the repository. Of benchmarks/ the Python files go along, for the tests that import them."""
