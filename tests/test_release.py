@@ -6,16 +6,18 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from packaging.version import Version
 
 from pad_vllm.version import __version__
 
 ROOT = Path(__file__).parents[1]
 NOT_RELEASED = (
-    *(".ci/", ".dockerignore", ".github/", ".gitignore", ".venv"),
+    *(".ci/", ".dockerignore", ".gitignore", ".venv"),
     *("benchmarks/", "tests/benchmarks/"),
 )
 """What stays in the repository. Of benchmarks/ the Python files go along, for the tests that import them."""
@@ -71,3 +73,21 @@ def test_the_version_is_one_and_is_a_release():
     assert not Version(__version__).is_prerelease
     cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
     assert cited[1] == __version__
+
+
+def test_what_everybody_installs_is_what_serving_imports():
+    """Extras hold the rest; those of vLLM hold vLLM alone."""
+    wanted = [Requirement(text) for text in requires("pad-vllm")]
+    core = {r.name.replace("-", "_") for r in wanted if "extra" not in str(r.marker)}
+    files = [
+        file
+        for file in (ROOT / "pad_vllm").rglob("*.py")
+        if not {"training", "steering", "evaluation"} & set(file.parts)
+    ]
+    imported = re.findall(
+        r"^\s*(?:import|from) (\w+)", "\n".join(f.read_text() for f in files), re.MULTILINE
+    )
+    assert core <= set(imported)
+    for extra in ("vllm", "cpu"):
+        (only,) = [r for r in wanted if f'extra == "{extra}"' in str(r.marker)]
+        assert only.name.startswith("vllm")

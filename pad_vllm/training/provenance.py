@@ -10,6 +10,8 @@ from pathlib import Path
 
 from pad_vllm.version import __version__
 
+_ROOT = Path(__file__).parents[2]  # of a checkout; of an installed package, site-packages
+
 
 def peak_memory_gib() -> float:
     """Peak resident memory of this process, in GiB."""
@@ -26,10 +28,14 @@ def package_versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """The commit of the checkout that this file lies in; None for an installed package."""
+    """The commit of the checkout that this file lies in; None for an installed package, also where its
+    environment lies in a checkout of something else.
+    """
+    if not (_ROOT / ".git").exists():
+        return None
     try:
         described = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
+            ["git", "-C", str(_ROOT), "describe", "--always", "--dirty"],
             capture_output=True,
             text=True,
             check=True,
