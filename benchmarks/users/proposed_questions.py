@@ -14,8 +14,7 @@ estimates from a hundred other users with twenty random choices each. All weight
     entropy         of 64 random pairs w, -w and as many samples: the largest expected reduction of entropy
     proposed        `propose_question`, what the package asks
 
-Measured by the cosine with the true taste, and by how often the user prefers an answer guided by the weights
-found to an unguided one. Intervals are by bootstrap over the users.
+Measured by the cosine with the true taste. Intervals are by bootstrap over the users.
 """
 
 from __future__ import annotations
@@ -239,29 +238,10 @@ def result_rows(
             "asked": name,
             "cosines": {n: mean_and_interval(values) for n, values in by_count.items()},
             "reached_after": next(reached, None),
-            "gains": gains(length * tastes, cosines[9]) if last >= 10 else None,
         }
         rows.append(row)
         print(table([row])[-1], flush=True)
     return rows
-
-
-def gains(v: Tensor, cosines: Tensor) -> dict[str, list[float]]:
-    """By how many points more than half the users prefer a guided answer to an unguided one.
-
-    Args:
-        v: [U, D] log-odds of each.
-        cosines: [U] of v with the weights that were found after ten choices.
-
-    Returns:
-        For the weights found, the best single dimension, and the taste itself, at length 1 each.
-    """
-    strong = v.norm(dim=-1)
-    ways = {"found": strong * cosines, "single": v.abs().amax(-1), "taste": strong}
-    return {
-        way: mean_and_interval((100 * log_odds.sigmoid() - 50).tolist())
-        for way, log_odds in ways.items()
-    }
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:

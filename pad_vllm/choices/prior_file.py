@@ -63,8 +63,11 @@ def read_prior(path: Path, dimensions: Sequence[str]) -> GaussianPrior:
         with path.open(encoding="utf-8") as file:
             first = _FirstLine.model_validate(json.loads(file.readline()))
         return _prior(first, dimensions)
-    except (OSError, ValueError, ValidationError, RecursionError) as error:
-        raise ValueError(f"the prior of people {path}: {error}; {_ACCEPTED}") from None
+    except ValidationError as error:
+        why = error.errors()[0]["msg"]
+    except (OSError, ValueError, RecursionError) as error:
+        why = str(error)
+    raise ValueError(f"the prior of people {path}: {why}; {_ACCEPTED}")
 
 
 def _prior(first: _FirstLine, dimensions: Sequence[str]) -> GaussianPrior:

@@ -108,7 +108,11 @@ def fit(
         _require_choices(by_user, sentence if choices is None else None)
         if choices is not None and (sentence or prior):
             _require_units_of_weight(by_user, sentence, guided=guided)
-        open_model = cache(partial(_load_model, base, folder, chat_template_text(chat_template)))
+
+        @cache  # a sentence and unguided answers are read by one model
+        def open_model() -> tuple[PersRM, Any]:
+            return _load_model(base, folder, chat_template_text(chat_template))
+
         stated = None if sentence is None else read_sentence(*open_model(), sentence, config.top_k)
         settings: dict[str, Any] = {"adapter": adapter, "base": base, "strength": strength}
         if stated is not None:
