@@ -143,18 +143,21 @@ def draw_policies_and_best_of(
             yield _single("best-of", name, count), best
 
 
-def load_policies(base: str, folders: Mapping[str, str]) -> Iterator[tuple[dict[str, int], Any]]:
+def load_policies(
+    base: str, folders: Mapping[str, str], dtype: torch.dtype = torch.float32
+) -> Iterator[tuple[dict[str, int], Any]]:
     """(what the policy aims at, its model): each policy, then the mean of every two.
 
     Args:
         base: Folder of the base.
         folders: Dimension -> folder of its LoRA.
+        dtype: Of the base.
     """
     if not folders:
         return
     from peft import PeftModel
 
-    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     first, *others = folders
     model: Any = PeftModel.from_pretrained(plain, folders[first], adapter_name=first).eval()
     for name in others:
