@@ -2,13 +2,12 @@
 
     python -m benchmarks.paper.equal_way --base BASE --adapter ADAPTER --learn learn.txt --out equal_way.json
 
-ADAPTER's heads and learned prefixes, constants alone (--constants RUN/bias, a bias over the vocabulary), the
-sentence untrained (`pad_preference`), an adapter with a trunk (--trunk), and the peers of `peer_methods.py`,
-at several strengths each; --learn: prompts that steering vectors are made from. Strengths have no common
-unit. So perplexity, repetition and relevance are compared where the way (`pad_vllm/steering/way.py`: 0 is
-plain answers, 1 is asking in the prompt) is --way, and ways where perplexity is --perplexity, both on the
-line between two strengths. Step times are those of results that exist, on other bases; what no result has is not
-guessed.
+ADAPTER's heads and learned prefixes, the sentence untrained (`pad_preference`), an adapter with a trunk
+(--trunk), a bias over the vocabulary and the peers of `peer_methods.py`, at several strengths each; --learn:
+prompts that the bias and steering vectors are made from. Strengths have no common unit. So perplexity,
+repetition and relevance are compared where the way (`pad_vllm/steering/way.py`: 0 is plain answers, 1 is
+asking in the prompt) is --way, and ways where perplexity is --perplexity, both on the line between two
+strengths. Step times are those of results that exist, on other bases; what none has is not guessed.
 """
 
 from __future__ import annotations
@@ -30,7 +29,11 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.common import arguments
 from benchmarks.common.answer_cache import AnswerCache
-from benchmarks.paper.activation_steering import steering_vectors
+from benchmarks.paper.activation_steering import (
+    learning_answers,
+    mean_directions,
+    steering_vectors,
+)
 from benchmarks.paper.peer_logits_processors import CombinedValuesProcessor, even_weights
 from benchmarks.paper.peer_methods import UNGUIDED, draw_untrained_methods
 from benchmarks.paper.transformers_decoding import TransformersDecoding
@@ -53,6 +56,7 @@ from pad_vllm.steering.guided_answers import (
 )
 from pad_vllm.steering.steering_metrics import ConditionMetrics, metrics_table
 from pad_vllm.text.chat_template import load_chat_tokenizer
+from pad_vllm.training.objective.training_model import save_bias_adapter
 from pad_vllm.training.sampling.sample_responses import read_prompts
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -117,7 +121,7 @@ def _sentence_conditions(args: argparse.Namespace, adapter: str) -> Iterator[Con
 
 
 def draw_constants(
-    decoding: TransformersDecoding, prompts: Conversations, folder: str, args: argparse.Namespace
+    decoding: TransformersDecoding, prompts: Conversations, folder: Path, args: argparse.Namespace
 ) -> Iterator[Drawn]:
     """Answers under a bias over the vocabulary, by PAD's own rule and guard.
 
@@ -127,7 +131,7 @@ def draw_constants(
         folder: Of an adapter that has constants alone.
         args: With their strengths.
     """
-    adapter = load_adapter(folder)
+    adapter = load_adapter(str(folder))
     value = PersRM.from_adapter(decoding.model, adapter)
     for condition in guided_conditions("bias", args.dimensions, args.bias, (1,)):
         settings = replace(adapter.config, beta=condition.beta, min_p=GUARD["pad_min_p"])
@@ -254,7 +258,6 @@ def parse() -> argparse.Namespace:
     parser = arguments.make_parser(__doc__)
     strengths = partial(parser.add_argument, type=float, nargs="*")
     parser.add_argument("--dimensions", nargs="+", default=["friendly", "funny"])
-    parser.add_argument("--constants", help="folder of the constants alone (RUN/bias)")
     parser.add_argument("--trunk", help="folder of an adapter with a trunk")
     parser.add_argument("--learn", type=Path, required=True, help="prompts of steering vectors")
     arguments.add_prompts_option(parser)
@@ -293,11 +296,14 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, args.dtype)).eval()
     tokenizer = load_chat_tokenizer(base, args.base, None)
     decoding = TransformersDecoding(model, tokenizer, args.temperature, args.tokens)
-    vectors = steering_vectors(decoding, read_prompts(args.learn), instructions)
+    learned = learning_answers(decoding, read_prompts(args.learn), instructions)
+    vectors = steering_vectors(decoding, learned, instructions)
     value = PersRM.from_adapter(model, adapter)
     peers = list(draw_untrained_methods(decoding, prompts, vectors, value, args, instructions))
-    if args.constants:
-        peers += draw_constants(decoding, prompts, args.constants, args)
+    run = args.out.with_suffix(".run")
+    config = replace(adapter.config, dimensions=tuple(instructions), prefixes=None)
+    save_bias_adapter(config, mean_directions(decoding, learned, instructions).float(), run)
+    peers += draw_constants(decoding, prompts, run / "bias", args)
     drawn = [*peers, *drawn]  # the first are the unguided answers
     judges = DimensionJudges(model, tokenizer, instructions)
     conditions, answers = zip(*drawn, strict=True)

@@ -32,7 +32,11 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.common import arguments
 from benchmarks.common.candidate_reader import CandidateReader
-from benchmarks.paper.activation_steering import activation_steering, steering_vectors
+from benchmarks.paper.activation_steering import (
+    activation_steering,
+    learning_answers,
+    steering_vectors,
+)
 from benchmarks.paper.peer_logits_processors import (
     TwoContextsProcessor,
     ValueFilterProcessor,
@@ -260,7 +264,8 @@ def main() -> None:
         )
     vectors = {}
     if args.activation:
-        vectors = steering_vectors(decoding, read_prompts(args.learn), instructions)
+        learned = learning_answers(decoding, read_prompts(args.learn), instructions)
+        vectors = steering_vectors(decoding, learned, instructions)
     drawn = list(draw_untrained_methods(decoding, prompts, vectors, value, args, instructions))
     drawn += draw_policies_and_best_of(decoding, prompts, value, args, base)
     judges = dimension_judges.DimensionJudges(model, tokenizer, instructions, classifiers)
