@@ -6,8 +6,8 @@
 ADAPTER: heads only, taught by the training halves of `human_pairs.py` (method `pairs`) and, for humor, by a
 sentence, merged. Prompts are those of the held-out pairs, as many of each file. Each is answered plainly,
 with a sentence in the prompt, guided, and by the LoRA policies of `dpo_policy.py` on the same pairs, one
-dimension at a time, and harmless and helpful together. Wins over the plain answers: by the judges of human
-pairs, for humor by a classifier of other prompts' answers, by their sentence embeddings.
+dimension at a time, and harmless and helpful together. Wins over several draws of the plain answers: by the
+judges of human pairs, for humor by a classifier of other prompts' answers, by their sentence embeddings.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ from pad_vllm.steering.guided_answers import (
     Conversations,
     DecodingSettings,
     DrawnAnswer,
+    known_losses,
 )
 from pad_vllm.text.chat_template import load_chat_tokenizer
 from pad_vllm.text.conversation import Conversation
@@ -146,14 +147,16 @@ def policy_answers(
 
 
 class DimensionWins:
-    """Wins over the plain answers, by prompt."""
+    """Wins over the plain answers, by prompt: the mean over several draws of them, since a single draw's luck
+    would be in every row.
+    """
 
     def __init__(
         self,
         pair_judges: Mapping[str, PairJudge],
         classifiers: Mapping[str, InstructionClassifier],
         prompts: Conversations,
-        plain: Sequence[DrawnAnswer],
+        plain: Sequence[Sequence[DrawnAnswer]],
     ) -> None:
         """For answers to these prompts.
 
@@ -161,18 +164,19 @@ class DimensionWins:
             pair_judges: Dimension -> judge of human pairs.
             classifiers: Dimension -> judge of meaning, for the others.
             prompts: That were answered.
-            plain: The unguided answers.
+            plain: Several draws of the unguided answers.
         """
         self.pair_judges, self.classifiers, self.prompts = pair_judges, classifiers, prompts
         self.names = [*pair_judges, *classifiers]
-        self.plain = {name: self._scores(name, plain) for name in self.names}
+        self.plain = {name: [self._scores(name, draw) for draw in plain] for name in self.names}
 
     def __call__(self, answers: Sequence[DrawnAnswer]) -> dict[str, list[float]]:
         """Dimension -> wins of the answers."""
-        return {
-            name: wins_by_prompt(self._scores(name, answers), self.plain[name])
-            for name in self.names
-        }
+        wins = {}
+        for name in self.names:
+            scores = self._scores(name, answers)
+            wins[name] = mean_by_prompt([wins_by_prompt(scores, draw) for draw in self.plain[name]])
+        return wins
 
     def _scores(self, name: str, answers: Sequence[DrawnAnswer]) -> list[float]:
         texts = [answer.text for answer in answers]
@@ -226,7 +230,7 @@ def table(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[s
     for row in rows:
         cells = [row["name"], f"{row['beta']:g}" if row["beta"] else ""]
         for name in names:
-            cell = percent_with_interval(row["each"][name]) if row["aims"] else ""
+            cell = percent_with_interval(row["each"][name])
             cells.append(f"**{cell}**" if name in row["aims"] else cell)
         cells += [f"{row['perplexity']:.2f}x", f"{100 * row['repeated']:.1f}%"]
         cells += [f"{row['words']:.0f}", f"{100 * row['declines']:.0f}%"]
@@ -246,6 +250,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--judge-limit", type=int, help="number of those prompts (default: all)")
     parser.add_argument("--each", type=int, default=12, help="prompts of each file")
     parser.add_argument("--max-prompt", type=int, default=128, help="tokens of a prompt")
+    parser.add_argument("--plain-draws", type=int, default=4, help="that wins are counted over")
     parser.add_argument("--betas", type=float, nargs="+", default=[1.0])
     parser.add_argument("--humor-betas", type=float, nargs="+", default=[0.8])
     parser.add_argument("--min-p", type=float, default=0.03)
@@ -275,19 +280,25 @@ def main() -> None:
     conditions = engine_conditions(humor, args.betas, args.humor_betas, args.min_p)
     (answers,) = cache.draw(AnswerBatch(args.base, adapter, prompts, conditions, [settings]))
     drawn = list(zip(conditions, answers, strict=True))
+    again = [unguided_condition()] * args.plain_draws
+    (plain,) = cache.draw(AnswerBatch(args.base, None, prompts, again, [settings]))
     model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, args.dtype)).eval()
     decoding = TransformersDecoding(model, tokenizer, args.temperature, args.tokens)
-    drawn += policy_answers(base, dict(args.policy), decoding, prompts)
+    if args.policy:
+        by_loop = Condition("unguided, as policies are drawn")
+        drawn.append((by_loop, decoding.draw(prompts, by_loop)))
+        drawn += policy_answers(base, dict(args.policy), decoding, prompts)
     pair_judges = PairJudge.read_all(args.judges)
-    wins = DimensionWins(pair_judges, classifiers, prompts, answers[0])
+    wins = DimensionWins(pair_judges, classifiers, prompts, plain)
     own = {name: [i for i, source in enumerate(sources) if source == name] for name in files}
     base_judges = DimensionJudges(model, tokenizer, {})
     rows: list[dict[str, Any]] = []
     for condition, row in drawn:
         losses = base_judges.losses(prompts, row, condition.instruction)
         rows.append(result_row(condition, wins(row), own) | text_facts(row, perplexity(losses)))
-    for one in reversed(rows):
-        one["perplexity"] = round(one["perplexity"] / rows[0]["perplexity"], 3)
+    of_plain = perplexity([loss for draw in plain for loss in known_losses(draw)])
+    for one in rows:
+        one["perplexity"] = round(one["perplexity"] / of_plain, 3)
     names = {**{name: name for name in pair_judges}, args.humor: "humor"}
     lines = [*judge_table(pair_judges), "", *table(rows, names)]
     result = {

@@ -73,12 +73,14 @@ def test_wins_of_a_condition_are_the_mean_over_its_aims():
     plain, answers = (
         [DrawnAnswer(text, ()) for text in row] for row in (["xx", "xx"], ["x", "xxx"])
     )
-    wins = DimensionWins({"harmless": longer, "helpful": shorter}, {}, prompts, plain)(answers)
-    assert wins == {"harmless": [0.0, 1.0], "helpful": [1.0, 0.0]}
+    wins = DimensionWins({"harmless": longer, "helpful": shorter}, {}, prompts, [plain, answers])(
+        answers
+    )
+    assert wins == {"harmless": [0.25, 0.75], "helpful": [0.75, 0.25]}
     condition = Condition("heads both", {"harmless": 1.0}, 1.0, aims=dict.fromkeys(TOGETHER, 1))
     row = paper_dimensions.result_row(condition, wins, {"harmless": [1]})
     assert row["wins"][0] == 0.5
-    assert row["own_prompts"]["harmless"][0] == 1.0
+    assert row["own_prompts"]["harmless"][0] == 0.75
     costs = {"perplexity": 1.2, "repeated": 0.01, "words": 30, "declines": 0.5}
     line = paper_dimensions.table([row | costs], {name: name for name in TOGETHER})[-1]
     assert line.count("**") == 4
