@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ from benchmarks.common.independent_judges import (
 from benchmarks.paper.human_pairs import PairJudge, ShortPairs, judge_table, read_parts
 from benchmarks.paper.peer_methods import load_policies
 from benchmarks.paper.transformers_decoding import TransformersDecoding
-from pad_vllm.adapter.manifest import read_config
+from pad_vllm.adapter.manifest import AdapterConfig, read_config, training_sections
 from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
 from pad_vllm.evaluation.instruction_classifier import InstructionClassifier
 from pad_vllm.evaluation.sentence_embeddings import embed
@@ -220,6 +221,21 @@ def text_facts(answers: Sequence[DrawnAnswer], perplexity_of_base: float) -> dic
     }
 
 
+def how_trained(config: AdapterConfig, policies: Mapping[str, str]) -> dict[str, Any]:
+    """Time and data of the adapter's parts and of the policies; policies: dimension -> folder."""
+    parts = [
+        {
+            "seconds": section["seconds"],
+            "held_out": section["held_out"],
+            "prompts": section["data"]["prompts"],
+        }
+        for section in training_sections(config)
+        if "held_out" in section
+    ]
+    read = {name: json.loads((Path(f) / "policy.json").read_text()) for name, f in policies.items()}
+    return {"by_pairs": parts, "policies": read}
+
+
 def table(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[str]:
     """Markdown, a line a condition; names: dimension -> what its column is called."""
     columns = " | ".join(names.values())
@@ -267,7 +283,8 @@ def main() -> None:
     args = parse()
     base, adapter = resolve_base(args.base), resolve_adapter(args.adapter, args.base)
     tokenizer = load_chat_tokenizer(base, args.base, None)
-    humor = {args.humor: instructions_of(read_config(adapter))[args.humor]}
+    config = read_config(adapter)
+    humor = {args.humor: instructions_of(config)[args.humor]}
     files = {name: Path(path) for name, path in args.pairs}
     short = ShortPairs(tokenizer, args.max_prompt, 0)
     sources, prompts = zip(*held_out_prompts(files, short, args.each), strict=True)
@@ -308,6 +325,7 @@ def main() -> None:
         ],
         "temperature": args.temperature,
         "tokens": args.tokens,
+        "trained": how_trained(config, dict(args.policy)),
         "judge_of_humor": judge_accuracies(classifiers)[args.humor],
         "rows": rows,
         "table": lines,
