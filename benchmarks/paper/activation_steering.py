@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,12 @@ from pad_vllm.steering.comparison_conditions import (
 from pad_vllm.steering.guided_answers import Conversations, DrawnAnswer, condition_messages
 from pad_vllm.text.chat_template import chat_token_ids
 from pad_vllm.text.conversation import Conversation
+
+PLAIN = ""
+"""Key of the plain answers."""
+
+LearningAnswers = Mapping[str, Sequence[tuple[Conversation, DrawnAnswer]]]
+"""PLAIN, or a dimension whose instruction was in the prompt -> prompts and answers."""
 
 
 @torch.no_grad()
@@ -51,28 +58,58 @@ def mean_residuals(
     return total / count
 
 
-def steering_vectors(
+def learning_answers(
     decoding: TransformersDecoding, prompts: Conversations, instructions: Mapping[str, str]
+) -> LearningAnswers:
+    """Draws the answers that vectors are made from.
+
+    Args:
+        decoding: Of the base.
+        prompts: Of the answers.
+        instructions: Of each dimension.
+    """
+    conditions = [unguided_condition(), *instructed_conditions(instructions)]
+    drawn = [decoding.draw(prompts, condition) for condition in conditions]
+    pairs = [
+        [pair for pair in zip(prompts, answers, strict=True) if pair[1].token_ids]
+        for answers in drawn
+    ]
+    return dict(zip((PLAIN, *instructions), pairs, strict=True))
+
+
+def steering_vectors(
+    decoding: TransformersDecoding, answers: LearningAnswers, instructions: Mapping[str, str]
 ) -> dict[str, Tensor]:
     """Dimension -> [L, H] mean residual of instructed answers less that of plain answers.
 
     Args:
         decoding: Of the base.
-        prompts: Of the answers that the vectors are made from.
+        answers: Of `learning_answers`.
         instructions: Of each dimension.
     """
-
-    def mean(condition: Condition) -> Tensor:
-        answers = decoding.draw(prompts, condition)
-        pairs = [pair for pair in zip(prompts, answers, strict=True) if pair[1].token_ids]
-        return mean_residuals(decoding.model, decoding.tokenizer, condition, pairs)
-
-    plain = mean(unguided_condition())
+    read = partial(mean_residuals, decoding.model, decoding.tokenizer)
+    plain = read(unguided_condition(), answers[PLAIN])
     conditions = instructed_conditions(instructions)
     return {
-        name: mean(condition) - plain
+        name: read(condition, answers[name]) - plain
         for name, condition in zip(instructions, conditions, strict=True)
     }
+
+
+def mean_directions(
+    decoding: TransformersDecoding, answers: LearningAnswers, instructions: Mapping[str, str]
+) -> Tensor:
+    """[D, H] mean of the instructed base's final states less the base's, over the same answers' tokens: the
+    best bias over the vocabulary that these answers teach. Arguments as of `steering_vectors`.
+    """
+    read = partial(mean_residuals, decoding.model, decoding.tokenizer)
+    directions = []
+    conditions = instructed_conditions(instructions)
+    for name, condition in zip(instructions, conditions, strict=True):
+        pairs = [*answers[PLAIN], *answers[name]]
+        # Transformers gives the last layer's states behind the final norm.
+        directions.append(read(condition, pairs)[-1] - read(unguided_condition(), pairs)[-1])
+    return torch.stack(directions)
 
 
 @contextlib.contextmanager

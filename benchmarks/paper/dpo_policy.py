@@ -5,7 +5,8 @@
 The alternative to PAD: the best and the worst response of each prompt by the dimension's score are a pair,
 and a LoRA of the whole model learns to prefer the first. --minutes bounds the training itself, so that
 policies and reward adapters can be compared at equal time. `peer_methods.py --policy positive=FOLDER`
-judges it beside other methods; mixes there are averages of two policies' weights (rewarded soups).
+judges it beside other methods; mixes there are averages of two policies' weights (rewarded soups). With
+--processor-time the minutes are those of this process alone, so that other work on the machine costs nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +58,16 @@ def preference_pairs(path: Path, dimension: str, least_margin: float) -> Iterato
 class TimeLimit(TrainerCallback):
     """Ends the training after some minutes."""
 
-    def __init__(self, minutes: float) -> None:
-        self.minutes, self.end = minutes, math.inf
+    def __init__(self, minutes: float, clock: Callable[[], float]) -> None:
+        self.minutes, self.clock, self.end = minutes, clock, math.inf
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Starts the clock."""
-        self.end = time.monotonic() + 60 * self.minutes
+        self.end = self.clock() + 60 * self.minutes
 
     def on_step_end(self, _: Any, __: Any, control: Any, **___: Any) -> None:
         """Stops the training where the time is over; control: a TrainerControl."""
-        control.should_training_stop |= time.monotonic() > self.end
+        control.should_training_stop |= self.clock() > self.end
 
 
 def parse() -> argparse.Namespace:
@@ -75,6 +76,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="what `pad-vllm score` wrote")
     parser.add_argument("--dimension", required=True)
     parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--processor-time", action="store_true")
+    parser.add_argument("--dtype", default="float32", help="of the frozen base")
     parser.add_argument("--least-margin", type=float, default=0.3, help="in standard deviations")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--beta", type=float, default=0.1, help="of DPO")
@@ -118,14 +121,16 @@ def main() -> None:
         raise SystemExit(
             f"{args.data}: no prompt has two responses that differ in {args.dimension}"
         )
+    clock = time.process_time if args.processor_time else time.monotonic
     trainer = DPOTrainer(
-        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+        AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, args.dtype)),
         args=trainer_settings(args),
         train_dataset=Dataset.from_list(pairs),
         processing_class=AutoTokenizer.from_pretrained(base),
         peft_config=LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear"),
-        callbacks=[TimeLimit(args.minutes)],
+        callbacks=[TimeLimit(args.minutes, clock)],
     )
+    begun = time.process_time()
     result = trainer.train()
     trainer.save_model(str(args.out))
     facts = {
@@ -133,6 +138,7 @@ def main() -> None:
         "pairs": len(pairs),
         "steps": result.global_step,
         "minutes": round(result.metrics["train_runtime"] / 60, 2),
+        "processor_minutes": round((time.process_time() - begun) / 60, 2),
         "loss": round(result.training_loss, 4),
     }
     (args.out / "policy.json").write_text(json.dumps(facts, indent=1) + "\n")

@@ -32,7 +32,11 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.common import arguments
 from benchmarks.common.base_reader import open_reader
-from benchmarks.paper.activation_steering import activation_steering, steering_vectors
+from benchmarks.paper.activation_steering import (
+    activation_steering,
+    learning_answers,
+    steering_vectors,
+)
 from benchmarks.paper.peer_logits_processors import (
     TwoContextsProcessor,
     ValueFilterProcessor,
@@ -143,18 +147,21 @@ def draw_policies_and_best_of(
             yield _single("best-of", name, count), best
 
 
-def load_policies(base: str, folders: Mapping[str, str]) -> Iterator[tuple[dict[str, int], Any]]:
+def load_policies(
+    base: str, folders: Mapping[str, str], dtype: torch.dtype = torch.float32
+) -> Iterator[tuple[dict[str, int], Any]]:
     """(what the policy aims at, its model): each policy, then the mean of every two.
 
     Args:
         base: Folder of the base.
         folders: Dimension -> folder of its LoRA.
+        dtype: Of the base.
     """
     if not folders:
         return
     from peft import PeftModel
 
-    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     first, *others = folders
     model: Any = PeftModel.from_pretrained(plain, folders[first], adapter_name=first).eval()
     for name in others:
@@ -257,7 +264,8 @@ def main() -> None:
         )
     vectors = {}
     if args.activation:
-        vectors = steering_vectors(decoding, read_prompts(args.learn), instructions)
+        learned = learning_answers(decoding, read_prompts(args.learn), instructions)
+        vectors = steering_vectors(decoding, learned, instructions)
     drawn = list(draw_untrained_methods(decoding, prompts, vectors, value, args, instructions))
     drawn += draw_policies_and_best_of(decoding, prompts, value, args, base)
     judges = dimension_judges.DimensionJudges(model, tokenizer, instructions, classifiers)
