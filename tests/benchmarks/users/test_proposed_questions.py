@@ -1,4 +1,4 @@
-"""Strategies of asking, compared on few users; human pairs by form; the limits of choices on planted likings."""
+"""Strategies of asking on few users; human pairs by form; the limits of choices on planted likings."""
 
 from __future__ import annotations
 
