@@ -5,14 +5,16 @@
 No model: a simulated user chooses between answers guided by two weight vectors, by the log-odds v . (first -
 second), at a noise at which the true taste itself tells 85% of the choices between random pairs. In some
 populations tastes have much in common, or lie along few directions; the prior is then what `pad-vllm fit`
-estimates from a hundred other users with twenty random choices each. All weights have length 1.
+estimates from a hundred other users with twenty random choices each. All weights have length 1, but for the
+last way.
 
     random          two directions
     random single   two of the dimensions, each in either sign
     one dimension   one of the dimensions, for more and for less of it
     Thompson        two samples of the posterior
     entropy         of 64 random pairs w, -w and as many samples: the largest expected reduction of entropy
-    proposed        `propose_question`, what the package asks
+    proposed        the directions of `propose_question`, what the package asks
+    as asked        the same with its weights of length 1.5
 
 Measured by the cosine with the true taste. Intervals are by bootstrap over the users.
 """
@@ -32,7 +34,7 @@ from torch.nn.functional import cosine_similarity, normalize, one_hot
 from benchmarks.common import arguments
 from benchmarks.common.prompt_intervals import mean_and_interval
 from pad_vllm.choices.logistic_posterior import GaussianPrior, WeightPosterior, weight_posterior
-from pad_vllm.choices.next_question import propose_question
+from pad_vllm.choices.next_question import LENGTH, propose_question
 from pad_vllm.choices.taste_prior import estimate_prior
 from pad_vllm.evaluation.win_rates_and_fluency import value_and_interval_text
 
@@ -109,6 +111,11 @@ def _entropy(p: Tensor) -> Tensor:
 
 
 def proposed(posterior: WeightPosterior, source: torch.Generator) -> Tensor:
+    """The package's, at length 1."""
+    return as_asked(posterior, source) / LENGTH
+
+
+def as_asked(posterior: WeightPosterior, source: torch.Generator) -> Tensor:
     """The package's."""
     ones = zip(posterior.mean.split(1), posterior.covariance.split(1), strict=True)
     asked = [propose_question(WeightPosterior(*one), source) for one in ones]
@@ -122,6 +129,7 @@ STRATEGIES: dict[str, Strategy] = {
     "Thompson": thompson,
     "entropy": entropy,
     "proposed": proposed,
+    "as asked": as_asked,
 }
 
 

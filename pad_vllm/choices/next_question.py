@@ -1,10 +1,10 @@
 """The two weight vectors whose answers would teach most of a person, given what is known.
 
-    w and -w, |w| = 1, along the direction in which the posterior is widest, of those in which it does not
-    know which answer the person would prefer:   max w^T covariance w   with   w . mean = 0
+    w and -w, |w| = LENGTH, along the direction in which the posterior is widest, of those in which it does
+    not know which answer the person would prefer:   max w^T covariance w   with   w . mean = 0
 
 That is the choice with the largest expected reduction of the posterior's entropy among pairs of weights of
-unit length: its outcome is a coin toss under the mean, and depends most on what is not known. In: a
+one length: its outcome is a coin toss under the mean, and depends most on what is not known. In: a
 WeightPosterior of one user. Out: two weight vectors. Knows neither prompts nor answers. What else was tried
 (samples of the posterior, single dimensions, random pairs) lies in benchmarks/users/proposed_questions.py.
 """
@@ -15,6 +15,10 @@ import torch
 from torch import Tensor
 
 from pad_vllm.choices.logistic_posterior import WeightPosterior
+
+LENGTH = 1.5
+"""Of both weight vectors, where single dimensions have 1. What limits a choice is how little two answers
+differ by their weights (benchmarks/users/planted_limits.py); still longer ones cost fluency."""
 
 _AS_WIDE = 0.8
 """Directions of at least this share of the largest variance are drawn from: a question that is asked again
@@ -32,7 +36,7 @@ def propose_question(
     """
     variances, directions = _undecided_directions(posterior.mean[0], posterior.covariance[0])
     widest = (variances >= _AS_WIDE * variances.max()).double()
-    w = directions[:, torch.multinomial(widest, 1, generator=rng)].squeeze(-1)
+    w = LENGTH * directions[:, torch.multinomial(widest, 1, generator=rng)].squeeze(-1)
     if torch.rand((), generator=rng) < 0.5:
         w = -w
     return w, -w

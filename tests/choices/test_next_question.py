@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pad_vllm.choices.logistic_posterior import GaussianPrior, WeightPosterior
-from pad_vllm.choices.next_question import propose_question
+from pad_vllm.choices.next_question import LENGTH, propose_question
 from pad_vllm.choices.observed_choice import ObservedChoice
 from pad_vllm.choices.profile_fit import fit_profile
 
@@ -24,7 +24,7 @@ def source(seed=0):
 
 def test_a_question_is_along_the_widest_direction_across_the_mean():
     first, second = propose_question(posterior([3.0, 0.0, 0.0], [100.0, 4.0, 1.0]), source())
-    torch.testing.assert_close(first.abs(), torch.tensor([0.0, 1.0, 0.0]).double())
+    torch.testing.assert_close(first.abs(), LENGTH * torch.tensor([0.0, 1.0, 0.0]).double())
     torch.testing.assert_close(second, -first)
 
 
@@ -36,7 +36,7 @@ def test_where_nothing_is_known_questions_differ_and_either_answer_comes_first()
 
 def test_a_single_dimension_is_asked_of():
     first, second = propose_question(posterior([2.0], [1.0]), source())
-    assert sorted([first.item(), second.item()]) == [-1.0, 1.0]
+    assert sorted([first.item(), second.item()]) == [-LENGTH, LENGTH]
 
 
 def cosine_after(questions, *, proposed, seed, dimensions=6):
@@ -47,7 +47,8 @@ def cosine_after(questions, *, proposed, seed, dimensions=6):
     choices = []
     for _ in range(questions):
         if proposed:
-            first, second = propose_question(fit_profile(choices, prior, names).posterior, rng)
+            asked = propose_question(fit_profile(choices, prior, names).posterior, rng)
+            first, second = (w / LENGTH for w in asked)
         else:
             drawn = torch.randn(2, dimensions, generator=rng).double()
             first, second = torch.nn.functional.normalize(drawn, dim=-1)

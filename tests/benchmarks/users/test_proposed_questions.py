@@ -1,4 +1,4 @@
-"""Strategies of asking, compared on few users; human pairs by form; the limits of choices on planted likings."""
+"""Strategies of asking on few users; human pairs by form; the limits of choices on planted likings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_every_strategy_is_measured_in_every_population(monkeypatch, tmp_path):
     monkeypatch.setattr(proposed_questions, "CHOICES_OF_OTHERS", 4)
     proposed_questions.main()
     found = json.loads(out.read_text())
-    assert len(found["rows"]) == len(proposed_questions.POPULATIONS) * 6
+    assert len(found["rows"]) == len(proposed_questions.POPULATIONS) * 7
     assert all(set(row["cosines"]) == {"2", "4"} for row in found["rows"])
     assert len(found["table"]) == len(found["rows"]) + 2
 
