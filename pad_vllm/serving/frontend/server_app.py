@@ -11,5 +11,5 @@ from pad_vllm.serving.frontend.user_token_header import UserTokenMiddleware
 def add_pad_routes(app: FastAPI) -> None:
     """Add them; vllm_api/patches/server_routes.py calls it with every app."""
     app.include_router(dimension_routes.router)
-    app.include_router(profile_routes.router)
+    app.include_router(profile_routes.router, prefix="/v1/pad")
     app.add_middleware(UserTokenMiddleware)
