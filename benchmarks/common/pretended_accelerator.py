@@ -46,6 +46,13 @@ class _Module(backend_registration._DummyBackendModule):  # noqa: SLF001, what P
         """Two, for device maps."""
         return 2
 
+    def get_rng_state(self, _device: object) -> Tensor:
+        """Nothing: no numbers are drawn."""
+        return torch.zeros(0, dtype=torch.uint8)
+
+    def set_rng_state(self, _state: Tensor, _device: object) -> None:
+        """Nothing."""
+
 
 def register() -> None:
     """Make "pretended" a device of this process. Autocast gives linear layers bfloat16, as on a GPU."""

@@ -174,9 +174,12 @@ def _disk(model: PersRM, lengths: Lengths, command: Command) -> dict[str, int]:
 
 
 def in_process(args: argparse.Namespace, kind: str, name: str, base: str | None) -> dict[str, Any]:
-    """`counted` or `measured` in a process of its own."""
+    """`counted` of all commands or `measured` of one, in a process of its own.
+
+    What a process has freed it may keep, so that a second command would seem to need less.
+    """
     own = ["--out", "-", "--one", kind, name, *(["--base", base] if base else [])]
-    sizes = ["--prompt", str(args.prompt), "--answer", str(args.answer)] if base else []
+    sizes = ["--prompt", str(args.prompt), "--answer", str(args.answer)]
     argv = [sys.executable, "-m", "benchmarks.cost.device_memory", *own, *sizes]
     done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -263,17 +266,23 @@ def disk_table(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def print_one(args: argparse.Namespace) -> None:
     """What a process of its own found, as the last line."""
     kind, name = args.one
+    if kind == "measured":
+        found = measured(COMMANDS[name], _lengths(args, name), args.base)
+    else:
+        register()
+        found = {
+            one: counted(command, _lengths(args, one), args.base)
+            for one, command in COMMANDS.items()
+        }
+    print(json.dumps(found))
+
+
+def _lengths(args: argparse.Namespace, name: str) -> Lengths:
     command = COMMANDS[name]
     rank = command.settings.head_rank
     if args.base is None:
-        lengths = Lengths(256, command.answer, rank=rank)
-    else:
-        lengths = Lengths(args.prompt, args.answer, rank=rank)
-    if kind == "counted":
-        register()
-        print(json.dumps(counted(command, lengths, args.base)))
-    else:
-        print(json.dumps(measured(command, lengths, args.base)))
+        return Lengths(256, command.answer, rank=rank)
+    return Lengths(args.prompt, args.answer, rank=rank)
 
 
 def main() -> None:
@@ -288,13 +297,13 @@ def main() -> None:
     if args.one:
         print_one(args)
         return
-    results = {name: in_process(args, "counted", name, None) for name in COMMANDS}
+    results = in_process(args, "counted", "all", None)
     rows = rows_at_8b(results)
     checked: list[dict[str, Any]] = []
     for base in args.check:
+        at_base = in_process(args, "counted", "all", base)
         pairs = {
-            name: [in_process(args, kind, name, base) for kind in ("counted", "measured")]
-            for name in COMMANDS
+            name: (at_base[name], in_process(args, "measured", name, base)) for name in COMMANDS
         }
         checked += check_rows(base, pairs)
     result = {

@@ -2,7 +2,8 @@
 
     python -m benchmarks.cost.estimates --base smollm2-135m --out estimates.json
 
-One small run by each teacher, from nothing: answers drawn and scored by the commands, then trained on. Tokens
+One small run by each teacher, from nothing: answers drawn and scored by the commands, then trained on; with
+--made-up no engine draws, and answers are words of the prompts. Tokens
 read are counted at the embedding of the base (with padding; the estimate has none), bytes are those of the
 files, minutes are said at the first batch and compared with the part's end.
 """
@@ -10,6 +11,8 @@ files, minutes are said at the first batch and compared with the part's end.
 from __future__ import annotations
 
 import argparse
+import json
+import random
 import re
 import subprocess
 import sys
@@ -23,9 +26,13 @@ from typing import Any
 import torch
 
 from benchmarks.common import arguments
+from pad_vllm.evaluation.lexical_scorers import LEXICAL_SCORERS
+from pad_vllm.opened_base import base_folder
+from pad_vllm.text.chat_template import load_chat_tokenizer
 from pad_vllm.training import training_run
 from pad_vllm.training.data import jsonl
 from pad_vllm.training.data.preference_record import PreferenceRecord
+from pad_vllm.training.distillation import distillation_method
 from pad_vllm.training.distillation.distillation_prompts import SHIPPED_PROMPTS
 from pad_vllm.training.settings import DistillationSettings, Recipe, Settings
 from pad_vllm.training.training_run import TrainingRun
@@ -172,6 +179,35 @@ def draw_and_score(args: argparse.Namespace, work: Path) -> Path:
     return scored
 
 
+def make_up_and_score(args: argparse.Namespace, work: Path) -> Path:
+    """Four answers a prompt of 10 to 60 of the prompts' words, scored; for method prompt two."""
+    lines = SHIPPED_PROMPTS.read_text("utf-8").splitlines()[: args.prompts]
+    (work / "prompts.txt").write_text("\n".join(lines) + "\n")
+    tokenizer = load_chat_tokenizer(base_folder(args.base), args.base, None)
+    rng, words = random.Random(0), " ".join(lines).split()
+
+    def answer(names: Sequence[str]) -> dict[str, Any]:
+        text = " ".join(rng.choices(words, k=rng.randint(10, 30)))
+        scores = {name: LEXICAL_SCORERS[name](text) for name in names}
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"][:40]
+        return {"text": text, "scores": scores} | ({} if names else {"token_ids": ids})
+
+    def write(file: Path, prompts: Sequence[Any], count: int, names: Sequence[str]) -> None:
+        with file.open("w") as stream:
+            for prompt in prompts:
+                answers = [answer(names) for _ in range(count)]
+                record = {"prompt": prompt, "responses": answers, "scorers": {n: n for n in names}}
+                stream.write(json.dumps(record) + "\n")
+
+    def draw(base: str, prompts: Sequence[Any], file: Path, *_: Any) -> None:
+        del base
+        write(file, [prompt.messages() for prompt in prompts], 2, ())
+
+    distillation_method.draw_in_subprocess = draw  # type: ignore[assignment]
+    write(work / "scored.jsonl", lines, 4, ("positive", "brief"))
+    return work / "scored.jsonl"
+
+
 def settings_of(args: argparse.Namespace, work: Path, scored: Path) -> list[Settings]:
     """A small run by each teacher."""
 
@@ -206,11 +242,12 @@ def main() -> None:
     parser = arguments.make_parser(__doc__, adapter=None)
     parser.add_argument("--prompts", type=int, default=40)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--made-up", action="store_true")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        scored = draw_and_score(args, work)
+        scored = (make_up_and_score if args.made_up else draw_and_score)(args, work)
         for settings in settings_of(args, work, scored):
             watched, _ = watched_run(settings, work)
             rows += compared(watched, settings, work)

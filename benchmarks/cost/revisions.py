@@ -13,6 +13,7 @@ checkout's.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import shlex
@@ -157,25 +158,36 @@ def write_prompts(args: argparse.Namespace, work: Path) -> None:
 
 
 def measure(args: argparse.Namespace, work: Path) -> dict[str, dict[str, list[Used]]]:
-    """Command -> checkout -> what each round took."""
+    """Command -> checkout -> what each round took; what --work has from an earlier start is not run again."""
     checkouts = [Checkout(name, Path(folder).resolve()) for name, folder in args.checkout]
-    used: dict[str, dict[str, list[Used]]] = {"train": {}, "steer": {}}
+    used: dict[str, dict[str, list[Used]]] = {name: {} for name in args.commands}
     for number in range(args.rounds):
-        for checkout in checkouts:
-            folder = work / str(number)
-            folder.mkdir(exist_ok=True)
-            write_prompts(args, folder)
-            adapter = work / "0" / checkouts[0].name
-            for command, options in (
-                ("train", checkout.train(args, folder)),
-                ("steer", checkout.steer(args, folder, adapter)),
-            ):
-                argv = ["taskset", "-c", str(args.core), sys.executable, "-m", "pad_vllm", *options]
-                log = folder / f"{checkout.name}-{command}.log"
-                took = run_measured(argv, checkout.environment(), log)
+        folder = work / str(number)
+        folder.mkdir(exist_ok=True)
+        write_prompts(args, folder)
+        for command in args.commands:
+            for checkout in checkouts:
+                options = (
+                    checkout.train(args, folder)
+                    if command == "train"
+                    else checkout.steer(args, folder, work / "0" / checkouts[0].name)
+                )
+                took = _run_once(args, checkout, folder / f"{checkout.name}-{command}", options)
                 used[command].setdefault(checkout.name, []).append(took)
                 print(command, checkout.name, took, flush=True)
     return used
+
+
+def _run_once(
+    args: argparse.Namespace, checkout: Checkout, stem: Path, options: Sequence[str]
+) -> Used:
+    """What a command took; kept in stem.used.json, beside what it printed."""
+    kept = stem.with_name(f"{stem.name}.used.json")
+    if not kept.exists():
+        argv = ["taskset", "-c", str(args.core), sys.executable, "-m", "pad_vllm", *options]
+        took = run_measured(argv, checkout.environment(), stem.with_name(f"{stem.name}.log"))
+        kept.write_text(json.dumps(took._asdict()))
+    return Used(**json.loads(kept.read_text()))
 
 
 def weights_gib(base: str, bytes_each: int) -> float:
@@ -222,13 +234,14 @@ def main() -> None:
     """See the module's docstring."""
     parser = arguments.make_parser(__doc__, base="qwen2.5-coder-0.5b", adapter=None)
     parser.add_argument("--checkout", type=arguments.name_and_value, action="append", required=True)
+    parser.add_argument("--commands", nargs="+", default=["train", "steer"])
     parser.add_argument("--answers", type=int, default=50)
     parser.add_argument("--prompts", type=int, default=24, help="prompts that are answered")
     parser.add_argument("--judge-prompts", type=int, default=40)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--core", type=int, default=1)
-    parser.add_argument("--work", type=Path, help="folder that is kept (default: one that is not)")
+    parser.add_argument("--work", type=Path, help="is kept (default: is not)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)

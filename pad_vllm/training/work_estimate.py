@@ -45,9 +45,7 @@ class WorkEstimate(NamedTuple):
                 f"{label}: {needed:.1f} GiB would be kept in {folder}, and its disk has {room:.1f} GiB left. "
                 f"{_WAYS_OUT}"
             )
-        return (
-            f"{label}: {self.tokens:,} tokens to read, {needed:.2f} GiB to keep of {room:.0f} GiB"
-        )
+        return f"{label}: {self.tokens:,} tokens to read, {_three_digits(needed)} GiB to keep of {room:.0f} GiB"
 
 
 def require_within(limit_gib: float, needed: WorkEstimate) -> None:
@@ -62,6 +60,10 @@ def require_within(limit_gib: float, needed: WorkEstimate) -> None:
             f"--cache-gib {limit_gib:g}: what is read in every epoch takes {needed.num_bytes / GIB:.2f} GiB. "
             f"Raise it, or: {_WAYS_OUT}"
         )
+
+
+def _three_digits(gib: float) -> str:
+    return f"{gib:.3g}" if gib < 100 else f"{gib:,.0f}"
 
 
 def free_bytes(folder: Path) -> int:

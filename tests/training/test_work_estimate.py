@@ -22,6 +22,9 @@ def half_a_gib_left(monkeypatch):
 def test_tokens_and_room_are_said(half_a_gib_left, tmp_path):
     said = WorkEstimate(12_345, GIB // 4).announcement("teacher", tmp_path / "not" / "there")
     assert said == "teacher: 12,345 tokens to read, 0.25 GiB to keep of 0 GiB"
+    assert " 0.00123 GiB to keep" in WorkEstimate(1, int(0.001234 * GIB)).announcement(
+        "x", tmp_path
+    )
 
 
 def test_what_the_disk_has_no_room_for_is_refused_with_the_ways_out(half_a_gib_left, tmp_path):
