@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,17 +65,20 @@ def _loops() -> Chart:
 
 def _prefix() -> Chart:
     rows = [
-        row
-        for row in _result("learned_prefix_steering")["rows"]
-        if row["instruction"] == "mean of 3" and row["method"] == "learned prefix"
+        row for row in _result("learned_prefix_steering")["rows"] if row["method"] == "learned prefix"
     ]
-    rows.sort(key=lambda row: row["beta"])
+    strengths = sorted({row["beta"] for row in rows})
+
+    def mean(figure: Callable[[Any], float]) -> Points:
+        of = {beta: [figure(row) for row in rows if row["beta"] == beta] for beta in strengths}
+        return [(beta, round(statistics.fmean(figures), 3)) for beta, figures in of.items()]
+
     return Chart(
         "pad_beta of a learned prefix",
         "0: plain answers, 1: asked for",
         {
-            "way": [(row["beta"], row["way"][0]) for row in rows],
-            "perplexity, times": [(row["beta"], row["perplexity"]) for row in rows],
+            "way": mean(lambda row: row["way"][0]),
+            "perplexity, times": mean(lambda row: row["perplexity"]),
         },
     )
 

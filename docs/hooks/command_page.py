@@ -22,12 +22,16 @@ def command_page(app: typer.Typer) -> str:
         parts.append(f"## `pad-vllm {name}`\n")
         parts.append(inspect.cleandoc(command.help or "") + "\n")
         arguments = [p for p in command.params if p.param_type_name == "argument"]
-        usage = " ".join(a.make_metavar(typer.Context(command)) for a in arguments)
+        usage = " ".join((argument.metavar or argument.name).upper() for argument in arguments)
         parts.append(f"```text\npad-vllm {name} {usage} [OPTIONS]\n```\n")
-        rows = [_row(parameter) for parameter in command.params]
+        rows = [_row(parameter) for parameter in command.params if not _is_hidden(parameter)]
         if rows:
             parts.append("\n".join(["| | meaning | default |", "| --- | --- | --- |", *rows]) + "\n")
     return "\n".join(parts)
+
+
+def _is_hidden(parameter: Any) -> bool:
+    return bool(getattr(parameter, "hidden", False))
 
 
 def _row(parameter: Any) -> str:
@@ -36,7 +40,7 @@ def _row(parameter: Any) -> str:
         names = [(parameter.metavar or parameter.name).upper()]
     shown = ", ".join(f"`{name}`" for name in names)
     text = " ".join((getattr(parameter, "help", None) or "").split()).replace("|", "\\|")
-    text = text.removesuffix(" [required]")
+    text = text.removesuffix(" [required]").replace("\\[", "[").replace("[", "\\[")
     return f"| {shown} | {text} | {_default(parameter)} |"
 
 
@@ -44,10 +48,8 @@ def _default(parameter: Any) -> str:
     if parameter.required:
         return "required"
     value = parameter.default
-    if callable(value) or value in (None, "", (), []) or "UNSET" in repr(value).upper():
+    if "(default" in (getattr(parameter, "help", None) or "") or callable(value) or value in (None, "") or "UNSET" in repr(value).upper():
         return ""
-    if value is False:
-        return "off"
-    if isinstance(value, (list, tuple)):
-        value = ", ".join(str(one) for one in value)
-    return f"`{getattr(value, 'value', value)}`"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"`{value}`"

@@ -109,5 +109,5 @@ def _row(label: str, guided: Way, asked: Way) -> str:
     for way in (guided, asked):
         wins = f"{way.wins:.0%}"
         wins = f"**{wins}**" if round(way.wins, 2) == best else wins
-        cells += [wins, f"{way.perplexity:.2f}x", f"{100 * way.repeated:+.0f}"]
+        cells += [wins, f"{way.perplexity:.2f}x", f"{round(100 * way.repeated):+d}"]
     return f"| {label} | {' | '.join(cells)} |"

@@ -15,7 +15,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from docs.hooks.command_page import command_page
-from docs.hooks.cut_pages import CutPage, cut_pages, page_groups
+from docs.hooks.cut_pages import CutPage, anchor, cut_pages, page_groups
 from docs.hooks.repository_links import rewritten
 
 ROOT = Path(__file__).parents[2]
@@ -83,12 +83,10 @@ def site_places() -> dict[str, str]:
     }
     places["README.md"] = "index.md"
     places["ARCHITECTURE.md#glossary"] = "glossary.md"
-    places[BENCHMARKS] = "benchmarks/index.md"
+    places[BENCHMARKS] = "benchmarks/about.md"
     places |= {f"{BENCHMARKS}#{page.name}": f"benchmarks/{page.name}.md" for page in benchmark_pages()}
     for title, pages in page_groups(benchmark_pages()):
         first = pages[0].name
-        from docs.hooks.cut_pages import anchor
-
         places.setdefault(f"{BENCHMARKS}#{anchor(title)}", f"benchmarks/{first}.md")
     return places
 
