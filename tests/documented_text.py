@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[1]
 PATHS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in PATHS}
-_FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^(?P=indent)```", re.M | re.S)
+_FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL
+)
 _LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)\)")
 ARGUMENT_KEYS = ("vllm_xargs", "extra_args")
 
@@ -44,7 +46,9 @@ def shell_lines() -> list[Snippet]:
     for name, text in TEXTS.items():
         fenced = [match["code"] for match in _FENCE.finditer(text) if match["language"] == "sh"]
         outside = _FENCE.sub("", text)
-        indented = [line for line in outside.replace("\\\n", " ").splitlines() if line[:4] == "    "]
+        indented = [
+            line for line in outside.replace("\\\n", " ").splitlines() if line[:4] == "    "
+        ]
         lines = [*indented, *"\n".join(fenced).replace("\\\n", " ").splitlines()]
         found += [Snippet(name, line.partition("  #")[0].strip()) for line in lines]
     return found
@@ -53,11 +57,11 @@ def shell_lines() -> list[Snippet]:
 def commands(program: str) -> list[Snippet]:
     """Every shell line that calls a program, from its name on; `NAME=VALUE` may stand in front."""
     pattern = re.compile(rf"^(?:\w+=\S+ )*({re.escape(program)} .*)$")
-    found = []
-    for one in shell_lines():
-        if match := pattern.match(one.code):
-            found.append(Snippet(one.file, match[1].split(" [any ")[0]))
-    return found
+    return [
+        Snippet(one.file, match[1].split(" [any ")[0])
+        for one in shell_lines()
+        if (match := pattern.match(one.code))
+    ]
 
 
 def guided_requests() -> list[tuple[str, dict[str, Any]]]:

@@ -74,7 +74,9 @@ def test_every_pad_vllm_command_is_one_that_the_program_reads(command):
     if name.startswith("--"):
         return
     assert name in PROGRAM.commands
-    context = PROGRAM.commands[name].make_context(name, arguments)  # reads the options and runs nothing
+    context = PROGRAM.commands[name].make_context(
+        name, arguments
+    )  # reads the options and runs nothing
     assert not context.args or name == "serve"
 
 
@@ -95,9 +97,7 @@ def test_every_script_that_a_page_calls_exists(command):
 def test_every_extra_that_is_installed_exists(command):
     (wanted,) = [Requirement(word) for word in shlex.split(command.code) if "pad-vllm" in word]
     extras = {
-        extra
-        for text in requires("pad-vllm")
-        for extra in re.findall(r'extra == "(\w+)"', text)
+        extra for text in requires("pad-vllm") for extra in re.findall(r'extra == "(\w+)"', text)
     }
     assert wanted.extras
     assert wanted.extras <= extras
@@ -214,5 +214,3 @@ def test_setup_installs_the_versions_that_are_accepted():
         TESTED_VERSIONS
     )
     assert not any(Version(v) in gpu.specifier for v in ("0.31.9", "0.34.0"))
-
-

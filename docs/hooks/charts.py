@@ -65,7 +65,9 @@ def _loops() -> Chart:
 
 def _prefix() -> Chart:
     rows = [
-        row for row in _result("learned_prefix_steering")["rows"] if row["method"] == "learned prefix"
+        row
+        for row in _result("learned_prefix_steering")["rows"]
+        if row["method"] == "learned prefix"
     ]
     strengths = sorted({row["beta"] for row in rows})
 
@@ -88,7 +90,9 @@ def _mixes() -> Chart:
     parts = [line.split("|") for line in table if line.startswith("| ") and line.count("|") == 7]
     rows = [(cell[5].strip(), cell[3].strip().split(" ")[0]) for cell in parts if cell[2].strip()]
     points = sorted((float(x), float(y)) for x, y in rows if x.isdigit() and y.isdigit())
-    return Chart("wins that the parts add up to, %", "wins in the mix, %", {"one part of a mix": points})
+    return Chart(
+        "wins that the parts add up to, %", "wins in the mix, %", {"one part of a mix": points}
+    )
 
 
 CHARTS: dict[str, Callable[[], Chart]] = {
@@ -112,14 +116,14 @@ def drawn(name: str) -> str:
     import matplotlib as mpl
 
     mpl.use("svg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
 
     chart = CHARTS[name]()
     colours = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
-    settings: dict[str, Any] = {key: _TEXT for key in colours}
+    settings: dict[str, Any] = dict.fromkeys(colours, _TEXT)
     settings |= {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}
-    with pyplot.rc_context(settings):
-        figure, axes = pyplot.subplots(figsize=(4.4, 3.0))
+    with plt.rc_context(settings):
+        figure, axes = plt.subplots(figsize=(4.4, 3.0))
         for colour, (label, points) in zip(_LINES, chart.lines.items(), strict=False):
             style = "o" if len(points) > 12 else "o-"
             axes.plot(*zip(*points, strict=True), style, color=colour, label=label, markersize=4)
@@ -131,7 +135,7 @@ def drawn(name: str) -> str:
         figure.tight_layout()
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-        pyplot.close(figure)
+        plt.close(figure)
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :].replace(_TEXT, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)

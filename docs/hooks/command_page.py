@@ -26,7 +26,9 @@ def command_page(app: typer.Typer) -> str:
         parts.append(f"```text\npad-vllm {name} {usage} [OPTIONS]\n```\n")
         rows = [_row(parameter) for parameter in command.params if not _is_hidden(parameter)]
         if rows:
-            parts.append("\n".join(["| | meaning | default |", "| --- | --- | --- |", *rows]) + "\n")
+            parts.append(
+                "\n".join(["| | meaning | default |", "| --- | --- | --- |", *rows]) + "\n"
+            )
     return "\n".join(parts)
 
 
@@ -48,7 +50,12 @@ def _default(parameter: Any) -> str:
     if parameter.required:
         return "required"
     value = parameter.default
-    if "(default" in (getattr(parameter, "help", None) or "") or callable(value) or value in (None, "") or "UNSET" in repr(value).upper():
+    if (
+        "(default" in (getattr(parameter, "help", None) or "")
+        or callable(value)
+        or value in (None, "")
+        or "UNSET" in repr(value).upper()
+    ):
         return ""
     if isinstance(value, bool):
         return "on" if value else "off"

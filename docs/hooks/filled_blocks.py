@@ -47,7 +47,7 @@ def demo_limits(*, instructions: bool = False) -> RequestLimits:
 
 
 def refusal_of(argument: str) -> str:
-    """The message of the 400 that a request's `vllm_xargs`, as JSON, get; `body` in front: of a whole body."""
+    """The message of the 400 that `vllm_xargs` get, as JSON; with `body` in front: that a whole body gets."""
     kind, _, text = argument.partition(" ") if argument[0] != "{" else ("", "", argument)
     request = json.loads(text)
     try:

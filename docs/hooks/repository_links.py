@@ -15,16 +15,14 @@ _LINK = re.compile(r"(?P<head>!?\[(?:[^\[\]]|\[[^\]]*\])*\]\()(?P<target>[^)\s]+
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
-def rewritten(
-    markdown: str, *, origin: str, page: str, places: Mapping[str, str]
-) -> str:
+def rewritten(markdown: str, *, origin: str, page: str, places: Mapping[str, str]) -> str:
     """The Markdown with the links that the site knows.
 
     Args:
         markdown: Text of a page.
         origin: Path of the file that it was read from, in the repository.
         page: Path of the page in the site's source, such as benchmarks/about.md.
-        places: Path in the repository, or path#anchor -> path in the site's source, with or without an anchor.
+        places: Path in the repository, or path#anchor -> path in the site's source, or path#anchor.
     """
     code = [match.span() for match in _FENCE.finditer(markdown)]
 

@@ -50,9 +50,7 @@ def generated_pages() -> dict[str, tuple[str, str]]:
     """Path in the site's source -> (path in the repository that it comes from, Markdown)."""
     from pad_vllm.cli.app import app
 
-    pages = {
-        f"benchmarks/{page.name}.md": (BENCHMARKS, page.text) for page in benchmark_pages()
-    }
+    pages = {f"benchmarks/{page.name}.md": (BENCHMARKS, page.text) for page in benchmark_pages()}
     pages |= {place: (path, read(path)) for path, place in _WHOLE_FILES.items()}
     pages["reference/commands.md"] = ("pad_vllm/cli/app.py", command_page(app))
     pages["glossary.md"] = ("ARCHITECTURE.md", glossary(read("ARCHITECTURE.md")))
@@ -61,7 +59,7 @@ def generated_pages() -> dict[str, tuple[str, str]]:
 
 def glossary(architecture: str) -> str:
     """The page of ARCHITECTURE.md's section of that name."""
-    section = architecture[architecture.index("## Glossary") :].split("\n## ")[0]
+    section = architecture[architecture.index("## Glossary") :].split("\n## ", maxsplit=1)[0]
     return section.removeprefix("#")
 
 
@@ -84,7 +82,9 @@ def site_places() -> dict[str, str]:
     places["README.md"] = "index.md"
     places["ARCHITECTURE.md#glossary"] = "glossary.md"
     places[BENCHMARKS] = "benchmarks/about.md"
-    places |= {f"{BENCHMARKS}#{page.name}": f"benchmarks/{page.name}.md" for page in benchmark_pages()}
+    places |= {
+        f"{BENCHMARKS}#{page.name}": f"benchmarks/{page.name}.md" for page in benchmark_pages()
+    }
     for title, pages in page_groups(benchmark_pages()):
         first = pages[0].name
         places.setdefault(f"{BENCHMARKS}#{anchor(title)}", f"benchmarks/{first}.md")

@@ -125,7 +125,10 @@ PARALLEL: tuple[Feature, ...] = (
     ),
     Feature(
         "data parallelism of a mixture of experts",
-        {**_parallel(data_parallel_size=2, data_parallel_size_local=2), "model_config.is_moe": True},
+        {
+            **_parallel(data_parallel_size=2, data_parallel_size_local=2),
+            "model_config.is_moe": True,
+        },
     ),
     Feature("expert parallelism", _parallel(enable_expert_parallel=True)),
     Feature("context parallelism", _parallel(decode_context_parallel_size=2)),

@@ -1,8 +1,7 @@
 """The tables of docs/support.md: feature by engine and runner, tested, allowed, refused or untested.
 
 In: the features of support_features.py. Out: Markdown. What is refused is asked of the code that `pad-vllm
-check` and vLLM's start-up run, with a config that uses the feature; a cell that is refused quotes nothing, the
-list of refusals below the tables has the messages.
+check` and vLLM's start-up run, with a config that uses the feature.
 """
 
 from __future__ import annotations
@@ -90,7 +89,10 @@ def refusal(feature: Feature, column: str, runner: str) -> str:
     if feature.name.startswith(("several adapters", "adapters loaded")):
         settings["adapters"] = {"work": "PATH"}
     pad: Any = PADConfig(
-        adapter="PATH", engine=engine, instructions=column == WORDS, **settings  # type: ignore[arg-type]
+        adapter="PATH",
+        engine=engine,
+        instructions=column == WORDS,
+        **settings,  # type: ignore[arg-type]
     )
     try:
         require_supported(config, pad)  # type: ignore[arg-type]
@@ -115,7 +117,9 @@ def _require_forkable(feature: Feature, config: Any, *, instructions: bool) -> N
     forkable_bases.require_no_lora(enabled=config.lora_config is not None)
     forkable_bases.require_no_offloading(config.offload_config)
     forkable_bases.require_no_kv_connector(enabled=config.kv_transfer_config is not None)
-    forkable_bases.require_plain_kv_cache(config.cache_config.cache_dtype, config.model_config.dtype)
+    forkable_bases.require_plain_kv_cache(
+        config.cache_config.cache_dtype, config.model_config.dtype
+    )
     require_forkable_method(str(changes.get("quant", "")))
 
 
@@ -165,5 +169,3 @@ def refused_by_name() -> str:
         rows = [f"| {f.name} | {f.way_out} |" for f in features]
         parts.append("\n".join([f"| {title}: refused | way out |", "| --- | --- |", *rows]))
     return "\n\n".join(parts)
-
-
