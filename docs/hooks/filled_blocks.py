@@ -79,7 +79,7 @@ def _refused(argument: str) -> str:
     return f"```text\n{_wrapped(refusal_of(argument))}\n```"
 
 
-def _wrapped(text: str, width: int = 88) -> str:
+def _wrapped(text: str, width: int = 74) -> str:
     lines = [""]
     for word in text.split(" "):
         if lines[-1] and len(lines[-1]) + len(word) >= width:

@@ -33,6 +33,8 @@ _COPIED_MORE = (
     "tests/forked_adapter/curves.png",
 )
 _DRAWING = re.compile(r"!\[(?P<alt>[^\]]*)\]\((?P<path>(?:\.\./)*pictures/[\w-]+\.svg)\)")
+_LINE_BREAK = re.compile(r"(?<=[^ \\])\\$", re.MULTILINE)
+"""GitHub's line break, which Python-Markdown writes as two blanks; a command's has a blank in front of it."""
 _OWN_STYLE = re.compile(r"<style>.*?</style>\s*", re.DOTALL)
 
 
@@ -125,6 +127,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     place = page.file.src_uri
     origin = _generated[place][0] if place in _generated else f"docs/{place}"
     markdown = rewritten(markdown, origin=origin, page=place, places=_places)
+    markdown = _LINE_BREAK.sub("  ", markdown)
     return _DRAWING.sub(_drawing, markdown)
 
 

@@ -6,7 +6,7 @@ that `pad-vllm check` and vLLM's start-up run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 HEADS, FORK, WORDS, RESIDENT, RAY = "heads only", "fork", "instructions", "resident", "ray"
@@ -192,6 +192,3 @@ GROUPS: Mapping[str, tuple[Feature, ...]] = {
     "Memory, LoRAs, weights": MEMORY,
     "Bases": BASES,
 }
-
-Refusal = Callable[[Feature, str, str], str]
-"""(feature, column, runner) -> the message of a refusal; empty where it is accepted."""

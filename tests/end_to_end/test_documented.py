@@ -8,8 +8,12 @@ import sys
 
 import pytest
 import tiny
+import typer
 from documented_text import commands, snippets
 from engine_processes import engine_slot, free_port, run, serving, tail
+
+from pad_vllm.cli.app import app
+from pad_vllm.serving.launch.serve_arguments import serve_argv
 
 pytestmark = pytest.mark.engine
 
@@ -63,3 +67,25 @@ def test_vllm_serve_with_its_flags_answers_curl_and_the_openai_client(names, tmp
         code = curl.code.replace("http://localhost:8000", url)
         said = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
         assert '"unguided_tokens":0' in said.stdout.replace(" ", "")
+
+
+def test_the_flags_of_vllm_behind_pad_vllm_serve_are_vllms():
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = make_arg_parser(FlexibleArgumentParser(add_help=False))
+    program = typer.main.get_command(app).commands["serve"]
+    shown = [one for one in commands("pad-vllm") if one.code.startswith("pad-vllm serve ")]
+    assert len(shown) > 10
+    for one in shown:
+        if "--profiles" not in one.code:  # of a release with profiles
+            given = program.make_context("serve", shlex.split(one.code)[2:])
+            options = given.params
+            argv = serve_argv(
+                options["base"],
+                options["adapter"],
+                given.args,
+                engine=options["engine"],
+                instructions=options["instructions"],
+            )
+            parser.parse_args(argv[1:])
