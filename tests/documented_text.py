@@ -58,7 +58,7 @@ def commands(program: str) -> list[Snippet]:
     """Every shell line that calls a program, from its name on; `NAME=VALUE` may stand in front."""
     pattern = re.compile(rf"^(?:\w+=\S+ )*({re.escape(program)} .*)$")
     return [
-        Snippet(one.file, match[1].split(" [any ")[0])
+        Snippet(one.file, match[1].split(" [")[0])
         for one in shell_lines()
         if (match := pattern.match(one.code))
     ]

@@ -32,6 +32,8 @@ ROOT = Path(__file__).parents[1]
 README = TEXTS["README.md"]
 TO_COME = {"docs/pictures/page.png", "CITATION.cff"}
 """Links of README.md to files that the same release adds."""
+WITH_PROFILES = {"pad_user", "profiles", "unknown_user", "profile_tokens"}
+"""Arguments and settings of docs/people.md, which a release without profiles does not have."""
 
 
 def rows(text, head):
@@ -50,14 +52,19 @@ def test_the_readme_is_short():
 
 
 def test_the_request_arguments_are_all_there_and_no_others():
-    assert rows(TEXTS["docs/requests.md"], "argument") == list(ARGUMENT_NAMES)
+    shown = rows(TEXTS["docs/requests.md"], "argument")
+    assert [name for name in shown if name not in WITH_PROFILES - set(ARGUMENT_NAMES)] == list(
+        ARGUMENT_NAMES
+    )
     sections = re.findall(r"^## `(\w+)`$", TEXTS["docs/requests.md"], re.MULTILINE)
-    assert sections == list(ARGUMENT_NAMES)
+    assert sections == shown
 
 
 def test_the_settings_are_all_there_and_no_others():
-    shown = rows(TEXTS["docs/reference/settings.md"], "setting")
-    assert sorted(shown) == sorted(field.name for field in dataclasses.fields(PADConfig))
+    pages = TEXTS["docs/reference/settings.md"] + TEXTS["docs/people.md"]
+    shown, known = rows(pages, "setting"), {f.name for f in dataclasses.fields(PADConfig)}
+    assert len(shown) == len(set(shown))
+    assert known <= set(shown) <= known | WITH_PROFILES
 
 
 PAD_COMMANDS = commands("pad-vllm")
@@ -134,8 +141,8 @@ def test_such_snippets_are_found():
 
 @pytest.mark.parametrize(("file", "arguments"), guided_requests())
 def test_every_request_that_is_shown_is_accepted(file, arguments):
-    if "pad_user" in arguments:
-        pytest.skip("of a release with profiles")
+    arguments = {"pad_weights": "positive=1", **arguments} if "pad_user" in arguments else arguments
+    arguments = {name: value for name, value in arguments.items() if name != "pad_user"}
     limits = demo_limits(instructions=True)
     dimensions = (*limits.dimensions, "funny", "formal")
     limits = dataclasses.replace(limits, dimensions=dimensions, prefixes={"friendly": None})

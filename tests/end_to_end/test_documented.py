@@ -66,7 +66,7 @@ def test_vllm_serve_with_its_flags_answers_curl_and_the_openai_client(names, tmp
             assert capsys.readouterr().out.strip()
         code = curl.code.replace("http://localhost:8000", url)
         said = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
-        assert '"unguided_tokens":0' in said.stdout.replace(" ", "")
+        assert '"unguided_tokens":0' in said.stdout.replace(" ", ""), said.stdout
 
 
 def test_the_flags_of_vllm_behind_pad_vllm_serve_are_vllms():
