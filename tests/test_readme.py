@@ -32,7 +32,10 @@ ROOT = Path(__file__).parents[1]
 README = TEXTS["README.md"]
 TO_COME = {"docs/pictures/page.png", "CITATION.cff"}
 """Links of README.md to files that the same release adds."""
-WITH_PROFILES = {"pad_user", "profiles", "unknown_user", "profile_tokens"}
+WITH_PROFILES = {
+    *("pad_user", "profiles", "unknown_user", "profile_tokens"),
+    *("page", "dimension_jobs"),
+}
 """Arguments and settings of docs/people.md, which a release without profiles does not have."""
 
 
