@@ -59,7 +59,8 @@ def test_vllm_serve_with_its_flags_answers_curl_and_the_openai_client(names, tmp
     program += ["--port", port, "--served-model-name", "smollm2-135m", "--enforce-eager"]
     clients = [one for one in snippets("python") if "OpenAI(base_url" in one.code]
     (curl,) = [one for one in snippets("sh") if one.file == "docs/clients.md"]
-    with serving(program, tmp_path / "log", port) as url:
+    own = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}  # as in production
+    with serving(program, tmp_path / "log", port, own) as url:
         assert {one.file for one in clients} == {"README.md", "docs/clients.md"}
         for client in clients:
             exec(client.code.replace("http://localhost:8000", url), {})
