@@ -125,6 +125,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
     """Lead links to pages of the site, and put drawings into the page, where they take its colours."""
     place = page.file.src_uri
+    if place == "support.md" or place in _generated:
+        page.meta.setdefault("hide", []).append("toc")  # its tables are wide
     origin = _generated[place][0] if place in _generated else f"docs/{place}"
     markdown = rewritten(markdown, origin=origin, page=place, places=_places)
     markdown = _LINE_BREAK.sub("  ", markdown)

@@ -81,7 +81,7 @@ PLAIN: tuple[Feature, ...] = (
         (HEADS, WORDS),
     ),
     Feature("several adapters on one server", None, {HEADS: BOTH}, "test_adapters.py"),
-    Feature("adapters loaded while it runs", None, {HEADS: BOTH}, "test_runtime_adapters.py"),
+    Feature("adapters loaded while it runs", None, {HEADS: BOTH, WORDS: BOTH}, "test_runtime_adapters.py"),
     Feature("a reasoning model's thoughts left unguided", {"pad.reasoning": "unguided"}, {FORK: V2},
             "test_thinking.py", (HEADS, WORDS)),
     Feature("sleep mode and reloaded weights", {"model_config.enable_sleep_mode": True},

@@ -148,7 +148,7 @@ def table(features: tuple[Feature, ...]) -> str:
     rows = [head, "| --- |" + " --- |" * (len(COLUMNS) + 1)]
     for feature in features:
         cells = " | ".join(cell(feature, column) for column in COLUMNS)
-        test = f"`{feature.test.removesuffix('.py')}`" if feature.test else ""
+        test = feature.test.removeprefix("test_").removesuffix(".py")
         rows.append(f"| {feature.name} | {cells} | {test} |")
     return "\n".join(rows)
 
