@@ -16,7 +16,8 @@ TOKENIZERS_PARALLELISM ?= false
 export VLLM_CPU_KVCACHE_SPACE VLLM_LOGGING_LEVEL VLLM_NO_USAGE_STATS DO_NOT_TRACK HF_HUB_OFFLINE \
 	TOKENIZERS_PARALLELISM
 
-.PHONY: help setup models smollm2 lint fast check engine test exhaustive demo train-demo bench evidence evidence-smoke format play
+.PHONY: help setup models smollm2 lint fast docs docs-pages check engine test exhaustive demo train-demo bench evidence \
+	evidence-smoke format play
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -44,7 +45,14 @@ PYTEST := $(PYTHON_BIN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 fast: setup  ## the tests that start no engine
 	@$(PYTEST) -m "not engine and not exhaustive"
 
-check: lint fast  ## lint and fast tests: before every commit
+docs: setup  ## build the site into build/site; a warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(PYTHON_BIN) -m mkdocs build --strict --quiet
+
+docs-pages: setup  ## fill pages and charts with what the package and the results say
+	@$(PYTHON_BIN) -m docs.hooks.filled_blocks
+	@$(PYTHON_BIN) -m docs.hooks.charts
+
+check: lint docs fast  ## lint, the site and fast tests: before every commit
 
 engine: setup smollm2  ## the tests that start real vLLM engines
 	@$(PYTEST) -m "engine and not exhaustive"

@@ -89,6 +89,7 @@ setup(
             "wordfreq",
         ],
         "bench": ["matplotlib", "openai", "trl>=1.16"],
+        "docs": ["matplotlib", "mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings[python]>=1"],
         "test": [
             "hypothesis",
             "import-linter>=2.7",

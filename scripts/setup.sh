@@ -76,8 +76,8 @@ install_torch() {
 }
 
 install_project() {
-    say "installing pad-vllm with the extras $build, train, evaluate, ray, models, bench and test"
-    install -e ".[$build,train,evaluate,profiles,ray,models,bench,test]" || fail "pip could not install pad-vllm;" \
+    say "installing pad-vllm with the extras $build, train, evaluate, profiles, ray, models, bench, docs and test"
+    install -e ".[$build,train,evaluate,profiles,ray,models,bench,docs,test]" || fail "pip could not install pad-vllm;" \
         "its message is above. To try again from nothing: rm -rf .venv"
 }
 

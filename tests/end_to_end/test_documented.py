@@ -1,29 +1,31 @@
-"""What README.md tells people to type, typed: the offline snippet, `vllm serve` in full, the client."""
+"""What README.md and docs/ tell people to type, typed: offline, `vllm serve` in full, clients."""
 
 from __future__ import annotations
 
-import re
 import shlex
+import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import tiny
+import typer
+from documented_text import commands, snippets
 from engine_processes import engine_slot, free_port, run, serving, tail
+
+from pad_vllm.cli.app import app
+from pad_vllm.serving.launch.serve_arguments import serve_argv
 
 pytestmark = pytest.mark.engine
 
-README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 
-
-def snippet(word):
-    (found,) = [s for s in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if word in s]
+def snippet(file, word):
+    (found,) = [one.code for one in snippets("python") if one.file == file and word in one.code]
     return found
 
 
 @pytest.fixture(scope="module")
 def names(tmp_path_factory):
-    """BASE and PATH of the README; the adapter has the dimensions that its requests name."""
+    """BASE and PATH of the pages; the adapter has the dimensions that its requests name."""
     folder = tmp_path_factory.mktemp("documented")
     base = tiny.checkpoint("llama", folder / "base")
     dimensions = ("positive", "simple")
@@ -37,7 +39,7 @@ def test_the_offline_snippet_answers(names, tmp_path):
     script, log = tmp_path / "offline.py", tmp_path / "log"
     given = {**names, "messages": [{"role": "user", "content": "Hello"}]}
     lines = [f"{name} = {value!r}" for name, value in given.items()]
-    code = snippet("LLM(").replace("llm.chat(", "answers = llm.chat(")
+    code = snippet("docs/serve.md", "LLM(").replace("llm.chat(", "answers = llm.chat(")
     code = code.replace(
         "    BASE,\n", "    BASE,\n    enforce_eager=True,\n"
     )  # to compile takes a minute
@@ -47,13 +49,44 @@ def test_the_offline_snippet_answers(names, tmp_path):
     assert "said [" in log.read_text("utf-8")
 
 
-def test_vllm_serve_with_its_flags_answers_the_clients_snippet(names, tmp_path, capsys):
-    (line,) = [s for s in README.replace("\\\n", " ").splitlines() if s[:14] == "    vllm serve"]
+def test_vllm_serve_with_its_flags_answers_curl_and_the_openai_client(names, tmp_path, capsys):
+    (command,) = commands("vllm serve")
+    words = shlex.split(command.code)[1:]
     for name, value in names.items():
-        line = line.replace(name, value)
+        words = [word.replace(name, value) for word in words]
     port = free_port()
-    command = [sys.executable, "-m", "pad_vllm.serving.launch.vllm_program", *shlex.split(line)[1:]]
-    command += ["--port", port, "--served-model-name", "smollm2-135m", "--enforce-eager"]
-    with serving(command, tmp_path / "log", port) as url:
-        exec(snippet("OpenAI(").replace("http://localhost:8000", url), {})
-    assert capsys.readouterr().out.strip()
+    program = [sys.executable, "-m", "pad_vllm.serving.launch.vllm_program", *words]
+    program += ["--port", port, "--served-model-name", "smollm2-135m", "--enforce-eager"]
+    clients = [one for one in snippets("python") if "OpenAI(base_url" in one.code]
+    (curl,) = [one for one in snippets("sh") if one.file == "docs/clients.md"]
+    own = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}  # as in production
+    with serving(program, tmp_path / "log", port, own) as url:
+        assert {one.file for one in clients} == {"README.md", "docs/clients.md"}
+        for client in clients:
+            exec(client.code.replace("http://localhost:8000", url), {})
+            assert capsys.readouterr().out.strip()
+        code = curl.code.replace("http://localhost:8000", url)
+        said = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+        assert '"unguided_tokens":0' in said.stdout.replace(" ", ""), said.stdout
+
+
+def test_the_flags_of_vllm_behind_pad_vllm_serve_are_vllms():
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = make_arg_parser(FlexibleArgumentParser(add_help=False))
+    program = typer.main.get_command(app).commands["serve"]
+    shown = [one for one in commands("pad-vllm") if one.code.startswith("pad-vllm serve ")]
+    assert len(shown) > 10
+    for one in shown:
+        if "--profiles" not in one.code:  # of a release with profiles
+            given = program.make_context("serve", shlex.split(one.code)[2:])
+            options = given.params
+            argv = serve_argv(
+                options["base"],
+                options["adapter"],
+                given.args,
+                engine=options["engine"],
+                instructions=options["instructions"],
+            )
+            parser.parse_args(argv[1:])

@@ -1,0 +1,1 @@
+"""What builds the site out of docs/ and of files elsewhere in the repository; mkdocs.yml names site.py."""

@@ -1,0 +1,113 @@
+"""Tables that set guidance beside asking in the prompt, of the results in benchmarks/results.
+
+In: results of `pad-vllm steer`. Out: Markdown. A mean is over the judges that taught the adapter nothing; the
+base told the wish in its prompt, which taught some, is never among them.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+_TAUGHT = {("positive", "positive"), ("simple", "simple")}
+"""(dimension, judge) of the adapter for SmolLM2: scorers that it was trained on."""
+
+
+class Comparison(NamedTuple):
+    """One result, and what its table calls it."""
+
+    result: str
+    """Name of the file, without its ending."""
+
+    label: str
+    """Base, prompts and length of the answers."""
+
+    guided: str
+    """How the name of a guided condition begins."""
+
+
+COMPARISONS = (
+    Comparison("steering_demo", "SmolLM2-135M, 50 prompts, 80 tokens", "PAD +"),
+    Comparison("steering_held_out", "SmolLM2-135M, 100 other prompts, 48 tokens", "PAD +"),
+    Comparison("steering_long", "SmolLM2-135M, 50 prompts, 300 tokens", "PAD +"),
+    Comparison("gemma", "Gemma-3-270m, another tokenizer, 20 prompts", "PAD +"),
+    Comparison("steering_qwen05", "Qwen2.5-Coder-0.5B, weights, 24 prompts", "PAD +"),
+    Comparison("steering_qwen05", "Qwen2.5-Coder-0.5B, learned prefixes, the same", "prefix +"),
+)
+
+
+class Way(NamedTuple):
+    """What one way to answer did, or the mean of several dimensions."""
+
+    wins: float
+    """Share of prompts in which it beats the unguided answer, mean of judges."""
+
+    perplexity: float
+    """Times that of the unguided answers."""
+
+    repeated: float
+    """Share of repeated 4-grams less the unguided answers'."""
+
+
+def comparison(one: Comparison) -> dict[str, tuple[Way, Way]]:
+    """Dimension -> (guided, asked in the prompt)."""
+    found = json.loads((RESULTS / f"{one.result}.json").read_text())
+    records = {record["name"]: record for record in found["decodings"][0]["records"]}
+    names = [name.removeprefix("told ") for name in records if name.startswith("told ")]
+    dimensions = [name for name in names if f"{one.guided}{name}" in records]
+    return {
+        name: (_way(records[f"{one.guided}{name}"], name), _way(records[f"told {name}"], name))
+        for name in dimensions
+    }
+
+
+def _way(record: dict[str, Any], dimension: str) -> Way:
+    judges = {
+        judge: wins[0]
+        for judge, wins in record["wins"][dimension].items()
+        if judge != "teacher" and (dimension, judge) not in _TAUGHT
+    }
+    return Way(statistics.fmean(judges.values()), record["perplexity"], record["repeated_more"])
+
+
+def mean_way(ways: list[Way]) -> Way:
+    """The mean of each figure."""
+    return Way(*(statistics.fmean(figures) for figures in zip(*ways, strict=True)))
+
+
+def means_table() -> str:
+    """A row for each result: the mean over its dimensions."""
+    rows = [_row(one.label, *map(mean_way, _columns(comparison(one)))) for one in COMPARISONS]
+    return "\n".join([*_head("base and prompts"), *rows])
+
+
+def dimensions_table(result: str, guided: str) -> str:
+    """A row for each dimension of one result."""
+    (one,) = [c for c in COMPARISONS if (c.result, c.guided) == (result, guided)]
+    return "\n".join([*_head("dimension"), *(_row(n, *w) for n, w in comparison(one).items())])
+
+
+def _columns(found: dict[str, tuple[Way, Way]]) -> Iterator[list[Way]]:
+    for column in zip(*found.values(), strict=True):
+        yield list(column)
+
+
+def _head(first: str) -> list[str]:
+    return [
+        f"| {first} | guided: wins | perplexity | repeats | asked: wins | perplexity | repeats |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+
+
+def _row(label: str, guided: Way, asked: Way) -> str:
+    best = max(round(guided.wins, 2), round(asked.wins, 2))
+    cells = []
+    for way in (guided, asked):
+        wins = f"{way.wins:.0%}"
+        wins = f"**{wins}**" if round(way.wins, 2) == best else wins
+        cells += [wins, f"{way.perplexity:.2f}x", f"{round(100 * way.repeated):+d}"]
+    return f"| {label} | {' | '.join(cells)} |"
