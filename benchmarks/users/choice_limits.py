@@ -54,7 +54,6 @@ from pad_vllm.steering.comparison_conditions import (
     instructions_of,
     unguided_condition,
 )
-from pad_vllm.steering.evaluation_prompts import JUDGE_PROMPTS
 from pad_vllm.steering.guided_answers import (
     AnswerBatch,
     Conversations,
@@ -62,7 +61,6 @@ from pad_vllm.steering.guided_answers import (
     DrawnAnswer,
 )
 from pad_vllm.text.chat_template import chat_token_ids
-from pad_vllm.training.distillation.distillation_prompts import SHIPPED_PROMPTS
 from pad_vllm.training.sampling.sample_responses import read_prompts
 
 OFFERS = {"single": 1.0, "mix": 1.0, "strong": 2.0}
@@ -151,7 +149,10 @@ class Judge:
     def standardised(cls, score: Any, prompts: Conversations, plain: Any) -> Judge:
         """By plain answers to some prompts."""
         values = score(prompts, plain)
-        return cls(score, values.mean(0), values.std(0))
+        deviation = values.std(0)
+        return cls(
+            score, values.mean(0), deviation.where(deviation > 0, torch.ones_like(deviation))
+        )
 
     def __call__(self, prompts: Conversations, answers: Sequence[DrawnAnswer]) -> Tensor:
         """[P, D]."""
@@ -318,8 +319,14 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def main() -> None:
     """See the module's docstring."""
     parser = arguments.make_parser(__doc__)
-    parser.add_argument("--learn", type=int, default=50, help="prompts of the choices")
-    parser.add_argument("--test", type=int, default=30, help="prompts of the wins")
+    arguments.add_prompts_option(parser)
+    arguments.add_judge_prompts_option(parser)
+    parser.add_argument(
+        "--learn",
+        type=int,
+        default=36,
+        help="the first prompts, of the choices; the others are won",
+    )
     parser.add_argument("--choices", type=int, nargs="+", default=[5, 10, 20, 30, 100])
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--kept", type=Path, help="file of drawn answers (default: beside --out)")
@@ -330,23 +337,26 @@ def main() -> None:
     config = adapter.config
     cache = AnswerCache(args.kept or args.out.with_suffix(".answers.jsonl"))
     decoding = DecodingSettings(0.7, args.tokens, config.top_k, dtype="float32")
-    prompts = read_prompts(SHIPPED_PROMPTS)[: args.learn + args.test]
+    prompts = read_prompts(args.prompts)
     learn = slice(0, args.learn)
     instructions = instructions_of(config, None)
 
     def draw(conditions: list[Condition], to: Conversations) -> list[list[DrawnAnswer]]:
         return cache.draw(AnswerBatch(args.base, folder, to, conditions, [decoding]))[0]
 
-    judges = draw(
-        [unguided_condition(), *instructed_conditions(instructions)], read_prompts(JUDGE_PROMPTS)
-    )
-    (plain,) = draw([unguided_condition()], prompts)
+    judge_prompts = read_prompts(args.judge_prompts)
+    judges = draw([unguided_condition(), *instructed_conditions(instructions)], judge_prompts)
+    classifiers = dimension_judges.meaning_judges_from_answers(instructions, judges)
     reader = open_reader(args.base, adapter)
     space = RewardSpace(reader)
-    space.read(prompts[:20], plain[:20], {})
+    space.read(judge_prompts[:20], judges[0][:20], {})
     conditions = {kind: conditions_of(kind, space, config.beta) for kind in OFFERS}
-    answers = {kind: draw(rows, prompts) for kind, rows in conditions.items()}
-    classifiers = dimension_judges.meaning_judges_from_answers(instructions, judges)
+    # One batch: an engine's start costs more than its answers.
+    plain, *guided = draw(
+        [unguided_condition(), *itertools.chain.from_iterable(conditions.values())], prompts
+    )
+    rest = iter(guided)
+    answers = {kind: list(itertools.islice(rest, len(rows))) for kind, rows in conditions.items()}
     users = tastes(len(config.dimensions))
     rows = []
     for name, score in (

@@ -24,7 +24,7 @@ from pad_vllm.text.conversation import Conversation
 from pad_vllm.text.preference_text import with_instruction
 
 PROMPTS = 16
-"""So many prompts suffice: more change no weight of the demo adapter's own sentences by 0.1."""
+"""Of these are read: about 400 tokens, each with all its candidates."""
 
 _ANSWER_TOKENS = 24
 _LITTLE = 0.1
@@ -57,7 +57,7 @@ def sentence_weights(
     Args:
         reader: of the base, with the adapter's reward model.
         sentence: as a user would add it to a prompt.
-        prompts: of any kind; PROMPTS of them suffice.
+        prompts: of any kind, such as PROMPTS of those that ship.
 
     Raises:
         ValueError: a sentence without text; an adapter whose heads are untrained.

@@ -6,8 +6,9 @@ import json
 
 import pytest
 import torch
+from scripted_engine import count_words
 
-from benchmarks.users import choice_limits, human_choices, proposed_questions
+from benchmarks.users import choice_limits, human_choices, proposed_questions, user_tastes
 from pad_vllm.choices.choice_form import FORMS, AnswerPairs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -62,3 +63,22 @@ def test_fitted_weights_come_nearer_to_the_best_ones_with_more_choices(monkeypat
     assert row["taste"][0] > 0.95
     assert row["wins"]["80"][0] == pytest.approx(row["wins_best"][0], abs=0.05)
     assert len(choice_limits.table([row])) == 4
+
+
+def test_the_script_draws_two_batches_and_fits_users_of_both_kinds(scripted_engine, monkeypatch):
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(user_tastes, "embed", count_words)
+    monkeypatch.setattr(choice_limits, "DRAWS", 2)
+    found = scripted_engine.run(
+        monkeypatch, choice_limits.main, "--learn", "4", "--choices", "4", "30"
+    )
+    assert [(r["users"], r["pairs"], r["fitted"]) for r in found["rows"]][:2] == [
+        ("meaning", "single", "weights"),
+        ("meaning", "single", "rewards"),
+    ]
+    assert len(found["rows"]) == 2 * len(choice_limits.OFFERS) * 2
+    first = found["rows"][0]
+    assert first["told"][0] > 0.5
+    assert first["cosines"]["30"][0] > first["cosines"]["4"][0]
+    _, answers = scripted_engine.batches
+    assert len(answers.conditions) == 1 + 6 + 8 + 8
