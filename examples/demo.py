@@ -435,6 +435,8 @@ def main() -> int:
         "--own", metavar="SENTENCE", help="instruction of a new dimension: how to answer"
     )
     args = parser.parse_args()
+    # By default it would end this process alone, and the server, in a session of its own, would go on.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     start = time.monotonic()
     config = read_config(resolve_adapter("demo", args.base))
     beta = config.beta if args.beta is None else args.beta
