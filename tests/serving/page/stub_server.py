@@ -25,6 +25,8 @@ from pad_vllm.serving.page.page_routes import page_router
 MARKUP = "<img src=x onerror=\"document.title='broken'\"> & <b>bold</b>"
 """What a model may write, and no page may run."""
 
+END_TOKEN = "<|im_end|>"
+
 PLAIN = (
     "Before getting a dog, there are several factors to consider. **Living space**: make sure that your home "
     "is suitable for its size.\n\n1. **Exercise**: most dogs need a walk a day.\n2. **Costs**: food, vet and "
@@ -55,7 +57,7 @@ def pieces(text):
 
 
 def explained(text):
-    tokens = pieces(text)
+    tokens = [*pieces(text), END_TOKEN]
     rewards = [
         round(1.9 * math.sin(1.7 * index + len(token)), 3) for index, token in enumerate(tokens)
     ]

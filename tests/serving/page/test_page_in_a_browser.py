@@ -105,7 +105,7 @@ def test_sliders_and_strength_go_into_the_guided_request_alone(opened, stub):
     assert guided == unguided
     assert unguided["messages"] == [{"role": "user", "content": QUESTION}]
     assert page.text_content("#unguided .answer-text") == PLAIN
-    assert page.text_content("#guided .answer-text") == GUIDED
+    assert page.text_content("#guided .answer-text") == f"{GUIDED} (end)"
 
 
 def test_answers_appear_while_they_are_written_and_can_be_stopped(opened, stub):
@@ -159,7 +159,7 @@ def test_what_a_model_or_a_server_says_is_never_read_as_markup(opened, stub):
     stub.answer = MARKUP
     page = opened(stub)
     ask(page)
-    assert page.text_content("#guided .answer-text") == MARKUP
+    assert page.text_content("#guided .answer-text") == f"{MARKUP} (end)"
     stub.refuse_chats = MARKUP
     page.click("#answer")
     page.wait_for_selector("#compare-problem:visible")

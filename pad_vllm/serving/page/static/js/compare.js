@@ -3,7 +3,7 @@
 import { streamAnswer } from "./chat_stream.js";
 import { byId, say } from "./dom.js";
 import { change, guidedRequest, guides, settings, unguidedRequest, whenChanged } from "./settings.js";
-import { clearTokens, showTokens, summary } from "./token_view.js";
+import { clearTokens, showTokens, summary, withReadableEnd } from "./token_view.js";
 
 let running = null;
 
@@ -43,9 +43,9 @@ async function showAnswer(card, body, signal) {
   const start = performance.now();
   try {
     const answer = await streamAnswer(body, signal, (piece) => where.append(piece));
-    const explained = answer.pad?.explained?.[0];
-    if (explained?.length) showTokens(where, explained);
-    if (legend) legend.hidden = !explained?.length;
+    const explained = withReadableEnd(answer.pad?.explained?.[0] ?? [], answer.text);
+    if (explained.length) showTokens(where, explained);
+    if (legend) legend.hidden = explained.length === 0;
     figures.textContent = figuresText(answer, explained, performance.now() - start);
     if (!answer.text) showNothing(where, "The answer is empty.");
   } catch (error) {
@@ -57,7 +57,7 @@ async function showAnswer(card, body, signal) {
 
 function figuresText(answer, explained, milliseconds) {
   const parts = [`${(milliseconds / 1000).toFixed(1)} s`];
-  if (explained?.length) parts.unshift(summary(explained));
+  if (explained.length) parts.unshift(summary(explained));
   if (answer.pad?.unguided_tokens) parts.push(`${answer.pad.unguided_tokens} tokens unguided`);
   if (answer.finishReason === "length") parts.push("cut at the length");
   return parts.join(" · ");

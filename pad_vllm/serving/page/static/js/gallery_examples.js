@@ -5,28 +5,28 @@
 export const EXAMPLES = [
   {
     prompt: "Describe a rainy day in the city.",
-    note: "Wet pavement becomes laughter and fresh flowers.",
+    note: "The rain is full of joy and laughter.",
     weights: { positive: 1 },
     beta: 1,
     models: ["smollm2"],
   },
   {
     prompt: "Describe a rainy day in the city.",
-    note: "The same slider the other way: gray mist, broken glass.",
+    note: "The same slider the other way.",
     weights: { positive: -1 },
     beta: 1,
     models: ["smollm2"],
   },
   {
     prompt: "What is inflation?",
-    note: "From a textbook to “Alright, little one”.",
+    note: "From a textbook to words for a child.",
     weights: { simple: 1 },
     beta: 1,
     models: ["smollm2"],
   },
   {
     prompt: "Could people live on the moon?",
-    note: "Four words instead of four paragraphs.",
+    note: "A word or two instead of paragraphs.",
     weights: { brief: 1 },
     beta: 1,
     models: ["smollm2"],

@@ -8,6 +8,9 @@ import { byId, element } from "./dom.js";
 /** Logits: a reward of this size or more has the full colour, as in `pad-vllm explain`. */
 const FULL_COLOUR = 2;
 
+/** What a token is shown as that ends the answer: it earns its reward too, and its text is not the answer's. */
+const END = " (end)";
+
 /** Distance of the card from its token and from the window's edge, in px. */
 const MARGIN = 12;
 
@@ -45,6 +48,20 @@ export function showTokens(where, tokens) {
     event.preventDefault();
     show(to);
   };
+}
+
+/**
+ * The tokens as they are shown, for an answer of this text.
+ *
+ * @param {ExplainedToken[]} tokens
+ * @param {string} text
+ * @returns {ExplainedToken[]}
+ */
+export function withReadableEnd(tokens, text) {
+  const last = tokens.at(-1);
+  const before = tokens.slice(0, -1).map(({ token }) => token);
+  if (!last?.token.trim() || before.join("").trimEnd() !== text.trimEnd()) return tokens;
+  return [...tokens.slice(0, -1), { ...last, token: END }];
 }
 
 /** Make an element plain again, without tokens or a card. */
