@@ -59,7 +59,7 @@ def fits(row: DoseRow, told: DoseRow, prompts: int) -> bool:
     return bool(
         row["perplexity"] <= told["perplexity"]
         and row["repeated"] <= most_repeated
-        and row["derailed"] <= told["derailed"] + 1 / prompts
+        and round((row["derailed"] - told["derailed"]) * prompts) <= 1  # shares are rounded
     )
 
 

@@ -44,6 +44,14 @@ def test_a_strength_fits_that_costs_no_more_than_asking(costs, expected):
     assert dose.fits({**row("kind", dose.HEADS, 1, 0.1, 0.5, 1.5), **costs}, TOLD, 10) is expected
 
 
+def test_one_more_derailed_start_is_chance_whatever_the_number_of_prompts():
+    for prompts in range(2, 61):
+        for derailed, expected in ((1, True), (2, False)):
+            costs = {"derailed": round(derailed / prompts, 4)}  # as rows have it
+            guided = row("kind", dose.HEADS, 1, 0.1, 0.5, 1.5, **costs)
+            assert dose.fits(guided, TOLD, prompts) is expected
+
+
 def test_each_dimension_gets_its_own_strength_and_all_get_one_guard():
     rows = [TOLD]
     ways = {

@@ -182,8 +182,11 @@ class DistillationMethod:
     def made_from(self) -> dict[str, Any]:
         """A digest of the prompts, and how their answers are drawn."""
         drawn = asdict(self._sampling())
+        file = self.prompts.file
+        # As typed; a record of those that ship names no folder of this machine.
+        name = self.distillation.prompts or file.name
         return {
-            "prompts": {str(self.prompts.file): file_digest(self.prompts.file)},
+            "prompts": {name: file_digest(file)},
             "sampling": {name: drawn[name] for name in _DRAWN_BY},
         }
 

@@ -217,6 +217,7 @@ def test_without_a_file_the_prompts_that_ship_are_answered(root):
     assert len(method.prompts.answered) == 12
     assert len(method.prompts.first_token_only) == 24
     assert method.describe_data()["described"].startswith("Prompts of prompts.txt")
+    assert list(method.made_from()["prompts"]) == ["prompts.txt"]  # and no folder of this machine
 
 
 def test_prompts_beyond_those_answered_teach_first_tokens(root):
