@@ -1,13 +1,15 @@
 """What does the same way cost by each method? Guidance beside its peers, taught by the same sentences.
 
     python -m benchmarks.paper.equal_way --base BASE --adapter ADAPTER --learn learn.txt --out equal_way.json
+    python -m benchmarks.paper.equal_way --results instruction_steering.json ... --out equal_way_known.json
 
 ADAPTER's heads and learned prefixes, the sentence untrained (`pad_preference`), an adapter with a trunk
 (--trunk), a bias over the vocabulary and the peers of `peer_methods.py`, at several strengths each; --learn:
 prompts that the bias and steering vectors are made from. Strengths have no common unit. So perplexity,
 repetition and relevance are compared where the way (`pad_vllm/steering/way.py`: 0 is plain answers, 1 is
 asking in the prompt) is --way, and ways where perplexity is --perplexity, both on the line between two
-strengths. Step times are those of results that exist, on other bases; what none has is not guessed.
+strengths. Step times are those of results that exist, on other bases; what none has is not guessed. With
+--results nothing is drawn: the points are those of `quality/instruction_steering.py`, which has no relevance.
 """
 
 from __future__ import annotations
@@ -155,11 +157,42 @@ def lines_by_method(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str
                     way,
                     record["perplexity"],
                     record["repeated_more"],
-                    record["relevance"],
+                    record.get("relevance", math.nan),
                     record["beta"],
                 )
             )
     return dict(lines)
+
+
+_NAMES = {"heads only": "heads", "learned prefix": "prefix", "instruction": "sentence"}
+"""What `instruction_steering.py` calls a method -> its name here."""
+
+
+def known_records(
+    results: Sequence[Mapping[str, Any]], dimensions: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Records for `lines_by_method` of results of `instruction_steering.py`; each guard is a method.
+
+    Args:
+        results: As their files have them; a method is that of the first that has it.
+        dimensions: Those that are compared; rows of others are left out.
+    """
+    first: dict[str, int] = {}
+    records = []
+    for number, result in enumerate(results):
+        for row in result["rows"]:
+            if (
+                row["method"] not in _NAMES
+                or row["beta"] <= 0
+                or row["instruction"] not in dimensions
+            ):
+                continue
+            method = f"{_NAMES[row['method']]}, min_p {row['min_p']:g}"
+            if first.setdefault(method, number) == number:
+                costs = {key: row[key] for key in ("beta", "perplexity", "repeated_more")}
+                way = {row["instruction"]: row["way"]}
+                records.append({"name": f"{method} +{row['instruction']}", "way": way, **costs})
+    return records
 
 
 def point_where(points: Sequence[Point], coordinate: str, value: float) -> Point | None:
@@ -205,19 +238,23 @@ def comparison(
         if len(found) == len(dimensions):
             row["perplexity"] = math.exp(statistics.mean(math.log(p.perplexity) for p in found))
             row["repeated"] = statistics.mean(p.repeated for p in found)
-            row["relevance"] = statistics.mean(p.relevance for p in found)
+            relevance = statistics.mean(p.relevance for p in found)
+            row["relevance"] = None if math.isnan(relevance) else relevance
         costs = [point.way for point in at_cost.values() if point is not None]
         row["way"] = statistics.mean(costs) if len(costs) == len(dimensions) else None
         rows.append(row)
     return rows
 
 
-def _rounded(point: Point | None) -> dict[str, float] | None:
-    return point and {name: round(value, 3) for name, value in point._asdict().items()}
+def _rounded(point: Point | None) -> dict[str, float | None] | None:
+    if point is None:
+        return None
+    return {k: None if math.isnan(v) else round(v, 3) for k, v in point._asdict().items()}
 
 
 def step_time_text(method: str) -> str:
     """The cited step time of a method over plain vLLM's; "not measured" where no result has it."""
+    method = method.partition(",")[0]
     if method not in STEP_TIMES:
         return "not measured"
     name, fork_layer, batch = STEP_TIMES[method]
@@ -245,7 +282,7 @@ def table(rows: Sequence[Mapping[str, Any]], way: float, perplexity: float) -> l
         costs = ["-"] * 3
         if "perplexity" in row:
             costs = [f"{row['perplexity']:.2f}x", f"{100 * row['repeated']:+.1f}"]
-            costs.append(f"{row['relevance']:.2f}x")
+            costs.append("-" if row["relevance"] is None else f"{row['relevance']:.2f}x")
         reached = "-" if row["way"] is None else f"{row['way']:.2f}"
         most = ", ".join(f"{d} {value:.2f}" for d, value in furthest.items())
         cells = [row["method"], strengths, *costs, reached, most, step_time_text(row["method"])]
@@ -259,7 +296,8 @@ def parse() -> argparse.Namespace:
     strengths = partial(parser.add_argument, type=float, nargs="*")
     parser.add_argument("--dimensions", nargs="+", default=["friendly", "funny"])
     parser.add_argument("--trunk", help="folder of an adapter with a trunk")
-    parser.add_argument("--learn", type=Path, required=True, help="prompts of steering vectors")
+    parser.add_argument("--learn", type=Path, help="prompts of steering vectors; to draw answers")
+    parser.add_argument("--results", type=Path, nargs="+", help="files to take the points from")
     arguments.add_prompts_option(parser)
     parser.add_argument("--limit", type=int, help="number of prompts (default: all)")
     strengths("--heads", default=[0.4, 0.8])
@@ -279,10 +317,18 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def read_points(args: argparse.Namespace) -> dict[str, Any]:
+    """Records of results that exist; args: with --results."""
+    results = [json.loads(path.read_text()) for path in args.results]
+    return {
+        "results": [path.name for path in args.results],
+        "records": known_records(results, args.dimensions),
+    }
+
+
 @torch.no_grad()
-def main() -> None:
-    """See the module's docstring."""
-    args = parse()
+def draw_and_measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Records of answers by every method; args: of `parse`."""
     base, folder = resolve_base(args.base), resolve_adapter(args.adapter, args.base)
     adapter = load_adapter(folder)
     instructions = {d: instructions_of(adapter.config)[d] for d in args.dimensions}
@@ -308,22 +354,29 @@ def main() -> None:
     judges = DimensionJudges(model, tokenizer, instructions)
     conditions, answers = zip(*drawn, strict=True)
     records = ConditionMetrics(judges, prompts).records(conditions, answers)
-    rows = comparison(lines_by_method(records), args.way, args.perplexity)
-    result = {
-        "command": arguments.command_line(),
+    return {
         "prompts": len(prompts),
         "temperature": args.temperature,
         "tokens": args.tokens,
         "dtype": args.dtype,
-        "rows": rows,
         "records": records,
-        "table": table(rows, args.way, args.perplexity),
         "strengths": metrics_table(records),
         "answers": {
             f"{condition.name} @{condition.beta:g}": [answer.text for answer in texts]
             for condition, texts in drawn
         },
     }
+
+
+def main() -> None:
+    """See the module's docstring."""
+    args = parse()
+    if not args.results and not args.learn:
+        raise SystemExit("neither --learn nor --results: give prompts to learn from, or results")
+    found = read_points(args) if args.results else draw_and_measure(args)
+    rows = comparison(lines_by_method(found["records"]), args.way, args.perplexity)
+    facts = {"command": arguments.command_line(), "rows": rows, **found}
+    result = {**facts, "table": table(rows, args.way, args.perplexity)}
     arguments.print_and_write(args, result)
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.paper import equal_way
-from benchmarks.paper.equal_way import PLAIN, Point, comparison, lines_by_method, point_where, table
+from benchmarks.paper.equal_way import (
+    PLAIN,
+    Point,
+    comparison,
+    known_records,
+    lines_by_method,
+    point_where,
+    table,
+)
 
 
 def record(name, beta, way, perplexity):
@@ -59,3 +67,18 @@ def test_a_method_that_gets_there_with_one_dimension_alone_has_a_dash():
 def test_step_times_are_those_of_results_that_exist():
     for method in equal_way.STEP_TIMES:
         assert "batch" in equal_way.step_time_text(method)
+
+
+def test_points_are_read_from_results_which_measure_no_relevance():
+    def row(method, beta, way):
+        names = {"method": method, "instruction": "funny", "beta": beta, "min_p": 0.03}
+        return names | {"way": [way, 0, 1], "perplexity": 1 + way, "repeated_more": 0.0}
+
+    rows = [row("told", 0.0, 1.0), row("heads only", 1.0, 0.8), row("instruction", -2.0, -0.4)]
+    records = known_records([{"rows": rows}], ["funny"])
+    assert [record["name"] for record in records] == ["heads, min_p 0.03 +funny"]
+    (heads,) = comparison(lines_by_method(records), 0.5, 1.2)
+    assert heads["perplexity"] == pytest.approx(1.5)
+    assert heads["at_way"]["funny"]["relevance"] is None
+    assert "| - |" in table([heads], 0.5, 1.2)[-1]
+    assert known_records([{"rows": rows}], ["friendly"]) == []
