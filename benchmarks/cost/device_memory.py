@@ -11,11 +11,14 @@ process's resident memory rises. What answers take on the disk is the estimate t
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,6 +113,7 @@ class MeasuredParts:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Measure within it."""
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed would be used again, unseen
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         start = _status("VmRSS")
         yield
@@ -157,8 +161,10 @@ def measured(command: Command, lengths: Lengths, base: str) -> dict[str, Any]:
     backbone = open_model(
         base_folder(base), dtype="bfloat16", device=torch.device("cpu"), attention="eager"
     )
-    parts = MeasuredParts()
-    command.stage(make_model(backbone, command), lengths, parts)
+    parts, model = MeasuredParts(), make_model(backbone, command)
+    # Files are mapped: weights take memory only when they are first read.
+    sum(float(parameter.detach().sum()) for parameter in model.parameters())
+    command.stage(model, lengths, parts)
     return {"parts": parts.found}
 
 
@@ -181,7 +187,9 @@ def in_process(args: argparse.Namespace, kind: str, name: str, base: str | None)
     own = ["--out", "-", "--one", kind, name, *(["--base", base] if base else [])]
     sizes = ["--prompt", str(args.prompt), "--answer", str(args.answer)]
     argv = [sys.executable, "-m", "benchmarks.cost.device_memory", *own, *sizes]
-    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        argv, stdout=subprocess.PIPE, text=True, check=True, start_new_session=True
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -297,14 +305,17 @@ def main() -> None:
     if args.one:
         print_one(args)
         return
-    results = in_process(args, "counted", "all", None)
-    rows = rows_at_8b(results)
-    checked: list[dict[str, Any]] = []
-    for base in args.check:
-        at_base = in_process(args, "counted", "all", base)
-        pairs = {
-            name: (at_base[name], in_process(args, "measured", name, base)) for name in COMMANDS
+    with ThreadPoolExecutor(len(COMMANDS) + 2) as pool:
+        run = partial(pool.submit, in_process, args)
+        at_8b = run("counted", "all", None)
+        at_base = {base: run("counted", "all", base) for base in args.check}
+        real = {
+            (base, name): run("measured", name, base) for base in args.check for name in COMMANDS
         }
+    results = at_8b.result()
+    rows, checked = rows_at_8b(results), list[dict[str, Any]]()
+    for base, counts in at_base.items():
+        pairs = {name: (counts.result()[name], real[base, name].result()) for name in COMMANDS}
         checked += check_rows(base, pairs)
     result = {
         "command": arguments.command_line(),

@@ -34,13 +34,16 @@ from pad_vllm.training.data import jsonl
 from pad_vllm.training.data.preference_record import PreferenceRecord
 from pad_vllm.training.distillation import distillation_method
 from pad_vllm.training.distillation.distillation_prompts import SHIPPED_PROMPTS
+from pad_vllm.training.distillation.instructed_answers import draw_in_subprocess
 from pad_vllm.training.settings import DistillationSettings, Recipe, Settings
 from pad_vllm.training.training_run import TrainingRun
 
 _GIB = 2**30
 _READ = re.compile(r"^(?P<part>[a-z ]+): (?P<tokens>[\d,]+) tokens to read")
 _DRAWN = re.compile(r"^answers: (?P<count>[\d,]+) to draw, of at most (?P<most>\d+) tokens")
-_LEFT = re.compile(r"^(?P<part>[a-z0-9' ]+?):? .*about (?P<minutes>[\d.]+) minutes left")
+_LEFT = re.compile(
+    r"^(?P<part>[^:]+?)(?: step \d+ of \d+)?: .*about (?P<minutes>[\d.]+) minutes left"
+)
 _SENTENCES = {
     "brief": "Answer in as few words as possible.",
     "formal": "Answer in formal language.",
@@ -98,7 +101,8 @@ def compared(watched: Watched, settings: Settings, work: Path) -> list[dict[str,
                     _read_after(watched, number, before),
                 )
             )
-        if match := _DRAWN.match(line):
+        match = _DRAWN.match(line)
+        if match and distillation_method.draw_in_subprocess is draw_in_subprocess:
             most = int(match["count"].replace(",", "")) * int(match["most"])
             rows.append(_row("answers", "tokens drawn", most, _drawn(settings)))
     kept = sum(p.stat().st_size for p in (work / f"{settings.method}-cache").rglob("*.safetensors"))
@@ -129,8 +133,8 @@ def _minutes(watched: Watched) -> list[dict[str, Any]]:
     rows, seen = [], set()
     for number, (at, line, _) in enumerate(watched.lines):
         match = _LEFT.match(line)
-        if match and match["part"].split(" step")[0] not in seen:
-            seen.add(match["part"].split(" step")[0])
+        if match and match["part"] not in seen:
+            seen.add(match["part"])
             ends = [
                 t for t, text, _ in watched.lines[number + 1 :] if re.match(r"^\w+: \d+ s$", text)
             ]

@@ -45,7 +45,8 @@ class WorkEstimate(NamedTuple):
                 f"{label}: {needed:.1f} GiB would be kept in {folder}, and its disk has {room:.1f} GiB left. "
                 f"{_WAYS_OUT}"
             )
-        return f"{label}: {self.tokens:,} tokens to read, {_three_digits(needed)} GiB to keep of {room:.0f} GiB"
+        kept = f"{_three_digits(needed)} GiB to keep of {room:.0f} GiB"
+        return f"{label}: {self.tokens:,} tokens to read, {kept}"
 
 
 def require_within(limit_gib: float, needed: WorkEstimate) -> None:
