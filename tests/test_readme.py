@@ -30,13 +30,6 @@ from pad_vllm.vllm_api.vllm_versions import ACCEPTED_VERSIONS, TESTED_VERSIONS
 
 ROOT = Path(__file__).parents[1]
 README = TEXTS["README.md"]
-TO_COME = {"docs/pictures/page.png", "CITATION.cff"}
-"""Links of README.md to files that the same release adds."""
-WITH_PROFILES = {
-    *("pad_user", "profiles", "unknown_user", "profile_tokens"),
-    *("page", "dimension_jobs"),
-}
-"""Arguments and settings of docs/people.md, which a release without profiles does not have."""
 
 
 def rows(text, head):
@@ -56,9 +49,7 @@ def test_the_readme_is_short():
 
 def test_the_request_arguments_are_all_there_and_no_others():
     shown = rows(TEXTS["docs/requests.md"], "argument")
-    assert [name for name in shown if name not in WITH_PROFILES - set(ARGUMENT_NAMES)] == list(
-        ARGUMENT_NAMES
-    )
+    assert shown == list(ARGUMENT_NAMES)
     sections = re.findall(r"^## `(\w+)`$", TEXTS["docs/requests.md"], re.MULTILINE)
     assert sections == shown
 
@@ -67,7 +58,7 @@ def test_the_settings_are_all_there_and_no_others():
     pages = TEXTS["docs/reference/settings.md"] + TEXTS["docs/people.md"]
     shown, known = rows(pages, "setting"), {f.name for f in dataclasses.fields(PADConfig)}
     assert len(shown) == len(set(shown))
-    assert known <= set(shown) <= known | WITH_PROFILES
+    assert set(shown) == known
 
 
 PAD_COMMANDS = commands("pad-vllm")
@@ -181,7 +172,7 @@ def test_the_answers_that_the_readme_shows_are_in_the_results():
 @pytest.mark.parametrize("file", TEXTS)
 def test_links_to_files_of_the_repository_lead_somewhere(file):
     for name, target in relative_links():
-        if name == file and target not in TO_COME:
+        if name == file:
             assert ((ROOT / file).parent / target).exists(), target
 
 

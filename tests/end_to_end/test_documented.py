@@ -79,14 +79,13 @@ def test_the_flags_of_vllm_behind_pad_vllm_serve_are_vllms():
     shown = [one for one in commands("pad-vllm") if one.code.startswith("pad-vllm serve ")]
     assert len(shown) > 10
     for one in shown:
-        if "--profiles" not in one.code:  # of a release with profiles
-            given = program.make_context("serve", shlex.split(one.code)[2:])
-            options = given.params
-            argv = serve_argv(
-                options["base"],
-                options["adapter"],
-                given.args,
-                engine=options["engine"],
-                instructions=options["instructions"],
-            )
-            parser.parse_args(argv[1:])
+        given = program.make_context("serve", shlex.split(one.code)[2:])
+        options = given.params
+        argv = serve_argv(
+            options["base"],
+            options["adapter"],
+            given.args,
+            engine=options["engine"],
+            instructions=options["instructions"],
+        )
+        parser.parse_args(argv[1:])
