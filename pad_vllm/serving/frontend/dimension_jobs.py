@@ -33,7 +33,7 @@ LONGEST_JOB_S = 3600.0
 """A job that takes longer is ended."""
 
 _TRAINING = ("--teacher", "prompt", "--answers", "40", "--max-response", "60")
-"""So few and short answers that a model of 135M takes a minute or two on two cores."""
+"""So few and short answers that a model of 135M takes two or three minutes on two cores."""
 
 _ENGINE = ("--vllm", "kv_cache_memory_bytes=536870912")
 """Of the engine that draws the answers, beside the server's."""

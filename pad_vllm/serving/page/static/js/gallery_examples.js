@@ -18,13 +18,6 @@ export const EXAMPLES = [
     models: ["smollm2"],
   },
   {
-    prompt: "What is inflation?",
-    note: "From a textbook to words for a child.",
-    weights: { simple: 1 },
-    beta: 1,
-    models: ["smollm2"],
-  },
-  {
     prompt: "Could people live on the moon?",
     note: "A word or two instead of paragraphs.",
     weights: { brief: 1 },
@@ -39,10 +32,15 @@ export const EXAMPLES = [
     models: ["smollm2"],
   },
   {
-    prompt: "Give me an idea for a birthday party.",
+    prompt: "What should I know before I get a dog?",
+    note: "Advice with a lot of love for the dog.",
+    weights: { positive: 1 },
+    models: ["smollm2"],
+  },
+  {
+    prompt: "Is it hard to learn to play the guitar?",
     note: "Two sliders at once.",
-    weights: { friendly: 1, positive: 0.5 },
-    beta: 1,
+    weights: { brief: 1, friendly: 0.5 },
     models: ["smollm2"],
   },
 ];

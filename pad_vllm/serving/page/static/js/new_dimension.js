@@ -35,7 +35,7 @@ function title(text) {
 function introduction() {
   const lead =
     "Say in a sentence how answers should be. The server learns it from the model itself, told this sentence " +
-    "in its prompt; a small model takes a minute or two. Then it is a slider like the others.";
+    "in its prompt; with a small model that takes two or three minutes. Then it is a slider like the others.";
   return element("div", {}, title("New dimension"), element("p", { class: "lead" }, lead));
 }
 

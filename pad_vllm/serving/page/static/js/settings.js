@@ -67,7 +67,8 @@ function guidance() {
   }
   if (words.trim()) given.pad_preference = words.trim();
   if (beta !== null) given.pad_beta = beta;
-  if (adapter !== null) given.pad_adapter = adapter;
+  // A profile has weights of the server's own adapter.
+  if (adapter !== null && steerBy !== "user") given.pad_adapter = adapter;
   return given;
 }
 
