@@ -1,11 +1,16 @@
 """Serves several replicas of one vLLM with PAD behind one endpoint, on Ray Serve.
 
-    python examples/ray_serve.py smollm2-135m --adapter demo --replicas 2 [--port 8000] [-- VLLM FLAGS]
+    python examples/ray_serve.py smollm2-135m --adapter demo --replicas 2 [--port 8000] \
+        [--profiles postgresql://USER@HOST/DATABASE] [-- VLLM FLAGS]
     curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' -d '{
         "model": "smollm2-135m", "messages": [{"role": "user", "content": "Should I get a dog?"}],
         "vllm_xargs": {"pad_weights": "positive=1", "pad_beta": 0.4}}'
 
-A request holds its own preference, so any replica can answer it. Needs ray[serve]; stops on Ctrl-C.
+A request holds its own preference, so any replica can answer it. With --profiles it may name a user instead,
+{"pad_user": "alice"}; a deployment of its own answers /v1/pad/users/alice, and what is posted there guides
+the next requests of every replica. Replicas on one machine may share a file.
+
+Needs ray[serve]; stops on Ctrl-C.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from ray import serve
 from ray.serve.llm import LLMConfig, build_openai_app
 
 from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
+from pad_vllm.serving.launch.profile_app import profile_app
 from pad_vllm.serving.launch.serve_arguments import serve_argv
 
 FRONT_END = {"num_cpus": 0}  # it mostly waits; the cores or the GPU of a replica are for its engine
@@ -83,6 +89,17 @@ def application(base: str, argv: list[str], replicas: int) -> tuple[str, serve.A
     return name, build_openai_app({"llm_configs": [config], "ingress_deployment_config": ingress})
 
 
+def profile_application(adapter: str, profiles: str) -> serve.Application:
+    """The routes of users, at /v1/pad; the database is opened where the deployment runs."""
+
+    @serve.deployment(name="profiles", ray_actor_options=FRONT_END)
+    @serve.ingress(lambda: profile_app({"adapter": adapter, "profiles": profiles}, prefix=""))
+    class Profiles:
+        pass
+
+    return Profiles.bind()
+
+
 def main() -> int:
     """Serves until Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(
@@ -91,6 +108,7 @@ def main() -> int:
     parser.add_argument("base", help="a name of `pad-vllm models`, a folder or a hub name")
     parser.add_argument("--adapter", required=True, help="an adapter folder, or `demo`")
     parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--profiles", help="database of users that all replicas share")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     # All arguments after `--` are for vLLM.
@@ -98,7 +116,7 @@ def main() -> int:
     args = parser.parse_args(sys.argv[1:end])
     try:
         base, adapter = resolve_base(args.base), resolve_adapter(args.adapter)
-        argv = serve_argv(base, adapter, sys.argv[end + 1 :])
+        argv = serve_argv(base, adapter, sys.argv[end + 1 :], profiles=args.profiles)
     except ValueError as error:
         parser.error(str(error))
 
@@ -109,6 +127,9 @@ def main() -> int:
     try:
         name, app = application(args.base, argv, args.replicas)
         serve.start(http_options={"host": args.host, "port": args.port})
+        if args.profiles:
+            users = profile_application(adapter, args.profiles)
+            serve.run(users, name="profiles", route_prefix="/v1/pad")
         serve.run(app)  # returns when every replica is healthy
         url = f"http://{args.host}:{args.port}/v1"
         print(f"{args.replicas} replicas of {name} answer at {url}", flush=True)

@@ -56,6 +56,10 @@ def test_every_setting_is_read():
         "max_beta": 2,
         "max_top_k": 7,
         "allow_backbone_mismatch": True,
+        "profiles": "users.db",
+        "unknown_user": "refuse",
+        "profile_prior": "people.jsonl",
+        "profile_tokens": "env:SECRET",
     }
     config = read(**given)
     assert vars(config) == {"adapter": "/a", **given}
@@ -139,6 +143,8 @@ def test_the_load_format_underneath_cannot_be_pad_itself(load_format):
         ("ray_deadline_s", 0),
         ("on_failure", "crash"),
         ("reasoning", "off"),
+        ("unknown_user", "guess"),
+        ("profiles", 5),
         ("load_format", ""),
         ("load_format", None),
         ("instructions", 1),

@@ -114,7 +114,8 @@ def started(tmp_path_factory):
     log = folder / "log"
     port = free_port()
     command = [sys.executable, EXAMPLE, model, "--adapter", adapter, "--replicas", 2]
-    command += ["--port", port, "--", "--served-model-name", "base", "--dtype", "float32"]
+    command += ["--profiles", folder / "users.db", "--port", port]
+    command += ["--", "--served-model-name", "base", "--dtype", "float32"]
     command += ["--enforce-eager", "--max-model-len", 256, "--max-num-seqs", 8]
     env = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
@@ -152,6 +153,19 @@ def test_every_preference_is_kept_on_whichever_replica_it_lands(endpoint):
     assert {name: len(reached) for name, reached in replicas.items()} == dict.fromkeys(WANTED, 2)
     assert {name: len(given) for name, given in answers.items()} == dict.fromkeys(WANTED, 1)
     assert len(set.union(*answers.values())) == len(WANTED)
+
+
+def test_what_is_posted_for_a_user_guides_every_replica(endpoint):
+    users = f"{endpoint.url}/v1/pad/users"
+    begin = endpoint.ask({"pad_user": "alice"})
+    assert begin == endpoint.ask()
+    stated = httpx.put(f"{users}/alice", json={"weights": {"helpful": 1}}, timeout=60)
+    assert stated.status_code == 200, stated.text
+    wanted = endpoint.ask({"pad_weights": stated.json()["pad_weights"]})
+    time.sleep(5)
+    named = [endpoint.ask({"pad_user": "alice"}) for _ in range(12)]  # both replicas, nearly always
+    assert set(named) == {wanted} != {begin}
+    assert httpx.delete(f"{users}/alice", timeout=60).status_code == 204
 
 
 def test_what_does_not_guide_changes_nothing(endpoint):

@@ -25,7 +25,7 @@ from pad_vllm.wording import did_you_mean, listed, short_repr
 if TYPE_CHECKING:
     from pad_vllm.serving.frontend.profile_admission import ProfileAdmission
 
-router = APIRouter(prefix="/v1/pad/users/{user}", route_class=PADRoute)
+router = APIRouter(prefix="/users/{user}", route_class=PADRoute)
 
 
 class NamedUser:

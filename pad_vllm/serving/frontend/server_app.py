@@ -11,8 +11,9 @@ from pad_vllm.serving.page.page_routes import page_router
 
 def add_pad_routes(app: FastAPI) -> None:
     """Add them; vllm_api/patches/server_routes.py calls it with every app."""
-    for router in (dimension_routes.router, job_routes.router, profile_routes.router):
-        app.include_router(router)
+    app.include_router(dimension_routes.router)
+    app.include_router(job_routes.router)
+    app.include_router(profile_routes.router, prefix="/v1/pad")
     app.add_middleware(UserTokenMiddleware)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -10,19 +12,24 @@ pytest.importorskip("vllm")
 pytest.importorskip("sqlalchemy")
 pytest.importorskip("jwt")
 
+from fastapi import FastAPI, Request
+from fastapi.testclient import TestClient
+from vllm.entrypoints.serve.utils.api_utils import with_cancellation
+
 from pad_vllm.argument_names import USER, WEIGHTS
 from pad_vllm.config import PADConfig
-from pad_vllm.guidance_outcome import OUTCOME_KEY
+from pad_vllm.guidance_outcome import OUTCOME_KEY, total_outcome
 from pad_vllm.params import parse_guidance
 from pad_vllm.profiles.database import Database
 from pad_vllm.profiles.profile_weights import WeightLearner
 from pad_vllm.profiles.user_tokens import UserTokens
 from pad_vllm.request_limits import RequestLimits
-from pad_vllm.serving.frontend import user_token_header
+from pad_vllm.serving.frontend import profile_admission, user_token_header
 from pad_vllm.serving.frontend.admission import Admission
 from pad_vllm.serving.frontend.profile_admission import ProfileAdmission, open_profiles
+from pad_vllm.vllm_api.patches import front_end_checks, outcome_rpc
 from pad_vllm.vllm_api.patches.outcome_rpc import with_outcome_key
-from pad_vllm.vllm_api.vllm_names import SamplingParams
+from pad_vllm.vllm_api.vllm_names import GracefulHTTPError, SamplingParams
 
 LIMITS = RequestLimits(
     dimensions=("kind", "brief"),
@@ -152,6 +159,94 @@ def test_a_token_names_its_user_alone(make):
     assert (
         admit(admission, pad_weights="kind=1") is LIMITS
     )  # a request that names nobody needs none
+
+
+class Engine:
+    """What admission reads of an AsyncLLM; a worker that was asked would fail."""
+
+    tokenizer = None
+
+    def __init__(self, admission):
+        self.input_processor = SimpleNamespace(pad_admission=admission)
+
+
+async def answers(_engine, _prompt, params):
+    """An answer of two tokens, with the arguments that reached the engine."""
+    answer = SimpleNamespace(index=0, token_ids=[1, 2])
+    yield SimpleNamespace(outputs=[answer], finished=True, seen=params.extra_args)
+
+
+def generate(admission, **arguments):
+    """The last output of a request."""
+
+    async def last():
+        params = SamplingParams(extra_args=arguments)
+        outputs = front_end_checks._generate(answers, Engine(admission), "Hi", params)
+        return [output async for output in outputs][-1]
+
+    return asyncio.run(last())
+
+
+def test_an_unguided_users_answer_says_so_and_no_worker_is_asked(make):
+    output = generate(make(), pad_user="nobody", pad_beta=2)
+    assert output.pad == {
+        "guided_tokens": 0,
+        "unguided_tokens": 2,
+        "stopped": False,
+        "user": "nobody",
+        "profile_version": None,
+    }
+    assert set(output.seen) == {OUTCOME_KEY}
+
+
+def test_a_guided_users_answer_has_the_workers_counts(make, monkeypatch):
+    async def fetch(_key):
+        return {"guided_tokens": 2, "unguided_tokens": 0, "stopped": False}
+
+    monkeypatch.setattr(outcome_rpc, "_fetcher", lambda _: SimpleNamespace(fetch=fetch))
+    output = generate(make(), pad_user="alice")
+    assert output.pad["guided_tokens"] == 2
+    assert (output.pad["user"], output.pad["profile_version"]) == ("alice", 1)
+    assert total_outcome([output.pad, output.pad])["profile_version"] == 1
+    assert output.seen[WEIGHTS] == "kind=0.5"
+
+
+def test_what_may_not_be_named_is_a_403_and_a_broken_database_a_503(make, monkeypatch):
+    admission = make(TOKENS)
+    with pytest.raises(GracefulHTTPError) as refused:
+        generate(admission, pad_user="alice")
+    assert refused.value.http_status == 403
+    admission = make()
+
+    def fail(_user):
+        raise profile_admission.SQLAlchemyError("secret words")
+
+    monkeypatch.setattr(admission.profiles.cache, "weights", fail)
+    with pytest.raises(GracefulHTTPError) as broken:
+        generate(admission, pad_user="alice")
+    assert broken.value.http_status == 503
+    assert "secret" not in str(broken.value)
+
+
+def test_a_header_reaches_admission_through_vllms_own_wrappers_and_no_other_request():
+    app = FastAPI()
+    app.add_middleware(user_token_header.UserTokenMiddleware)
+
+    @app.post("/ask")
+    @with_cancellation
+    async def ask(body: dict, raw_request: Request):
+        await asyncio.sleep(body["seconds"])
+        return user_token_header.current_token()
+
+    client = TestClient(app)
+    jobs = [(n, {"X-PAD-User-Token": f"t{n}"} if n % 2 else {}) for n in range(8)]
+
+    def post(job):
+        body = {"seconds": 0.2 - job[0] / 50}
+        return client.post("/ask", json=body, headers=job[1]).json()
+
+    with client, ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(post, jobs)) == [f"t{n}" if n % 2 else None for n in range(8)]
 
 
 def test_a_server_without_dimensions_has_no_profiles():
