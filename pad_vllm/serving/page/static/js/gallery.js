@@ -11,10 +11,9 @@ import { byId, element } from "./dom.js";
  */
 export function fillGallery(served, onChoose) {
   const names = new Set(served.dimensions.map(({ name }) => name));
-  const prefixes = new Set(served.instructions ? served.prefixes : []);
   const fits = (example) =>
     Object.keys(example.weights ?? {}).every((name) => names.has(name)) &&
-    (example.words === undefined || prefixes.has(example.words)) &&
+    (example.words === undefined || served.instructions) &&
     (example.models === undefined || example.models.some((model) => served.model.includes(model)));
   const shown = EXAMPLES.filter(fits);
   byId("gallery").hidden = shown.length === 0;

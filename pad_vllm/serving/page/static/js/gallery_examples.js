@@ -1,6 +1,6 @@
 /**
  * Prompts and settings, each run greedily on the model that it names, and chosen since its two answers visibly
- * differ there. `words`: a learned prefix; the server then runs with --instructions.
+ * differ there. `words`: a learned prefix's name or a sentence, where the server runs with --instructions.
  */
 export const EXAMPLES = [
   {
@@ -42,5 +42,29 @@ export const EXAMPLES = [
     note: "Two sliders at once.",
     weights: { brief: 1, friendly: 0.5 },
     models: ["smollm2"],
+  },
+  {
+    prompt: "Why is the sky blue?",
+    note: "A sentence that nobody trained.",
+    words: "Answer as if talking to a five-year-old child.",
+    models: ["qwen2.5-coder-0.5b"],
+  },
+  {
+    prompt: "Why do cats purr?",
+    note: "A learned prefix, by its name.",
+    words: "funny",
+    models: ["qwen2.5-coder-0.5b"],
+  },
+  {
+    prompt: "Write a message to my boss: I am late today.",
+    note: "Two short sentences instead of a letter.",
+    words: "brief",
+    models: ["qwen2.5-coder-0.5b"],
+  },
+  {
+    prompt: "Write a message to my boss: I am late today.",
+    note: "From feeling overwhelmed to best regards.",
+    weights: { formal: 1 },
+    models: ["qwen2.5-coder-0.5b"],
   },
 ];
