@@ -97,7 +97,11 @@ def run_measured(argv: Sequence[str], environment: Mapping[str, str], log: Path)
     start = time.monotonic()
     with log.open("w") as file:
         process = subprocess.Popen(
-            argv, env=dict(environment), stdout=file, stderr=subprocess.STDOUT
+            argv,
+            cwd=log.parent,  # where Python would look first, is no checkout
+            env=dict(environment),
+            stdout=file,
+            stderr=subprocess.STDOUT,
         )
         memory = TreeMemory(process.pid)
         memory.start()
