@@ -247,6 +247,7 @@ def main() -> None:
     parser.add_argument("--core", type=int, default=1)
     parser.add_argument("--work", type=Path, help="is kept (default: is not)")
     args = parser.parse_args()
+    args.base = resolve_base(args.base)  # a folder: not every revision knows every name
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
