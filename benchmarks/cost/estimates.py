@@ -3,9 +3,9 @@
     python -m benchmarks.cost.estimates --base smollm2-135m --out estimates.json
 
 One small run by each teacher, from nothing: answers drawn and scored by the commands, then trained on; with
---made-up no engine draws, and answers are words of the prompts. Tokens
-read are counted at the embedding of the base (with padding; the estimate has none), bytes are those of the
-files, minutes are said at the first batch and compared with the part's end.
+--made-up no engine draws, and answers are words of the prompts. Tokens read are counted at the embedding of
+the base (with padding; the estimate has none), bytes are those of the files. The time left is what is said
+after the first batch; compared are parts of three seconds and more.
 """
 
 from __future__ import annotations
@@ -39,10 +39,13 @@ from pad_vllm.training.settings import DistillationSettings, Recipe, Settings
 from pad_vllm.training.training_run import TrainingRun
 
 _GIB = 2**30
+_LEAST_SECONDS = 3.0
+"""Of a part whose time is compared."""
+
 _READ = re.compile(r"^(?P<part>[a-z ]+): (?P<tokens>[\d,]+) tokens to read")
 _DRAWN = re.compile(r"^answers: (?P<count>[\d,]+) to draw, of at most (?P<most>\d+) tokens")
 _LEFT = re.compile(
-    r"^(?P<part>[^:]+?)(?: step \d+ of \d+)?: .*about (?P<minutes>[\d.]+) minutes left"
+    r"^(?P<part>[^:]+?)(?: step \d+ of \d+)?: .*about (?P<time>[\d.]+) (?P<unit>minutes|seconds) left"
 )
 _SENTENCES = {
     "brief": "Answer in as few words as possible.",
@@ -138,10 +141,9 @@ def _minutes(watched: Watched) -> list[dict[str, Any]]:
             ends = [
                 t for t, text, _ in watched.lines[number + 1 :] if re.match(r"^\w+: \d+ s$", text)
             ]
-            if ends:
-                rows.append(
-                    _row(match["part"], "minutes left", match["minutes"], (ends[0] - at) / 60)
-                )
+            if ends and ends[0] - at >= _LEAST_SECONDS:
+                left = float(match["time"]) * (60 if match["unit"] == "minutes" else 1)
+                rows.append(_row(match["part"], "seconds left", left, ends[0] - at))
     return rows
 
 

@@ -97,7 +97,11 @@ def run_measured(argv: Sequence[str], environment: Mapping[str, str], log: Path)
     start = time.monotonic()
     with log.open("w") as file:
         process = subprocess.Popen(
-            argv, env=dict(environment), stdout=file, stderr=subprocess.STDOUT
+            argv,
+            cwd=log.parent,  # where Python would look first, is no checkout
+            env=dict(environment),
+            stdout=file,
+            stderr=subprocess.STDOUT,
         )
         memory = TreeMemory(process.pid)
         memory.start()
@@ -243,6 +247,7 @@ def main() -> None:
     parser.add_argument("--core", type=int, default=1)
     parser.add_argument("--work", type=Path, help="is kept (default: is not)")
     args = parser.parse_args()
+    args.base = resolve_base(args.base)  # a folder: not every revision knows every name
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)

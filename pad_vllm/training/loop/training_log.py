@@ -81,8 +81,9 @@ class TrainingLog:
         first_time, first_done = self.begun.setdefault(label, (now, done))
         if done <= first_done:
             return ""
-        speed = (now - first_time) / (done - first_done)
-        return f", about {speed * (total - done) / 60:.1f} minutes left"
+        seconds = (now - first_time) / (done - first_done) * (total - done)
+        left = f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} seconds"
+        return f", about {left} left"
 
     def write_history_row(self, row: dict[str, Any], steps: int) -> None:
         """Write what a step of training showed. steps: of the stage."""

@@ -25,6 +25,16 @@ def test_the_time_left_is_by_the_speed_since_the_first_call(tmp_path, monkeypatc
     ]
 
 
+def test_less_than_a_minute_is_said_in_seconds(tmp_path, monkeypatch):
+    now = iter([100.0, 103.0])
+    monkeypatch.setattr(training_log.time, "monotonic", lambda: next(now))
+    said = io.StringIO()
+    log = TrainingLog(tmp_path, Console(file=said))
+    for done in (0, 5):
+        log.progress("teacher", done, 20)
+    assert said.getvalue().splitlines()[-1] == "teacher: 5 of 20, about 9 seconds left"
+
+
 def test_a_stage_says_after_its_first_step_how_long_it_will_take(tmp_path, monkeypatch):
     now = iter([100.0, 130.0, 160.0])
     monkeypatch.setattr(training_log.time, "monotonic", lambda: next(now))
