@@ -1,4 +1,4 @@
-"""Runs one command of a dimension job: without a shell, at the lowest priority, line by line.
+"""Runs one command of a dimension job: without a shell, at a low priority, line by line.
 
 In: a command line. Out: its lines as they come, or CommandFailed with what it said last. Knows nothing of
 jobs.
@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 
-_LOWEST_PRIORITY = 19
+_NICENESS = 10  # less of the CPU than serving gets, and never nothing: 19 starves on a busy machine
 _LINES_KEPT, _LINE_CHARS, _MESSAGE_CHARS = 40, 10_000, 1000
 
 
@@ -45,7 +45,7 @@ class JobCommand:
             start_new_session=True,
         )
         with suppress(ProcessLookupError, PermissionError):
-            os.setpriority(os.PRIO_PGRP, process.pid, _LOWEST_PRIORITY)
+            os.setpriority(os.PRIO_PGRP, process.pid, _NICENESS)
         lines: deque[str] = deque(maxlen=_LINES_KEPT)
         assert process.stdout is not None
         async for line in _lines(process.stdout):
