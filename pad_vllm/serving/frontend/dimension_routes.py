@@ -31,7 +31,7 @@ async def dimensions(request: Request) -> dict[str, Any]:
             "top_k": limits.top_k,
             "no_repeat": limits.no_repeat,
             "min_p": limits.min_p,
-            "loop_price": 0.0,
+            "loop_price": limits.loop_price,
         },
         "max_beta": limits.max_beta,
         "max_top_k": limits.max_top_k,

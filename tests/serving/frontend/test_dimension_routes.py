@@ -26,6 +26,7 @@ LIMITS = RequestLimits(
     max_beta=10.0,
     max_top_k=100,
     min_p=0.15,
+    loop_price=0.25,
     sentences={"kind": "Be kind."},
     prefixes={"kind": LearnedInstruction("0" * 64, 32)},
     other_adapters={"work": OTHER},
@@ -54,7 +55,7 @@ def test_a_client_learns_what_it_may_ask_for(app):
         "model": "base",
         "adapter": "adapter",
         "engine": "shared",
-        "defaults": {"beta": 0.5, "top_k": 20, "no_repeat": 0, "min_p": 0.15, "loop_price": 0.0},
+        "defaults": {"beta": 0.5, "top_k": 20, "no_repeat": 0, "min_p": 0.15, "loop_price": 0.25},
         "max_beta": 10.0,
         "max_top_k": 100,
         "dimensions": [
