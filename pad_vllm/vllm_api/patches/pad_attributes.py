@@ -93,8 +93,8 @@ _FRONT_END = (
     PADAttribute(
         name="pad_wrappers",
         set_on="each method that wrap_method replaces, and register_generate_api_routers",
-        set_in="vllm_api/patches/wrap_method.py and server_routes.py",
-        read_in="the same files",
+        set_in="vllm_api/patches/wrap_method.py",
+        read_in="the same file",
         purpose="the wrappers that it already has, so that none is applied twice",
     ),
 )

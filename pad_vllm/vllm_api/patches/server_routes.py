@@ -7,14 +7,15 @@ Wraps the function by which vLLM adds the routes of models that generate. Knows 
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import vllm
 
+from pad_vllm.vllm_api.patches.wrap_method import wrap_method
 from pad_vllm.vllm_api.vllm_versions import ACCEPTED_IN_WORDS, IncompatibleVLLM
 
 if TYPE_CHECKING:
@@ -36,18 +37,19 @@ def extend_server_app(extend: Callable[[FastAPI], None]) -> None:
             f"vLLM {vllm.__version__} has no {_MODULE}.{_FUNCTION}(app), where pad_vllm adds its routes; "
             f"pad_vllm accepts vLLM {ACCEPTED_IN_WORDS}. Install one of these."
         )
-    applied: tuple[Any, ...] = getattr(original, "pad_wrappers", ())
-    if extend in applied:
-        return
+    # vLLM imports the function where it makes an app, so the module's attribute is what it calls.
+    wrap_method(module, _FUNCTION, _followed_by(extend))
 
-    @functools.wraps(original)
-    def register(app: FastAPI) -> None:
+
+@cache
+def _followed_by(extend: Callable[[FastAPI], None]) -> Callable[..., None]:
+    """One wrapper for each `extend`, so that it is applied once."""
+
+    def register(original: Callable[[FastAPI], None], app: FastAPI) -> None:
         original(app)
         extend(app)
 
-    register.pad_wrappers = (*applied, extend)  # type: ignore[attr-defined]
-    # vLLM imports the function where it makes an app, so the module's attribute is what it calls.
-    setattr(module, _FUNCTION, register)
+    return register
 
 
 def front_end_admission(app: FastAPI) -> Any:

@@ -1,6 +1,7 @@
 """Wraps a method of a class of vLLM's, once in a process: the wrapper gets the original method.
 
-In: a class, a method's name, a function. Knows neither what is wrapped nor why.
+In: a class, or a module whose function is looked up in it at every call; a name, a function. Knows neither
+what is wrapped nor why.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ def wrap_method(cls: Any, name: str, wrapper: Callable[..., Any]) -> bool:
     A second wrapper goes around the first. The same wrapper is never applied twice.
 
     Args:
-        cls: the class; its subclasses that do not override the method change too.
+        cls: the class; its subclasses that do not override the method change too. Or a module: `self` is
+            then the first argument of its function.
         name: of the method.
         wrapper: a module-level function: a new lambda each time would be applied each time.
 
