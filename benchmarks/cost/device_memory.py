@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.common import arguments
+from benchmarks.common.bare_models import SHAPES
 from benchmarks.common.pretended_accelerator import NAME, PretendedAccelerator, register
 from benchmarks.cost import stages
 from benchmarks.cost.stages import Lengths
@@ -37,15 +38,7 @@ from pad_vllm.training.settings import DistillationSettings, Settings
 _GIB = 2**30
 _BYTES_OF_A_TRAINED_NUMBER = 16  # itself, its gradient and AdamW's two, in float32
 
-EIGHT_B: dict[str, Any] = {
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "tie_word_embeddings": False,
-}
+EIGHT_B = SHAPES["llama-8b"]
 """Llama-3.1-8B's."""
 
 _TEACHER = DistillationSettings({"friendly": "x", "brief": "x", "formal": "x"})
