@@ -151,9 +151,7 @@ class ProfileStore:
             row = _user_id(connection, user)
             if row is None:
                 raise UnknownUser(user)
-            for table in (choices, questions):
-                connection.execute(sa.delete(table).where(table.c.user_id == row))
-            connection.execute(sa.delete(users).where(users.c.id == row))
+            connection.execute(sa.delete(users).where(users.c.id == row))  # the rest cascades
             number = _next_change(connection)
             connection.execute(sa.insert(deletions).values(number=number, user_id=row))
 
