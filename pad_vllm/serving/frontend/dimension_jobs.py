@@ -14,7 +14,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -104,16 +104,17 @@ class DimensionJob:
 class DimensionJobs:
     """The jobs of one server."""
 
-    def __init__(self, settings: JobSettings, dimensions: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, settings: JobSettings, latest: str, dimensions: Sequence[str]) -> None:
         """Nothing is started.
 
         Args:
             settings: what all jobs share.
-            dimensions: folder -> dimensions, of the adapter that the server was started with and of those
-                that earlier jobs made; the last one is what the next job adds to.
+            latest: folder of the adapter that the next job adds to: the last one that a job made, or the one
+                that the server was started with.
+            dimensions: of that adapter.
         """
         self._settings = settings
-        self._latest, self._dimensions = list(dimensions.items())[-1]
+        self._latest, self._dimensions = latest, tuple(dimensions)
         self._command = JobCommand()
         self._task: asyncio.Task[None] | None = None  # the event loop itself holds none
         self.jobs: dict[str, DimensionJob] = {}
@@ -212,10 +213,9 @@ def make_dimension_jobs(config: VllmConfig, pad: PADConfig) -> DimensionJobs | N
         chat_template=read_config(pad.adapter).chat_template,
         on_cpu=config.device_config.device_type == "cpu",
     )
-    folders = (pad.adapter, *pad.adapters.values())
-    made = [path for path in folders[1:] if settings.root in Path(path).resolve().parents]
-    dimensions = {path: read_config(path).dimensions for path in (pad.adapter, *made)}
-    return DimensionJobs(settings, dimensions)
+    made = [f for f in pad.adapters.values() if settings.root in Path(f).resolve().parents]
+    latest = [pad.adapter, *made][-1]
+    return DimensionJobs(settings, latest, read_config(latest).dimensions)
 
 
 def require_name(name: str, taken: Sequence[str]) -> None:

@@ -63,7 +63,7 @@ def make_jobs(tmp_path):
         given = JobSettings(
             "base", tmp_path / "made", program=(sys.executable, str(script)), **settings
         )
-        return DimensionJobs(given, {"/adapters/served": DIMENSIONS})
+        return DimensionJobs(given, "/adapters/served", DIMENSIONS)
 
     return make
 
