@@ -119,8 +119,7 @@ def open_base(
     """
     folder = base_folder(base)
     tokenizer = load_chat_tokenizer(folder, base, chat_template)
-    device_map = devices_for(folder, dtype) if device is None else None
-    model = open_model(folder, dtype=dtype, device=device, device_map=device_map)
+    model = open_model(folder, dtype=dtype, device=device)
     model.requires_grad_(False)
     return OpenedBase(model, tokenizer, folder)
 
@@ -140,12 +139,14 @@ def open_model(
         dtype: as in `open_base`.
         device: as in `open_base`.
         attention: Transformers' implementation.
-        device_map: of `devices_for`; None: all of it on the one device.
+        device_map: of `devices_for`; None: all of it on the device that is given.
 
     Raises:
         ValueError: the devices together have no room for the base.
     """
-    device = device or default_device()
+    if device is None:
+        device_map = device_map or devices_for(folder, dtype)
+        device = default_device()
     dtype = dtype or default_dtype(device)
     if dtype == "float32" and device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32

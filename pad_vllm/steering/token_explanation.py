@@ -20,7 +20,7 @@ from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.argument_names import BETA, WEIGHTS
 from pad_vllm.config import PADConfig
 from pad_vllm.guidance_outcome import TokenExplanation, token_explanations
-from pad_vllm.opened_base import base_folder, devices_for, open_model
+from pad_vllm.opened_base import base_folder, open_model
 from pad_vllm.params import Guidance, parse_guidance
 from pad_vllm.persrm import PersRM
 from pad_vllm.serving.start.served_adapters import adapter_limits
@@ -73,7 +73,7 @@ def explain_answer(request: ExplanationRequest) -> list[TokenExplanation]:
         answer = _draw_answer(request, guidance_arguments, adapter.config, messages)
     else:
         answer = tokenizer(request.answer, add_special_tokens=False)["input_ids"]
-    backbone = open_model(folder, device_map=devices_for(folder))
+    backbone = open_model(folder)
     model = PersRM.from_adapter(backbone, adapter)
     return explain_tokens(
         model,
