@@ -23,6 +23,11 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
+/** The heading of a panel. */
+export function leadTitle(text) {
+  return element("h2", { class: "lead-title" }, text);
+}
+
 /** The element with this id, which index.html has. */
 export function byId(id) {
   return document.getElementById(id);

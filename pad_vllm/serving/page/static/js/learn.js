@@ -1,7 +1,7 @@
 /** "Learn me": questions with two answers each, and the weights that the choices tell. */
 
 import { ServerError, sendJson } from "./api.js";
-import { byId, element, say } from "./dom.js";
+import { byId, element, leadTitle, say } from "./dom.js";
 import { IntervalBars } from "./interval_bars.js";
 import { change, settings } from "./settings.js";
 import { setProfile } from "./steering.js";
@@ -27,7 +27,7 @@ export function startLearning(served, onAnswer) {
   const panel = byId("panel-learn");
   if (!served.profiles) {
     const why = "This server keeps no profiles. Start it with pad-vllm play, or with --profiles FILE.db.";
-    panel.replaceChildren(title("Learn me"), element("p", { class: "notice" }, why));
+    panel.replaceChildren(leadTitle("Learn me"), element("p", { class: "notice" }, why));
     return;
   }
   profileDimensions = new Set(served.dimensions.map(({ name }) => name));
@@ -40,10 +40,6 @@ export function startLearning(served, onAnswer) {
     }
   });
   loadProfile();
-}
-
-function title(text) {
-  return element("h2", { class: "lead-title" }, text);
 }
 
 function introduction() {
@@ -60,7 +56,7 @@ function introduction() {
   });
   const about = element("input", { type: "text", id: "about", placeholder: "anything, or leave it to the server" });
   return [
-    element("div", {}, title("Learn me"), element("p", { class: "lead" }, lead)),
+    element("div", {}, leadTitle("Learn me"), element("p", { class: "lead" }, lead)),
     element(
       "form",
       { class: "card", id: "learn-form", on: { submit: (event) => { event.preventDefault(); ask(); } } },

@@ -1,7 +1,7 @@
 /** "New dimension": a sentence becomes a slider, by a job of the server. */
 
 import { sendJson } from "./api.js";
-import { byId, element, say } from "./dom.js";
+import { byId, element, leadTitle, say } from "./dom.js";
 
 const POLL_MS = 1000;
 const EXAMPLES = [
@@ -21,22 +21,18 @@ export function startNewDimensions(hasJobs, onDone) {
   const panel = byId("panel-new");
   if (!hasJobs) {
     const why = "This server makes no dimensions. Start it with pad-vllm play.";
-    panel.replaceChildren(title("New dimension"), element("p", { class: "notice" }, why));
+    panel.replaceChildren(leadTitle("New dimension"), element("p", { class: "notice" }, why));
     return;
   }
   panel.replaceChildren(introduction(), form(onDone), progressCard());
   followUnfinished(onDone);
 }
 
-function title(text) {
-  return element("h2", { class: "lead-title" }, text);
-}
-
 function introduction() {
   const lead =
     "Say in a sentence how answers should be. The server learns it from the model itself, told this sentence " +
     "in its prompt; with a small model that takes two or three minutes. Then it is a slider like the others.";
-  return element("div", {}, title("New dimension"), element("p", { class: "lead" }, lead));
+  return element("div", {}, leadTitle("New dimension"), element("p", { class: "lead" }, lead));
 }
 
 function form(onDone) {
