@@ -13,8 +13,7 @@ import sys
 import pytest
 import tiny
 import torch
-import typer
-from typer.testing import CliRunner
+from fit_runs import fit_runner, write_lines
 
 from pad_vllm import opened_base
 from pad_vllm.adapter.adapter_folder import load_adapter
@@ -243,15 +242,7 @@ def test_prompts_are_text_or_messages_and_strange_line_breaks_belong_to_the_text
 @pytest.fixture
 def run(folders, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    app = typer.Typer(pretty_exceptions_enable=False)
-    app.command()(fit_command.fit)
-    base, adapter = map(str, folders)
-    return lambda *argv: CliRunner().invoke(app, [base, *map(str, argv), "--adapter", adapter])
-
-
-def write(path, choices):
-    path.write_text("".join(json.dumps(choice) + "\n" for choice in choices))
-    return path
+    return fit_runner(*folders)
 
 
 def test_the_command_prints_a_table_and_the_string_and_writes_both(run, tmp_path):
@@ -260,7 +251,7 @@ def test_the_command_prints_a_table_and_the_string_and_writes_both(run, tmp_path
         for n in range(8)
     ]
     out = tmp_path / "fit.json"
-    result = run(write(tmp_path / "choices.jsonl", choices), "--out", out)
+    result = run(write_lines(tmp_path / "choices.jsonl", choices), "--out", out)
     assert result.exit_code == 0, result.output
     written = json.loads(out.read_text())
     assert f'pad_weights: "{written["pad_weights"]}"' == result.stdout.splitlines()[-1]
@@ -278,7 +269,7 @@ def test_the_command_prints_a_table_and_the_string_and_writes_both(run, tmp_path
     ],
 )
 def test_the_command_refuses_in_one_message(run, tmp_path, choices, message):
-    result = run(write(tmp_path / "choices.jsonl", choices))
+    result = run(write_lines(tmp_path / "choices.jsonl", choices))
     assert result.exit_code == 1
     assert message in result.stderr
 
@@ -296,7 +287,7 @@ def test_choices_between_guided_answers_are_fitted_without_a_base(run, tmp_path,
         between("brief=2", "helpful=1"),
     ]
     out = tmp_path / "fit.json"
-    result = run(write(tmp_path / "choices.jsonl", choices), "--out", out)
+    result = run(write_lines(tmp_path / "choices.jsonl", choices), "--out", out)
     assert (result.exit_code, result.stderr) == (0, "")
     found = {name: one["w"] for name, one in json.loads(out.read_text())["dimensions"].items()}
     assert found["humor"] < 0 < found["brief"]
@@ -314,7 +305,7 @@ def test_choices_between_guided_answers_are_fitted_without_a_base(run, tmp_path,
     ],
 )
 def test_choices_between_guided_answers_that_are_none_are_refused(run, tmp_path, lines, message):
-    result = run(write(tmp_path / "choices.jsonl", lines))
+    result = run(write_lines(tmp_path / "choices.jsonl", lines))
     assert result.exit_code == 1
     assert re.search(message, " ".join(result.stderr.split()))
 
@@ -322,7 +313,7 @@ def test_choices_between_guided_answers_that_are_none_are_refused(run, tmp_path,
 def test_an_adapter_of_another_shape_is_refused(run, folders, tmp_path, monkeypatch):
     other = tiny.checkpoint("gemma3", tmp_path / "gemma3")
     monkeypatch.setattr(opened_base, "resolve_base", lambda base: str(other))
-    result = run(write(tmp_path / "choices.jsonl", [GOOD, GOOD]))
+    result = run(write_lines(tmp_path / "choices.jsonl", [GOOD, GOOD]))
     assert result.exit_code == 1
     assert "the adapter was trained on" in result.stderr
 
@@ -331,7 +322,7 @@ def test_other_weights_of_the_same_shape_are_warned_of(run, tmp_path, monkeypatc
     other = tiny.checkpoint("llama", tmp_path / "other")
     tiny.model("llama", seed=1).save_pretrained(other)
     monkeypatch.setattr(opened_base, "resolve_base", lambda base: str(other))
-    result = run(write(tmp_path / "choices.jsonl", [GOOD, {**GOOD, "chosen": "Welcome!"}]))
+    result = run(write_lines(tmp_path / "choices.jsonl", [GOOD, {**GOOD, "chosen": "Welcome!"}]))
     assert result.exit_code == 0, result.stderr
     assert "Warning: the adapter was trained on" in result.stderr
 
@@ -364,7 +355,7 @@ def test_a_base_without_a_chat_template_is_fitted_with_the_adapters_or_a_given_o
     run, plain, folders, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(opened_base, "resolve_base", lambda base: str(plain))
-    file = write(tmp_path / "choices.jsonl", [GOOD, {**GOOD, "chosen": "Welcome!"}])
+    file = write_lines(tmp_path / "choices.jsonl", [GOOD, {**GOOD, "chosen": "Welcome!"}])
     result = run(file)
     assert result.exit_code == 1
     assert "has no chat template" in result.stderr
@@ -388,7 +379,7 @@ def test_a_prompt_that_the_template_does_not_take_is_named_by_its_line(run, tmp_
         **GOOD,
         "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}],
     }
-    file = write(tmp_path / "choices.jsonl", [GOOD, with_system])
+    file = write_lines(tmp_path / "choices.jsonl", [GOOD, with_system])
     result = run(file, "--chat-template", template)
     assert result.exit_code == 1
     assert "line 2: the chat template refuses the prompt (no system)" in result.stderr

@@ -7,8 +7,7 @@ import re
 
 import pytest
 import tiny
-import typer
-from typer.testing import CliRunner
+from fit_runs import fit_runner, write_lines
 
 from pad_vllm.choices.taste_prior import MIN_USERS
 from pad_vllm.cli import fit as fit_command
@@ -28,15 +27,7 @@ def folders(tmp_path_factory):
 @pytest.fixture
 def run(folders, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    app = typer.Typer(pretty_exceptions_enable=False)
-    app.command()(fit_command.fit)
-    base, adapter = map(str, folders)
-    return lambda *argv: CliRunner().invoke(app, [base, *map(str, argv), "--adapter", adapter])
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return fit_runner(*folders)
 
 
 def choice(better, other, **more):
@@ -61,7 +52,7 @@ def test_a_sentence_is_weights_without_any_choice_and_choices_correct_it(run, tm
     largest = max(NAMES, key=lambda name: abs(weights(alone)[name]))
     sign = 1 if weights(alone)[largest] > 0 else -1
     against = [choice(f"{largest}={-sign}", f"{largest}={sign}")] * 15
-    both = run(write(tmp_path / "c.jsonl", against), "--sentence", "Be brief.")
+    both = run(write_lines(tmp_path / "c.jsonl", against), "--sentence", "Be brief.")
     assert both.exit_code == 0, both.output
     assert weights(both)[largest] * sign < 0
 
@@ -71,8 +62,8 @@ def test_what_many_users_share_stands_before_anothers_choices(run, tmp_path, mon
     pairs = [("brief=1", "humor=1"), ("brief=1", "brief=-1"), ("helpful=1", "helpful=-1")]
     rows = [choice(*pair, user=f"u{u}") for u in range(MIN_USERS) for pair in pairs]
     people = tmp_path / "people.jsonl"
-    assert run(write(tmp_path / "many.jsonl", rows), "--out", people).exit_code == 0
-    one = write(tmp_path / "one.jsonl", [choice("humor=1", "humor=-1")] * 2)
+    assert run(write_lines(tmp_path / "many.jsonl", rows), "--out", people).exit_code == 0
+    one = write_lines(tmp_path / "one.jsonl", [choice("humor=1", "humor=-1")] * 2)
     told, alone = run(one, "--prior", people), run(one)
     assert told.exit_code == 0, told.output
     assert weights(told)["brief"] > 0.2
@@ -91,7 +82,7 @@ def test_choices_that_a_sentence_cannot_stand_before_are_refused(
     run, tmp_path, monkeypatch, rows, message
 ):
     monkeypatch.setattr(fit_command, "_load_model", None)
-    result = run(write(tmp_path / "c.jsonl", rows), "--sentence", "Be brief.")
+    result = run(write_lines(tmp_path / "c.jsonl", rows), "--sentence", "Be brief.")
     assert result.exit_code == 1
     assert message in " ".join(result.stderr.split())
 
