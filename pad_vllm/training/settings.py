@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from pad_vllm.adapter.manifest import DIMENSION_NAME
+from pad_vllm.params import MAX_LOOP_PRICE
 
 
 def _at_least(minimum: int, help_text: str) -> Any:
@@ -229,7 +230,7 @@ class Settings:
         float,
         Field(
             ge=0,
-            le=10,
+            le=MAX_LOOP_PRICE,
             description="Default price of a loop of the adapter, in logits: what a candidate costs that "
             "completes an n-gram already in the answer, for each token from the guard's length on. 0 is off.",
         ),
