@@ -146,8 +146,7 @@ def _defaults(
         return limits
     if arguments.weights is not None or arguments.preference not in limits.prefixes:
         return limits.instructions
-    beta = limits.prefix_betas.get(arguments.preference)
-    return limits.instructions.of_learned_prefix(beta, limits.loop_price)
+    return limits.instructions.of_learned_prefix(arguments.preference, limits)
 
 
 def _instruction(extra_args: Mapping[str, object] | None) -> Instruction | None:
