@@ -9,11 +9,19 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "pad_vllm" / "version.py").read_text())[1]
 REPOSITORY = "https://github.com/pad-vllm/pad_vllm"
 
+
+def readme() -> str:
+    """README.md as the package index shows it, which has none of the files that it links to."""
+    text = (HERE / "README.md").read_text("utf-8")
+    pictures = re.sub(r"(!\[[^\]]*\]\()(?![a-z]+:)", rf"\g<1>{REPOSITORY}/raw/main/", text)
+    return re.sub(r"(\]\()(?![a-z]+:|#)", rf"\g<1>{REPOSITORY}/blob/main/", pictures)
+
+
 setup(
     name="pad-vllm",
     version=VERSION,
     description="Personalized alignment at decoding time (PAD) as a vLLM plugin",
-    long_description=(HERE / "README.md").read_text("utf-8"),
+    long_description=readme(),
     long_description_content_type="text/markdown",
     author="The pad_vllm authors",
     keywords=[

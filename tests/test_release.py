@@ -69,6 +69,21 @@ def test_the_source_archive_has_everything_but_what_stays_in_the_repository(tmp_
     assert released == expected
 
 
+def test_links_of_the_readme_lead_to_the_repository_from_the_package_index(tmp_path):
+    setup_py("egg_info", "--egg-base", tmp_path)
+    shown = (tmp_path / "pad_vllm.egg-info" / "PKG-INFO").read_text("utf-8").split("\n\n", 1)[1]
+    targets = re.findall(r"\]\(([^)\s]+)\)", shown)
+    assert len(targets) > 20
+    assert [target for target in targets if not target.startswith("https://")] == []
+    assert "](https://github.com/pad-vllm/pad_vllm/raw/main/docs/pictures/compare.png)" in shown
+    assert "](https://github.com/pad-vllm/pad_vllm/blob/main/docs/requests.md)" in shown
+
+
+def test_the_date_of_the_citation_is_that_of_the_changelog():
+    said = re.search(r"^date-released: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert f"## [{__version__}] - {said[1]}\n" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
 def test_the_version_is_one_and_is_a_release():
     assert not Version(__version__).is_prerelease
     cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)

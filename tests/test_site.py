@@ -12,8 +12,8 @@ from docs.hooks import charts, support_features, support_matrix
 from docs.hooks.command_page import command_page
 from docs.hooks.cut_pages import anchor, cut_pages, page_groups
 from docs.hooks.repository_links import rewritten
-from docs.hooks.results_tables import COMPARISONS, comparison
-from docs.hooks.support_features import COLUMNS, FORK, HEADS, RESIDENT, Feature
+from docs.hooks.results_tables import COMPARISONS, comparison, setting_table
+from docs.hooks.support_features import COLUMNS, FORK, HEADS, RAY, RESIDENT, Feature
 from pad_vllm.cli.app import app
 from pad_vllm.serving.start.refused_features import REFUSED_BY_ALL, REFUSED_BY_ENGINE
 
@@ -111,6 +111,8 @@ def test_refusals_are_those_of_the_code():
     assert "pipeline parallelism yet" in support_matrix.refusal(stages, RESIDENT, "V2")
     drafts = by_name["drafts by `ngram`"]
     assert support_matrix.cell(drafts, HEADS) == "V2 **tested**, V1 refused"
+    assert support_matrix.cell(by_name["tool calls"], RESIDENT) == "refused"
+    assert "tools is " in support_matrix.refusal(by_name["tool calls"], RAY, "V2")
     assert support_matrix.cell(Feature("new", {}), HEADS) == "untested"
 
 
@@ -139,6 +141,13 @@ def test_a_mean_leaves_out_judges_that_taught():
     guided, asked = comparison(one)["positive"]
     assert guided.wins == pytest.approx((0.75 + 0.8 + 0.75) / 3)
     assert asked.perplexity == 1.469
+
+
+def test_a_table_of_one_setting_has_its_values_and_the_default():
+    rows = setting_table("beta").splitlines()
+    assert rows[0] == "| beta | wins | positive | simple | friendly | brief | perplexity |"
+    assert rows[3] == "| 0.8, default | 72 (63 to 79) | 78 | 73 | 70 | 65 | 1.18x |"
+    assert len(rows) == 5
 
 
 def test_the_page_of_commands_has_every_command_and_option():

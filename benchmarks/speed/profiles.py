@@ -239,13 +239,15 @@ def time_admission(
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """Markdown."""
+    """Markdown. Waves of one round are left out: the first warms the server for the others."""
     names = ("p50_ms", "p99_ms", "cpu_p50_ms", "cpu_p99_ms")
     lines = [
         "| requests | p50 ms | p99 ms | CPU p50 | CPU p99 |",
         "| --- | --- | --- | --- | --- |",
     ]
     timed = {"served": result["served"]["latency"], "admission": result["admission"]}
+    if result["rounds"] == 1:
+        del timed["served"]
     for title, rows in timed.items():
         for way, row in rows.items():
             cells = [f"{row[name]:.4g}" if name in row else "" for name in names]

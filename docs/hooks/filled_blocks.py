@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from benchmarks.fill_readme_tables import filled as with_results
-from docs.hooks.results_tables import dimensions_table, means_table
+from docs.hooks.results_tables import dimensions_table, means_table, setting_table
 from docs.hooks.support_matrix import matrix, refused_by_name
 from pad_vllm.adapter.manifest import read_config
 from pad_vllm.catalog.name_resolution import resolve_adapter
@@ -99,6 +99,7 @@ MAKERS: dict[str, Callable[[str], str]] = {
     "refused": _refused,
     "support": lambda argument: {"matrix": matrix, "refused": refused_by_name}[argument](),
     "results": _results,
+    "setting": setting_table,
 }
 """Kind of a block -> its Markdown, from its argument."""
 

@@ -91,6 +91,22 @@ def dimensions_table(result: str, guided: str) -> str:
     return "\n".join([*_head("dimension"), *(_row(n, *w) for n, w in comparison(one).items())])
 
 
+def setting_table(setting: str) -> str:
+    """A row for each value of one setting around the defaults of the adapter for SmolLM2."""
+    found = json.loads((RESULTS / "sensitivity.json").read_text())["rows"]
+    rows = [row for row in found if row["setting"] == setting]
+    dimensions = list(rows[0]["of"])
+    names = [setting, "wins", *dimensions, "perplexity"]
+    lines = [f"| {' | '.join(names)} |", "| ---: | --- |" + " ---: |" * (len(names) - 2)]
+    for row in rows:
+        mean, low, high = (f"{100 * share:.0f}" for share in row["wins"])
+        value = f"{row['value']:g}{', default' if row['default'] else ''}"
+        parts = [f"{100 * row['of'][name]:.0f}" for name in dimensions]
+        cells = [value, f"{mean} ({low} to {high})", *parts, f"{row['perplexity']:.2f}x"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _columns(found: dict[str, tuple[Way, Way]]) -> Iterator[list[Way]]:
     for column in zip(*found.values(), strict=True):
         yield list(column)

@@ -1,7 +1,7 @@
 """MkDocs' hook: pages cut from benchmarks/README.md, pages that lie outside docs/, links and drawings.
 
 In: MkDocs' config, files and pages. Out: the same with generated pages, and Markdown whose links lead to
-pages of the site. The text of benchmarks/README.md, ARCHITECTURE.md and CHANGELOG.md is written there alone.
+pages of the site. The text of those files is written there alone.
 """
 
 from __future__ import annotations
@@ -24,8 +24,14 @@ _WHOLE_FILES = {
     "ARCHITECTURE.md": "architecture.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
+    "deploy/README.md": "containers.md",
 }
-_COPIED = ("benchmarks/results/*.json", "benchmarks/results/*.png", "examples/*", "LICENSE")
+_COPIED = (
+    *("benchmarks/results/*.json", "benchmarks/results/*.png"),
+    *("deploy/Dockerfile*", "deploy/compose.yaml", "deploy/kubernetes/*"),
+    *("examples/*", "LICENSE"),
+)
 _COPIED_MORE = (
     "benchmarks/results/training.log",
     "benchmarks/results/training.run.log",

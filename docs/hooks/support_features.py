@@ -40,6 +40,9 @@ class Feature(NamedTuple):
     without: tuple[str, ...] = ()
     """Columns where the question does not arise."""
 
+    request: Mapping[str, object] | None = None
+    """Fields of a guided request that uses it, where it is no matter of the config."""
+
 
 def _parallel(**values: object) -> dict[str, object]:
     return {f"parallel_config.{name}": value for name, value in values.items()}
@@ -73,13 +76,9 @@ PLAIN: tuple[Feature, ...] = (
         "test_features.py",
         (HEADS, RESIDENT, RAY),
     ),
-    Feature(
-        "the server's routes, streams and tool calls",
-        {},
-        {FORK: BOTH},
-        "test_server.py",
-        (HEADS, WORDS),
-    ),
+    Feature("the server's routes and streams", {}, {FORK: BOTH}, "test_server.py", (HEADS, WORDS)),
+    Feature("tool calls", {}, {FORK: BOTH}, "test_server.py", (HEADS, WORDS),
+            request={"tools": [{"type": "function"}]}),
     Feature("several adapters on one server", None, {HEADS: BOTH}, "test_adapters.py"),
     Feature("adapters loaded while it runs", None, {HEADS: BOTH, WORDS: BOTH}, "test_runtime_adapters.py"),
     Feature("a reasoning model's thoughts left unguided", {"pad.reasoning": "unguided"}, {FORK: V2},

@@ -6,11 +6,13 @@ check` and vLLM's start-up run, with a config that uses the feature.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
 from docs.hooks.support_features import COLUMNS, FORK, GROUPS, RAY, RESIDENT, WORDS, Feature
 from pad_vllm.config import PADConfig
+from pad_vllm.serving.frontend.request_fields import request_field_check
 from pad_vllm.serving.start import forkable_bases, instruction_settings
 from pad_vllm.serving.start.quantized_bases import require_forkable_method
 from pad_vllm.serving.start.refused_features import REFUSED_BY_ALL, REFUSED_BY_ENGINE
@@ -98,11 +100,23 @@ def refusal(feature: Feature, column: str, runner: str) -> str:
         require_supported(config, pad)  # type: ignore[arg-type]
         if column in (FORK, WORDS):
             _require_forkable(feature, config, instructions=column == WORDS)
+        if feature.request is not None:
+            _check_request(feature.request, reads_turns=engine != "shared")
     except ValueError as error:
         return str(error)
     if settings.get("adapters") and column == FORK:
         return "served_adapters.py refuses several adapters unless all are heads only"
     return ""
+
+
+def _check_request(fields: Mapping[str, object], *, reads_turns: bool) -> None:
+    """Raises ValueError for a guided request that the front end refuses.
+
+    fields: of its body; reads_turns: whether a separate reward model reads the conversation turn by turn.
+    """
+    request = SimpleNamespace(**fields)
+    request.vllm_xargs, request.model_extra = {"pad_weights": "positive=1"}, {}
+    request_field_check(lambda _: reads_turns)(request)
 
 
 def _require_forkable(feature: Feature, config: Any, *, instructions: bool) -> None:
