@@ -30,12 +30,11 @@ class InstructionDefaults:
         """Those of a request that names a learned prefix of that adapter and no weights.
 
         Its rewards are known better: at an answer's first token nearly all of what the instructed base would
-        say (benchmarks/README.md). So no candidate is too unlikely for them, and there are more.
+        say (benchmarks/README.md). So no candidate is too unlikely for them.
         """
         return replace(
             self,
             beta=limits.prefix_betas.get(name, min(self.beta, LEARNED_PREFIX_BETA)),
-            top_k=min(LEARNED_PREFIX_TOP_K, limits.max_top_k),
             min_p=0.0,
             loop_price=limits.loop_price,
         )
@@ -43,11 +42,6 @@ class InstructionDefaults:
 
 LEARNED_PREFIX_BETA = 1.5
 """Default strength of a learned prefix that brings none."""
-
-LEARNED_PREFIX_TOP_K = 100
-"""Default number of candidates of a learned prefix. A fifth of what sets told answers apart from plain ones
-are tokens that are not among the base's 20 most likely ones (benchmarks/README.md).
-"""
 
 
 @dataclass(frozen=True)

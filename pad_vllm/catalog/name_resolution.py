@@ -1,7 +1,7 @@
 """Turns the names that users give bases and adapters into folders.
 
-In: a name of `pad-vllm models`, a folder, or a hub name; an adapter's folder, or `demo`. Out: a folder. Hub
-names stay as they are: vLLM and Transformers resolve them.
+In: a name of `pad-vllm models`, a folder, or a hub name; an adapter's folder, or the name of one that ships.
+Out: a folder. Hub names stay as they are: vLLM and Transformers resolve them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ DEMO_BASE = "smollm2-135m"
 """The base of the adapter `demo`, where no other base is named."""
 
 _SHIPPED = Path(__file__).parent
-"""Has the folder `BASE-demo` of each adapter that ships with the package."""
+"""Has the folder `BASE-NAME` of each adapter that ships with the package, NAME as in _SHIPPED_NAMES."""
+
+_SHIPPED_NAMES = ("demo", "demo-trunk")
+"""Heads only; with a trunk (LoRA in the upper layers), where there is one for the base."""
 
 
 def resolve_base(base: str) -> str:
@@ -65,33 +68,45 @@ def _downloadable_name(base: str) -> str | None:
 
 
 def resolve_adapter(adapter: str, base: str | None = None) -> str:
-    """The absolute folder of an adapter; `demo` is the one that ships with the package for `base`.
+    """The absolute folder of an adapter, given by its folder or by the name of one that ships.
 
     Args:
-        adapter: a folder, or `demo`.
+        adapter: a folder; `demo`, the heads that ship for `base`; or `demo-trunk`, trunk and heads.
         base: as in `resolve_base`; None, or a base for which no adapter ships: DEMO_BASE.
 
     Raises:
-        ValueError: the folder holds no adapter.
+        ValueError: the folder holds no adapter, or none of that name ships for the base.
     """
-    shipped = _shipped_adapters()
-    if adapter == "demo":
-        folder = shipped.get(_name_of(base), shipped[DEMO_BASE])
-    else:
+    if adapter not in _SHIPPED_NAMES:
         folder = Path(adapter).expanduser().absolute()
-    if not (folder / "pad_config.json").is_file():
+        if not (folder / "pad_config.json").is_file():
+            raise ValueError(
+                f"adapter {adapter!r}: {folder} holds no pad_config.json. Accepted: an adapter folder "
+                f"that `pad-vllm train` wrote, or one that ships: {_shipped_list()}"
+            )
+        return str(folder)
+    shipped = _shipped_adapters(adapter)
+    name = _name_of(base)
+    if adapter == "demo" and name not in shipped:
+        name = DEMO_BASE
+    if name not in shipped:
         raise ValueError(
-            f"adapter {adapter!r}: {folder} holds no pad_config.json. Accepted: an adapter folder "
-            "that `pad-vllm train` wrote, or `demo`, the one shipped for "
-            f"{' or '.join(shipped)}"
+            f"adapter {adapter!r}: none of that name ships for {base or DEMO_BASE}. Accepted: "
+            f"{_shipped_list()}, or an adapter folder that `pad-vllm train` wrote"
         )
-    return str(folder)
+    return str(shipped[name])
 
 
-def _shipped_adapters() -> dict[str, Path]:
-    """Name of the base -> folder."""
-    folders = sorted(_SHIPPED.glob("*-demo"))
-    return {folder.name.removesuffix("-demo"): folder for folder in folders}
+def _shipped_adapters(adapter: str) -> dict[str, Path]:
+    """Name of the base -> folder of the adapter of that name."""
+    folders = sorted(_SHIPPED.glob(f"*-{adapter}"))
+    return {folder.name.removesuffix(f"-{adapter}"): folder for folder in folders}
+
+
+def _shipped_list() -> str:
+    return "; ".join(
+        f"`{name}` for {' or '.join(_shipped_adapters(name))}" for name in _SHIPPED_NAMES
+    )
 
 
 def _name_of(base: str | None) -> str:

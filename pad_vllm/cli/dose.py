@@ -96,7 +96,8 @@ def dose(
             chat_template=loaded.config.chat_template,
         )
         conversations = read_prompts(prompts or JUDGE_PROMPTS)[:limit]
-        trial = DoseTrial(base, str(loaded.path), conversations, grid, decoding)
+        points = grid.points(loaded.config)
+        trial = DoseTrial(base, str(loaded.path), conversations, points, decoding)
         out.mkdir(parents=True, exist_ok=True)
         answers = trial.answers(out.with_name(f"{out.name}.answers.json"), typer.echo)
         rows = trial.rows(answers, load_judges(base, decoding, trial.instructions))

@@ -1,7 +1,7 @@
 """Drawn answers that decide an adapter's dose: all dimensions and learned prefixes at a grid's strengths.
 
-In: an adapter's folder, its base, validation prompts, a grid. Out: a DoseRow for each point of the grid and
-for each dimension asked for in the prompt, whose costs are the limits. dose.py chooses.
+In: an adapter's folder, its base, validation prompts, points to try. Out: a DoseRow for each point and for
+each dimension asked for in the prompt, whose costs are the limits. dose.py chooses.
 """
 
 from __future__ import annotations
@@ -30,16 +30,39 @@ from pad_vllm.steering.guided_answers import (
 )
 from pad_vllm.steering.way import AnswerReading, way_and_interval
 
+TriedPoint = tuple[DoseRow, Condition]
+"""The fields of its row that say which point it is, "dimension", "kind", "beta" and "min_p" at least, and how
+the prompts are answered there.
+"""
+
 
 @dataclass(frozen=True)
 class DoseGrid:
-    """What is tried."""
+    """What `pad-vllm dose` tries."""
 
     heads: Sequence[tuple[float, float]]
     """(Strength of each dimension's head, guard)."""
 
     prefix_betas: Sequence[float]
     """Strengths of each learned prefix."""
+
+    def points(self, config: AdapterConfig) -> list[TriedPoint]:
+        """Of each dimension that has an instruction, and of its learned prefix."""
+        names = list(instructions_of(config))
+        points: list[TriedPoint] = []
+        for name, (beta, min_p) in itertools.product(names, self.heads):
+            label = f"{HEADS} {name} {beta:g} {min_p:g}"
+            condition = Condition(label, {name: 1.0}, beta, request_arguments={"pad_min_p": min_p})
+            row = {"dimension": name, "kind": HEADS, "beta": beta, "min_p": min_p}
+            points.append((row, condition))
+        learned = () if config.prefixes is None else config.prefixes.digests
+        prefixes = [name for name in names if name in learned]
+        for name, beta in itertools.product(prefixes, self.prefix_betas):
+            asked = {"pad_preference": name, "pad_beta": beta}
+            condition = Condition(f"{PREFIX} {name} {beta:g}", request_arguments=asked)
+            row = {"dimension": name, "kind": PREFIX, "beta": beta, "min_p": 0.0}
+            points.append((row, condition))
+        return points
 
 
 class DoseTrial:
@@ -49,7 +72,7 @@ class DoseTrial:
         base: The adapter's backbone.
         adapter: Its folder; at least one dimension was trained from an instruction.
         prompts: Others than those that the adapter was trained and will be evaluated on.
-        grid: What is tried.
+        points: What is tried.
         decoding: How answers are drawn.
 
     Raises:
@@ -61,7 +84,7 @@ class DoseTrial:
         base: str,
         adapter: str,
         prompts: Conversations,
-        grid: DoseGrid,
+        points: Sequence[TriedPoint],
         decoding: DecodingSettings,
     ) -> None:
         config = read_config(adapter)
@@ -75,7 +98,7 @@ class DoseTrial:
         if not config.beta:
             raise ValueError(f"{adapter}: its default beta is 0, which no scale makes a strength")
         self.prompts = prompts
-        self.points = list(_points(config, list(self.instructions), grid))
+        self.points = points
         conditions = [
             unguided_condition(),
             *instructed_conditions(self.instructions),
@@ -113,23 +136,6 @@ class DoseTrial:
             row = {**point, **measures[name].guided(guided)}
             rows.append({**row, "fits": fits(row, limits[name], len(self.prompts))})
         return rows
-
-
-def _points(
-    config: AdapterConfig, names: Sequence[str], grid: DoseGrid
-) -> list[tuple[DoseRow, Condition]]:
-    """What is tried: the fields of its row that say which point it is, and the condition."""
-    points: list[tuple[DoseRow, Condition]] = []
-    for name, (beta, min_p) in itertools.product(names, grid.heads):
-        label = f"{HEADS} {name} {beta:g} {min_p:g}"
-        condition = Condition(label, {name: 1.0}, beta, request_arguments={"pad_min_p": min_p})
-        points.append(({"dimension": name, "kind": HEADS, "beta": beta, "min_p": min_p}, condition))
-    prefixes = [name for name in names if config.prefixes and name in config.prefixes.digests]
-    for name, beta in itertools.product(prefixes, grid.prefix_betas):
-        asked = {"pad_preference": name, "pad_beta": beta}
-        condition = Condition(f"{PREFIX} {name} {beta:g}", request_arguments=asked)
-        points.append(({"dimension": name, "kind": PREFIX, "beta": beta, "min_p": 0.0}, condition))
-    return points
 
 
 class _Measures:

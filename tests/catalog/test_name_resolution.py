@@ -54,6 +54,20 @@ def test_demo_is_the_adapter_in_the_package_for_the_base(monkeypatch, tmp_path):
         assert resolve_adapter("demo", base) == larger
 
 
+def test_an_adapter_with_a_trunk_ships_for_some_bases_only(monkeypatch, tmp_path):
+    for name in ("smollm2-135m-demo", "qwen2.5-coder-0.5b-demo", "qwen2.5-coder-0.5b-demo-trunk"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(name_resolution, "_SHIPPED", tmp_path)
+    folder = str(tmp_path / "qwen2.5-coder-0.5b-demo-trunk")
+
+    assert resolve_adapter("demo-trunk", "qwen2.5-coder-0.5b") == folder
+    for base in (None, "smollm2-135m", "org/other"):
+        with pytest.raises(
+            ValueError, match=r"none .* ships .*`demo-trunk` for qwen2\.5-coder-0\.5b"
+        ):
+            resolve_adapter("demo-trunk", base)
+
+
 def test_a_folder_without_an_adapter_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no pad_config.json. Accepted: .*`demo`"):
         resolve_adapter(str(tmp_path))

@@ -11,22 +11,32 @@ from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.catalog.model_downloads import DOWNLOADABLE_MODELS
 from pad_vllm.catalog.name_resolution import resolve_adapter
 
-BASES = ("smollm2-135m", "qwen2.5-coder-0.5b")
+SHIPPED = (
+    ("smollm2-135m", "demo"),
+    ("qwen2.5-coder-0.5b", "demo"),
+    ("qwen2.5-coder-0.5b", "demo-trunk"),
+)
 
 
-@pytest.fixture(params=BASES)
-def base(request):
+@pytest.fixture(params=SHIPPED, ids=" ".join)
+def shipped(request):
     return request.param
 
 
 @pytest.fixture
-def folder(base):
-    return Path(resolve_adapter("demo", base))
+def base(shipped):
+    return shipped[0]
+
+
+@pytest.fixture
+def folder(shipped):
+    base, name = shipped
+    return Path(resolve_adapter(name, base))
 
 
 def test_it_loads_and_no_dimension_has_a_head_of_zeros(folder, base):
     adapter = load_adapter(folder)
-    assert adapter.config.heads_only
+    assert adapter.config.heads_only == folder.name.endswith("-demo")
     assert adapter.config.backbone.architectures == (DOWNLOADABLE_MODELS[base].architecture,)
     assert len(adapter.config.dimensions) == len(adapter.head_B)
     assert adapter.head_B.flatten(1).any(-1).all()
@@ -38,6 +48,14 @@ def test_the_larger_bases_has_a_learned_prefix_of_each_dimension():
     assert set(adapter.prefixes) == set(adapter.config.dimensions)
 
 
+def test_both_of_the_larger_base_have_the_same_dimensions():
+    heads, trunk = (
+        load_adapter(resolve_adapter(name, "qwen2.5-coder-0.5b")).config.dimensions
+        for name in ("demo", "demo-trunk")
+    )
+    assert heads == trunk
+
+
 def test_its_card_says_what_each_dimension_does(folder, base):
     card = (folder / "README.md").read_text("utf-8")
     assert "## Steering" in card
@@ -45,7 +63,7 @@ def test_its_card_says_what_each_dimension_does(folder, base):
         assert f"| PAD +{name} |" in card
         assert f"| PAD -{name} |" in card
         if base != "smollm2-135m":
-            assert f"| prefix +{name} |" in card
+            assert (f"| prefix +{name} |" in card) == folder.name.endswith("-demo")
             assert re.search(rf"\| {name} \| heads \| .* \| yes \|\n", card)  # its dose
 
 

@@ -194,13 +194,9 @@ def test_the_name_of_a_learned_prefix_stands_for_it_and_takes_a_place(reader):
     guidance = parse_guidance(on_the_wire, limits)
     assert guidance.instruction == learned
     assert (guidance.beta, guidance.min_p, guidance.no_repeat) == (1.5, 0.0, 3)
-    assert guidance.top_k == 100
-    assert (
-        parse_guidance(on_the_wire, replace(limits, max_top_k=30)).top_k == 30
-    )  # the server's most
     assert guidance.loop_price == 0.25  # its adapter's
     with_weights = parse_guidance({**on_the_wire, "pad_weights": "a=1"}, limits)
-    assert (with_weights.beta, with_weights.top_k, with_weights.min_p) == (2.0, 20, 0.03)
+    assert (with_weights.beta, with_weights.min_p) == (2.0, 0.03)
     sentence = parse_guidance({"pad_preference": "be warm"}, limits)
     assert (sentence.beta, sentence.min_p, sentence.loop_price) == (2.0, 0.03, 0.0)
     asked = parse_guidance({**on_the_wire, "pad_beta": -3, "pad_min_p": 0.1}, limits)
