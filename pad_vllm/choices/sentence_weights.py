@@ -10,10 +10,10 @@ reward_space.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ _ANSWER_TOKENS = 24
 _SENTENCE = "sentence"  # its name among the changed prompts
 LITTLE = 0.1
 """A smaller share of a sentence's rewards is chance, or nearly so."""
+
+IsInterrupted = Callable[[], bool]
 
 
 class SentenceWeights(NamedTuple):
@@ -63,14 +65,18 @@ class SentenceReader:
         self._space = RewardSpace(reader)
         self._waiting, self._read = list(prompts), list[ReadAnswer]()
 
-    def read_ahead(self) -> bool:
-        """Draw the answer to one more prompt, and read it. False: there is none left."""
+    def read_ahead(self, is_interrupted: IsInterrupted = lambda: False) -> bool:
+        """Draw the answer to one more prompt, and read it. False: there is none left.
+
+        is_interrupted: asked after each token whether to stop; this answer is then drawn another time.
+        """
         if not self._waiting:
             return False
         prompt = self._waiting[0]
-        answer = _plain_answer(self._space.reader, prompt)
-        self._read.append(self._space.read_answer(prompt, answer))
-        del self._waiting[0]
+        answer = _plain_answer(self._space.reader, prompt, is_interrupted)
+        if not is_interrupted():
+            self._read.append(self._space.read_answer(prompt, answer))
+            del self._waiting[0]
         return True
 
     def weights(self, sentence: str) -> SentenceWeights:
@@ -111,7 +117,14 @@ def sentence_prompts() -> tuple[Conversation, ...]:
 
 
 @torch.no_grad()
-def _plain_answer(reader: CandidateReader, prompt: Conversation) -> _PlainAnswer:
+def _plain_answer(
+    reader: CandidateReader, prompt: Conversation, is_interrupted: IsInterrupted
+) -> _PlainAnswer:
+    from transformers import StoppingCriteriaList
+
+    def stop(token_ids: Tensor, *_: Any, **__: Any) -> Tensor:
+        return torch.full((len(token_ids),), is_interrupted(), device=token_ids.device)
+
     model = reader.model
     ids = torch.tensor(
         [chat_token_ids(reader.tokenizer, prompt.messages())], device=model.head_A.device
@@ -122,6 +135,7 @@ def _plain_answer(reader: CandidateReader, prompt: Conversation) -> _PlainAnswer
             attention_mask=torch.ones_like(ids),
             do_sample=False,
             max_new_tokens=_ANSWER_TOKENS,
+            stopping_criteria=StoppingCriteriaList([stop]),
             pad_token_id=0,  # one row: nothing is padded, and None is warned of
         )
     return _PlainAnswer(tuple(found[0, ids.shape[1] :].tolist()))

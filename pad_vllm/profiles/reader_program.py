@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -36,7 +37,7 @@ def serve(server: Connection) -> None:
         return
     _send(server, {"opened": True})
     while True:
-        while not server.poll(0) and _read_ahead(reader):
+        while not server.poll(0) and _read_ahead(reader, server):
             pass
         _send(server, _answer(reader, json.loads(server.recv_bytes())))
 
@@ -53,9 +54,10 @@ def _answer(reader: TextReader, question: Mapping[str, Any]) -> dict[str, Any]:
         return {"failed": _said(error)}
 
 
-def _read_ahead(reader: TextReader) -> bool:
+def _read_ahead(reader: TextReader, server: Connection) -> bool:
+    """Until a question comes: it waits for one token. False: nothing is left to do."""
     try:
-        return reader.read_ahead()
+        return reader.read_ahead(partial(server.poll, 0))
     except Exception:  # noqa: BLE001 the first sentence meets it again, and says it
         return False
 

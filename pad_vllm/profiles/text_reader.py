@@ -18,7 +18,11 @@ from pad_vllm.choices.answer_sequences import answer_sequences, context_tokens
 from pad_vllm.choices.candidate_reader import CandidateReader
 from pad_vllm.choices.feature_sums import feature_sums
 from pad_vllm.choices.observed_choice import ObservedChoice
-from pad_vllm.choices.sentence_weights import SentenceReader, sentence_prompts
+from pad_vllm.choices.sentence_weights import (
+    IsInterrupted,
+    SentenceReader,
+    sentence_prompts,
+)
 from pad_vllm.opened_base import open_base
 from pad_vllm.persrm import PersRM
 from pad_vllm.profiles.profile import NamedChoice
@@ -82,9 +86,12 @@ class TextReader:
             CandidateReader(model, tokenizer, top_k), sentence_prompts()
         )
 
-    def read_ahead(self) -> bool:
-        """Do a part of what the first sentence would wait for. False: nothing is left."""
-        return self._sentences.read_ahead()
+    def read_ahead(self, is_interrupted: IsInterrupted = lambda: False) -> bool:
+        """Do a part of what the first sentence would wait for. False: nothing is left.
+
+        is_interrupted: asked often; where it says so, this part is done another time.
+        """
+        return self._sentences.read_ahead(is_interrupted)
 
     def choice(self, messages: Sequence[dict[str, str]], chosen: str, rejected: str) -> NamedChoice:
         """A choice between two answers to a conversation.

@@ -85,6 +85,20 @@ def test_a_reader_that_read_ahead_says_the_same_of_every_sentence():
         assert torch.equal(found.w, alone.w)
 
 
+def test_what_interrupts_reading_ahead_changes_no_weights():
+    one = reader(constants=False)
+    kept, asked = SentenceReader(one, PROMPTS), []
+
+    def third():
+        asked.append(None)
+        return len(asked) >= 3
+
+    assert kept.read_ahead(third)
+    assert len(asked) == 4  # after the third token of 24, and before the answer is read
+    found = kept.weights(SENTENCE)
+    assert found.explained == SentenceReader(one, PROMPTS).weights(SENTENCE).explained
+
+
 def test_the_prompts_that_ship_are_questions():
     prompts = sentence_prompts()
     assert len(set(prompts)) == 16

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import httpx
+import psutil
 import pytest
 import tiny
 import tiny_tokenizers
@@ -258,8 +259,8 @@ def test_a_choice_between_texts_and_a_sentence_guide_within_seconds_on_a_real_mo
         begin = time.monotonic()
         profile = server.user("POST", "ana", "/choices", texts)
         assert profile.status_code == 200, profile.text
+        assert time.monotonic() < begin + 5  # from now on every request is guided by it
         text, field = server.ask(pad_user="ana", pad_beta=3)
-        assert time.monotonic() < begin + 5
         assert field["profile_version"] == profile.json()["version"]
         assert text == server.ask(pad_weights=profile.json()["pad_weights"], pad_beta=3)[0]
         assert text != unguided
@@ -277,7 +278,20 @@ def test_a_choice_between_texts_and_a_sentence_guide_within_seconds_on_a_real_mo
             assert "accepted:" in refused.text
         metrics = server.http.get("/metrics").text
         assert "pad:profile_texts_read_total 3.0" in metrics
+        reader = reader_process(server)
+        assert reader.nice() > reader.parent().nice()
+    assert psutil.wait_procs([reader], timeout=20)[0]  # it ended with the server
     assert "Traceback" not in server.log.read_text("utf-8")
+
+
+def reader_process(server):
+    """The reader's process of a server."""
+    port = server.url.rsplit(":", 1)[1]
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or ()
+        if "pad_vllm.profiles.reader_program" in command and port in process.parent().cmdline():
+            return process
+    raise AssertionError("no reader")
 
 
 def wait_until_read(post, within=240):
