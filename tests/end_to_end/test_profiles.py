@@ -288,8 +288,8 @@ def reader_process(server):
     """The reader's process of a server."""
     port = server.url.rsplit(":", 1)[1]
     for process in psutil.process_iter(["cmdline"]):
-        command = process.info["cmdline"] or ()
-        if "pad_vllm.profiles.reader_program" in command and port in process.parent().cmdline():
+        is_reader = "pad_vllm.profiles.reader_program" in (process.info["cmdline"] or ())
+        if is_reader and any(port in parent.cmdline() for parent in process.parents()):
             return process
     raise AssertionError("no reader")
 

@@ -107,7 +107,7 @@ async def put_profile(user: User, body: StatedBody) -> dict[str, Any]:
         user.require_dimensions(body.weights)
         return _as_json(await user.call("put_stated", body.weights))
     reading = await user.readings("sentence").sentence(body.sentence)
-    if reading.explained < LITTLE:
+    if not reading.explained >= LITTLE:  # nor NaN, of a sentence that teaches nothing
         raise ValueError(
             f"the adapter's dimensions explain {reading.explained:.0%} of what this sentence teaches the "
             f"model; accepted: at least {LITTLE:.0%}. Have a dimension made of it "

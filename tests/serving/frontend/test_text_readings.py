@@ -123,12 +123,15 @@ def test_a_sentence_is_stated_as_weights_are_and_its_share_is_said(client, tmp_p
 @pytest.mark.parametrize(
     ("jobs", "way_out"), [(None, "pad-vllm train --teacher prompt"), (object(), "/v1/pad/jobs")]
 )
-def test_a_sentence_that_the_dimensions_do_not_know_is_refused_with_the_share(make, jobs, way_out):
+@pytest.mark.parametrize(("share", "said"), [(0.04, "4%"), (float("nan"), "nan%")])
+def test_a_sentence_that_the_dimensions_do_not_know_is_refused_with_the_share(
+    make, jobs, way_out, share, said
+):
     client = make(jobs=jobs)
-    client.reader.answer = {"result": {**READ["result"], "explained": 0.04}}
+    client.reader.answer = {"result": {**READ["result"], "explained": share}}
     answer = client.put(USER, json={"sentence": "like a pirate"})
     assert answer.status_code == 400
-    assert "explain 4% of what this sentence teaches" in answer.text
+    assert f"explain {said} of what this sentence teaches" in answer.text
     assert way_out in answer.text
     assert client.get(USER).status_code == 404
 
