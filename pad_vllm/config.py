@@ -104,8 +104,9 @@ class PADConfig:
     """
 
     backbone: _Text = ""
-    """The reward model's backbone, for `resident` and `ray`: a folder, or a hub name, which may end in
-    `@revision`. Empty: the backbone that the adapter names, which has to be on this machine.
+    """The reward model's backbone, for `resident`, `ray` and `profile_reader`: a folder, or a hub name, which
+    may end in `@revision`. Empty: the backbone that the adapter names, which has to be on this machine; for
+    `profile_reader` beside `shared` the served base.
     """
 
     device: _Text = ""
@@ -200,6 +201,14 @@ class PADConfig:
     profile_prior: _Text = ""
     """File of what people have in common, with which few choices of a user say more; `pad-vllm fit --out`
     writes it for many users. Empty: nothing is known of people.
+    """
+
+    profile_reader: Annotated[
+        str,
+        Field(pattern=r"^((cpu|cuda|xpu)(:[0-9]{1,3})?)?$", description="cpu, cuda, xpu or cuda:N"),
+    ] = ""
+    """torch.device on which a process of its own opens the adapter's base once more, to read what people
+    write to their profiles: two answers to choose between, or a sentence. Empty: profiles take neither.
     """
 
     profile_tokens: _Text = ""

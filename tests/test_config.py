@@ -59,6 +59,7 @@ def test_every_setting_is_read():
         "profiles": "users.db",
         "unknown_user": "refuse",
         "profile_prior": "people.jsonl",
+        "profile_reader": "cuda:1",
         "profile_tokens": "env:SECRET",
     }
     config = read(**given)
@@ -145,6 +146,9 @@ def test_the_load_format_underneath_cannot_be_pad_itself(load_format):
         ("reasoning", "off"),
         ("unknown_user", "guess"),
         ("profiles", 5),
+        ("profile_reader", True),
+        ("profile_reader", "gpu"),
+        ("profile_reader", "cpu "),
         ("load_format", ""),
         ("load_format", None),
         ("instructions", 1),

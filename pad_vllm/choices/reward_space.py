@@ -8,11 +8,13 @@ dialogue) gives to the same candidates.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pad_vllm.choices.candidate_reader import (
+    AnswerCandidates,
     CandidateReader,
     TokenAnswer,
     subtract_candidate_mean,
@@ -23,6 +25,17 @@ RIDGE = 1e-3  # added to the diagonal, as a share of its mean
 
 ChangePrompt = Callable[[list[dict[str, str]]], list[dict[str, str]]]
 """A prompt's messages -> the conversation whose rewards are measured."""
+
+
+class ReadAnswer(NamedTuple):
+    """A plain answer whose tokens are in the sums."""
+
+    prompt: Conversation
+    answer: TokenAnswer
+    candidates: AnswerCandidates
+
+    phi: Tensor
+    """[n, K, D] float64, the dimensions' rewards of the candidates, zero mean under the base."""
 
 
 class RewardSpace:
@@ -37,7 +50,6 @@ class RewardSpace:
         self.prompt_products: dict[str, tuple[Tensor, float]] = {}
         """Name of a changed prompt -> products of its rewards with each dimension's [D], and their square."""
 
-    @torch.no_grad()
     def read(
         self,
         prompts: Sequence[Conversation],
@@ -52,19 +64,35 @@ class RewardSpace:
             changes: Name -> the changed prompt whose rewards are measured under that name.
         """
         for prompt, answer in zip(prompts, answers, strict=True):
-            candidates = self.reader.candidates(prompt, answer)
-            phi = self.model.features(candidates.h, candidates.h_T, candidates.ids).double()
-            phi = subtract_candidate_mean(phi, candidates.p)
-            self.tokens += len(phi)
-            self.gram += torch.einsum("nk,nki,nkj->ij", candidates.p, phi, phi)
+            read = self.read_answer(prompt, answer)
             for name, change in changes.items():
-                conversation = change(prompt.messages())
-                rewards = self.reader.conversation_rewards(conversation, answer, candidates)
-                none = (torch.zeros_like(self.gram[0]), 0.0)
-                products, square = self.prompt_products.get(name, none)
-                products = products + torch.einsum("nk,nki,nk->i", candidates.p, phi, rewards)
-                square += float((candidates.p * rewards**2).sum())
-                self.prompt_products[name] = products, square
+                self.read_change(name, change, read)
+
+    @torch.no_grad()
+    def read_answer(self, prompt: Conversation, answer: TokenAnswer) -> ReadAnswer:
+        """Add one plain answer's tokens to the products of the dimensions."""
+        candidates = self.reader.candidates(prompt, answer)
+        phi = self.model.features(candidates.h, candidates.h_T, candidates.ids).double()
+        phi = subtract_candidate_mean(phi, candidates.p)
+        self.tokens += len(phi)
+        self.gram += torch.einsum("nk,nki,nkj->ij", candidates.p, phi, phi)
+        return ReadAnswer(prompt, answer, candidates, phi)
+
+    @torch.no_grad()
+    def read_change(self, name: str, change: ChangePrompt, read: ReadAnswer) -> None:
+        """Add what a changed prompt pays for one answer's candidates to the products under its name.
+
+        Args:
+            name: Of the changed prompt.
+            change: Changes the answer's prompt.
+            read: The answer.
+        """
+        conversation = change(read.prompt.messages())
+        p = read.candidates.p
+        rewards = self.reader.conversation_rewards(conversation, read.answer, read.candidates)
+        products, square = self.prompt_products.get(name, (torch.zeros_like(self.gram[0]), 0.0))
+        products = products + torch.einsum("nk,nki,nk->i", p, read.phi, rewards)
+        self.prompt_products[name] = products, square + float((p * rewards**2).sum())
 
     def indices(self, names: Sequence[str]) -> list[int]:
         """Indices of dimensions among the model's."""

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,11 @@ NO_ADAPTER = "none"
 _HOST, _PORT = "127.0.0.1", "8000"
 _CONTEXT = "2048"
 """Tokens of a prompt and its answer: enough to play with, and a KV cache that fits."""
+
+_SMALL_BASE = 300_000_000
+"""Parameters of a base that is opened once more without being asked for, to read what people write: up to
+1.5 GB in memory, 1 GB for SmolLM2-135M.
+"""
 
 _GPU_SHARE = "0.6"
 """Of a GPU's memory: the rest is for a job, which opens the model once more."""
@@ -65,8 +71,8 @@ def play(
         if folder is not None and _can_add_dimensions(folder, serve_options.get("engine")):
             flags += _job_flags(own / MADE_FOLDER, read_config(folder))
             os.environ.setdefault(RUNTIME_ADAPTERS, "True")
-        if not serve_options["profiles"] and _can_keep_profiles():
-            serve_options["profiles"] = str(own / "profiles.db")
+        if folder is not None:
+            serve_options |= _profile_options(own, read_config(folder), serve_options)
         _warn_of_open_host(flags)
         _announce(flags, open_page=open_page)
     context.args[:] = flags
@@ -79,6 +85,27 @@ def _own_folder(base: str, adapter: str | None) -> Path:
     folder = cache_dir() / "play" / f"{Path(base).name}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _profile_options(own: Path, served: AdapterConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `serve` for a server with profiles, where the database's package is there.
+
+    Args:
+        own: folder of what is kept.
+        served: the adapter, whose dimensions profiles have weights of.
+        given: options that the user gave, which win.
+    """
+    profiles = given["profiles"] or (str(own / "profiles.db") if _can_keep_profiles() else None)
+    if profiles is None:
+        return {}
+    size = served.backbone
+    parameters = size.num_layers * 12 * size.hidden_size**2 + size.vocab_size * size.hidden_size
+    reader = "cpu" if parameters < _SMALL_BASE else None
+    given_reader = given["profile_reader"]
+    return {
+        "profiles": profiles,
+        "profile_reader": reader if given_reader is None else given_reader,
+    }
 
 
 def _can_keep_profiles() -> bool:

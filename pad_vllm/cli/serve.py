@@ -77,6 +77,13 @@ def serve(
         str | None,
         typer.Option(help="What people have in common, from `pad-vllm fit --out` for many users."),
     ] = None,
+    profile_reader: Annotated[
+        str | None,
+        typer.Option(
+            help="Device (cpu, cuda:N) of a process that opens BASE once more, and reads the texts and "
+            "sentences that users post to their profiles."
+        ),
+    ] = None,
     profile_tokens: Annotated[
         str | None,
         typer.Option(
@@ -122,6 +129,7 @@ def serve(
             profiles=profiles,
             unknown_user=unknown_user,
             profile_prior=profile_prior,
+            profile_reader=profile_reader,
             profile_tokens=profile_tokens,
             defaults=_cpu_defaults(context.args, instructions) if is_cpu_build() else {},
         )

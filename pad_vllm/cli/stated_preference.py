@@ -55,7 +55,7 @@ class StatedPreference:
 
 
 def read_sentence(model: PersRM, tokenizer: Any, sentence: str, top_k: int) -> StatedPreference:
-    """The sentence's weights, by the prompts that ship for judges.
+    """The sentence's weights, by the prompts that ship.
 
     Args:
         model: the adapter on its base.
@@ -64,14 +64,10 @@ def read_sentence(model: PersRM, tokenizer: Any, sentence: str, top_k: int) -> S
         top_k: candidates of a token.
     """
     from pad_vllm.choices.candidate_reader import CandidateReader
-    from pad_vllm.choices.sentence_weights import PROMPTS, sentence_weights
-    from pad_vllm.steering.evaluation_prompts import JUDGE_PROMPTS
-    from pad_vllm.training.sampling.sample_responses import read_prompts
+    from pad_vllm.choices.sentence_weights import SentenceReader, sentence_prompts
 
-    reader = CandidateReader(model, tokenizer, top_k)
-    return StatedPreference(
-        sentence, sentence_weights(reader, sentence, read_prompts(JUDGE_PROMPTS)[:PROMPTS])
-    )
+    reader = SentenceReader(CandidateReader(model, tokenizer, top_k), sentence_prompts())
+    return StatedPreference(sentence, reader.weights(sentence))
 
 
 def known_prior(

@@ -24,7 +24,6 @@ from pydantic import ValidationError
 from pad_vllm.argument_names import WEIGHTS
 from pad_vllm.params import check_argument_syntax, parse_guidance
 from pad_vllm.request_limits import RequestLimits
-from pad_vllm.text.chat_template import chat_token_ids
 from pad_vllm.text.conversation import Conversation
 from pad_vllm.wording import short_repr
 
@@ -235,49 +234,22 @@ def read_answers(model: PersRM, tokenizer: Any, choices: Sequence[UserChoice]) -
     """
     import torch
 
+    from pad_vllm.choices.answer_sequences import answer_sequences, context_tokens
     from pad_vllm.choices.choice_form import AnswerPairs
     from pad_vllm.choices.feature_sums import feature_sums
 
-    max_tokens = getattr(
-        model.backbone.config.get_text_config(), "max_position_embeddings", math.inf
-    )
-    sequences = [
-        sequence for choice in choices for sequence in _sequences(tokenizer, choice, max_tokens)
-    ]
+    max_tokens, sequences = context_tokens(model.backbone), []
+    for choice in choices:
+        answers = (choice.chosen, choice.rejected)
+        try:
+            sequences += answer_sequences(tokenizer, choice.prompt, answers, max_tokens)
+        except ValueError as error:
+            raise ValueError(
+                f"line {choice.line_number}: {error}. Shorten or drop the line."
+            ) from error
     lengths = torch.tensor([max(len(answer), 1) for _, answer in sequences])
     sums = feature_sums(model, sequences)
     return AnswerPairs(sums.unflatten(0, (-1, 2)), lengths.unflatten(0, (-1, 2)))
-
-
-def _sequences(
-    tokenizer: Any, choice: UserChoice, max_tokens: float
-) -> list[tuple[list[int], list[int]]]:
-    """(prompt ids, answer ids) of the chosen and of the rejected answer."""
-    prompt = _prompt_ids(tokenizer, choice)
-    # With the end-of-sequence token, as training's samples have it: where to end is part of the choice.
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    sequences = []
-    for text in (choice.chosen, choice.rejected):
-        answer = [*tokenizer(text, add_special_tokens=False)["input_ids"], *end]
-        if len(prompt) + len(answer) > max_tokens:
-            raise ValueError(
-                f"line {choice.line_number} has {len(prompt) + len(answer)} tokens; this base "
-                f"accepts {max_tokens}. Shorten or drop the line."
-            )
-        sequences.append((prompt, answer))
-    return sequences
-
-
-def _prompt_ids(tokenizer: Any, choice: UserChoice) -> list[int]:
-    from jinja2 import TemplateError
-
-    try:
-        return chat_token_ids(tokenizer, choice.prompt.messages())
-    except TemplateError as error:  # such as a system turn for a model that knows none
-        raise ValueError(
-            f"line {choice.line_number}: the chat template refuses the prompt ({error}). Reword or drop the "
-            "line."
-        ) from error
 
 
 def fit_to_json(fitted: WeightFit, dimensions: Sequence[str]) -> dict[str, Any]:

@@ -39,6 +39,12 @@ class PADMetrics:
             "requests_of_unknown_users", "Of these, requests whose user the server does not know."
         )
         self._choices = counter("choices_posted", "Choices that profiles have learned from.")
+        self._read_texts = counter(
+            "profile_texts_read", "Choices between given texts, and sentences, that were read."
+        )
+        self._unread_texts = counter(
+            "profile_texts_unread", "Others that nothing was learned from, by reason.", "reason"
+        )
         self._guided_tokens = counter("tokens_guided", "Tokens of ended answers that were guided.")
         self._unguided_tokens = counter(
             "tokens_unguided",
@@ -81,6 +87,14 @@ class PADMetrics:
     def count_choice(self) -> None:
         """Count a choice that is on disk."""
         self._choices.inc()
+
+    def count_read_text(self) -> None:
+        """Count a choice between given texts, or a sentence, that the reader has read."""
+        self._read_texts.inc()
+
+    def count_unread_text(self, reason: str) -> None:
+        """Count one that the reader has not read, or not in time."""
+        self._unread_texts.labels(reason).inc()
 
     def count_answer_tokens(self, tokens: int, unguided: int | None) -> None:
         """Count all tokens of a guided request's answers; unguided: how many of them are, None if unknown."""

@@ -265,7 +265,7 @@ def test_the_command_prints_a_table_and_the_string_and_writes_both(run, tmp_path
     ("choices", "message"),
     [
         ([GOOD], "1 choices; accepted: at least 2"),
-        ([GOOD, {**GOOD, "chosen": "a" * 600}], "line 2 has"),
+        ([GOOD, {**GOOD, "chosen": "a" * 600}], "line 2: the prompt and an answer have"),
     ],
 )
 def test_the_command_refuses_in_one_message(run, tmp_path, choices, message):

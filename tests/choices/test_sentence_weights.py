@@ -7,7 +7,7 @@ import tiny
 import torch
 
 from pad_vllm.choices.candidate_reader import CandidateReader
-from pad_vllm.choices.sentence_weights import sentence_weights
+from pad_vllm.choices.sentence_weights import SentenceReader, sentence_prompts
 from pad_vllm.text.chat_template import chat_token_ids
 from pad_vllm.text.conversation import Conversation
 from pad_vllm.text.preference_text import with_instruction
@@ -49,7 +49,7 @@ def test_the_dimension_that_pays_what_the_sentence_teaches_gets_the_largest_weig
         one.model.head_C[1] = sign * shift
         one.model.head_C[0] *= shift.norm() / one.model.head_C[0].norm()
         one.model.head_C[2] *= shift.norm() / one.model.head_C[2].norm()
-    found = sentence_weights(one, SENTENCE, PROMPTS)
+    found = SentenceReader(one, PROMPTS).weights(SENTENCE)
     assert found.w[1] == sign
     assert found.w.abs().max() == 1.0
     assert 0 < found.explained <= 1
@@ -59,7 +59,7 @@ def test_a_sentence_that_the_dimensions_do_not_know_is_foreign():
     one = reader(constants=True)
     with torch.no_grad():
         one.model.head_C = torch.nn.Parameter(1e-3 * torch.randn(3, one.model.head_A.shape[-1]))
-    found = sentence_weights(one, SENTENCE, PROMPTS)
+    found = SentenceReader(one, PROMPTS).weights(SENTENCE)
     assert found.w.isfinite().all()
     assert found.explained < 0.9
 
@@ -67,9 +67,39 @@ def test_a_sentence_that_the_dimensions_do_not_know_is_foreign():
 @pytest.mark.parametrize("sentence", ["", "  \n"])
 def test_an_empty_sentence_is_refused(sentence):
     with pytest.raises(ValueError, match="the sentence is empty"):
-        sentence_weights(reader(constants=False), sentence, PROMPTS)
+        SentenceReader(reader(constants=False), PROMPTS).weights(sentence)
 
 
 def test_an_untrained_adapter_says_nothing():
     with pytest.raises(ValueError, match="every reward of the adapter is zero"):
-        sentence_weights(reader(constants=True), SENTENCE, PROMPTS)
+        SentenceReader(reader(constants=True), PROMPTS).weights(SENTENCE)
+
+
+def test_a_reader_that_read_ahead_says_the_same_of_every_sentence():
+    one = reader(constants=False)
+    kept = SentenceReader(one, PROMPTS)
+    assert [kept.read_ahead() for _ in range(5)] == [True, True, True, False, False]
+    for sentence in (SENTENCE, "Be cold.", SENTENCE):
+        found, alone = kept.weights(sentence), SentenceReader(one, PROMPTS).weights(sentence)
+        assert found.explained == alone.explained
+        assert torch.equal(found.w, alone.w)
+
+
+def test_what_interrupts_reading_ahead_changes_no_weights():
+    one = reader(constants=False)
+    kept, asked = SentenceReader(one, PROMPTS), []
+
+    def third():
+        asked.append(None)
+        return len(asked) >= 3
+
+    assert kept.read_ahead(third)
+    assert len(asked) == 4  # after the third token of 24, and before the answer is read
+    found = kept.weights(SENTENCE)
+    assert found.explained == SentenceReader(one, PROMPTS).weights(SENTENCE).explained
+
+
+def test_the_prompts_that_ship_are_questions():
+    prompts = sentence_prompts()
+    assert len(set(prompts)) == 16
+    assert all(prompt[-1].content.strip() for prompt in prompts)

@@ -70,6 +70,7 @@ def test_without_arguments_it_serves_the_demo_with_page_jobs_and_profiles(typed,
     assert pad["page"] is pad["dimension_jobs"] is True
     assert pad["adapter_root"].startswith(str(tmp_path))
     assert pad["profiles"].startswith(str(tmp_path))
+    assert pad["profile_reader"] == "cpu"
     assert os.environ[RUNTIME_ADAPTERS] == "True"
     assert announcer[-1] == "http://127.0.0.1:8000"
 
@@ -98,6 +99,14 @@ def test_flags_of_vllm_and_of_serve_win_over_its_defaults(typed, folders):
     assert announcer[-2:] == ["http://localhost:8000", "--open"]
 
 
+def test_a_large_base_is_opened_once_more_only_where_that_is_asked_for(typed, monkeypatch):
+    monkeypatch.setattr(play, "_SMALL_BASE", 10_000_000)
+    assert "profile_reader" not in settings(typed()[1])
+    assert settings(typed("--profile-reader", "cuda:1")[1])["profile_reader"] == "cuda:1"
+    monkeypatch.setattr(play, "_SMALL_BASE", 300_000_000)
+    assert settings(typed("--profile-reader", "")[1])["profile_reader"] == ""
+
+
 def test_an_open_host_without_a_key_is_warned_of(typed):
     assert "--api-key" in typed("--host", "0.0.0.0")[0].stderr
     assert "--api-key" not in typed("--host", "0.0.0.0", "--api-key", "secret")[0].stderr
@@ -123,7 +132,7 @@ def test_instructions_need_no_adapter(typed):
     result, argv, _ = typed("org/base", "--adapter", "none", "--instructions")
 
     assert result.exit_code == 0, result.output
-    assert "adapter" not in settings(argv)
+    assert not {"adapter", "profiles", "profile_reader"} & set(settings(argv))
     assert settings(argv)["instructions"] is True
 
 

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import httpx
+import psutil
 import pytest
 import tiny
 import tiny_tokenizers
@@ -20,6 +21,7 @@ from engine_processes import V2_ENV, free_port, serving
 pytest.importorskip("sqlalchemy")
 pytest.importorskip("jwt")
 
+from pad_vllm.catalog.name_resolution import resolve_adapter
 from pad_vllm.profiles.database import Database
 from pad_vllm.profiles.profile_store import ProfileStore
 from pad_vllm.profiles.profile_weights import WeightLearner
@@ -81,14 +83,8 @@ def start(stack, made, *flags):
     root, base, adapter, _ = made
     port = free_port()
     command = [sys.executable, "-m", "pad_vllm", "serve", base, "--adapter", adapter]
-    command += [
-        "--profiles",
-        root / "users.db",
-        "--served-model-name",
-        "base",
-        "--dtype",
-        "float32",
-    ]
+    command += ["--profiles", root / "users.db", "--served-model-name", "base"]
+    command += ["--dtype", "float32"]
     command += ["--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "32"]
     command += ["--host", "127.0.0.1", "--port", port, "--api-key", "key", *flags]
     env = {**V2_ENV, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "PAD_TEST_SECRET": SECRET}
@@ -244,6 +240,67 @@ def soon(server, user, version, within=5):
         if time.monotonic() > begin + within:
             return False
     return True
+
+
+def test_a_choice_between_texts_and_a_sentence_guide_within_seconds_on_a_real_model(
+    smollm2, tmp_path
+):
+    demo = resolve_adapter("demo", "smollm2-135m")
+    with ExitStack() as stack:
+        server = start(stack, (tmp_path, smollm2, demo, None), "--profile-reader", "cpu")
+        assert server.http.get("/v1/pad/dimensions").json()["sentences"] is True
+        unguided, _ = server.ask()
+        texts = {
+            "messages": [{"role": "user", "content": QUESTION}],
+            "chosen": "Dear Ana! Oh, how I miss you! " * 10,
+            "rejected": "Dear Ana. You have moved. This is a note. " * 10,
+        }
+        wait_until_read(lambda: server.user("POST", "first", "/choices", texts))
+        begin = time.monotonic()
+        profile = server.user("POST", "ana", "/choices", texts)
+        assert profile.status_code == 200, profile.text
+        assert time.monotonic() < begin + 5  # from now on every request is guided by it
+        text, field = server.ask(pad_user="ana", pad_beta=3)
+        assert field["profile_version"] == profile.json()["version"]
+        assert text == server.ask(pad_weights=profile.json()["pad_weights"], pad_beta=3)[0]
+        assert text != unguided
+
+        sentence = {"sentence": "Be warm and friendly, please."}
+        stated = wait_until_read(lambda: server.user("PUT", "bea", body=sentence)).json()
+        assert stated["explained"] > 0.1
+        assert stated["weights"]["friendly"] > 0.5
+        assert server.user("GET", "bea").json()["weights"] == stated["weights"]
+        assert server.ask(pad_user="bea", pad_beta=3)[0] != unguided
+
+        for body in ({**texts, "chosen": "a " * 5000}, {**texts, "chosen": texts["rejected"]}):
+            refused = server.user("POST", "ana", "/choices", body)
+            assert refused.status_code == 400
+            assert "accepted:" in refused.text
+        metrics = server.http.get("/metrics").text
+        assert "pad:profile_texts_read_total 3.0" in metrics
+        reader = reader_process(server)
+        assert reader.nice() > reader.parent().nice()
+    assert psutil.wait_procs([reader], timeout=20)[0]  # it ended with the server
+    assert "Traceback" not in server.log.read_text("utf-8")
+
+
+def reader_process(server):
+    """The reader's process of a server."""
+    port = server.url.rsplit(":", 1)[1]
+    for process in psutil.process_iter(["cmdline"]):
+        is_reader = "pad_vllm.profiles.reader_program" in (process.info["cmdline"] or ())
+        if is_reader and any(port in parent.cmdline() for parent in process.parents()):
+            return process
+    raise AssertionError("no reader")
+
+
+def wait_until_read(post, within=240):
+    """The answer of a reader that may be opening its base still, or drawing what a sentence is read by."""
+    begin = time.monotonic()
+    while (answer := post()).status_code == 503:
+        assert time.monotonic() < begin + within, answer.text
+    assert answer.status_code == 200, answer.text
+    return answer
 
 
 def test_what_happened_is_counted_and_no_secret_is_logged(server):

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pad_vllm.adapter.adapter import Adapter
+from pad_vllm.adapter.backbone.weight_fingerprint import local_checkpoint
 from pad_vllm.adapter.shape_checks import (
     attention_kinds,
     require_even_attention_split,
@@ -80,18 +81,21 @@ def make_admission(config: VllmConfig) -> Admission:
         config.model_config,
         _instruction_reader(config, pad),
         loras=loras,
-        profiles=_profiles(pad, registry),
+        profiles=_profiles(config, pad, registry),
         jobs=jobs,
     )
 
 
-def _profiles(pad: PADConfig, registry: AdapterRegistry) -> ProfileAdmission | None:
+def _profiles(
+    config: VllmConfig, pad: PADConfig, registry: AdapterRegistry
+) -> ProfileAdmission | None:
     """Users' profiles, None for a server without. Raises ValueError where they cannot be opened."""
     if not pad.profiles:
-        if pad.profile_tokens:
-            raise ValueError(
-                "profile_tokens is given without profiles; add --profiles, or leave it out."
-            )
+        for name in ("profile_tokens", "profile_reader"):
+            if getattr(pad, name):
+                raise ValueError(
+                    f"{name} is given without profiles; add --profiles, or leave it out."
+                )
         return None
     try:
         from pad_vllm.serving.frontend.profile_admission import open_profiles
@@ -99,7 +103,9 @@ def _profiles(pad: PADConfig, registry: AdapterRegistry) -> ProfileAdmission | N
         raise ValueError(
             f"profiles need packages that are not installed ({error}); pip install 'pad-vllm[profiles]'"
         ) from error
-    return open_profiles(pad, registry.limits.dimensions)
+    model = config.model_config
+    folder = local_checkpoint(model.model, model.revision, config.load_config.download_dir)
+    return open_profiles(pad, registry.limits.dimensions, str(folder or model.model))
 
 
 def _instruction_reader(config: VllmConfig, pad: PADConfig) -> InstructionReader | None:

@@ -22,6 +22,7 @@ async def dimensions(request: Request) -> dict[str, Any]:
     """What requests may ask for."""
     admission = served_front_end(request)
     limits = admission.adapters.limits
+    readings = admission.profiles and admission.profiles.readings
     return {
         "model": admission.base_name,
         "adapter": admission.adapters.default_name,
@@ -43,6 +44,7 @@ async def dimensions(request: Request) -> dict[str, Any]:
             for name, other in limits.other_adapters.items()
         ],
         "profiles": admission.profiles is not None,
+        "sentences": readings is not None and readings.runs,
         "jobs": admission.jobs is not None,
     }
 

@@ -28,6 +28,7 @@ from pad_vllm.profiles.profile_weights import WeightLearner
 from pad_vllm.profiles.user_tokens import TOKEN_HEADER, UserTokens, WrongToken, read_secret
 from pad_vllm.request_limits import RequestLimits
 from pad_vllm.serving.frontend.route_errors import RefusedRequest
+from pad_vllm.serving.frontend.text_readings import TextReadings, start_text_readings
 from pad_vllm.serving.frontend.user_token_header import current_token
 from pad_vllm.user_name import require_user_name
 from pad_vllm.vllm_api.patches.user_request import UserRequest
@@ -42,10 +43,18 @@ _MAX_WAITING = 256
 Result = TypeVar("Result")
 
 
-def open_profiles(pad: PADConfig, dimensions: Sequence[str]) -> ProfileAdmission:
-    """Open the database that the settings name, and load users.
+def open_profiles(
+    pad: PADConfig, dimensions: Sequence[str], base: str | None = None
+) -> ProfileAdmission:
+    """Open the database that the settings name, load users, and start the reader where there is to be one.
 
-    Raises ValueError for settings that cannot be served, or a database that does not answer.
+    Args:
+        pad: the settings.
+        dimensions: of the adapter that is served.
+        base: folder or name of the served base; None: there is no server.
+
+    Raises:
+        ValueError: settings that cannot be served, or a database that does not answer.
     """
     if not dimensions:
         raise ValueError(
@@ -65,6 +74,7 @@ def open_profiles(pad: PADConfig, dimensions: Sequence[str]) -> ProfileAdmission
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or type(error).__name__)
         raise ValueError(f"the database of profiles cannot be opened: {reason}") from None
+    profiles.readings = start_text_readings(pad, base)
     return profiles
 
 
@@ -89,6 +99,9 @@ class ProfileAdmission:
         """
         self.store = ProfileStore(database, learner, self._on_change)
         self.cache = ProfileCache(self.store, _log_error)
+        self.readings: TextReadings | None = None
+        """By whom texts are read; None: nobody."""
+
         self._tokens, self._refuse_unknown = tokens, refuse_unknown
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="pad-profiles")
         self._waiting = 0

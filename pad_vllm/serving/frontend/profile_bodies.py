@@ -88,7 +88,8 @@ class StatedBody(_Body):
     @model_validator(mode="before")
     @classmethod
     def _one_of_both(cls, fields: Any) -> Any:
-        if isinstance(fields, dict) and ("weights" in fields) == ("sentence" in fields):
+        names = ("weights", "sentence")
+        if isinstance(fields, dict) and sum(fields.get(name) is not None for name in names) != 1:
             raise ValueError('accepted: {"weights": {"NAME": NUMBER}} or {"sentence": "..."}')
         return fields
 
@@ -155,9 +156,22 @@ class ChoiceBody(_Prompted):
             )
         return NamedChoice(self.weights, float(self.liked), self.strength)
 
-    def require_two_texts(self) -> None:
-        """Raises ValueError for a choice between given texts that says nothing."""
+    def two_texts(self) -> tuple[list[dict[str, str]], str, str]:
+        """Of a choice between given texts: the conversation, the preferred answer, the other one.
+
+        Raises ValueError for a choice that says nothing.
+        """
         if not isinstance(self.chosen, str):
             raise refusal("chosen", self.chosen, "the text that was preferred", "send it")
-        if self.chosen == self.rejected:
+        if self.rejected is None or self.chosen == self.rejected:
             raise refusal("rejected", self.rejected, "another text than chosen", "leave ties out")
+        for name, text in (("chosen", self.chosen), ("rejected", self.rejected)):
+            if not text.strip():
+                raise refusal(name, text, "an answer that is not blank", "leave empty answers out")
+        turns = self.turns()
+        if turns is None or turns[-1]["role"] != "user":
+            raise ValueError(
+                "the texts answer no turn of a user; accepted: messages that end with one, or prompt. Send "
+                "what was asked"
+            )
+        return turns, self.chosen, self.rejected

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from pad_vllm.choices.sentence_weights import LITTLE
 from pad_vllm.profiles.profile import Profile, UnknownUser, weights_text
 from pad_vllm.profiles.question_prompts import random_prompt
 from pad_vllm.serving.frontend.profile_bodies import ChoiceBody, QuestionBody, StatedBody
@@ -24,6 +25,7 @@ from pad_vllm.wording import did_you_mean, listed, short_repr
 
 if TYPE_CHECKING:
     from pad_vllm.serving.frontend.profile_admission import ProfileAdmission
+    from pad_vllm.serving.frontend.text_readings import TextReadings
 
 router = APIRouter(prefix="/users/{user}", route_class=PADRoute)
 
@@ -42,6 +44,7 @@ class NamedUser:
                 "this server keeps no profiles; accepted: one that was started with --profiles FILE",
             )
         self.profiles, self.base_name = profiles, front_end.base_name
+        self._has_jobs = front_end.jobs is not None
         self.dimensions = front_end.adapters.limits.dimensions
         try:
             profiles.require_allowed(self.name)
@@ -60,6 +63,22 @@ class NamedUser:
                 f"there is no such {what} of {short_repr(self.name)}; accepted: one that this server has. "
                 "Post a choice or weights to begin one",
             ) from None
+
+    def readings(self, what: str) -> TextReadings:
+        """By whom texts are read. Raises ValueError where nobody reads them; what: was sent."""
+        if self.profiles.readings is None:
+            raise ValueError(
+                f"{what}: this server does not read texts of users; accepted: weights, the answer to a "
+                "question of POST /v1/pad/users/NAME/question, or a thumb (liked) on an answer with the "
+                "weights that guided it. A server that was started with --profile-reader cpu reads texts"
+            )
+        return self.profiles.readings
+
+    @property
+    def way_to_dimensions(self) -> str:
+        """How a dimension is made of a sentence here."""
+        by_command = "the operator: pad-vllm train --teacher prompt"
+        return "POST /v1/pad/jobs" if self._has_jobs else by_command
 
     def require_dimensions(self, weights: Mapping[str, float]) -> None:
         """Raises ValueError for weights of a dimension that the adapter does not have."""
@@ -84,13 +103,18 @@ async def get_profile(user: User) -> dict[str, Any]:
 @router.put("")
 async def put_profile(user: User, body: StatedBody) -> dict[str, Any]:
     """State what a user likes; their choices so far stay."""
-    if body.sentence is not None:
+    if body.sentence is None:
+        user.require_dimensions(body.weights)
+        return _as_json(await user.call("put_stated", body.weights))
+    reading = await user.readings("sentence").sentence(body.sentence)
+    if not reading.explained >= LITTLE:  # nor NaN, of a sentence that teaches nothing
         raise ValueError(
-            "sentence: this server cannot read a preference in words; accepted: weights. GET "
-            "/v1/pad/dimensions lists the dimensions"
+            f"the adapter's dimensions explain {reading.explained:.0%} of what this sentence teaches the "
+            f"model; accepted: at least {LITTLE:.0%}. Have a dimension made of it "
+            f"({user.way_to_dimensions}), or state weights"
         )
-    user.require_dimensions(body.weights)
-    return _as_json(await user.call("put_stated", body.weights))
+    stated = _as_json(await user.call("put_stated", reading.weights))
+    return {**stated, "explained": round(reading.explained, 3)}
 
 
 @router.delete("", status_code=HTTPStatus.NO_CONTENT)
@@ -125,12 +149,9 @@ async def choose(user: User, body: ChoiceBody) -> dict[str, Any]:
         user.require_dimensions(thumb.x)
         profile = await user.call("add_choice", thumb)
     else:
-        body.require_two_texts()
-        raise ValueError(
-            "chosen and rejected are texts, and this server does not read given texts; accepted: the answer "
-            "to a question of POST /v1/pad/users/NAME/question, or a thumb (liked) on an answer with the "
-            "weights that guided it."
-        )
+        texts = body.two_texts()
+        readings = user.readings("chosen and rejected, which are texts")
+        profile = await user.call("add_choice", await readings.choice(*texts, body.strength))
     pad_metrics().count_choice()
     return _as_json(profile)
 

@@ -36,6 +36,7 @@ def profile_app(settings: dict[str, Any], prefix: str = "/v1/pad") -> FastAPI:
         adapters=SimpleNamespace(limits=limits),
         base_name="",
         takes_instructions=False,
+        jobs=None,
         profiles=open_profiles(pad, limits.dimensions),
     )
     app.state.engine_client = SimpleNamespace(

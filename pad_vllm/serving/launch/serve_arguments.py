@@ -44,6 +44,7 @@ def serve_argv(
     profiles: str | None = None,
     unknown_user: str | None = None,
     profile_prior: str | None = None,
+    profile_reader: str | None = None,
     profile_tokens: str | None = None,
     defaults: Mapping[str, str] | None = None,
 ) -> list[str]:
@@ -62,6 +63,7 @@ def serve_argv(
         profiles: that setting of PAD.
         unknown_user: that setting of PAD.
         profile_prior: that setting of PAD.
+        profile_reader: that setting of PAD.
         profile_tokens: that setting of PAD.
         defaults: flag of vLLM's -> value, for flags that the user's do not have.
 
@@ -82,6 +84,7 @@ def serve_argv(
         "profiles": profiles,
         "unknown_user": unknown_user,
         "profile_prior": profile_prior,
+        "profile_reader": profile_reader,
         "profile_tokens": profile_tokens,
     }
     settings = {name: value for name, value in given.items() if value is not None}

@@ -540,6 +540,13 @@ def test_defaults_beyond_the_engines_limits_never_start(config):
         admission.make_admission(config(settings={"max_top_k": 5}))
 
 
+@pytest.mark.parametrize("settings", [{"profile_reader": "cpu"}, {"profile_tokens": "env:X"}])
+def test_what_serves_profiles_is_refused_without_them(config, settings):
+    (name,) = settings
+    with pytest.raises(ValueError, match=f"{name} is given without profiles; add --profiles"):
+        admission.make_admission(config(settings=settings))
+
+
 def test_a_missing_path_is_refused(config, tmp_path):
     with pytest.raises(AdapterError, match="nowhere' does not exist.*Check the path"):
         admission.make_admission(config(settings={"adapter": str(tmp_path / "nowhere")}))

@@ -66,6 +66,7 @@ def test_a_client_learns_what_it_may_ask_for(app):
         "instructions": False,
         "adapters": [{"name": "work", "dimensions": [{"name": "calm", "instruction": None}]}],
         "profiles": False,
+        "sentences": False,
         "jobs": False,
     }
 

@@ -73,6 +73,7 @@ def make(tmp_path):
             adapters=SimpleNamespace(limits=LIMITS, default_name="adapter"),
             base_name="base",
             takes_instructions=False,
+            jobs=None,
             profiles=profiles,
         )
         processor = SimpleNamespace(pad_admission=admission)
@@ -189,6 +190,7 @@ def test_a_question_of_another_user_is_not_found(client):
     assert client.get(path("bob")).status_code == 404
 
 
+ASSISTANT_LAST = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 TEXTS = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
 THUMB = {"answer": "a", "weights": {"kind": 1}, "liked": True}
 
@@ -196,10 +198,19 @@ THUMB = {"answer": "a", "weights": {"kind": 1}, "liked": True}
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (TEXTS, "does not read given texts"),
+        (TEXTS, "does not read texts of users"),
         ({**TEXTS, "rejected": "a"}, "another text than chosen"),
         ({**TEXTS, "rejected": ""}, "rejected is ''"),
+        ({**TEXTS, "rejected": None}, "another text than chosen"),
+        ({**TEXTS, "rejected": " \n"}, "not blank"),
         ({**TEXTS, "chosen": 0}, "the text that was preferred"),
+        ({**TEXTS, "chosen": 5.5}, "chosen"),
+        ({**TEXTS, "prompt": None}, "no turn of a user"),
+        ({"chosen": "a", "rejected": "b"}, "no turn of a user"),
+        ({"messages": ASSISTANT_LAST, "chosen": "a", "rejected": "b"}, "no turn of a user"),
+        ({**TEXTS, "messages": ASSISTANT_LAST}, "one of them"),
+        ({**TEXTS, "more": 1}, "more is 1"),
+        ({**TEXTS, "liked": True}, "rejected, liked given"),
         ({"question": "q", "chosen": 2}, '0 (the first answer), 1 (the second) or "tie"'),
         ({"question": "q", "chosen": True}, "chosen"),
         ({"question": "q"}, "chosen is None"),
