@@ -35,7 +35,8 @@ COMPARISONS = (
     Comparison("steering_held_out", "SmolLM2-135M, 100 other prompts, 48 tokens", "PAD +"),
     Comparison("steering_long", "SmolLM2-135M, 50 prompts, 300 tokens", "PAD +"),
     Comparison("gemma", "Gemma-3-270m, another tokenizer, 20 prompts", "PAD +"),
-    Comparison("steering_qwen05", "Qwen2.5-Coder-0.5B, weights, 24 prompts", "PAD +"),
+    Comparison("steering_trunk_qwen05", "Qwen2.5-Coder-0.5B, a trunk, 40 prompts", "PAD +"),
+    Comparison("steering_qwen05", "Qwen2.5-Coder-0.5B, heads only, 24 prompts", "PAD +"),
     Comparison("steering_qwen05", "Qwen2.5-Coder-0.5B, learned prefixes, the same", "prefix +"),
 )
 
