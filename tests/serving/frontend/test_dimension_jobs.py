@@ -15,8 +15,8 @@ import pytest
 pytest.importorskip("vllm")
 
 import tiny
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from front_end_app import front_end_app
 
 from pad_vllm.config import PADConfig
 from pad_vllm.serving.frontend.dimension_jobs import (
@@ -25,7 +25,6 @@ from pad_vllm.serving.frontend.dimension_jobs import (
     JobSettings,
     make_dimension_jobs,
 )
-from pad_vllm.serving.frontend.server_app import add_pad_routes
 from pad_vllm.serving.start.dimension_job_settings import RUNTIME_ADAPTERS
 from pad_vllm.serving.start.made_adapters import latest_made_adapter
 
@@ -220,13 +219,9 @@ def test_sentences_that_are_none_are_refused(make_jobs, sentence):
 @pytest.fixture
 def app(make_jobs):
     """An app with PAD's routes, and a front end that only looks like vLLM's."""
-    app, server = FastAPI(), Server()
-    add_pad_routes(app)
+    server = Server()
     adapters = SimpleNamespace(load=lambda engine, name, folder: server.load(name, folder))
-    admission = SimpleNamespace(adapters=adapters, jobs=make_jobs())
-    processor = SimpleNamespace(pad_admission=admission)
-    app.state.engine_client = SimpleNamespace(input_processor=processor)
-    return app
+    return front_end_app(adapters=adapters, jobs=make_jobs())
 
 
 def test_a_job_is_started_and_followed_over_http(app):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from types import SimpleNamespace
 
 import pytest
 
@@ -11,12 +10,12 @@ pytest.importorskip("vllm")
 
 from fastapi import APIRouter, FastAPI
 from fastapi.testclient import TestClient
+from front_end_app import front_end_app
 from pydantic import BaseModel, ConfigDict
 
 from pad_vllm.instruction import LearnedInstruction
 from pad_vllm.request_limits import RequestLimits
 from pad_vllm.serving.frontend.route_errors import MAX_BODY_BYTES, PADRoute, RefusedRequest
-from pad_vllm.serving.frontend.server_app import add_pad_routes
 
 OTHER = RequestLimits(dimensions=("calm",), beta=1.0, top_k=5, max_beta=10.0, max_top_k=100)
 LIMITS = RequestLimits(
@@ -36,18 +35,7 @@ LIMITS = RequestLimits(
 @pytest.fixture
 def app():
     """An app with PAD's routes, and a front end that serves LIMITS."""
-    made = FastAPI()
-    add_pad_routes(made)
-    admission = SimpleNamespace(
-        adapters=SimpleNamespace(limits=LIMITS, default_name="adapter"),
-        base_name="base",
-        takes_instructions=False,
-        profiles=None,
-        jobs=None,
-    )
-    processor = SimpleNamespace(pad_admission=admission)
-    made.state.engine_client = SimpleNamespace(input_processor=processor)
-    return made
+    return front_end_app(LIMITS)
 
 
 def test_a_client_learns_what_it_may_ask_for(app):

@@ -13,8 +13,8 @@ pytest.importorskip("vllm")
 pytest.importorskip("sqlalchemy")
 pytest.importorskip("jwt")
 
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from front_end_app import front_end_app
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
 from pad_vllm.profiles.database import Database
@@ -23,7 +23,6 @@ from pad_vllm.profiles.user_tokens import UserTokens
 from pad_vllm.request_limits import RequestLimits
 from pad_vllm.serving.frontend import profile_admission
 from pad_vllm.serving.frontend.profile_admission import ProfileAdmission
-from pad_vllm.serving.frontend.server_app import add_pad_routes
 from pad_vllm.vllm_api.prometheus_metrics import pad_metrics
 
 DIMENSIONS = ("kind", "brief", "formal")
@@ -60,24 +59,14 @@ def make(tmp_path):
     opened = []
 
     def make_client(tokens=None, key=None):
-        app = FastAPI()
-        add_pad_routes(app)
-        if key:
-            app.add_middleware(AuthenticationMiddleware, tokens=[key])
         profiles = ProfileAdmission(
             Database(str(tmp_path / "users.db")), WeightLearner(DIMENSIONS), tokens
         )
         profiles.cache.start()
         opened.append(profiles)
-        admission = SimpleNamespace(
-            adapters=SimpleNamespace(limits=LIMITS, default_name="adapter"),
-            base_name="base",
-            takes_instructions=False,
-            jobs=None,
-            profiles=profiles,
-        )
-        processor = SimpleNamespace(pad_admission=admission)
-        app.state.engine_client = SimpleNamespace(input_processor=processor)
+        app = front_end_app(LIMITS, profiles=profiles)
+        if key:
+            app.add_middleware(AuthenticationMiddleware, tokens=[key])
         app.state.openai_serving_chat = Chat()
         client = TestClient(app, raise_server_exceptions=False)
         client.profiles, client.chat = profiles, app.state.openai_serving_chat

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import SimpleNamespace
 
 import pytest
 
@@ -12,8 +11,8 @@ pytest.importorskip("sqlalchemy")
 pytest.importorskip("jwt")
 
 import tiny
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from front_end_app import front_end_app
 
 from pad_vllm.config import PADConfig
 from pad_vllm.profiles.background_reader import ReaderEnded, ReaderFull
@@ -23,7 +22,6 @@ from pad_vllm.profiles.user_tokens import UserTokens
 from pad_vllm.request_limits import RequestLimits
 from pad_vllm.serving.frontend import text_readings
 from pad_vllm.serving.frontend.profile_admission import ProfileAdmission, open_profiles
-from pad_vllm.serving.frontend.server_app import add_pad_routes
 from pad_vllm.serving.frontend.text_readings import TextReadings
 from pad_vllm.vllm_api.prometheus_metrics import pad_metrics
 
@@ -60,23 +58,14 @@ def make(tmp_path):
     opened = []
 
     def make_client(tokens=None, jobs=None):
-        app, reader = FastAPI(), Reader()
-        add_pad_routes(app)
+        reader = Reader()
         profiles = ProfileAdmission(
             Database(str(tmp_path / "users.db")), WeightLearner(DIMENSIONS), tokens
         )
         profiles.cache.start()
         profiles.readings = TextReadings(reader, wait_s=0.2)
         opened.append(profiles)
-        admission = SimpleNamespace(
-            adapters=SimpleNamespace(limits=LIMITS, default_name="adapter"),
-            base_name="base",
-            takes_instructions=False,
-            jobs=jobs,
-            profiles=profiles,
-        )
-        processor = SimpleNamespace(pad_admission=admission)
-        app.state.engine_client = SimpleNamespace(input_processor=processor)
+        app = front_end_app(LIMITS, jobs=jobs, profiles=profiles)
         client = TestClient(app, raise_server_exceptions=False)
         client.profiles, client.reader = profiles, reader
         return client
