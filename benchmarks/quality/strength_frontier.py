@@ -24,13 +24,13 @@ from pad_vllm.adapter.manifest import AdapterConfig, read_config
 from pad_vllm.catalog.name_resolution import resolve_adapter, resolve_base
 from pad_vllm.steering.comparison_conditions import Condition, instructions_of
 from pad_vllm.steering.dimension_judges import load_judges
-from pad_vllm.steering.dose import TOLD, DoseRow
+from pad_vllm.steering.dose import HEADS, PREFIX, TOLD, DoseRow
 from pad_vllm.steering.dose_trial import DoseTrial
 from pad_vllm.steering.evaluation_prompts import JUDGE_PROMPTS
 from pad_vllm.steering.guided_answers import DecodingSettings
 from pad_vllm.training.sampling.sample_responses import read_prompts
 
-HEADS, PREFIX, SENTENCE = "heads", "prefix", "sentence"
+SENTENCE = "sentence"
 KINDS = (HEADS, PREFIX, SENTENCE)
 
 

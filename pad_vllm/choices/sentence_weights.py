@@ -33,6 +33,14 @@ LITTLE = 0.1
 IsInterrupted = Callable[[], bool]
 
 
+def is_foreign(explained: float) -> bool:
+    """Whether the dimensions hardly have anything to do with a sentence of which they explain this share.
+
+    explained: NaN of a sentence that teaches the base nothing.
+    """
+    return not explained >= LITTLE
+
+
 class SentenceWeights(NamedTuple):
     """What the adapter's D dimensions make of a sentence."""
 
@@ -41,11 +49,6 @@ class SentenceWeights(NamedTuple):
 
     explained: float
     """Share of the sentence's rewards, 0 to 1."""
-
-    @property
-    def is_foreign(self) -> bool:
-        """Whether the dimensions hardly have anything to do with the sentence."""
-        return self.explained < LITTLE
 
 
 class _PlainAnswer(NamedTuple):

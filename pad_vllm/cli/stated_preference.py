@@ -42,11 +42,13 @@ class StatedPreference:
 
     def print_remarks(self, dimensions: Sequence[str]) -> None:
         """What it became, and a warning where the adapter can hardly say it; dimensions: D names."""
+        from pad_vllm.choices.sentence_weights import is_foreign
+
         typer.echo(
             f"the sentence alone: {self.pad_weights(dimensions)} (these dimensions explain "
             f"{self.weights.explained:.0%} of what it teaches)"
         )
-        if self.weights.is_foreign:
+        if is_foreign(self.weights.explained):
             typer.echo(
                 "These dimensions have little to do with the sentence. `pad-vllm train --teacher prompt` "
                 "makes a dimension of it; pad_preference takes it as it is.",

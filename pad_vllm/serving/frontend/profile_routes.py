@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from pad_vllm.choices.sentence_weights import LITTLE
+from pad_vllm.choices.sentence_weights import LITTLE, is_foreign
 from pad_vllm.profiles.profile import Profile, UnknownUser, weights_text
 from pad_vllm.profiles.question_prompts import random_prompt
 from pad_vllm.serving.frontend.profile_bodies import ChoiceBody, QuestionBody, StatedBody
@@ -107,7 +107,7 @@ async def put_profile(user: User, body: StatedBody) -> dict[str, Any]:
         user.require_dimensions(body.weights)
         return _as_json(await user.call("put_stated", body.weights))
     reading = await user.readings("sentence").sentence(body.sentence)
-    if not reading.explained >= LITTLE:  # nor NaN, of a sentence that teaches nothing
+    if is_foreign(reading.explained):
         raise ValueError(
             f"the adapter's dimensions explain {reading.explained:.0%} of what this sentence teaches the "
             f"model; accepted: at least {LITTLE:.0%}. Have a dimension made of it "
