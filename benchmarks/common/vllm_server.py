@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 VLLM_PROGRAM = (sys.executable, "-m", "pad_vllm.serving.launch.vllm_program")
 """vLLM's command line, also where its CPU build is installed."""
@@ -22,7 +23,20 @@ _START_TIMEOUT_S = 600
 def vllm_server(argv: Sequence[str]) -> Iterator[str]:
     """Yields http://127.0.0.1:PORT of a healthy server; argv: `serve BASE ...`, without a port."""
     port = _free_port()
-    process = subprocess.Popen([*VLLM_PROGRAM, *argv, "--port", str(port)], start_new_session=True)
+    with running_server([*VLLM_PROGRAM, *argv, "--port", str(port)], port) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def running_server(
+    command: Sequence[str],
+    port: int,
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[str]:
+    """Yields http://127.0.0.1:PORT of a healthy server, which a whole command line starts at that port."""
+    process = subprocess.Popen(command, cwd=cwd, env=env, start_new_session=True)
     try:
         _wait_until_healthy(process, port)
         yield f"http://127.0.0.1:{port}"
