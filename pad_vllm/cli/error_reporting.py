@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from pad_vllm.catalog.model_downloads import ModelError
+from pad_vllm.serving.launch.media_packages import require_media_packages_import
 from pad_vllm.vllm_api.vllm_versions import INSTALL_VLLM
 
 EXTRA_OF_PACKAGE = {
@@ -28,20 +29,29 @@ def report_errors() -> Iterator[None]:
     """Prints an error that the user can correct as one message; other errors are bugs and pass through."""
     try:
         yield
-    except (ModelError, ValueError, OSError, ModuleNotFoundError) as error:
-        text = _message(error)
-        if isinstance(error, ModuleNotFoundError):
-            package = str(error.name).split(".")[0]
-            extra = EXTRA_OF_PACKAGE.get(package)
-            if extra is None and package != "vllm":
-                raise
-            way_out = (
-                INSTALL_VLLM if extra is None else f"Install it: pip install 'pad-vllm[{extra}]'"
-            )
-            text = f"{error.name} is not installed. {way_out}"
+    except (ModelError, ValueError, OSError, ImportError, RuntimeError) as error:
+        text = _text(error)
+        if text is None:
+            raise
         message = f"[red]Error:[/red] {escape(text)}"
         Console(stderr=True).print(message, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
+
+
+def _text(error: Exception) -> str | None:
+    """What the user reads; None for a bug."""
+    if isinstance(error, (ModelError, ValueError, OSError)):
+        return _message(error)
+    package = str(getattr(error, "name", None)).split(".")[0]
+    extra = EXTRA_OF_PACKAGE.get(package)
+    if isinstance(error, ModuleNotFoundError) and (extra or package == "vllm"):
+        way_out = INSTALL_VLLM if extra is None else f"Install it: pip install 'pad-vllm[{extra}]'"
+        return f"{error.name} is not installed. {way_out}"
+    try:  # what Transformers and vLLM raise does not name the package that does not import
+        require_media_packages_import()
+    except ValueError as broken:
+        return str(broken)
+    return None
 
 
 def _message(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""A torchvision that was built for another torch is named with the way out, in `check` and by the server."""
+"""A torchvision that was built for another torch is named with the way out, in every command."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from pad_vllm.cli.error_reporting import report_errors
 from pad_vllm.serving.launch import media_packages
 
 
@@ -53,3 +54,29 @@ def test_a_server_that_cannot_start_because_of_it_says_so_in_a_line(broken_torch
     assert result.returncode == 1
     assert result.stderr.startswith("Error: torchvision cannot be imported beside torch")
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        "ModuleNotFoundError(\"Could not import module 'LlamaConfig'\")",  # Transformers
+        "RuntimeError('operator torchvision::nms does not exist')",  # vLLM
+    ],
+)
+def test_any_command_that_fails_because_of_it_says_so_in_a_line(broken_torchvision, raised):
+    program = f"from pad_vllm.cli.error_reporting import report_errors\nwith report_errors(): raise {raised}"
+    path = os.pathsep.join([str(broken_torchvision), *sys.path])
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Error: torchvision cannot be imported beside torch" in result.stderr
+
+
+def test_a_bug_stays_a_bug_where_every_package_imports(monkeypatch):
+    monkeypatch.setattr(media_packages, "MEDIA_PACKAGES", ())
+    with pytest.raises(RuntimeError, match="a bug"), report_errors():
+        raise RuntimeError("a bug")
