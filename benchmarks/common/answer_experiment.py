@@ -1,7 +1,7 @@
 """What a script needs to have an adapter's answers drawn and judged: adapter, prompts, judges, answer cache.
 
-In: arguments of `add_judging_options`. Out: an AnswerExperiment. Answers are drawn in float32, in which
-vLLM's losses are the base's own.
+In: arguments of `add_judging_options`. Out: an AnswerExperiment. By default answers are drawn in float32, in
+which vLLM's losses are the base's own.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class AnswerExperiment:
             args.temperature,
             args.tokens,
             config.top_k,
-            dtype="float32",
+            dtype=args.dtype,
             chat_template=config.chat_template,
         )
         cache = AnswerCache(args.kept or args.out.with_suffix(".answers.jsonl"))

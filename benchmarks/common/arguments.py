@@ -73,6 +73,7 @@ def add_judging_options(parser: argparse.ArgumentParser, *, tokens: int) -> None
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--tokens", type=int, default=tokens)
     parser.add_argument("--dimensions", nargs="+", help="default: all of the adapter's")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--kept", type=Path, help="file of drawn answers (default: beside --out)")
     parser.add_argument("--picture", type=Path)
 

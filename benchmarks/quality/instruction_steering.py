@@ -232,7 +232,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--head-min-p", type=float, nargs="+", default=[0.15, 0.03])
     parser.add_argument("--contexts", type=float, nargs="*", default=[], help="their strengths")
     parser.add_argument("--limit", type=int, help="number of prompts (default: all)")
-    parser.add_argument("--dtype", default="float32")
     return parser
 
 

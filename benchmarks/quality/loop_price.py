@@ -161,7 +161,6 @@ def main() -> None:
     parser = arguments.make_parser(__doc__)
     arguments.add_judging_options(parser, tokens=300)
     parser.add_argument("--prices", type=float, nargs="+", default=[0.0, 0.25, 0.5, 1.0])
-    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--limit", type=int, help="number of prompts (default: all)")
     args = parser.parse_args()
     adapter = resolve_adapter(args.adapter, args.base)
