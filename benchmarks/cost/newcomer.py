@@ -3,9 +3,9 @@
     python -m benchmarks.cost.newcomer --out newcomer.json
 
 Runs what the README says from a clone and from a wheel, in a new folder with empty caches (packages, models,
-compiled kernels), a stage at a time, and says how long each took. A server is there when it has answered: its page, or one guided request.
-Downloads come from wherever pip is set to look. PIP_* and UV_* are left as they are, so that the index can
-be told; run it on a machine that does nothing else.
+compiled kernels), a stage at a time, and says how long each took. A server is there when it has answered: its
+page, or one guided request. Downloads come from wherever pip is set to look: PIP_* and UV_* are left as they
+are. Run it on a machine that does nothing else.
 """
 
 from __future__ import annotations
