@@ -25,6 +25,7 @@ Intervals are by bootstrap over users.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -316,9 +317,47 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def main() -> None:
-    """See the module's docstring."""
-    parser = arguments.make_parser(__doc__)
+@dataclass(frozen=True)
+class JudgedAnswers:
+    """A real model's answers under weights, scored in every dimension by one judge."""
+
+    weights: Mapping[str, Tensor]
+    """Kind of OFFERS -> [C, D]."""
+
+    scores: Mapping[str, Tensor]
+    """Kind -> [C, P, D]."""
+
+    plain: Tensor
+    """[P, D] of the unguided answers."""
+
+    gram: Tensor
+    """[D, D] of rewards over candidates."""
+
+    learn: int
+    """The first prompts, whose answers are chosen between; the others are won."""
+
+    def offers_and_test(self, users: Tensor) -> tuple[dict[str, Offer], TestAnswers]:
+        """Kind -> what users of tastes [U, D] choose between, and what they think of the test's answers."""
+        likings = {
+            kind: torch.einsum("ud,cpd->ucp", users, scores) for kind, scores in self.scores.items()
+        }
+        of_plain = (users @ self.plain.T).unsqueeze(1)  # [U, 1, P]
+        offers = {
+            kind: Offer(self.weights[kind], rows[..., : self.learn])
+            for kind, rows in likings.items()
+        }
+        tested = [kind for kind, spread in OFFERS.items() if spread == 1.0]
+        test = TestAnswers(
+            torch.cat([self.weights[kind] for kind in tested]),
+            torch.cat([(likings[kind] - of_plain)[..., self.learn :] for kind in tested], 1),
+            self.gram,
+        )
+        return offers, test
+
+
+def make_answers_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with what `judged_answers` reads, and --choices."""
+    parser = arguments.make_parser(description)
     arguments.add_prompts_option(parser)
     arguments.add_judge_prompts_option(parser)
     parser.add_argument(
@@ -330,15 +369,21 @@ def main() -> None:
     parser.add_argument("--choices", type=int, nargs="+", default=[5, 10, 20, 30, 100])
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--kept", type=Path, help="file of drawn answers (default: beside --out)")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    return parser
+
+
+def judged_answers(args: argparse.Namespace) -> tuple[dict[str, JudgedAnswers], dict[str, float]]:
+    """Draws what is not in the file of answers, and scores it.
+
+    Returns:
+        Judge ("meaning", "rewards") -> its scores; dimension -> accuracy of its classifier of meaning.
+    """
     folder = resolve_adapter(args.adapter)
     adapter = load_adapter(folder)
     config = adapter.config
     cache = AnswerCache(args.kept or args.out.with_suffix(".answers.jsonl"))
     decoding = DecodingSettings(0.7, args.tokens, config.top_k, dtype="float32")
     prompts = read_prompts(args.prompts)
-    learn = slice(0, args.learn)
     instructions = instructions_of(config, None)
 
     def draw(conditions: list[Condition], to: Conversations) -> list[list[DrawnAnswer]]:
@@ -357,32 +402,40 @@ def main() -> None:
     )
     rest = iter(guided)
     answers = {kind: list(itertools.islice(rest, len(rows))) for kind, rows in conditions.items()}
-    users = tastes(len(config.dimensions))
-    rows = []
+    weights = {
+        kind: torch.tensor([list(c.weights.values()) for c in rows]).double()
+        for kind, rows in conditions.items()
+    }
+    judged = {}
     for name, score in (
         ("meaning", meaning_scores(classifiers)),
         ("rewards", reward_scores(reader)),
     ):
         judge = Judge.standardised(score, prompts, plain)
-        of_plain = users @ judge(prompts, plain).T  # [U, P]
-        offers, tests = {}, []
-        for kind, drawn in answers.items():
-            w = torch.tensor([list(c.weights.values()) for c in conditions[kind]]).double()
-            scored = torch.stack([judge(prompts, row) for row in drawn])  # [C, P, D]
-            likings = torch.einsum("ud,cpd->ucp", users, scored)
-            offers[kind] = Offer(w, likings[..., learn])
-            if OFFERS[kind] == 1.0:
-                tests.append((w, (likings - of_plain.unsqueeze(1))[..., args.learn :]))
-        every, likings = (
-            torch.cat(parts, dim)
-            for parts, dim in zip(zip(*tests, strict=True), (0, 1), strict=True)
+        scores = {
+            kind: torch.stack([judge(prompts, row) for row in rows])
+            for kind, rows in answers.items()
+        }
+        of_plain = judge(prompts, plain)
+        judged[name] = JudgedAnswers(
+            weights, scores, of_plain, space.gram / space.tokens, args.learn
         )
-        test = TestAnswers(every, likings, space.gram / space.tokens)
-        rows += result_rows(name, offers, test, users, args.choices)
+    return judged, dimension_judges.judge_accuracies(classifiers)
+
+
+def main() -> None:
+    """See the module's docstring."""
+    args = make_answers_parser(__doc__).parse_args()
+    torch.set_num_threads(1)
+    judged, accuracies = judged_answers(args)
+    rows: list[dict[str, Any]] = []
+    for name, answers in judged.items():
+        users = tastes(answers.plain.shape[-1])
+        rows += result_rows(name, *answers.offers_and_test(users), users, args.choices)
         print("\n".join(table(rows)), flush=True)
     result = {
         "command": arguments.command_line(),
-        "judges": dimension_judges.judge_accuracies(classifiers),
+        "judges": accuracies,
         "rows": rows,
         "table": table(rows),
     }
