@@ -21,7 +21,7 @@ from pad_vllm.adapter.manifest import AdapterConfig
 from pad_vllm.opened_base import base_folder, devices_for
 from pad_vllm.persrm import PersRM
 from pad_vllm.text.chat_template import load_chat_tokenizer
-from pad_vllm.training.data.prepare_data import context_tokens
+from pad_vllm.training.data.prepare_data import checkpoint_context_tokens
 from pad_vllm.training.loop.trainer import HistoryRow
 from pad_vllm.training.loop.training_log import TrainingLog
 from pad_vllm.training.objective.training_model import (
@@ -86,7 +86,7 @@ class TrainingRun:
             settings=settings,
             tokenizer=load_chat_tokenizer(checkpoint, settings.base, settings.chat_template),
             backbone=backbone,
-            context_tokens=context_tokens(checkpoint),
+            context_tokens=checkpoint_context_tokens(checkpoint),
             backbone_identity=backbone.fingerprint or str(checkpoint),
             cache=cache,
             accelerator=accelerator,

@@ -69,7 +69,7 @@ class PreparedData:
         return [*self.train, *self.validation, *self.held_out]
 
 
-def context_tokens(checkpoint: Path) -> int | None:
+def checkpoint_context_tokens(checkpoint: Path) -> int | None:
     """Most tokens that the model in a checkpoint's folder reads; None if its config does not say."""
     from transformers import AutoConfig
 
