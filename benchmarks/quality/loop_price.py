@@ -162,6 +162,7 @@ def main() -> None:
     arguments.add_judging_options(parser, tokens=300)
     parser.add_argument("--prices", type=float, nargs="+", default=[0.0, 0.25, 0.5, 1.0])
     parser.add_argument("--limit", type=int, help="number of prompts (default: all)")
+    parser.add_argument("--no-gain", action="store_true", help="which takes most of the time")
     args = parser.parse_args()
     adapter = resolve_adapter(args.adapter, args.base)
     config = read_config(adapter)
@@ -181,7 +182,7 @@ def main() -> None:
         name: [judge for judge in LEXICAL_JUDGES.get(name, ()) if judge not in taught[name]]
         for name in config.dimensions
     }
-    gain = gain_reader(args, batch, config, plain)
+    gain = (lambda *_: None) if args.no_gain else gain_reader(args, batch, config, plain)
     rows = [
         {
             "dimension": point.dimension,
