@@ -172,6 +172,7 @@ class Stub:
                 "intervals": {
                     name: [m * n / (n + 2) - spread, m * n / (n + 2) + spread]
                     for name, m in means.items()
+                    if n  # what was stated has none
                 },
                 "choices": n,
             }

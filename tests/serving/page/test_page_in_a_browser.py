@@ -264,6 +264,11 @@ def test_a_profile_can_start_from_a_sentence_or_from_the_sliders(opened, stub):
     page.fill("#own-sentence", " short and a bit ironic ")
     page.keyboard.press("Enter")
     page.wait_for_selector("#profile-count:has-text('0 choices')")
+    assert not any(
+        " to " in value for value in page.locator(".interval .value").all_text_contents()
+    )
+    assert page.locator(".interval .range:visible").count() == 0
+    assert "Choices will say" in page.text_content("#profile-hint")
     page.click("#from-sliders")
     expect(page.locator("#from-sliders")).to_be_enabled()
     page.wait_for_selector(".interval >> nth=3")

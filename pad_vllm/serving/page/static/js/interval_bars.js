@@ -11,17 +11,22 @@ export class IntervalBars {
 
   /**
    * @param {Object<string, number>} weights by dimension
-   * @param {Object<string, [number, number]>} intervals by dimension
+   * @param {Object<string, [number, number]>} intervals by dimension; without choices there are none
    */
   show(weights, intervals) {
     for (const [name, weight] of Object.entries(weights)) {
-      const [low, high] = intervals[name] ?? [weight, weight];
       const row = this.rows.get(name) ?? this.addRow(name);
-      row.querySelector(".range").style.setProperty("--low", place(low));
-      row.querySelector(".range").style.setProperty("--high", place(high));
+      const range = row.querySelector(".range");
+      range.hidden = !(name in intervals);
+      let value = short(weight);
+      if (name in intervals) {
+        const [low, high] = intervals[name];
+        range.style.setProperty("--low", place(low));
+        range.style.setProperty("--high", place(high));
+        value += `  (${short(low)} to ${short(high)})`;
+      }
       row.querySelector(".mean").style.setProperty("--mean", place(weight));
-      row.querySelector(".value").textContent =
-        `${short(weight)}  (${short(low)} to ${short(high)})`;
+      row.querySelector(".value").textContent = value;
     }
   }
 

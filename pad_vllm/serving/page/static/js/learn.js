@@ -260,11 +260,16 @@ function forgetScreen() {
   showProfile(null);
 }
 
+function profileHint(profile) {
+  if (profile === null) return "Nothing yet.";
+  if (profile.choices === 0) return "Line: the weight; the middle is 0. Choices will say how certain it is.";
+  return "Line: the weight. Bar: where it lies with 95% certainty; the middle is 0.";
+}
+
 function showProfile(profile) {
   const count = profile?.choices ?? 0;
   byId("profile-count").textContent = profile === null ? "" : `${count} choice${count === 1 ? "" : "s"}`;
-  byId("profile-hint").textContent =
-    profile === null ? "Nothing yet." : "Line: the weight. Bar: where it lies with 95% certainty; the middle is 0.";
+  byId("profile-hint").textContent = profileHint(profile);
   byId("answer-so").disabled = byId("forget").disabled = profile === null;
   bars.list.hidden = profile === null;
   if (profile !== null) bars.show(profile.weights, profile.intervals ?? {});
