@@ -207,17 +207,20 @@ class TestAnswers:
         return self.slope() @ self.gram.inverse()
 
     def cosine(self, first: Tensor, second: Tensor) -> Tensor:
-        """[U] of the rewards that weights [U, D] give."""
-        product = ((first @ self.gram) * second).sum(-1)
-        squares = [((w @ self.gram) * w).sum(-1) for w in (first, second)]
-        return product / (squares[0] * squares[1]).sqrt()
+        """[U] of the rewards that weights [U, D] give; 0 where all weights are 0."""
+        first, second = self._at_one_logit(first), self._at_one_logit(second)
+        return ((first @ self.gram) * second).sum(-1)
 
     def wins(self, w: Tensor) -> Tensor:
         """[U] share of unguided answers that answers under w [U, D], scaled to one logit, win against."""
         won = (self.likings > 0).double().mean(-1).T  # [C, U]
         fitted = torch.linalg.lstsq(self._with_one(self.weights), won).solution
-        scaled = w / ((w @ self.gram) * w).sum(-1, keepdim=True).sqrt()
-        return (self._with_one(scaled) * fitted.T).sum(-1)
+        return (self._with_one(self._at_one_logit(w)) * fitted.T).sum(-1)
+
+    def _at_one_logit(self, w: Tensor) -> Tensor:
+        """[U, D] scaled to rewards of a spread of one logit. Choices that cancel out leave weights of 0."""
+        spread = ((w @ self.gram) * w).sum(-1, keepdim=True).sqrt()
+        return w / spread.where(spread > 0, torch.ones_like(spread))
 
     @staticmethod
     def _with_one(rows: Tensor) -> Tensor:

@@ -44,3 +44,10 @@ def test_a_share_of_one_is_one_taste(answers):
     users = shared_taste_wins.shared_tastes(4, 3, 1.0)
     assert torch.allclose(users, users[:1].expand_as(users))
     assert torch.allclose(users.norm(dim=-1), torch.ones(4).double())
+
+
+def test_weights_of_zero_agree_with_nothing_and_win_what_no_guidance_wins(answers):
+    _, test = answers.offers_and_test(shared_taste_wins.shared_tastes(2, 3, 0.5))
+    nothing = torch.zeros(2, 3).double()
+    assert test.cosine(nothing, test.best()).tolist() == [0, 0]
+    assert test.wins(nothing).isfinite().all()
