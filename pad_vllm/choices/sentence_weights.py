@@ -116,8 +116,8 @@ class SentenceReader:
         self, turns: Sequence[dict[str, str]], num_prompts: int = DIALOGUE_PROMPTS
     ) -> Tensor:
         """[D] float64 weights under which guided answers come nearest to those behind a dialogue. They are
-        not scaled: a dialogue that teaches nothing has weights near 0, one that teaches as much as a
-        dimension's own sentence has about 1 there.
+        not scaled: the less a dialogue teaches, the smaller they are. A dimension's own sentence has more or
+        less than 1 in these units, by how its heads were trained.
 
         Args:
             turns: messages of user and assistant, in front of each prompt.

@@ -351,7 +351,7 @@ def _evidence(connection: sa.Connection, row: int) -> _Row:
     return _Row(row, user.evidence, ProfileEvidence(user.stated, known, taught))
 
 
-def _conversations_of(row: int) -> sa.Select[tuple[Weights]]:
+def _conversations_of(row: int) -> sa.Select[Any]:
     own = sa.select(conversations.c.x).where(conversations.c.user_id == row)
     return own.order_by(conversations.c.id)
 

@@ -83,7 +83,7 @@ class ConversationReading:
     """What the adapter's dimensions make of a conversation."""
 
     weights: dict[str, float]
-    """Of every dimension, not scaled: near 0 where the conversation teaches nothing."""
+    """Of every dimension, not scaled: the less the conversation teaches, the smaller they are."""
 
 
 class TextReader:

@@ -284,9 +284,7 @@ def test_a_choice_between_texts_and_a_sentence_guide_within_seconds_on_a_real_mo
         ]
         body = {"model": "base", "messages": conversation, "max_tokens": 8}
         body["vllm_xargs"] = {"pad_user": "carl"}
-        answer = server.http.post("/v1/chat/completions", json=body)
-        assert answer.json()["pad"]["profile_version"] is None
-        learned = soon_read(server, "carl")
+        learned = soon_read(server, "carl", body)
         assert (learned["conversations"], learned["learns_from_conversations"]) == (1, True)
         assert max(map(abs, learned["weights"].values())) <= 0.5
         metrics = server.http.get("/metrics").text
@@ -298,11 +296,13 @@ def test_a_choice_between_texts_and_a_sentence_guide_within_seconds_on_a_real_mo
     assert "Traceback" not in server.log.read_text("utf-8")
 
 
-def soon_read(server, user, within=20):
-    """The profile that a conversation made."""
+def soon_read(server, user, body, within=60):
+    """The profile that a conversation made, which is posted once."""
+    answer = server.http.post("/v1/chat/completions", json=body)
+    assert answer.json()["pad"]["profile_version"] is None
     begin = time.monotonic()
     while (profile := server.user("GET", user)).status_code == 404:
-        assert time.monotonic() < begin + within
+        assert time.monotonic() < begin + within, server.http.get("/metrics").text
         time.sleep(0.2)
     return profile.json()
 
