@@ -211,6 +211,9 @@ class PADConfig:
     write to their profiles: two answers to choose between, or a sentence. Empty: profiles take neither.
     """
 
+    learn_from_conversations: Annotated[bool, Field(description="true or false")] = False
+    """Whether profiles learn from the conversations of their users, which `profile_reader` then reads."""
+
     profile_tokens: _Text = ""
     """Where the secret is by which users' tokens are signed: `env:NAME` of an environment variable, or a
     file. Empty: whoever may ask the server may name any user.

@@ -60,6 +60,7 @@ def test_every_setting_is_read():
         "unknown_user": "refuse",
         "profile_prior": "people.jsonl",
         "profile_reader": "cuda:1",
+        "learn_from_conversations": True,
         "profile_tokens": "env:SECRET",
     }
     config = read(**given)
@@ -149,6 +150,7 @@ def test_the_load_format_underneath_cannot_be_pad_itself(load_format):
         ("profile_reader", True),
         ("profile_reader", "gpu"),
         ("profile_reader", "cpu "),
+        ("learn_from_conversations", "yes"),
         ("load_format", ""),
         ("load_format", None),
         ("instructions", 1),

@@ -78,16 +78,22 @@ class GaussianPrior:
             _UNIT_WEIGHT_DEVIATION**2 * torch.eye(dimensions).double(),
         )
 
-    def around_stated(self, w: Tensor) -> GaussianPrior:
+    def around_stated(self, w: Tensor, firmness: float = 1.0) -> GaussianPrior:
         """The same person, who said which weights they like: half of the square of what their choices are
-        expected to go by lies along w, the rest anywhere. w: [D], any length.
+        expected to go by lies along w, the rest anywhere.
+
+        Args:
+            w: [D], any length.
+            firmness: 1 for what was said; less, down to 0, for what was only gathered, whose mean is so much
+                smaller.
         """
         length = w.double().norm()
         if length == 0:
             return self
         square = self.mean.square().sum() + self.covariance.trace()
-        mean = w.double() / length * (_STATED_SHARE * square).sqrt()
-        return GaussianPrior(mean, (1 - _STATED_SHARE) * self.covariance)
+        along = w.double() / length * (_STATED_SHARE * square).sqrt()
+        mean = firmness * along + (1 - firmness) * self.mean
+        return GaussianPrior(mean, (1 - _STATED_SHARE * firmness**2) * self.covariance)
 
     @classmethod
     def stack(cls, priors: Sequence[GaussianPrior]) -> GaussianPrior:

@@ -38,6 +38,22 @@ class ReadAnswer(NamedTuple):
     """[n, K, D] float64, the dimensions' rewards of the candidates, zero mean under the base."""
 
 
+@torch.no_grad()
+def read_plain_answer(
+    reader: CandidateReader, prompt: Conversation, answer: TokenAnswer
+) -> ReadAnswer:
+    """A plain answer with the dimensions' rewards of its candidates.
+
+    Args:
+        reader: Of the base, with the adapter's reward model.
+        prompt: What was asked.
+        answer: The base's own answer.
+    """
+    candidates = reader.candidates(prompt, answer)
+    phi = reader.model.features(candidates.h, candidates.h_T, candidates.ids).double()
+    return ReadAnswer(prompt, answer, candidates, subtract_candidate_mean(phi, candidates.p))
+
+
 class RewardSpace:
     """Scalar products of rewards, summed over the tokens of the answers that were read."""
 
@@ -68,15 +84,16 @@ class RewardSpace:
             for name, change in changes.items():
                 self.read_change(name, change, read)
 
-    @torch.no_grad()
     def read_answer(self, prompt: Conversation, answer: TokenAnswer) -> ReadAnswer:
         """Add one plain answer's tokens to the products of the dimensions."""
-        candidates = self.reader.candidates(prompt, answer)
-        phi = self.model.features(candidates.h, candidates.h_T, candidates.ids).double()
-        phi = subtract_candidate_mean(phi, candidates.p)
-        self.tokens += len(phi)
-        self.gram += torch.einsum("nk,nki,nkj->ij", candidates.p, phi, phi)
-        return ReadAnswer(prompt, answer, candidates, phi)
+        read = read_plain_answer(self.reader, prompt, answer)
+        self.add_answer(read)
+        return read
+
+    def add_answer(self, read: ReadAnswer) -> None:
+        """Add the tokens of an answer that was read before to the products of the dimensions."""
+        self.tokens += len(read.phi)
+        self.gram += torch.einsum("nk,nki,nkj->ij", read.candidates.p, read.phi, read.phi)
 
     @torch.no_grad()
     def read_change(self, name: str, change: ChangePrompt, read: ReadAnswer) -> None:

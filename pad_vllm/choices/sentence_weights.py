@@ -1,11 +1,11 @@
-"""Weights of a sentence ("Be short and a bit ironic."), without training and without choices.
+"""Weights of a sentence ("Be short and a bit ironic.") or of a dialogue, without training and choices.
 
-    R*(a) = < e_a, h_told - h_B >       what the sentence in the prompt pays for a candidate
+    R*(a) = < e_a, h_told - h_B >       what the sentence, or the dialogue, in the prompt pays for a candidate
     w = argmin sum over tokens of E_B (R* - sum_i w_i phi_i)^2      least squares over the base's candidates
 
-In: a CandidateReader, the sentence, some prompts. Out: w and the share of R* that the adapter's dimensions
-explain together. The base's own answers to the prompts are drawn here, greedily. The mathematics is that of
-reward_space.py.
+In: a CandidateReader, the sentence or the turns, some prompts. Out: w, and of a sentence the share of R* that
+the adapter's dimensions explain together. The base's own answers to the prompts are drawn here, greedily. The
+mathematics is that of reward_space.py.
 """
 
 from __future__ import annotations
@@ -19,16 +19,26 @@ import torch
 from torch import Tensor
 
 from pad_vllm.choices.candidate_reader import CandidateReader
-from pad_vllm.choices.reward_space import ChangePrompt, ReadAnswer, RewardSpace
+from pad_vllm.choices.reward_space import (
+    ChangePrompt,
+    ReadAnswer,
+    RewardSpace,
+    read_plain_answer,
+)
 from pad_vllm.text.chat_template import chat_token_ids
 from pad_vllm.text.conversation import Conversation
 from pad_vllm.text.preference_text import with_instruction
 
 _PROMPTS = Path(__file__).with_name("sentence_prompts.txt")
-_ANSWER_TOKENS = 24
-_SENTENCE = "sentence"  # its name among the changed prompts
+_CHANGED = "changed"  # the one changed prompt's name
 LITTLE = 0.1
 """A smaller share of a sentence's rewards is chance, or nearly so."""
+
+DIALOGUE_PROMPTS = 4
+"""Of the prompts, the first by which a dialogue is read: each is a forward pass over the whole dialogue."""
+
+ANSWER_TOKENS = 24
+"""Of an answer to a prompt, at most."""
 
 IsInterrupted = Callable[[], bool]
 
@@ -56,7 +66,9 @@ class _PlainAnswer(NamedTuple):
 
 
 class SentenceReader:
-    """Reads sentences by the same prompts and the base's own answers to them, which are drawn once."""
+    """Reads sentences and dialogues by the same prompts and the base's own answers to them, which are drawn
+    once.
+    """
 
     def __init__(self, reader: CandidateReader, prompts: Sequence[Conversation]) -> None:
         """Draw nothing yet.
@@ -65,7 +77,7 @@ class SentenceReader:
             reader: of the base, with the adapter's reward model.
             prompts: of any kind, such as `sentence_prompts()`.
         """
-        self._space = RewardSpace(reader)
+        self._reader = reader
         self._waiting, self._read = list(prompts), list[ReadAnswer]()
 
     def read_ahead(self, is_interrupted: IsInterrupted = lambda: False) -> bool:
@@ -76,9 +88,9 @@ class SentenceReader:
         if not self._waiting:
             return False
         prompt = self._waiting[0]
-        answer = _plain_answer(self._space.reader, prompt, is_interrupted)
+        answer = _plain_answer(self._reader, prompt, is_interrupted)
         if not is_interrupted():
-            self._read.append(self._space.read_answer(prompt, answer))
+            self._read.append(read_plain_answer(self._reader, prompt, answer))
             del self._waiting[0]
         return True
 
@@ -96,22 +108,54 @@ class SentenceReader:
             )
         while self.read_ahead():
             pass
-        if not self._space.gram.any():
-            raise ValueError(
-                "every reward of the adapter is zero, so no weights say a sentence; accepted: a trained "
-                "adapter"
-            )
-        return self._projected(partial(with_instruction, text=sentence))
-
-    def _projected(self, change: ChangePrompt) -> SentenceWeights:
-        space, dimensions = self._space, self._space.model.dimensions
-        space.prompt_products.clear()
-        for read in self._read:
-            space.read_change(_SENTENCE, change, read)
-        weights, explained = space.project(_SENTENCE, dimensions)
-        w = torch.tensor([weights[name] for name in dimensions]).double()
+        w, explained = self._projected(self._read, partial(with_instruction, text=sentence))
         largest = w.abs().max()
         return SentenceWeights(w / largest if largest > 0 else w, explained)
+
+    def dialogue_weights(
+        self, turns: Sequence[dict[str, str]], num_prompts: int = DIALOGUE_PROMPTS
+    ) -> Tensor:
+        """[D] float64 weights under which guided answers come nearest to those behind a dialogue. They are
+        not scaled: the less a dialogue teaches, the smaller they are. A dimension's own sentence has more or
+        less than 1 in these units, by how its heads were trained.
+
+        Args:
+            turns: messages of user and assistant, in front of each prompt.
+            num_prompts: how many of the prompts it is read by.
+
+        Raises:
+            ValueError: an adapter whose heads are untrained.
+            jinja2.TemplateError: turns that the chat template rejects.
+        """
+        while len(self._read) < num_prompts and self.read_ahead():
+            pass
+        w, _ = self._projected(self._read[:num_prompts], lambda messages: [*turns, *messages])
+        return w
+
+    def _projected(
+        self, answers: Sequence[ReadAnswer], change: ChangePrompt
+    ) -> tuple[Tensor, float]:
+        """Weights [D] of what a changed prompt teaches, and the share of it that they explain.
+
+        Args:
+            answers: by which it is read.
+            change: puts the sentence or the dialogue into a prompt.
+
+        Raises:
+            ValueError: there is nothing to project on.
+        """
+        space = RewardSpace(self._reader)
+        for read in answers:
+            space.add_answer(read)
+        if not space.gram.any():
+            raise ValueError(
+                "every reward of the adapter is zero, so no weights say a sentence or a dialogue; accepted: "
+                "a trained adapter"
+            )
+        for read in answers:
+            space.read_change(_CHANGED, change, read)
+        weights, explained = space.project(_CHANGED, space.model.dimensions)
+        return torch.tensor(list(weights.values())).double(), explained
 
 
 def sentence_prompts() -> tuple[Conversation, ...]:
@@ -137,7 +181,7 @@ def _plain_answer(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
-            max_new_tokens=_ANSWER_TOKENS,
+            max_new_tokens=ANSWER_TOKENS,
             stopping_criteria=StoppingCriteriaList([stop]),
             pad_token_id=0,  # one row: nothing is padded, and None is warned of
         )

@@ -84,6 +84,13 @@ def serve(
             "sentences that users post to their profiles."
         ),
     ] = None,
+    learn_from_conversations: Annotated[
+        bool,
+        typer.Option(
+            "--learn-from-conversations",
+            help="Profiles learn from earlier turns of their users' chats. Needs --profile-reader.",
+        ),
+    ] = False,
     profile_tokens: Annotated[
         str | None,
         typer.Option(
@@ -130,6 +137,7 @@ def serve(
             unknown_user=unknown_user,
             profile_prior=profile_prior,
             profile_reader=profile_reader,
+            learn_from_conversations=learn_from_conversations,
             profile_tokens=profile_tokens,
             defaults=_cpu_defaults(context.args, instructions) if is_cpu_build() else {},
         )

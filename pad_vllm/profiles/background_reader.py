@@ -1,11 +1,14 @@
 """The one process that reads texts for a server, and the queue in front of it.
 
 In: questions, as JSON. Out: a Future of the answer of each, in order. A thread hands one question at a time
-to the process (reader_program.py), so nobody who asks waits for it. The process is started again when it
-ended, and ends with the server. Knows no HTTP.
+to the process (reader_program.py), so nobody who asks waits for it. Conversations, for whose reading nobody
+waits, have a queue of their own, and are read where no other question is there. The process is started again
+when it ended, and ends with the server. Knows no HTTP.
 
-    question    {"messages": [...], "chosen": "...", "rejected": "..."}, or {"sentence": "..."}
-    answer      {"result": fields of a NamedChoice or a SentenceReading}, {"refused": why}, or {"failed": why}
+    question    {"messages": [...], "chosen": "...", "rejected": "..."}, {"sentence": "..."}, or
+                {"conversation": [...]}
+    answer      {"result": fields of a NamedChoice, a SentenceReading or a ConversationReading},
+                {"refused": why}, or {"failed": why}
 """
 
 from __future__ import annotations
@@ -17,12 +20,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing import Pipe
-from queue import Empty, Full, Queue
 from types import TracebackType
 from typing import Any
 
@@ -30,6 +33,9 @@ from pad_vllm.profiles.text_reader import ReaderSettings
 
 MAX_WAITING = 16
 """Questions that wait. Each takes a second or so, and whoever asks waits for less than a minute."""
+
+MAX_CONVERSATIONS = 16
+"""Conversations that wait."""
 
 RESTART_S = 60.0
 """Seconds from one start to the next at least, where a process ended by itself."""
@@ -41,6 +47,7 @@ _MAX_THREADS = 4
 
 Question = Mapping[str, Any]
 Answer = dict[str, Any]
+_Asked = tuple[Question, Future[Answer]]
 
 
 class ReaderFull(RuntimeError):
@@ -68,7 +75,9 @@ class BackgroundReader:
             program: the command line of the process, without the connection.
         """
         self._settings, self._on_failure, self._program = settings, on_failure, tuple(program)
-        self._waiting: Queue[tuple[Question, Future[Answer]]] = Queue(MAX_WAITING)
+        self._waiting: deque[_Asked] = deque()
+        self._conversations: dict[Hashable, _Asked] = {}  # in the order in which they are read
+        self._queues = threading.Condition()
         self._process: _ReaderProcess | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pad-reader", daemon=True)
@@ -100,11 +109,47 @@ class BackgroundReader:
         if not self.runs:
             future.set_exception(ReaderEnded("it is not there"))
             return future
-        try:
-            self._waiting.put_nowait((question, future))
-        except Full:
-            raise ReaderFull(f"{MAX_WAITING} texts wait to be read") from None
+        with self._queues:
+            if len(self._waiting) >= MAX_WAITING:
+                raise ReaderFull(f"{MAX_WAITING} texts wait to be read")
+            self._waiting.append((question, future))
+            self._queues.notify()
         return future
+
+    def ask_last(self, name: Hashable, question: Question) -> Future[Answer]:
+        """The answer to a question for which nobody waits, after all others. One that waits under the same
+        name is cancelled, and this one has its place.
+
+        Args:
+            name: of the conversation.
+            question: what is read.
+
+        Raises:
+            ReaderFull: others wait already. The Future raises ReaderEnded as that of `ask` does.
+        """
+        future: Future[Answer] = Future()
+        if not self.runs:
+            future.set_exception(ReaderEnded("it is not there"))
+            return future
+        with self._queues:
+            earlier = self._conversations.get(name)
+            if earlier is None and len(self._conversations) >= MAX_CONVERSATIONS:
+                raise ReaderFull(f"{MAX_CONVERSATIONS} conversations wait to be read")
+            self._conversations[name] = (question, future)
+            self._queues.notify()
+        if earlier is not None:
+            earlier[1].cancel()
+        return future
+
+    def _next(self) -> _Asked | None:
+        """The next question, taken from its queue; None where none came for a while."""
+        with self._queues:
+            self._queues.wait_for(lambda: self._waiting or self._conversations, _LOOK_S)
+            if self._waiting:
+                return self._waiting.popleft()
+            if self._conversations:
+                return self._conversations.pop(next(iter(self._conversations)))
+        return None
 
     def _run(self) -> None:
         may_start = True
@@ -129,16 +174,18 @@ class BackgroundReader:
             if "failed" in opened:
                 raise _CannotOpen(f"it cannot open {self._settings.base}: {opened['failed']}")
             while not self._stopped.is_set():
-                with suppress(Empty):
-                    _answer(process, *self._waiting.get(timeout=_LOOK_S))
+                if (asked := self._next()) is not None:
+                    _answer(process, *asked)
                 process.require_alive()
 
     def _refuse_waiting(self) -> None:
-        with suppress(Empty):
-            while True:
-                _, future = self._waiting.get_nowait()
-                if future.set_running_or_notify_cancel():
-                    future.set_exception(ReaderEnded("it ended"))
+        with self._queues:
+            refused = [*self._waiting, *self._conversations.values()]
+            self._waiting.clear()
+            self._conversations.clear()
+        for _, future in refused:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(ReaderEnded("it ended"))
 
 
 def _answer(process: _ReaderProcess, question: Question, future: Future[Answer]) -> None:

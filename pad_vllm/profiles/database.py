@@ -7,6 +7,7 @@ a transaction that was committed is on disk, whatever happens to the process or 
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ except ImportError as error:
         "profiles need SQLAlchemy, which is not installed; pip install 'pad-vllm[profiles]'"
     ) from error
 
-from pad_vllm.profiles.tables import METADATA, SCHEMA_VERSION, changes, schema
+from pad_vllm.profiles.tables import METADATA, SCHEMA_VERSION, changes, salt, schema
 from pad_vllm.wording import short_repr
 
 BUSY_TIMEOUT_S = 10.0
@@ -35,13 +36,16 @@ _ACCEPTED = (
 )
 _SCHEMA_LOCK = 7_370_001  # any number: of PostgreSQL's advisory locks
 _WRITING = "pad_writes"
+_WITHOUT_CONVERSATIONS = 1
+_SALT_BYTES = 32
 
 
 class Database:
     """One database. May be used by several threads."""
 
     def __init__(self, address: str) -> None:
-        """Connect, and create the tables where there are none.
+        """Connect, and create the tables where there are none. A database of an earlier version becomes one
+        of this version, which earlier versions of pad_vllm do not open.
 
         Args:
             address: a file, or `postgresql://...`.
@@ -52,6 +56,8 @@ class Database:
         self._engine = _engine(address)
         with self.writing() as connection:
             _create_tables(connection)
+            self.salt = _salt(connection)
+            """Text that keys of conversations are made with; of this database alone."""
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -152,9 +158,19 @@ def _create_tables(connection: sa.Connection) -> None:
     if version is None:
         connection.execute(sa.insert(schema).values(version=SCHEMA_VERSION))
         connection.execute(sa.insert(changes).values(number=0))
+    elif version == _WITHOUT_CONVERSATIONS:  # their tables were made above
+        connection.execute(sa.update(schema).values(version=SCHEMA_VERSION))
     elif version != SCHEMA_VERSION:
         raise ValueError(
             f"the database of profiles has version {version}, and this pad_vllm knows version "
             f"{SCHEMA_VERSION}; accepted: the same one. Install the pad_vllm that wrote it, or name another "
             "database."
         )
+
+
+def _salt(connection: sa.Connection) -> str:
+    found = connection.scalar(sa.select(salt.c.value))
+    if found is None:
+        found = secrets.token_hex(_SALT_BYTES)
+        connection.execute(sa.insert(salt).values(value=found))
+    return str(found)

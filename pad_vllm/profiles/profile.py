@@ -47,6 +47,9 @@ class Profile:
     stated: Weights | None = None
     """What the user, or the operator for them, said they like; None: nothing."""
 
+    num_conversations: int = 0
+    """Conversations that were read; they count where nothing is stated."""
+
 
 @dataclass(frozen=True)
 class ProfileEvidence:
@@ -54,6 +57,9 @@ class ProfileEvidence:
 
     stated: Weights | None
     choices: tuple[NamedChoice, ...] = field(default_factory=tuple)
+
+    conversations: tuple[Weights, ...] = field(default_factory=tuple)
+    """Weights that each conversation teaches, not scaled; they count where nothing is stated."""
 
 
 def weights_text(weights: Weights) -> str:

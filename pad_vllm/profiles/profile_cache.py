@@ -33,6 +33,9 @@ class CachedWeights(NamedTuple):
     user_id: int
     """See Profile."""
 
+    has_stated: bool
+    """Whether the user said what they like: conversations then count for nothing."""
+
 
 class ProfileCache:
     """Of one process. Thread-safe. `start` begins the thread."""
@@ -94,7 +97,12 @@ class ProfileCache:
 
     def add(self, profile: Profile) -> CachedWeights:
         """Keep a profile that was read or changed. An older version never replaces a newer one."""
-        new = CachedWeights(profile.version, weights_text(profile.weights), profile.user_id)
+        new = CachedWeights(
+            profile.version,
+            weights_text(profile.weights),
+            profile.user_id,
+            has_stated=profile.stated is not None,
+        )
         with self._lock:
             if profile.user_id in self._gone:
                 return new

@@ -23,13 +23,31 @@ from pad_vllm.profiles.profile import (
     Weights,
 )
 from pad_vllm.profiles.profile_weights import WeightLearner
-from pad_vllm.profiles.tables import changes, choices, deletions, questions, users
+from pad_vllm.profiles.tables import (
+    changes,
+    choices,
+    conversations,
+    deletions,
+    questions,
+    users,
+)
 
 MAX_CHOICES = 2000
 """Of a user: the oldest are dropped for newer ones."""
 
 MAX_QUESTIONS = 100
 """Of a user that wait for a choice: the oldest are dropped for newer ones."""
+
+MAX_CONVERSATIONS = 50
+"""Of a user: those that were read longest ago are dropped for newer ones."""
+
+_NUM_CONVERSATIONS = (
+    sa.select(sa.func.count())
+    .where(conversations.c.user_id == users.c.id)
+    .scalar_subquery()
+    .label("conversations")
+)
+_PROFILES = sa.select(users, _NUM_CONVERSATIONS)
 
 
 class _Row(NamedTuple):
@@ -61,7 +79,7 @@ class ProfileStore:
     def get(self, user: str) -> Profile:
         """A user's profile. Raises UnknownUser."""
         with self._database.reading() as connection:
-            row = connection.execute(sa.select(users).where(users.c.name == user)).first()
+            row = connection.execute(_PROFILES.where(users.c.name == user)).first()
         if row is None:
             raise UnknownUser(user)
         return self._profile(row)
@@ -116,6 +134,35 @@ class ProfileStore:
             _insert_choice(connection, row, choice)
         return self._learn(user, row)
 
+    def put_conversation(self, user: str, known_id: int | None, key: str, taught: Weights) -> None:
+        """Learn from a conversation, in place of an earlier reading of the same one. Creates the user.
+
+        Args:
+            user: whose conversation it is.
+            known_id: the user's id when the request came; None for one who was not known.
+            key: of the conversation (earlier_turns.py).
+            taught: weights that it teaches, not scaled.
+
+        Raises:
+            UnknownUser: the user was deleted since the request came.
+        """
+        with self._database.writing() as connection:
+            if known_id is not None and _user_id(connection, user) != known_id:
+                raise UnknownUser(user)
+            row = _changed_user(connection, user)
+            same = (conversations.c.user_id == row) & (conversations.c.key == key)
+            connection.execute(sa.delete(conversations).where(same))
+            connection.execute(
+                sa.insert(conversations).values(user_id=row, key=key, x=dict(taught))
+            )
+            _drop_oldest(connection, conversations, conversations.c.id, row, MAX_CONVERSATIONS)
+        self._learn(user, row)
+
+    @property
+    def salt(self) -> str:
+        """Of the database: keys of conversations are made with it."""
+        return self._database.salt
+
     def propose_question(self, user: str) -> tuple[dict[str, float], dict[str, float]]:
         """Weights of two answers whose choice would teach most; also of a user who is not known yet."""
         with self._database.reading() as connection:
@@ -162,7 +209,7 @@ class ProfileStore:
 
     def changed_since(self, number: int, limit: int) -> list[Profile]:
         """Profiles with changes after this number, the newest first; at most `limit`."""
-        newest = sa.select(users).where(users.c.change > number)
+        newest = _PROFILES.where(users.c.change > number)
         with self._database.reading() as connection:
             rows = connection.execute(newest.order_by(users.c.change.desc()).limit(limit)).all()
         return [self._profile(row) for row in rows]
@@ -190,7 +237,7 @@ class ProfileStore:
                     change=_next_change(connection),
                 )
             )
-            found = connection.execute(sa.select(users).where(users.c.id == row)).first()
+            found = connection.execute(_PROFILES.where(users.c.id == row)).first()
         if found is None:  # deleted meanwhile
             raise UnknownUser(user)
         profile = self._profile(found)
@@ -211,6 +258,7 @@ class ProfileStore:
             intervals=intervals,
             num_choices=row.choices,
             stated=row.stated,
+            num_conversations=row.conversations,
         )
 
 
@@ -279,7 +327,7 @@ def _drop_oldest(
 
     Args:
         connection: the transaction.
-        table: of choices or questions.
+        table: of choices, questions or conversations.
         number: its column that counts up.
         row: the user's id.
         kept: how many stay.
@@ -299,7 +347,13 @@ def _evidence(connection: sa.Connection, row: int) -> _Row:
         sa.select(choices).where(choices.c.user_id == row).order_by(choices.c.id)
     )
     known = tuple(NamedChoice(one.x, one.outcome, one.strength, one.length) for one in made)
-    return _Row(row, user.evidence, ProfileEvidence(user.stated, known))
+    taught = tuple(connection.scalars(_conversations_of(row)))
+    return _Row(row, user.evidence, ProfileEvidence(user.stated, known, taught))
+
+
+def _conversations_of(row: int) -> sa.Select[Any]:
+    own = sa.select(conversations.c.x).where(conversations.c.user_id == row)
+    return own.order_by(conversations.c.id)
 
 
 def _difference(first: Weights, second: Weights) -> dict[str, float]:

@@ -27,7 +27,9 @@ class ProfileWeights:
     """What evidence says of a user."""
 
     weights: dict[str, float]
-    """Of every dimension; the largest |weight| is 1, or the largest one that was stated."""
+    """Of every dimension. Without choices those that were stated, or that conversations teach. With choices
+    the largest |weight| is that of what was stated, or 1; less where conversations say most of it.
+    """
 
     intervals: dict[str, tuple[float, float]]
     """95% intervals; empty without choices."""
@@ -48,12 +50,10 @@ class WeightLearner:
 
     def learn(self, evidence: ProfileEvidence) -> ProfileWeights:
         """The weights that all of a user's evidence says."""
-        stated = self._known(evidence.stated or {})
+        begin = self._begin(evidence)
         if not evidence.choices:
-            weights = {name: stated.get(name, 0.0) for name in self.dimensions}
-            return ProfileWeights(weights, {})
-        fit = self._fit(evidence)
-        largest = max(map(abs, stated.values()), default=0.0) or 1.0
+            return ProfileWeights({name: begin.get(name, 0.0) for name in self.dimensions}, {})
+        fit, largest = self._fit(evidence), self._largest(evidence)
         rows = (fit.interval * largest).tolist()
         return ProfileWeights(
             dict(zip(self.dimensions, map(_rounded, (fit.w * largest).tolist()), strict=True)),
@@ -68,13 +68,39 @@ class WeightLearner:
         first, second = propose_question(self._fit(evidence).posterior)
         return self._named(first), self._named(second)
 
-    def _fit(self, evidence: ProfileEvidence) -> ProfileFit:
-        prior = self._prior
+    def _begin(self, evidence: ProfileEvidence) -> dict[str, float]:
+        """Weights that choices begin with: what was stated, or else the mean of what conversations teach, as
+        if one more had taught nothing. None of them teaches a weight above 1.
+        """
         if evidence.stated is not None:
-            prior = prior.around_stated(self._vector(evidence.stated))
-        return fit_profile(
-            [self._observed(one) for one in evidence.choices], prior, self.dimensions
-        )
+            return self._known(evidence.stated)
+        taught = [self._vector(one) for one in evidence.conversations]
+        capped = [w / w.abs().max().clamp_min(1) for w in taught]
+        return self._named(sum(capped, self._vector({})) / (len(capped) + 1))
+
+    def _prior_of(self, evidence: ProfileEvidence) -> GaussianPrior:
+        begin = self._vector(self._begin(evidence))
+        firmness = 1.0 if evidence.stated is not None else float(begin.abs().max())
+        return self._prior.around_stated(begin, firmness)
+
+    def _fit(self, evidence: ProfileEvidence) -> ProfileFit:
+        return self._fitted(evidence, self._prior_of(evidence))
+
+    def _fitted(self, evidence: ProfileEvidence, prior: GaussianPrior) -> ProfileFit:
+        choices = [self._observed(one) for one in evidence.choices]
+        return fit_profile(choices, prior, self.dimensions)
+
+    def _largest(self, evidence: ProfileEvidence) -> float:
+        """The largest |weight| of a user with choices: that of what was stated, 1 without, and between what
+        conversations teach and 1 in proportion to what either says.
+        """
+        begin = max(map(abs, self._begin(evidence).values()), default=0.0)
+        if not begin or evidence.stated is not None:
+            return begin or 1.0
+        people = (1 - begin) * self._prior.mean
+        gathered = float((self._prior_of(evidence).mean - people).abs().max())
+        chosen = self._fitted(evidence, self._prior).scale
+        return (gathered * begin + chosen) / (gathered + chosen)
 
     def _observed(self, choice: NamedChoice) -> ObservedChoice:
         return ObservedChoice(

@@ -46,6 +46,8 @@ def _answer(reader: TextReader, question: Mapping[str, Any]) -> dict[str, Any]:
     try:
         if "sentence" in question:
             return {"result": asdict(reader.sentence(question["sentence"]))}
+        if "conversation" in question:
+            return {"result": asdict(reader.conversation(question["conversation"]))}
         return {"result": asdict(reader.choice(**question))}
     except ValueError as error:
         return {"refused": str(error)}

@@ -3,6 +3,8 @@
     users       name, version of the weights, number of its evidence; what was stated, weights, intervals
     choices     what each act said: differences of weights or of features by dimension. No text
     questions   the weights that guided the two answers of a question that waits for its choice
+    conversations   weights that a conversation teaches, by a key that is made of its first message. No text
+    salt        one row: what goes into these keys beside the text
     changes     one row: how many changes there were. Readers ask it whether anything is new
     deletions   ids of users who are gone, so that other processes forget them; nothing of the person
 
@@ -13,7 +15,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 1 had neither conversations nor salt; database.py makes a 2 of it."""
 
 METADATA = sa.MetaData()
 
@@ -63,6 +66,18 @@ questions = sa.Table(
     sa.Column("first", sa.JSON, nullable=False),
     sa.Column("second", sa.JSON, nullable=False),
 )
+
+conversations = sa.Table(
+    "pad_conversations",
+    METADATA,
+    sa.Column("id", _KEY, primary_key=True, autoincrement=True),
+    _user(),
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("x", sa.JSON, nullable=False),
+    sa.UniqueConstraint("user_id", "key"),
+)
+
+salt = sa.Table("pad_salt", METADATA, sa.Column("value", sa.Text, nullable=False))
 
 changes = sa.Table(
     "pad_changes",

@@ -1,4 +1,5 @@
-"""Reads what people write for the server: two answers to compare, or a sentence on how they like answers.
+"""Reads what people write for the server: two answers to compare, a sentence on how they like answers, or
+earlier turns of a conversation.
 
 In: a base with an adapter in PyTorch, texts. Out: differences of features and weights, by name of dimension;
 the numbers of `pad-vllm fit`. Keeps no text. Knows neither users nor processes.
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone, require_same_backbone
@@ -19,6 +21,7 @@ from pad_vllm.choices.candidate_reader import CandidateReader
 from pad_vllm.choices.feature_sums import feature_sums
 from pad_vllm.choices.observed_choice import ObservedChoice
 from pad_vllm.choices.sentence_weights import (
+    ANSWER_TOKENS,
     IsInterrupted,
     SentenceReader,
     sentence_prompts,
@@ -26,6 +29,7 @@ from pad_vllm.choices.sentence_weights import (
 from pad_vllm.opened_base import open_base
 from pad_vllm.persrm import PersRM
 from pad_vllm.profiles.profile import NamedChoice
+from pad_vllm.text.chat_template import chat_token_ids
 from pad_vllm.text.conversation import Conversation
 
 MAX_TOKENS = 4096
@@ -34,6 +38,11 @@ core, and others wait for it."""
 
 MAX_SENTENCE_TOKENS = 256
 """A sentence is read behind each of 16 prompts."""
+
+MAX_CONVERSATION_TOKENS = 1024
+"""Of a conversation with a prompt behind it: the newest turns that fit. It is read as often as there are
+prompts.
+"""
 
 _DIGITS = 3  # of weights, as profiles have them
 
@@ -69,6 +78,14 @@ class SentenceReading:
     """Share of what the sentence teaches that these weights explain, 0 to 1."""
 
 
+@dataclass(frozen=True)
+class ConversationReading:
+    """What the adapter's dimensions make of a conversation."""
+
+    weights: dict[str, float]
+    """Of every dimension, not scaled: the less the conversation teaches, the smaller they are."""
+
+
 class TextReader:
     """Of one adapter on its base."""
 
@@ -82,9 +99,9 @@ class TextReader:
         """
         self._model, self._tokenizer = model, tokenizer
         self._max_tokens = min(context_tokens(model.backbone), MAX_TOKENS)
-        self._sentences = SentenceReader(
-            CandidateReader(model, tokenizer, top_k), sentence_prompts()
-        )
+        prompts = sentence_prompts()
+        self._sentences = SentenceReader(CandidateReader(model, tokenizer, top_k), prompts)
+        self._longest_prompt = max(prompts, key=lambda prompt: len(prompt.as_text())).messages()
 
     def read_ahead(self, is_interrupted: IsInterrupted = lambda: False) -> bool:
         """Do a part of what the first sentence would wait for. False: nothing is left.
@@ -125,10 +142,44 @@ class TextReader:
                 f"sentence has {num_tokens:,} tokens; accepted: at most {MAX_SENTENCE_TOKENS}. Shorten it"
             )
         found = self._sentences.weights(text)
-        weights = (float(f"{value + 0.0:.{_DIGITS}g}") for value in found.w.tolist())
-        return SentenceReading(
-            dict(zip(self._model.dimensions, weights, strict=True)), found.explained
-        )
+        return SentenceReading(self._named(found.w), found.explained)
+
+    def conversation(self, turns: Sequence[dict[str, str]]) -> ConversationReading:
+        """Weights of the newest turns of a conversation.
+
+        turns: messages of user and assistant, the last of the assistant. Raises ValueError where the last two
+        are too long, or the chat template refuses them.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            w = self._sentences.dialogue_weights(self._newest(turns))
+        except TemplateError as error:
+            raise ValueError(f"the chat template refuses the conversation ({error})") from error
+        if not w.isfinite().all():
+            raise ValueError("the conversation's weights are NaN or infinite")
+        return ConversationReading(self._named(w))
+
+    def _newest(self, turns: Sequence[dict[str, str]]) -> Sequence[dict[str, str]]:
+        """The newest turns that fit, from one of the user on. Raises ValueError where none do."""
+        limit = min(MAX_CONVERSATION_TOKENS, self._max_tokens) - ANSWER_TOKENS
+        first = len(turns)
+        for start in range(len(turns) - 1, -1, -1):
+            if turns[start]["role"] != "user":
+                continue
+            asked = [*turns[start:], *self._longest_prompt]
+            if len(chat_token_ids(self._tokenizer, asked)) > limit:
+                break
+            first = start
+        if first == len(turns):
+            raise ValueError(
+                f"the last answer and its question have more than {limit:,} tokens; accepted: at most so many"
+            )
+        return turns[first:]
+
+    def _named(self, w: Tensor) -> dict[str, float]:
+        rounded = (float(f"{value + 0.0:.{_DIGITS}g}") for value in w.tolist())
+        return dict(zip(self._model.dimensions, rounded, strict=True))
 
 
 def open_text_reader(settings: ReaderSettings) -> TextReader:

@@ -45,6 +45,12 @@ class PADMetrics:
         self._unread_texts = counter(
             "profile_texts_unread", "Others that nothing was learned from, by reason.", "reason"
         )
+        self._read_conversations = counter(
+            "conversations_read", "Conversations that profiles have learned from."
+        )
+        self._unread_conversations = counter(
+            "conversations_unread", "Others that nothing was learned from, by reason.", "reason"
+        )
         self._guided_tokens = counter("tokens_guided", "Tokens of ended answers that were guided.")
         self._unguided_tokens = counter(
             "tokens_unguided",
@@ -95,6 +101,14 @@ class PADMetrics:
     def count_unread_text(self, reason: str) -> None:
         """Count one that the reader has not read, or not in time."""
         self._unread_texts.labels(reason).inc()
+
+    def count_read_conversation(self) -> None:
+        """Count a conversation whose weights are on disk."""
+        self._read_conversations.inc()
+
+    def count_unread_conversation(self, reason: str) -> None:
+        """Count one that nothing was learned from."""
+        self._unread_conversations.labels(reason).inc()
 
     def count_answer_tokens(self, tokens: int, unguided: int | None) -> None:
         """Count all tokens of a guided request's answers; unguided: how many of them are, None if unknown."""

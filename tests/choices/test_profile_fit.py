@@ -164,3 +164,13 @@ def test_the_gradient_of_ties_and_strengths_vanishes_at_the_posteriors_mode():
     logs = y[0] * log_odds.sigmoid().log() + (1 - y[0]) * (-log_odds).sigmoid().log()
     (gradient,) = torch.autograd.grad((s[0] * logs).sum() - v @ v / 2 / PRIOR.covariance[0, 0], v)
     torch.testing.assert_close(gradient, torch.zeros(3).double(), atol=1e-7, rtol=0)
+
+
+def test_what_was_only_gathered_moves_the_prior_by_its_firmness():
+    people = GaussianPrior(vector(0.3, 0, 0), PRIOR.covariance)
+    w = vector(0, -1, 0)
+    firm, weak, none = (people.around_stated(w, firmness) for firmness in (1.0, 0.1, 0.0))
+    torch.testing.assert_close(none.mean, people.mean)
+    torch.testing.assert_close(none.covariance, people.covariance)
+    torch.testing.assert_close(weak.mean, 0.1 * firm.mean + 0.9 * people.mean)
+    assert (firm.covariance.diagonal() < weak.covariance.diagonal()).all()

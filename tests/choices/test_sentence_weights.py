@@ -7,6 +7,7 @@ import tiny
 import torch
 
 from pad_vllm.choices.candidate_reader import CandidateReader
+from pad_vllm.choices.reward_space import RewardSpace
 from pad_vllm.choices.sentence_weights import SentenceReader, sentence_prompts
 from pad_vllm.text.chat_template import chat_token_ids
 from pad_vllm.text.conversation import Conversation
@@ -103,3 +104,50 @@ def test_the_prompts_that_ship_are_questions():
     prompts = sentence_prompts()
     assert len(set(prompts)) == 16
     assert all(prompt[-1].content.strip() for prompt in prompts)
+
+
+DIALOGUE = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "yes, my dear"}]
+
+
+def test_a_dialogue_is_read_as_turns_before_the_prompts_and_is_not_scaled():
+    one = reader(constants=False)
+    found = SentenceReader(one, PROMPTS).dialogue_weights(DIALOGUE, 2)
+    space = RewardSpace(one)
+    answers = SentenceReader(one, PROMPTS[:2])
+    while answers.read_ahead():
+        pass
+    for read in answers._read:
+        space.add_answer(read)
+        space.read_change("dialogue", lambda messages: [*DIALOGUE, *messages], read)
+    expected, _ = space.project("dialogue", one.model.dimensions)
+    assert found.tolist() == pytest.approx(list(expected.values()), rel=1e-5)
+    assert found.abs().max() != 1
+
+
+def test_turns_that_change_nothing_have_weights_of_zero():
+    found = SentenceReader(reader(constants=False), PROMPTS).dialogue_weights([])
+    assert found.abs().max() < 1e-4
+
+
+def test_a_dialogue_that_pays_twice_as_much_has_twice_the_weights():
+    """The dimension is the dialogue's own direction, or half of it."""
+    weights = []
+    for share in (1.0, 0.5):
+        one = reader(constants=True)
+        with torch.no_grad():
+            one.model.head_C = torch.nn.Parameter(torch.zeros(3, one.model.head_A.shape[-1]))
+            one.model.head_C[0] = share * taught(one)
+            one.model.head_C[1:] = torch.randn(2, len(one.model.head_C[0])) * 1e-3
+        weights.append(SentenceReader(one, PROMPTS).dialogue_weights(DIALOGUE)[0])
+    assert weights[1] == pytest.approx(2 * float(weights[0]), rel=0.2)
+
+
+def test_a_dialogue_waits_for_the_answers_that_it_is_read_by_alone():
+    kept = SentenceReader(reader(constants=False), PROMPTS)
+    kept.dialogue_weights(DIALOGUE, 1)
+    assert [kept.read_ahead() for _ in range(3)] == [True, True, False]
+
+
+def test_an_untrained_adapter_says_nothing_of_a_dialogue():
+    with pytest.raises(ValueError, match="every reward of the adapter is zero"):
+        SentenceReader(reader(constants=True), PROMPTS).dialogue_weights(DIALOGUE)

@@ -105,6 +105,8 @@ def test_a_large_base_is_opened_once_more_only_where_that_is_asked_for(typed, mo
     assert settings(typed("--profile-reader", "cuda:1")[1])["profile_reader"] == "cuda:1"
     monkeypatch.setattr(play, "_SMALL_BASE", 300_000_000)
     assert settings(typed("--profile-reader", "")[1])["profile_reader"] == ""
+    assert "learn_from_conversations" not in settings(typed()[1])
+    assert settings(typed("--learn-from-conversations")[1])["learn_from_conversations"] is True
 
 
 def test_an_open_host_without_a_key_is_warned_of(typed):

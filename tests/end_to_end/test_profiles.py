@@ -247,7 +247,8 @@ def test_a_choice_between_texts_and_a_sentence_guide_within_seconds_on_a_real_mo
 ):
     demo = resolve_adapter("demo", "smollm2-135m")
     with ExitStack() as stack:
-        server = start(stack, (tmp_path, smollm2, demo, None), "--profile-reader", "cpu")
+        flags = ("--profile-reader", "cpu", "--learn-from-conversations")
+        server = start(stack, (tmp_path, smollm2, demo, None), *flags)
         assert server.http.get("/v1/pad/dimensions").json()["sentences"] is True
         unguided, _ = server.ask()
         texts = {
@@ -276,12 +277,34 @@ def test_a_choice_between_texts_and_a_sentence_guide_within_seconds_on_a_real_mo
             refused = server.user("POST", "ana", "/choices", body)
             assert refused.status_code == 400
             assert "accepted:" in refused.text
+        conversation = [
+            {"role": "user", "content": QUESTION},
+            {"role": "assistant", "content": texts["chosen"]},
+            {"role": "user", "content": "Thank you, that is lovely! And one to my aunt?"},
+        ]
+        body = {"model": "base", "messages": conversation, "max_tokens": 8}
+        body["vllm_xargs"] = {"pad_user": "carl"}
+        learned = soon_read(server, "carl", body)
+        assert (learned["conversations"], learned["learns_from_conversations"]) == (1, True)
+        assert max(map(abs, learned["weights"].values())) <= 0.5
         metrics = server.http.get("/metrics").text
         assert "pad:profile_texts_read_total 3.0" in metrics
+        assert "pad:conversations_read_total 1.0" in metrics
         reader = reader_process(server)
         assert reader.nice() > reader.parent().nice()
     assert psutil.wait_procs([reader], timeout=20)[0]  # it ended with the server
     assert "Traceback" not in server.log.read_text("utf-8")
+
+
+def soon_read(server, user, body, within=60):
+    """The profile that a conversation made, which is posted once."""
+    answer = server.http.post("/v1/chat/completions", json=body)
+    assert answer.json()["pad"]["profile_version"] is None
+    begin = time.monotonic()
+    while (profile := server.user("GET", user)).status_code == 404:
+        assert time.monotonic() < begin + within, server.http.get("/metrics").text
+        time.sleep(0.2)
+    return profile.json()
 
 
 def reader_process(server):

@@ -175,3 +175,47 @@ def test_the_process_ends_where_the_server_was_killed(make):
     reader._process._connection.close()  # as its end closes it
     until(lambda: not reader._process.lives)
     assert process
+
+
+def test_conversations_are_read_after_every_other_question(make):
+    reader, ended = make(), []
+    slow = ask(reader, sleep=0.5)
+    until(slow.running)
+    asked = [reader.ask_last(n, {"conversation": n}) for n in range(3)]
+    asked += [ask(reader, number=n) for n in range(3)]
+    for name, future in zip("ABCabc", asked, strict=True):
+        future.add_done_callback(lambda _, name=name: ended.append(name))
+    for future in asked:
+        future.result(20)
+    assert "".join(ended) == "abcABC"
+
+
+def test_a_later_request_of_a_conversation_has_the_place_of_the_earlier_one(make, monkeypatch):
+    monkeypatch.setattr(background_reader, "MAX_CONVERSATIONS", 2)
+    reader, ended = make(), []
+    slow = ask(reader, sleep=0.5)
+    until(slow.running)
+    first, second = (reader.ask_last(name, {"turns": 1}) for name in "ab")
+    with pytest.raises(ReaderFull, match="2 conversations wait"):
+        reader.ask_last("c", {})
+    longer = reader.ask_last("a", {"turns": 2})
+    for name, future in (("a", longer), ("b", second)):
+        future.add_done_callback(lambda _, name=name: ended.append(name))
+    assert first.cancelled()
+    assert second.result(20)["result"] == {"turns": 1}
+    assert longer.result(20)["result"] == {"turns": 2}
+    assert ended == ["a", "b"]
+    assert reader.ask_last("c", {}).result(20)
+
+
+def test_conversations_of_a_process_that_ends_are_refused(make):
+    reader = make()
+    ending = ask(reader, exit=7)
+    waiting = reader.ask_last("a", {})
+    for one in (ending, waiting):
+        with pytest.raises(ReaderEnded):
+            one.result(20)
+    until(lambda: not reader.runs)
+    late = reader.ask_last("a", {})
+    with pytest.raises(ReaderEnded):
+        late.result(20)

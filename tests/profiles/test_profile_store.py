@@ -19,7 +19,7 @@ import pytest
 
 pytest.importorskip("sqlalchemy")
 
-from pad_vllm.profiles import profile_store
+from pad_vllm.profiles import database, profile_store
 from pad_vllm.profiles.database import Database
 from pad_vllm.profiles.profile import NamedChoice, UnknownUser
 from pad_vllm.profiles.profile_store import ProfileStore
@@ -107,6 +107,7 @@ def test_deletion_deletes_everything(store, address):
     store.put_stated("alice", {"kind": 1.0})
     store.add_choice("alice", KIND)
     question = store.add_question("alice", {"kind": 1.0}, {})
+    put(store)
     store.delete("alice")
     for call in (store.get, store.delete):
         with pytest.raises(UnknownUser):
@@ -114,7 +115,7 @@ def test_deletion_deletes_everything(store, address):
     with pytest.raises(UnknownUser):
         store.answer_question("alice", question, 1.0)
     with store._database.reading() as connection:
-        for table in ("pad_users", "pad_choices", "pad_questions"):
+        for table in ("pad_users", "pad_choices", "pad_questions", "pad_conversations"):
             assert connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar() == 0
     assert store.add_choice("alice", KIND).num_choices == 1
 
@@ -232,3 +233,96 @@ def test_a_choice_takes_milliseconds(store):
     for _ in range(20):
         store.add_choice("alice", KIND)
     assert (time.monotonic() - begin) / 20 < 1
+
+
+TAUGHT = {"kind": 0.4, "brief": -0.2, "formal": 0.0}
+
+
+def put(store, key="a", taught=TAUGHT, user="alice", known_id=None):
+    store.put_conversation(user, known_id, key, taught)
+    return store.get(user)
+
+
+def test_a_conversation_is_learned_from_once_and_replaced_by_its_later_reading(store):
+    first = put(store)
+    assert first.weights == {"kind": 0.2, "brief": -0.1, "formal": 0.0}
+    assert (first.num_conversations, first.num_choices, first.stated) == (1, 0, None)
+    longer = put(store, taught={"kind": 0.8})
+    assert (longer.weights["kind"], longer.num_conversations) == (0.4, 1)
+    assert longer.version > first.version
+    other = put(store, "b", {"kind": 0.1})
+    assert (other.weights["kind"], other.num_conversations) == (0.3, 2)
+    assert put(store, user="bob").num_conversations == 1
+    assert [p.num_conversations for p in store.changed_since(0, 9)] == [1, 2]
+
+
+def test_the_newest_conversations_are_kept(store, monkeypatch):
+    monkeypatch.setattr(profile_store, "MAX_CONVERSATIONS", 3)
+    for number in range(4):
+        put(store, str(number), {"kind": 0.0})
+    put(store, "1", {"kind": 0.4})  # read again: now the newest
+    put(store, "5", {"kind": 0.4})
+    assert put(store, "6", {"kind": 0.4}).num_conversations == 3
+    assert store.get("alice").weights["kind"] == 0.3
+
+
+def test_what_is_stated_wins_over_conversations(store):
+    put(store)
+    stated = store.put_stated("alice", {"formal": 0.5})
+    assert stated.weights == {"kind": 0.0, "brief": 0.0, "formal": 0.5}
+    assert put(store, "b").weights == stated.weights
+
+
+def test_a_conversation_of_a_user_who_was_deleted_meanwhile_is_not_kept(store):
+    before = put(store).user_id
+    store.delete("alice")
+    with store._database.reading() as connection:
+        count = connection.exec_driver_sql("SELECT count(*) FROM pad_conversations").scalar()
+        assert count == 0
+    with pytest.raises(UnknownUser):
+        put(store, known_id=before)
+    with pytest.raises(UnknownUser):
+        store.get("alice")
+    again_known = put(store)
+    with pytest.raises(UnknownUser):
+        put(store, known_id=before)
+    assert put(store, "b", known_id=again_known.user_id).num_conversations == 2
+
+
+def test_every_process_has_the_salt_of_the_database_and_no_other(store, address, tmp_path):
+    assert again(address).salt == store.salt
+    assert again(str(tmp_path / "other.db")).salt != store.salt
+    assert len(store.salt) == 64
+
+
+def as_version_1(store):
+    """What the first version wrote."""
+    with store._database.writing() as connection:
+        for statement in (
+            "DROP TABLE pad_conversations",
+            "DROP TABLE pad_salt",
+            "UPDATE pad_schema SET version = 1",
+        ):
+            connection.exec_driver_sql(statement)
+
+
+def test_a_database_of_version_1_is_upgraded_and_loses_nothing(store, address):
+    before = store.add_choice("alice", KIND)
+    as_version_1(store)
+    upgraded = again(address)
+    assert upgraded.get("alice") == before
+    assert put(upgraded).num_conversations == 1
+    with upgraded._database.reading() as connection:
+        assert connection.exec_driver_sql("SELECT version FROM pad_schema").scalar() == 2
+    assert again(address).salt == upgraded.salt
+
+
+def test_an_upgrade_that_fails_leaves_version_1(store, address, monkeypatch):
+    as_version_1(store)
+    monkeypatch.setattr(database.secrets, "token_hex", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Database(address)
+    with store._database.reading() as connection:
+        assert connection.exec_driver_sql("SELECT version FROM pad_schema").scalar() == 1
+        tables = profile_store.sa.inspect(connection).get_table_names()
+    assert "pad_conversations" not in tables

@@ -117,3 +117,39 @@ def test_it_opens_the_base_that_the_adapter_belongs_to_and_no_other(tmp_path):
     with pytest.raises(ValueError, match="fingerprint|weights"):
         open_text_reader(other)
     open_text_reader(ReaderSettings(other.base, other.adapter, "cpu", allow_mismatch=True))
+
+
+TURNS = [
+    *({"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Ho"}),
+    *({"role": "user", "content": "And?"}, {"role": "assistant", "content": "So it is."}),
+]
+
+
+def test_a_conversation_has_the_weights_of_its_turns(model, reader):
+    found = reader.conversation(TURNS)
+    fit = SentenceReader(CandidateReader(model, tiny.tokenizer(), 8), sentence_prompts())
+    expected = fit.dialogue_weights(TURNS)
+    assert found.weights == {
+        name: float(f"{w:.3g}") for name, w in zip(DIMENSIONS, expected.tolist(), strict=True)
+    }
+
+
+@pytest.mark.parametrize(("limit", "first"), [(1024, 0), (200, 2)])
+def test_the_newest_turns_that_fit_are_read(reader, monkeypatch, limit, first):
+    monkeypatch.setattr(text_reader, "MAX_CONVERSATION_TOKENS", limit)
+    long = [{**TURNS[0], "content": "a" * 100}, *TURNS[1:]]
+    assert reader.conversation(long) == reader.conversation(long[first:])
+
+
+def test_a_last_answer_that_does_not_fit_is_refused(reader):
+    long = [*TURNS[:3], {"role": "assistant", "content": "a" * 600}]
+    with pytest.raises(ValueError, match="the last answer and its question have more than 488"):
+        reader.conversation(long)
+
+
+def test_a_conversation_that_the_chat_template_refuses_is_refused():
+    words = tiny.tokenizer()
+    words.chat_template = "{{ messages[0].content }}{{ raise_exception('no') if messages[2:] }}"
+    reader = TextReader(tiny.persrm("llama", 2, DIMENSIONS, 0.3), words, 8)
+    with pytest.raises(ValueError, match="refuses the conversation .no"):
+        reader.conversation(TURNS)

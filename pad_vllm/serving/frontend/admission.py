@@ -40,6 +40,7 @@ from pad_vllm.serving.start import (
     reasoning_markers,
     served_adapters,
 )
+from pad_vllm.vllm_api.patches.answered_chats import listen_to_chats
 from pad_vllm.vllm_api.patches.server_request_check import check_server_requests
 from pad_vllm.vllm_api.patches.server_routes import extend_server_app
 from pad_vllm.vllm_api.patches.user_request import UserRequest
@@ -91,7 +92,7 @@ def _profiles(
 ) -> ProfileAdmission | None:
     """Users' profiles, None for a server without. Raises ValueError where they cannot be opened."""
     if not pad.profiles:
-        for name in ("profile_tokens", "profile_reader"):
+        for name in ("profile_tokens", "profile_reader", "learn_from_conversations"):
             if getattr(pad, name):
                 raise ValueError(
                     f"{name} is given without profiles; add --profiles, or leave it out."
@@ -105,7 +106,10 @@ def _profiles(
         ) from error
     model = config.model_config
     folder = local_checkpoint(model.model, model.revision, config.load_config.download_dir)
-    return open_profiles(pad, registry.limits.dimensions, str(folder or model.model))
+    profiles = open_profiles(pad, registry.limits.dimensions, str(folder or model.model))
+    if profiles.learner is not None:
+        listen_to_chats(profiles.learner.hear)
+    return profiles
 
 
 def _instruction_reader(config: VllmConfig, pad: PADConfig) -> InstructionReader | None:

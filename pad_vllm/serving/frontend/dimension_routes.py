@@ -45,8 +45,13 @@ async def dimensions(request: Request) -> dict[str, Any]:
         ],
         "profiles": admission.profiles is not None,
         "sentences": readings is not None and readings.runs,
+        "learns_from_conversations": _learns(admission.profiles),
         "jobs": admission.jobs is not None,
     }
+
+
+def _learns(profiles: Any) -> bool:
+    return profiles is not None and profiles.learner is not None
 
 
 def _with_sentences(limits: RequestLimits) -> list[dict[str, str | None]]:

@@ -27,6 +27,7 @@ from pad_vllm.profiles.profile_store import ProfileStore
 from pad_vllm.profiles.profile_weights import WeightLearner
 from pad_vllm.profiles.user_tokens import TOKEN_HEADER, UserTokens, WrongToken, read_secret
 from pad_vllm.request_limits import RequestLimits
+from pad_vllm.serving.frontend.conversation_learner import ConversationLearner
 from pad_vllm.serving.frontend.route_errors import RefusedRequest
 from pad_vllm.serving.frontend.text_readings import TextReadings, start_text_readings
 from pad_vllm.serving.frontend.user_token_header import current_token
@@ -61,6 +62,11 @@ def open_profiles(
             "profiles hold weights of an adapter's dimensions, and this server has no adapter; accepted: "
             "one with dimensions. Start it with --adapter, or without --profiles."
         )
+    if pad.learn_from_conversations and not pad.profile_reader:
+        raise ValueError(
+            "learn_from_conversations is given without profile_reader, which reads them; add "
+            "--profile-reader cpu, or leave it out."
+        )
     tokens = UserTokens(read_secret(pad.profile_tokens)) if pad.profile_tokens else None
     prior = read_prior(Path(pad.profile_prior), dimensions) if pad.profile_prior else None
     try:
@@ -75,6 +81,9 @@ def open_profiles(
         reason = str(getattr(error, "orig", None) or type(error).__name__)
         raise ValueError(f"the database of profiles cannot be opened: {reason}") from None
     profiles.readings = start_text_readings(pad, base)
+    if profiles.readings is not None and pad.learn_from_conversations:
+        reader = profiles.readings.reader
+        profiles.learner = ConversationLearner(reader, profiles.store, profiles.cache)
     return profiles
 
 
@@ -101,6 +110,9 @@ class ProfileAdmission:
         self.cache = ProfileCache(self.store, _log_error)
         self.readings: TextReadings | None = None
         """By whom texts are read; None: nobody."""
+
+        self.learner: ConversationLearner | None = None
+        """What learns from conversations; None: they are not read."""
 
         self._tokens, self._refuse_unknown = tokens, refuse_unknown
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="pad-profiles")

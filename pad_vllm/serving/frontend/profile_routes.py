@@ -74,6 +74,19 @@ class NamedUser:
             )
         return self.profiles.readings
 
+    def as_json(self, profile: Profile) -> dict[str, Any]:
+        """The profile as clients read it."""
+        return {
+            "user": profile.user,
+            "version": profile.version,
+            "weights": profile.weights,
+            "pad_weights": weights_text(profile.weights),
+            "intervals": profile.intervals,
+            "choices": profile.num_choices,
+            "conversations": profile.num_conversations,
+            "learns_from_conversations": self.profiles.learner is not None,
+        }
+
     @property
     def way_to_dimensions(self) -> str:
         """How a dimension is made of a sentence here."""
@@ -97,7 +110,7 @@ User = Annotated[NamedUser, Depends()]
 @router.get("")
 async def get_profile(user: User) -> dict[str, Any]:
     """What is known of a user."""
-    return _as_json(await user.call("get"))
+    return user.as_json(await user.call("get"))
 
 
 @router.put("")
@@ -105,7 +118,7 @@ async def put_profile(user: User, body: StatedBody) -> dict[str, Any]:
     """State what a user likes; their choices so far stay."""
     if body.sentence is None:
         user.require_dimensions(body.weights)
-        return _as_json(await user.call("put_stated", body.weights))
+        return user.as_json(await user.call("put_stated", body.weights))
     reading = await user.readings("sentence").sentence(body.sentence)
     if is_foreign(reading.explained):
         raise ValueError(
@@ -113,7 +126,7 @@ async def put_profile(user: User, body: StatedBody) -> dict[str, Any]:
             f"model; accepted: at least {LITTLE:.0%}. Have a dimension made of it "
             f"({user.way_to_dimensions}), or state weights"
         )
-    stated = _as_json(await user.call("put_stated", reading.weights))
+    stated = user.as_json(await user.call("put_stated", reading.weights))
     return {**stated, "explained": round(reading.explained, 3)}
 
 
@@ -153,15 +166,4 @@ async def choose(user: User, body: ChoiceBody) -> dict[str, Any]:
         readings = user.readings("chosen and rejected, which are texts")
         profile = await user.call("add_choice", await readings.choice(*texts, body.strength))
     pad_metrics().count_choice()
-    return _as_json(profile)
-
-
-def _as_json(profile: Profile) -> dict[str, Any]:
-    return {
-        "user": profile.user,
-        "version": profile.version,
-        "weights": profile.weights,
-        "pad_weights": weights_text(profile.weights),
-        "intervals": profile.intervals,
-        "choices": profile.num_choices,
-    }
+    return user.as_json(profile)

@@ -45,12 +45,12 @@ class TextReadings:
             reader: that reads.
             wait_s: seconds after which a request is answered without its reading.
         """
-        self._reader, self._wait_s = reader, wait_s
+        self.reader, self._wait_s = reader, wait_s
 
     @property
     def runs(self) -> bool:
         """Whether the reader is there."""
-        return self._reader.runs
+        return self.reader.runs
 
     async def choice(
         self, messages: Sequence[dict[str, str]], chosen: str, rejected: str, strength: float
@@ -76,7 +76,7 @@ class TextReadings:
 
     async def _read(self, question: Question) -> Answer:
         try:
-            reading = asyncio.wrap_future(self._reader.ask(question))
+            reading = asyncio.wrap_future(self.reader.ask(question))
             answer = await asyncio.wait_for(reading, self._wait_s)
         except ReaderFull as error:
             pad_metrics().count_unread_text("full")

@@ -45,6 +45,7 @@ def serve_argv(
     unknown_user: str | None = None,
     profile_prior: str | None = None,
     profile_reader: str | None = None,
+    learn_from_conversations: bool = False,
     profile_tokens: str | None = None,
     defaults: Mapping[str, str] | None = None,
 ) -> list[str]:
@@ -64,6 +65,7 @@ def serve_argv(
         unknown_user: that setting of PAD.
         profile_prior: that setting of PAD.
         profile_reader: that setting of PAD.
+        learn_from_conversations: that setting of PAD.
         profile_tokens: that setting of PAD.
         defaults: flag of vLLM's -> value, for flags that the user's do not have.
 
@@ -85,6 +87,7 @@ def serve_argv(
         "unknown_user": unknown_user,
         "profile_prior": profile_prior,
         "profile_reader": profile_reader,
+        "learn_from_conversations": learn_from_conversations or None,
         "profile_tokens": profile_tokens,
     }
     settings = {name: value for name, value in given.items() if value is not None}

@@ -63,6 +63,13 @@ _FRONT_END = (
         purpose="the same, in the JSON of routes that ignore unknown fields",
     ),
     PADAttribute(
+        name="pad_chat_listener",
+        set_on="OpenAIServingChat, the class",
+        set_in="vllm_api/patches/answered_chats.py",
+        read_in="the same file, where the class has answered a request",
+        purpose="has the conversations of users read, where the operator switched that on",
+    ),
+    PADAttribute(
         name="pad_in_flight",
         set_on="an LLMEngine",
         set_in="vllm_api/patches/outcome_rpc.py",

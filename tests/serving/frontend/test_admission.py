@@ -540,7 +540,10 @@ def test_defaults_beyond_the_engines_limits_never_start(config):
         admission.make_admission(config(settings={"max_top_k": 5}))
 
 
-@pytest.mark.parametrize("settings", [{"profile_reader": "cpu"}, {"profile_tokens": "env:X"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"profile_reader": "cpu"}, {"profile_tokens": "env:X"}, {"learn_from_conversations": True}],
+)
 def test_what_serves_profiles_is_refused_without_them(config, settings):
     (name,) = settings
     with pytest.raises(ValueError, match=f"{name} is given without profiles; add --profiles"):

@@ -55,6 +55,7 @@ def test_a_client_learns_what_it_may_ask_for(app):
         "adapters": [{"name": "work", "dimensions": [{"name": "calm", "instruction": None}]}],
         "profiles": False,
         "sentences": False,
+        "learns_from_conversations": False,
         "jobs": False,
     }
 
