@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import tiny
-import torch
 
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.choices.candidate_reader import CandidateReader
@@ -106,9 +105,8 @@ def test_it_opens_the_base_that_the_adapter_belongs_to_and_no_other(tmp_path):
     found = opened.choice(MESSAGES, "aaa", "bb")
     from transformers import AutoModelForCausalLM
 
-    backbone = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
-    if next(opened._model.backbone.parameters()).dtype == torch.float32:
-        backbone = backbone.float()
+    dtype = next(opened._model.backbone.parameters()).dtype  # by what the machine computes in
+    backbone = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     twin = TextReader(PersRM.from_adapter(backbone, load_adapter(adapter)), tiny.tokenizer(), 8)
     assert found.x == twin.choice(MESSAGES, "aaa", "bb").x
     tiny.model("llama", seed=1).save_pretrained(tmp_path / "other")
