@@ -34,6 +34,9 @@ from pad_vllm.evaluation.win_rates_and_fluency import value_and_interval_text
 PAIRS = "mix"
 """Kind of pair that is chosen between."""
 
+_NOTHING = 1e-6
+"""Largest entry of a sum of choices that cancel out: weights of 0 are then the likeliest."""
+
 
 def shared_tastes(users: int, dimensions: int, share: float) -> Tensor:
     """[U, D] tastes of length 1, of whose square a share is common."""
@@ -44,9 +47,11 @@ def shared_tastes(users: int, dimensions: int, share: float) -> Tensor:
 
 
 def learned(choices: Mapping[str, Tensor], *, with_prior: bool) -> Tensor:
-    """[U, D] weights fitted to each user's choices [N, D]."""
-    fits = fit_users(choices, with_prior=with_prior).fits
-    return torch.stack([fit.w for fit in fits.values()]).double()
+    """[U, D] weights fitted to each user's choices [N, D]; 0 for a user whose choices cancel out."""
+    usable = {user: rows for user, rows in choices.items() if rows.sum(0).abs().max() > _NOTHING}
+    fits = fit_users(usable, with_prior=with_prior).fits
+    nothing = torch.zeros(next(iter(choices.values())).shape[-1])
+    return torch.stack([fits[user].w if user in fits else nothing for user in choices]).double()
 
 
 def result_rows(

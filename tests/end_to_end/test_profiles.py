@@ -34,6 +34,11 @@ TOKENS = UserTokens(SECRET)
 ADMIN = TOKENS.make(None, 3600)
 QUESTION = "Write a short note to a friend who moved away."
 USERS = 200
+TEXTS = {
+    "messages": [{"role": "user", "content": QUESTION}],
+    "chosen": "Dear Ana! Oh!",
+    "rejected": "A note.",
+}
 
 
 class Server:
@@ -95,7 +100,8 @@ def start(stack, made, *flags):
 @pytest.fixture(scope="module")
 def server(made):
     with ExitStack() as stack:
-        yield start(stack, made, "--profile-tokens", "env:PAD_TEST_SECRET")
+        flags = ("--profile-reader", "cpu", "--learn-from-conversations")
+        yield start(stack, made, "--profile-tokens", "env:PAD_TEST_SECRET", *flags)
 
 
 def test_each_answer_is_that_of_the_weights_of_its_profiles_version(server, made):
@@ -228,7 +234,10 @@ def test_two_servers_on_one_database_agree_within_five_seconds(server, made):
         profile = server.user("PUT", "both", body={"weights": {dimensions[0]: 1}}).json()
         assert soon(other, "both", profile["version"])
         assert other.ask(pad_user="both")[0] == server.ask(pad_user="both")[0]
-        assert other.user("GET", "both").json() == profile
+        others = {**profile, "learns_from_conversations": False}  # as it was started
+        assert other.user("GET", "both").json() == others
+        read = wait_until_read(lambda: server.user("POST", "both", "/choices", TEXTS)).json()
+        assert soon(other, "both", read["version"])
         assert other.user("DELETE", "both").status_code == 204
         assert soon(server, "both", None)
 
@@ -242,6 +251,29 @@ def soon(server, user, version, within=5):
     return True
 
 
+def test_texts_are_read_beside_the_server(server):
+    profile = wait_until_read(lambda: server.user("POST", "reads", "/choices", TEXTS)).json()
+    text, field = server.ask(pad_user="reads")
+    assert field["profile_version"] == profile["version"]
+    assert text == server.ask(pad_weights=profile["pad_weights"])[0]
+    for body in ({**TEXTS, "chosen": "a " * 500}, {**TEXTS, "chosen": TEXTS["rejected"]}):
+        refused = server.user("POST", "reads", "/choices", body)
+        assert refused.status_code == 400
+        assert "accepted:" in refused.text
+
+    conversation = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": TEXTS["chosen"]},
+        {"role": "user", "content": "More"},
+    ]
+    body = {"model": "base", "messages": conversation, "max_tokens": 8}
+    learned = soon_read(server, "talks", {**body, "vllm_xargs": {"pad_user": "talks"}})
+    assert (learned["conversations"], learned["learns_from_conversations"]) == (1, True)
+    reader = reader_process(server)
+    assert reader.nice() > reader.parent().nice()
+
+
+@pytest.mark.exhaustive
 def test_a_choice_between_texts_and_a_sentence_guide_within_seconds_on_a_real_model(
     smollm2, tmp_path
 ):
