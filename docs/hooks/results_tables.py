@@ -36,6 +36,7 @@ COMPARISONS = (
     Comparison("steering_long", "SmolLM2-135M, 50 prompts, 300 tokens", "PAD +"),
     Comparison("gemma", "Gemma-3-270m, another tokenizer, 20 prompts", "PAD +"),
     Comparison("steering_trunk_qwen05", "Qwen2.5-Coder-0.5B, a trunk, 40 prompts", "PAD +"),
+    Comparison("steering_trunk_koala_qwen05", "The same, 25 Koala prompts, 64 tokens", "PAD +"),
     Comparison("steering_qwen05", "Qwen2.5-Coder-0.5B, heads only, 24 prompts", "PAD +"),
     Comparison("steering_qwen05", "Qwen2.5-Coder-0.5B, learned prefixes, the same", "prefix +"),
 )
