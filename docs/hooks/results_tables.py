@@ -34,6 +34,7 @@ COMPARISONS = (
     Comparison("steering_demo", "SmolLM2-135M, 50 prompts, 80 tokens", "PAD +"),
     Comparison("steering_held_out", "SmolLM2-135M, 100 other prompts, 48 tokens", "PAD +"),
     Comparison("steering_long", "SmolLM2-135M, 50 prompts, 300 tokens", "PAD +"),
+    Comparison("steering_trunk_smollm2", "SmolLM2-135M, a trunk, 24 prompts, 64 tokens", "PAD +"),
     Comparison("gemma", "Gemma-3-270m, another tokenizer, 20 prompts", "PAD +"),
     Comparison("steering_trunk_qwen05", "Qwen2.5-Coder-0.5B, a trunk, 40 prompts", "PAD +"),
     Comparison("steering_trunk_koala_qwen05", "The same, 25 Koala prompts, 64 tokens", "PAD +"),

@@ -13,6 +13,7 @@ from pad_vllm.catalog.name_resolution import resolve_adapter
 
 SHIPPED = (
     ("smollm2-135m", "demo"),
+    ("smollm2-135m", "demo-trunk"),
     ("qwen2.5-coder-0.5b", "demo"),
     ("qwen2.5-coder-0.5b", "demo-trunk"),
 )
@@ -48,9 +49,10 @@ def test_the_larger_bases_has_a_learned_prefix_of_each_dimension():
     assert set(adapter.prefixes) == set(adapter.config.dimensions)
 
 
-def test_both_of_the_larger_base_have_the_same_dimensions():
+@pytest.mark.parametrize("base", ["smollm2-135m", "qwen2.5-coder-0.5b"])
+def test_both_of_a_base_have_the_same_dimensions(base):
     heads, trunk = (
-        load_adapter(resolve_adapter(name, "qwen2.5-coder-0.5b")).config.dimensions
+        load_adapter(resolve_adapter(name, base)).config.dimensions
         for name in ("demo", "demo-trunk")
     )
     assert heads == trunk

@@ -103,9 +103,14 @@ def twin(made):
     return InstructedTwin(*made, fork_layer=FORK, block_size=BLOCK)
 
 
+@pytest.fixture(scope="module", params=["v2", pytest.param("v1", marks=pytest.mark.exhaustive)])
+def runner(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def runs(made):
-    """Runner -> [result with an adapter's heads, rounds of a small engine without adapter]."""
+def runs(made, runner):
+    """[result with an adapter's heads, rounds of a small engine without adapter]."""
     base, adapter = made
     first, second = mixed(heads=False), mixed(heads=False, shift=1)
     others = [greedy(prompt(60), TOKENS, {"pad_preference": text}) for text in SENTENCES[3:]]
@@ -124,23 +129,21 @@ def runs(made):
             "rounds": [first, first, others, second, first],
         },
     ]
-    return {"v1": engines(jobs), "v2": engines(jobs, V2_ENV)}
+    return engines(jobs, V2_ENV if runner == "v2" else None)
 
 
-@pytest.mark.parametrize("runner", ["v1", "v2"])
 def test_mixed_instructions_weights_and_plain_requests_say_what_their_twin_says(runs, twin, runner):
-    result = runs[runner][0]
+    result = runs[0]
     assert result["runner"] == runner
     require_twins_tokens(twin, mixed(), result)
     assert len({tuple(one) for one in tokens(result)}) > len(mixed()) / 2
 
 
-@pytest.mark.parametrize("runner", ["v1", "v2"])
 def test_so_they_do_in_pieces_preempted_from_the_prefix_cache_and_read_once_more(
     runs, made, runner
 ):
     twin = InstructedTwin(made[0], None, fork_layer=FORK, block_size=BLOCK)
-    rounds = runs[runner][1]["rounds"]
+    rounds = runs[1]["rounds"]
     others = [greedy(prompt(60), TOKENS, {"pad_preference": text}) for text in SENTENCES[3:]]
     first, second = mixed(heads=False), mixed(heads=False, shift=1)
     for asked, outputs in zip((first, first, others, second, first), rounds, strict=True):
@@ -148,7 +151,6 @@ def test_so_they_do_in_pieces_preempted_from_the_prefix_cache_and_read_once_more
     assert [o["token_ids"] for o in rounds[0]] == [o["token_ids"] for o in rounds[4]]
 
 
-@pytest.mark.parametrize("runner", ["v1", "v2"])
 def test_the_prefix_cache_is_shared_by_one_instruction_and_by_no_other(made, runner):
     base, _ = made
     text = prompt(70)
@@ -164,7 +166,6 @@ def test_the_prefix_cache_is_shared_by_one_instruction_and_by_no_other(made, run
     assert [outputs[0]["cached_tokens"] for outputs in result["rounds"]] == [0, 0, 64, 0, 64]
 
 
-@pytest.mark.parametrize("runner", ["v1", "v2"])
 def test_seeded_answers_and_grammars_are_alone_what_they_are_in_company(made, runner):
     base, _ = made
     drawn = {"temperature": 1.0, "seed": 5, "n": 2, "max_tokens": TOKENS, "ignore_eos": True}
