@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import tiny
-from engine_processes import engines, pad
+from engine_processes import engine, pad
 from tiny_tokenizers import bytewise, sentencepiece
 from uncached_rewards import UncachedRewards
 
@@ -40,29 +40,32 @@ KINDS = (
 )
 
 
+@pytest.fixture(
+    scope="module",
+    params=["mistral", *(pytest.param(n, marks=pytest.mark.exhaustive) for n in list(PAIRS)[1:])],
+)
+def name(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def run(name, tmp_path_factory):
     root = tmp_path_factory.mktemp("any_base")
-    requests, made, jobs = [], {}, []
+    requests = []
     for chat in CHATS:
         for kind in KINDS:
             sampling = {"temperature": 0, "max_tokens": TOKENS, "ignore_eos": True}
             sampling |= {"extra_args": kind} if kind else {}
             requests.append({"messages": chat, "sampling": sampling})
-    for name, (family, words, other, own, scored) in PAIRS.items():
-        base = tiny.checkpoint(family, root / name, words())
-        backbone = tiny.checkpoint(other, root / f"{name}_persrm", own())
-        folder = root / f"{name}_adapter"
-        tiny.write_adapter(backbone, folder, fork_layer=FORKS[other], std=0.15, beta=1.0)
-        settings = {"engine": "resident", "backbone": str(backbone), "cache_gib": 0.1}
-        llm = pad(base, folder, {**settings, "candidates": scored})
-        jobs.append({"llm": llm, "requests": requests, "record": True})
-        made[name] = (words(), own(), backbone, folder, scored)
-    results = engines(jobs)
-    return {
-        name: (*one, requests, result)
-        for (name, one), result in zip(made.items(), results, strict=True)
-    }
+    family, words, other, own, scored = PAIRS[name]
+    base = tiny.checkpoint(family, root / name, words())
+    backbone = tiny.checkpoint(other, root / f"{name}_persrm", own())
+    folder = root / f"{name}_adapter"
+    tiny.write_adapter(backbone, folder, fork_layer=FORKS[other], std=0.15, beta=1.0)
+    settings = {"engine": "resident", "backbone": str(backbone), "cache_gib": 0.1}
+    llm = pad(base, folder, {**settings, "candidates": scored})
+    result = engine({"llm": llm, "requests": requests, "record": True})
+    return words(), own(), backbone, folder, scored, requests, result
 
 
 def weights(kind, dimensions):
@@ -70,9 +73,8 @@ def weights(kind, dimensions):
     return [float(named.get(name, 0.0)) for name in dimensions]
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_the_rewards_are_those_of_the_whole_text_and_the_best_score_is_taken(runs, name):
-    words, own, backbone, folder, scored, requests, result = runs[name]
+def test_the_rewards_are_those_of_the_whole_text_and_the_best_score_is_taken(run, name):
+    words, own, backbone, folder, scored, requests, result = run
     slow, reader, compared = (
         UncachedRewards(backbone, load_adapter(folder)),
         TokenAligner(words, own),
@@ -102,8 +104,8 @@ def test_the_rewards_are_those_of_the_whole_text_and_the_best_score_is_taken(run
     assert compared == TOKENS * len(CHATS) * (6 + 10)
 
 
-def test_a_preference_in_words_changes_the_rewards(runs):
-    words, own, *_ = runs["mistral"]
+def test_a_preference_in_words_changes_the_rewards(run):
+    words, own, *_ = run
     reader = TokenAligner(words, own)
     plain, stated = (
         reader.start(words.apply_chat_template(CHATS[0], return_dict=False), said)
@@ -113,7 +115,7 @@ def test_a_preference_in_words_changes_the_rewards(runs):
     assert "formal, but humorous" not in own.decode(plain.tokens)
 
 
-def test_guided_and_unguided_answers_differ(runs):
-    for *_, result in runs.values():
-        said = [output["token_ids"] for output in result["outputs"]]
-        assert all(said[i] != said[i + 2] and said[i + 1] != said[i + 2] for i in (0, 3))
+def test_guided_and_unguided_answers_differ(run):
+    *_, result = run
+    said = [output["token_ids"] for output in result["outputs"]]
+    assert all(said[i] != said[i + 2] and said[i + 1] != said[i + 2] for i in (0, 3))

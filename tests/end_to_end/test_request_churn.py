@@ -23,12 +23,15 @@ OPEN, LONGEST = 24, 24
 KEPT = 5  # instructions
 FEW = 120
 # vLLM's runner, our engine, how many requests.
-SHORT = [("v2", "shared", FEW), ("v2", "instructions", FEW)]
+SHORT = [("v2", "shared", FEW)]
 ENGINES = ("shared", "resident", "instructions")
 LONG = [(runner, engine, 2000) for runner in ("v2", "v1") for engine in ENGINES]
 STORMS = [
     *SHORT,
-    *(pytest.param(one, marks=pytest.mark.exhaustive) for one in [("v2", "resident", FEW), *LONG]),
+    *(
+        pytest.param(one, marks=pytest.mark.exhaustive)
+        for one in [("v2", "instructions", FEW), ("v2", "resident", FEW), *LONG]
+    ),
 ]
 any_storm = pytest.mark.parametrize("result", STORMS, indirect=True, ids=name)
 
