@@ -33,7 +33,8 @@ from pad_vllm.choices.sentence_weights import (
     sentence_prompts,
 )
 from pad_vllm.steering.comparison_conditions import (
-    Condition,
+    guided_conditions,
+    instructed_conditions,
     instructions_of,
     unguided_condition,
 )
@@ -51,18 +52,6 @@ PLAIN, GUIDED, TOLD, SENTENCE = "plain", "guided", "told", "sentence"
 
 Weights = dict[str, float]
 """Dimension -> weight."""
-
-
-def conditions_of(instructions: Mapping[str, str], beta: float) -> list[Condition]:
-    """Plain, then guided by each dimension, then told its instruction.
-
-    Args:
-        instructions: By dimension.
-        beta: Strength of guidance.
-    """
-    guided = [Condition(f"{GUIDED} {name}", {name: 1.0}, beta) for name in instructions]
-    told = [Condition(f"{TOLD} {name}", instruction=text) for name, text in instructions.items()]
-    return [unguided_condition(), *guided, *told]
 
 
 def make_dialogues(
@@ -190,7 +179,11 @@ def main() -> None:
         dtype="float32",
         chat_template=adapter.config.chat_template,
     )
-    conditions = conditions_of(instructions, adapter.config.beta)
+    conditions = [
+        unguided_condition(),
+        *guided_conditions(GUIDED, list(instructions), [adapter.config.beta], signs=(1,)),
+        *instructed_conditions(instructions),
+    ]
     batch = AnswerBatch(args.base, folder, prompts, conditions, [decoding])
     (answers,) = AnswerCache(args.out.with_suffix(".answers.jsonl")).draw(batch)
 

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from benchmarks.common import arguments
 from benchmarks.common.prompt_intervals import mean_and_interval
@@ -28,6 +27,7 @@ from benchmarks.users.choice_limits import (
     make_answers_parser,
     told,
 )
+from benchmarks.users.shared_tastes import draw_tastes
 from pad_vllm.choices.fit_users import fit_users
 from pad_vllm.evaluation.win_rates_and_fluency import value_and_interval_text
 
@@ -39,11 +39,8 @@ _NOTHING = 1e-6
 
 
 def shared_tastes(users: int, dimensions: int, share: float) -> Tensor:
-    """[U, D] tastes of length 1, of whose square a share is common."""
-    source = torch.Generator().manual_seed(0)
-    common = normalize(torch.randn(dimensions, generator=source).double(), dim=-1)
-    own = normalize(torch.randn(users, dimensions, generator=source).double(), dim=-1)
-    return normalize(share**0.5 * common + (1 - share) ** 0.5 * own, dim=-1)
+    """[U, D] tastes of length 1, of whose square a share is common; the same ones each time."""
+    return draw_tastes(torch.Generator().manual_seed(0), users, dimensions, share)
 
 
 def learned(choices: Mapping[str, Tensor], *, with_prior: bool) -> Tensor:

@@ -40,6 +40,13 @@ class Population(NamedTuple):
     """[U, D], each of length 1."""
 
 
+def draw_tastes(source: torch.Generator, users: int, dimensions: int, share: float) -> Tensor:
+    """[U, D] tastes of length 1, of whose square a share is common to all."""
+    common = normalize(torch.randn(dimensions, generator=source).double(), dim=-1)
+    own = normalize(torch.randn(users, dimensions, generator=source).double(), dim=-1)
+    return normalize(share**0.5 * common + (1 - share) ** 0.5 * own, dim=-1)
+
+
 def make_population(args: argparse.Namespace, share: float, choices: int, seed: int) -> Population:
     """Users and their choices.
 
@@ -50,9 +57,7 @@ def make_population(args: argparse.Namespace, share: float, choices: int, seed: 
         seed: Of everything that is drawn.
     """
     source = torch.Generator().manual_seed(seed)
-    common = normalize(torch.randn(args.dimensions, generator=source).double(), dim=-1)
-    own = normalize(torch.randn(args.users, args.dimensions, generator=source).double(), dim=-1)
-    tastes = normalize(share**0.5 * common + (1 - share) ** 0.5 * own, dim=-1)
+    tastes = draw_tastes(source, args.users, args.dimensions, share)
     x = torch.randn(args.users, choices, args.dimensions, generator=source).double()
     log_odds = FIRMNESS * (x @ tastes.unsqueeze(-1))
     other = torch.rand(log_odds.shape, generator=source) > log_odds.sigmoid()

@@ -53,7 +53,9 @@ class WeightLearner:
         begin = self._begin(evidence)
         if not evidence.choices:
             return ProfileWeights({name: begin.get(name, 0.0) for name in self.dimensions}, {})
-        fit, largest = self._fit(evidence), self._largest(evidence)
+        prior = self._prior_of(evidence, begin)
+        fit = self._fit(evidence, prior)
+        largest = self._largest(evidence, begin, prior)
         rows = (fit.interval * largest).tolist()
         return ProfileWeights(
             dict(zip(self.dimensions, map(_rounded, (fit.w * largest).tolist()), strict=True)),
@@ -65,7 +67,8 @@ class WeightLearner:
 
     def propose(self, evidence: ProfileEvidence) -> tuple[dict[str, float], dict[str, float]]:
         """Weights of the two answers whose choice would teach most of the user."""
-        first, second = propose_question(self._fit(evidence).posterior)
+        prior = self._prior_of(evidence, self._begin(evidence))
+        first, second = propose_question(self._fit(evidence, prior).posterior)
         return self._named(first), self._named(second)
 
     def _begin(self, evidence: ProfileEvidence) -> dict[str, float]:
@@ -78,29 +81,31 @@ class WeightLearner:
         capped = [w / w.abs().max().clamp_min(1) for w in taught]
         return self._named(sum(capped, self._vector({})) / (len(capped) + 1))
 
-    def _prior_of(self, evidence: ProfileEvidence) -> GaussianPrior:
-        begin = self._vector(self._begin(evidence))
-        firmness = 1.0 if evidence.stated is not None else float(begin.abs().max())
-        return self._prior.around_stated(begin, firmness)
+    def _prior_of(self, evidence: ProfileEvidence, begin: Weights) -> GaussianPrior:
+        w = self._vector(begin)
+        firmness = 1.0 if evidence.stated is not None else float(w.abs().max())
+        return self._prior.around_stated(w, firmness)
 
-    def _fit(self, evidence: ProfileEvidence) -> ProfileFit:
-        return self._fitted(evidence, self._prior_of(evidence))
-
-    def _fitted(self, evidence: ProfileEvidence, prior: GaussianPrior) -> ProfileFit:
+    def _fit(self, evidence: ProfileEvidence, prior: GaussianPrior) -> ProfileFit:
         choices = [self._observed(one) for one in evidence.choices]
         return fit_profile(choices, prior, self.dimensions)
 
-    def _largest(self, evidence: ProfileEvidence) -> float:
+    def _largest(self, evidence: ProfileEvidence, begin: Weights, prior: GaussianPrior) -> float:
         """The largest |weight| of a user with choices: that of what was stated, 1 without, and between what
         conversations teach and 1 in proportion to what either says.
+
+        Args:
+            evidence: of the user.
+            begin: weights that choices begin with.
+            prior: around these.
         """
-        begin = max(map(abs, self._begin(evidence).values()), default=0.0)
-        if not begin or evidence.stated is not None:
-            return begin or 1.0
-        people = (1 - begin) * self._prior.mean
-        gathered = float((self._prior_of(evidence).mean - people).abs().max())
-        chosen = self._fitted(evidence, self._prior).scale
-        return (gathered * begin + chosen) / (gathered + chosen)
+        largest = max(map(abs, begin.values()), default=0.0)
+        if not largest or evidence.stated is not None:
+            return largest or 1.0
+        people = (1 - largest) * self._prior.mean
+        gathered = float((prior.mean - people).abs().max())
+        chosen = self._fit(evidence, self._prior).scale
+        return (gathered * largest + chosen) / (gathered + chosen)
 
     def _observed(self, choice: NamedChoice) -> ObservedChoice:
         return ObservedChoice(
