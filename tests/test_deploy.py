@@ -74,6 +74,15 @@ def test_every_container_is_confined():
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
 
 
+def test_the_pod_has_the_secrets_that_profiles_need():
+    (container,) = pod()["containers"]
+    optional = {
+        one["name"] for one in container["env"] if one["valueFrom"]["secretKeyRef"].get("optional")
+    }
+    assert {"PGPASSWORD", "PAD_TOKEN_SECRET"} <= optional
+    assert "--profile-tokens env:PAD_TOKEN_SECRET" in (DEPLOY / "README.md").read_text()
+
+
 def test_the_service_leads_to_the_pod_and_the_probes_to_a_route_without_a_key():
     found = manifests()
     assert found["Service"]["spec"]["selector"].items() <= (
