@@ -132,19 +132,27 @@ def _drawn(settings: Settings) -> int:
 
 
 def _minutes(watched: Watched) -> list[dict[str, Any]]:
-    """The first time left that each part said, and how long it then took to the part's next duration."""
+    """The first time left that each loop said, and how long it then took to the next line that is not its
+    own. A part may have several loops: one over the prompts that train, one over those held out.
+    """
     rows, seen = [], set()
     for number, (at, line, _) in enumerate(watched.lines):
         match = _LEFT.match(line)
-        if match and match["part"] not in seen:
-            seen.add(match["part"])
-            ends = [
-                t for t, text, _ in watched.lines[number + 1 :] if re.match(r"^\w+: \d+ s$", text)
-            ]
-            if ends and ends[0] - at >= _LEAST_SECONDS:
-                left = float(match["time"]) * (60 if match["unit"] == "minutes" else 1)
-                rows.append(_row(match["part"], "seconds left", left, ends[0] - at))
+        if not match or match["part"] in seen:
+            continue
+        seen.add(match["part"])
+        end = _end_of_loop(watched, number, match["part"])
+        if end - at >= _LEAST_SECONDS:
+            left = float(match["time"]) * (60 if match["unit"] == "minutes" else 1)
+            rows.append(_row(match["part"], "seconds left", left, end - at))
     return rows
+
+
+def _end_of_loop(watched: Watched, number: int, part: str) -> float:
+    for at, line, _ in watched.lines[number + 1 :]:
+        if not line.startswith(part) or line.startswith(f"{part}: 0 of "):
+            return at
+    return watched.lines[-1][0]
 
 
 def _row(part: str, unit: str, said: Any, used: float) -> dict[str, Any]:

@@ -66,6 +66,25 @@ def test_what_was_said_is_compared_with_what_was_used_until_the_part_ended(tmp_p
     assert (left["said"], round(left["used"]), left["share"]) == (12.0, 12, 1.0)
 
 
+def test_the_time_left_is_compared_up_to_the_end_of_its_loop(tmp_path):
+    watched = estimates.Watched()
+    watched.lines = [
+        (10.0, "the teacher's rewards: 16 of 48, about 42 seconds left", 0),
+        (30.0, "the teacher's rewards: 32 of 48, about 22 seconds left", 0),
+        (50.0, "the teacher's rewards: 0 of 16", 0),  # of the prompts held out
+        (70.0, "teacher: 70 s", 0),
+        (80.0, "stage 1 step 1 of 6: loss 2.1, about 5 minutes left", 0),
+        (90.0, "stage 1 step 6 of 6: validation pairs", 0),
+        (100.0, "stage1: 30 s", 0),
+    ]
+    settings = estimates.Settings("b", (), str(tmp_path / "out"))
+    found = estimates.compared(watched, settings, tmp_path)
+    assert [(row["part"], row["said"], row["used"]) for row in found[1:]] == [
+        ("the teacher's rewards", 42.0, 40.0),
+        ("stage 1", 300.0, 20.0),
+    ]
+
+
 def test_readers_read_the_same_tokens_in_batches_of_about_one_length():
     sequences = reading.make_sequences(40, 300)
     padded = reading.batches(sequences)

@@ -1,0 +1,173 @@
+"""Do answers get better by what a profile learns from conversations? Two forms of the weights.
+
+    python -m benchmarks.users.conversation_wins --loop conversation_loop.json --out conversation_wins.json
+
+Users who like one dimension each, and never say so: their earlier turns were answered by the base told that
+dimension's instruction ("told" dialogues of `conversation_loop`, whose result has what each teaches). A
+profile takes the mean over its conversations, as if one more had taught nothing, and guides answers to other
+prompts. Forms: "as read", the weights as they are; "in units", less what the base's own dialogues teach, over
+what the dimension's own instruction teaches, at most 1 each. Beside them the weight 1, and asking. Wins are
+over the unguided answers, by the dimension's judges that trained nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import arguments
+from benchmarks.common.answer_experiment import AnswerExperiment
+from benchmarks.common.independent_judges import (
+    Verdict,
+    mean_by_prompt,
+    percent_with_interval,
+    text_costs,
+    win_rate_and_interval,
+)
+from benchmarks.users.conversation_loop import PLAIN, SENTENCE, TOLD
+from pad_vllm.steering.comparison_conditions import (
+    Condition,
+    instructed_conditions,
+    instructions_of,
+    unguided_condition,
+)
+
+Weights = dict[str, float]
+"""Dimension -> weight."""
+
+AS_READ, IN_UNITS = "as read", "in units"
+STATED, ASKED = "weight 1", "asked"
+
+
+class TaughtWeights:
+    """What dialogues of one `conversation_loop` teach."""
+
+    def __init__(self, result: Mapping[str, Any]) -> None:
+        """Take its first number of prompts; result: of `conversation_loop`."""
+        read = next(row["read"] for row in result["rows"] if row["way"] == PLAIN)
+        rows = {
+            (row["way"], row["dimension"]): row
+            for row in result["rows"]
+            if row["read"] == read or row["way"] == SENTENCE
+        }
+        self.dimensions = [name for way, name in rows if way == SENTENCE]
+        self._told = {name: rows[TOLD, name]["weights"] for name in self.dimensions}
+        plain = rows[PLAIN, self.dimensions[0]]["weights"]
+        self._plain = {d: statistics.mean(w[d] for w in plain) for d in plain[0]}
+        self._unit = {name: rows[SENTENCE, name]["own"] for name in self.dimensions}
+
+    def profile(self, liked: str, form: str, count: int) -> Weights:
+        """Weights of a user after some conversations.
+
+        Args:
+            liked: the dimension that their answers were told.
+            form: AS_READ or IN_UNITS.
+            count: of conversations.
+        """
+        read = self._told[liked][:count]
+        taught = read if form == AS_READ else [self._in_units(w) for w in read]
+        return {
+            name: round(sum(_capped(w)[name] for w in taught) / (count + 1), 3)
+            for name in self.dimensions
+        }
+
+    def _in_units(self, w: Weights) -> Weights:
+        return {name: (w[name] - self._plain[name]) / self._unit[name] for name in self.dimensions}
+
+
+def _capped(w: Weights) -> Weights:
+    largest = max(1.0, *map(abs, w.values()))
+    return {name: value / largest for name, value in w.items()}
+
+
+def conditions_of(
+    taught: TaughtWeights, counts: Sequence[int], beta: float
+) -> dict[tuple[str, str], Condition]:
+    """(Way, liked dimension) -> how its answers are drawn.
+
+    Args:
+        taught: by dialogues.
+        counts: of conversations that a profile has.
+        beta: the adapter's strength.
+    """
+    weights = {(STATED, name): {name: 1.0} for name in taught.dimensions} | {
+        (f"{form}, {count}", name): taught.profile(name, form, count)
+        for form in (AS_READ, IN_UNITS)
+        for count in counts
+        for name in taught.dimensions
+    }
+    return {
+        (way, name): Condition(f"{way}: {name}", w, beta, aims={name: 1})
+        for (way, name), w in weights.items()
+    }
+
+
+def result_rows(
+    verdicts: Mapping[tuple[str, str], Verdict], conditions: Mapping[tuple[str, str], Condition]
+) -> list[dict[str, Any]]:
+    """A row a way, as plain JSON.
+
+    Args:
+        verdicts: By way and liked dimension.
+        conditions: of the guided ones.
+    """
+    rows = []
+    for way in dict.fromkeys(way for way, _ in verdicts):
+        own = {name: verdict for (of_way, name), verdict in verdicts.items() if of_way == way}
+        wins = {name: verdict.wins[name] for name, verdict in own.items()}
+        rows.append(
+            {
+                "way": way,
+                "wins": {name: win_rate_and_interval(row) for name, row in wins.items()},
+                "mean": win_rate_and_interval(mean_by_prompt(list(wins.values()))),
+                **text_costs(list(own.values())),
+                "weights": {n: dict(conditions[way, n].weights) for n in own if way != ASKED},
+            }
+        )
+    return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Markdown, a line a way: wins and the weight of the liked dimension."""
+    names = list(rows[0]["wins"])
+    lines = [
+        f"| wins %; weight | {' | '.join(names)} | mean | perplexity | repeated |",
+        f"| --- |{' --- |' * (len(names) + 1)} ---: | ---: |",
+    ]
+    for row in rows:
+        cells = [
+            percent_with_interval(row["wins"][name])
+            + (f"; {row['weights'][name][name]:.2f}" if row["weights"] else "")
+            for name in names
+        ]
+        cells += [percent_with_interval(row["mean"]), f"{row['perplexity']:.2f}x"]
+        cells.append(f"{100 * row['repeated_more']:+.1f}")
+        lines.append(f"| {row['way']} | {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = arguments.make_parser(__doc__)
+    arguments.add_judging_options(parser, tokens=64)
+    parser.add_argument("--loop", type=Path, required=True, help="a result of conversation_loop")
+    parser.add_argument("--conversations", type=int, nargs="+", default=[1, 8])
+    args = parser.parse_args()
+    experiment = AnswerExperiment.from_arguments(args)
+    taught = TaughtWeights(json.loads(args.loop.read_text()))
+    guided = conditions_of(taught, args.conversations, experiment.config.beta)
+    told = instructed_conditions(instructions_of(experiment.config))
+    asked = {(ASKED, name): one for name, one in zip(taught.dimensions, told, strict=True)}
+    answers = experiment.draw([unguided_condition(), *guided.values(), *asked.values()])
+    keys = [*guided, *asked]
+    found = experiment.judges.verdicts(taught.dimensions, answers)[1:]
+    rows = result_rows(dict(zip(keys, found, strict=True)), guided)
+    result = {**experiment.result_entries(), "rows": rows, "table": table(rows)}
+    arguments.print_and_write(args, result)
+
+
+if __name__ == "__main__":
+    main()
