@@ -5,10 +5,11 @@
 Dialogues of --turns questions, each answered without the ones before it, in three ways: plain; guided by one
 dimension with weight 1 at the adapter's strength; told, with the dimension's instruction in the prompt, which
 the dialogue does not contain. Each is read as `--learn-from-conversations` reads it, by the first --read
-prompts. An answer that was guided by w teaches gain times
+prompts: 0 is what a dialogue of the base's own answers teaches, 1 what the dimension's own instruction does
+(`as_read`: before this is measured). An answer that was guided by w teaches gain times
 w, so a profile that is guided by what it has read of its own answers ends at w / (1 - gain), and grows
 without end from a gain of 1 on. `gain` is what guided dialogues are read as in their own dimension, less what
-plain ones are. The row "sentence" is what the instruction itself teaches, in the same units.
+plain ones are. The row "sentence" is what the instruction itself teaches, by the answered prompts.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
+
+import torch
 
 from benchmarks.common import arguments
 from benchmarks.common.answer_cache import AnswerCache
@@ -29,6 +32,7 @@ from pad_vllm.choices.candidate_reader import CandidateReader
 from pad_vllm.choices.reward_space import RewardSpace
 from pad_vllm.choices.sentence_weights import (
     DIALOGUE_PROMPTS,
+    DialogueUnits,
     SentenceReader,
     sentence_prompts,
 )
@@ -91,7 +95,7 @@ def taught_by_sentences(
 def read_dialogues(
     sentences: SentenceReader, dialogues: Sequence[Dialogue], dimensions: Sequence[str], read: int
 ) -> tuple[list[Weights], float]:
-    """Weights of each dialogue, and the CPU seconds that one took on average.
+    """Weights of each dialogue, not scaled, and the CPU seconds that one took on average.
 
     Args:
         sentences: That has drawn its answers.
@@ -108,15 +112,22 @@ def read_dialogues(
     return [dict(zip(dimensions, w, strict=True)) for w in found], seconds
 
 
-def result_row(way: str, name: str, weights: Sequence[Weights], read: int) -> dict[str, Any]:
+def result_row(
+    way: str, name: str, as_read: Sequence[Weights], read: int, units: DialogueUnits
+) -> dict[str, Any]:
     """Means over dialogues.
 
     Args:
         way: How answers were drawn.
         name: The dimension whose weight is `own`.
-        weights: Of each dialogue.
+        as_read: Weights of each dialogue, not scaled.
         read: By how many prompts.
+        units: Of dialogues that are read by so many.
     """
+    weights = [
+        dict(zip(w, units.measure(torch.tensor(list(w.values()))).tolist(), strict=True))
+        for w in as_read
+    ]
     means = {d: statistics.mean(w[d] for w in weights) for d in weights[0]}
     own = [w[name] for w in weights]
     error = statistics.stdev(own) / len(own) ** 0.5 if len(own) > 1 else 0.0
@@ -129,8 +140,17 @@ def result_row(way: str, name: str, weights: Sequence[Weights], read: int) -> di
         "error": round(error, 3),
         "other": round(means[other], 3),
         "other_dimension": other,
-        "weights": [{d: round(x, 3) for d, x in w.items()} for w in weights],
+        "weights": _rounded(weights),
+        "as_read": _rounded(as_read),
     }
+
+
+def _rounded(weights: Sequence[Weights]) -> list[Weights]:
+    return [{d: round(x, 3) for d, x in w.items()} for w in weights]
+
+
+def _three_digits(value: float) -> float:
+    return round(value, 3)
 
 
 def gains(rows: Sequence[Mapping[str, Any]], read: int) -> Weights:
@@ -198,22 +218,32 @@ def main() -> None:
         by_condition[1 : 1 + len(names)],
         by_condition[1 + len(names) :],
     )
-    rows, seconds = [], {}
+    rows, seconds, units = [], {}, {}
     for read in args.read:
+        units[read] = sentences.dialogue_units(instructions, read)
         found, seconds[read] = read_dialogues(sentences, plain, dimensions, read)
-        rows += [result_row(PLAIN, name, found, read) for name in names]
+        rows += [result_row(PLAIN, name, found, read, units[read]) for name in names]
         for way, of_way in ((GUIDED, guided), (TOLD, told)):
             for name, dialogues in zip(names, of_way, strict=True):
                 weights, _ = read_dialogues(sentences, dialogues, dimensions, read)
-                rows.append(result_row(way, name, weights, read))
+                rows.append(result_row(way, name, weights, read, units[read]))
     taught = taught_by_sentences(reader, prompts, answers[0], instructions)
-    rows += [result_row(SENTENCE, name, [taught[name]], len(prompts)) for name in names]
+    measure = units[args.read[0]]
+    told_by = len(prompts)
+    rows += [result_row(SENTENCE, name, [taught[name]], told_by, measure) for name in names]
     lengths = [len(chat_token_ids(reader.tokenizer, dialogue_messages(one))) for one in plain]
     result = {
         "command": arguments.command_line(),
         "beta": adapter.config.beta,
         "gain": {str(read): gains(rows, read) for read in args.read},
         "seconds": {str(read): round(one, 2) for read, one in seconds.items()},
+        "units": {
+            str(read): {
+                kind: dict(zip(dimensions, map(_three_digits, values.tolist()), strict=True))
+                for kind, values in one._asdict().items()
+            }
+            for read, one in units.items()
+        },
         "dialogue_tokens": round(statistics.mean(lengths)),
         "rows": rows,
         "table": table(rows, names),

@@ -13,7 +13,6 @@ over the unguided answers, by the dimension's judges that trained nothing.
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from benchmarks.common.independent_judges import (
     text_costs,
     win_rate_and_interval,
 )
-from benchmarks.users.conversation_loop import PLAIN, SENTENCE, TOLD
+from benchmarks.users.conversation_loop import TOLD
 from pad_vllm.steering.comparison_conditions import (
     Condition,
     instructed_conditions,
@@ -47,17 +46,11 @@ class TaughtWeights:
 
     def __init__(self, result: Mapping[str, Any]) -> None:
         """Take its first number of prompts; result: of `conversation_loop`."""
-        read = next(row["read"] for row in result["rows"] if row["way"] == PLAIN)
-        rows = {
-            (row["way"], row["dimension"]): row
-            for row in result["rows"]
-            if row["read"] == read or row["way"] == SENTENCE
-        }
-        self.dimensions = [name for way, name in rows if way == SENTENCE]
-        self._told = {name: rows[TOLD, name]["weights"] for name in self.dimensions}
-        plain = rows[PLAIN, self.dimensions[0]]["weights"]
-        self._plain = {d: statistics.mean(w[d] for w in plain) for d in plain[0]}
-        self._unit = {name: rows[SENTENCE, name]["own"] for name in self.dimensions}
+        self._rows: dict[str, Mapping[str, Any]] = {}
+        for row in result["rows"]:
+            if row["way"] == TOLD:
+                self._rows.setdefault(row["dimension"], row)
+        self.dimensions = list(self._rows)
 
     def profile(self, liked: str, form: str, count: int) -> Weights:
         """Weights of a user after some conversations.
@@ -67,15 +60,11 @@ class TaughtWeights:
             form: AS_READ or IN_UNITS.
             count: of conversations.
         """
-        read = self._told[liked][:count]
-        taught = read if form == AS_READ else [self._in_units(w) for w in read]
+        taught = self._rows[liked]["as_read" if form == AS_READ else "weights"][:count]
         return {
             name: round(sum(_capped(w)[name] for w in taught) / (count + 1), 3)
             for name in self.dimensions
         }
-
-    def _in_units(self, w: Weights) -> Weights:
-        return {name: (w[name] - self._plain[name]) / self._unit[name] for name in self.dimensions}
 
 
 def _capped(w: Weights) -> Weights:

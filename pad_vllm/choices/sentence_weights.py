@@ -10,7 +10,7 @@ mathematics is that of reward_space.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +37,12 @@ LITTLE = 0.1
 DIALOGUE_PROMPTS = 4
 """Of the prompts, the first by which a dialogue is read: each is a forward pass over the whole dialogue."""
 
+PLAIN_TURNS = 3
+"""Questions of the base's own dialogue, which others are compared with; they follow the DIALOGUE_PROMPTS."""
+
+LEAST_OWN = 0.05
+"""A dimension of which its own instruction teaches less is not read from dialogues: that would be chance."""
+
 ANSWER_TOKENS = 24
 """Of an answer to a prompt, at most."""
 
@@ -59,6 +65,23 @@ class SentenceWeights(NamedTuple):
 
     explained: float
     """Share of the sentence's rewards, 0 to 1."""
+
+
+class DialogueUnits(NamedTuple):
+    """What the weights of dialogues are measured by."""
+
+    plain: Tensor
+    """[D] float64, what a dialogue teaches that the base itself answered, liked or not."""
+
+    own: Tensor
+    """[D] float64, how much of each dimension its own instruction teaches; 1 where it has none."""
+
+    def measure(self, w: Tensor) -> Tensor:
+        """[D] weights in which 0 is the base's own dialogue and 1 what the dimension's own instruction
+        teaches; 0 of dimensions of which that is less than LEAST_OWN. w: of `dialogue_weights`.
+        """
+        known = self.own >= LEAST_OWN
+        return ((w - self.plain) / self.own.where(known, 1.0)) * known
 
 
 class _PlainAnswer(NamedTuple):
@@ -117,7 +140,7 @@ class SentenceReader:
     ) -> Tensor:
         """[D] float64 weights under which guided answers come nearest to those behind a dialogue. They are
         not scaled: the less a dialogue teaches, the smaller they are. A dimension's own sentence has more or
-        less than 1 in these units, by how its heads were trained.
+        less than 1 here, by how its heads were trained (`dialogue_units`).
 
         Args:
             turns: messages of user and assistant, in front of each prompt.
@@ -131,6 +154,32 @@ class SentenceReader:
             pass
         w, _ = self._projected(self._read[:num_prompts], lambda messages: [*turns, *messages])
         return w
+
+    def dialogue_units(
+        self, instructions: Mapping[str, str], num_prompts: int = DIALOGUE_PROMPTS
+    ) -> DialogueUnits:
+        """What dialogues that are read by so many prompts are measured by.
+
+        Args:
+            instructions: by dimension, those that have one.
+            num_prompts: as in `dialogue_weights`.
+
+        Raises:
+            ValueError: an adapter whose heads are untrained.
+        """
+        needed = num_prompts + PLAIN_TURNS
+        while len(self._read) < needed and self.read_ahead():
+            pass
+        turns = []
+        for read in self._read[num_prompts:needed]:
+            text = self._reader.tokenizer.decode(read.answer.token_ids, skip_special_tokens=True)
+            turns += [*read.prompt.messages(), {"role": "assistant", "content": text}]
+        own = torch.ones(len(self._reader.model.dimensions), dtype=torch.float64)
+        for index, name in enumerate(self._reader.model.dimensions):
+            if name in instructions:
+                told = partial(with_instruction, text=instructions[name])
+                own[index] = self._projected(self._read[:num_prompts], told)[0][index]
+        return DialogueUnits(self.dialogue_weights(turns, num_prompts), own)
 
     def _projected(
         self, answers: Sequence[ReadAnswer], change: ChangePrompt

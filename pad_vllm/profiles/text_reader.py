@@ -7,8 +7,9 @@ the numbers of `pad-vllm fit`. Keeps no text. Knows neither users nor processes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,12 +17,14 @@ from torch import Tensor
 
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.adapter.backbone.backbone import Backbone, require_same_backbone
+from pad_vllm.adapter.manifest import taught_sentences
 from pad_vllm.choices.answer_sequences import answer_sequences, context_tokens
 from pad_vllm.choices.candidate_reader import CandidateReader
 from pad_vllm.choices.feature_sums import feature_sums
 from pad_vllm.choices.observed_choice import ObservedChoice
 from pad_vllm.choices.sentence_weights import (
     ANSWER_TOKENS,
+    DialogueUnits,
     IsInterrupted,
     SentenceReader,
     sentence_prompts,
@@ -83,21 +86,31 @@ class ConversationReading:
     """What the adapter's dimensions make of a conversation."""
 
     weights: dict[str, float]
-    """Of every dimension, not scaled: the less the conversation teaches, the smaller they are."""
+    """Of every dimension: 0 is what the base's own conversations teach, 1 what the dimension's own
+    instruction does.
+    """
 
 
 class TextReader:
     """Of one adapter on its base."""
 
-    def __init__(self, model: PersRM, tokenizer: Any, top_k: int) -> None:
+    def __init__(
+        self,
+        model: PersRM,
+        tokenizer: Any,
+        top_k: int,
+        instructions: Mapping[str, str] | None = None,
+    ) -> None:
         """Read nothing yet.
 
         Args:
             model: the adapter on its base.
             tokenizer: the base's, with a chat template.
             top_k: candidates of a token, by which sentences are read.
+            instructions: by which dimensions were taught; a conversation's weights of others are not scaled.
         """
         self._model, self._tokenizer = model, tokenizer
+        self._instructions = instructions or {}
         self._max_tokens = min(context_tokens(model.backbone), MAX_TOKENS)
         prompts = sentence_prompts()
         self._sentences = SentenceReader(CandidateReader(model, tokenizer, top_k), prompts)
@@ -144,6 +157,10 @@ class TextReader:
         found = self._sentences.weights(text)
         return SentenceReading(self._named(found.w), found.explained)
 
+    @cached_property
+    def _units(self) -> DialogueUnits:
+        return self._sentences.dialogue_units(self._instructions)
+
     def conversation(self, turns: Sequence[dict[str, str]]) -> ConversationReading:
         """Weights of the newest turns of a conversation.
 
@@ -153,7 +170,7 @@ class TextReader:
         from jinja2 import TemplateError
 
         try:
-            w = self._sentences.dialogue_weights(self._newest(turns))
+            w = self._units.measure(self._sentences.dialogue_weights(self._newest(turns)))
         except TemplateError as error:
             raise ValueError(f"the chat template refuses the conversation ({error})") from error
         if not w.isfinite().all():
@@ -195,4 +212,9 @@ def open_text_reader(settings: ReaderSettings) -> TextReader:
         Backbone.from_checkpoint(folder),
         allow_mismatch=settings.allow_mismatch,
     )
-    return TextReader(PersRM.from_adapter(backbone, adapter), tokenizer, adapter.config.top_k)
+    return TextReader(
+        PersRM.from_adapter(backbone, adapter),
+        tokenizer,
+        adapter.config.top_k,
+        taught_sentences(adapter.config),
+    )

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pad_vllm.adapter.manifest import AdapterConfig, PrefixConfig, training_sections
+from pad_vllm.adapter.manifest import AdapterConfig, PrefixConfig, taught_sentences
 from pad_vllm.request_limits import LEARNED_PREFIX_BETA
 
 
@@ -76,8 +76,7 @@ def instructions_of(
             raise ValueError(
                 f"--told {name}: the adapter has no such dimension, only {', '.join(config.dimensions)}"
             )
-    rows = [row for section in training_sections(config) for row in section.get("taught") or []]
-    instructions = {row["dimension"]: row["sentences"][0] for row in rows} | dict(given or {})
+    instructions = taught_sentences(config) | dict(given or {})
     return {name: instructions[name] for name in config.dimensions if name in instructions}
 
 

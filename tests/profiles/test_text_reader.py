@@ -126,10 +126,20 @@ TURNS = [
 def test_a_conversation_has_the_weights_of_its_turns(model, reader):
     found = reader.conversation(TURNS)
     fit = SentenceReader(CandidateReader(model, tiny.tokenizer(), 8), sentence_prompts())
-    expected = fit.dialogue_weights(TURNS)
+    expected = fit.dialogue_units({}).measure(fit.dialogue_weights(TURNS))
     assert found.weights == {
         name: float(f"{w:.3g}") for name, w in zip(DIMENSIONS, expected.tolist(), strict=True)
     }
+
+
+def test_a_conversation_is_measured_by_the_instructions_that_taught(model):
+    own = {"brief": "Be brief."}
+    reader = TextReader(model, tiny.tokenizer(), 8, own)
+    fit = SentenceReader(CandidateReader(model, tiny.tokenizer(), 8), sentence_prompts())
+    expected = fit.dialogue_units(own).measure(fit.dialogue_weights(TURNS))
+    assert list(reader.conversation(TURNS).weights.values()) == pytest.approx(
+        expected.tolist(), rel=1e-2
+    )
 
 
 @pytest.mark.parametrize(("limit", "first"), [(1024, 0), (200, 2)])
