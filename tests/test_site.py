@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import typer
 
-from docs.hooks import charts, support_features, support_matrix
+from docs.hooks import charts, results_tables, support_features, support_matrix
 from docs.hooks.command_page import command_page
 from docs.hooks.cut_pages import anchor, cut_pages, page_groups
 from docs.hooks.repository_links import rewritten
-from docs.hooks.results_tables import COMPARISONS, comparison, setting_table
+from docs.hooks.results_tables import Comparison, comparison, setting_table
 from docs.hooks.support_features import COLUMNS, FORK, HEADS, RAY, RESIDENT, Feature
 from pad_vllm.cli.app import app
 from pad_vllm.serving.start.refused_features import REFUSED_BY_ALL, REFUSED_BY_ENGINE
@@ -136,11 +136,17 @@ def test_a_chart_shows_the_points_of_the_results(name):
     assert "#123456" not in svg
 
 
-def test_a_mean_leaves_out_judges_that_taught():
-    (one,) = [c for c in COMPARISONS if c.result == "steering_held_out"]
-    guided, asked = comparison(one)["positive"]
-    assert guided.wins == pytest.approx((0.75 + 0.8 + 0.75) / 3)
-    assert asked.perplexity == 1.469
+def test_a_mean_leaves_out_judges_that_taught(tmp_path, monkeypatch):
+    wins = {"warm": {"words": [1.0], "meaning": [0.8], "length": [0.6], "teacher": [1.0]}}
+    rows = [
+        {"name": name, "wins": wins, "perplexity": 1.5, "repeated_more": 0.0}
+        for name in ("told warm", "PAD +warm")
+    ]
+    result = {"taught": {"warm": ["words"]}, "decodings": [{"records": rows}]}
+    (tmp_path / "r.json").write_text(json.dumps(result))
+    monkeypatch.setattr(results_tables, "RESULTS", tmp_path)
+    for way in comparison(Comparison("r", "base", "PAD +"))["warm"]:
+        assert way == (pytest.approx(0.7), 1.5, 0.0)
 
 
 def test_a_table_of_one_setting_has_its_values_and_the_default():

@@ -29,10 +29,10 @@ from benchmarks.users.user_dialogues import Dialogue, dialogue_messages
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.catalog.name_resolution import resolve_adapter
 from pad_vllm.choices.candidate_reader import CandidateReader
+from pad_vllm.choices.dialogue_units import DialogueUnits, UnitsReader
 from pad_vllm.choices.reward_space import RewardSpace
 from pad_vllm.choices.sentence_weights import (
     DIALOGUE_PROMPTS,
-    DialogueUnits,
     SentenceReader,
     sentence_prompts,
 )
@@ -220,7 +220,7 @@ def main() -> None:
     )
     rows, seconds, units = [], {}, {}
     for read in args.read:
-        units[read] = sentences.dialogue_units(instructions, read)
+        units[read] = UnitsReader(sentences, instructions, read).units()
         found, seconds[read] = read_dialogues(sentences, plain, dimensions, read)
         rows += [result_row(PLAIN, name, found, read, units[read]) for name in names]
         for way, of_way in ((GUIDED, guided), (TOLD, told)):

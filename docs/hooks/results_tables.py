@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-_TAUGHT = {("positive", "positive"), ("simple", "simple")}
-"""(dimension, judge) of the adapter for SmolLM2: scorers that it was trained on."""
 
 
 class Comparison(NamedTuple):
@@ -31,11 +29,10 @@ class Comparison(NamedTuple):
 
 
 COMPARISONS = (
-    Comparison("steering_demo", "SmolLM2-135M, 50 prompts, 80 tokens", "PAD +"),
-    Comparison("steering_held_out", "SmolLM2-135M, 100 other prompts, 48 tokens", "PAD +"),
-    Comparison("steering_long", "SmolLM2-135M, 50 prompts, 300 tokens", "PAD +"),
+    Comparison("steering_smollm2", "SmolLM2-135M, heads only, 40 prompts, 64 tokens", "PAD +"),
+    Comparison("steering_long_smollm2", "The same, 24 prompts, 300 tokens", "PAD +"),
     Comparison("steering_trunk_smollm2", "SmolLM2-135M, a trunk, 24 prompts, 64 tokens", "PAD +"),
-    Comparison("gemma", "Gemma-3-270m, another tokenizer, 20 prompts", "PAD +"),
+    Comparison("steering_gemma", "Gemma-3-270m by SmolLM2's heads, 24 prompts, 64 tokens", "PAD +"),
     Comparison("steering_trunk_qwen05", "Qwen2.5-Coder-0.5B, a trunk, 40 prompts", "PAD +"),
     Comparison("steering_trunk_koala_qwen05", "The same, 25 Koala prompts, 64 tokens", "PAD +"),
     Comparison("steering_qwen05", "Qwen2.5-Coder-0.5B, heads only, 24 prompts", "PAD +"),
@@ -62,17 +59,19 @@ def comparison(one: Comparison) -> dict[str, tuple[Way, Way]]:
     records = {record["name"]: record for record in found["decodings"][0]["records"]}
     names = [name.removeprefix("told ") for name in records if name.startswith("told ")]
     dimensions = [name for name in names if f"{one.guided}{name}" in records]
+    taught = {name: {"teacher", *found["taught"].get(name, ())} for name in dimensions}
     return {
-        name: (_way(records[f"{one.guided}{name}"], name), _way(records[f"told {name}"], name))
+        name: (
+            _way(records[f"{one.guided}{name}"], name, taught[name]),
+            _way(records[f"told {name}"], name, taught[name]),
+        )
         for name in dimensions
     }
 
 
-def _way(record: dict[str, Any], dimension: str) -> Way:
+def _way(record: dict[str, Any], dimension: str, taught: set[str]) -> Way:
     judges = {
-        judge: wins[0]
-        for judge, wins in record["wins"][dimension].items()
-        if judge != "teacher" and (dimension, judge) not in _TAUGHT
+        judge: wins[0] for judge, wins in record["wins"][dimension].items() if judge not in taught
     }
     return Way(statistics.fmean(judges.values()), record["perplexity"], record["repeated_more"])
 

@@ -10,7 +10,7 @@ mathematics is that of reward_space.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,12 +37,6 @@ LITTLE = 0.1
 DIALOGUE_PROMPTS = 4
 """Of the prompts, the first by which a dialogue is read: each is a forward pass over the whole dialogue."""
 
-PLAIN_TURNS = 3
-"""Questions of the base's own dialogue, which others are compared with; they follow the DIALOGUE_PROMPTS."""
-
-LEAST_OWN = 0.05
-"""A dimension of which its own instruction teaches less is not read from dialogues: that would be chance."""
-
 ANSWER_TOKENS = 24
 """Of an answer to a prompt, at most."""
 
@@ -67,23 +61,6 @@ class SentenceWeights(NamedTuple):
     """Share of the sentence's rewards, 0 to 1."""
 
 
-class DialogueUnits(NamedTuple):
-    """What the weights of dialogues are measured by."""
-
-    plain: Tensor
-    """[D] float64, what a dialogue teaches that the base itself answered, liked or not."""
-
-    own: Tensor
-    """[D] float64, how much of each dimension its own instruction teaches; 1 where it has none."""
-
-    def measure(self, w: Tensor) -> Tensor:
-        """[D] weights in which 0 is the base's own dialogue and 1 what the dimension's own instruction
-        teaches; 0 of dimensions of which that is less than LEAST_OWN. w: of `dialogue_weights`.
-        """
-        known = self.own >= LEAST_OWN
-        return ((w - self.plain) / self.own.where(known, 1.0)) * known
-
-
 class _PlainAnswer(NamedTuple):
     token_ids: tuple[int, ...]
 
@@ -100,6 +77,8 @@ class SentenceReader:
             reader: of the base, with the adapter's reward model.
             prompts: of any kind, such as `sentence_prompts()`.
         """
+        self.prompts = tuple(prompts)
+        self.dimensions = reader.model.dimensions
         self._reader = reader
         self._waiting, self._read = list(prompts), list[ReadAnswer]()
 
@@ -140,7 +119,7 @@ class SentenceReader:
     ) -> Tensor:
         """[D] float64 weights under which guided answers come nearest to those behind a dialogue. They are
         not scaled: the less a dialogue teaches, the smaller they are. A dimension's own sentence has more or
-        less than 1 here, by how its heads were trained (`dialogue_units`).
+        less than 1 here, by how its heads were trained (dialogue_units.py measures them).
 
         Args:
             turns: messages of user and assistant, in front of each prompt.
@@ -150,36 +129,38 @@ class SentenceReader:
             ValueError: an adapter whose heads are untrained.
             jinja2.TemplateError: turns that the chat template rejects.
         """
-        while len(self._read) < num_prompts and self.read_ahead():
-            pass
-        w, _ = self._projected(self._read[:num_prompts], lambda messages: [*turns, *messages])
-        return w
+        return self._change_weights(lambda messages: [*turns, *messages], num_prompts)
 
-    def dialogue_units(
-        self, instructions: Mapping[str, str], num_prompts: int = DIALOGUE_PROMPTS
-    ) -> DialogueUnits:
-        """What dialogues that are read by so many prompts are measured by.
+    def instruction_weights(self, text: str, num_prompts: int = DIALOGUE_PROMPTS) -> Tensor:
+        """[D] float64 weights of an instruction in the prompt, not scaled, to compare a dialogue's with.
 
         Args:
-            instructions: by dimension, those that have one.
+            text: such as a dimension was taught by.
             num_prompts: as in `dialogue_weights`.
 
         Raises:
             ValueError: an adapter whose heads are untrained.
         """
-        needed = num_prompts + PLAIN_TURNS
-        while len(self._read) < needed and self.read_ahead():
+        return self._change_weights(partial(with_instruction, text=text), num_prompts)
+
+    def plain_answer(
+        self, prompt: Conversation, max_tokens: int, is_interrupted: IsInterrupted = lambda: False
+    ) -> str:
+        """The base's own greedy answer, as text.
+
+        Args:
+            prompt: what is asked.
+            max_tokens: of the answer, at most.
+            is_interrupted: as in `read_ahead`; the answer is then cut off.
+        """
+        found = _plain_answer(self._reader, prompt, is_interrupted, max_tokens)
+        return self._reader.tokenizer.decode(found.token_ids, skip_special_tokens=True)
+
+    def _change_weights(self, change: ChangePrompt, num_prompts: int) -> Tensor:
+        while len(self._read) < num_prompts and self.read_ahead():
             pass
-        turns = []
-        for read in self._read[num_prompts:needed]:
-            text = self._reader.tokenizer.decode(read.answer.token_ids, skip_special_tokens=True)
-            turns += [*read.prompt.messages(), {"role": "assistant", "content": text}]
-        own = torch.ones(len(self._reader.model.dimensions), dtype=torch.float64)
-        for index, name in enumerate(self._reader.model.dimensions):
-            if name in instructions:
-                told = partial(with_instruction, text=instructions[name])
-                own[index] = self._projected(self._read[:num_prompts], told)[0][index]
-        return DialogueUnits(self.dialogue_weights(turns, num_prompts), own)
+        w, _ = self._projected(self._read[:num_prompts], change)
+        return w
 
     def _projected(
         self, answers: Sequence[ReadAnswer], change: ChangePrompt
@@ -214,7 +195,10 @@ def sentence_prompts() -> tuple[Conversation, ...]:
 
 @torch.no_grad()
 def _plain_answer(
-    reader: CandidateReader, prompt: Conversation, is_interrupted: IsInterrupted
+    reader: CandidateReader,
+    prompt: Conversation,
+    is_interrupted: IsInterrupted,
+    max_tokens: int = ANSWER_TOKENS,
 ) -> _PlainAnswer:
     from transformers import StoppingCriteriaList
 
@@ -230,7 +214,7 @@ def _plain_answer(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
-            max_new_tokens=ANSWER_TOKENS,
+            max_new_tokens=max_tokens,
             stopping_criteria=StoppingCriteriaList([stop]),
             pad_token_id=0,  # one row: nothing is padded, and None is warned of
         )

@@ -59,7 +59,9 @@ class ProfileEvidence:
     choices: tuple[NamedChoice, ...] = field(default_factory=tuple)
 
     conversations: tuple[Weights, ...] = field(default_factory=tuple)
-    """Weights that each conversation teaches, not scaled; they count where nothing is stated."""
+    """Weights that each conversation teaches: 1 is what a dimension's own instruction does. They count where
+    nothing is stated.
+    """
 
 
 def weights_text(weights: Weights) -> str:

@@ -141,7 +141,7 @@ class ProfileStore:
             user: whose conversation it is.
             known_id: the user's id when the request came; None for one who was not known.
             key: of the conversation (earlier_turns.py).
-            taught: weights that it teaches, not scaled.
+            taught: weights that it teaches (`text_reader.ConversationReading`).
 
         Raises:
             UnknownUser: the user was deleted since the request came.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,11 +19,11 @@ from pad_vllm.adapter.backbone.backbone import Backbone, require_same_backbone
 from pad_vllm.adapter.manifest import taught_sentences
 from pad_vllm.choices.answer_sequences import answer_sequences, context_tokens
 from pad_vllm.choices.candidate_reader import CandidateReader
+from pad_vllm.choices.dialogue_units import UnitsReader
 from pad_vllm.choices.feature_sums import feature_sums
 from pad_vllm.choices.observed_choice import ObservedChoice
 from pad_vllm.choices.sentence_weights import (
     ANSWER_TOKENS,
-    DialogueUnits,
     IsInterrupted,
     SentenceReader,
     sentence_prompts,
@@ -69,6 +68,9 @@ class ReaderSettings:
     allow_mismatch: bool = False
     """Whether the base may have other weights than the adapter was trained on."""
 
+    conversations: bool = False
+    """Whether conversations will be read."""
+
 
 @dataclass(frozen=True)
 class SentenceReading:
@@ -107,21 +109,25 @@ class TextReader:
             model: the adapter on its base.
             tokenizer: the base's, with a chat template.
             top_k: candidates of a token, by which sentences are read.
-            instructions: by which dimensions were taught; a conversation's weights of others are not scaled.
+            instructions: by which dimensions were taught, where conversations are to be read; those of other
+                dimensions are not scaled. None: of no dimension, and nothing is read ahead for conversations.
         """
         self._model, self._tokenizer = model, tokenizer
-        self._instructions = instructions or {}
+        self._learns = instructions is not None
         self._max_tokens = min(context_tokens(model.backbone), MAX_TOKENS)
         prompts = sentence_prompts()
         self._sentences = SentenceReader(CandidateReader(model, tokenizer, top_k), prompts)
+        self._units = UnitsReader(self._sentences, instructions or {})
         self._longest_prompt = max(prompts, key=lambda prompt: len(prompt.as_text())).messages()
 
     def read_ahead(self, is_interrupted: IsInterrupted = lambda: False) -> bool:
-        """Do a part of what the first sentence would wait for. False: nothing is left.
+        """Do a part of what the first sentence or conversation would wait for. False: nothing is left.
 
         is_interrupted: asked often; where it says so, this part is done another time.
         """
-        return self._sentences.read_ahead(is_interrupted)
+        if self._sentences.read_ahead(is_interrupted):
+            return True
+        return self._learns and self._units.read_ahead(is_interrupted)
 
     def choice(self, messages: Sequence[dict[str, str]], chosen: str, rejected: str) -> NamedChoice:
         """A choice between two answers to a conversation.
@@ -157,10 +163,6 @@ class TextReader:
         found = self._sentences.weights(text)
         return SentenceReading(self._named(found.w), found.explained)
 
-    @cached_property
-    def _units(self) -> DialogueUnits:
-        return self._sentences.dialogue_units(self._instructions)
-
     def conversation(self, turns: Sequence[dict[str, str]]) -> ConversationReading:
         """Weights of the newest turns of a conversation.
 
@@ -170,7 +172,7 @@ class TextReader:
         from jinja2 import TemplateError
 
         try:
-            w = self._units.measure(self._sentences.dialogue_weights(self._newest(turns)))
+            w = self._units.units().measure(self._sentences.dialogue_weights(self._newest(turns)))
         except TemplateError as error:
             raise ValueError(f"the chat template refuses the conversation ({error})") from error
         if not w.isfinite().all():
@@ -216,5 +218,5 @@ def open_text_reader(settings: ReaderSettings) -> TextReader:
         PersRM.from_adapter(backbone, adapter),
         tokenizer,
         adapter.config.top_k,
-        taught_sentences(adapter.config),
+        taught_sentences(adapter.config) if settings.conversations else None,
     )

@@ -8,7 +8,7 @@ import torch
 
 from pad_vllm.choices.candidate_reader import CandidateReader
 from pad_vllm.choices.reward_space import RewardSpace
-from pad_vllm.choices.sentence_weights import DialogueUnits, SentenceReader, sentence_prompts
+from pad_vllm.choices.sentence_weights import SentenceReader, sentence_prompts
 from pad_vllm.text.chat_template import chat_token_ids
 from pad_vllm.text.conversation import Conversation
 from pad_vllm.text.preference_text import with_instruction
@@ -151,25 +151,3 @@ def test_a_dialogue_waits_for_the_answers_that_it_is_read_by_alone():
 def test_an_untrained_adapter_says_nothing_of_a_dialogue():
     with pytest.raises(ValueError, match="every reward of the adapter is zero"):
         SentenceReader(reader(constants=True), PROMPTS).dialogue_weights(DIALOGUE)
-
-
-def test_units_begin_at_the_bases_own_dialogue_and_end_at_a_dimensions_own_instruction():
-    one = reader(constants=False)
-    prompts = [
-        Conversation.model_validate(text) for text in ("one", "two", "three", "four", "five")
-    ]
-    kept = SentenceReader(one, prompts)
-    units = kept.dialogue_units({"b": SENTENCE}, 2)
-    turns = []
-    for read in kept._read[2:]:
-        answer = one.tokenizer.decode(read.answer.token_ids, skip_special_tokens=True)
-        turns += [*read.prompt.messages(), {"role": "assistant", "content": answer}]
-    assert units.plain.equal(kept.dialogue_weights(turns, 2))
-    assert not units.measure(units.plain).any()
-    told, _ = kept._projected(kept._read[:2], lambda m: with_instruction(m, SENTENCE))
-    assert units.own.tolist() == [1.0, told[1].item(), 1.0]
-
-
-def test_a_dimension_that_its_own_instruction_hardly_teaches_is_not_read():
-    units = DialogueUnits(torch.tensor([0.1, 0.1, 0.1]), torch.tensor([0.5, 0.01, -0.5]))
-    assert units.measure(torch.tensor([0.6, 0.6, 0.6])).tolist() == pytest.approx([1.0, 0.0, 0.0])

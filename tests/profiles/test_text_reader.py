@@ -7,6 +7,7 @@ import tiny
 
 from pad_vllm.adapter.adapter_folder import load_adapter
 from pad_vllm.choices.candidate_reader import CandidateReader
+from pad_vllm.choices.dialogue_units import UnitsReader
 from pad_vllm.choices.sentence_weights import SentenceReader, sentence_prompts
 from pad_vllm.persrm import PersRM
 from pad_vllm.profiles import text_reader
@@ -126,7 +127,7 @@ TURNS = [
 def test_a_conversation_has_the_weights_of_its_turns(model, reader):
     found = reader.conversation(TURNS)
     fit = SentenceReader(CandidateReader(model, tiny.tokenizer(), 8), sentence_prompts())
-    expected = fit.dialogue_units({}).measure(fit.dialogue_weights(TURNS))
+    expected = UnitsReader(fit, {}).units().measure(fit.dialogue_weights(TURNS))
     assert found.weights == {
         name: float(f"{w:.3g}") for name, w in zip(DIMENSIONS, expected.tolist(), strict=True)
     }
@@ -136,7 +137,7 @@ def test_a_conversation_is_measured_by_the_instructions_that_taught(model):
     own = {"brief": "Be brief."}
     reader = TextReader(model, tiny.tokenizer(), 8, own)
     fit = SentenceReader(CandidateReader(model, tiny.tokenizer(), 8), sentence_prompts())
-    expected = fit.dialogue_units(own).measure(fit.dialogue_weights(TURNS))
+    expected = UnitsReader(fit, own).units().measure(fit.dialogue_weights(TURNS))
     assert list(reader.conversation(TURNS).weights.values()) == pytest.approx(
         expected.tolist(), rel=1e-2
     )

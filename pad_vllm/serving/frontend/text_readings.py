@@ -151,6 +151,7 @@ def _reader_settings(pad: PADConfig, served: str | None) -> ReaderSettings:
         device=pad.profile_reader,
         chat_template=template,
         allow_mismatch=pad.allow_backbone_mismatch,
+        conversations=pad.learn_from_conversations,
     )
 
 
