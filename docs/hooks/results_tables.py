@@ -30,9 +30,7 @@ class Comparison(NamedTuple):
 
 COMPARISONS = (
     Comparison("steering_smollm2", "SmolLM2-135M, heads only, 40 prompts, 64 tokens", "PAD +"),
-    Comparison("steering_long_smollm2", "The same, 24 prompts, 300 tokens", "PAD +"),
     Comparison("steering_trunk_smollm2", "SmolLM2-135M, a trunk, 24 prompts, 64 tokens", "PAD +"),
-    Comparison("steering_gemma", "Gemma-3-270m by SmolLM2's heads, 24 prompts, 64 tokens", "PAD +"),
     Comparison("steering_trunk_qwen05", "Qwen2.5-Coder-0.5B, a trunk, 40 prompts", "PAD +"),
     Comparison("steering_trunk_koala_qwen05", "The same, 25 Koala prompts, 64 tokens", "PAD +"),
     Comparison("steering_qwen05", "Qwen2.5-Coder-0.5B, heads only, 24 prompts", "PAD +"),
