@@ -87,7 +87,8 @@ class Client:
 
     def __init__(self, url: str, tokens: int, at_once: int) -> None:
         self._tokens = tokens
-        limits = httpx.Limits(max_connections=at_once + 8, max_keepalive_connections=at_once + 8)
+        # A connection a request: uvicorn closes those that idle, perhaps as one is used again.
+        limits = httpx.Limits(max_connections=at_once + 8, max_keepalive_connections=0)
         self._http = httpx.Client(base_url=url, timeout=600, limits=limits)
         self.weights: dict[tuple[str, int], str] = {}
         """(user, version) -> `pad_weights`, of versions that posted choices made."""
