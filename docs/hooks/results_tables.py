@@ -33,6 +33,9 @@ COMPARISONS = (
     Comparison("steering_trunk_smollm2", "SmolLM2-135M, a trunk, 24 prompts, 64 tokens", "PAD +"),
     Comparison("steering_trunk_qwen05", "Qwen2.5-Coder-0.5B, a trunk, 40 prompts", "PAD +"),
     Comparison("steering_trunk_koala_qwen05", "The same, 25 Koala prompts, 64 tokens", "PAD +"),
+    Comparison(
+        "steering_trunk_qwen15", "Qwen2.5-Coder-1.5B, a trunk, 16 prompts, 48 tokens", "PAD +"
+    ),
     Comparison("steering_qwen05", "Qwen2.5-Coder-0.5B, heads only, 24 prompts", "PAD +"),
     Comparison("steering_qwen05", "Qwen2.5-Coder-0.5B, learned prefixes, the same", "prefix +"),
 )
