@@ -9,7 +9,7 @@ the scorer that made a dimension's training data.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,3 +166,40 @@ def text_costs(verdicts: Sequence[Verdict]) -> dict[str, Any]:
         "perplexity": round(statistics.mean(verdict.perplexity for verdict in verdicts), 3),
         "repeated_more": round(statistics.mean(verdict.repeated for verdict in verdicts), 4),
     }
+
+
+def dimension_wins(verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
+    """Of one way's verdicts by the dimension that each is to have more of: its wins, their mean, and what
+    the texts cost, for a result.
+    """
+    wins = {name: verdict.wins[name] for name, verdict in verdicts.items()}
+    return {
+        "wins": {name: win_rate_and_interval(row) for name, row in wins.items()},
+        "mean": win_rate_and_interval(mean_by_prompt(list(wins.values()))),
+        **text_costs(list(verdicts.values())),
+    }
+
+
+def dimension_wins_table(
+    rows: Sequence[Mapping[str, Any]],
+    title: str = "wins %",
+    suffix: Callable[[Mapping[str, Any], str], str] = lambda _row, _name: "",
+) -> list[str]:
+    """Markdown, a line for each of `dimension_wins` with its "way".
+
+    Args:
+        rows: Of a result.
+        title: Of the first column.
+        suffix: (row, dimension) -> what stands behind its wins.
+    """
+    names = list(rows[0]["wins"])
+    lines = [
+        f"| {title} | {' | '.join(names)} | mean | perplexity | repeated |",
+        f"| --- |{' --- |' * (len(names) + 1)} ---: | ---: |",
+    ]
+    for row in rows:
+        cells = [percent_with_interval(row["wins"][name]) + suffix(row, name) for name in names]
+        cells += [percent_with_interval(row["mean"]), f"{row['perplexity']:.2f}x"]
+        cells.append(f"{100 * row['repeated_more']:+.1f}")
+        lines.append(f"| {row['way']} | {' | '.join(cells)} |")
+    return lines

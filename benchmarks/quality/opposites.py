@@ -10,18 +10,12 @@ dimension than the plain one. What asking for the opposite reaches bounds what t
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.common import arguments
 from benchmarks.common.answer_experiment import AnswerExperiment
-from benchmarks.common.independent_judges import (
-    Verdict,
-    mean_by_prompt,
-    percent_with_interval,
-    win_rate_and_interval,
-)
+from benchmarks.common.independent_judges import dimension_wins, dimension_wins_table
 from pad_vllm.adapter.manifest import read_config
 from pad_vllm.catalog.name_resolution import resolve_adapter
 from pad_vllm.steering.comparison_conditions import (
@@ -70,33 +64,9 @@ def result_rows(
     )
     rows = []
     for way in dict.fromkeys(way for way, _ in keys if way):
-        own: dict[str, Verdict] = {name: verdicts[way, name] for name in names}
-        wins = {name: verdict.wins[name] for name, verdict in own.items()}
-        rows.append(
-            {
-                "way": way,
-                "wins": {name: win_rate_and_interval(row) for name, row in wins.items()},
-                "mean": win_rate_and_interval(mean_by_prompt(list(wins.values()))),
-                "perplexity": round(statistics.mean(v.perplexity for v in own.values()), 3),
-                "repeated_more": round(statistics.mean(v.repeated for v in own.values()), 4),
-            }
-        )
+        own = {name: verdicts[way, name] for name in names}
+        rows.append({"way": way, **dimension_wins(own)})
     return rows
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Markdown, a line a way."""
-    names = list(rows[0]["wins"])
-    lines = [
-        f"| wins % | {' | '.join(names)} | mean | perplexity | repeated |",
-        f"| --- |{' --- |' * (len(names) + 1)} ---: | ---: |",
-    ]
-    for row in rows:
-        cells = [percent_with_interval(row["wins"][name]) for name in names]
-        cells += [percent_with_interval(row["mean"]), f"{row['perplexity']:.2f}x"]
-        cells.append(f"{100 * row['repeated_more']:+.1f}")
-        lines.append(f"| {row['way']} | {' | '.join(cells)} |")
-    return lines
 
 
 def main() -> None:
@@ -120,7 +90,7 @@ def main() -> None:
             {"way": way or "unguided", "dimension": name, "texts": [one.text for one in row]}
             for (way, name), row in answers.items()
         ],
-        "table": table(rows),
+        "table": dimension_wins_table(rows),
     }
     arguments.print_and_write(args, result)
 

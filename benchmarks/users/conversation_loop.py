@@ -140,17 +140,13 @@ def result_row(
         "error": round(error, 3),
         "other": round(means[other], 3),
         "other_dimension": other,
-        "weights": _rounded(weights),
-        "as_read": _rounded(as_read),
+        "weights": [_rounded(w) for w in weights],
+        "as_read": [_rounded(w) for w in as_read],
     }
 
 
-def _rounded(weights: Sequence[Weights]) -> list[Weights]:
-    return [{d: round(x, 3) for d, x in w.items()} for w in weights]
-
-
-def _three_digits(value: float) -> float:
-    return round(value, 3)
+def _rounded(w: Weights) -> Weights:
+    return {d: round(x, 3) for d, x in w.items()}
 
 
 def gains(rows: Sequence[Mapping[str, Any]], read: int) -> Weights:
@@ -228,9 +224,10 @@ def main() -> None:
                 weights, _ = read_dialogues(sentences, dialogues, dimensions, read)
                 rows.append(result_row(way, name, weights, read, units[read]))
     taught = taught_by_sentences(reader, prompts, answers[0], instructions)
-    measure = units[args.read[0]]
-    told_by = len(prompts)
-    rows += [result_row(SENTENCE, name, [taught[name]], told_by, measure) for name in names]
+    rows += [
+        result_row(SENTENCE, name, [taught[name]], len(prompts), units[args.read[0]])
+        for name in names
+    ]
     lengths = [len(chat_token_ids(reader.tokenizer, dialogue_messages(one))) for one in plain]
     result = {
         "command": arguments.command_line(),
@@ -239,7 +236,7 @@ def main() -> None:
         "seconds": {str(read): round(one, 2) for read, one in seconds.items()},
         "units": {
             str(read): {
-                kind: dict(zip(dimensions, map(_three_digits, values.tolist()), strict=True))
+                kind: _rounded(dict(zip(dimensions, values.tolist(), strict=True)))
                 for kind, values in one._asdict().items()
             }
             for read, one in units.items()

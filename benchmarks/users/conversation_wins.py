@@ -19,14 +19,10 @@ from typing import Any
 
 from benchmarks.common import arguments
 from benchmarks.common.answer_experiment import AnswerExperiment
-from benchmarks.common.independent_judges import (
-    Verdict,
-    mean_by_prompt,
-    percent_with_interval,
-    text_costs,
-    win_rate_and_interval,
-)
+from benchmarks.common.independent_judges import Verdict, dimension_wins, dimension_wins_table
 from benchmarks.users.conversation_loop import TOLD
+from pad_vllm.profiles.profile import ProfileEvidence
+from pad_vllm.profiles.profile_weights import WeightLearner
 from pad_vllm.steering.comparison_conditions import (
     Condition,
     instructed_conditions,
@@ -61,15 +57,8 @@ class TaughtWeights:
             count: of conversations.
         """
         taught = self._rows[liked]["as_read" if form == AS_READ else "weights"][:count]
-        return {
-            name: round(sum(_capped(w)[name] for w in taught) / (count + 1), 3)
-            for name in self.dimensions
-        }
-
-
-def _capped(w: Weights) -> Weights:
-    largest = max(1.0, *map(abs, w.values()))
-    return {name: value / largest for name, value in w.items()}
+        evidence = ProfileEvidence(stated=None, conversations=tuple(taught))
+        return WeightLearner(self.dimensions).learn(evidence).weights
 
 
 def conditions_of(
@@ -106,36 +95,18 @@ def result_rows(
     rows = []
     for way in dict.fromkeys(way for way, _ in verdicts):
         own = {name: verdict for (of_way, name), verdict in verdicts.items() if of_way == way}
-        wins = {name: verdict.wins[name] for name, verdict in own.items()}
-        rows.append(
-            {
-                "way": way,
-                "wins": {name: win_rate_and_interval(row) for name, row in wins.items()},
-                "mean": win_rate_and_interval(mean_by_prompt(list(wins.values()))),
-                **text_costs(list(own.values())),
-                "weights": {n: dict(conditions[way, n].weights) for n in own if way != ASKED},
-            }
-        )
+        weights = {n: dict(conditions[way, n].weights) for n in own if way != ASKED}
+        rows.append({"way": way, **dimension_wins(own), "weights": weights})
     return rows
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Markdown, a line a way: wins and the weight of the liked dimension."""
-    names = list(rows[0]["wins"])
-    lines = [
-        f"| wins %; weight | {' | '.join(names)} | mean | perplexity | repeated |",
-        f"| --- |{' --- |' * (len(names) + 1)} ---: | ---: |",
-    ]
-    for row in rows:
-        cells = [
-            percent_with_interval(row["wins"][name])
-            + (f"; {row['weights'][name][name]:.2f}" if row["weights"] else "")
-            for name in names
-        ]
-        cells += [percent_with_interval(row["mean"]), f"{row['perplexity']:.2f}x"]
-        cells.append(f"{100 * row['repeated_more']:+.1f}")
-        lines.append(f"| {row['way']} | {' | '.join(cells)} |")
-    return lines
+
+    def weight(row: Mapping[str, Any], name: str) -> str:
+        return f"; {row['weights'][name][name]:.2f}" if row["weights"] else ""
+
+    return dimension_wins_table(rows, "wins %; weight", weight)
 
 
 def main() -> None:
